@@ -1,1 +1,1 @@
-"""_core."""
+"""What every layer leans on: errors, validation, workers, progress, memory statements."""

@@ -1,0 +1,74 @@
+"""Progress of long work: a tqdm bar where tqdm is installed, log lines elsewhere, silence unless asked."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+from typing import Any, Self
+
+logger = logging.getLogger("sklearn_cryoem")
+
+SECONDS_BETWEEN_LOG_LINES = 5.0
+
+
+class Progress:
+    """Counts `total` steps of `description`; use as a context manager.
+
+    Parameters
+    ----------
+    total : int
+        Number of steps.
+    description : str
+        What is being done, shown to the left.
+    verbose : int or bool
+        0 shows nothing. 1 or more shows a bar on stderr, or logs at level INFO where tqdm is missing.
+    """
+
+    def __init__(self, total: int, description: str, *, verbose: int | bool) -> None:
+        self._total, self._description, self._done, self._note = total, description, 0, ""
+        self._bar: Any = _bar(total, description) if verbose else None
+        self._logs = bool(verbose) and self._bar is None
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._logs and kind is None:
+            self._log()
+
+    def update(self, n: int = 1) -> None:
+        """Count `n` more steps as done."""
+        self._done += n
+        if self._bar is not None:
+            self._bar.update(n)
+        elif self._logs and time.monotonic() - self._last_line > SECONDS_BETWEEN_LOG_LINES:
+            self._log()
+
+    def note(self, text: str) -> None:
+        """Show `text` (a resolution, an objective) to the right of the count."""
+        self._note = text
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+
+    def _log(self) -> None:
+        self._last_line = time.monotonic()
+        logger.info("%s: %d of %d %s", self._description, self._done, self._total, self._note)
+
+
+def progress(total: int, description: str, *, verbose: int | bool) -> Progress:
+    """Return a `Progress`; the name reads better where it is used: ``with progress(...) as bar``."""
+    return Progress(total, description, verbose=verbose)
+
+
+def _bar(total: int, description: str) -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=total, desc=description, leave=True, dynamic_ncols=True)

@@ -1,0 +1,101 @@
+"""Checks of parameters and arrays, with one wording everywhere: found, expected, do."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    owner: object | str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    inclusive: bool = True,
+    integer: bool = False,
+    allow_none: bool = False,
+) -> None:
+    """Raise unless `value` is a finite number (an integer if so asked) between `minimum` and `maximum`.
+
+    Parameters
+    ----------
+    name : str
+        The parameter as the user wrote it.
+    value : object
+        What the user gave.
+    owner : estimator or str
+        Whose parameter it is; named in the message.
+    minimum, maximum : float, optional
+        Bounds; `inclusive` says whether the bounds themselves are allowed.
+    inclusive : bool
+        Whether the bounds belong to the interval.
+    integer : bool
+        Whether only integers are accepted. Booleans never are.
+    allow_none : bool
+        Whether ``None`` is accepted.
+
+    Raises
+    ------
+    TypeError
+        If the type is wrong.
+    ValueError
+        If the value is outside the interval.
+    """
+    if value is None and allow_none:
+        return
+    kind = "an int" if integer else "a finite number"
+    left = "(" if minimum is None or not inclusive else "["
+    right = ")" if maximum is None or not inclusive else "]"
+    low, high = ("-inf" if minimum is None else minimum), ("inf" if maximum is None else maximum)
+    expected = f"{kind} in {left}{low}, {high}{right}" + (" or None" if allow_none else "")
+    message = f"The parameter {name!r} of {_name(owner)} must be {expected}. Got {value!r} instead."
+    wanted = numbers.Integral if integer else numbers.Real
+    if isinstance(value, bool | np.bool_) or not isinstance(value, wanted):
+        raise TypeError(message)
+    number = float(value)
+    below = minimum is not None and (number < minimum or (not inclusive and number == minimum))
+    above = maximum is not None and (number > maximum or (not inclusive and number == maximum))
+    if not np.isfinite(number) or below or above:
+        raise ValueError(message)
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any], *, owner: object | str) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if not isinstance(value, str | int | float | bool | type(None)) or value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(
+            f"The parameter {name!r} of {_name(owner)} must be one of {listed}. Got {value!r} instead."
+        )
+
+
+def check_images(images: ArrayLike, *, name: str = "images") -> NDArray[np.float32]:
+    """Return `images` as C-contiguous float32 of shape (n_images, D, D).
+
+    Raises
+    ------
+    ValueError
+        If the shape is not (n_images, D, D) with D >= 4, or a value is NaN or infinite.
+    """
+    array: NDArray[np.float32] = np.ascontiguousarray(images, dtype=np.float32)
+    if array.ndim != 3 or array.shape[1] != array.shape[2] or array.shape[1] < 4:
+        raise ValueError(
+            f"{name} has shape {array.shape}, expected (n_images, D, D) with D >= 4. "
+            "Give one stack of square images; crop or pad them to a common box first."
+        )
+    if not np.isfinite(array).all():
+        bad = np.flatnonzero(~np.isfinite(array).all(axis=(1, 2)))
+        raise ValueError(
+            f"{name} holds NaN or infinity in {bad.size} image(s), the first at index {bad[0]}. "
+            "Remove those images, or read the file with permissive=True, which drops and reports them."
+        )
+    return array
+
+
+def _name(owner: object | str) -> str:
+    return owner if isinstance(owner, str) else type(owner).__name__

@@ -1,0 +1,75 @@
+"""The contrast transfer function, Eq. (1.4)-(1.6), with RELION's sign: +w at zero frequency."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floating = NDArray[np.floating]
+
+
+def electron_wavelength(voltage_volts: ArrayLike) -> NDArray[np.float64]:
+    """Relativistic wavelength in Angstrom, Eq. (1.5); 0.0197 Angstrom at 300 kV."""
+    volts = np.asarray(voltage_volts, dtype=np.float64)
+    return np.asarray(12.2643 / np.sqrt(volts + 0.978466e-6 * volts**2))
+
+
+def contrast_transfer(
+    frequency: ArrayLike,
+    azimuth: ArrayLike,
+    *,
+    defocus_u_angstrom: ArrayLike,
+    defocus_v_angstrom: ArrayLike,
+    astigmatism_angle_rad: ArrayLike,
+    voltage_volts: ArrayLike,
+    cs_angstrom: ArrayLike,
+    amplitude_contrast: ArrayLike,
+    phase_shift_rad: ArrayLike = 0.0,
+    b_factor_angstrom2: ArrayLike = 0.0,
+    scale: ArrayLike = 1.0,
+) -> Floating:
+    """Contrast transfer at the given frequencies, Eq. (1.4)-(1.5). All arguments broadcast.
+
+    Parameters
+    ----------
+    frequency : array_like
+        |s| in 1/Angstrom, for example shape (J,).
+    azimuth : array_like
+        atan2(ky, kx) in radians, same shape.
+    defocus_u_angstrom, defocus_v_angstrom : array_like
+        Defocus along the two principal directions, positive is underfocus; for example shape (n_images, 1).
+    astigmatism_angle_rad : array_like
+        Azimuth of `defocus_u_angstrom`, from x (columns) towards y (rows). Add the in-plane angle psi of an
+        image for the CTF of the aligned image, Eq. (1.6).
+    voltage_volts, cs_angstrom, amplitude_contrast, phase_shift_rad : array_like
+        Acceleration voltage, spherical aberration, amplitude contrast w in [0, 1], phase-plate shift.
+    b_factor_angstrom2 : array_like
+        Envelope exp(-B s^2 / 4).
+    scale : array_like
+        Overall factor.
+
+    Returns
+    -------
+    ctf : ndarray
+        Broadcast of all arguments, in the precision of `frequency` (float64 unless it is float32).
+
+    Notes
+    -----
+    The sign is RELION's: +w at s = 0. cisTEM, cryoJAX and ASPIRE have -w.
+    """
+    s = np.asarray(frequency)
+    s2 = s.astype(np.float64) ** 2
+    wavelength = electron_wavelength(voltage_volts)
+    mean_defocus = 0.5 * (np.asarray(defocus_u_angstrom) + np.asarray(defocus_v_angstrom))
+    half_split = 0.5 * (np.asarray(defocus_u_angstrom) - np.asarray(defocus_v_angstrom))
+    angle = np.asarray(azimuth, dtype=np.float64) - np.asarray(astigmatism_angle_rad)
+    defocus = mean_defocus + half_split * np.cos(2.0 * angle)  # Angstrom, Eq. (1.4)
+    chi = (  # Eq. (1.5)
+        np.pi * wavelength * s2 * defocus
+        - 0.5 * np.pi * np.asarray(cs_angstrom) * wavelength**3 * s2**2
+        + np.arcsin(np.asarray(amplitude_contrast, dtype=np.float64))
+        + np.asarray(phase_shift_rad)
+    )
+    envelope = np.asarray(scale) * np.exp(-0.25 * np.asarray(b_factor_angstrom2) * s2)
+    precision = np.float32 if s.dtype == np.float32 else np.float64
+    return np.asarray(np.sin(chi) * envelope, dtype=precision)

@@ -1,0 +1,206 @@
+"""From images to half-plane Fourier features and back, Eq. (1.1)-(1.3).
+
+Coefficients are sorted by radius, so that every resolution limit is a prefix: frequency marching slices
+columns and never copies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Complex64 = NDArray[np.complex64]
+Int = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class HalfPlane:
+    """The Fourier coefficients that are kept, one of each conjugate pair, sorted by radius, Eq. (1.2).
+
+    Attributes
+    ----------
+    box : int
+        Side D of the images in pixels.
+    k_max : float
+        Largest radius kept, in Fourier pixels.
+    kx, ky : ndarray of shape (J,), int
+        Frequency of each coefficient in Fourier pixels; ``kx >= 0``, and ``ky > 0`` where ``kx == 0``.
+    """
+
+    box: int
+    k_max: float
+    kx: Int
+    ky: Int
+
+    @property
+    def n_coefficients(self) -> int:
+        """Number J of coefficients."""
+        return int(self.kx.size)
+
+    @cached_property
+    def radius(self) -> Float64:
+        """|k| in Fourier pixels, ascending; shape (J,)."""
+        return np.hypot(self.kx, self.ky)
+
+    @cached_property
+    def azimuth(self) -> Float64:
+        """atan2(ky, kx) in radians; shape (J,)."""
+        return np.arctan2(self.ky, self.kx)
+
+    @cached_property
+    def shell(self) -> Int:
+        """Nearest integer radius of each coefficient, from 1; shape (J,)."""
+        return np.rint(self.radius).astype(np.int64)
+
+    def prefix(self, k_max: float) -> int:
+        """How many coefficients have radius <= `k_max`: the length of the prefix to slice."""
+        return int(np.searchsorted(self.radius, k_max + 1e-9, side="right"))
+
+    def truncate(self, k_max: float) -> HalfPlane:
+        """Return the half plane of the same box up to a smaller `k_max`."""
+        n_kept = self.prefix(k_max)
+        return HalfPlane(self.box, min(k_max, self.k_max), self.kx[:n_kept], self.ky[:n_kept])
+
+
+def half_plane(box: int, k_max: float | None = None) -> HalfPlane:
+    """List the coefficients of Eq. (1.2) for images of side `box`.
+
+    Parameters
+    ----------
+    box : int
+        Side D of the images in pixels, at least 4.
+    k_max : float, optional
+        Largest radius kept, in Fourier pixels; at most the largest that stays clear of Nyquist, which is
+        also the default: (D - 1) // 2.
+
+    Raises
+    ------
+    ValueError
+        If no coefficient would be left.
+    """
+    limit = float((box - 1) // 2)
+    k_max = limit if k_max is None else min(float(k_max), limit)
+    ky, kx = np.meshgrid(np.arange(-int(limit), int(limit) + 1), np.arange(int(limit) + 1), indexing="ij")
+    radius_squared = kx**2 + ky**2
+    kept = (radius_squared > 0) & (radius_squared <= (k_max + 1e-9) ** 2) & ((kx > 0) | (ky > 0))
+    kx, ky, radius_squared = kx[kept], ky[kept], radius_squared[kept]
+    if kx.size == 0:
+        raise ValueError(
+            f"No Fourier coefficient has 0 < |k| <= {k_max:g} in a box of {box} pixels. "
+            "Ask for a finer resolution, or use larger images."
+        )
+    order = np.lexsort((kx, ky, radius_squared))
+    return HalfPlane(box, k_max, kx[order].astype(np.int64), ky[order].astype(np.int64))
+
+
+def centre_phase(box: int, kx: Int, ky: Int) -> Complex64:
+    """exp(2 pi i k.c / D) with c = D // 2: moves the origin from the corner pixel to the centre pixel."""
+    centre = box // 2
+    phase: Complex64 = np.exp(2j * np.pi * centre * (kx + ky) / box).astype(np.complex64)
+    return phase
+
+
+def fourier_features(images: Float32, plane: HalfPlane) -> Complex64:
+    """Half-plane coefficients of `images` about the centre pixel, times sqrt(2), Eq. (1.1)-(1.3).
+
+    Parameters
+    ----------
+    images : ndarray of shape (n_images, D, D)
+        Real images.
+    plane : HalfPlane
+        Which coefficients to keep; of the same box.
+
+    Returns
+    -------
+    features : ndarray of shape (n_images, J), complex64
+        White noise of variance s2 per pixel has variance s2 in the real and in the imaginary part.
+        ``features.view(np.float32)`` is the real vector of length 2 J, real and imaginary part in turn.
+
+    Notes
+    -----
+    One real FFT an image: O(n_images D^2 log D).
+    """
+    spectrum = fft.rfft2(images, norm="ortho", axes=(-2, -1), workers=1)  # (n_images, D, D // 2 + 1)
+    scale = np.float32(np.sqrt(2.0)) * centre_phase(plane.box, plane.kx, plane.ky)
+    features: Complex64 = (spectrum[..., plane.ky, plane.kx] * scale).astype(np.complex64, copy=False)
+    return features
+
+
+def images_from_features(features: Complex64, plane: HalfPlane, box: int | None = None) -> Float32:
+    """Inverse of `fourier_features`; frequencies outside the half plane (DC included) are zero.
+
+    Parameters
+    ----------
+    features : ndarray of shape (..., J), complex
+        Half-plane coefficients times sqrt(2).
+    plane : HalfPlane
+        Which coefficients they are.
+    box : int, optional
+        Side of the images returned; by default the side of the plane. Another side samples the same
+        function more finely or coarsely (Fourier padding or cropping); pixel values keep their scale.
+
+    Returns
+    -------
+    images : ndarray of shape (..., box, box), float32
+    """
+    box = plane.box if box is None else box
+    if plane.k_max > (box - 1) // 2:
+        raise ValueError(
+            f"A box of {box} pixels cannot hold frequencies up to {plane.k_max:g} Fourier pixels. "
+            f"Use a box of at least {2 * int(plane.k_max) + 1}."
+        )
+    scale = np.float32(np.sqrt(0.5) * box / plane.box) * np.conj(centre_phase(box, plane.kx, plane.ky))
+    spectrum = np.zeros((*features.shape[:-1], box, box // 2 + 1), dtype=np.complex64)
+    values = features * scale
+    spectrum[..., plane.ky, plane.kx] = values
+    on_axis = plane.kx == 0  # the column kx = 0 holds both members of a pair
+    spectrum[..., -plane.ky[on_axis], 0] = np.conj(values[..., on_axis])
+    images: Float32 = fft.irfft2(spectrum, s=(box, box), norm="ortho", axes=(-2, -1), workers=1)
+    return images
+
+
+def fourier_resize(images: Float32, box: int) -> Float32:
+    """Resample `images` to side `box` by cropping or padding their Fourier transform.
+
+    The centre pixel stays the centre pixel, and pixel values keep their scale: the mean is preserved. White
+    noise of variance s2 has variance s2 (box / D)^2 afterwards when cropped.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n_images, D, D)
+        Real images.
+    box : int
+        New side in pixels.
+
+    Returns
+    -------
+    resized : ndarray of shape (n_images, box, box), float32
+    """
+    old = images.shape[-1]
+    if box == old:
+        return images
+    limit = (min(old, box) - 1) // 2
+    kx = np.arange(limit + 1)
+    ky = np.arange(-limit, limit + 1)
+    spectrum = fft.rfft2(images, axes=(-2, -1), workers=1)  # (n_images, D, D // 2 + 1)
+    kept = spectrum[..., ky[:, None], kx]  # (n_images, 2 limit + 1, limit + 1)
+    turn = np.exp(2j * np.pi * (old // 2 / old - box // 2 / box) * (ky[:, None] + kx)).astype(np.complex64)
+    resized = np.zeros((*images.shape[:-2], box, box // 2 + 1), dtype=np.complex64)
+    resized[..., ky[:, None], kx] = kept * turn * np.float32((box / old) ** 2)
+    images_resized: Float32 = fft.irfft2(resized, s=(box, box), axes=(-2, -1), workers=1)
+    return images_resized
+
+
+def shell_sums(values: NDArray[np.floating], shell: Int, n_shells: int) -> Float64:
+    """Sum the last axis of `values` (..., J) within shells 0 .. n_shells - 1; float64 (..., n_shells)."""
+    # Coefficients are sorted by radius, so shells are contiguous: one reduceat, no scatter.
+    present, starts = np.unique(shell, return_index=True)
+    sums = np.zeros((*values.shape[:-1], n_shells))
+    sums[..., present] = np.add.reduceat(values, starts, axis=-1, dtype=np.float64)
+    return sums
