@@ -1,0 +1,52 @@
+"""Progress shows a bar or log lines when asked, and nothing otherwise."""
+
+import builtins
+import logging
+
+import pytest
+
+from sklearn_cryoem._core import progress as module
+from sklearn_cryoem._core.memory import format_bytes
+from sklearn_cryoem._core.progress import progress
+
+
+def test_silent_progress_writes_nothing(capfd, caplog):
+    with caplog.at_level(logging.INFO), progress(3, "EM", verbose=0) as bar:
+        for _ in range(3):
+            bar.update()
+            bar.note("objective 1.0")
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+def test_a_bar_goes_to_stderr_where_tqdm_is_installed(capfd):
+    pytest.importorskip("tqdm")
+    with progress(3, "EM iterations", verbose=1) as bar:
+        bar.update(3)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "EM iterations" in err
+    assert "3/3" in err
+
+
+def test_log_lines_replace_the_bar_where_tqdm_is_missing(monkeypatch, caplog):
+    real_import = builtins.__import__
+
+    def without_tqdm(name, *args, **kwargs):
+        if name.startswith("tqdm"):
+            raise ImportError(name)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_tqdm)
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOG_LINES", -1.0)
+    with caplog.at_level(logging.INFO), progress(2, "EM", verbose=1) as bar:
+        bar.note("12.0 Angstrom")
+        bar.update()
+    assert "EM: 1 of 2 12.0 Angstrom" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"), [(5, "5 B"), (1536, "1.5 kB"), (3 * 1024**2, "3.0 MB"), (5e12, "4656.6 GB")]
+)
+def test_bytes_are_shown_in_the_unit_a_person_would_use(n_bytes, text):
+    assert format_bytes(n_bytes) == text
