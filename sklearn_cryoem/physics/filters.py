@@ -1,0 +1,133 @@
+"""Preprocessing of images: background normalisation, contrast inversion, low-pass filter, power spectrum."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.physics.fourier import Float32, Float64
+from sklearn_cryoem.physics.masks import pixel_radius
+
+
+def normalise_background(images: Float32, radius_px: float | None = None) -> Float32:
+    """Give every image a background of mean 0 and standard deviation 1, as RELION wants its particles.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n_images, D, D)
+        Real images.
+    radius_px : float, optional
+        The background is every pixel farther than this from the centre pixel D // 2. By default D / 2: the
+        corners of the box.
+
+    Returns
+    -------
+    normalised : ndarray of shape (n_images, D, D), float32
+
+    Raises
+    ------
+    ValueError
+        If fewer than 2 pixels are background.
+    ParticleDataError
+        If the background of an image is constant.
+    """
+    box = images.shape[-1]
+    radius_px = box / 2 if radius_px is None else radius_px
+    outside = pixel_radius(box) > radius_px  # (D, D)
+    if np.count_nonzero(outside) < 2:
+        raise ValueError(
+            f"No background lies farther than {radius_px:g} pixels from the centre of a box of {box} pixels. "
+            f"Use a particle radius below {box / 2:g} pixels, or larger images."
+        )
+    background = images[:, outside].astype(np.float64)  # (n_images, n_background)
+    mean, sd = background.mean(axis=1), background.std(axis=1)
+    constant = np.flatnonzero(sd <= 1e-6 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny))
+    if constant.size:
+        raise ParticleDataError(
+            f"The background of {constant.size} image(s) is constant, the first at index {constant[0]}, so "
+            "it cannot be scaled to standard deviation 1. Remove those images, or do not normalise."
+        )
+    shift, scale = mean.astype(np.float32), (1.0 / sd).astype(np.float32)
+    normalised: Float32 = (images - shift[:, None, None]) * scale[:, None, None]
+    return normalised
+
+
+def invert_contrast(images: Float32) -> Float32:
+    """Turn dark particles, as the microscope gives them, into white ones, and the reverse."""
+    inverted: Float32 = np.negative(images)
+    return inverted
+
+
+def low_pass(images: Float32, resolution_px: float, edge_shells: float = 2.0) -> Float32:
+    """Remove detail finer than `resolution_px` by a radial raised-cosine filter.
+
+    Parameters
+    ----------
+    images : ndarray of shape (..., D, D)
+        Real images.
+    resolution_px : float
+        Finest period kept, in pixels: frequencies up to D / `resolution_px` Fourier pixels pass unchanged.
+        Divide a resolution in Angstrom by the pixel size.
+    edge_shells : float
+        Width in Fourier pixels of the edge beyond, over which the filter falls from 1 to 0.
+
+    Returns
+    -------
+    filtered : ndarray of shape (..., D, D), float32
+
+    Raises
+    ------
+    ValueError
+        If `resolution_px` is not positive or `edge_shells` is negative.
+    """
+    if resolution_px <= 0 or edge_shells < 0:
+        raise ValueError(
+            f"resolution_px is {resolution_px:g} and edge_shells is {edge_shells:g}, expected a positive "
+            "resolution and an edge of at least 0. Two pixels are Nyquist, larger numbers are smoother."
+        )
+    box = images.shape[-1]
+    beyond = _frequency_radius(box) - box / resolution_px  # (D, D // 2 + 1), Fourier pixels past the cut-off
+    ramp = np.clip(beyond / edge_shells, 0.0, 1.0) if edge_shells > 0 else (beyond > 0).astype(np.float64)
+    gain = (0.5 + 0.5 * np.cos(np.pi * ramp)).astype(np.float32)
+    spectrum = fft.rfft2(images, axes=(-2, -1), workers=1)  # (..., D, D // 2 + 1)
+    filtered: Float32 = fft.irfft2(spectrum * gain, s=(box, box), axes=(-2, -1), workers=1)
+    return filtered
+
+
+def radial_power(images: Float32) -> Float64:
+    """Mean of E|F|^2 over the frequencies of each shell, Eq. (1.1): white noise of variance s2 gives s2.
+
+    Parameters
+    ----------
+    images : ndarray of shape (..., D, D)
+        Real images.
+
+    Returns
+    -------
+    power : ndarray of shape (..., D // 2 + 1), float64
+        Entry r is the mean over all frequencies of the full plane whose radius rounds to r Fourier pixels;
+        the corners beyond D // 2 are left out.
+    """
+    box = images.shape[-1]
+    n_shells = box // 2 + 1
+    shell = np.rint(_frequency_radius(box)).astype(np.int64)  # (D, D // 2 + 1)
+    # Columns of the half transform stand for two frequencies, but for kx = 0 and (even box) Nyquist.
+    weight = np.full(shell.shape, 2.0)
+    weight[:, 0] = 1.0
+    if box % 2 == 0:
+        weight[:, -1] = 1.0
+    kept = shell < n_shells
+    counts = np.bincount(shell[kept], weight[kept], n_shells)
+    spectrum = fft.rfft2(images, norm="ortho", axes=(-2, -1), workers=1)
+    power = (np.abs(spectrum[..., kept]).astype(np.float64) ** 2 * weight[kept]).reshape(-1, kept.sum())
+    sums = np.stack([np.bincount(shell[kept], row, n_shells) for row in power])
+    return np.asarray((sums / counts).reshape(*images.shape[:-2], n_shells))
+
+
+def _frequency_radius(box: int) -> NDArray[np.float64]:
+    """|k| in Fourier pixels of the entries of an rfft2; shape (D, D // 2 + 1)."""
+    ky = np.fft.fftfreq(box, 1.0 / box)
+    kx = np.fft.rfftfreq(box, 1.0 / box)
+    return np.asarray(np.hypot(kx[None, :], ky[:, None]))

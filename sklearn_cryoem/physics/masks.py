@@ -1,0 +1,107 @@
+"""Soft circular masks about the centre pixel, D // 2, which is the rotation axis."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sklearn_cryoem.physics.fourier import Float32
+
+
+def pixel_radius(box: int, centre: ArrayLike = (0.0, 0.0)) -> NDArray[np.float64]:
+    """Distance in pixels of every pixel from ``centre``, given as (x, y) from the centre pixel.
+
+    Parameters
+    ----------
+    box : int
+        Side D of the images in pixels.
+    centre : array_like of shape (2,) or (n_images, 2)
+        (x, y) in pixels: x along columns, y along rows, from the pixel D // 2.
+
+    Returns
+    -------
+    radius : ndarray of shape (D, D) or (n_images, D, D)
+    """
+    offset = np.asarray(centre, dtype=np.float64)
+    if offset.shape[-1:] != (2,) or offset.ndim > 2:
+        raise ValueError(
+            f"centre has shape {offset.shape}, expected (2,) or (n_images, 2). "
+            "Give (x, y) in pixels from the centre pixel D // 2."
+        )
+    axis = np.arange(box) - box // 2  # (D,)
+    x = axis - offset[..., :1]  # (..., D)
+    y = axis - offset[..., 1:]  # (..., D)
+    return np.asarray(np.hypot(x[..., None, :], y[..., :, None]))
+
+
+def soft_disc(box: int, radius_px: float, edge_px: float, centre: ArrayLike = (0.0, 0.0)) -> Float32:
+    """Disc of ones with a raised-cosine edge: 1 up to `radius_px`, 0 from ``radius_px + edge_px`` on.
+
+    Parameters
+    ----------
+    box : int
+        Side D of the images in pixels.
+    radius_px, edge_px : float
+        Radius of the flat part and width of the edge in pixels. With `edge_px` 0 the disc is sharp.
+    centre : array_like of shape (2,) or (n_images, 2)
+        (x, y) of the disc in pixels from the centre pixel D // 2; several centres give a batch of discs.
+
+    Returns
+    -------
+    disc : ndarray of shape (D, D) or (n_images, D, D), float32
+
+    Raises
+    ------
+    ValueError
+        If the radius or the edge is negative, or `centre` does not hold pairs.
+    """
+    if radius_px < 0 or edge_px < 0:
+        raise ValueError(
+            f"radius_px is {radius_px:g} and edge_px is {edge_px:g}, expected both at least 0. "
+            "Choose a mask diameter larger than its edge."
+        )
+    radius = pixel_radius(box, centre)
+    if edge_px == 0:
+        return (radius <= radius_px).astype(np.float32)
+    ramp = np.clip((radius - radius_px) / edge_px, 0.0, 1.0)
+    return (0.5 + 0.5 * np.cos(np.pi * ramp)).astype(np.float32)
+
+
+def mask_background(
+    images: Float32, radius_px: float, edge_px: float, centres: ArrayLike | None = None
+) -> Float32:
+    """Remove what lies outside a soft disc: subtract the mean outside, multiply by the disc.
+
+    Up to the constant subtracted this is RELION's mask filled with the background mean. Only the zero
+    frequency sees that constant, and no feature uses it, Eq. (1.2).
+
+    Parameters
+    ----------
+    images : ndarray of shape (n_images, D, D)
+        Real images.
+    radius_px, edge_px : float
+        As in `soft_disc`.
+    centres : array_like of shape (n_images, 2), optional
+        (x, y) of each image's disc in pixels from the centre pixel; by default all at the centre pixel.
+
+    Returns
+    -------
+    masked : ndarray of shape (n_images, D, D), float32
+
+    Raises
+    ------
+    ValueError
+        If the disc leaves no background, so that its mean does not exist.
+    """
+    box = images.shape[-1]
+    disc = soft_disc(box, radius_px, edge_px, (0.0, 0.0) if centres is None else centres)
+    outside = np.float32(1.0) - disc  # (D, D) or (n_images, D, D)
+    weight = outside.sum(axis=(-2, -1), dtype=np.float64)
+    if np.any(weight < 1.0):
+        raise ValueError(
+            f"A disc of radius {radius_px:g} pixels covers the whole box of {box} pixels, so there is no "
+            f"background. Use a radius below {box // 2} pixels, or larger images."
+        )
+    background = (images * outside).sum(axis=(-2, -1), dtype=np.float64) / weight  # (n_images,)
+    masked: Float32 = (images - background[:, None, None].astype(np.float32)) * disc
+    return masked
