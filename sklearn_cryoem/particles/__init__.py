@@ -1,1 +1,7 @@
-"""particles."""
+"""Particles in memory: the stack that travels, its CTF table, its poses, and where its pixels come from."""
+
+from sklearn_cryoem.particles.ctf_table import CTFTable
+from sklearn_cryoem.particles.poses import Poses
+from sklearn_cryoem.particles.stack import ParticleStack
+
+__all__ = ["CTFTable", "ParticleStack", "Poses"]

@@ -1,0 +1,160 @@
+"""Parameters of the contrast transfer function, one row per particle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from sklearn_cryoem.particles._rows import Immutable, column, read_only, row_key
+from sklearn_cryoem.physics.ctf import contrast_transfer
+
+
+@dataclass(eq=False, repr=False)
+class CTFTable(Immutable):
+    """CTF parameters of every particle; immutable and sliceable.
+
+    Each parameter is an array of shape (n_images,), float64; a single number is repeated for all particles.
+
+    Parameters
+    ----------
+    defocus_u_angstrom, defocus_v_angstrom : array_like
+        Defocus along the two principal directions, positive is underfocus.
+    astigmatism_angle_rad : array_like
+        Azimuth of `defocus_u_angstrom`, from x (columns) towards y (rows).
+    voltage_volts : array_like
+        Acceleration voltage in volts: 300e3, not 300.
+    cs_angstrom : array_like
+        Spherical aberration in Angstrom: 2.7e7 for 2.7 mm.
+    amplitude_contrast : array_like
+        In [0, 1].
+    phase_shift_rad, b_factor_angstrom2, scale : array_like, optional
+        Phase-plate shift, envelope exp(-B s^2 / 4), overall factor.
+
+    Raises
+    ------
+    ValueError
+        If lengths disagree, a value is not finite, or a unit is plainly wrong.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem import CTFTable
+    >>> ctf = CTFTable.constant(3, defocus_u_angstrom=15e3, defocus_v_angstrom=14e3, astigmatism_angle_rad=0.3,
+    ...                         voltage_volts=300e3, cs_angstrom=2.7e7, amplitude_contrast=0.1)
+    >>> len(ctf[1:]), ctf.is_isotropic()
+    (2, False)
+    """
+
+    defocus_u_angstrom: np.ndarray
+    defocus_v_angstrom: np.ndarray
+    astigmatism_angle_rad: np.ndarray
+    voltage_volts: np.ndarray
+    cs_angstrom: np.ndarray
+    amplitude_contrast: np.ndarray
+    phase_shift_rad: np.ndarray = 0.0  # type: ignore[assignment]
+    b_factor_angstrom2: np.ndarray = 0.0  # type: ignore[assignment]
+    scale: np.ndarray = 1.0  # type: ignore[assignment]
+
+    _remedy = "Build a new CTFTable (dataclasses.replace) and attach it with stack.with_ctf(ctf)."
+
+    def __post_init__(self) -> None:
+        given = {
+            field.name: np.asarray(getattr(self, field.name), dtype=np.float64) for field in fields(self)
+        }
+        lengths = {name: array.shape for name, array in given.items() if array.ndim}
+        if len(set(lengths.values())) > 1 or any(len(shape) != 1 for shape in lengths.values()):
+            raise ValueError(
+                f"CTFTable: the parameters have shapes {lengths}, expected (n_images,) or a single number each."
+            )
+        n_images = next(iter(lengths.values()))[0] if lengths else 1
+        for name, array in given.items():
+            setattr(self, name, column(name, np.broadcast_to(array, n_images), owner="CTFTable"))
+        self._check_units()
+        self._seal()
+
+    def _check_units(self) -> None:
+        if (self.voltage_volts < 1e4).any():
+            raise ValueError(
+                f"CTFTable: voltage_volts is {self.voltage_volts.min():g}, expected volts, for example 300e3. "
+                "Multiply kilovolts by 1000."
+            )
+        if ((self.amplitude_contrast < 0) | (self.amplitude_contrast > 1)).any():
+            raise ValueError(
+                f"CTFTable: amplitude_contrast lies in [{self.amplitude_contrast.min():g}, "
+                f"{self.amplitude_contrast.max():g}], expected [0, 1]. Give a fraction, not per cent."
+            )
+
+    @classmethod
+    def constant(cls, n_images: int, **parameters: float) -> CTFTable:
+        """Return `n_images` rows that all hold the given parameters."""
+        return cls(**{name: np.full(n_images, value, dtype=np.float64) for name, value in parameters.items()})
+
+    def evaluate(
+        self, frequency: np.ndarray, azimuth: np.ndarray, rotation_rad: np.ndarray | None = None
+    ) -> np.ndarray:
+        """CTF of every particle at the given frequencies, Eq. (1.4)-(1.6).
+
+        Parameters
+        ----------
+        frequency : ndarray of shape (J,)
+            |s| in 1/Angstrom.
+        azimuth : ndarray of shape (J,)
+            atan2(ky, kx) in radians.
+        rotation_rad : ndarray of shape (n_images,), optional
+            In-plane angle psi of each particle: gives the CTF of the aligned image, whose astigmatism angle
+            is a0 + psi, Eq. (1.6).
+
+        Returns
+        -------
+        ctf : ndarray of shape (n_images, J), float32
+        """
+        angle = self.astigmatism_angle_rad
+        if rotation_rad is not None:
+            angle = angle + np.asarray(rotation_rad)  # Eq. (1.6)
+        values = contrast_transfer(
+            np.asarray(frequency)[None, :],
+            np.asarray(azimuth)[None, :],
+            defocus_u_angstrom=self.defocus_u_angstrom[:, None],
+            defocus_v_angstrom=self.defocus_v_angstrom[:, None],
+            astigmatism_angle_rad=angle[:, None],
+            voltage_volts=self.voltage_volts[:, None],
+            cs_angstrom=self.cs_angstrom[:, None],
+            amplitude_contrast=self.amplitude_contrast[:, None],
+            phase_shift_rad=self.phase_shift_rad[:, None],
+            b_factor_angstrom2=self.b_factor_angstrom2[:, None],
+            scale=self.scale[:, None],
+        )  # (n_images, J)
+        return values.astype(np.float32, copy=False)
+
+    def is_isotropic(self, tolerance_angstrom: float = 1.0) -> bool:
+        """Whether no particle's astigmatism |du - dv| exceeds `tolerance_angstrom`."""
+        split = np.abs(self.defocus_u_angstrom - self.defocus_v_angstrom)
+        return bool((split <= tolerance_angstrom).all())
+
+    def __len__(self) -> int:
+        return len(self.defocus_u_angstrom)
+
+    def __getitem__(self, key: Any) -> CTFTable:
+        rows = row_key(key, len(self))
+        return CTFTable(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def __repr__(self) -> str:
+        return f"CTFTable({len(self):,} particles{self.summary()})"
+
+    def summary(self) -> str:
+        """Defocus range, astigmatism, voltage and Cs in words; empty for an empty table."""
+        if len(self) == 0:
+            return ""
+        mean = 0.5e-4 * (self.defocus_u_angstrom + self.defocus_v_angstrom)  # micrometres
+        split = np.abs(self.defocus_u_angstrom - self.defocus_v_angstrom)
+        volts = "/".join(f"{value / 1e3:g}" for value in np.unique(self.voltage_volts))
+        spherical = "/".join(f"{value / 1e7:g}" for value in np.unique(self.cs_angstrom))
+        return (
+            f", defocus {mean.min():.2f} to {mean.max():.2f} um, astigmatism up to {split.max():.0f} A, "
+            f"{volts} kV, Cs {spherical} mm"
+        )
+
+    def __setstate__(self, state: dict) -> None:
+        arrays = {name: read_only(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+        self.__dict__.update({**state, **arrays})

@@ -1,0 +1,163 @@
+"""Where the pixels of a stack come from: an array, files, or another source seen through a transformation.
+
+A source has ``len``, `box`, `nbytes`, `is_in_memory`, `read(rows)`, `take(rows)` and `describe()`; it can be
+pickled. Taking rows never copies pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.particles._rows import Immutable, read_only, row_key
+
+Rows = slice | np.ndarray
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """What a `ParticleStack` needs of the place its pixels come from."""
+
+    box: int
+    is_in_memory: bool
+
+    def __len__(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels where they lie."""
+
+    def read(self, rows: Any = None) -> np.ndarray:
+        """Return the images of `rows`, in that order, as C-contiguous float32 (m, box, box)."""
+
+    def take(self, rows: Rows) -> ImageSource:
+        """Return a source of the given rows alone; copies no pixel."""
+
+    def describe(self) -> str:
+        """Say in a few words where the pixels are."""
+
+    def locate(self, row: int) -> str:
+        """Say where the pixels of one row are, for messages."""
+
+
+class ArraySource(Immutable):
+    """Images that lie in an array (or a memory map): a view of the array and the rows wanted of it.
+
+    Parameters
+    ----------
+    array : ndarray of shape (n, D, D)
+        Real numbers of any type; converted to float32 block by block when read. Not copied.
+    rows : slice or ndarray of int, optional
+        Which images of the array, and in which order; all by default.
+
+    Raises
+    ------
+    ValueError
+        If the array is not a stack of square, real images.
+    """
+
+    is_in_memory = True
+
+    def __init__(self, array: np.ndarray, rows: Rows | None = None) -> None:
+        if array.ndim != 3 or array.shape[1] != array.shape[2] or array.shape[1] < 4:
+            raise ValueError(
+                f"images has shape {array.shape}, expected (n_images, D, D) with D >= 4. "
+                "Give one stack of square images; crop or pad them to a common box first."
+            )
+        if array.dtype.kind not in "fiub":
+            raise ValueError(
+                f"images has dtype {array.dtype}, expected real numbers. Give the images, not their transforms."
+            )
+        self._array = read_only(array)
+        self._rows = slice(0, len(array)) if rows is None else rows
+        self.box = int(array.shape[1])
+        self._seal()
+
+    def __len__(self) -> int:
+        return self._rows.stop - self._rows.start if isinstance(self._rows, slice) else len(self._rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels in memory, those of these rows alone."""
+        return len(self) * self.box**2 * self._array.dtype.itemsize
+
+    def read(self, rows: Any = None) -> np.ndarray:
+        """Return the images of `rows` as C-contiguous float32 (m, box, box); see `check_pixels` for errors."""
+        wanted = compose_rows(self._rows, slice(0, len(self)) if rows is None else row_key(rows, len(self)))
+        images = np.ascontiguousarray(self._array[wanted], dtype=np.float32)  # (m, box, box)
+        check_pixels(images, self, rows)
+        return images
+
+    def take(self, rows: Rows) -> ArraySource:
+        """Return a source of the given rows alone; copies no pixel."""
+        return ArraySource(self._array, compose_rows(self._rows, rows))
+
+    def describe(self) -> str:
+        """Say in a few words where the pixels are."""
+        return "in memory"
+
+    def locate(self, row: int) -> str:
+        """Say where the pixels of one row are, for messages."""
+        return f"row {row} of the array of images"
+
+    def __getstate__(self) -> dict:
+        # Only the rows that are wanted travel, in one canonical layout: equal slices hash alike.
+        return {"array": np.ascontiguousarray(self._array[self._rows])}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["array"])  # type: ignore[misc]
+
+
+def compose_rows(outer: Rows, inner: Rows) -> Rows:
+    """Rows `inner` of the rows `outer`, both as `row_key` returns them."""
+    if isinstance(outer, slice):
+        if isinstance(inner, slice):
+            return slice(outer.start + inner.start, outer.start + inner.stop)
+        return inner + outer.start
+    return outer[inner]
+
+
+def bad_pixels(images: np.ndarray) -> list[tuple[int, str]]:
+    """Find images that cannot be used: (position in `images`, what is wrong) for each.
+
+    Parameters
+    ----------
+    images : ndarray of shape (m, D, D)
+        A block of images.
+
+    Notes
+    -----
+    Two passes over the pixels: min and max propagate NaN and show infinity and constancy at once.
+    """
+    low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))  # (m,)
+    finite = np.isfinite(low) & np.isfinite(high)
+    bad = [(int(i), "holds NaN or infinity") for i in np.flatnonzero(~finite)]
+    bad += [
+        (int(i), f"is constant (every pixel is {low[i]:g})") for i in np.flatnonzero(finite & (low == high))
+    ]
+    return sorted(bad)
+
+
+def check_pixels(images: np.ndarray, source: ImageSource, rows: Any) -> None:
+    """Raise ParticleDataError, naming file and particle, if an image is constant or not finite."""
+    if not len(images):
+        return
+    bad = bad_pixels(images)
+    if bad:
+        position, what = bad[0]
+        key = row_key(slice(None) if rows is None else rows, len(source))
+        row = key.start + position if isinstance(key, slice) else int(key[position])
+        more = f" ({len(bad) - 1} more in the same block)" if len(bad) > 1 else ""
+        raise ParticleDataError(
+            f"Particle row {row} ({source.locate(row)}) {what}{more}. Drop it: stack.check() lists all such "
+            "particles, and read_particles(..., permissive=True) leaves them out and reports them."
+        )
+
+
+def as_source(images: Any) -> ImageSource:
+    """Return `images` as an image source: itself if it is one, else its array as an `ArraySource`."""
+    if isinstance(images, ImageSource):
+        return images
+    return ArraySource(np.asanyarray(images))

@@ -1,0 +1,261 @@
+"""The object that travels through the library: images with everything that is known of each particle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem.particles._rows import Immutable, read_only, row_key
+from sklearn_cryoem.particles.ctf_table import CTFTable
+from sklearn_cryoem.particles.poses import Poses
+from sklearn_cryoem.particles.sources import ImageSource, as_source
+
+
+class ParticleStack(Immutable):
+    """Images of particles with their CTF, poses and metadata, in step row by row.
+
+    A stack is immutable and sliceable along its first axis by int, slice, boolean mask or index array; slicing
+    copies no pixel. scikit-learn treats it as an array of n_images samples: it can be split, cross-validated,
+    cached and cloned, and because the CTF rides inside, no split can lose it.
+
+    Parameters
+    ----------
+    images : array_like of shape (n_images, D, D) or image source
+        Pixels, or where to read them. An array is not copied: do not write into it afterwards.
+    pixel_size : float, optional
+        Angstrom per pixel. Without it, lengths are in pixels.
+    ctf : CTFTable, optional
+        CTF parameters; without them the CTF is taken as 1.
+    poses : Poses, optional
+        In-plane poses, shifts in Angstrom (pixels if `pixel_size` is None).
+    optics_group, noise_group : array_like of shape (n_images,), int, optional
+        Group of each particle; all 0 by default. A noise group is usually a micrograph.
+    metadata : DataFrame of n_images rows, optional
+        The original table, every column of it.
+    optics : DataFrame, optional
+        The original optics table, one row per optics group.
+    truth : DataFrame of n_images rows, optional
+        What is known of simulated particles.
+
+    Raises
+    ------
+    ValueError
+        If a part does not have one row per image, or the images are not square.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_cryoem import ParticleStack
+    >>> stack = ParticleStack(np.random.default_rng(0).normal(size=(10, 16, 16)), pixel_size=4.0)
+    >>> stack[2:5].shape, stack.read([7, 1]).shape
+    ((3, 16, 16), (2, 16, 16))
+    """
+
+    ndim = 3
+    dtype = np.dtype(np.float32)
+    _remedy = "Use with_poses, with_ctf, with_metadata or with_truth, which return a new stack."
+
+    def __init__(
+        self,
+        images: Any,
+        *,
+        pixel_size: float | None = None,
+        ctf: CTFTable | None = None,
+        poses: Poses | None = None,
+        optics_group: Any = None,
+        noise_group: Any = None,
+        metadata: pd.DataFrame | None = None,
+        optics: pd.DataFrame | None = None,
+        truth: pd.DataFrame | None = None,
+    ) -> None:
+        check_number("pixel_size", pixel_size, owner=self, minimum=0, inclusive=False, allow_none=True)
+        self._images = as_source(images)
+        self._pixel_size = None if pixel_size is None else float(pixel_size)
+        self._ctf = self._in_step("ctf", ctf)
+        self._poses = self._in_step("poses", poses)
+        self._optics_group = self._group("optics_group", optics_group)
+        self._noise_group = self._group("noise_group", noise_group)
+        self._metadata = self._table("metadata", metadata)
+        self._optics = optics
+        self._truth = None if truth is None else self._table("truth", truth)
+        self._seal()
+
+    def _in_step(self, name: str, part: Any) -> Any:
+        if part is not None and len(part) != len(self):
+            raise ValueError(
+                f"ParticleStack: {name} has {len(part)} rows, expected {len(self)}, one for each image. "
+                f"Slice {name} with the same rows as the images."
+            )
+        return part
+
+    def _group(self, name: str, values: Any) -> np.ndarray:
+        array = np.zeros(len(self), np.int64) if values is None else np.array(values, dtype=np.int64)
+        if array.ndim != 1:
+            raise ValueError(f"ParticleStack: {name} has shape {array.shape}, expected ({len(self)},).")
+        return read_only(self._in_step(name, array))
+
+    def _table(self, name: str, table: pd.DataFrame | None) -> pd.DataFrame:
+        if table is None:
+            return pd.DataFrame(index=pd.RangeIndex(len(self)))
+        return self._in_step(name, pd.DataFrame(table)).reset_index(drop=True)
+
+    # ---------------------------------------------------------------- what it holds
+    @property
+    def images(self) -> ImageSource:
+        """Where the pixels come from."""
+        return self._images
+
+    @property
+    def pixel_size(self) -> float | None:
+        """Angstrom per pixel, or None if unknown: lengths are in pixels then."""
+        return self._pixel_size
+
+    @property
+    def ctf(self) -> CTFTable | None:
+        """CTF parameters, or None if the CTF is taken as 1."""
+        return self._ctf
+
+    @property
+    def poses(self) -> Poses | None:
+        """In-plane poses, or None if unknown."""
+        return self._poses
+
+    @property
+    def optics_group(self) -> np.ndarray:
+        """Optics group of each particle; (n_images,) int."""
+        return self._optics_group
+
+    @property
+    def noise_group(self) -> np.ndarray:
+        """Noise group of each particle, usually its micrograph; (n_images,) int."""
+        return self._noise_group
+
+    @property
+    def metadata(self) -> pd.DataFrame:
+        """The original table (a copy): one row per particle."""
+        return self._metadata.copy()
+
+    @property
+    def optics(self) -> pd.DataFrame | None:
+        """The original optics table (a copy): one row per optics group."""
+        return None if self._optics is None else self._optics.copy()
+
+    @property
+    def truth(self) -> pd.DataFrame | None:
+        """What is known of simulated particles (a copy), or None."""
+        return None if self._truth is None else self._truth.copy()
+
+    @property
+    def box(self) -> int:
+        """Side D of the images in pixels."""
+        return self._images.box
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(n_images, D, D)."""
+        return (len(self), self.box, self.box)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images as float32, which is how they are read."""
+        return len(self) * self.box**2 * 4
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the pixels lie in memory already."""
+        return self._images.is_in_memory
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    # ---------------------------------------------------------------- reading and slicing
+    def read(self, rows: Any = None) -> np.ndarray:
+        """Read images, and only these.
+
+        Parameters
+        ----------
+        rows : slice, mask or array of int, optional
+            Which images, in which order; all by default.
+
+        Returns
+        -------
+        images : ndarray of shape (m, D, D), float32, C-contiguous
+
+        Raises
+        ------
+        ParticleDataError
+            If a file is gone, truncated or changed, or an image is constant or not finite.
+        """
+        return self._images.read(rows)
+
+    def __getitem__(self, key: Any) -> ParticleStack:
+        rows = row_key(key, len(self))
+        if isinstance(rows, slice) and rows == slice(0, len(self)):
+            return self
+        return self._replace(
+            images=self._images.take(rows),
+            ctf=None if self._ctf is None else self._ctf[rows],
+            poses=None if self._poses is None else self._poses[rows],
+            optics_group=self._optics_group[rows],
+            noise_group=self._noise_group[rows],
+            metadata=self._metadata.iloc[rows],
+            truth=None if self._truth is None else self._truth.iloc[rows],
+        )
+
+    def __iter__(self) -> Iterator[ParticleStack]:
+        return (self[row] for row in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError(
+                "The images of a ParticleStack are read, so a copy is made. Use np.asarray(stack)."
+            )
+        images = self.read()
+        return images if dtype is None else images.astype(dtype, copy=False)
+
+    # ---------------------------------------------------------------- new stacks from old ones
+    def _replace(self, **parts: Any) -> ParticleStack:
+        state = {
+            "images": self._images, "pixel_size": self._pixel_size, "ctf": self._ctf, "poses": self._poses,
+            "optics_group": self._optics_group, "noise_group": self._noise_group, "metadata": self._metadata,
+            "optics": self._optics, "truth": self._truth,
+        }  # fmt: skip
+        return ParticleStack(**{**state, **parts})
+
+    def with_poses(self, poses: Poses | None) -> ParticleStack:
+        """Return the same particles with other poses (None for none)."""
+        return self._replace(poses=poses)
+
+    def with_ctf(self, ctf: CTFTable | None) -> ParticleStack:
+        """Return the same particles with another CTF (None for none)."""
+        return self._replace(ctf=ctf)
+
+    def with_truth(self, truth: pd.DataFrame | None) -> ParticleStack:
+        """Return the same particles with another table of truth (None for none)."""
+        return self._replace(truth=truth)
+
+    def with_metadata(self, **columns: Any) -> ParticleStack:
+        """Return the same particles with metadata columns added or replaced.
+
+        Parameters
+        ----------
+        **columns : array_like of shape (n_images,)
+            New columns by name.
+        """
+        for name, values in columns.items():
+            if not np.isscalar(values):
+                self._in_step(f"metadata column {name!r}", values)
+        return self._replace(metadata=self._metadata.assign(**columns))
+
+    def __repr__(self) -> str:
+        pixel = "unknown pixel size" if self._pixel_size is None else f"{self._pixel_size:g} A/px"
+        ctf = "no CTF" if self._ctf is None else "CTF" + self._ctf.summary()
+        poses = "no poses" if self._poses is None else "with poses"
+        return (
+            f"ParticleStack({len(self):,} particles, {self.box} px, {pixel}, {self._images.describe()}; {ctf}; {poses}; "
+            f"{len(np.unique(self._optics_group))} optics group(s), {len(np.unique(self._noise_group))} noise group(s))"
+        )
