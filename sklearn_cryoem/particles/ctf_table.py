@@ -40,8 +40,10 @@ class CTFTable(Immutable):
     Examples
     --------
     >>> from sklearn_cryoem import CTFTable
-    >>> ctf = CTFTable.constant(3, defocus_u_angstrom=15e3, defocus_v_angstrom=14e3, astigmatism_angle_rad=0.3,
-    ...                         voltage_volts=300e3, cs_angstrom=2.7e7, amplitude_contrast=0.1)
+    >>> ctf = CTFTable.constant(
+    ...     3, defocus_u_angstrom=15e3, defocus_v_angstrom=14e3, astigmatism_angle_rad=0.3,
+    ...     voltage_volts=300e3, cs_angstrom=2.7e7, amplitude_contrast=0.1,
+    ... )
     >>> len(ctf[1:]), ctf.is_isotropic()
     (2, False)
     """
@@ -65,7 +67,7 @@ class CTFTable(Immutable):
         lengths = {name: array.shape for name, array in given.items() if array.ndim}
         if len(set(lengths.values())) > 1 or any(len(shape) != 1 for shape in lengths.values()):
             raise ValueError(
-                f"CTFTable: the parameters have shapes {lengths}, expected (n_images,) or a single number each."
+                f"CTFTable: the parameters have shapes {lengths}, expected (n_images,) or one number each."
             )
         n_images = next(iter(lengths.values()))[0] if lengths else 1
         for name, array in given.items():
@@ -76,7 +78,7 @@ class CTFTable(Immutable):
     def _check_units(self) -> None:
         if (self.voltage_volts < 1e4).any():
             raise ValueError(
-                f"CTFTable: voltage_volts is {self.voltage_volts.min():g}, expected volts, for example 300e3. "
+                f"CTFTable: voltage_volts is {self.voltage_volts.min():g}, expected volts, such as 300e3. "
                 "Multiply kilovolts by 1000."
             )
         if ((self.amplitude_contrast < 0) | (self.amplitude_contrast > 1)).any():

@@ -19,8 +19,8 @@ class Poses(Immutable):
     angle_rad : array_like of shape (n_images,)
         In-plane angle psi in radians, RELION's rlnAnglePsi: rotating the centred image by -psi aligns it.
     shift : array_like of shape (n_images, 2)
-        Shift (x, y), RELION's rlnOriginXAngst and rlnOriginYAngst: adding it to the content of an image centres
-        the image. In Angstrom for a stack that knows its pixel size, in pixels for one that does not.
+        Shift (x, y), RELION's rlnOriginXAngst and rlnOriginYAngst: moving the content of an image by it
+        centres the image. In Angstrom for a stack that knows its pixel size, in pixels for one that does not.
 
     Raises
     ------
@@ -82,7 +82,8 @@ class Poses(Immutable):
         if len(self) == 0:
             return "Poses(0 particles)"
         length = np.hypot(*self.shift.T)
-        return f"Poses({len(self):,} particles, median shift {np.median(length):.3g}, largest {length.max():.3g})"
+        median, largest = np.median(length), length.max()
+        return f"Poses({len(self):,} particles, median shift {median:.3g}, largest {largest:.3g})"
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, angle_rad=read_only(state["angle_rad"]), shift=read_only(state["shift"]))

@@ -6,6 +6,7 @@ pickled. Taking rows never copies pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -29,8 +30,11 @@ class ImageSource(Protocol):
     def nbytes(self) -> int:
         """Bytes of the pixels where they lie."""
 
-    def read(self, rows: Any = None) -> np.ndarray:
-        """Return the images of `rows`, in that order, as C-contiguous float32 (m, box, box)."""
+    def read(self, rows: Any = None, *, check: bool = True) -> np.ndarray:
+        """Return the images of `rows`, in that order, as C-contiguous float32 (m, box, box).
+
+        With `check`, an image that is constant or not finite raises ParticleDataError.
+        """
 
     def take(self, rows: Rows) -> ImageSource:
         """Return a source of the given rows alone; copies no pixel."""
@@ -68,7 +72,7 @@ class ArraySource(Immutable):
             )
         if array.dtype.kind not in "fiub":
             raise ValueError(
-                f"images has dtype {array.dtype}, expected real numbers. Give the images, not their transforms."
+                f"images has dtype {array.dtype}, expected real numbers. Give images, not their transforms."
             )
         self._array = read_only(array)
         self._rows = slice(0, len(array)) if rows is None else rows
@@ -83,11 +87,15 @@ class ArraySource(Immutable):
         """Bytes of the pixels in memory, those of these rows alone."""
         return len(self) * self.box**2 * self._array.dtype.itemsize
 
-    def read(self, rows: Any = None) -> np.ndarray:
-        """Return the images of `rows` as C-contiguous float32 (m, box, box); see `check_pixels` for errors."""
-        wanted = compose_rows(self._rows, slice(0, len(self)) if rows is None else row_key(rows, len(self)))
-        images = np.ascontiguousarray(self._array[wanted], dtype=np.float32)  # (m, box, box)
-        check_pixels(images, self, rows)
+    def read(self, rows: Any = None, *, check: bool = True) -> np.ndarray:
+        """Return the images of `rows` as C-contiguous float32 (m, box, box).
+
+        With `check`, an image that is constant or not finite raises ParticleDataError.
+        """
+        key = row_key(slice(None) if rows is None else rows, len(self))
+        images = np.ascontiguousarray(self._array[compose_rows(self._rows, key)], dtype=np.float32)
+        if check:
+            check_pixels(images, self, key)
         return images
 
     def take(self, rows: Rows) -> ArraySource:
@@ -140,20 +148,88 @@ def bad_pixels(images: np.ndarray) -> list[tuple[int, str]]:
     return sorted(bad)
 
 
-def check_pixels(images: np.ndarray, source: ImageSource, rows: Any) -> None:
+def check_pixels(images: np.ndarray, source: ImageSource, key: Rows) -> None:
     """Raise ParticleDataError, naming file and particle, if an image is constant or not finite."""
-    if not len(images):
-        return
-    bad = bad_pixels(images)
+    bad = bad_pixels(images) if len(images) else []
     if bad:
         position, what = bad[0]
-        key = row_key(slice(None) if rows is None else rows, len(source))
         row = key.start + position if isinstance(key, slice) else int(key[position])
         more = f" ({len(bad) - 1} more in the same block)" if len(bad) > 1 else ""
         raise ParticleDataError(
             f"Particle row {row} ({source.locate(row)}) {what}{more}. Drop it: stack.check() lists all such "
             "particles, and read_particles(..., permissive=True) leaves them out and reports them."
         )
+
+
+class ConcatenatedSource(Immutable):
+    """Several sources one after the other.
+
+    Parameters
+    ----------
+    sources : sequence of ImageSource
+        All of one box.
+    owner, own_row : ndarray of shape (n_images,), int, optional
+        The source of each image and its row there; by default all rows of all sources in turn.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ImageSource],
+        owner: np.ndarray | None = None,
+        own_row: np.ndarray | None = None,
+    ) -> None:
+        lengths = [len(source) for source in sources]
+        self._sources = tuple(sources)
+        self._owner = np.repeat(np.arange(len(lengths)), lengths) if owner is None else owner
+        self._own_row = np.concatenate([np.arange(n) for n in lengths]) if own_row is None else own_row
+        self.box = sources[0].box
+        self.is_in_memory = all(source.is_in_memory for source in sources)
+        self._seal()
+
+    def __len__(self) -> int:
+        return len(self._owner)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels where they lie, of these rows alone."""
+        shares = np.bincount(self._owner, minlength=len(self._sources))
+        return sum(
+            source.nbytes * int(n) // max(len(source), 1)
+            for source, n in zip(self._sources, shares, strict=True)
+        )
+
+    def read(self, rows: Any = None, *, check: bool = True) -> np.ndarray:
+        """Return the images of `rows` as C-contiguous float32 (m, box, box)."""
+        key = row_key(slice(None) if rows is None else rows, len(self))
+        owner, own_row = self._owner[key], self._own_row[key]
+        images = np.empty((len(owner), self.box, self.box), dtype=np.float32)
+        for number in np.unique(owner):
+            places = np.flatnonzero(owner == number)
+            images[places] = self._sources[number].read(own_row[places], check=check)
+        return images
+
+    def take(self, rows: Rows) -> ConcatenatedSource:
+        """Return a source of the given rows alone; copies no pixel."""
+        return ConcatenatedSource(self._sources, self._owner[rows], self._own_row[rows])
+
+    def describe(self) -> str:
+        """Say in a few words where the pixels are."""
+        return "; ".join(self._sources[number].describe() for number in np.unique(self._owner))
+
+    def locate(self, row: int) -> str:
+        """Say where the pixels of one row are, for messages."""
+        return self._sources[self._owner[row]].locate(int(self._own_row[row]))
+
+    def __reduce__(self) -> tuple:
+        # Only the rows that are wanted travel, in one canonical layout: equal slices hash alike.
+        used, owner = np.unique(self._owner, return_inverse=True)
+        own_row = np.empty(len(self), dtype=np.intp)
+        sources = []
+        for number in range(len(used)):
+            places = np.flatnonzero(owner == number)
+            sources.append(self._sources[used[number]].take(self._own_row[places]))
+            own_row[places] = np.arange(len(places))
+        return ConcatenatedSource, (sources, owner, own_row)
 
 
 def as_source(images: Any) -> ImageSource:

@@ -12,15 +12,21 @@ from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.particles._rows import Immutable, read_only, row_key
 from sklearn_cryoem.particles.ctf_table import CTFTable
 from sklearn_cryoem.particles.poses import Poses
+from sklearn_cryoem.particles.preprocess import (
+    Downsample,
+    InvertContrast,
+    NormaliseBackground,
+    TransformedSource,
+)
 from sklearn_cryoem.particles.sources import ImageSource, as_source
 
 
 class ParticleStack(Immutable):
     """Images of particles with their CTF, poses and metadata, in step row by row.
 
-    A stack is immutable and sliceable along its first axis by int, slice, boolean mask or index array; slicing
-    copies no pixel. scikit-learn treats it as an array of n_images samples: it can be split, cross-validated,
-    cached and cloned, and because the CTF rides inside, no split can lose it.
+    A stack is immutable and sliceable along its first axis by int, slice, boolean mask or index array;
+    slicing copies no pixel. scikit-learn takes it for an array of n_images samples: it can be split,
+    cross-validated, cached and cloned, and because the CTF rides inside, no split can lose it.
 
     Parameters
     ----------
@@ -251,11 +257,51 @@ class ParticleStack(Immutable):
                 self._in_step(f"metadata column {name!r}", values)
         return self._replace(metadata=self._metadata.assign(**columns))
 
+    def normalise(self, diameter: float | None = None) -> ParticleStack:
+        """Return the same particles with a background of mean 0 and standard deviation 1, applied when read.
+
+        Parameters
+        ----------
+        diameter : float, optional
+            Particle diameter in Angstrom (pixels if the pixel size is unknown); what lies outside is
+            background. By default 0.75 of the box.
+        """
+        check_number("diameter", diameter, owner=self, minimum=0, inclusive=False, allow_none=True)
+        if diameter is None:
+            radius_px = 0.375 * self.box
+        else:
+            radius_px = 0.5 * float(diameter) / (1.0 if self._pixel_size is None else self._pixel_size)
+        return self._replace(images=TransformedSource(self._images, NormaliseBackground(radius_px)))
+
+    def invert_contrast(self) -> ParticleStack:
+        """Return the same particles with their contrast inverted when read: dark ones become white."""
+        return self._replace(images=TransformedSource(self._images, InvertContrast()))
+
+    def downsample(self, box: int) -> ParticleStack:
+        """Return the same particles cropped in Fourier space to a smaller box when read.
+
+        The pixel size grows by D / `box`. Shifts in Angstrom stay; shifts in pixels are scaled.
+
+        Parameters
+        ----------
+        box : int
+            New side of the images in pixels, at most D.
+        """
+        check_number("box", box, owner=self, minimum=4, maximum=self.box, integer=True)
+        factor = self.box / box
+        in_pixels = self._pixel_size is None
+        return self._replace(
+            images=TransformedSource(self._images, Downsample(int(box))),
+            pixel_size=None if in_pixels else self._pixel_size * factor,
+            poses=self._poses.scaled(1 / factor) if in_pixels and self._poses is not None else self._poses,
+        )
+
     def __repr__(self) -> str:
         pixel = "unknown pixel size" if self._pixel_size is None else f"{self._pixel_size:g} A/px"
         ctf = "no CTF" if self._ctf is None else "CTF" + self._ctf.summary()
         poses = "no poses" if self._poses is None else "with poses"
+        n_optics, n_noise = len(np.unique(self._optics_group)), len(np.unique(self._noise_group))
         return (
-            f"ParticleStack({len(self):,} particles, {self.box} px, {pixel}, {self._images.describe()}; {ctf}; {poses}; "
-            f"{len(np.unique(self._optics_group))} optics group(s), {len(np.unique(self._noise_group))} noise group(s))"
+            f"ParticleStack({len(self):,} particles, {self.box} px, {pixel}, {self._images.describe()}; "
+            f"{ctf}; {poses}; {n_optics} optics group(s), {n_noise} noise group(s))"
         )

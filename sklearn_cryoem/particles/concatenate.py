@@ -1,0 +1,90 @@
+"""Joining stacks end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sklearn_cryoem.particles.ctf_table import CTFTable
+from sklearn_cryoem.particles.poses import Poses
+from sklearn_cryoem.particles.sources import ConcatenatedSource
+from sklearn_cryoem.particles.stack import ParticleStack
+
+
+def concatenate(stacks: Sequence[ParticleStack]) -> ParticleStack:
+    """Join stacks of one box and pixel size end to end; copies no pixel.
+
+    Parameters
+    ----------
+    stacks : sequence of ParticleStack
+        At least one. CTF, poses and truth must be present in all of them or in none.
+
+    Returns
+    -------
+    ParticleStack
+        Optics and noise groups are renumbered, so that groups of different stacks stay apart. Metadata columns
+        that only some stacks have are NaN for the others.
+
+    Raises
+    ------
+    ValueError
+        If boxes or pixel sizes differ, or only some stacks have a CTF, poses or truth.
+    """
+    stacks = list(stacks)
+    if not stacks:
+        raise ValueError("concatenate: got no stack, expected at least one ParticleStack.")
+    for what, values, remedy in [
+        ("box", {stack.box for stack in stacks}, "Bring them to one box with stack.downsample(box)."),
+        ("pixel size", {stack.pixel_size for stack in stacks}, "Rescale them to one pixel size first."),
+    ]:
+        if len(values) > 1:
+            raise ValueError(f"concatenate: the stacks differ in {what}: {sorted(values, key=str)}. {remedy}")
+    optics = [stack.optics for stack in stacks if stack.optics is not None]
+    return ParticleStack(
+        ConcatenatedSource([stack.images for stack in stacks]),
+        pixel_size=stacks[0].pixel_size,
+        ctf=_join_ctf(_all_or_none(stacks, "ctf")),
+        poses=_join_poses(_all_or_none(stacks, "poses")),
+        optics_group=_join_groups([stack.optics_group for stack in stacks]),
+        noise_group=_join_groups([stack.noise_group for stack in stacks]),
+        metadata=pd.concat([stack.metadata for stack in stacks], ignore_index=True),
+        optics=optics[0] if optics and all(table.equals(optics[0]) for table in optics) else None,
+        truth=_join_tables(_all_or_none(stacks, "truth")),
+    )
+
+
+def _all_or_none(stacks: list[ParticleStack], part: str) -> list[Any] | None:
+    parts = [getattr(stack, part) for stack in stacks]
+    missing = [position for position, value in enumerate(parts) if value is None]
+    if missing and len(missing) < len(parts):
+        raise ValueError(
+            f"concatenate: stack(s) {missing} have no {part}, the others have. "
+            f"Give all of them {part}, or take it from the others with stack.with_{part}(None)."
+        )
+    return None if missing else parts
+
+
+def _join_ctf(parts: list[CTFTable] | None) -> CTFTable | None:
+    if parts is None:
+        return None
+    names = [field.name for field in fields(CTFTable)]
+    return CTFTable(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def _join_poses(parts: list[Poses] | None) -> Poses | None:
+    if parts is None:
+        return None
+    return Poses(np.concatenate([p.angle_rad for p in parts]), np.concatenate([p.shift for p in parts]))
+
+
+def _join_tables(parts: list[pd.DataFrame] | None) -> pd.DataFrame | None:
+    return None if parts is None else pd.concat(parts, ignore_index=True)
+
+
+def _join_groups(groups: list[np.ndarray]) -> np.ndarray:
+    pairs = [np.column_stack([np.full(len(group), number), group]) for number, group in enumerate(groups)]
+    return np.unique(np.concatenate(pairs), axis=0, return_inverse=True)[1].reshape(-1)
