@@ -1,0 +1,85 @@
+"""How a fit went: objective and resolution, iteration by iteration."""
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.plotting._tiles import ACCENT, FAINT, INK, new_axes
+
+_RESOLUTION_COLOUR = "#b2182b"
+
+
+def plot_convergence(log_posterior, *, resolution=None, stage=None, label=None, title="Convergence", ax=None):
+    """Draw the objective of a fit against the iteration.
+
+    Parameters
+    ----------
+    log_posterior : array-like of shape (n_iter,)
+        `estimator.log_posterior_`: log posterior after each iteration.
+    resolution : array-like of shape (n_iter,), default=None
+        Resolution limit of each iteration in Angstrom, drawn as steps on a second axis (finer is higher).
+    stage : array-like of shape (n_iter,), default=None
+        Anything that changes when the objective itself changes (frequencies, temperature, images): the line
+        is broken there, for values across a change cannot be compared. By default where `resolution` does.
+    label : str, default=None
+        Name of the objective, at the vertical axis.
+    title : str
+        Title of the picture.
+    ax : matplotlib Axes, default=None
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ParticleDataError
+        If the arrays differ in length or are empty.
+    """
+    trace = np.asarray(log_posterior, dtype=float).ravel()  # (n_iter,)
+    if trace.size == 0:
+        raise ParticleDataError("log_posterior is empty. Fit the estimator for at least one iteration first.")
+    for name, values in (("resolution", resolution), ("stage", stage)):
+        if values is not None and np.shape(values) != trace.shape:
+            raise ParticleDataError(
+                f"{name} has shape {np.shape(values)}, expected {trace.shape} like log_posterior. "
+                f"Pass one value for each iteration of the same fit."
+            )
+    if ax is None:
+        ax = new_axes(6.4, 3.8)
+    iterations = np.arange(1, len(trace) + 1)
+    stage = resolution if stage is None else stage
+    breaks = [] if stage is None else np.flatnonzero(np.asarray(stage)[1:] != np.asarray(stage)[:-1]) + 1
+    for part in np.split(np.arange(len(trace)), breaks):
+        ax.plot(iterations[part], trace[part], color=ACCENT, lw=1.6, marker="o", ms=3.5)
+    if len(breaks):
+        ax.plot(iterations, trace, color=ACCENT, lw=0.8, ls=":", alpha=0.6, zorder=1)
+    ax.set_xlabel("iteration", color=INK)
+    ax.set_ylabel(label or "log posterior", color=ACCENT)
+    ax.set_title(title, color=INK, fontsize=11)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(axis="y", color=FAINT, alpha=0.25, lw=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    if resolution is not None:
+        _resolution_steps(ax, iterations, np.asarray(resolution, dtype=float))
+    return ax
+
+
+def _resolution_steps(ax, iterations, resolution):
+    """Resolution limit on a second axis, linear in 1/Angstrom so that equal steps are equal news."""
+    twin = ax.twinx()
+    twin.step(iterations, resolution, where="mid", color=_RESOLUTION_COLOUR, lw=1.2, alpha=0.8)
+    twin.set_yscale("function", functions=(_reciprocal, _reciprocal))
+    finite = resolution[np.isfinite(resolution)]
+    if finite.size:
+        twin.set_ylim(finite.max() * 1.15, finite.min() * 0.9)
+    twin.set_ylabel("resolution limit (Å)", color=_RESOLUTION_COLOUR)
+    twin.spines[["top"]].set_visible(False)
+    twin.set_zorder(0)
+    ax.set_zorder(1)
+    ax.patch.set_visible(False)
+
+
+def _reciprocal(values):
+    return 1.0 / np.maximum(values, np.finfo(float).tiny)

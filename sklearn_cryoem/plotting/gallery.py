@@ -1,0 +1,206 @@
+"""The gallery: all class averages, largest class first."""
+
+import math
+
+import numpy as np
+from matplotlib.patheffects import withStroke
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.plotting._tiles import (
+    FAINT,
+    INK,
+    bare,
+    check_per_class,
+    check_tiles,
+    mosaic,
+    new_axes,
+    robust_grey,
+    round_length,
+)
+
+_ORDERS = ("size", "resolution", "index")
+_GAP_FRACTION = 0.05  # empty space between tiles, in tile widths
+
+
+def plot_class_averages(
+    class_averages,
+    *,
+    counts=None,
+    resolutions=None,
+    order="size",
+    hide_empty=True,
+    numbers=False,
+    pixel_size=None,
+    n_columns=None,
+    title=None,
+    ax=None,
+):
+    """Draw class averages as a gallery, each with its own contrast, its size and its resolution.
+
+    Parameters
+    ----------
+    class_averages : array-like of shape (n_classes, D, D)
+        For example `estimator.class_averages_`.
+    counts : array-like of shape (n_classes,), default=None
+        Particles of each class, written under it on the left; soft (fractional) sizes are rounded.
+    resolutions : array-like of shape (n_classes,), default=None
+        Resolution of each class in Angstrom, written under it on the right; nan or inf is left blank.
+    order : {"size", "resolution", "index"}, default="size"
+        Largest first, finest first, or as they come. Without `counts`, "size" is the same as "index".
+    hide_empty : bool, default=True
+        Leave out classes that hold no particle (`counts` of 0); the title says how many.
+    numbers : bool, default=False
+        Write each class's number into its corner, counted from 1 as in a STAR file's `rlnClassNumber`.
+    pixel_size : float, default=None
+        Angstrom per pixel; draws a scale bar into the first tile.
+    n_columns : int, default=None
+        Tiles in a row; by default a picture somewhat wider than high, with few cells left over.
+    title : str, default=None
+        By default the number of classes and particles. "" for none.
+    ax : matplotlib Axes, default=None
+        Where to draw; by default a new figure (`ax.figure`) that needs neither pyplot nor a display.
+
+    Returns
+    -------
+    matplotlib Axes
+        One Axes for the whole gallery, in pixels of the class averages.
+
+    Raises
+    ------
+    ParticleDataError
+        If an array has the wrong shape or every class is empty.
+
+    Notes
+    -----
+    One image is drawn, not one Axes per class: a thousand classes take about a second.
+    """
+    tiles = check_tiles(class_averages)  # (n_classes, D, D)
+    counts = check_per_class("counts", counts, len(tiles))
+    resolutions = check_per_class("resolutions", resolutions, len(tiles))
+    shown = class_order(len(tiles), counts, resolutions, order=order, hide_empty=hide_empty)
+    n_columns = n_columns or balanced_columns(len(shown))
+    n_rows = math.ceil(len(shown) / n_columns)
+    captions = _captions(shown, counts, resolutions)
+
+    box = tiles.shape[-1]
+    inch = float(np.clip(13.0 / n_columns, 0.62, 1.35))  # width of one tile on paper
+    points = _caption_points(inch, captions)
+    space = max(1, round(_GAP_FRACTION * box))
+    strip = space + (round(box * 1.5 * points / 72 / inch) if captions else 0)
+    rows, columns = np.divmod(np.arange(len(shown)), n_columns)
+    picture = mosaic(
+        robust_grey(tiles[shown]), rows, columns, (n_rows, n_columns), gap=(strip, space)
+    )  # (n_rows * (D + strip), n_columns * (D + space))
+
+    if ax is None:
+        ax = new_axes(n_columns * inch + 0.2, n_rows * inch * (box + strip) / (box + space) + 0.4)
+    ax.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="antialiased")
+    ax.set_xlim(-0.5, picture.shape[1] - space - 0.5)
+    ax.set_ylim(picture.shape[0] - space - 0.5, -0.5)
+    bare(ax)
+    lefts, tops = columns * (box + space), rows * (box + strip)
+    _write_captions(ax, captions, lefts, tops + box + 0.72 * (strip - space), box, points)
+    if numbers:
+        _write_numbers(ax, shown, lefts, tops, box, points)
+    if pixel_size is not None:
+        _scale_bar(ax, box, pixel_size, points)
+    ax.set_title(_heading(counts, len(tiles), len(shown)) if title is None else title, color=INK, fontsize=11)
+    return ax
+
+
+def class_order(n_classes, counts=None, resolutions=None, *, order="size", hide_empty=True):
+    """Indices of the classes to show, in the order they are shown.
+
+    Parameters
+    ----------
+    n_classes : int
+        Number of classes.
+    counts : ndarray of shape (n_classes,) or None
+        Particles of each class.
+    resolutions : ndarray of shape (n_classes,) or None
+        Resolution of each class in Angstrom; nan sorts last.
+    order : {"size", "resolution", "index"}
+        Largest first, finest first, or as they come.
+    hide_empty : bool
+        Leave out classes with a count of 0.
+
+    Returns
+    -------
+    integer ndarray of shape (n_shown,)
+    """
+    if order not in _ORDERS:
+        raise ValueError(f"order={order!r} is not known. Use one of {', '.join(map(repr, _ORDERS))}.")
+    if order == "resolution" and resolutions is None:
+        raise ValueError("order='resolution' needs resolutions=. Pass them, or use order='size'.")
+    shown = np.arange(n_classes)
+    if order == "size" and counts is not None:
+        shown = np.argsort(-counts, kind="stable")
+    elif order == "resolution":
+        shown = np.argsort(np.nan_to_num(resolutions, nan=np.inf), kind="stable")
+    if hide_empty and counts is not None:
+        shown = shown[counts[shown] > 0]
+        if shown.size == 0:
+            raise ParticleDataError(
+                f"all {n_classes} classes are empty, so there is nothing to show. "
+                f"Check that `counts` belongs to this fit, or pass hide_empty=False."
+            )
+    return shown
+
+
+def balanced_columns(n_tiles, aspect=1.6):
+    """Number of columns that leaves few empty cells in a picture about `aspect` times as wide as high."""
+    ideal = math.sqrt(aspect * n_tiles)
+    candidates = range(max(1, math.floor(0.8 * ideal)), math.ceil(1.25 * ideal) + 1)
+    return min(candidates, key=lambda n: (-n_tiles % n) / n + abs(math.log(n / ideal)))
+
+
+def _heading(counts, n_classes, n_shown):
+    classes = f"{n_shown:,} classes" if n_shown == n_classes else f"{n_shown:,} of {n_classes:,} classes"
+    return classes if counts is None else f"{round(counts.sum()):,} particles in {classes}"
+
+
+def _captions(shown, counts, resolutions):
+    """Text under each shown class, on the left (size) and on the right (resolution); empty without both."""
+    if counts is None and resolutions is None:
+        return []
+    left = [""] * len(shown) if counts is None else [f"{round(count):,}" for count in counts[shown]]
+    if resolutions is None:
+        return [(text, "") for text in left]
+    values = resolutions[shown]
+    right = [f"{value:.3g} Å" if np.isfinite(value) else "" for value in values]
+    return list(zip(left, right, strict=True))
+
+
+def _caption_points(inch, captions):
+    """Font size at which the longest caption fits under its tile."""
+    longest = max((len(left) + len(right) + 2 for left, right in captions), default=6)
+    return float(np.clip(72 * inch / (0.62 * longest), 4.0, 10.0))
+
+
+def _write_captions(ax, captions, lefts, baselines, box, points):
+    style = {"va": "baseline", "fontsize": points}
+    for (left, right), x, y in zip(captions, lefts, baselines, strict=False):
+        ax.text(x, y, left, ha="left", color=INK, **style)
+        ax.text(x + box - 1, y, right, ha="right", color=FAINT, **style)
+
+
+def _write_numbers(ax, shown, lefts, tops, box, points):
+    outline = [withStroke(linewidth=1.2, foreground="black")]
+    for number, x, y in zip(shown + 1, lefts, tops, strict=True):
+        ax.text(
+            x + 0.04 * box, y + 0.03 * box, str(number), ha="left", va="top",
+            fontsize=0.85 * points, color="white", path_effects=outline,
+        )  # fmt: skip
+
+
+def _scale_bar(ax, box, pixel_size, points):
+    """A bar of round length in the first tile, with its length in Angstrom above it."""
+    length = round_length(0.45 * box * pixel_size)
+    left, y = 0.08 * box, 0.92 * box
+    ends = [left, left + length / pixel_size]
+    for width, colour in ((3.0, "black"), (1.8, "white")):
+        ax.plot(ends, [y, y], color=colour, lw=width, solid_capstyle="butt")
+    ax.text(
+        left, y - 0.05 * box, f"{length:g} Å", ha="left", va="bottom", fontsize=0.85 * points,
+        color="white", path_effects=[withStroke(linewidth=1.6, foreground="black")],
+    )  # fmt: skip
