@@ -1,0 +1,69 @@
+"""Nothing is ever half-written: a file appears whole under its name, or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success rename it to `path`, on failure remove it.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to write. Its suffix is kept by the temporary path, since some writers look at it.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        If `path` exists and `overwrite` is false; checked before any work and again before the renaming.
+    FileNotFoundError
+        If the folder of `path` does not exist.
+    """
+    target = Path(path)
+    check_may_write(target, overwrite=overwrite)
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        check_may_write(target, overwrite=overwrite)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_may_write(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Raise unless `path` lies in an existing folder and is free, or may be replaced.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to write.
+    overwrite : bool
+        Whether an existing file may be replaced.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {target.parent} to write {target.name} into. Make it first."
+        )
+    if target.is_dir():
+        raise FileExistsError(f"{target} is a folder. Give the name of a file.")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists. Choose another name, or pass overwrite=True to replace it.")
+
+
+def _umask() -> int:
+    # mkstemp makes files that only their owner may read; results are meant to be shared like other files.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
