@@ -1,0 +1,251 @@
+"""Fitted models as plain files: arrays and a JSON header in one .npz, no pickle.
+
+A pickle runs code when it is opened and breaks when a module moves. Here every array of an estimator is a
+member of the archive, and everything else is JSON that says how to put it together. What can come back is a
+closed list: numbers, text, arrays, dataclasses of this library, its estimators, and a scikit-learn Pipeline
+of them.
+"""
+
+import dataclasses
+import datetime
+import importlib
+import json
+import math
+import zipfile
+
+import numpy as np
+from sklearn.pipeline import Pipeline
+
+from sklearn_cryoem._core.exceptions import ModelFileError
+from sklearn_cryoem._core.files import atomic_path
+from sklearn_cryoem._version import __version__
+
+FORMAT = "sklearn-cryoem model"
+FORMAT_VERSION = 1
+
+_HEADER = "header"
+_ESTIMATORS = ("MAPAligner", "SMLClusterer")  # by name, from sklearn_cryoem.estimators
+
+
+def save_model(estimator, path, *, overwrite=False):
+    """Write an estimator, fitted or not, to a .npz file.
+
+    Parameters
+    ----------
+    estimator : MAPAligner, SMLClusterer, or Pipeline of them
+        What to keep: its parameters and everything it learned.
+    path : path-like
+        File to write; by custom it ends in .npz.
+    overwrite : bool, default=False
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    ModelFileError
+        If the estimator holds something that cannot be written as numbers, text or arrays.
+    FileExistsError
+        If `path` exists and `overwrite` is false.
+
+    Notes
+    -----
+    Files are written whole or not at all. `random_state` is kept if it is an int or None; a generator is not
+    (it has moved on), and a model loaded back has None there. Predictions never depend on it.
+    """
+    arrays = {}
+    header = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "written_by": f"sklearn-cryoem {__version__}",
+        "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": _encode(estimator, type(estimator).__name__, arrays),
+    }
+    with atomic_path(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **{_HEADER: np.array(json.dumps(header, allow_nan=False))}, **arrays)
+
+
+def load_model(path):
+    """Read back what `save_model` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+        A file written by `save_model`.
+
+    Returns
+    -------
+    estimator
+        In the state it was saved in: the same parameters, the same predictions.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is not such a model, is damaged, or was written by a newer version of the format.
+    """
+    header, arrays = _open(path)
+    try:
+        return _decode(header["model"], arrays)
+    except ModelFileError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, ImportError) as error:
+        raise ModelFileError(
+            f"{path}, {header.get('written_by', 'of unknown origin')}, does not fit together ({error}). "
+            f"Fit the model again with this version, or load it with the one that wrote it."
+        ) from error
+
+
+def read_model_header(path):
+    """What a model file says of itself, without building the estimator.
+
+    Parameters
+    ----------
+    path : path-like
+        A file written by `save_model`.
+
+    Returns
+    -------
+    dict
+        Keys `written_by`, `written_at`, `steps`: a list of (name, class name, parameters).
+    """
+    header, _ = _open(path)
+    model = header["model"]
+    steps = model["$pipeline"] if "$pipeline" in model else [[model["$estimator"].lower(), model]]
+    return {
+        "written_by": header["written_by"],
+        "written_at": header["written_at"],
+        "steps": [(name, step["$estimator"], _plain(step["parameters"])) for name, step in steps],
+    }
+
+
+def _open(path):
+    """Header and arrays of a model file, after a look at its format and version."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile) or _HEADER not in archive:
+                raise ModelFileError(
+                    f"{path} is not a model file: it has no header. Give a file of save_model."
+                )
+            header = json.loads(str(archive[_HEADER]))
+            arrays = {name: archive[name] for name in archive.files if name != _HEADER}
+    except ModelFileError:
+        raise
+    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise ModelFileError(
+            f"{path} cannot be read as a model file ({error}). It is damaged or something else; "
+            f"give a file that save_model wrote."
+        ) from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ModelFileError(f"{path} holds arrays but no {FORMAT}. Give a file that save_model wrote.")
+    if header["format_version"] > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path} has format version {header['format_version']}, written by {header['written_by']}; "
+            f"sklearn-cryoem {__version__} reads up to {FORMAT_VERSION}. Upgrade sklearn-cryoem."
+        )
+    return header, arrays
+
+
+# ---------------------------------------------------------------- to JSON and arrays
+def _encode(value, where, arrays):  # noqa: PLR0911 (one line for each kind of value reads best)
+    """`value` as JSON; arrays go to `arrays` under the name of the place they come from."""
+    if isinstance(value, float | np.floating) and not math.isfinite(value):
+        return {"$float": repr(float(value))}
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+        return {"$scalar": value.dtype.str, "value": value.item()}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufcU":
+        arrays[where] = value
+        return {"$array": where}
+    if isinstance(value, list | tuple):
+        items = [_encode(item, f"{where}.{index}", arrays) for index, item in enumerate(value)]
+        return items if isinstance(value, list) else {"$tuple": items}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"$dict": {key: _encode(item, f"{where}.{key}", arrays) for key, item in value.items()}}
+    if dataclasses.is_dataclass(value) and _is_ours(type(value)):
+        names = [field.name for field in dataclasses.fields(value)]
+        fields = {name: _encode(getattr(value, name), f"{where}.{name}", arrays) for name in names}
+        return {"$dataclass": f"{type(value).__module__}:{type(value).__qualname__}", "fields": fields}
+    if isinstance(value, Pipeline):
+        steps = [[name, _encode(step, f"{where}.{name}", arrays)] for name, step in value.steps]
+        return {"$pipeline": steps}
+    if type(value).__name__ in _ESTIMATORS and _is_ours(type(value)):
+        return _encode_estimator(value, where, arrays)
+    raise ModelFileError(
+        f"{where} is a {type(value).__name__}, which a model file cannot hold. Save a MAPAligner, an "
+        f"SMLClusterer or a Pipeline of them, with parameters that are numbers, text or arrays."
+    )
+
+
+def _encode_estimator(estimator, where, arrays):
+    parameters = estimator.get_params(deep=False)
+    if isinstance(parameters.get("random_state"), np.random.RandomState | np.random.Generator):
+        parameters["random_state"] = None
+    learned = {name: value for name, value in vars(estimator).items() if name not in parameters}
+    return {
+        "$estimator": type(estimator).__name__,
+        "parameters": {name: _encode(v, f"{where}.{name}", arrays) for name, v in parameters.items()},
+        "learned": {name: _encode(v, f"{where}.{name}", arrays) for name, v in learned.items()},
+    }
+
+
+def _is_ours(kind):
+    return kind.__module__.split(".")[0] == "sklearn_cryoem"
+
+
+# ---------------------------------------------------------------- and back
+def _decode(value, arrays):
+    if isinstance(value, list):
+        return [_decode(item, arrays) for item in value]
+    if not isinstance(value, dict):
+        return value
+    tag = next(iter(value))
+    if tag not in _DECODERS:
+        raise ModelFileError(f"the model file holds an unknown kind of value, {tag}. Upgrade sklearn-cryoem.")
+    return _DECODERS[tag](value, arrays)
+
+
+def _decode_dataclass(value, arrays):
+    module, _, name = value["$dataclass"].partition(":")
+    if module.split(".")[0] != "sklearn_cryoem":
+        raise ModelFileError(
+            f"the model file names {module}, which is not part of this library. Do not use it."
+        )
+    kind = getattr(importlib.import_module(module), name)
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ModelFileError(f"the model file names {name}, which is not a dataclass. Do not use it.")
+    fields = {key: _decode(item, arrays) for key, item in value["fields"].items()}
+    instance = object.__new__(kind)  # as copied, not as made: a frozen dataclass need not validate twice
+    for key, item in fields.items():
+        object.__setattr__(instance, key, item)
+    return instance
+
+
+def _decode_estimator(value, arrays):
+    name = value["$estimator"]
+    if name not in _ESTIMATORS:
+        raise ModelFileError(
+            f"the model file holds a {name}, unknown to this version. Upgrade sklearn-cryoem."
+        )
+    kind = getattr(importlib.import_module("sklearn_cryoem.estimators"), name)
+    estimator = kind(**{key: _decode(item, arrays) for key, item in value["parameters"].items()})
+    for key, item in value["learned"].items():
+        setattr(estimator, key, _decode(item, arrays))
+    return estimator
+
+
+_DECODERS = {
+    "$float": lambda value, arrays: float(value["$float"]),
+    "$scalar": lambda value, arrays: np.dtype(value["$scalar"]).type(value["value"]),
+    "$array": lambda value, arrays: arrays[value["$array"]],
+    "$tuple": lambda value, arrays: tuple(_decode(value["$tuple"], arrays)),
+    "$dict": lambda value, arrays: {key: _decode(item, arrays) for key, item in value["$dict"].items()},
+    "$pipeline": lambda value, arrays: Pipeline(
+        [(n, _decode(step, arrays)) for n, step in value["$pipeline"]]
+    ),
+    "$dataclass": _decode_dataclass,
+    "$estimator": _decode_estimator,
+}
+
+
+def _plain(parameters):
+    """Parameters as plain JSON values, arrays by name, for people to read."""
+    return {key: next(iter(v.values())) if isinstance(v, dict) else v for key, v in parameters.items()}
