@@ -119,11 +119,12 @@ def radial_power(images: Float32) -> Float64:
     if box % 2 == 0:
         weight[:, -1] = 1.0
     kept = shell < n_shells
-    counts = np.bincount(shell[kept], weight[kept], n_shells)
+    order = np.argsort(shell[kept], kind="stable")
+    starts = np.searchsorted(shell[kept][order], np.arange(n_shells))
     spectrum = fft.rfft2(images, norm="ortho", axes=(-2, -1), workers=1)
-    power = (np.abs(spectrum[..., kept]).astype(np.float64) ** 2 * weight[kept]).reshape(-1, kept.sum())
-    sums = np.stack([np.bincount(shell[kept], row, n_shells) for row in power])
-    return np.asarray((sums / counts).reshape(*images.shape[:-2], n_shells))
+    power = np.abs(spectrum[..., kept]).astype(np.float64) ** 2 * weight[kept]
+    sums = np.add.reduceat(power[..., order], starts, axis=-1)  # (..., n_shells)
+    return np.asarray(sums / np.add.reduceat(weight[kept][order], starts))
 
 
 def _frequency_radius(box: int) -> NDArray[np.float64]:
