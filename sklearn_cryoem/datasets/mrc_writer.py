@@ -1,0 +1,60 @@
+"""Writing a simulated stack straight to disk, block by block."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+
+from sklearn_cryoem.physics.fourier import Float32
+
+_MODES = {"float32": 2, "float16": 12}
+_HEADER_BYTES = 1024
+
+
+def write_stack(
+    path: str | Path,
+    blocks: Iterable[Float32],
+    shape: tuple[int, int, int],
+    *,
+    pixel_size: float,
+    dtype: str,
+) -> Path:
+    """Write blocks of images one after the other into an .mrcs file; the file appears only when complete.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in .mrcs or .mrc; replaced if it exists.
+    blocks : iterable of ndarray of shape (m, D, D)
+        Images in order.
+    shape : (int, int, int)
+        Of the whole stack.
+    pixel_size : float
+        In Angstrom, for the header.
+    dtype : {"float32", "float16"}
+        Type of the pixels in the file.
+
+    Returns
+    -------
+    path : Path
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    try:
+        # mrcfile writes the header and the length of the file; pixels follow in plain sequential writes,
+        # so that no page of the file counts as memory of this process.
+        with mrcfile.new_mmap(partial, shape, mrc_mode=_MODES[dtype], overwrite=True) as mrc:
+            mrc.set_image_stack()
+            mrc.voxel_size = pixel_size
+        with partial.open("r+b") as file:
+            file.seek(_HEADER_BYTES)
+            for block in blocks:
+                file.write(np.ascontiguousarray(block, dtype=dtype).data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
