@@ -26,8 +26,8 @@ def concatenate(stacks: Sequence[ParticleStack]) -> ParticleStack:
     Returns
     -------
     ParticleStack
-        Optics and noise groups are renumbered, so that groups of different stacks stay apart. Metadata columns
-        that only some stacks have are NaN for the others.
+        Optics and noise groups are renumbered, so that groups of different stacks stay apart. Metadata
+        columns that only some stacks have are NaN for the others.
 
     Raises
     ------

@@ -230,10 +230,3 @@ class ConcatenatedSource(Immutable):
             sources.append(self._sources[used[number]].take(self._own_row[places]))
             own_row[places] = np.arange(len(places))
         return ConcatenatedSource, (sources, owner, own_row)
-
-
-def as_source(images: Any) -> ImageSource:
-    """Return `images` as an image source: itself if it is one, else its array as an `ArraySource`."""
-    if isinstance(images, ImageSource):
-        return images
-    return ArraySource(np.asanyarray(images))

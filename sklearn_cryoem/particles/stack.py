@@ -11,6 +11,7 @@ import pandas as pd
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.particles._rows import Immutable, read_only, row_key
 from sklearn_cryoem.particles.ctf_table import CTFTable
+from sklearn_cryoem.particles.file_source import as_source
 from sklearn_cryoem.particles.poses import Poses
 from sklearn_cryoem.particles.preprocess import (
     Downsample,
@@ -18,7 +19,7 @@ from sklearn_cryoem.particles.preprocess import (
     NormaliseBackground,
     TransformedSource,
 )
-from sklearn_cryoem.particles.sources import ImageSource, as_source
+from sklearn_cryoem.particles.sources import ImageSource
 
 
 class ParticleStack(Immutable):

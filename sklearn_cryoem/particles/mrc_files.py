@@ -1,0 +1,148 @@
+"""What an MRC file of images looks like on disk, told from its header alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+
+logger = logging.getLogger(__name__)
+
+HEADER_BYTES = 1024
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2"}
+_REAL_MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}  # MRC mode: numpy type of one pixel
+
+
+@dataclass(frozen=True)
+class FrameFile:
+    """Images of one size that lie one after the other in a file.
+
+    Attributes
+    ----------
+    path : str
+        Absolute path.
+    offset : int
+        Byte at which the first image starts.
+    dtype : str
+        Type of one pixel with its byte order, as numpy writes it: ``"<f4"``.
+    n_images : int
+        Images that the header promises.
+    box : int
+        Side of the images in pixels.
+    size, mtime_ns : int
+        Bytes in the file and its time of modification, when it was inspected.
+    pixel_size : float or None
+        Angstrom per pixel by the header, None where the header does not say.
+    """
+
+    path: str
+    offset: int
+    dtype: str
+    n_images: int
+    box: int
+    size: int
+    mtime_ns: int
+    pixel_size: float | None = None
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image."""
+        return self.box**2 * np.dtype(self.dtype).itemsize
+
+    @property
+    def n_whole_images(self) -> int:
+        """Images that are there in full: fewer than `n_images` in a truncated file."""
+        return min(self.n_images, max(0, self.size - self.offset) // self.image_bytes)
+
+
+def inspect_mrc(path: str | Path) -> FrameFile:
+    """Read the header of an MRC file of square images; touches no pixel.
+
+    A header with a missing ``MAP`` tag or a wrong machine stamp is accepted if the size of the file then
+    agrees with it to the byte.
+
+    Parameters
+    ----------
+    path : str or Path
+        A stack (.mrcs, .mrc) or a single image.
+
+    Returns
+    -------
+    FrameFile
+        Not checked for truncation: compare `n_whole_images` with `n_images`.
+
+    Raises
+    ------
+    ParticleDataError
+        If the file is not MRC, is compressed, holds complex numbers, or its images are not square.
+    """
+    status = os.stat(path)
+    header, oddities = _read_header(path, status.st_size)
+    mode = int(header.mode)
+    if mode not in _REAL_MODES:
+        raise ParticleDataError(
+            f"{path}: MRC mode {mode}, expected 0, 1, 2, 6 or 12 (real numbers). "
+            "Convert the file to mode 2 (32-bit float), for example with `e2proc2d.py`."
+        )
+    nx, ny, nz = int(header.nx), int(header.ny), int(header.nz)
+    if nx != ny or nx < 4 or nz < 1:
+        raise ParticleDataError(
+            f"{path}: images of {nx} x {ny} pixels, {nz} of them; expected square particle images. "
+            "If this is a micrograph, extract the particles first."
+        )
+    dtype = np.dtype(_REAL_MODES[mode]).newbyteorder(header.mode.dtype.byteorder)
+    file = FrameFile(
+        path=os.path.abspath(path),
+        offset=HEADER_BYTES + int(header.nsymbt),
+        dtype=dtype.str,
+        n_images=nz,
+        box=nx,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        pixel_size=_pixel_size(header),
+    )
+    if oddities and file.offset + nz * file.image_bytes != file.size:
+        raise ParticleDataError(
+            f"{path}: not a sound MRC file ({'; '.join(oddities)}), and its {file.size} bytes are not the "
+            f"{file.offset + nz * file.image_bytes} that its header would mean. Write it again with the "
+            "program it came from."
+        )
+    for oddity in oddities:
+        logger.info("%s: %s; accepted, for the size of the file agrees with its header.", path, oddity)
+    return file
+
+
+def _read_header(path: str | Path, size: int) -> tuple[np.recarray, list[str]]:
+    """Header of an MRC file in the byte order of the file, and what is odd about it."""
+    if size < HEADER_BYTES:
+        what = "empty" if size == 0 else f"only {size} bytes long, shorter than an MRC header (1024)"
+        raise ParticleDataError(f"{path}: the file is {what}. Copy or extract it again.")
+    with open(path, "rb") as stream:
+        start = stream.read(2)
+    if start in _COMPRESSED:
+        raise ParticleDataError(
+            f"{path}: compressed with {_COMPRESSED[start]}. Uncompress it: images are read singly from disk."
+        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with mrcfile.open(path, header_only=True, permissive=True) as mrc:
+                header = mrc.header.copy()
+        except (ValueError, OSError) as error:
+            raise ParticleDataError(
+                f"{path}: cannot be read as MRC ({error}). Check that it is a .mrc or .mrcs file."
+            ) from error
+    return header, [str(warning.message).split("\n", maxsplit=1)[0] for warning in caught]
+
+
+def _pixel_size(header: np.recarray) -> float | None:
+    cell, sampling = float(header.cella.x), int(header.mx)
+    size = cell / sampling if sampling > 0 else 0.0
+    return size if np.isfinite(size) and size > 0 else None
