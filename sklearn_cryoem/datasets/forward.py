@@ -90,10 +90,13 @@ class ForwardModel:
     ) -> ForwardModel:
         """Set the scale so that the signal's variance is `snr` on average (1 if `snr` is None).
 
-        The average is over the first 256 particles that are not junk.
+        The average is over the first 256 particles that are not junk (over junk that shows a particle, if
+        nothing else does).
         """
         model = cls(volumes, box, pixel_size, truth, ctf, None if snr is None else noise)
-        rows = np.flatnonzero(~truth["is_junk"].to_numpy())[:CALIBRATION_IMAGES]
+        shown = truth["structure"].to_numpy() >= 0
+        good = shown & ~truth["is_junk"].to_numpy()
+        rows = np.flatnonzero(good if good.any() else shown)[:CALIBRATION_IMAGES]
         if rows.size == 0:
             return model
         signal = model.signal_features(rows)
@@ -125,6 +128,12 @@ class ForwardModel:
             features *= self.ctf[rows].evaluate(frequency, plane.azimuth)
         return features
 
+    def signal(self, rows: np.ndarray) -> Float32:
+        """Noise-free images (n_rows, D, D) of rows that show a particle."""
+        features = self.signal_features(rows)
+        features *= np.float32(self.scale)
+        return images_from_features(features, self.plane)
+
     def render(self, task: tuple[slice, np.random.SeedSequence]) -> Float32:
         """Make the images of a block of rows; (n_rows, D, D).
 
@@ -138,11 +147,15 @@ class ForwardModel:
         numbers = np.arange(rows.start, rows.stop)
         kinds = self.truth["junk_kind"].to_numpy()[rows]
         is_junk = self.truth["is_junk"].to_numpy()[rows]
-        shows_particle = self.truth["structure"].to_numpy()[rows] >= 0
+        off_centre = kinds == "off_centre"
         images = np.zeros((len(numbers), self.box, self.box), dtype=np.float32)
-        if shows_particle.any():
-            features = self.signal_features(numbers[shows_particle]) * np.float32(self.scale)
-            images[shows_particle] = images_from_features(features, self.plane)
+        if not is_junk.all():
+            images[~is_junk] = self.signal(numbers[~is_junk])
+        if off_centre.any():
+            # in a box twice as large and then cropped: what leaves the box must not come in on the far side
+            margin = self.box - self.box // 2
+            wide = replace(self, box=2 * self.box).signal(numbers[off_centre])
+            images[off_centre] = wide[:, margin : margin + self.box, margin : margin + self.box]
         noisy = is_junk if self.noise is None else np.ones(len(images), dtype=bool)
         images[noisy] += draw_noise(rng, np.count_nonzero(noisy), self.box, self.noise or "white")
         for row in np.flatnonzero(is_junk):

@@ -57,7 +57,8 @@ def make_particles(
     image = CTF * (projection of the volume, turned and shifted) + noise. The projection is an exact central
     slice of the volume's Fourier transform; the CTF, astigmatism included, is that of the image's own frame,
     with RELION's sign, Eq. (1.4)-(1.5), so that particles are white on black. Noise has mean 0 and standard
-    deviation 1, as RELION wants the background of its particles.
+    deviation 1, as RELION wants the background of its particles. As in every simulator that works in Fourier
+    space, what reaches beyond the box (fringes of the CTF, a large `max_shift`) wraps round.
 
     Parameters
     ----------
