@@ -9,6 +9,8 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 
+from sklearn_cryoem.particles.file_source import FileSource
+from sklearn_cryoem.particles.mrc_files import inspect_mrc
 from sklearn_cryoem.physics.fourier import Float32
 
 _MODES = {"float32": 2, "float16": 12}
@@ -22,7 +24,7 @@ def write_stack(
     *,
     pixel_size: float,
     dtype: str,
-) -> Path:
+) -> FileSource:
     """Write blocks of images one after the other into an .mrcs file; the file appears only when complete.
 
     Parameters
@@ -40,7 +42,8 @@ def write_stack(
 
     Returns
     -------
-    path : Path
+    source : FileSource
+        Reads the images back from the file.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".part")
@@ -57,4 +60,5 @@ def write_stack(
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return path
+    n_images = shape[0]
+    return FileSource([inspect_mrc(path)], np.zeros(n_images, np.int32), np.arange(n_images, dtype=np.int32))

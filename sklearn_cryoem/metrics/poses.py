@@ -1,0 +1,99 @@
+"""Errors of in-plane poses after removing what no reference-free aligner can know: each class's own frame."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from sklearn_cryoem.particles import Poses
+
+Float64 = NDArray[np.float64]
+
+
+class PoseErrors(NamedTuple):
+    """Errors of every particle; the medians are over particles in groups of at least two."""
+
+    angle_rad: Float64
+    """(n_images,) absolute in-plane angle error; NaN for particles left out."""
+    shift: Float64
+    """(n_images,) length of the shift error, in the unit of the poses; NaN for particles left out."""
+    median_angle_rad: float
+    median_shift: float
+
+
+def pose_errors(poses: Poses, truth: pd.DataFrame, labels: ArrayLike) -> PoseErrors:
+    """In-plane angle and shift errors within each (class, view), after removing its global frame.
+
+    A class average may be turned and off centre as it likes: if it is turned by a and displaced by u, every
+    particle's angle is off by a and its shift by R(-psi) u. Both are estimated as medians within the group
+    and removed.
+
+    Parameters
+    ----------
+    poses : Poses
+        Estimated poses.
+    truth : DataFrame
+        With columns angle_rad, shift_x, shift_y, view (-1 without fixed views) and is_junk, as
+        `make_particles` gives. Shifts in the unit of `poses`.
+    labels : array_like of shape (n_images,), int
+        Class of each particle; a negative label leaves the particle out, as does junk.
+
+    Returns
+    -------
+    errors : PoseErrors
+
+    Raises
+    ------
+    ValueError
+        If the numbers of rows disagree.
+
+    Notes
+    -----
+    Without fixed views the groups are the classes; their errors then include the true difference of angle
+    between neighbouring views. The median is taken from the group itself, so groups of a few particles look
+    better than they are.
+    """
+    label = np.asarray(labels)
+    if not len(poses) == len(truth) == len(label):
+        raise ValueError(
+            f"There are {len(poses)} poses, {len(truth)} rows of truth and {len(label)} labels, expected as "
+            "many of each. Slice all three with the same rows."
+        )
+    turn = poses.angle_rad - truth["angle_rad"].to_numpy()  # (n_images,)
+    residual = poses.shift - truth[["shift_x", "shift_y"]].to_numpy()  # (n_images, 2), image's frame
+    cos, sin = np.cos(poses.angle_rad), np.sin(poses.angle_rad)
+    displaced = np.column_stack(  # R(psi) residual: in the class's frame
+        [cos * residual[:, 0] - sin * residual[:, 1], sin * residual[:, 0] + cos * residual[:, 1]]
+    )
+    angle_error, shift_error = np.full(len(label), np.nan), np.full(len(label), np.nan)
+    kept = np.flatnonzero((label >= 0) & ~truth["is_junk"].to_numpy(dtype=bool))
+    groups = pd.DataFrame({"label": label[kept], "view": truth["view"].to_numpy()[kept]})
+    for places in groups.groupby(["label", "view"]).indices.values():
+        rows = kept[places]
+        if len(rows) < 2:
+            continue
+        angle_error[rows] = np.abs(_about_median(turn[rows]))
+        shift_error[rows] = np.linalg.norm(displaced[rows] - np.median(displaced[rows], axis=0), axis=1)
+    measured = np.isfinite(angle_error)
+    return PoseErrors(
+        angle_error, shift_error, _median(angle_error[measured]), _median(shift_error[measured])
+    )
+
+
+def _about_median(angle: Float64) -> Float64:
+    """Angles minus their circular median, in (-pi, pi]."""
+    # the candidate centre with the least sum of distances; the angles themselves are the candidates
+    candidates = angle if len(angle) <= 512 else angle[:: len(angle) // 512]
+    distance = np.abs(_wrap(angle[None, :] - candidates[:, None])).sum(axis=1)
+    return _wrap(angle - candidates[distance.argmin()])
+
+
+def _wrap(angle: Float64) -> Float64:
+    return np.pi - (np.pi - angle) % (2.0 * np.pi)
+
+
+def _median(values: Float64) -> float:
+    return float(np.median(values)) if values.size else float("nan")

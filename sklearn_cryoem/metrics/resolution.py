@@ -1,0 +1,87 @@
+"""Fourier ring correlation of two images, and the resolution it implies."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import fft
+
+
+def fourier_ring_correlation(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
+    """Correlation of two images (or of two stacks, image by image) ring by ring in Fourier space.
+
+    Parameters
+    ----------
+    first, second : array_like of shape (..., D, D)
+        Usually averages over two halves of the particles of a class.
+
+    Returns
+    -------
+    correlation : ndarray of shape (..., D // 2 + 1)
+        Entry r is for the frequencies whose radius rounds to r Fourier pixels, that is for the resolution
+        D * pixel_size / r. A ring on which one of the images is zero gives 0.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or the images are not square.
+    """
+    one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if one.shape != other.shape or one.ndim < 2 or one.shape[-1] != one.shape[-2]:
+        raise ValueError(
+            f"The images have shapes {one.shape} and {other.shape}, expected two of the same "
+            "shape (..., D, D). Bring both to one box first."
+        )
+    box = one.shape[-1]
+    spectrum_one = fft.fft2(one, workers=1)
+    spectrum_other = fft.fft2(other, workers=1)
+    cross = _ring_sums((spectrum_one * spectrum_other.conj()).real, box)
+    norm = np.sqrt(_ring_sums(np.abs(spectrum_one) ** 2, box) * _ring_sums(np.abs(spectrum_other) ** 2, box))
+    return np.divide(cross, norm, out=np.zeros_like(cross), where=norm > 0)
+
+
+def resolution_from_frc(
+    correlation: ArrayLike, pixel_size: float, box: int, threshold: float = 0.143
+) -> NDArray[np.float64] | float:
+    """Resolution at which a Fourier ring correlation first falls below a threshold.
+
+    Parameters
+    ----------
+    correlation : array_like of shape (..., n_rings)
+        From `fourier_ring_correlation`; ring 0 is not looked at.
+    pixel_size : float
+        In Angstrom (1 for a resolution in pixels).
+    box : int
+        Side D of the images in pixels.
+    threshold : float
+        0.143 for two half sets, 0.5 for two images of independent origin.
+
+    Returns
+    -------
+    resolution : float or ndarray of shape (...)
+        In Angstrom, interpolated between rings. The resolution of the last ring if the curve never falls
+        below the threshold; infinity if it starts below.
+    """
+    curve = np.asarray(correlation, dtype=np.float64)
+    below = curve[..., 1:] < threshold  # (..., n_rings - 1), rings from 1
+    n_rings = curve.shape[-1] - 1
+    first = np.where(below.any(axis=-1), below.argmax(axis=-1) + 1, n_rings + 1)  # first ring below
+    right = np.minimum(first, n_rings)
+    high = np.take_along_axis(curve, np.maximum(right - 1, 0)[..., None], axis=-1)[..., 0]
+    low = np.take_along_axis(curve, right[..., None], axis=-1)[..., 0]
+    step = np.divide(high - threshold, high - low, out=np.zeros_like(high), where=high > low)
+    crossing = np.where(first > n_rings, float(n_rings), right - 1 + step)  # in rings
+    crossing = np.where(first == 1, 0.0, crossing)
+    with np.errstate(divide="ignore"):
+        resolution = np.where(crossing > 0, box * pixel_size / np.asarray(crossing), np.inf)
+    return float(resolution) if resolution.ndim == 0 else resolution
+
+
+def _ring_sums(values: NDArray[np.float64], box: int) -> NDArray[np.float64]:
+    """Sum (..., D, D) over rings of rounded radius 0 .. D // 2."""
+    k = np.fft.fftfreq(box, 1.0 / box)
+    ring = np.rint(np.hypot(k[:, None], k[None, :])).astype(np.int64).ravel()
+    order = np.argsort(ring, kind="stable")
+    starts = np.searchsorted(ring[order], np.arange(box // 2 + 2))
+    flat = values.reshape(*values.shape[:-2], -1)[..., order[: starts[-1]]]
+    return np.add.reduceat(flat, starts[:-1], axis=-1)
