@@ -219,8 +219,8 @@ def _read_exactly(descriptor: int, buffer: np.ndarray, file: FrameFile) -> None:
 def as_source(images: Any) -> ImageSource:
     """Return `images` as an image source.
 
-    A source is returned as it is; a read-only memory map of a whole stack becomes a `FileSource`, which pickles
-    small and hashes by name, size and time of modification; anything else is taken as an array in memory.
+    A source is returned as it is; a read-only memory map of a stack becomes a `FileSource`, which pickles
+    small and hashes by name, size and time of modification; anything else is an array in memory.
     """
     if isinstance(images, ImageSource):
         return images

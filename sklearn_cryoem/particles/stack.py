@@ -10,6 +10,7 @@ import pandas as pd
 
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.particles._rows import Immutable, read_only, row_key
+from sklearn_cryoem.particles.check import find_bad_images
 from sklearn_cryoem.particles.ctf_table import CTFTable
 from sklearn_cryoem.particles.file_source import as_source
 from sklearn_cryoem.particles.poses import Poses
@@ -20,6 +21,7 @@ from sklearn_cryoem.particles.preprocess import (
     TransformedSource,
 )
 from sklearn_cryoem.particles.sources import ImageSource
+from sklearn_cryoem.particles.tables import guarded, pack_table, unpack_table
 
 
 class ParticleStack(Immutable):
@@ -87,7 +89,7 @@ class ParticleStack(Immutable):
         self._optics_group = self._group("optics_group", optics_group)
         self._noise_group = self._group("noise_group", noise_group)
         self._metadata = self._table("metadata", metadata)
-        self._optics = optics
+        self._optics = None if optics is None else guarded(optics)
         self._truth = None if truth is None else self._table("truth", truth)
         self._seal()
 
@@ -144,17 +146,17 @@ class ParticleStack(Immutable):
     @property
     def metadata(self) -> pd.DataFrame:
         """The original table (a copy): one row per particle."""
-        return self._metadata.copy()
+        return guarded(self._metadata)
 
     @property
     def optics(self) -> pd.DataFrame | None:
         """The original optics table (a copy): one row per optics group."""
-        return None if self._optics is None else self._optics.copy()
+        return None if self._optics is None else guarded(self._optics)
 
     @property
     def truth(self) -> pd.DataFrame | None:
         """What is known of simulated particles (a copy), or None."""
-        return None if self._truth is None else self._truth.copy()
+        return None if self._truth is None else guarded(self._truth)
 
     @property
     def box(self) -> int:
@@ -199,6 +201,21 @@ class ParticleStack(Immutable):
         """
         return self._images.read(rows)
 
+    def check(self, *, verbose: int = 0) -> pd.DataFrame:
+        """Read every image once and list those that are constant or not finite.
+
+        Parameters
+        ----------
+        verbose : int
+            Whether to show progress.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``row``, ``image`` and ``problem``; no row if all is well.
+        """
+        return find_bad_images(self._images, verbose=verbose)
+
     def __getitem__(self, key: Any) -> ParticleStack:
         rows = row_key(key, len(self))
         if isinstance(rows, slice) and rows == slice(0, len(self)):
@@ -212,6 +229,17 @@ class ParticleStack(Immutable):
             metadata=self._metadata.iloc[rows],
             truth=None if self._truth is None else self._truth.iloc[rows],
         )
+
+    def __getstate__(self) -> dict:
+        # Tables packed, arrays contiguous: equal stacks give equal pickles, so joblib.hash is stable.
+        tables = {name: pack_table(self.__dict__[name]) for name in ("_metadata", "_optics", "_truth")}
+        groups = {name: np.array(self.__dict__[name]) for name in ("_optics_group", "_noise_group")}
+        return {**self.__dict__, **tables, **groups}
+
+    def __setstate__(self, state: dict) -> None:
+        tables = {name: unpack_table(state[name]) for name in ("_metadata", "_optics", "_truth")}
+        groups = {name: read_only(state[name]) for name in ("_optics_group", "_noise_group")}
+        self.__dict__.update({**state, **tables, **groups})
 
     def __iter__(self) -> Iterator[ParticleStack]:
         return (self[row] for row in range(len(self)))
