@@ -70,7 +70,7 @@ def _resolution_steps(ax, iterations, resolution):
     """Resolution limit on a second axis, linear in 1/Angstrom so that equal steps are equal news."""
     twin = ax.twinx()
     twin.step(iterations, resolution, where="mid", color=_RESOLUTION_COLOUR, lw=1.2, alpha=0.8)
-    twin.set_yscale("function", functions=(_reciprocal, _reciprocal))
+    twin.set_yscale("function", functions=(_minus_reciprocal, _minus_reciprocal))
     finite = resolution[np.isfinite(resolution)]
     if finite.size:
         twin.set_ylim(finite.max() * 1.15, finite.min() * 0.9)
@@ -81,5 +81,6 @@ def _resolution_steps(ax, iterations, resolution):
     ax.patch.set_visible(False)
 
 
-def _reciprocal(values):
-    return 1.0 / np.maximum(values, np.finfo(float).tiny)
+def _minus_reciprocal(values):
+    # Its own inverse, and rising, as matplotlib wants of a scale; the axis is then turned over by its limits.
+    return -1.0 / np.where(values == 0, np.finfo(float).tiny, values)

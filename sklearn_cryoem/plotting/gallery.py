@@ -136,7 +136,7 @@ def class_order(n_classes, counts=None, resolutions=None, *, order="size", hide_
     if order == "size" and counts is not None:
         shown = np.argsort(-counts, kind="stable")
     elif order == "resolution":
-        shown = np.argsort(np.nan_to_num(resolutions, nan=np.inf), kind="stable")
+        shown = np.argsort(np.where(np.isfinite(resolutions), resolutions, np.inf), kind="stable")
     if hide_empty and counts is not None:
         shown = shown[counts[shown] > 0]
         if shown.size == 0:

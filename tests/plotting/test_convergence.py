@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.plotting import plot_convergence
+
+
+def test_the_line_is_broken_where_the_objective_changes():
+    ax = plot_convergence([1.0, 2.0, 0.0, 1.0, 1.5], stage=[0, 0, 1, 1, 1])
+    solid = [line.get_xdata().tolist() for line in ax.lines if line.get_linestyle() == "-"]
+    assert solid == [[1, 2], [3, 4, 5]]
+
+
+def test_finer_resolution_is_drawn_higher_and_breaks_the_line(tmp_path):
+    ax = plot_convergence([1, 2, 5, 6], resolution=[40, 40, 10, 10])
+    twin = next(other for other in ax.figure.axes if other is not ax)
+    (coarse, fine) = twin.transData.transform([(1, 40), (1, 10)])[:, 1]
+    assert fine > coarse
+    assert sum(line.get_linestyle() == "-" for line in ax.lines) == 2
+    ax.figure.savefig(tmp_path / "convergence.png", dpi=40)
+
+
+def test_one_iteration_is_enough(tmp_path):
+    plot_convergence([np.float32(-3.0)], resolution=[np.inf]).figure.savefig(tmp_path / "one.png", dpi=40)
+
+
+@pytest.mark.parametrize("name", ["resolution", "stage"])
+def test_arrays_that_do_not_fit_are_named(name):
+    with pytest.raises(ParticleDataError, match="one value for each iteration"):
+        plot_convergence([1, 2, 3], **{name: [1, 2]})
+    with pytest.raises(ParticleDataError, match="at least one iteration"):
+        plot_convergence([])
