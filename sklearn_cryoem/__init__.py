@@ -1,6 +1,53 @@
-"""Reference-free 2-D alignment and deep clustering of cryo-EM particle images."""
+"""Reference-free 2-D alignment and deep clustering of cryo-EM particle images.
+
+The names below are the whole top level; everything else is in `sklearn_cryoem.datasets`, `metrics`,
+`plotting`, `io` and the packages under them. Names are imported when they are first used, so that
+``import sklearn_cryoem`` and ``sklearn-cryoem --help`` cost nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from sklearn_cryoem._version import __version__
-from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
 
-__all__ = ["CTFTable", "ParticleStack", "Poses", "__version__"]
+if TYPE_CHECKING:
+    from sklearn_cryoem.estimators import MAPAligner, SMLClusterer, load_model, save_model
+    from sklearn_cryoem.io import read_particles, write_particles
+    from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
+
+_HOMES = {
+    "CTFTable": "particles",
+    "MAPAligner": "estimators",
+    "ParticleStack": "particles",
+    "Poses": "particles",
+    "SMLClusterer": "estimators",
+    "load_model": "estimators",
+    "read_particles": "io",
+    "save_model": "estimators",
+    "write_particles": "io",
+}
+
+__all__ = [  # noqa: RUF022 (alphabetical but for the version)
+    "CTFTable",
+    "MAPAligner",
+    "ParticleStack",
+    "Poses",
+    "SMLClusterer",
+    "load_model",
+    "read_particles",
+    "save_model",
+    "write_particles",
+    "__version__",
+]
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

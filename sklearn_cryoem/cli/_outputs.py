@@ -1,0 +1,149 @@
+"""The folder of a run: nothing replaced unasked, nothing half-written, `summary.json` last."""
+
+import csv
+import json
+import math
+import platform
+import sys
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from sklearn_cryoem._core.files import atomic_path
+from sklearn_cryoem._version import __version__
+from sklearn_cryoem.cli.console import CommandError
+
+SUMMARY = "summary.json"
+_REPORTED_VERSIONS = ("numpy", "scipy", "scikit-learn", "finufft", "mrcfile", "starfile", "joblib")
+
+
+class RunFolder:
+    """A folder that one run fills with files of known names.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; made if it is not there.
+    names : list of str
+        Every file that the run will write, `summary.json` not counted.
+    force : bool
+        Whether files of these names may be replaced. Other files in the folder are left alone.
+
+    Raises
+    ------
+    CommandError
+        If the folder cannot be used, before any work is done.
+    """
+
+    def __init__(self, path, names, *, force=False):
+        self.path, self.names, self.force = path, [*names, SUMMARY], force
+        self.seconds = {}  # stage -> wall-clock seconds
+        self._started = time.perf_counter()
+        if path.exists() and not path.is_dir():
+            raise CommandError(f"{path} is a file. Give the name of a folder to --output.")
+        taken = [name for name in self.names if (path / name).exists()]
+        if taken and not force:
+            raise CommandError(
+                f"{path} already holds {', '.join(taken[:3])}{' and more' if len(taken) > 3 else ''}. "
+                f"Choose another --output, or pass --force to replace these files."
+            )
+        self._made = not path.exists()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / SUMMARY).unlink(missing_ok=True)  # from here on, what lies there is not a finished run
+        except OSError as error:
+            raise CommandError(
+                f"{path} cannot be written to ({error.strerror}). Choose another --output."
+            ) from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if error is not None and self._made and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def __truediv__(self, name):
+        return self.path / name
+
+    def writing(self, name):
+        """Context manager with a temporary path that becomes `name` when the block succeeds."""
+        return atomic_path(self.path / name, overwrite=self.force)
+
+    @contextmanager
+    def timed(self, stage):
+        """Count the block's wall-clock time under `stage`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def write_csv(self, name, header, rows):
+        """Write a table as comma-separated values."""
+        with self.writing(name) as path, open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(rows)
+
+    def write_summary(self, command, options, results, warnings):
+        """Write `summary.json`, the sign that the run is complete.
+
+        Parameters
+        ----------
+        command : str
+            Name of the sub-command.
+        options : dict
+            Every option as it was used.
+        results : dict
+            What the run found.
+        warnings : list of str
+            What it warned of.
+        """
+        summary = {
+            "command": command,
+            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "options": options,
+            "results": results,
+            "warnings": warnings,
+            "seconds": {**self.seconds, "total": time.perf_counter() - self._started},
+            "files": [name for name in self.names if (self.path / name).exists()] + [SUMMARY],
+        }
+        with self.writing(SUMMARY) as path:
+            path.write_text(json.dumps(as_json(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def versions():
+    """Versions of what computed the results."""
+    found = {"sklearn-cryoem": __version__, "python": platform.python_version(), "platform": sys.platform}
+    for name in _REPORTED_VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def as_json(value):
+    """`value` with arrays as lists, numbers rounded to six digits, paths as text, nan and infinity as null."""
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def options_as_dict(options):
+    """What the command line was, without what is only about talking."""
+    hidden = {"run", "quiet", "verbose", "debug", "command", "force"}
+    return {key: value for key, value in vars(options).items() if key not in hidden}

@@ -1,0 +1,109 @@
+"""`sklearn-cryoem classify`: read, align, cluster, look, write back."""
+
+from pathlib import Path
+
+from sklearn_cryoem.cli._arguments import (
+    add_machine,
+    add_output,
+    count,
+    count_or_auto,
+    count_or_grid,
+    new_command,
+    positive,
+)
+from sklearn_cryoem.cli._outputs import RunFolder, options_as_dict
+from sklearn_cryoem.cli.console import CommandError
+
+_EPILOG = """\
+The class of each particle is written as rlnClassNumber (counted from 1) into the labelled particle file; the class
+averages stand in the same order in class_averages.mrcs. The model is loaded with sklearn_cryoem.load_model.
+"""
+
+
+def add_parser(commands):
+    """Add the command to the parser."""
+    parser = new_command(
+        commands, "classify", run,
+        summary="align particles, cluster them, write labels, class averages and pictures",
+        description="Align particle images without a reference (MAPAligner), cluster them on a manifold "
+        "(SMLClusterer), and write the labelled particles, class averages, pictures, model and summary.",
+        epilog=_EPILOG,
+    )  # fmt: skip
+    parser.add_argument("particles", metavar="PARTICLES", type=Path, help="a .star, .cs or .mrcs file")
+    add_output(parser)
+    add_reading(parser.add_argument_group("reading"))
+    add_classification(parser)
+    add_machine(parser.add_argument_group("machine"))
+
+
+def add_reading(group):
+    """Add the options of how particles are read."""
+    group.add_argument("--images-dir", metavar="DIR", type=Path, help="where the image stacks are, if moved")
+    group.add_argument(
+        "--pixel-size", metavar="A", type=positive, help="Angstrom per pixel (default: what the file says)"
+    )
+    group.add_argument("--invert", action="store_true", help="invert the contrast: for dark particles")
+    group.add_argument(
+        "--normalise", action="store_true", help="give each background mean 0 and standard deviation 1"
+    )
+    group.add_argument(
+        "--downsample", metavar="PIXELS", type=count, help="crop images in Fourier space to this box, in pixels"
+    )
+    group.add_argument(
+        "--permissive", action="store_true", help="leave out particles that cannot be used, and say which"
+    )
+
+
+def add_classification(parser):
+    """Add the options of alignment and clustering."""
+    both = parser.add_argument_group("alignment and clustering")
+    both.add_argument(
+        "--mask-diameter", metavar="A", type=positive,
+        help="diameter of the round mask, in Angstrom (default: chosen from the box)",
+    )  # fmt: skip
+    both.add_argument(
+        "--max-resolution", metavar="A", type=positive,
+        help="finest detail to use, in Angstrom (default: as fine as pixel size and signal allow)",
+    )  # fmt: skip
+    align = parser.add_argument_group("alignment")
+    align.add_argument("--align-classes", metavar="N", type=count, default=50, help="classes while aligning")
+    align.add_argument("--align-iterations", metavar="N", type=count, help="(default: the aligner's own)")
+    align.add_argument(
+        "--max-shift", metavar="A", type=positive,
+        help="particles are off centre by at most this, in Angstrom (default: chosen from the box)",
+    )  # fmt: skip
+    align.add_argument(
+        "--skip-align", action="store_true", help="use the in-plane angles and shifts of the file as they are"
+    )
+    cluster = parser.add_argument_group("clustering")
+    cluster.add_argument(
+        "--classes", metavar="N", type=count_or_grid, default=100,
+        help="number of classes, rounded to a regular grid, or the grid itself: 10x10",
+    )  # fmt: skip
+    cluster.add_argument(
+        "--latent-dim", metavar="L", type=count, choices=(1, 2, 3), default=2, help="dimension of the manifold"
+    )
+    cluster.add_argument(
+        "--basis", metavar="N", type=count_or_auto, default="auto",
+        help="basis functions of the manifold: fewer are smoother",
+    )  # fmt: skip
+    cluster.add_argument("--iterations", metavar="N", type=count, help="(default: the clusterer's own)")
+
+
+def run(options, console):
+    """Classify and write."""
+    from sklearn_cryoem.cli import _workflow
+
+    if not options.particles.exists():
+        raise CommandError(f"there is no {options.particles}. Check the path.")
+    names = _workflow.output_names(options.particles.suffix)
+    with RunFolder(options.output, names, force=options.force) as folder:
+        _workflow.require_pictures()
+        with folder.timed("read"):
+            stack, n_left_out = _workflow.read(options, console)
+        console.say(f"{stack!r}")
+        outcome = _workflow.classify(stack, options, folder)
+        results = _workflow.write(outcome, folder, console)
+        results["n_left_out"] = n_left_out
+        folder.write_summary("classify", options_as_dict(options), results, console.warnings)
+    _workflow.tell(results, folder, console)

@@ -1,0 +1,191 @@
+"""`sklearn-cryoem info`: what is in a particle file, a map, a finished run or a model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from sklearn_cryoem.cli._arguments import new_command
+from sklearn_cryoem.cli._outputs import SUMMARY, as_json
+from sklearn_cryoem.cli.console import CommandError
+
+_PARTICLE_SUFFIXES = (".star", ".cs", ".mrcs")
+_MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
+
+
+def add_parser(commands):
+    """Add the command to the parser."""
+    parser = new_command(
+        commands, "info", run,
+        summary="say what is in a file or a finished run",
+        description="Say what is in a particle file (.star, .cs, .mrcs), a map (.mrc), a model (.npz) or the "
+        "folder of a finished run. No image is read, save for a map.",
+    )  # fmt: skip
+    parser.add_argument("path", metavar="FILE_OR_FOLDER", type=Path)
+    parser.add_argument("--images-dir", metavar="DIR", type=Path, help="where the image stacks are, if moved")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def run(options, console):
+    """Find out what it is and describe it."""
+    path = options.path
+    if not path.exists():
+        raise CommandError(f"there is no {path}. Check the path.")
+    if path.is_dir():
+        facts = describe_run(path)
+    elif path.suffix in _PARTICLE_SUFFIXES:
+        facts = describe_particles(path, options.images_dir)
+    elif path.suffix in _MAP_SUFFIXES:
+        facts = describe_map(path)
+    elif path.suffix == ".npz":
+        facts = describe_model(path)
+    else:
+        known = ", ".join((*_PARTICLE_SUFFIXES, *_MAP_SUFFIXES, ".npz"))
+        raise CommandError(f"{path} is of no known kind. Give a file that ends in {known}, or a run's folder.")
+    if options.json:
+        console.data(json.dumps(as_json(facts), indent=2, allow_nan=False))
+        return
+    console.quiet = False  # the description is what was asked for
+    console.say(f"{path}: {facts.pop('kind')}")
+    console.table([(name.replace("_", " "), _text(value)) for name, value in facts.items()])
+
+
+def describe_particles(path, images_dir=None):
+    """Facts of a particle file, in reading order; no image is read.
+
+    Parameters
+    ----------
+    path : Path
+        A .star, .cs or .mrcs file.
+    images_dir : Path or None
+        Where its stacks are, if they were moved.
+
+    Returns
+    -------
+    dict
+    """
+    from sklearn_cryoem.io import read_particles
+
+    stack = read_particles(path, images_dir=images_dir)
+    ctf, poses = stack.ctf, stack.poses
+    facts = {
+        "kind": "particles",
+        "particles": len(stack),
+        "box_px": stack.box,
+        "pixel_size_angstrom": stack.pixel_size,
+        "bytes_as_float32": stack.nbytes,
+        "optics_groups": len(np.unique(stack.optics_group)),
+        "noise_groups": len(np.unique(stack.noise_group)),
+        "ctf": "none; it will be taken as 1" if ctf is None else "yes",
+    }
+    if ctf is not None:
+        mean_defocus = (ctf.defocus_u_angstrom + ctf.defocus_v_angstrom) / 2
+        astigmatism = np.abs(ctf.defocus_u_angstrom - ctf.defocus_v_angstrom)
+        facts |= {
+            "defocus_angstrom": _range(mean_defocus),
+            "astigmatism_angstrom": _range(astigmatism),
+            "voltage_kv": _range(ctf.voltage_volts / 1e3),
+            "spherical_aberration_mm": _range(ctf.cs_angstrom / 1e7),
+            "amplitude_contrast": _range(ctf.amplitude_contrast),
+        }
+    facts["in_plane_poses"] = "none" if poses is None else "yes"
+    if poses is not None:
+        facts["longest_shift"] = float(np.hypot(*poses.shift.T).max(initial=0.0))
+    facts["columns"] = [str(name) for name in stack.metadata.columns]
+    return facts
+
+
+def describe_map(path):
+    """Facts of a density map.
+
+    Parameters
+    ----------
+    path : Path
+        An MRC file.
+
+    Returns
+    -------
+    dict
+    """
+    from sklearn_cryoem.io import read_mrc
+
+    array, pixel_size = read_mrc(path)
+    kind = "density map" if array.ndim == 3 and len(set(array.shape)) == 1 else "images"
+    return {
+        "kind": kind,
+        "shape": list(array.shape),
+        "pixel_size_angstrom": pixel_size,
+        "values": _range(array),
+        "mean": float(array.mean()),
+        "standard_deviation": float(array.std()),
+    }
+
+
+def describe_model(path):
+    """Facts of a saved model.
+
+    Parameters
+    ----------
+    path : Path
+        A file written by `save_model`.
+
+    Returns
+    -------
+    dict
+    """
+    from sklearn_cryoem.estimators._persistence import read_model_header
+
+    header = read_model_header(path)
+    facts = {"kind": "model", "written_by": header["written_by"], "written_at": header["written_at"]}
+    for name, estimator, parameters in header["steps"]:
+        shown = ", ".join(f"{key}={value!r}" for key, value in parameters.items() if value is not None)
+        facts[name] = f"{estimator}({shown})"
+    return facts
+
+
+def describe_run(folder):
+    """Facts of a finished run, from its summary.
+
+    Parameters
+    ----------
+    folder : Path
+        What was given to --output.
+
+    Returns
+    -------
+    dict
+    """
+    path = folder / SUMMARY
+    if not path.is_file():
+        raise CommandError(f"{folder} holds no {SUMMARY}: not a finished run. Give the --output of a run that ended.")
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        facts = {"kind": f"finished run of {summary['command']}", "written_at": summary["written_at"]}
+        facts |= {name: value for name, value in summary["results"].items() if not isinstance(value, dict | list)}
+        facts["seconds"] = summary["seconds"]["total"]
+        facts["warnings"] = summary["warnings"]
+        facts["files"] = summary["files"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CommandError(f"{path} is no summary of a run ({error}). Run the command again.") from error
+    return facts
+
+
+def _range(values):
+    """(smallest, largest), or the one value that all share."""
+    low, high = float(np.min(values)), float(np.max(values))
+    return low if low == high else [low, high]
+
+
+def _text(value):
+    """A fact as text for people."""
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(item, float) for item in value):
+        return f"{value[0]:.6g} to {value[1]:.6g}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) if value else "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "unknown" if value is None else str(value)

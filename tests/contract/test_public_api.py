@@ -1,0 +1,105 @@
+"""What a user may rely on, and what the house style promises of every module."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sklearn_cryoem
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "sklearn_cryoem"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+PUBLIC_PACKAGES = ["datasets", "estimators", "io", "metrics", "particles", "plotting"]
+MODULES = sorted(
+    module.name for module in pkgutil.walk_packages(sklearn_cryoem.__path__, prefix="sklearn_cryoem.")
+)
+
+
+def label(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def public_objects():
+    for package in PUBLIC_PACKAGES:
+        module = importlib.import_module(f"sklearn_cryoem.{package}")
+        for name in module.__all__:
+            yield pytest.param(getattr(module, name), id=f"{package}.{name}")
+
+
+def test_the_top_level_holds_these_names_and_no_others():
+    assert set(sklearn_cryoem.__all__) == {
+        "CTFTable", "MAPAligner", "ParticleStack", "Poses", "SMLClusterer", "load_model", "read_particles",
+        "save_model", "write_particles", "__version__",
+    }  # fmt: skip
+    for name in sklearn_cryoem.__all__:
+        assert getattr(sklearn_cryoem, name) is not None
+        assert name in dir(sklearn_cryoem)
+    with pytest.raises(AttributeError, match="has no attribute 'KMeans'"):
+        sklearn_cryoem.KMeans  # noqa: B018
+
+
+def test_importing_is_light_and_pictures_are_not_imported_for_fitting():
+    code = (
+        "import sys, sklearn_cryoem; assert 'sklearn' not in sys.modules and 'numpy' not in sys.modules;"
+        "from sklearn_cryoem import MAPAligner, SMLClusterer, read_particles;"
+        "assert 'matplotlib' not in sys.modules and 'tqdm' not in sys.modules;"
+        "import sklearn_cryoem.plotting; assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("thing", list(public_objects()))
+def test_public_things_say_what_they_take_and_return(thing):
+    if not callable(thing):
+        return
+    text = inspect.getdoc(thing) or ""
+    assert len(text.splitlines()) >= 1 and text[0].isupper(), "no docstring"
+    if inspect.isfunction(thing):
+        parameters = [name for name in inspect.signature(thing).parameters if name not in ("args", "kwargs")]
+        missing = [
+            name for name in parameters if not re.search(rf"^\**[\w, *]*\b{name}\b[\w, *]*", text, re.M)
+        ]
+        assert not missing, f"parameters without a word in the docstring: {missing}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name):
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=label)
+def test_modules_stay_readable(path):
+    n_lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert n_lines <= 350, f"{n_lines} lines; would two modules be clearer?"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=label)
+def test_only_the_command_line_prints_and_nothing_pickles_or_asserts(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = {
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    if label(path) != "sklearn_cryoem/cli/console.py":
+        assert "print" not in calls, "print in a library; use logging, or the console of the command line"
+    assert not imports & {"pickle", "dill", "cloudpickle"}
+    asserts = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    assert not asserts, f"assert is no validation (python -O drops it): lines {asserts}"
+
+
+def test_the_version_is_the_same_wherever_it_must_be_repeated():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert set(re.findall(r"^ *version: (\S+)$", citation, re.M)) == {sklearn_cryoem.__version__}
