@@ -128,8 +128,11 @@ def fourier_features(images: Float32, plane: HalfPlane) -> Complex64:
     """
     spectrum = fft.rfft2(images, norm="ortho", axes=(-2, -1), workers=1)  # (n_images, D, D // 2 + 1)
     scale = np.float32(np.sqrt(2.0)) * centre_phase(plane.box, plane.kx, plane.ky)
-    features: Complex64 = (spectrum[..., plane.ky, plane.kx] * scale).astype(np.complex64, copy=False)
-    return features
+    # gathered by flat index: `spectrum[..., ky, kx]` would come out transposed in memory
+    flat = (plane.ky % plane.box) * spectrum.shape[-1] + plane.kx  # (J,)
+    features = np.take(spectrum.reshape(*spectrum.shape[:-2], -1), flat, axis=-1)
+    features *= scale
+    return np.asarray(features, dtype=np.complex64)
 
 
 def images_from_features(features: Complex64, plane: HalfPlane, box: int | None = None) -> Float32:

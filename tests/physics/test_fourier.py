@@ -1,0 +1,139 @@
+"""Half-plane features: each conjugate pair once, in the right place, with the right scale."""
+
+import numpy as np
+import pytest
+
+from sklearn_cryoem.physics.fourier import (
+    fourier_features,
+    fourier_resize,
+    half_plane,
+    images_from_features,
+    shell_sums,
+)
+
+BOXES = [8, 9, 16, 21]
+
+
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("k_max", [None, 1, 2.9, 3.0, 100])
+def test_every_conjugate_pair_is_kept_once_and_nothing_else(box, k_max):
+    plane = half_plane(box, k_max)
+    limit = (box - 1) // 2 if k_max is None else min(k_max, (box - 1) // 2)
+    everything = {
+        (kx, ky) for kx in range(-box, box) for ky in range(-box, box) if 0 < kx**2 + ky**2 <= limit**2
+    }
+    kept = set(zip(plane.kx.tolist(), plane.ky.tolist(), strict=True))
+    mirrored = {(-kx, -ky) for kx, ky in kept}
+    assert len(kept) == plane.n_coefficients, "a coefficient is listed twice"
+    assert not kept & mirrored, "both members of a pair are kept"
+    assert kept | mirrored == everything
+    assert max(abs(plane.kx).max(), abs(plane.ky).max()) < box / 2, "Nyquist is kept"
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_coefficients_ascend_in_radius_so_that_a_limit_is_a_prefix(box):
+    plane = half_plane(box)
+    assert (np.diff(plane.radius) >= 0).all()
+    for k_max in (1.0, 2.0, 2.5, 3.0):
+        n_kept = plane.prefix(k_max)
+        smaller, cut = half_plane(box, k_max), plane.truncate(k_max)
+        assert n_kept == (plane.radius <= k_max).sum() == smaller.n_coefficients
+        np.testing.assert_array_equal(smaller.kx, plane.kx[:n_kept])
+        np.testing.assert_array_equal(cut.ky, smaller.ky)
+        assert (cut.box, cut.k_max) == (smaller.box, smaller.k_max)
+    np.testing.assert_array_equal(plane.shell, np.rint(np.hypot(plane.kx, plane.ky)))
+    np.testing.assert_allclose(
+        np.tan(plane.azimuth[plane.kx > 0]), (plane.ky / np.maximum(plane.kx, 1))[plane.kx > 0]
+    )
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_features_are_the_direct_sum_about_the_centre_pixel(box, rng, direct_transform):
+    images = rng.standard_normal((3, box, box)).astype(np.float32)
+    plane = half_plane(box)
+    k = (
+        np.broadcast_to(plane.kx, (3, plane.n_coefficients)),
+        np.broadcast_to(plane.ky, (3, plane.n_coefficients)),
+    )
+    features = fourier_features(images, plane)
+    assert features.dtype == np.complex64
+    np.testing.assert_allclose(features, np.sqrt(2.0) * direct_transform(images, *k), atol=2e-5)
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_a_symmetric_image_about_the_centre_pixel_has_real_features(box):
+    images = np.zeros((1, box, box), dtype=np.float32)
+    images[0, box // 2, box // 2] = 1.0
+    features = fourier_features(images, half_plane(box))
+    np.testing.assert_allclose(features, np.sqrt(2.0) / box, atol=1e-6)
+
+
+def test_white_noise_has_its_variance_in_every_real_feature(rng):
+    variance, n_images = 2.5, 4000
+    images = rng.normal(0.0, np.sqrt(variance), (n_images, 9, 9)).astype(np.float32)
+    features = fourier_features(images, half_plane(9))
+    observed = features.view(np.float32).var(axis=0)  # (2 J,), real and imaginary parts
+    standard_error = variance * np.sqrt(2.0 / n_images)
+    assert np.abs(observed - variance).max() < 5.0 * standard_error
+    correlation = np.corrcoef(features.view(np.float32).T)
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 6.0 / np.sqrt(n_images)
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_features_and_images_are_inverse_and_keep_the_sum_of_squares(box, rng):
+    plane = half_plane(box)
+    shape = (2, plane.n_coefficients)
+    features = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
+    images = images_from_features(features, plane)
+    np.testing.assert_allclose(fourier_features(images, plane), features, atol=1e-5)
+    np.testing.assert_allclose((images**2).sum(axis=(1, 2)), (np.abs(features) ** 2).sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(images.mean(axis=(1, 2)), 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("old", "new"), [(16, 12), (16, 11), (15, 11), (15, 8), (12, 16), (11, 16), (9, 9)])
+def test_resizing_keeps_mean_and_low_frequencies(old, new, rng):
+    images = (rng.standard_normal((2, old, old)) + 3.0).astype(np.float32)
+    resized = fourier_resize(images, new)
+    assert resized.shape == (2, new, new)
+    np.testing.assert_allclose(resized.mean(axis=(1, 2)), images.mean(axis=(1, 2)), rtol=1e-5)
+    k_max = (min(old, new) - 1) // 2
+    before = fourier_features(images, half_plane(old, k_max))
+    after = fourier_features(resized, half_plane(new, k_max))
+    # pixel values keep their scale, so the orthonormal transform scales with the box
+    np.testing.assert_allclose(after, before * (new / old), atol=2e-5)
+
+
+@pytest.mark.parametrize(("old", "new"), [(32, 20), (33, 20), (32, 21), (20, 32), (21, 32)])
+def test_resizing_leaves_the_centre_pixel_in_the_centre(old, new, blob_image):
+    resized = fourier_resize(blob_image(old, width=2.0)[None], new)[0]
+    np.testing.assert_allclose(resized, blob_image(new, width=2.0), atol=0.03)  # heights are up to 2
+
+
+def test_images_from_features_in_another_box_is_a_resize(rng):
+    plane = half_plane(16, 4)
+    images = images_from_features(
+        fourier_features(rng.standard_normal((2, 16, 16)).astype("f4"), plane), plane
+    )
+    features = fourier_features(images, plane)
+    for box in (9, 10, 24):
+        np.testing.assert_allclose(
+            images_from_features(features, plane, box), fourier_resize(images, box), atol=1e-5
+        )
+
+
+def test_shell_sums_are_the_sums_over_each_shell(rng):
+    plane = half_plane(17)
+    values = rng.standard_normal((2, 3, plane.n_coefficients)).astype(np.float32)
+    n_shells = int(plane.shell.max()) + 3
+    expected = np.zeros((2, 3, n_shells))
+    for j, shell in enumerate(plane.shell):
+        expected[..., shell] += values[..., j]
+    np.testing.assert_allclose(shell_sums(values, plane.shell, n_shells), expected, atol=1e-5)
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(ValueError, match="Ask for a finer resolution"):
+        half_plane(16, 0.5)
+    plane = half_plane(16)
+    with pytest.raises(ValueError, match="Use a box of at least 15"):
+        images_from_features(np.zeros((1, plane.n_coefficients), np.complex64), plane, 12)

@@ -1,0 +1,79 @@
+"""Soft masks: where they are one, where zero, and around which pixel."""
+
+import numpy as np
+import pytest
+
+from sklearn_cryoem.physics.fourier import fourier_features, half_plane
+from sklearn_cryoem.physics.masks import mask_background, pixel_radius, soft_disc
+
+
+@pytest.mark.parametrize("box", [16, 17])
+def test_radius_is_zero_at_the_centre_pixel_and_x_runs_along_columns(box):
+    c = box // 2
+    assert pixel_radius(box)[c, c] == 0
+    assert pixel_radius(box, (3.0, -2.0))[c - 2, c + 3] == 0
+    assert pixel_radius(box)[c, c + 5] == pixel_radius(box)[c + 5, c] == 5
+
+
+@pytest.mark.parametrize("edge", [0.0, 3.0])
+def test_disc_is_one_inside_zero_outside_and_falls_between(edge):
+    disc, radius = soft_disc(32, 8.0, edge), pixel_radius(32)
+    assert disc.dtype == np.float32
+    assert (disc[radius <= 8.0] == 1).all()
+    assert (disc[radius >= 8.0 + max(edge, 1e-9)] == 0).all()
+    inside_out = disc.ravel()[np.argsort(radius.ravel(), kind="stable")]
+    assert (np.diff(inside_out) <= 1e-7).all()
+    if edge:
+        np.testing.assert_allclose(disc[16, 16 + 8], 1.0)
+        np.testing.assert_allclose(soft_disc(32, 8.5, 3.0)[16, 16 + 10], 0.5, atol=1e-6)  # half way down
+
+
+def test_a_batch_of_centres_is_one_disc_after_the_other():
+    centres = np.array([[0.0, 0.0], [4.0, -3.0], [-2.5, 6.0]])
+    batch = soft_disc(24, 5.0, 2.0, centres)
+    assert batch.shape == (3, 24, 24)
+    for disc, centre in zip(batch, centres, strict=True):
+        np.testing.assert_array_equal(disc, soft_disc(24, 5.0, 2.0, centre))
+    np.testing.assert_array_equal(batch[1], np.roll(batch[0], (-3, 4), axis=(0, 1)))
+
+
+def test_background_mean_is_removed_and_outside_is_zero(rng):
+    images = rng.standard_normal((3, 24, 24)).astype(np.float32) + np.array([5, -2, 0], "f4")[:, None, None]
+    masked = mask_background(images, 7.0, 2.0)
+    disc = soft_disc(24, 7.0, 2.0)
+    for image, result in zip(images, masked, strict=True):
+        outside_mean = np.average(image, weights=1.0 - disc)
+        np.testing.assert_allclose(result, (image - outside_mean) * disc, atol=1e-5)
+    assert masked.dtype == np.float32
+    assert (masked[:, disc == 0] == 0).all()
+
+
+def test_filling_with_the_background_mean_gives_the_same_features(rng):
+    # what RELION does: the two differ by a constant, which only DC sees
+    images = rng.standard_normal((2, 24, 24)).astype(np.float32) + 3
+    disc = soft_disc(24, 7.0, 2.0)
+    mean = np.array([np.average(image, weights=1 - disc) for image in images])[:, None, None]
+    filled = (images * disc + mean * (1 - disc)).astype(np.float32)
+    plane = half_plane(24)
+    np.testing.assert_allclose(
+        fourier_features(mask_background(images, 7.0, 2.0), plane), fourier_features(filled, plane), atol=1e-4
+    )
+
+
+def test_each_image_may_have_its_own_centre(rng):
+    images = rng.standard_normal((2, 24, 24)).astype(np.float32)
+    centres = [[2.0, 1.0], [-3.0, 0.0]]
+    both = mask_background(images, 6.0, 2.0, centres)
+    for row in range(2):
+        np.testing.assert_allclose(
+            both[row], mask_background(images[[row]], 6.0, 2.0, centres[row : row + 1])[0]
+        )
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(ValueError, match="Choose a mask diameter larger than its edge"):
+        soft_disc(16, -1.0, 2.0)
+    with pytest.raises(ValueError, match=r"Give \(x, y\) in pixels"):
+        soft_disc(16, 4.0, 2.0, (1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match="Use a radius below 8 pixels"):
+        mask_background(np.zeros((1, 16, 16), np.float32), 20.0, 0.0)

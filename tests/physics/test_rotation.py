@@ -1,0 +1,104 @@
+"""Undoing poses: a slow twin, exact quarter turns, and the sign of angle and shift."""
+
+import numpy as np
+import pytest
+
+from sklearn_cryoem.physics.ctf import contrast_transfer
+from sklearn_cryoem.physics.fourier import fourier_features, half_plane, images_from_features
+from sklearn_cryoem.physics.rotation import aligned_features, aligned_images, rotated_frequencies
+
+
+def band_limited(images):
+    """The same images without mean, Nyquist and corners, as every aligned image is."""
+    plane = half_plane(images.shape[-1])
+    return images_from_features(fourier_features(images, plane), plane)
+
+
+@pytest.mark.parametrize("box", [12, 15])
+def test_aligned_features_are_the_direct_sum_at_rotated_frequencies(box, rng, direct_transform):
+    images = rng.standard_normal((4, box, box)).astype(np.float32)
+    angle, shift = rng.uniform(-4, 4, 4), rng.uniform(-3, 3, (4, 2))
+    plane = half_plane(box)
+    # Eq. (2.1) in the words of the convention: Y(k) = F_centred(k turned by -psi)
+    azimuth = plane.azimuth - angle[:, None]
+    kx, ky = plane.radius * np.cos(azimuth), plane.radius * np.sin(azimuth)
+    centring = np.exp(-2j * np.pi * (kx * shift[:, :1] + ky * shift[:, 1:]) / box)
+    expected = np.sqrt(2.0) * direct_transform(images, kx, ky) * centring
+    features = aligned_features(images, plane, angle, shift)
+    assert features.dtype == np.complex64
+    error = np.linalg.norm(features - expected) / np.linalg.norm(expected)
+    assert error < 1e-4, f"relative error {error:.2g}"
+    np.testing.assert_allclose(rotated_frequencies(plane, angle), (kx, ky), atol=1e-12)
+
+
+@pytest.mark.parametrize("box", [16, 17])
+def test_no_pose_changes_nothing(box, rng):
+    images = rng.standard_normal((3, box, box)).astype(np.float32)
+    plane = half_plane(box)
+    features = aligned_features(images, plane, np.zeros(3), np.zeros((3, 2)))
+    np.testing.assert_allclose(features, fourier_features(images, plane), atol=2e-3)
+
+
+@pytest.mark.parametrize("box", [16, 17])
+@pytest.mark.parametrize("quarter", [1, 2, 3])
+def test_a_quarter_turn_takes_x_to_y_about_the_centre_pixel(box, quarter, rng):
+    images = band_limited(rng.standard_normal((2, box, box)).astype(np.float32))
+    axis = np.arange(box) - box // 2
+    x, y = axis[None, :], axis[:, None]
+    for _ in range(quarter):  # the new pixel (x, y) holds what was at (y, -x)
+        x, y = y, -x
+    expected = images[:, (y + box // 2) % box, (x + box // 2) % box]
+    expected = np.broadcast_to(expected, images.shape)
+    turned = aligned_images(images, np.full(2, quarter * np.pi / 2), np.zeros((2, 2)))
+    np.testing.assert_allclose(turned, expected, atol=2e-3)
+    if box % 2:
+        np.testing.assert_allclose(turned, np.rot90(images, -quarter, axes=(1, 2)), atol=2e-3)
+
+
+@pytest.mark.parametrize("box", [16, 17])
+def test_the_shift_is_added_to_the_content(box, rng):
+    images = band_limited(rng.standard_normal((1, box, box)).astype(np.float32))
+    moved = aligned_images(images, [0.0], [[3.0, -5.0]])
+    np.testing.assert_allclose(moved, np.roll(images, (-5, 3), axis=(1, 2)), atol=2e-3)
+
+
+@pytest.mark.parametrize("box", [48, 49])
+def test_a_posed_image_returns_to_the_average(box, rng, blob_image):
+    average = blob_image(box)
+    angle, shift = rng.uniform(-np.pi, np.pi, 5), rng.uniform(-4, 4, (5, 2))
+    # F_centred(theta) = F_average(theta + psi): the content of the image is the average turned by -psi,
+    # and adding the shift to it centres it
+    images = np.stack([blob_image(box, -a, -s) for a, s in zip(angle, shift, strict=True)])
+    aligned = aligned_images(images, angle, shift)
+    np.testing.assert_allclose(aligned, band_limited(np.broadcast_to(average, images.shape)), atol=2e-3)
+
+
+def test_rotating_an_image_rotates_its_ctf(rng, blob_image):
+    box, pixel_size, n_images = 64, 4.0, 6
+    plane = half_plane(box)
+    frequency = plane.radius / (box * pixel_size)
+    microscope = {
+        "defocus_u_angstrom": 9000.0,
+        "defocus_v_angstrom": 3000.0,
+        "voltage_volts": 300e3,
+        "cs_angstrom": 2.7e7,
+        "amplitude_contrast": 0.1,
+    }
+    average = fourier_features(blob_image(box)[None], plane)
+    angle = rng.uniform(-np.pi, np.pi, n_images)
+    astigmatism = rng.uniform(0, np.pi, (n_images, 1))
+    unposed = fourier_features(np.stack([blob_image(box, -a) for a in angle]), plane)
+    ctf = contrast_transfer(frequency, plane.azimuth, astigmatism_angle_rad=astigmatism, **microscope)
+    mean = 0.1 * blob_image(box).mean()  # the CTF at zero frequency; without it the background is a step
+    images = images_from_features((unposed * ctf).astype(np.complex64), plane) + np.float32(mean)
+    aligned = aligned_features(images, plane, angle, np.zeros((n_images, 2)))
+
+    def mismatch(sign):
+        turned = astigmatism + sign * angle[:, None]  # Eq. (1.6)
+        predicted = average * contrast_transfer(
+            frequency, plane.azimuth, astigmatism_angle_rad=turned, **microscope
+        )
+        return np.linalg.norm(aligned - predicted) / np.linalg.norm(predicted)
+
+    assert mismatch(+1) < 0.02
+    assert min(mismatch(-1), mismatch(0)) > 0.2, "the test would not notice a wrong sign"
