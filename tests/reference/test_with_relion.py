@@ -7,8 +7,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from sklearn_cryoem.datasets import make_particles, project
-from sklearn_cryoem.datasets.phantoms import make_ribosome_phantom
+from sklearn_cryoem.datasets import make_particles, project, volume_of_blobs
 from sklearn_cryoem.metrics import fourier_ring_correlation
 
 OPTICS = """
@@ -43,9 +42,13 @@ _rlnClassNumber #9
 def test_relion_rebuilds_the_projection_from_the_truth(tmp_path):
     if shutil.which("relion_reconstruct") is None:
         pytest.skip("relion_reconstruct is not installed")
-    phantom = make_ribosome_phantom(box=48, pixel_size=7.5)
+    rng = np.random.default_rng(0)
+    blobs = np.hstack(
+        [rng.uniform(-30, 30, (20, 3)), rng.uniform(3, 5, (20, 1)), rng.uniform(0.5, 1.5, (20, 1))]
+    )
+    phantom = volume_of_blobs(blobs, box=64, pixel_size=2.0)
     stack = make_particles(
-        phantom, 200, box=48, snr=1.0, n_views=1, max_shift=20.0, defocus=(8000.0, 12000.0),
+        phantom, 300, box=64, snr=10.0, n_views=1, max_shift=10.0, defocus=(8000.0, 12000.0),
         astigmatism=8000.0, path=tmp_path / "simulated.mrcs", random_state=0,
     )  # fmt: skip
     truth, ctf = stack.truth, stack.ctf
@@ -65,5 +68,5 @@ def test_relion_rebuilds_the_projection_from_the_truth(tmp_path):
         rebuilt = np.squeeze(np.array(mrc.data))
     expected = project(phantom, truth["rot_rad"][:1], truth["tilt_rad"][:1])[0]
     correlation = fourier_ring_correlation(rebuilt, expected)
-    # rings 2 to 14: beyond, the phantom has little signal left
+    # rings 2 to 14, down to 9 A; with the astigmatism mirrored, the lowest is 0.91
     assert correlation[2:15].min() > 0.98, f"lowest ring {correlation[2:15].min():.3f}"
