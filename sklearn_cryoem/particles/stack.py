@@ -329,8 +329,9 @@ class ParticleStack(Immutable):
         pixel = "unknown pixel size" if self._pixel_size is None else f"{self._pixel_size:g} A/px"
         ctf = "no CTF" if self._ctf is None else "CTF" + self._ctf.summary()
         poses = "no poses" if self._poses is None else "with poses"
+        box = f"{self.box} px" if self.box else "unknown box"
         n_optics, n_noise = len(np.unique(self._optics_group)), len(np.unique(self._noise_group))
         return (
-            f"ParticleStack({len(self):,} particles, {self.box} px, {pixel}, {self._images.describe()}; "
+            f"ParticleStack({len(self):,} particles, {box}, {pixel}, {self._images.describe()}; "
             f"{ctf}; {poses}; {n_optics} optics group(s), {n_noise} noise group(s))"
         )

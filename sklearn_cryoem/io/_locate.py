@@ -1,0 +1,64 @@
+"""Finding the image files that a metadata file names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+
+class ImageFinder:
+    """Looks for image files where they may be.
+
+    Names in a metadata file are relative to the folder of a project, which may have been moved since. Without
+    `images_dir` they are looked for from the metadata file's folder, from each folder above it, and from the
+    working directory. With it, only there: the whole name first, then without its leading folders.
+
+    Parameters
+    ----------
+    metadata_path : Path
+        The file that names the images.
+    images_dir : str or Path, optional
+        Where the images are now.
+    """
+
+    def __init__(self, metadata_path: Path, images_dir: str | Path | None = None) -> None:
+        folder = metadata_path.resolve().parent
+        self._relocated = images_dir is not None
+        if images_dir is not None:
+            self._bases = [Path(images_dir)]
+        else:
+            self._bases = list(dict.fromkeys([folder, *folder.parents, Path.cwd()]))
+        self._last_hit = (self._bases[0], 0)  # most names are found where the one before was
+
+    def find(self, name: str) -> str | None:
+        """Return the path of the file called `name`, or None."""
+        base, n_dropped = self._last_hit
+        path = self._candidate(base, name, n_dropped)
+        if path is not None and os.path.isfile(path):
+            return path
+        for base in self._bases:
+            for n_dropped in range(len(_parts(name)) if self._relocated else 1):
+                path = self._candidate(base, name, n_dropped)
+                if path is not None and os.path.isfile(path):
+                    self._last_hit = (base, n_dropped)
+                    return path
+        return None
+
+    def _candidate(self, base: Path, name: str, n_dropped: int) -> str | None:
+        parts = _parts(name)
+        if self._relocated and parts[0] == "/":
+            n_dropped = max(n_dropped, 1)
+        return os.path.join(base, *parts[n_dropped:]) if n_dropped < len(parts) else None
+
+    def where(self, name: str) -> str:
+        """Say in words where `name` was looked for."""
+        if not self._relocated and os.path.isabs(name):
+            return f"at {name}"
+        bases = ", ".join(str(base) for base in self._bases)
+        return (
+            f"in {bases} (whole name, then without its leading folders)" if self._relocated else f"in {bases}"
+        )
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return PurePosixPath(name.replace("\\", "/")).parts or (name,)

@@ -1,0 +1,162 @@
+"""MRC files: volumes and stacks of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pandas as pd
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem.io._atomic import replacing
+from sklearn_cryoem.io._raw import RawParticles, RowProblems
+from sklearn_cryoem.particles.mrc_files import inspect_mrc
+
+
+def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
+    """Read a whole MRC file: a volume, a stack or an image.
+
+    Parameters
+    ----------
+    path : str or Path
+        Any mode of real numbers, either byte order, compressed or not.
+
+    Returns
+    -------
+    array : ndarray of shape (nz, ny, nx) or (ny, nx), float32
+        The data.
+    pixel_size : float or None
+        Angstrom per voxel along x, None where the header does not say.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ParticleDataError
+        If it is not a sound MRC file, or holds complex numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. Check the name; the working directory is {Path.cwd()}."
+        )
+    try:
+        with mrcfile.open(path) as mrc:
+            data, size = mrc.data, float(mrc.voxel_size.x)
+    except (ValueError, OSError) as error:
+        raise ParticleDataError(
+            f"{path}: cannot be read as MRC ({error}). Check that it is a whole .mrc file."
+        ) from error
+    if data is None or np.iscomplexobj(data):
+        what = "holds no data" if data is None else "holds complex numbers"
+        raise ParticleDataError(f"{path}: {what}, expected a map or images. Give the real-space file.")
+    return np.array(data, dtype=np.float32), size if np.isfinite(size) and size > 0 else None
+
+
+def write_mrc(
+    path: str | Path, array: np.ndarray, pixel_size: float | None = None, *, overwrite: bool = False
+) -> None:
+    """Write an MRC file (mode 2, float32), whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+        With the suffix ``.mrcs`` a stack of images is written, else a volume (or one image).
+    array : ndarray of shape (ny, nx) or (n, ny, nx)
+        Real numbers.
+    pixel_size : float, optional
+        Angstrom per pixel, for the header.
+    overwrite : bool, default=False
+        Whether to replace a file that is there.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists and `overwrite` is False.
+    ValueError
+        If the array has another shape, or is complex.
+    """
+    array = np.asarray(array)
+    if array.ndim not in (2, 3) or array.size == 0 or array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"write_mrc: array has shape {array.shape} and dtype {array.dtype}, expected real numbers of "
+            "shape (ny, nx) or (n, ny, nx). Give one volume, image or stack."
+        )
+    write_blocks(path, [array], array.shape, pixel_size, overwrite=overwrite)
+
+
+def write_blocks(
+    path: str | Path,
+    blocks: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    pixel_size: float | None,
+    *,
+    overwrite: bool,
+) -> None:
+    """Write consecutive blocks along the first axis to one MRC file of that shape, whole or not at all."""
+    check_number("pixel_size", pixel_size, owner="write_mrc", minimum=0, inclusive=False, allow_none=True)
+    path = Path(path)
+    is_stack = path.suffix.lower() == ".mrcs" and len(shape) == 3
+    with replacing(path, overwrite=overwrite) as temporary:
+        with mrcfile.new_mmap(temporary, shape=shape, mrc_mode=2, overwrite=True) as mrc:
+            if is_stack:
+                mrc.set_image_stack()
+            if pixel_size is not None:
+                mrc.voxel_size = float(pixel_size)
+            start, moments, low, high = 0, np.zeros(2), np.inf, -np.inf
+            for block in blocks:
+                mrc.data[start : start + len(block)] = block
+                start += len(block)
+                low, high = min(low, float(block.min())), max(high, float(block.max()))
+                moments += block.sum(dtype=np.float64), np.square(block, dtype=np.float64).sum()
+            mean, square = moments / np.prod(shape, dtype=np.float64)
+            header = mrc.header
+            header.dmin, header.dmax, header.dmean = low, high, mean
+            header.rms = np.sqrt(max(square - mean**2, 0.0))
+
+
+def read_image_stack(path: Path, *, permissive: bool) -> tuple[RawParticles, RowProblems]:
+    """Metadata of a bare stack of images: names, and the pixel size of the header.
+
+    Parameters
+    ----------
+    path : Path
+        A .mrcs file, or a .mrc file that is not a cube.
+    permissive : bool
+        Whether bad rows are dropped instead of raising.
+
+    Returns
+    -------
+    raw : RawParticles
+        One row for each image; no CTF.
+    problems : RowProblems
+        No problem yet.
+
+    Raises
+    ------
+    ParticleDataError
+        If the file is a volume, or not MRC.
+    """
+    file = inspect_mrc(path)
+    if path.suffix.lower() == ".mrc" and file.n_images == file.box:
+        raise ParticleDataError(
+            f"{path}: a cube of {file.box} voxels, so a volume. Read it with load_volume; if it is a stack "
+            "of particles indeed, rename it to .mrcs."
+        )
+    rows = np.arange(file.n_images)
+    name = str(path.resolve())
+    raw = RawParticles(
+        path=path,
+        metadata=pd.DataFrame({"rlnImageName": [f"{row + 1:06d}@{name}" for row in rows]}),
+        file_names=[name],
+        file_code=np.zeros(len(rows), dtype=np.int64),
+        frame=rows,
+        optics_group=np.ones(len(rows), dtype=np.int64),
+        noise_group=np.zeros(len(rows), dtype=np.int64),
+        box=np.full(len(rows), float(file.box)),
+        pixel_size=None if file.pixel_size is None else np.full(len(rows), file.pixel_size),
+    )
+    return raw, RowProblems(path, len(rows), permissive=permissive)

@@ -1,0 +1,167 @@
+"""Reading particles: the one way in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem.io._assemble import assemble
+from sklearn_cryoem.io._raw import RawParticles, RowProblems
+from sklearn_cryoem.io.cryosparc import read_cryosparc
+from sklearn_cryoem.io.mrc import read_image_stack
+from sklearn_cryoem.io.star import read_star
+from sklearn_cryoem.particles import ParticleStack
+
+logger = logging.getLogger(__name__)
+
+
+def read_particles(
+    path: str | Path,
+    *,
+    images_dir: str | Path | None = None,
+    pixel_size: float | None = None,
+    ctf: bool = True,
+    optics_groups: int | Sequence[int] | None = None,
+    invert: bool = False,
+    normalise: bool | float = False,
+    permissive: bool = False,
+    check_images: bool = False,
+    metadata_only: bool = False,
+    passthrough: str | Path | None = None,
+    verbose: int = 0,
+) -> ParticleStack | tuple[ParticleStack, pd.DataFrame]:
+    """Read particles: metadata now, images when they are needed.
+
+    Parameters
+    ----------
+    path : str or Path
+        A RELION STAR file (versions 1.x to 5), a cryoSPARC .cs or .csg file, or an MRC stack (.mrcs, .mrc).
+    images_dir : str or Path, optional
+        Folder of the images, if they are not where the metadata say. Names are tried whole, then without
+        their leading folders. By default names are relative to the folder of `path`, one above it, or the
+        working directory.
+    pixel_size : float, optional
+        Angstrom per pixel, instead of what the files say.
+    ctf : bool, default=True
+        Whether CTF parameters are needed. With False the CTF is taken as 1.
+    optics_groups : int or sequence of int, optional
+        Keep these optics groups only.
+    invert : bool, default=False
+        Invert the contrast when images are read: for dark particles, as the microscope gives them. RELION
+        and this library want white particles.
+    normalise : bool or float, default=False
+        Give images a background of mean 0 and standard deviation 1 when they are read. A number is the
+        diameter of the particle in Angstrom; with True it is 0.75 of the box.
+    permissive : bool, default=False
+        Drop particles that cannot be used and return a report of which and why, instead of raising. All
+        images are read once for this.
+    check_images : bool, default=False
+        Read all images once and raise for one that is constant or not finite. Without it such an image
+        raises when it is first needed.
+    metadata_only : bool, default=False
+        Do not look for images; reading them raises.
+    passthrough : str or Path, optional
+        The passthrough file of a .cs file that has no ``blob/path`` itself.
+    verbose : int, default=0
+        Whether to show progress while images are checked.
+
+    Returns
+    -------
+    stack : ParticleStack
+        The particles, in the order of the file.
+    report : DataFrame
+        Only if `permissive`: columns ``particle`` (from 1), ``image``, ``problem``; one row for each particle
+        left out.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `path` does not exist.
+    ParticleDataError
+        If the file does not hold particles, or particles cannot be used. The message names file, row and
+        remedy.
+
+    Warns
+    -----
+    ParticleDataWarning
+        If the CTF fits look poor, the pixel size had to be taken from image headers, or a stack is truncated
+        beyond the particles used.
+
+    Notes
+    -----
+    In-plane poses are taken over if the file has both angles and shifts.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem import read_particles
+    >>> stack = read_particles("Extract/job009/particles.star")  # doctest: +SKIP
+    >>> stack, report = read_particles("particles.star", permissive=True)  # doctest: +SKIP
+    """
+    path = Path(path)
+    check_number(
+        "pixel_size", pixel_size, owner="read_particles", minimum=0, inclusive=False, allow_none=True
+    )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. Check the name; the working directory is {Path.cwd()}."
+        )
+    raw, problems = _read_metadata(path, permissive=permissive, ctf=ctf, passthrough=passthrough)
+    left_out = _choose_optics_groups(raw, problems, optics_groups)
+    stack = assemble(
+        raw,
+        problems,
+        images_dir=images_dir,
+        pixel_size=pixel_size,
+        check_images=check_images or permissive,
+        metadata_only=metadata_only,
+        verbose=verbose,
+    )
+    if invert:
+        stack = stack.invert_contrast()
+    if normalise is not False:
+        stack = stack.normalise(None if normalise is True else normalise)
+    logger.info("Read %s: %r", path, stack)
+    if not permissive:
+        return stack
+    problems.keep |= left_out
+    return stack, problems.report(raw.image_name)
+
+
+def _read_metadata(
+    path: Path, *, permissive: bool, ctf: bool, passthrough: str | Path | None
+) -> tuple[RawParticles, RowProblems]:
+    kind = path.suffix.lower()
+    if kind == ".star":
+        return read_star(path, permissive=permissive, ctf=ctf)
+    if kind in (".cs", ".csg"):
+        return read_cryosparc(path, permissive=permissive, ctf=ctf, passthrough=passthrough)
+    if kind in (".mrcs", ".mrc"):
+        return read_image_stack(path, permissive=permissive)
+    raise ParticleDataError(
+        f"{path}: particles are read from .star, .cs, .csg, .mrcs and .mrc files, not from "
+        f"{kind or 'a file without suffix'}. Rename the file if it is one of these."
+    )
+
+
+def _choose_optics_groups(
+    raw: RawParticles, problems: RowProblems, optics_groups: int | Sequence[int] | None
+) -> np.ndarray:
+    """Leave out other optics groups; return the mask of the rows left out, which are no problem."""
+    if optics_groups is None:
+        return np.zeros(len(problems.keep), dtype=bool)
+    wanted = np.atleast_1d(np.asarray(optics_groups, dtype=np.int64))
+    unknown = np.setdiff1d(wanted, raw.optics_group)
+    if unknown.size:
+        raise ParticleDataError(
+            f"{raw.path}: no particle is in optics group(s) {unknown.tolist()}. "
+            f"Choose from {np.unique(raw.optics_group).tolist()}."
+        )
+    left_out = ~np.isin(raw.optics_group, wanted)
+    problems.keep &= ~left_out
+    return left_out
