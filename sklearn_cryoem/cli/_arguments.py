@@ -4,30 +4,36 @@ import argparse
 import os
 from pathlib import Path
 
-from sklearn_cryoem._version import __version__
-
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Help that shows each default once, and none where there is none to show."""
 
     def _get_help_string(self, action):
-        if action.default in (None, False, argparse.SUPPRESS) or "default" in (action.help or ""):
-            return action.help
-        return super()._get_help_string(action)
+        hidden = action.default is None or isinstance(action.default, bool) or "default" in action.help
+        return action.help if hidden else super()._get_help_string(action)
 
 
 def new_command(commands, name, run, *, summary, description, epilog=None):
-    """Add a sub-command with the options that every command has; return its parser."""
+    """Add a sub-command; return its parser."""
     parser = commands.add_parser(
         name, help=summary, description=description, epilog=epilog, formatter_class=HelpFormatter
     )
     parser.set_defaults(run=run)
+    return parser
+
+
+def add_talking(parser):
+    """Add the options about what is said; every command has them, last in its help."""
     talk = parser.add_argument_group("talking")
     talk.add_argument("-q", "--quiet", action="store_true", help="say only warnings and errors")
-    talk.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv says most")
+    talk.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="say more; -vv says most (default: results and progress)",
+    )
     talk.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    talk.add_argument("--version", action="version", version=f"sklearn-cryoem {__version__}")
-    return parser
 
 
 def add_output(parser, *, default=None):

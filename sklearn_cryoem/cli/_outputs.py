@@ -129,7 +129,7 @@ def versions():
 
 
 def as_json(value):
-    """`value` with arrays as lists, numbers rounded to six digits, paths as text, nan and infinity as null."""
+    """`value` with arrays as lists, numbers to six digits, paths as text, nan and infinity as null."""
     if isinstance(value, dict):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | list | tuple):

@@ -15,13 +15,13 @@ from sklearn_cryoem.cli._outputs import RunFolder, options_as_dict
 from sklearn_cryoem.cli.console import CommandError
 
 _EPILOG = """\
-The class of each particle is written as rlnClassNumber (counted from 1) into the labelled particle file; the class
+The class of each particle is written as rlnClassNumber (counted from 1) into the labelled particles; class
 averages stand in the same order in class_averages.mrcs. The model is loaded with sklearn_cryoem.load_model.
 """
 
 
 def add_parser(commands):
-    """Add the command to the parser."""
+    """Add the command to the parser; return its own parser."""
     parser = new_command(
         commands, "classify", run,
         summary="align particles, cluster them, write labels, class averages and pictures",
@@ -34,6 +34,7 @@ def add_parser(commands):
     add_reading(parser.add_argument_group("reading"))
     add_classification(parser)
     add_machine(parser.add_argument_group("machine"))
+    return parser
 
 
 def add_reading(group):
@@ -43,11 +44,15 @@ def add_reading(group):
         "--pixel-size", metavar="A", type=positive, help="Angstrom per pixel (default: what the file says)"
     )
     group.add_argument("--invert", action="store_true", help="invert the contrast: for dark particles")
+    group.add_argument("--no-ctf", action="store_true", help="take the CTF as 1, even if the file has one")
     group.add_argument(
         "--normalise", action="store_true", help="give each background mean 0 and standard deviation 1"
     )
     group.add_argument(
-        "--downsample", metavar="PIXELS", type=count, help="crop images in Fourier space to this box, in pixels"
+        "--downsample",
+        metavar="PIXELS",
+        type=count,
+        help="crop images in Fourier space to this box, in pixels",
     )
     group.add_argument(
         "--permissive", action="store_true", help="leave out particles that cannot be used, and say which"
@@ -81,7 +86,12 @@ def add_classification(parser):
         help="number of classes, rounded to a regular grid, or the grid itself: 10x10",
     )  # fmt: skip
     cluster.add_argument(
-        "--latent-dim", metavar="L", type=count, choices=(1, 2, 3), default=2, help="dimension of the manifold"
+        "--latent-dim",
+        metavar="L",
+        type=count,
+        choices=(1, 2, 3),
+        default=2,
+        help="dimension of the manifold",
     )
     cluster.add_argument(
         "--basis", metavar="N", type=count_or_auto, default="auto",
@@ -96,11 +106,11 @@ def run(options, console):
 
     if not options.particles.exists():
         raise CommandError(f"there is no {options.particles}. Check the path.")
-    names = _workflow.output_names(options.particles.suffix)
+    names = [*_workflow.output_names(options.particles.suffix), _workflow.LEFT_OUT]
     with RunFolder(options.output, names, force=options.force) as folder:
         _workflow.require_pictures()
         with folder.timed("read"):
-            stack, n_left_out = _workflow.read(options, console)
+            stack, n_left_out = _workflow.read(options, folder, console)
         console.say(f"{stack!r}")
         outcome = _workflow.classify(stack, options, folder)
         results = _workflow.write(outcome, folder, console)

@@ -66,7 +66,7 @@ def reporting(console, *, verbosity=0):
     console : Console
         Who speaks.
     verbosity : int
-        0: progress lines only (where there is no progress bar); 1: what is done and what it needs; 2: details.
+        0: progress lines only (where there is no progress bar); 1: what is done and needed; 2: details.
     """
     logger = logging.getLogger(_PROGRESS_LOGGER)
     handler = _LineHandler()

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
+from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.cli._arguments import new_command
 from sklearn_cryoem.cli._outputs import SUMMARY, as_json
 from sklearn_cryoem.cli.console import CommandError
 
-_PARTICLE_SUFFIXES = (".star", ".cs", ".mrcs")
+_PARTICLE_SUFFIXES = (".star", ".cs", ".csg", ".mrcs")
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 
 
 def add_parser(commands):
-    """Add the command to the parser."""
+    """Add the command to the parser; return its own parser."""
     parser = new_command(
         commands, "info", run,
         summary="say what is in a file or a finished run",
@@ -24,6 +25,7 @@ def add_parser(commands):
     parser.add_argument("path", metavar="FILE_OR_FOLDER", type=Path)
     parser.add_argument("--images-dir", metavar="DIR", type=Path, help="where the image stacks are, if moved")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    return parser
 
 
 def run(options, console):
@@ -41,7 +43,9 @@ def run(options, console):
         facts = describe_model(path)
     else:
         known = ", ".join((*_PARTICLE_SUFFIXES, *_MAP_SUFFIXES, ".npz"))
-        raise CommandError(f"{path} is of no known kind. Give a file that ends in {known}, or a run's folder.")
+        raise CommandError(
+            f"{path} is of no known kind. Give a file that ends in {known}, or a run's folder."
+        )
     if options.json:
         console.data(json.dumps(as_json(facts), indent=2, allow_nan=False))
         return
@@ -66,10 +70,14 @@ def describe_particles(path, images_dir=None):
     """
     from sklearn_cryoem.io import read_particles
 
-    stack = read_particles(path, images_dir=images_dir)
+    try:
+        stack, images = read_particles(path, images_dir=images_dir), "found"
+    except ParticleDataError as error:  # metadata are worth showing even where images are missing
+        stack, images = read_particles(path, metadata_only=True), str(error)
     ctf, poses = stack.ctf, stack.poses
     facts = {
         "kind": "particles",
+        "images": images,
         "particles": len(stack),
         "box_px": stack.box,
         "pixel_size_angstrom": stack.pixel_size,
@@ -157,11 +165,15 @@ def describe_run(folder):
     """
     path = folder / SUMMARY
     if not path.is_file():
-        raise CommandError(f"{folder} holds no {SUMMARY}: not a finished run. Give the --output of a run that ended.")
+        raise CommandError(
+            f"{folder} holds no {SUMMARY}: not a finished run. Give the --output of a run that ended."
+        )
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         facts = {"kind": f"finished run of {summary['command']}", "written_at": summary["written_at"]}
-        facts |= {name: value for name, value in summary["results"].items() if not isinstance(value, dict | list)}
+        facts |= {
+            name: value for name, value in summary["results"].items() if not isinstance(value, dict | list)
+        }
         facts["seconds"] = summary["seconds"]["total"]
         facts["warnings"] = summary["warnings"]
         facts["files"] = summary["files"]

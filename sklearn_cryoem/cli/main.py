@@ -1,4 +1,4 @@
-"""Entry point of `sklearn-cryoem`: parse, run a command, turn what went wrong into one line and an exit code."""
+"""Entry point of `sklearn-cryoem`: parse, run a command, turn failure into one line and an exit code."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ import traceback
 
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.cli import classify, demo, info, simulate
+from sklearn_cryoem.cli._arguments import add_talking
 from sklearn_cryoem.cli.console import CommandError, Console, reporting
 
 COMMANDS = (demo, classify, info, simulate)
@@ -34,7 +35,7 @@ def build_parser():
     parser.add_argument("--version", action="version", version=f"sklearn-cryoem {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for module in COMMANDS:
-        module.add_parser(commands)
+        add_talking(module.add_parser(commands))
     return parser
 
 

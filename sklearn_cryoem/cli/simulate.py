@@ -19,17 +19,23 @@ _PHANTOM_NAMES = ("ribosome", "ring-10", "ring-11", "ring-12", "rp", "rp-cp")
 
 
 def add_parser(commands):
-    """Add the command to the parser."""
+    """Add the command to the parser; return its own parser."""
     parser = new_command(
         commands, "simulate", run,
         summary="simulate particles of a volume or a phantom, with known truth",
-        description="Simulate particle images (CTF with astigmatism, shifts, rotation, noise, junk) and write "
-        f"{STACK}, {STAR} and {TRUTH} (view direction, angle in radians, shift in Angstrom, structure, junk).",
+        description="Simulate particle images (CTF with astigmatism, shifts, rotation, noise, junk) and "
+        f"write {STACK}, {STAR} and {TRUTH} (view, angle in radians, shift in Angstrom, structure, junk).",
     )  # fmt: skip
     add_output(parser)
     what = parser.add_argument_group("what is imaged (several make a mixed set)")
     what.add_argument("--volume", metavar="FILE", type=Path, nargs="+", help="density maps (.mrc)")
-    what.add_argument("--phantom", choices=_PHANTOM_NAMES, nargs="+", help="made in code (default: ribosome)")
+    what.add_argument(
+        "--phantom",
+        metavar="NAME",
+        choices=_PHANTOM_NAMES,
+        nargs="+",
+        help=f"made in code: {', '.join(_PHANTOM_NAMES)} (default: ribosome)",
+    )
     what.add_argument(
         "--weights", metavar="W", type=not_negative, nargs="+", help="share of each (default: equal)"
     )
@@ -76,6 +82,7 @@ def add_parser(commands):
         "--cs", metavar="mm", type=not_negative, default=2.7, help="spherical aberration in mm"
     )
     add_machine(parser.add_argument_group("machine"))
+    return parser
 
 
 def run(options, console):

@@ -1,0 +1,160 @@
+"""What every command shares: help, exit codes, one-line errors, quiet, warnings."""
+
+import logging
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from sklearn_cryoem.cli import info
+from sklearn_cryoem.cli import main as main_module
+from sklearn_cryoem.cli.console import CommandError, Console, reporting
+from sklearn_cryoem.cli.main import COMMANDS, build_parser, explain, main
+
+COMMAND_NAMES = [module.__name__.rsplit(".", 1)[1] for module in COMMANDS]
+
+
+def failing_with(error):
+    def run(options, console):
+        raise error
+
+    return run
+
+
+@pytest.fixture
+def info_that(monkeypatch):
+    """Replace what `info` does; returns a function that takes the replacement."""
+    return lambda run: monkeypatch.setattr(info, "run", run)
+
+
+@pytest.mark.parametrize("name", COMMAND_NAMES)
+def test_help_names_units_and_defaults(name, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert done.value.code == 0
+    assert "--quiet" in text and "--debug" in text
+    if name != "info":
+        assert "--force" in text and "Angstrom" in " ".join(text.split()).replace(" A,", " Angstrom")
+
+
+def test_the_main_help_lists_commands_and_exit_codes(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMAND_NAMES)
+    assert "exit codes" in text and "130" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["classify", "x.star"], "-o/--output"),
+        (["classify", "x.star", "-o", "out", "--classes", "0"], "'0' is not a whole number from 1"),
+        (["classify", "x.star", "-o", "out", "--classes", "10x"], "'' is not a whole number from 1"),
+        (["classify", "x.star", "-o", "out", "--mask-diameter", "nan"], "'nan' is not a number above 0"),
+        (["classify", "x.star", "-o", "out", "--latent-dim", "4"], "invalid choice: 4"),
+        (["simulate", "-o", "out", "--junk", "1"], "'1' is not a number from 0 to below 1"),
+        (["simulate", "-o", "out", "--phantom", "teapot"], "invalid choice: 'teapot'"),
+        (["demo", "--seed", "-1"], "'-1' is not a whole number from 0"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2_and_says_what_is_wrong(words, complaint, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(words)
+    assert done.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "value"), [("100", 100), ("10x12", (10, 12)), ("4X3x2", (4, 3, 2))])
+def test_classes_are_a_number_or_a_grid(text, value):
+    assert build_parser().parse_args(["classify", "x", "-o", "y", "--classes", text]).classes == value
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (CommandError("there is no x. Check the path."), "error: there is no x. Check the path.\n"),
+        (ValueError("found 3,\n  expected 4. Do this."), "error: found 3, expected 4. Do this.\n"),
+        (PermissionError(13, "Permission denied", "/x"), "error: /x: Permission denied. Check the path"),
+        (MemoryError("12 GB"), "error: out of memory (12 GB). Use fewer --jobs"),
+        (KeyError("rot"), "error: unexpected KeyError: 'rot'. This is a fault of sklearn-cryoem"),
+    ],
+)
+def test_errors_are_one_line_on_stderr(error, line, info_that, capsys):
+    info_that(failing_with(error))
+    assert main(["info", "x"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(line) and err.count("\n") == 1
+
+
+def test_debug_adds_the_traceback(info_that, capsys):
+    info_that(failing_with(KeyError("rot")))
+    assert main(["info", "x", "--debug"]) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_interruption_has_its_own_exit_code(info_that, capsys):
+    info_that(failing_with(KeyboardInterrupt()))
+    assert main(["info", "x"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_quiet_hides_talk_but_neither_data_nor_warnings(capsys):
+    console = Console(quiet=True)
+    console.say("hello")
+    console.table([("a", 1)])
+    console.data("{}")
+    console.warn("odd")
+    out, err = capsys.readouterr()
+    assert out == "{}\n" and err == "warning: odd\n"
+    assert console.warnings == ["odd"]
+
+
+def test_warnings_become_lines_and_are_kept(capsys):
+    console = Console()
+    with reporting(console):
+        warnings.warn("defocus looks wrong", UserWarning, stacklevel=1)
+        warnings.warn("old numpy", DeprecationWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: defocus looks wrong\n"
+    assert console.warnings == ["defocus looks wrong"]
+
+
+@pytest.mark.parametrize(
+    ("quiet", "verbosity", "shown"),
+    [
+        (False, 0, ["progress"]),
+        (False, 1, ["progress", "memory"]),
+        (False, 2, ["progress", "memory", "detail"]),
+        (True, 0, []),
+    ],
+)
+def test_log_lines_follow_the_verbosity(quiet, verbosity, shown, capsys):
+    package, module = logging.getLogger("sklearn_cryoem"), logging.getLogger("sklearn_cryoem.manifold.fit")
+    with reporting(Console(quiet=quiet), verbosity=verbosity):
+        package.info("progress")
+        module.info("memory")
+        module.debug("detail")
+    assert capsys.readouterr().err.split() == shown
+    assert package.handlers == [] and package.propagate
+
+
+def test_the_last_resort_asks_for_a_report():
+    assert "--debug and report" in explain(AttributeError("x"))
+
+
+def test_help_is_quick_to_import_and_the_module_runs():
+    code = (
+        "import sys; from sklearn_cryoem.cli.main import build_parser; build_parser();"
+        "heavy = {'pandas', 'finufft', 'sklearn', 'matplotlib', 'scipy'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "sklearn_cryoem.cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("sklearn-cryoem ")
+    assert main_module.OK == 0
