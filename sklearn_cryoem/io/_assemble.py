@@ -182,8 +182,8 @@ def _one_pixel_size(
     if raw.pixel_size is None:
         if header_size is not None:
             warnings.warn(
-                f"{raw.path}: the metadata do not give a pixel size; taking {header_size:g} A from the headers "
-                "of the images. Pass pixel_size= to be sure.",
+                f"{raw.path}: the metadata do not give a pixel size; taking {header_size:g} A from the "
+                "headers of the images. Pass pixel_size= to be sure.",
                 ParticleDataWarning,
                 stacklevel=4,
             )
@@ -206,8 +206,8 @@ def _one_pixel_size(
         by_group = {int(g): np.unique(sizes[groups == g]).round(4).tolist() for g in np.unique(groups)}
         raise ParticleDataError(
             f"{raw.path}: the particles have several pixel sizes (Angstrom by optics group: {by_group}). "
-            "Rescale them to one by extracting again, choose groups of one size with optics_groups=, or, if the "
-            "difference is negligible, pass the common pixel_size=."
+            "Rescale them to one by extracting again, choose groups of one size with optics_groups=, or, if "
+            "the difference is negligible, pass the common pixel_size=."
         )
     return float(np.median(sizes))
 

@@ -1,7 +1,6 @@
 """cryoSPARC particle tables (.cs, .csg), in the library's units.
 
-A .cs file is a numpy array with named fields. In a stack's metadata every field is a column; a field of
-several numbers is one column for each, ``alignments3D/pose[0]``, so that all survive slicing and writing.
+A .cs file is a numpy array with named fields; `sklearn_cryoem.io._records` makes a table of it.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.io._raw import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT, RawParticles, RowProblems
+from sklearn_cryoem.io._records import records_to_table
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def read_cryosparc(
         box=records["blob/shape"][:, 0].astype(np.float64) if _has(records, "blob/shape") else None,
         ctf=_ctf(records, path) if ctf else None,
     )
-    raw.angle_rad, raw.shift = _poses(records, raw.pixel_size)
+    raw.angle_rad, raw.shift = poses_of_records(records, raw.pixel_size)
     _note_sign(records, path)
     return raw, problems
 
@@ -108,51 +108,6 @@ def load_records(path: Path) -> np.ndarray:
         raise ParticleDataError(f"{path}: {what}. Copy or export it again.") from error
     if not isinstance(records, np.ndarray) or records.dtype.names is None:
         raise ParticleDataError(f"{path}: an array without named fields, so not a cryoSPARC table. Check it.")
-    return records
-
-
-def records_to_table(records: np.ndarray) -> pd.DataFrame:
-    """Turn a structured array into a table, one column for each number: ``name`` or ``name[i]``."""
-    columns = {}
-    for name in records.dtype.names:
-        field = records[name]
-        if field.dtype.kind in "SU":
-            columns[name] = np.char.decode(field, "utf-8") if field.dtype.kind == "S" else field
-            columns[name] = columns[name].astype(object)
-        elif field.ndim == 1:
-            columns[name] = field
-        else:
-            flat = field.reshape(len(field), -1)
-            shape = "x".join(str(side) for side in field.shape[1:])
-            suffix = "" if field.ndim == 2 else f" of {shape}"
-            columns.update({f"{name}[{i}{suffix}]": flat[:, i] for i in range(flat.shape[1])})
-    return pd.DataFrame(columns)
-
-
-def table_to_records(table: pd.DataFrame) -> np.ndarray:
-    """Inverse of `records_to_table`; text becomes bytes."""
-    fields: dict[str, list[np.ndarray]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for place, column in enumerate(table.columns):
-        match = re.fullmatch(r"(.*)\[(\d+)(?: of ([\dx]+))?\]", str(column))
-        name = match[1] if match else str(column)
-        values = table.iloc[:, place].to_numpy()
-        if values.dtype.kind not in "fiub":
-            values = np.array([str(value).encode() for value in values], dtype=np.bytes_)
-        fields.setdefault(name, []).append(values)
-        if match:
-            shapes[name] = tuple(int(side) for side in match[3].split("x")) if match[3] else ()
-    columns = {}
-    for name, parts in fields.items():
-        if name in shapes:
-            stacked = np.stack(parts, axis=1)
-            columns[name] = stacked.reshape(len(table), *(shapes[name] or (len(parts),)))
-        else:
-            columns[name] = parts[0]
-    dtype = [(name, values.dtype, values.shape[1:]) for name, values in columns.items()]
-    records = np.zeros(len(table), dtype=dtype)
-    for name, values in columns.items():
-        records[name] = values
     return records
 
 
@@ -251,7 +206,9 @@ def _ctf(records: np.ndarray, path: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _poses(records: np.ndarray, pixel_size: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+def poses_of_records(
+    records: np.ndarray, pixel_size: np.ndarray | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """RELION's psi and shift in Angstrom, of the 2-D alignment if there is one, else of the 3-D one.
 
     cryoSPARC's 2-D pose is psi in radians; its 3-D pose is a rotation vector, whose transposed matrix is

@@ -1,0 +1,80 @@
+"""A stack that came from cryoSPARC as its table again, with poses and labels brought up to date."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.io._records import records_to_table, table_to_records
+from sklearn_cryoem.io._relion_table import raw_geometry
+from sklearn_cryoem.io.cryosparc import poses_of_records
+from sklearn_cryoem.particles import ParticleStack
+
+_SAME_ANGLE_RAD = 1e-6
+_SAME_SHIFT_ANGSTROM = 1e-4
+
+
+def cryosparc_records(
+    stack: ParticleStack, labels: np.ndarray | None, columns: dict[str, np.ndarray]
+) -> np.ndarray:
+    """Make the structured array of a .cs file.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        Particles that were read from a .cs file.
+    labels : ndarray of shape (n_images,) or None
+        Class of each particle from 0, written as ``alignments2D/class``.
+    columns : dict of ndarray of shape (n_images,)
+        More fields by name; a name without prefix is put under ``sklearn_cryoem/``.
+
+    Returns
+    -------
+    ndarray
+        Every field that came in, in its order, then new ones.
+
+    Raises
+    ------
+    ParticleDataError
+        If the stack did not come from cryoSPARC.
+    """
+    if "uid" not in stack.metadata.columns:
+        raise ParticleDataError(
+            "A .cs file can be written only of particles that were read from one (they have a uid). "
+            "Write a .star file instead; cryoSPARC imports it."
+        )
+    table = stack.metadata
+    if stack.poses is not None:
+        _set_poses(table, stack)
+    if labels is not None:
+        table["alignments2D/class"] = labels.astype(np.uint32)
+    for name, values in columns.items():
+        table[name if "/" in name else f"sklearn_cryoem/{name}"] = values
+    return table_to_records(table)
+
+
+def _set_poses(table: pd.DataFrame, stack: ParticleStack) -> None:
+    """Write the poses as a 2-D alignment, unless the table gives the same already."""
+    _, pixel_size = raw_geometry(stack)
+    n_images = len(stack)
+    sizes = None if pixel_size is None else np.full(n_images, pixel_size)
+    old_angle, old_shift = poses_of_records(table_to_records(table), sizes)
+    angle, shift = stack.poses.angle_rad, stack.poses.shift
+    if old_angle is not None and old_shift is not None:
+        turn = np.abs((angle - old_angle + np.pi) % (2 * np.pi) - np.pi)
+        if (turn < _SAME_ANGLE_RAD).all() and (np.abs(shift - old_shift) < _SAME_SHIFT_ANGSTROM).all():
+            return
+    unit = 1.0 if pixel_size is None else pixel_size
+    new = np.zeros(
+        n_images,
+        dtype=[
+            ("alignments2D/pose", "<f4"),
+            ("alignments2D/shift", "<f4", (2,)),
+            ("alignments2D/psize_A", "<f4"),
+        ],
+    )
+    new["alignments2D/pose"], new["alignments2D/psize_A"] = angle, unit
+    new["alignments2D/shift"] = shift / unit
+    for name, values in records_to_table(new).items():
+        table[name] = values

@@ -1,0 +1,165 @@
+"""A stack as RELION's tables: the columns that came in, with poses, labels and images brought up to date."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from sklearn_cryoem.io._raw import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT
+from sklearn_cryoem.io.star import RELION_CTF
+from sklearn_cryoem.particles import CTFTable, ParticleStack
+from sklearn_cryoem.particles.preprocess import TransformedSource
+
+_NEW_DECIMALS = 6  # RELION's own
+_OPTICS_LABELS = ("voltage_volts", "cs_angstrom", "amplitude_contrast")
+
+
+@dataclass
+class RelionTables:
+    """What goes into a STAR file: the particles, and the optics groups unless the style is older than 3.1."""
+
+    particles: pd.DataFrame
+    optics: pd.DataFrame | None
+
+    def blocks(self) -> dict[str, pd.DataFrame]:
+        """Tables by the name of their block."""
+        if self.optics is None:
+            return {"": self.particles}
+        return {"optics": self.optics, "particles": self.particles}
+
+
+def relion_tables(stack: ParticleStack, image_names: list[str] | None) -> RelionTables:
+    """Make RELION's tables of a stack.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles.
+    image_names : list of str or None
+        Names of images that are written anew; None to keep the names that came in.
+
+    Returns
+    -------
+    RelionTables
+        Every RELION column that came in, in its order, with the same numbers; columns whose value has changed
+        are overwritten, columns that are new stand at the end.
+    """
+    came_from_relion = "rlnImageName" in stack.metadata.columns
+    table = stack.metadata
+    if not came_from_relion:  # cryoSPARC's columns have no place in a STAR file
+        table = table[[name for name in table.columns if "/" not in str(name)]]
+    if image_names is None and not came_from_relion:
+        table["rlnImageName"] = _cryosparc_names(stack.metadata)
+    elif image_names is not None:
+        if came_from_relion and "rlnImageOriginalName" not in table.columns:
+            table["rlnImageOriginalName"] = table["rlnImageName"]
+        table["rlnImageName"] = image_names
+    optics = stack.optics
+    old_style = came_from_relion and optics is None and "rlnOpticsGroup" not in table.columns
+    if optics is None and not old_style:
+        optics = _new_optics(stack, table)
+    if image_names is not None:
+        _set_image_size(stack, table, optics)
+    if stack.ctf is not None:
+        _set_ctf(table, optics, stack.ctf)
+    if stack.poses is not None:
+        _set_poses(table, stack, old_style=old_style, new_images=image_names is not None)
+    return RelionTables(table, optics)
+
+
+def set_column(table: pd.DataFrame, name: str, values: np.ndarray, *, period: float | None = None) -> None:
+    """Set a column, unless it holds the same numbers already: then what came in stays to the last digit."""
+    values = np.asarray(values, dtype=np.float64)
+    if name in table.columns:
+        old = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
+        difference = values - old
+        if period is not None:
+            difference -= period * np.rint(difference / period)
+        if (np.abs(difference) <= 0.51 * 10.0**-_NEW_DECIMALS).all():
+            return
+    table[name] = np.round(values, _NEW_DECIMALS)
+
+
+def _cryosparc_names(metadata: pd.DataFrame) -> list[str]:
+    pairs = zip(metadata["blob/idx"], metadata["blob/path"], strict=True)
+    return [f"{int(index) + 1:06d}@{str(path).removeprefix('>')}" for index, path in pairs]
+
+
+def _new_optics(stack: ParticleStack, table: pd.DataFrame) -> pd.DataFrame:
+    """Make an optics group for each group and microscope setting of the stack; number the particles by it."""
+    keys = {"group": stack.optics_group}
+    if stack.ctf is not None:
+        keys |= {name: getattr(stack.ctf, name) for name in _OPTICS_LABELS}
+    combined = np.column_stack(list(keys.values()))  # (n_images, n_keys)
+    distinct, number = np.unique(combined, axis=0, return_inverse=True)
+    table["rlnOpticsGroup"] = number.reshape(-1) + 1
+    optics = pd.DataFrame({"rlnOpticsGroup": np.arange(1, len(distinct) + 1)})
+    optics["rlnOpticsGroupName"] = [f"opticsGroup{place}" for place in optics["rlnOpticsGroup"]]
+    if stack.ctf is not None:
+        optics["rlnVoltage"] = distinct[:, 1] / VOLTS_PER_KILOVOLT
+        optics["rlnSphericalAberration"] = distinct[:, 2] / ANGSTROM_PER_MM
+        optics["rlnAmplitudeContrast"] = distinct[:, 3]
+    raw_box, raw_pixel_size = raw_geometry(stack)
+    if raw_pixel_size is not None:
+        optics["rlnImagePixelSize"] = raw_pixel_size
+    if raw_box:
+        optics["rlnImageSize"] = raw_box
+    optics["rlnImageDimensionality"] = 2
+    if "rlnMicrographName" not in table.columns:
+        table["rlnMicrographName"] = [f"noise_group_{group:06d}" for group in stack.noise_group]
+    return optics
+
+
+def raw_geometry(stack: ParticleStack) -> tuple[int, float | None]:
+    """Box and pixel size of the images where they lie, before lazy down-sampling."""
+    source = stack.images
+    while isinstance(source, TransformedSource):
+        source = source.source
+    if stack.pixel_size is None or not source.box:
+        return source.box, stack.pixel_size
+    return source.box, stack.pixel_size * stack.box / source.box
+
+
+def _set_image_size(stack: ParticleStack, table: pd.DataFrame, optics: pd.DataFrame | None) -> None:
+    """State the box and pixel size of newly written images."""
+    home = table if optics is None else optics
+    if optics is not None or "rlnImageSize" in home.columns:
+        home["rlnImageSize"] = stack.box
+    if stack.pixel_size is None:
+        return
+    if optics is not None:
+        home["rlnImagePixelSize"] = stack.pixel_size
+    elif "rlnMagnification" in home.columns:
+        home["rlnDetectorPixelSize"] = stack.pixel_size * pd.to_numeric(home["rlnMagnification"]) / 1e4
+    else:
+        home["rlnPixelSize"] = stack.pixel_size
+
+
+def _set_ctf(table: pd.DataFrame, optics: pd.DataFrame | None, ctf: CTFTable) -> None:
+    for name, (label, unit, default) in RELION_CTF.items():
+        in_optics = optics is not None and label in optics.columns
+        values = getattr(ctf, name) / unit
+        is_default = default is not None and (values == default).all()
+        if not in_optics and not (is_default and label not in table.columns):
+            period = 180.0 if name == "astigmatism_angle_rad" else None
+            set_column(table, label, values, period=period)
+
+
+def _set_poses(table: pd.DataFrame, stack: ParticleStack, *, old_style: bool, new_images: bool) -> None:
+    psi = np.rad2deg(stack.poses.angle_rad)
+    set_column(table, "rlnAnglePsi", (psi + 180.0) % 360.0 - 180.0, period=360.0)
+    raw_pixel_size = stack.pixel_size if new_images else raw_geometry(stack)[1]
+    if stack.pixel_size is None:
+        scale = 1.0 if new_images or not stack.box else raw_geometry(stack)[0] / stack.box
+        in_pixels, in_angstrom = stack.poses.shift * scale, None
+    else:
+        in_pixels, in_angstrom = stack.poses.shift / raw_pixel_size, stack.poses.shift
+    has_angstrom, has_pixels = "rlnOriginXAngst" in table.columns, "rlnOriginX" in table.columns
+    if in_angstrom is not None and (has_angstrom or not old_style):
+        set_column(table, "rlnOriginXAngst", in_angstrom[:, 0])
+        set_column(table, "rlnOriginYAngst", in_angstrom[:, 1])
+    if has_pixels or in_angstrom is None or (old_style and not has_angstrom):
+        set_column(table, "rlnOriginX", in_pixels[:, 0])
+        set_column(table, "rlnOriginY", in_pixels[:, 1])

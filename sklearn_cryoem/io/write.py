@@ -1,0 +1,159 @@
+"""Writing particles: every column that came in, the rows that are left, what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import starfile
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem.io._atomic import check_target, replacing
+from sklearn_cryoem.io._cryosparc_table import cryosparc_records
+from sklearn_cryoem.io._relion_table import relion_tables
+from sklearn_cryoem.io.mrc import write_blocks
+from sklearn_cryoem.particles import ParticleStack
+
+_BLOCK_BYTES = 32 * 2**20
+
+
+def write_particles(
+    stack: ParticleStack,
+    path: str | Path,
+    *,
+    labels: Any = None,
+    columns: Mapping[str, Any] | None = None,
+    write_images: bool | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write particles as a STAR file, a cryoSPARC table or a bare stack of images, whole or not at all.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles. Their poses, if any, are written as ``rlnAnglePsi`` and ``rlnOriginXAngst``.
+    path : str or Path
+        ``.star``, ``.cs`` (only for particles that were read from one) or ``.mrcs`` (images alone).
+    labels : array_like of shape (n_images,), int, optional
+        Class of each particle from 0, written as ``rlnClassNumber`` from 1; -1 becomes 0, no class.
+    columns : mapping of str to array_like of shape (n_images,), optional
+        More columns, for example latent positions. RELION warns about labels that it does not know, and
+        keeps them.
+    write_images : bool, optional
+        Whether to write the images too, as they are read (preprocessed), to a .mrcs file of the same name
+        beside `path`. By default only where they are in no file yet.
+    overwrite : bool, default=False
+        Whether to replace files that are there.
+
+    Raises
+    ------
+    FileExistsError
+        If a file exists and `overwrite` is False.
+    FileNotFoundError
+        If the folder does not exist.
+    ValueError
+        If `labels` or `columns` do not have one value per particle.
+    ParticleDataError
+        If the format cannot hold the particles.
+
+    Notes
+    -----
+    Columns that came in go out in their order with the same numbers, row-filtered; the STAR file has the
+    style it came in (one table up to RELION 3.0, optics and particles from 3.1 on). Names of images are
+    kept as they came in: RELION takes them relative to the project's folder, `read_particles` relative to the
+    file's folder or one above it. Newly written images are named relative to the file.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    checked_labels = None if labels is None else _labels(labels, len(stack))
+    extra = _columns(columns or {}, len(stack))
+    if kind == ".star":
+        _write_star(stack, path, checked_labels, extra, write_images, overwrite=overwrite)
+    elif kind == ".cs":
+        if write_images:
+            raise ParticleDataError(
+                f"{path}: a .cs file keeps its images. Write a .star file with write_images."
+            )
+        records = cryosparc_records(stack, checked_labels, extra)
+        with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, records, allow_pickle=False)
+    elif kind == ".mrcs":
+        if checked_labels is not None or extra:
+            raise ParticleDataError(f"{path}: a .mrcs file holds no labels or columns. Write a .star file.")
+        _write_images(stack, path, overwrite=overwrite)
+    else:
+        raise ParticleDataError(
+            f"{path}: particles are written to .star, .cs or .mrcs files. Change the suffix."
+        )
+
+
+def _labels(labels: Any, n_images: int) -> np.ndarray:
+    array = np.asarray(labels)
+    if array.shape != (n_images,) or not np.issubdtype(array.dtype, np.integer) or (array < -1).any():
+        raise ValueError(
+            f"labels has shape {array.shape} and dtype {array.dtype}, expected ({n_images},) integers from 0 "
+            "(-1 for none). Give one label for each particle of the stack."
+        )
+    return array.astype(np.int64)
+
+
+def _columns(columns: Mapping[str, Any], n_images: int) -> dict[str, np.ndarray]:
+    checked = {}
+    for given, values in columns.items():
+        name, array = str(given).removeprefix("_"), np.asarray(values)
+        if not name or any(letter.isspace() for letter in name):
+            raise ValueError(f"A column is called {given!r}; names have no spaces. Use underscores.")
+        if array.shape != (n_images,):
+            raise ValueError(
+                f"The column {name!r} has shape {array.shape}, expected ({n_images},). "
+                "Give one value for each particle of the stack."
+            )
+        checked[name] = array
+    return checked
+
+
+def _write_star(
+    stack: ParticleStack,
+    path: Path,
+    labels: np.ndarray | None,
+    columns: dict[str, np.ndarray],
+    write_images: bool | None,
+    *,
+    overwrite: bool,
+) -> None:
+    if write_images is None:
+        write_images = not {"rlnImageName", "blob/path"} & set(stack.metadata.columns)
+    images_path = path.with_suffix(".mrcs")
+    check_target(path, overwrite=overwrite)
+    names = None
+    if write_images:
+        check_target(images_path, overwrite=overwrite)
+        names = [f"{number:06d}@{images_path.name}" for number in range(1, len(stack) + 1)]
+    tables = relion_tables(stack, names)
+    if labels is not None:
+        tables.particles["rlnClassNumber"] = labels + 1
+    for name, values in columns.items():
+        tables.particles[name] = values
+    with replacing(path, overwrite=overwrite) as temporary:
+        temporary.write_text(star_text(tables.blocks()), encoding="utf-8")
+        if write_images:  # before the STAR file takes its place: it never names images that are not there
+            _write_images(stack, images_path, overwrite=overwrite)
+
+
+def star_text(blocks: dict[str, pd.DataFrame]) -> str:
+    """Tables as the text of a STAR file, with as many digits as the numbers have."""
+    plain = {
+        name: table.astype({column: int for column in table.columns if table[column].dtype == bool})
+        for name, table in blocks.items()
+    }
+    return starfile.to_string(plain, float_format=None, na_rep="nan")
+
+
+def _write_images(stack: ParticleStack, path: Path, *, overwrite: bool) -> None:
+    rows = row_blocks(len(stack), max(1, _BLOCK_BYTES // (4 * stack.box**2)))
+    blocks = (stack.read(block) for block in rows)
+    write_blocks(path, blocks, stack.shape, stack.pixel_size, overwrite=overwrite)
