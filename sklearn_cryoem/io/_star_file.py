@@ -9,11 +9,12 @@ import pandas as pd
 import starfile
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.io._long_star import LONG_TABLE_BYTES, read_long_star
 
 Blocks = dict[str, pd.DataFrame | dict]
 
 # Labels whose values are text even where they look like numbers: "0012" must not become 12.
-_TEXT_LABELS = [
+TEXT_LABELS = [
     "rlnImageName", "rlnImageOriginalName", "rlnMicrographName", "rlnMicrographNameNoDW", "rlnGroupName",
     "rlnOpticsGroupName", "rlnMtfFileName", "rlnCtfImage", "rlnReconstructImageName", "rlnTomoName",
     "rlnTomoParticleName", "rlnMicrographMovieName", "rlnOriginalParticleName", "rlnParticleName",
@@ -33,7 +34,7 @@ _OTHER_FILES = [
 
 
 def read_star_blocks(path: Path) -> Blocks:
-    """Parse a STAR file by the `starfile` library.
+    """Parse a STAR file by the `starfile` library, long tables in one go.
 
     Parameters
     ----------
@@ -53,7 +54,10 @@ def read_star_blocks(path: Path) -> Blocks:
     if path.stat().st_size == 0:
         raise ParticleDataError(f"{path}: the file is empty. Write or copy it again.")
     try:
-        blocks = starfile.read(path, always_dict=True, parse_as_string=_TEXT_LABELS)
+        if path.stat().st_size > LONG_TABLE_BYTES:
+            blocks = read_long_star(path, TEXT_LABELS)
+        else:
+            blocks = starfile.read(path, always_dict=True, parse_as_string=TEXT_LABELS)
     except (ValueError, KeyError, TypeError, IndexError, UnicodeError, pd.errors.ParserError) as error:
         reason = str(error).strip().split("\n", maxsplit=1)[0]
         raise ParticleDataError(
