@@ -10,11 +10,12 @@ import pandas as pd
 
 from sklearn_cryoem.datasets.junk import junk_image
 from sklearn_cryoem.datasets.noise import draw_noise
-from sklearn_cryoem.datasets.projection import euler_matrices, shift_phase, slice_features, slice_plane
+from sklearn_cryoem.datasets.projection import shift_phase, slice_features, slice_plane
 from sklearn_cryoem.datasets.volumes import Volume
 from sklearn_cryoem.particles import CTFTable
 from sklearn_cryoem.physics.filters import normalise_background
 from sklearn_cryoem.physics.fourier import Complex64, Float32, HalfPlane, half_plane, images_from_features
+from sklearn_cryoem.physics.orientation import euler_matrices
 
 PIXELS_A_BLOCK = 2**22  # images are made in blocks of about 4 million pixels
 CALIBRATION_IMAGES = 256  # particles whose signal variance sets the scale

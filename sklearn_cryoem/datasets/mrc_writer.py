@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import mrcfile
 import numpy as np
 
+from sklearn_cryoem._core.files import atomic_path
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.mrc_files import inspect_mrc
 from sklearn_cryoem.physics.fourier import Float32
@@ -24,13 +24,14 @@ def write_stack(
     *,
     pixel_size: float,
     dtype: str,
+    overwrite: bool,
 ) -> FileSource:
     """Write blocks of images one after the other into an .mrcs file; the file appears only when complete.
 
     Parameters
     ----------
     path : str or Path
-        Ends in .mrcs or .mrc; replaced if it exists.
+        Ends in .mrcs or .mrc.
     blocks : iterable of ndarray of shape (m, D, D)
         Images in order.
     shape : (int, int, int)
@@ -39,15 +40,20 @@ def write_stack(
         In Angstrom, for the header.
     dtype : {"float32", "float16"}
         Type of the pixels in the file.
+    overwrite : bool
+        Whether an existing file is replaced.
 
     Returns
     -------
     source : FileSource
         Reads the images back from the file.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists and `overwrite` is false.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    try:
+    with atomic_path(path, overwrite=overwrite) as partial:
         # mrcfile writes the header and the length of the file; pixels follow in plain sequential writes,
         # so that no page of the file counts as memory of this process.
         with mrcfile.new_mmap(partial, shape, mrc_mode=_MODES[dtype], overwrite=True) as mrc:
@@ -57,8 +63,5 @@ def write_stack(
             file.seek(_HEADER_BYTES)
             for block in blocks:
                 file.write(np.ascontiguousarray(block, dtype=dtype).data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     n_images = shape[0]
     return FileSource([inspect_mrc(path)], np.zeros(n_images, np.int32), np.arange(n_images, dtype=np.int32))

@@ -8,32 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from sklearn_cryoem.datasets.volumes import Volume
 from sklearn_cryoem.physics.fourier import Complex64, Float32, HalfPlane, half_plane, images_from_features
+from sklearn_cryoem.physics.orientation import euler_matrices
 
 NUFFT_TOLERANCE = 1e-4  # relative: far below the noise of any cryo-EM image
-
-
-def euler_matrices(rot_rad: ArrayLike, tilt_rad: ArrayLike, psi_rad: ArrayLike) -> NDArray[np.float64]:
-    """Rotation matrices of RELION's ZYZ angles; rows are the image's x, y and viewing axis in the volume.
-
-    Parameters
-    ----------
-    rot_rad, tilt_rad, psi_rad : array_like of shape (n,)
-        rlnAngleRot, rlnAngleTilt and rlnAnglePsi in radians.
-
-    Returns
-    -------
-    matrices : ndarray of shape (n, 3, 3)
-        ``matrices[i, 2]`` is the view direction.
-    """
-    (cr, sr), (ct, st), (cp, sp) = (
-        (np.cos(angle), np.sin(angle)) for angle in np.broadcast_arrays(rot_rad, tilt_rad, psi_rad)
-    )
-    rows = [
-        [cp * ct * cr - sp * sr, cp * ct * sr + sp * cr, -cp * st],
-        [-sp * ct * cr - cp * sr, -sp * ct * sr + cp * cr, sp * st],
-        [st * cr, st * sr, ct],
-    ]
-    return np.moveaxis(np.array(rows, dtype=np.float64), -1, 0)
 
 
 def slice_plane(volume: Volume, box: int, pixel_size: float) -> HalfPlane:

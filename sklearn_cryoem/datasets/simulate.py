@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from sklearn_cryoem._core.exceptions import ParticleDataWarning
+from sklearn_cryoem._core.files import check_may_write
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_choice, check_number
 from sklearn_cryoem._core.workers import ordered_map, row_blocks
@@ -171,7 +172,7 @@ def make_particles(
     if path is None:
         source: Any = _gather(images, shape)
     else:
-        source = write_stack(path, images, shape, pixel_size=pixel_size, dtype=dtype)
+        source = write_stack(path, images, shape, pixel_size=pixel_size, dtype=dtype, overwrite=overwrite)
     return ParticleStack(source, pixel_size=pixel_size, ctf=ctf, truth=truth)
 
 
@@ -206,8 +207,8 @@ def _check_parameters(given: dict[str, Any]) -> None:
     path = given["path"]
     if path is not None and Path(path).suffix not in (".mrcs", ".mrc"):
         raise ValueError(f"The parameter 'path' of {_OWNER} must end in .mrcs. Got {str(path)!r} instead.")
-    if path is not None and Path(path).exists() and not given["overwrite"]:
-        raise FileExistsError(f"{path} exists already. Give another path, or overwrite=True.")
+    if path is not None:
+        check_may_write(path, overwrite=given["overwrite"])
 
 
 def _resolve_volumes(

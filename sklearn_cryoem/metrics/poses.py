@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from sklearn_cryoem.particles import Poses
+from sklearn_cryoem.physics.orientation import euler_matrices, in_plane_turn
 
 Float64 = NDArray[np.float64]
 
@@ -36,8 +37,8 @@ def pose_errors(poses: Poses, truth: pd.DataFrame, labels: ArrayLike) -> PoseErr
     poses : Poses
         Estimated poses.
     truth : DataFrame
-        With columns angle_rad, shift_x, shift_y, view (-1 without fixed views) and is_junk, as
-        `make_particles` gives. Shifts in the unit of `poses`.
+        With columns rot_rad, tilt_rad, angle_rad, shift_x, shift_y, view (-1 without fixed views) and
+        is_junk, as `make_particles` gives. Shifts in the unit of `poses`.
     labels : array_like of shape (n_images,), int
         Class of each particle; a negative label leaves the particle out, as does junk.
 
@@ -52,9 +53,10 @@ def pose_errors(poses: Poses, truth: pd.DataFrame, labels: ArrayLike) -> PoseErr
 
     Notes
     -----
-    Without fixed views the groups are the classes; their errors then include the true difference of angle
-    between neighbouring views. The median is taken from the group itself, so groups of a few particles look
-    better than they are.
+    Without fixed views the groups are the classes. The angle error is then the turn, about the viewing axis,
+    between a particle's orientation in its aligned image and the mean orientation of the group; it does not
+    depend on the poles of the Euler angles, but mixed views add to it. The median is taken from the group
+    itself, so groups of a few particles look better than they are.
     """
     label = np.asarray(labels)
     if not len(poses) == len(truth) == len(label):
@@ -62,12 +64,13 @@ def pose_errors(poses: Poses, truth: pd.DataFrame, labels: ArrayLike) -> PoseErr
             f"There are {len(poses)} poses, {len(truth)} rows of truth and {len(label)} labels, expected as "
             "many of each. Slice all three with the same rows."
         )
-    turn = poses.angle_rad - truth["angle_rad"].to_numpy()  # (n_images,)
     residual = poses.shift - truth[["shift_x", "shift_y"]].to_numpy()  # (n_images, 2), image's frame
     cos, sin = np.cos(poses.angle_rad), np.sin(poses.angle_rad)
     displaced = np.column_stack(  # R(psi) residual: in the class's frame
         [cos * residual[:, 0] - sin * residual[:, 1], sin * residual[:, 0] + cos * residual[:, 1]]
     )
+    # orientation of the particle in its aligned image: the true one with the estimated psi undone
+    frames = euler_matrices(truth["rot_rad"], truth["tilt_rad"], truth["angle_rad"] - poses.angle_rad)
     angle_error, shift_error = np.full(len(label), np.nan), np.full(len(label), np.nan)
     kept = np.flatnonzero((label >= 0) & ~truth["is_junk"].to_numpy(dtype=bool))
     groups = pd.DataFrame({"label": label[kept], "view": truth["view"].to_numpy()[kept]})
@@ -75,12 +78,19 @@ def pose_errors(poses: Poses, truth: pd.DataFrame, labels: ArrayLike) -> PoseErr
         rows = kept[places]
         if len(rows) < 2:
             continue
-        angle_error[rows] = np.abs(_about_median(turn[rows]))
+        angle_error[rows] = np.abs(_about_median(in_plane_turn(frames[rows], _mean_frame(frames[rows]))))
         shift_error[rows] = np.linalg.norm(displaced[rows] - np.median(displaced[rows], axis=0), axis=1)
     measured = np.isfinite(angle_error)
     return PoseErrors(
         angle_error, shift_error, _median(angle_error[measured]), _median(shift_error[measured])
     )
+
+
+def _mean_frame(frames: Float64) -> Float64:
+    """Rotation matrix nearest to the mean of several (n, 3, 3)."""
+    left, _, right = np.linalg.svd(frames.mean(axis=0))
+    left[:, -1] *= np.sign(np.linalg.det(left @ right))
+    return left @ right
 
 
 def _about_median(angle: Float64) -> Float64:

@@ -1,0 +1,63 @@
+"""Fourier ring correlation against its definition, and the resolution read off it."""
+
+import numpy as np
+import pytest
+
+from sklearn_cryoem.metrics import fourier_ring_correlation, resolution_from_frc
+
+
+def plain_frc(one, other):
+    box = len(one)
+    k = np.fft.fftfreq(box, 1 / box)
+    ring = np.rint(np.hypot(k[:, None], k))
+    f, g = np.fft.fft2(one), np.fft.fft2(other)
+    curve = []
+    for r in range(box // 2 + 1):
+        a, b = f[ring == r], g[ring == r]
+        curve.append((a * b.conj()).sum().real / np.sqrt((abs(a) ** 2).sum() * (abs(b) ** 2).sum()))
+    return np.array(curve)
+
+
+@pytest.mark.parametrize("box", [16, 17])
+def test_correlation_is_its_definition_ring_by_ring(box, rng):
+    one, other = rng.standard_normal((2, 3, box, box))
+    other += one
+    curves = fourier_ring_correlation(one, other)
+    assert curves.shape == (3, box // 2 + 1)
+    for curve, a, b in zip(curves, one, other, strict=True):
+        np.testing.assert_allclose(curve, plain_frc(a, b), atol=1e-12)
+
+
+def test_limits(rng):
+    image = rng.standard_normal((32, 32))
+    np.testing.assert_allclose(fourier_ring_correlation(image, 7.0 * image), 1.0)
+    np.testing.assert_allclose(fourier_ring_correlation(image, -image), -1.0)
+    np.testing.assert_array_equal(fourier_ring_correlation(image, np.zeros_like(image)), 0.0)
+    noise = fourier_ring_correlation(rng.standard_normal((200, 32, 32)), rng.standard_normal((200, 32, 32)))
+    assert np.abs(noise.mean(axis=0)[3:]).max() < 0.05
+
+
+def test_half_set_correlation_is_snr_over_one_plus_snr(rng):
+    signal = rng.standard_normal((300, 32, 32))
+    halves = [signal + np.sqrt(1 / 3) * rng.standard_normal(signal.shape) for _ in range(2)]
+    curve = fourier_ring_correlation(*halves).mean(axis=0)
+    np.testing.assert_allclose(curve[4:], 3.0 / 4.0, atol=0.02)
+
+
+def test_resolution_is_interpolated_at_the_first_crossing():
+    curve = [1.0, 1.0, 0.9, 0.543, 0.143 - 0.1, 0.8, 0.0]
+    # between rings 3 and 4, four fifths of the way from 0.543 to 0.043
+    assert resolution_from_frc(curve, 2.0, 12) == pytest.approx(12 * 2.0 / 3.8)
+    assert resolution_from_frc(curve, 2.0, 12, threshold=0.9 - 0.357 / 2) == pytest.approx(12 * 2.0 / 2.5)
+
+
+def test_resolution_at_the_ends():
+    assert resolution_from_frc(np.ones(9), 3.0, 16) == 6.0  # Nyquist: nothing finer can be told
+    assert resolution_from_frc([1.0, 0.1, 0.9, 0.9], 3.0, 6) == np.inf
+    many = resolution_from_frc([[1, 1, 1, 0.0], [1, 0, 0, 0], [1, 1, 0.0, 1]], 1.0, 6, threshold=0.5)
+    np.testing.assert_allclose(many, [6 / 2.5, np.inf, 6 / 1.5])
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match="Bring both to one box first"):
+        fourier_ring_correlation(np.zeros((8, 8)), np.zeros((9, 9)))
