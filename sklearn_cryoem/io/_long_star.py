@@ -1,8 +1,8 @@
 """STAR files with very long tables, in seconds.
 
-The `starfile` library walks through a file line by line: 10 s and 2 GB of memory for a million particles. Here
-it reads the skeleton of the file, every block with its labels but without the rows of long tables, and pandas
-reads these rows in one go with the settings that `starfile` gives it. Tests hold the two to the same answer.
+The `starfile` library walks through a file line by line: 10 s and 2 GB of memory for a million particles.
+Here it reads the skeleton of the file, every block with its labels but without the rows of long tables, and
+pandas reads these rows in one go with the settings that `starfile` gives it. Tests hold the two together.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from sklearn_cryoem.io._image_names import raw_source
 from sklearn_cryoem.io._raw import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT
 from sklearn_cryoem.io.star import RELION_CTF
 from sklearn_cryoem.particles import CTFTable, ParticleStack
-from sklearn_cryoem.particles.preprocess import TransformedSource
 
 _NEW_DECIMALS = 6  # RELION's own
 _OPTICS_LABELS = ("voltage_volts", "cs_angstrom", "amplitude_contrast")
@@ -30,15 +30,17 @@ class RelionTables:
         return {"optics": self.optics, "particles": self.particles}
 
 
-def relion_tables(stack: ParticleStack, image_names: list[str] | None) -> RelionTables:
+def relion_tables(stack: ParticleStack, image_names: list[str], *, new_images: bool) -> RelionTables:
     """Make RELION's tables of a stack.
 
     Parameters
     ----------
     stack : ParticleStack
         The particles.
-    image_names : list of str or None
-        Names of images that are written anew; None to keep the names that came in.
+    image_names : list of str
+        Name of each image.
+    new_images : bool
+        Whether the images are written anew, as they are read, so that box and pixel size are the stack's.
 
     Returns
     -------
@@ -50,22 +52,19 @@ def relion_tables(stack: ParticleStack, image_names: list[str] | None) -> Relion
     table = stack.metadata
     if not came_from_relion:  # cryoSPARC's columns have no place in a STAR file
         table = table[[name for name in table.columns if "/" not in str(name)]]
-    if image_names is None and not came_from_relion:
-        table["rlnImageName"] = _cryosparc_names(stack.metadata)
-    elif image_names is not None:
-        if came_from_relion and "rlnImageOriginalName" not in table.columns:
-            table["rlnImageOriginalName"] = table["rlnImageName"]
-        table["rlnImageName"] = image_names
+    if new_images and came_from_relion and "rlnImageOriginalName" not in table.columns:
+        table["rlnImageOriginalName"] = table["rlnImageName"]
+    table["rlnImageName"] = image_names
     optics = stack.optics
     old_style = came_from_relion and optics is None and "rlnOpticsGroup" not in table.columns
     if optics is None and not old_style:
         optics = _new_optics(stack, table)
-    if image_names is not None:
+    if new_images:
         _set_image_size(stack, table, optics)
     if stack.ctf is not None:
         _set_ctf(table, optics, stack.ctf)
     if stack.poses is not None:
-        _set_poses(table, stack, old_style=old_style, new_images=image_names is not None)
+        _set_poses(table, stack, old_style=old_style, new_images=new_images)
     return RelionTables(table, optics)
 
 
@@ -80,11 +79,6 @@ def set_column(table: pd.DataFrame, name: str, values: np.ndarray, *, period: fl
         if (np.abs(difference) <= 0.51 * 10.0**-_NEW_DECIMALS).all():
             return
     table[name] = np.round(values, _NEW_DECIMALS)
-
-
-def _cryosparc_names(metadata: pd.DataFrame) -> list[str]:
-    pairs = zip(metadata["blob/idx"], metadata["blob/path"], strict=True)
-    return [f"{int(index) + 1:06d}@{str(path).removeprefix('>')}" for index, path in pairs]
 
 
 def _new_optics(stack: ParticleStack, table: pd.DataFrame) -> pd.DataFrame:
@@ -108,15 +102,19 @@ def _new_optics(stack: ParticleStack, table: pd.DataFrame) -> pd.DataFrame:
         optics["rlnImageSize"] = raw_box
     optics["rlnImageDimensionality"] = 2
     if "rlnMicrographName" not in table.columns:
-        table["rlnMicrographName"] = [f"noise_group_{group:06d}" for group in stack.noise_group]
+        table["rlnMicrographName"] = _micrographs(stack)
     return optics
+
+
+def _micrographs(stack: ParticleStack) -> list[str]:
+    if "location/micrograph_path" in stack.metadata.columns:
+        return [str(name).removeprefix(">") for name in stack.metadata["location/micrograph_path"]]
+    return [f"noise_group_{group:06d}" for group in stack.noise_group]
 
 
 def raw_geometry(stack: ParticleStack) -> tuple[int, float | None]:
     """Box and pixel size of the images where they lie, before lazy down-sampling."""
-    source = stack.images
-    while isinstance(source, TransformedSource):
-        source = source.source
+    source = raw_source(stack)
     if stack.pixel_size is None or not source.box:
         return source.box, stack.pixel_size
     return source.box, stack.pixel_size * stack.box / source.box

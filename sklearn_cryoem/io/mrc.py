@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import mrcfile
@@ -10,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.files import atomic_path
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.io._atomic import replacing
 from sklearn_cryoem.io._raw import RawParticles, RowProblems
-from sklearn_cryoem.particles.mrc_files import inspect_mrc
+from sklearn_cryoem.particles.mrc_files import inspect_mrc, write_mrc_blocks
 
 
 def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
@@ -85,37 +84,11 @@ def write_mrc(
             f"write_mrc: array has shape {array.shape} and dtype {array.dtype}, expected real numbers of "
             "shape (ny, nx) or (n, ny, nx). Give one volume, image or stack."
         )
-    write_blocks(path, [array], array.shape, pixel_size, overwrite=overwrite)
-
-
-def write_blocks(
-    path: str | Path,
-    blocks: Iterable[np.ndarray],
-    shape: tuple[int, ...],
-    pixel_size: float | None,
-    *,
-    overwrite: bool,
-) -> None:
-    """Write consecutive blocks along the first axis to one MRC file of that shape, whole or not at all."""
     check_number("pixel_size", pixel_size, owner="write_mrc", minimum=0, inclusive=False, allow_none=True)
     path = Path(path)
-    is_stack = path.suffix.lower() == ".mrcs" and len(shape) == 3
-    with replacing(path, overwrite=overwrite) as temporary:
-        with mrcfile.new_mmap(temporary, shape=shape, mrc_mode=2, overwrite=True) as mrc:
-            if is_stack:
-                mrc.set_image_stack()
-            if pixel_size is not None:
-                mrc.voxel_size = float(pixel_size)
-            start, moments, low, high = 0, np.zeros(2), np.inf, -np.inf
-            for block in blocks:
-                mrc.data[start : start + len(block)] = block
-                start += len(block)
-                low, high = min(low, float(block.min())), max(high, float(block.max()))
-                moments += block.sum(dtype=np.float64), np.square(block, dtype=np.float64).sum()
-            mean, square = moments / np.prod(shape, dtype=np.float64)
-            header = mrc.header
-            header.dmin, header.dmax, header.dmean = low, high, mean
-            header.rms = np.sqrt(max(square - mean**2, 0.0))
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        is_stack = path.suffix.lower() == ".mrcs" and array.ndim == 3
+        write_mrc_blocks(temporary, [array], array.shape, pixel_size=pixel_size, is_stack=is_stack)
 
 
 def read_image_stack(path: Path, *, permissive: bool) -> tuple[RawParticles, RowProblems]:

@@ -11,12 +11,13 @@ import pandas as pd
 import starfile
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.files import atomic_path, check_may_write
 from sklearn_cryoem._core.workers import row_blocks
-from sklearn_cryoem.io._atomic import check_target, replacing
 from sklearn_cryoem.io._cryosparc_table import cryosparc_records
+from sklearn_cryoem.io._image_names import names_on_disk
 from sklearn_cryoem.io._relion_table import relion_tables
-from sklearn_cryoem.io.mrc import write_blocks
 from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.mrc_files import write_mrc_blocks
 
 _BLOCK_BYTES = 32 * 2**20
 
@@ -45,7 +46,7 @@ def write_particles(
         keeps them.
     write_images : bool, optional
         Whether to write the images too, as they are read (preprocessed), to a .mrcs file of the same name
-        beside `path`. By default only where they are in no file yet.
+        beside `path`. By default only where they are in no MRC file yet; preprocessing is not written then.
     overwrite : bool, default=False
         Whether to replace files that are there.
 
@@ -79,7 +80,7 @@ def write_particles(
                 f"{path}: a .cs file keeps its images. Write a .star file with write_images."
             )
         records = cryosparc_records(stack, checked_labels, extra)
-        with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as stream:
+        with atomic_path(path, overwrite=overwrite) as temporary, open(temporary, "wb") as stream:
             np.save(stream, records, allow_pickle=False)
     elif kind == ".mrcs":
         if checked_labels is not None or extra:
@@ -125,22 +126,25 @@ def _write_star(
     *,
     overwrite: bool,
 ) -> None:
-    if write_images is None:
-        write_images = not {"rlnImageName", "blob/path"} & set(stack.metadata.columns)
+    check_may_write(path, overwrite=overwrite)
     images_path = path.with_suffix(".mrcs")
-    check_target(path, overwrite=overwrite)
-    names = None
-    if write_images:
-        check_target(images_path, overwrite=overwrite)
+    names = None if write_images else names_on_disk(stack, path)
+    if names is None and write_images is False:
+        raise ParticleDataError(
+            f"{path}: the images are in no MRC file that it could name. Leave write_images=None to write them."
+        )
+    new_images = names is None
+    if names is None:
+        check_may_write(images_path, overwrite=overwrite)
         names = [f"{number:06d}@{images_path.name}" for number in range(1, len(stack) + 1)]
-    tables = relion_tables(stack, names)
+    tables = relion_tables(stack, names, new_images=new_images)
     if labels is not None:
         tables.particles["rlnClassNumber"] = labels + 1
     for name, values in columns.items():
         tables.particles[name] = values
-    with replacing(path, overwrite=overwrite) as temporary:
+    with atomic_path(path, overwrite=overwrite) as temporary:
         temporary.write_text(star_text(tables.blocks()), encoding="utf-8")
-        if write_images:  # before the STAR file takes its place: it never names images that are not there
+        if new_images:  # before the STAR file takes its place: it never names images that are not there
             _write_images(stack, images_path, overwrite=overwrite)
 
 
@@ -156,4 +160,5 @@ def star_text(blocks: dict[str, pd.DataFrame]) -> str:
 def _write_images(stack: ParticleStack, path: Path, *, overwrite: bool) -> None:
     rows = row_blocks(len(stack), max(1, _BLOCK_BYTES // (4 * stack.box**2)))
     blocks = (stack.read(block) for block in rows)
-    write_blocks(path, blocks, stack.shape, stack.pixel_size, overwrite=overwrite)
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        write_mrc_blocks(temporary, blocks, stack.shape, pixel_size=stack.pixel_size, is_stack=True)

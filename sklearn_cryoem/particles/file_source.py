@@ -143,6 +143,16 @@ class FileSource(Immutable):
         return self._files
 
     @property
+    def file_index(self) -> np.ndarray:
+        """Position in `files` of each particle; (n_images,) int."""
+        return self._file_index
+
+    @property
+    def frame(self) -> np.ndarray:
+        """Place of each particle in its file, from 0; (n_images,) int."""
+        return self._frame
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the pixels on disk, those of these rows alone."""
         sizes = np.array([file.image_bytes for file in self._files], dtype=np.int64)

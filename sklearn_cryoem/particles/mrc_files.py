@@ -1,15 +1,17 @@
-"""What an MRC file of images looks like on disk, told from its header alone."""
+"""MRC files of images: what they look like on disk, told from the header alone, and how they are written."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import mrcfile
 import numpy as np
+from mrcfile.dtypes import HEADER_DTYPE
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 
@@ -17,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 HEADER_BYTES = 1024
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2"}
+_WRITE_MODES = {"float32": 2, "float16": 12}
 _REAL_MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}  # MRC mode: numpy type of one pixel
 
 
@@ -117,6 +120,56 @@ def inspect_mrc(path: str | Path) -> FrameFile:
     for oddity in oddities:
         logger.info("%s: %s; accepted, for the size of the file agrees with its header.", path, oddity)
     return file
+
+
+def write_mrc_blocks(
+    path: str | Path,
+    blocks: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    *,
+    pixel_size: float | None,
+    is_stack: bool,
+    dtype: str = "float32",
+) -> None:
+    """Write consecutive blocks along the first axis to one MRC file.
+
+    Pixels are written one block after the other, not through a memory map: no page of the file counts as
+    memory of this process.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; replaced if it is there.
+    blocks : iterable of ndarray
+        Parts of an array of the given shape, in order.
+    shape : tuple of int
+        (ny, nx) or (n, ny, nx).
+    pixel_size : float or None
+        Angstrom per pixel, for the header.
+    is_stack : bool
+        Whether the first axis counts images, not sections of a volume.
+    dtype : {"float32", "float16"}
+        Type of the pixels in the file.
+    """
+    with mrcfile.new_mmap(path, shape, mrc_mode=_WRITE_MODES[dtype], overwrite=True) as mrc:
+        if is_stack:
+            mrc.set_image_stack()
+        if pixel_size is not None:
+            mrc.voxel_size = float(pixel_size)
+    low, high, total, squares = np.inf, -np.inf, 0.0, 0.0
+    with open(path, "r+b") as stream:
+        stream.seek(HEADER_BYTES)
+        for block in blocks:
+            pixels = np.ascontiguousarray(block, dtype=np.dtype(dtype).newbyteorder("<"))
+            stream.write(pixels.data)
+            low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
+            total += float(pixels.sum(dtype=np.float64))
+            squares += float(np.square(pixels, dtype=np.float64).sum())
+        mean = total / np.prod(shape, dtype=np.float64)
+        spread = np.sqrt(max(squares / np.prod(shape, dtype=np.float64) - mean**2, 0.0))
+        for field, value in [("dmin", low), ("dmax", high), ("dmean", mean), ("rms", spread)]:
+            stream.seek(HEADER_DTYPE.fields[field][1])
+            stream.write(np.array(value, dtype="<f4").tobytes())
 
 
 def _read_header(path: str | Path, size: int) -> tuple[np.recarray, list[str]]:
