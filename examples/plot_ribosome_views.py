@@ -14,7 +14,7 @@ from sklearn_cryoem.metrics import fraction_within
 from sklearn_cryoem.plotting import plot_class_averages, plot_manifold_atlas
 
 # %%
-# Particles of a ribosome-like phantom: every view direction, CTF with astigmatism, noise ten times the signal.
+# Particles of a ribosome-like phantom: all view directions, CTF with astigmatism, noise above the signal.
 # The truth rides along in ``stack.truth`` and is not looked at before the end.
 stack = make_particles("ribosome", 800, box=32, snr=0.2, max_shift=20.0, random_state=0)
 print(stack)
@@ -29,7 +29,7 @@ print(aligned.poses)
 clusterer = SMLClusterer((6, 6), random_state=0)
 labels = clusterer.fit_predict(aligned)
 counts = np.bincount(labels, minlength=36)
-plot_class_averages(clusterer.class_averages_, counts=counts, pixel_size=stack.pixel_size).figure  # noqa: B018
+plot_class_averages(clusterer.class_averages_, counts=counts, pixel_size=stack.pixel_size).figure
 
 # %%
 plot_manifold_atlas(
@@ -37,7 +37,7 @@ plot_manifold_atlas(
     clusterer.latent_nodes_,
     latent_positions=clusterer.transform(aligned),
     counts=counts,
-).figure  # noqa: B018
+).figure
 
 # %%
 # How good is it? The fraction of same-class pairs whose views are within 20 degrees of each other.

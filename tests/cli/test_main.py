@@ -142,6 +142,11 @@ def test_log_lines_follow_the_verbosity(quiet, verbosity, shown, capsys):
     assert package.handlers == [] and package.propagate
 
 
+def test_remedies_are_in_the_words_of_the_shell():
+    error = ValueError("x.star: not found. Pass images_dir=, or permissive=True. It exists: overwrite=True.")
+    assert explain(error) == "x.star: not found. Pass --images-dir, or --permissive. It exists: --force."
+
+
 def test_the_last_resort_asks_for_a_report():
     assert "--debug and report" in explain(AttributeError("x"))
 
