@@ -161,7 +161,7 @@ def _encode(value, where, arrays):  # noqa: PLR0911 (one line for each kind of v
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"$dict": {key: _encode(item, f"{where}.{key}", arrays) for key, item in value.items()}}
     if dataclasses.is_dataclass(value) and _is_ours(type(value)):
-        names = [field.name for field in dataclasses.fields(value)]
+        names = [field.name for field in dataclasses.fields(value) if field.init]
         fields = {name: _encode(getattr(value, name), f"{where}.{name}", arrays) for name in names}
         return {"$dataclass": f"{type(value).__module__}:{type(value).__qualname__}", "fields": fields}
     if isinstance(value, Pipeline):
@@ -212,11 +212,7 @@ def _decode_dataclass(value, arrays):
     kind = getattr(importlib.import_module(module), name)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise ModelFileError(f"the model file names {name}, which is not a dataclass. Do not use it.")
-    fields = {key: _decode(item, arrays) for key, item in value["fields"].items()}
-    instance = object.__new__(kind)  # as copied, not as made: a frozen dataclass need not validate twice
-    for key, item in fields.items():
-        object.__setattr__(instance, key, item)
-    return instance
+    return kind(**{key: _decode(item, arrays) for key, item in value["fields"].items()})
 
 
 def _decode_estimator(value, arrays):
