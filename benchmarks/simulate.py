@@ -2,8 +2,8 @@
 
     python benchmarks/simulate.py [--n 10000] [--box 128] [--jobs 2]
 
-Prints one line per case: images in memory, then straight to disk, where the memory of the process must not grow with
-the number of images.
+Prints one line per case: straight to disk, where the memory of the process must not grow with the number of
+images, and in memory.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def measure(case: str, options: argparse.Namespace, **parameters: object) -> None:
-    """Time one simulation; the peak memory is that of the process so far, so cases run from small to large."""
+    """Time one simulation; peak memory is that of the process so far, so cases run from small to large."""
     start = time.perf_counter()
     stack = make_particles("ribosome", options.n, **parameters)
     seconds = time.perf_counter() - start

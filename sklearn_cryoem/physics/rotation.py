@@ -70,9 +70,11 @@ def aligned_features(
     turn = 2.0 * np.pi / box
     # finufft counts pixels from D // 2, as we do, so only the particle's own shift is left to undo
     phase = np.exp(-1j * turn * (kx * shift[:, :1] + ky * shift[:, 1:])).astype(np.complex64)
+    # upsampling by 1.25 instead of 2: a smaller FFT for a wider kernel, 1.3 to 3 times faster at these sizes
     plan = finufft.Plan(
-        2, (box, box), n_trans=1, eps=NUFFT_TOLERANCE, isign=-1, dtype="complex64", nthreads=1
-    )
+        2, (box, box), n_trans=1, eps=NUFFT_TOLERANCE, isign=-1, dtype="complex64", nthreads=1,
+        upsampfac=1.25,
+    )  # fmt: skip
     features = np.empty((len(images), plane.n_coefficients), dtype=np.complex64)
     points_x, points_y = (turn * kx).astype(np.float32), (turn * ky).astype(np.float32)
     # Every image has its own points, so finufft is called once an image; the plan (its FFT) is shared.
