@@ -7,7 +7,6 @@ import numpy as np
 
 from sklearn_cryoem.cli._arguments import add_machine, add_output, count, new_command
 from sklearn_cryoem.cli._outputs import RunFolder, options_as_dict
-from sklearn_cryoem.cli.simulate import naming_images
 
 SIMULATED_STACK, SIMULATED_STAR, TRUTH = "simulated.mrcs", "simulated.star", "truth.csv"
 _BOX, _SNR, _JUNK, _MAX_SHIFT = 64, 0.1, 0.1, 15.0
@@ -69,7 +68,7 @@ def _simulate(options, folder):
         random_state=options.seed,
         verbose=0 if options.quiet else 1,
     )
-    write_particles(naming_images(made, SIMULATED_STACK), folder / SIMULATED_STAR, overwrite=options.force)
+    write_particles(made, folder / SIMULATED_STAR, overwrite=options.force)
     folder.write_csv(TRUTH, made.truth.columns, made.truth.itertuples(index=False))
     return read_particles(folder / SIMULATED_STAR).with_truth(made.truth)
 

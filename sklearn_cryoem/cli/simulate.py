@@ -85,12 +85,6 @@ def add_parser(commands):
     return parser
 
 
-def naming_images(stack, file_name):
-    """The stack with the columns that tell where its images are: all in one file, in order."""
-    names = [f"{number:06d}@{file_name}" for number in range(1, len(stack) + 1)]
-    return stack.with_metadata(rlnImageName=names, rlnOpticsGroup=1)
-
-
 def run(options, console):
     """Simulate and write."""
     with RunFolder(options.output, [STACK, STAR, TRUTH], force=options.force) as folder:
@@ -124,7 +118,7 @@ def run(options, console):
                 verbose=0 if options.quiet else 1,
             )
         with folder.timed("write"):
-            write_particles(naming_images(stack, STACK), folder / STAR, overwrite=options.force)
+            write_particles(stack, folder / STAR, overwrite=options.force)
             folder.write_csv(TRUTH, stack.truth.columns, stack.truth.itertuples(index=False))
             results = {
                 "n_particles": len(stack),
