@@ -80,7 +80,7 @@ def make_ribosome_phantom(box: int = 64, pixel_size: float = 5.0) -> Volume:
 def make_rings(n_fold: int = 11, box: int = 64, pixel_size: float = 6.0) -> Volume:
     """Build a disc of `n_fold` subunits, like the 10-, 11- and 12-fold discs of the inflammasome.
 
-    Neighbours touch at a fixed distance, so the disc is wider the more subunits it has: 287, 308 and 328 A
+    Neighbours are 64 A apart, so the disc is wider the more subunits it has: 304, 324 and 344 A across
     for 10, 11 and 12. That is how its side views tell the fold. Axis along z; its two faces differ.
 
     Parameters
@@ -127,7 +127,7 @@ def make_proteasome_phantoms(box: int = 64, pixel_size: float = 6.0) -> tuple[Vo
     box : int
         Side of the volumes in voxels.
     pixel_size : float
-        Side of a voxel in Angstrom. The RP is about 190 A long, the RP-CP about 340 A.
+        Side of a voxel in Angstrom. The RP is about 210 A long, the RP-CP about 320 A.
 
     Returns
     -------
