@@ -26,8 +26,8 @@ def concatenate(stacks: Sequence[ParticleStack]) -> ParticleStack:
     Returns
     -------
     ParticleStack
-        Optics and noise groups are renumbered, so that groups of different stacks stay apart. Metadata
-        columns that only some stacks have are NaN for the others.
+        Noise groups are renumbered, so that those of different stacks stay apart; so are optics groups unless
+        all stacks have the same optics table. Metadata columns that only some stacks have are NaN for others.
 
     Raises
     ------
@@ -43,16 +43,16 @@ def concatenate(stacks: Sequence[ParticleStack]) -> ParticleStack:
     ]:
         if len(values) > 1:
             raise ValueError(f"concatenate: the stacks differ in {what}: {sorted(values, key=str)}. {remedy}")
-    optics = [stack.optics for stack in stacks if stack.optics is not None]
+    optics = _common_optics(stacks)
     return ParticleStack(
         ConcatenatedSource([stack.images for stack in stacks]),
         pixel_size=stacks[0].pixel_size,
         ctf=_join_ctf(_all_or_none(stacks, "ctf")),
         poses=_join_poses(_all_or_none(stacks, "poses")),
-        optics_group=_join_groups([stack.optics_group for stack in stacks]),
-        noise_group=_join_groups([stack.noise_group for stack in stacks]),
+        optics_group=_join_groups([stack.optics_group for stack in stacks], apart=optics is None),
+        noise_group=_join_groups([stack.noise_group for stack in stacks], apart=True),
         metadata=pd.concat([stack.metadata for stack in stacks], ignore_index=True),
-        optics=optics[0] if optics and all(table.equals(optics[0]) for table in optics) else None,
+        optics=optics,
         truth=_join_tables(_all_or_none(stacks, "truth")),
     )
 
@@ -85,6 +85,14 @@ def _join_tables(parts: list[pd.DataFrame] | None) -> pd.DataFrame | None:
     return None if parts is None else pd.concat(parts, ignore_index=True)
 
 
-def _join_groups(groups: list[np.ndarray]) -> np.ndarray:
+def _common_optics(stacks: list[ParticleStack]) -> pd.DataFrame | None:
+    first = stacks[0].optics
+    same = first is not None and all(s.optics is not None and s.optics.equals(first) for s in stacks)
+    return first if same else None
+
+
+def _join_groups(groups: list[np.ndarray], *, apart: bool) -> np.ndarray:
+    if not apart:
+        return np.concatenate(groups)
     pairs = [np.column_stack([np.full(len(group), number), group]) for number, group in enumerate(groups)]
     return np.unique(np.concatenate(pairs), axis=0, return_inverse=True)[1].reshape(-1)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import mrcfile
 import numpy as np
+from mrcfile.constants import MAP_ID
 from mrcfile.dtypes import HEADER_DTYPE
+from mrcfile.utils import byte_order_from_machine_stamp
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 HEADER_BYTES = 1024
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2"}
 _WRITE_MODES = {"float32": 2, "float16": 12}
+_PLAUSIBLE_MODES = range(102)
 _REAL_MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}  # MRC mode: numpy type of one pixel
 
 
@@ -89,18 +91,22 @@ def inspect_mrc(path: str | Path) -> FrameFile:
     status = os.stat(path)
     header, oddities = _read_header(path, status.st_size)
     mode = int(header.mode)
+    nx, ny, nz = int(header.nx), int(header.ny), int(header.nz)
+    if oddities and (mode not in _PLAUSIBLE_MODES or min(nx, ny, nz) < 1):
+        raise ParticleDataError(
+            f"{path}: not an MRC file ({oddities[0]}). Give the .mrcs file that the extraction wrote."
+        )
     if mode not in _REAL_MODES:
         raise ParticleDataError(
             f"{path}: MRC mode {mode}, expected 0, 1, 2, 6 or 12 (real numbers). "
             "Convert the file to mode 2 (32-bit float), for example with `e2proc2d.py`."
         )
-    nx, ny, nz = int(header.nx), int(header.ny), int(header.nz)
-    if nx != ny or nx < 4 or nz < 1:
+    if nx != ny or nx < 4 or nz < 1 or int(header.nsymbt) < 0:
         raise ParticleDataError(
             f"{path}: images of {nx} x {ny} pixels, {nz} of them; expected square particle images. "
             "If this is a micrograph, extract the particles first."
         )
-    dtype = np.dtype(_REAL_MODES[mode]).newbyteorder(header.mode.dtype.byteorder)
+    dtype = np.dtype(_REAL_MODES[mode]).newbyteorder(header.dtype["mode"].byteorder)
     file = FrameFile(
         path=os.path.abspath(path),
         offset=HEADER_BYTES + int(header.nsymbt),
@@ -174,25 +180,35 @@ def write_mrc_blocks(
 
 def _read_header(path: str | Path, size: int) -> tuple[np.recarray, list[str]]:
     """Header of an MRC file in the byte order of the file, and what is odd about it."""
-    if size < HEADER_BYTES:
+    # Only these bytes are read: mrcfile would follow a senseless length of the extended header.
+    with open(path, "rb") as stream:
+        start = stream.read(HEADER_BYTES)
+    if start[:2] in _COMPRESSED:
+        raise ParticleDataError(
+            f"{path}: compressed with {_COMPRESSED[start[:2]]}. Uncompress it: images are read singly."
+        )
+    if len(start) < HEADER_BYTES:
         what = "empty" if size == 0 else f"only {size} bytes long, shorter than an MRC header (1024)"
         raise ParticleDataError(f"{path}: the file is {what}. Copy or extract it again.")
-    with open(path, "rb") as stream:
-        start = stream.read(2)
-    if start in _COMPRESSED:
-        raise ParticleDataError(
-            f"{path}: compressed with {_COMPRESSED[start]}. Uncompress it: images are read singly from disk."
-        )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            with mrcfile.open(path, header_only=True, permissive=True) as mrc:
-                header = mrc.header.copy()
-        except (ValueError, OSError) as error:
-            raise ParticleDataError(
-                f"{path}: cannot be read as MRC ({error}). Check that it is a .mrc or .mrcs file."
-            ) from error
-    return header, [str(warning.message).split("\n", maxsplit=1)[0] for warning in caught]
+    header = np.frombuffer(start, dtype=HEADER_DTYPE).view(np.recarray)[0]
+    oddities = [] if header.map == MAP_ID else ["no MAP tag in the header"]
+    try:
+        order = byte_order_from_machine_stamp(header.machst)
+    except ValueError:
+        oddities.append(f"machine stamp {header.machst.tobytes().hex()}")
+        order = "<"
+    if order == ">":
+        header = _with_byte_order(start, ">")
+    if int(header.mode) not in _PLAUSIBLE_MODES:
+        other = _with_byte_order(start, "<" if order == ">" else ">")
+        if int(other.mode) in _PLAUSIBLE_MODES:
+            oddities.append("machine stamp and byte order disagree")
+            header = other
+    return header, oddities
+
+
+def _with_byte_order(start: bytes, order: str) -> np.recarray:
+    return np.frombuffer(start, dtype=HEADER_DTYPE.newbyteorder(order)).view(np.recarray)[0]
 
 
 def _pixel_size(header: np.recarray) -> float | None:

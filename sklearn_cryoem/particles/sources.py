@@ -108,7 +108,8 @@ class ArraySource(Immutable):
 
     def locate(self, row: int) -> str:
         """Say where the pixels of one row are, for messages."""
-        return f"row {row} of the array of images"
+        place = self._rows.start + row if isinstance(self._rows, slice) else int(self._rows[row])
+        return f"image {place} of the array"
 
     def __getstate__(self) -> dict:
         # Only the rows that are wanted travel, in one canonical layout: equal slices hash alike.
