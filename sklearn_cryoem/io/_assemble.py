@@ -161,16 +161,20 @@ def _source(
     file_index = np.where(problems.keep, position[raw.file_code], position[raw.file_code[good_row]])
     frame = np.where(problems.keep, raw.frame, raw.frame[good_row])
     sizes = {round(files[code].pixel_size or 0.0, 4) for code in sound}
-    truncated = [files[code].path for code in sound if files[code].n_whole_images < files[code].n_images]
+    _warn_of_truncation([files[code] for code in sound if problems.keep[raw.file_code == code].all()])
+    source = FileSource([files[code] for code in sound], file_index, frame)
+    return source, sizes.pop() or None if len(sizes) == 1 else None
+
+
+def _warn_of_truncation(files: list[FrameFile]) -> None:
+    truncated = [file.path for file in files if file.n_whole_images < file.n_images]
     if truncated:
         warnings.warn(
             f"{len(truncated)} stack(s) are truncated, though the particles used of them are whole: "
             f"{truncated[0]}. Copy or extract them again.",
             ParticleDataWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
-    source = FileSource([files[code] for code in sound], file_index, frame)
-    return source, sizes.pop() or None if len(sizes) == 1 else None
 
 
 def _one_pixel_size(

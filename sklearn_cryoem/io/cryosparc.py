@@ -228,7 +228,7 @@ def poses_of_records(
 def _psi_of_rotation_vector(vector: np.ndarray) -> np.ndarray:
     euler_matrix = Rotation.from_rotvec(vector).as_matrix().transpose(0, 2, 1)  # (n, 3, 3)
     psi = np.arctan2(euler_matrix[:, 1, 2], -euler_matrix[:, 0, 2])
-    at_pole = np.hypot(euler_matrix[:, 0, 2], euler_matrix[:, 1, 2]) < 1e-12  # tilt 0 or 180 degrees
+    at_pole = np.hypot(euler_matrix[:, 0, 2], euler_matrix[:, 1, 2]) < 1e-6  # tilt 0 or 180
     side = np.where(euler_matrix[:, 2, 2] > 0, 1.0, -1.0)
     at_pole_psi = np.arctan2(-side * euler_matrix[:, 1, 0], side * euler_matrix[:, 0, 0])
     return np.where(at_pole, at_pole_psi, psi)

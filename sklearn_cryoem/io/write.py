@@ -131,7 +131,8 @@ def _write_star(
     names = None if write_images else names_on_disk(stack, path)
     if names is None and write_images is False:
         raise ParticleDataError(
-            f"{path}: the images are in no MRC file that it could name. Leave write_images=None to write them."
+            f"{path}: the images are in no MRC file that it could name. Leave write_images=None: they are "
+            "written beside it."
         )
     new_images = names is None
     if names is None:

@@ -193,6 +193,7 @@ class ParticleStack(Immutable):
         Returns
         -------
         images : ndarray of shape (m, D, D), float32, C-contiguous
+            Of a stack in memory perhaps a read-only view: copy it before writing into it.
 
         Raises
         ------
@@ -250,7 +251,7 @@ class ParticleStack(Immutable):
                 "The images of a ParticleStack are read, so a copy is made. Use np.asarray(stack)."
             )
         images = self.read()
-        return images if dtype is None else images.astype(dtype, copy=False)
+        return images.astype(self.dtype if dtype is None else dtype, copy=bool(copy))
 
     # ---------------------------------------------------------------- new stacks from old ones
     def _replace(self, **parts: Any) -> ParticleStack:

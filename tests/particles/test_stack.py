@@ -98,6 +98,7 @@ def test_any_real_type_of_pixels_is_read_as_float32(dtype):
 def test_numpy_sees_the_images(stack, numbered_parts):
     np.testing.assert_array_equal(np.asarray(stack), numbered_parts()["images"])
     assert np.asarray(stack, dtype=np.float64).dtype == np.float64
+    assert np.array(stack).flags.writeable
     with pytest.raises(ValueError, match=r"Use np.asarray\(stack\)"):
         np.asarray(stack, copy=False)
 

@@ -1,0 +1,248 @@
+import logging
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.io import read_particles
+from sklearn_cryoem.io._records import records_to_table, table_to_records
+
+FIELDS = [
+    ("uid", "<u8"),
+    ("blob/path", "S40"),
+    ("blob/idx", "<u4"),
+    ("blob/shape", "<u4", (2,)),
+    *[(f"blob/{name}", "<f4") for name in ("psize_A", "sign")],
+    ("ctf/exp_group_id", "<u4"),
+    *[
+        (f"ctf/{name}", "<f4")
+        for name in ("accel_kv", "cs_mm", "amp_contrast", "df1_A", "df2_A", "df_angle_rad")
+    ],
+    *[(f"ctf/{name}", "<f4") for name in ("phase_shift_rad", "scale", "bfactor")],
+    ("ctf/tetra_A", "<f4", (4,)),
+    ("alignments2D/pose", "<f4"),
+    ("alignments2D/shift", "<f4", (2,)),
+    ("alignments2D/psize_A", "<f4"),
+    ("alignments2D/class", "<u4"),
+]
+
+
+@pytest.fixture
+def records(project):
+    """A table like cryoSPARC's of the project's nine images."""
+    rows = np.arange(9)
+    table = np.zeros(9, dtype=FIELDS)
+    table["uid"] = 10**18 + 7 * rows
+    table["blob/path"] = [b">Extract/Movies/a.mrcs"] * 5 + [b">Extract/Movies/b.mrcs"] * 4
+    table["blob/idx"] = [0, 1, 2, 3, 4, 0, 1, 2, 3]
+    table["blob/shape"], table["blob/psize_A"], table["blob/sign"] = 8, 2.0, -1
+    table["ctf/exp_group_id"] = 3
+    table["ctf/accel_kv"], table["ctf/cs_mm"], table["ctf/amp_contrast"] = 300, 2.7, 0.1
+    table["ctf/df1_A"], table["ctf/df2_A"], table["ctf/df_angle_rad"] = 15000 + rows, 14000 + rows, 0.1 * rows
+    table["ctf/phase_shift_rad"], table["ctf/scale"], table["ctf/bfactor"] = 0.2, 0.9, 30
+    table["ctf/tetra_A"] = np.arange(36).reshape(9, 4)
+    table["alignments2D/pose"], table["alignments2D/psize_A"] = 0.3 * rows, 4.0
+    table["alignments2D/shift"] = np.column_stack([rows, -rows])
+    table["alignments2D/class"] = rows % 2
+    return table
+
+
+@pytest.fixture
+def save_cs(project):
+    """Function that writes records as a .cs file beside the images."""
+
+    def save(records, name="particles.cs"):
+        path = project.folder / name
+        with open(path, "wb") as file:
+            np.save(file, records)
+        return path
+
+    return save
+
+
+def without(records, *prefixes):
+    return records[[name for name in records.dtype.names if not name.startswith(prefixes)]].copy()
+
+
+def test_a_table_gives_images_ctf_and_poses_in_our_units(project, records, save_cs):
+    stack = read_particles(save_cs(records))
+    np.testing.assert_array_equal(stack.read(), project.images)
+    rows = np.arange(9)
+    assert stack.pixel_size == 2.0
+    np.testing.assert_allclose(stack.ctf.defocus_u_angstrom, 15000 + rows)
+    np.testing.assert_allclose(stack.ctf.defocus_v_angstrom, 14000 + rows)
+    np.testing.assert_allclose(stack.ctf.astigmatism_angle_rad, 0.1 * rows, rtol=1e-6)
+    assert set(stack.ctf.voltage_volts) == {300e3}
+    np.testing.assert_allclose(stack.ctf.cs_angstrom, 2.7e7, rtol=1e-6)
+    np.testing.assert_allclose(stack.ctf.phase_shift_rad, 0.2, rtol=1e-6)
+    np.testing.assert_allclose(stack.ctf.scale, 0.9, rtol=1e-6)
+    assert set(stack.ctf.b_factor_angstrom2) == {30.0}
+    assert set(stack.optics_group) == {3}
+    assert stack.noise_group.tolist() == [0] * 5 + [1] * 4
+    np.testing.assert_allclose(stack.poses.angle_rad, 0.3 * rows, rtol=1e-6)
+    np.testing.assert_allclose(
+        stack.poses.shift, 4.0 * np.column_stack([rows, -rows])
+    )  # alignment's own pixels
+
+
+def test_shifts_without_a_pixel_size_of_their_own_are_in_image_pixels(records, save_cs):
+    stack = read_particles(save_cs(without(records, "alignments2D/psize_A")))
+    np.testing.assert_allclose(stack.poses.shift[:, 0], 2.0 * np.arange(9))
+
+
+def relion_euler_matrix(rot, tilt, psi):
+    """RELION's matrix: its rows are the image's axes in the frame of the map."""
+    return Rotation.from_euler("ZYZ", [rot, tilt, psi]).as_matrix().T
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.4, 1.5, 3.0, np.pi])
+def test_psi_of_a_3d_pose_is_relion_s(records, save_cs, tilt):
+    generator = np.random.default_rng(0)
+    psi = generator.uniform(-3, 3, 9)
+    rot = generator.uniform(-3, 3, 9) if 0 < tilt < np.pi else np.zeros(9)
+    matrices = np.stack([relion_euler_matrix(a, tilt, b) for a, b in zip(rot, psi, strict=True)])
+    table = without(records, "alignments2D")
+    new = np.zeros(
+        9, dtype=[*table.dtype.descr, ("alignments3D/pose", "<f4", (3,)), ("alignments3D/shift", "<f4", (2,))]
+    )
+    for name in table.dtype.names:
+        new[name] = table[name]
+    new["alignments3D/pose"] = Rotation.from_matrix(matrices.transpose(0, 2, 1)).as_rotvec()
+    found = read_particles(save_cs(new)).poses.angle_rad
+    np.testing.assert_allclose(np.angle(np.exp(1j * (found - psi))), 0, atol=2e-6 if 0 < tilt < 3.1 else 1e-3)
+
+
+def test_every_field_is_a_column_and_back(records):
+    table = records_to_table(records)
+    assert {"uid", "ctf/tetra_A[3]", "blob/shape[0]", "alignments2D/shift[1]"} <= set(table.columns)
+    again = table_to_records(table)
+    assert again.dtype.names == records.dtype.names
+    for name in records.dtype.names:
+        np.testing.assert_array_equal(again[name], records[name])
+
+
+def test_fields_with_matrices_and_single_columns_are_a_column_and_back():
+    records = np.zeros(3, dtype=[("a", "<f8", (2, 3)), ("b", "<i4", (1,)), ("c", "U5")])
+    records["a"] = np.arange(18).reshape(3, 2, 3)
+    records["c"] = ["x", "", "yé"]
+    again = table_to_records(records_to_table(records))
+    np.testing.assert_array_equal(again["a"], records["a"])
+    assert again["b"].shape == (3, 1)
+    assert [value.decode() for value in again["c"]] == ["x", "", "yé"]
+
+
+def test_a_passthrough_file_is_joined_by_uid(project, records, save_cs):
+    main = save_cs(without(records, "blob/", "ctf/df"), "J1_particles.cs")
+    through = save_cs(records[np.random.default_rng(0).permutation(9)], "J1_passthrough_particles.cs")
+    with pytest.raises(ParticleDataError, match=r"Pass passthrough=.*perhaps J1_passthrough_particles.cs"):
+        read_particles(main)
+    stack = read_particles(main, passthrough=through)
+    np.testing.assert_array_equal(stack.read(), project.images)
+    np.testing.assert_allclose(stack.ctf.defocus_u_angstrom, 15000 + np.arange(9))
+    fewer = save_cs(records[:4], "fewer.cs")
+    with pytest.raises(ParticleDataError, match=r"fewer.cs: lacks 5 of the 9 particles.*from the same job"):
+        read_particles(main, passthrough=fewer)
+    with pytest.raises(ParticleDataError, match=r"gone.cs: no such file"):
+        read_particles(main, passthrough=project.folder / "gone.cs")
+    with pytest.raises(ParticleDataError, match="no field uid"):
+        read_particles(main, passthrough=save_cs(without(records, "uid"), "none.cs"))
+
+
+def test_a_group_is_followed_to_its_files(project, records, save_cs):
+    save_cs(without(records, "blob/"), "P_particles.cs")
+    save_cs(records, "P_passthrough_particles.cs")
+    group = project.folder / "P_particles.csg"
+    group.write_text(
+        "group:\n  name: particles\n  type: particle\nresults:\n"
+        "  blob:\n    metafile: '>P_passthrough_particles.cs'\n  ctf:\n    metafile: '>P_particles.cs'\n"
+    )
+    np.testing.assert_array_equal(read_particles(group).read(), project.images)
+    (project.folder / "P_particles.cs").unlink()
+    with pytest.raises(ParticleDataError, match=r"not there, though.*P_particles.cs. Copy all files"):
+        read_particles(group)
+    group.write_text("nothing\n")
+    with pytest.raises(ParticleDataError, match="no cryoSPARC group, not of particles"):
+        read_particles(group)
+
+
+def test_dark_particles_are_mentioned_and_mixed_ones_refused(records, save_cs, caplog):
+    with caplog.at_level(logging.INFO, logger="sklearn_cryoem"):
+        read_particles(save_cs(records))
+    assert "invert=True whitens them" in caplog.text
+    records["blob/sign"][3] = 1
+    with pytest.raises(ParticleDataError, match=r"Read them apart, the dark ones with invert=True"):
+        read_particles(save_cs(records))
+
+
+@pytest.mark.parametrize("name", ["ctf/df1_A", "ctf/accel_kv", "ctf/df_angle_rad"])
+def test_a_missing_ctf_field_is_named(records, save_cs, name):
+    path = save_cs(without(records, name))
+    with pytest.raises(
+        ParticleDataError, match=rf"particles.cs: no field {name}. Pass passthrough=.*ctf=False"
+    ):
+        read_particles(path)
+    assert read_particles(path, ctf=False).ctf is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "row", "message"),
+    [
+        (lambda r: r["ctf/df1_A"].__setitem__(3, -5), 3, "particle 4: defocus U is -5 A"),
+        (
+            lambda r: r["blob/idx"].__setitem__(6, 40),
+            6,
+            "particle 7: 000041@Extract/Movies/b.mrcs does not exist",
+        ),
+        (
+            lambda r: r["blob/path"].__setitem__(1, b"J1/no.mrc"),
+            1,
+            "particle 2: image stack J1/no.mrc not found",
+        ),
+        (lambda r: r["blob/shape"].__setitem__(2, 16), 2, "particle 3: wrong box: .* the metadata say 16"),
+        (lambda r: r["blob/psize_A"].__setitem__(8, np.nan), 8, "particle 9: the pixel size is nan"),
+    ],
+)
+def test_bad_particles_are_refused_or_reported(project, records, save_cs, spoil, row, message):
+    spoil(records)
+    path = save_cs(records)
+    with pytest.raises(ParticleDataError, match=message):
+        read_particles(path)
+    stack, report = read_particles(path, permissive=True)
+    assert report["particle"].tolist() == [row + 1]
+    np.testing.assert_array_equal(stack.read(), np.delete(project.images, row, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty. Copy or export it again"),
+        (b"\x95CSDAT" + bytes(50), r"compressed cryoSPARC stream.*Dataset.load"),
+        (b"text, no table", "cannot be read as a cryoSPARC table"),
+    ],
+)
+def test_files_that_are_no_table(tmp_path, content, message):
+    path = tmp_path / "x.cs"
+    path.write_bytes(content)
+    with pytest.raises(ParticleDataError, match=rf"x\.cs: .*{message}"):
+        read_particles(path)
+
+
+def test_plain_arrays_and_other_tables_are_refused(records, save_cs):
+    with pytest.raises(ParticleDataError, match="an array without named fields"):
+        read_particles(save_cs(np.zeros((3, 4))))
+    with pytest.raises(ParticleDataError, match=r"not a table of particles \(fields: map\)"):
+        read_particles(save_cs(np.zeros(1, dtype=[("uid", "u8"), ("map/path", "S9")])))
+    with pytest.raises(ParticleDataError, match="holds no particle"):
+        read_particles(save_cs(records[:0]))
+
+
+def test_real_refinement(shared_data):
+    path = shared_data / "metadata" / "cryosparc" / "t20s_J209" / "cryosparc_P9_J209_000_particles.cs"
+    stack = read_particles(path, metadata_only=True)
+    raw = np.load(path)
+    assert len(stack.metadata.columns) == sum(
+        int(np.prod(raw.dtype[name].shape)) or 1 for name in raw.dtype.names
+    )
+    assert (stack.box, len(np.unique(stack.noise_group))) == (256, 196)
+    np.testing.assert_allclose(stack.poses.shift, raw["alignments3D/shift"] * 1.0273438, rtol=1e-6)

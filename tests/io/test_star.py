@@ -1,0 +1,302 @@
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import starfile
+
+from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem.io import read_particles
+from sklearn_cryoem.io._long_star import read_long_star
+from sklearn_cryoem.io._star_file import TEXT_LABELS, line_of_row
+
+
+# ------------------------------------------------------------------------------------ versions
+@pytest.mark.parametrize("version", ["3.1", "3.1 swapped", "3.0", "1.x"])
+def test_every_version_gives_the_same_particles(project, version):
+    stack = read_particles(project.write(version=version))
+    np.testing.assert_array_equal(stack.read(), project.images)
+    assert stack.pixel_size == pytest.approx(2.0)
+    rows = np.arange(9)
+    np.testing.assert_allclose(stack.ctf.defocus_u_angstrom, 15000.0 + rows)
+    np.testing.assert_allclose(stack.ctf.defocus_v_angstrom, 14000.0 + rows)
+    np.testing.assert_allclose(stack.ctf.astigmatism_angle_rad, np.deg2rad(20.0 + rows))
+    np.testing.assert_allclose(stack.ctf.voltage_volts, 300e3)
+    np.testing.assert_allclose(stack.ctf.cs_angstrom, 2.7e7)
+    np.testing.assert_allclose(stack.ctf.amplitude_contrast, 0.1)
+    np.testing.assert_allclose(stack.poses.angle_rad, np.deg2rad(30.0 * rows - 120.0))
+    unit = 1.0 if version.startswith("3.1") else 2.0  # origins in pixels until RELION 3.0
+    np.testing.assert_allclose(stack.poses.shift, unit * np.column_stack([rows, -2 * rows]))
+    assert stack.noise_group.tolist() == [0] * 5 + [1] * 4
+    assert set(stack.optics_group) == {1}
+
+
+def test_optional_columns_have_neutral_defaults(project):
+    ctf = read_particles(project.write()).ctf
+    assert set(ctf.phase_shift_rad) == {0.0}
+    assert set(ctf.b_factor_angstrom2) == {0.0}
+    assert set(ctf.scale) == {1.0}
+
+
+def test_optional_columns_are_used_where_present(project):
+    project.particles["rlnPhaseShift"] = 90.0
+    project.particles["rlnCtfBfactor"] = 25.0
+    project.particles["rlnCtfScalefactor"] = 0.5
+    ctf = read_particles(project.write()).ctf
+    np.testing.assert_allclose(ctf.phase_shift_rad, np.pi / 2)
+    assert set(ctf.b_factor_angstrom2) == {25.0}
+    assert set(ctf.scale) == {0.5}
+
+
+def test_several_optics_groups_give_each_particle_its_own(project):
+    second = project.optics.assign(rlnOpticsGroup=7, rlnVoltage=200.0, rlnSphericalAberration=1.4)
+    project.optics = pd.concat([second, project.optics], ignore_index=True)
+    project.particles["rlnOpticsGroup"] = [7, 1] * 4 + [7]
+    stack = read_particles(project.write())
+    assert stack.ctf.voltage_volts.tolist() == [200e3, 300e3] * 4 + [200e3]
+    assert stack.ctf.cs_angstrom.tolist() == [1.4e7, 2.7e7] * 4 + [1.4e7]
+    assert stack.optics_group.tolist() == [7, 1] * 4 + [7]
+    chosen = read_particles(project.star, optics_groups=7)
+    assert set(chosen.ctf.voltage_volts) == {200e3}
+    np.testing.assert_array_equal(chosen.read(), project.images[::2])
+    with pytest.raises(ParticleDataError, match=r"no particle is in optics group\(s\) \[3\].*from \[1, 7\]"):
+        read_particles(project.star, optics_groups=[1, 3])
+
+
+def test_what_the_optics_table_says_beats_a_stale_column(project):
+    project.particles["rlnVoltage"] = 120.0
+    assert set(read_particles(project.write()).ctf.voltage_volts) == {300e3}
+
+
+def test_poses_need_angles_and_shifts(project):
+    del project.particles["rlnOriginYAngst"]
+    stack = read_particles(project.write())
+    assert stack.poses is None
+    assert "rlnAnglePsi" in stack.metadata.columns
+
+
+def test_noise_groups_follow_micrographs_else_groups_else_files(project):
+    del project.particles["rlnMicrographName"]
+    project.particles["rlnGroupNumber"] = [3, 3, 8, 8, 8, 3, 3, 3, 9]
+    assert read_particles(project.write()).noise_group.tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 2]
+    del project.particles["rlnGroupNumber"]
+    assert read_particles(project.write()).noise_group.tolist() == [0] * 5 + [1] * 4
+
+
+def test_names_are_text_even_if_they_look_like_numbers(project):
+    project.particles["rlnMicrographName"] = [f"{i:04d}" for i in range(9)]
+    assert read_particles(project.write()).metadata["rlnMicrographName"][3] == "0003"
+
+
+def test_quoted_values_with_spaces(project, save_stack):
+    save_stack(project.folder / "my stacks" / "a b.mrcs", project.images)
+    project.particles["rlnImageName"] = [f"{i + 1}@my stacks/a b.mrcs" for i in range(9)]
+    text = project.write().read_text()
+    assert '"1@my stacks/a b.mrcs"' in text
+    for quoted in (text, text.replace('"', "'")):
+        project.star.write_text(quoted)
+        np.testing.assert_array_equal(read_particles(project.star).read(), project.images)
+
+
+def test_comments_and_blank_lines_between_rows(project):
+    lines = project.write().read_text().splitlines()
+    last = max(number for number, line in enumerate(lines) if "@" in line)
+    lines[last:last] = ["", "# a remark", "   "]
+    project.star.write_text("\n".join(lines))
+    assert len(read_particles(project.star)) == 9
+
+
+def test_a_single_particle_in_a_block_without_loop(project):
+    row = project.particles.iloc[3]
+    optics = "\n".join(f"_{name} {value}" for name, value in project.optics.iloc[0].items())
+    single = "\n".join(f"_{name} {value}" for name, value in row.items())
+    project.star.write_text(f"data_optics\n\n{optics}\n\ndata_particles\n\n{single}\n")
+    stack = read_particles(project.star)
+    np.testing.assert_array_equal(stack.read(), project.images[3:4])
+
+
+def test_names_without_a_number_are_files_of_one_image(project, save_stack):
+    for i in range(9):
+        save_stack(project.folder / f"one_{i}.mrc", project.images[i : i + 1])
+    project.particles["rlnImageName"] = [f"one_{i}.mrc" for i in range(9)]
+    np.testing.assert_array_equal(read_particles(project.write()).read(), project.images)
+
+
+# ------------------------------------------------------------------------------------ pixel size
+def test_the_pixel_size_given_beats_that_of_the_file(project):
+    assert read_particles(project.write(), pixel_size=3.0).pixel_size == 3.0
+    stack = read_particles(project.write(version="1.x"), pixel_size=3.0)
+    np.testing.assert_allclose(stack.poses.shift[:, 0], 3.0 * np.arange(9))
+
+
+def test_the_pixel_size_is_taken_from_the_images_with_a_warning(project):
+    del project.optics["rlnImagePixelSize"]
+    project.write()
+    with pytest.warns(ParticleDataWarning, match=r"taking 2 A from the headers.*Pass pixel_size="):
+        assert read_particles(project.star).pixel_size == pytest.approx(2.0)
+
+
+def test_without_any_pixel_size_the_ctf_cannot_be_used(project, save_stack):
+    del project.optics["rlnImagePixelSize"]
+    for path in project.stacks:
+        content = bytearray(path.read_bytes())
+        content[40:52] = bytes(12)  # cell lengths
+        path.write_bytes(content)
+    project.write()
+    with pytest.raises(ParticleDataError, match=r"Pass pixel_size= in Angstrom"):
+        read_particles(project.star)
+    assert read_particles(project.star, pixel_size=1.2).pixel_size == 1.2
+    without = read_particles(project.star, ctf=False)
+    assert without.pixel_size is None
+    assert without.ctf is None
+
+
+def test_several_pixel_sizes_are_refused_by_group(project):
+    project.optics = pd.concat([project.optics, project.optics.assign(rlnOpticsGroup=2)], ignore_index=True)
+    project.optics["rlnImagePixelSize"] = [1.25, 1.24]
+    project.particles["rlnOpticsGroup"] = [1] * 5 + [2] * 4
+    project.write()
+    with pytest.raises(ParticleDataError, match=r"\{1: \[1.25\], 2: \[1.24\]\}.*optics_groups=.*pixel_size="):
+        read_particles(project.star)
+    assert read_particles(project.star, optics_groups=[2]).pixel_size == pytest.approx(1.24)
+    assert read_particles(project.star, pixel_size=1.245).pixel_size == 1.245
+
+
+# ------------------------------------------------------------------------------------ options
+def test_images_are_transformed_when_read_only(project):
+    stack = read_particles(project.write(), invert=True)
+    np.testing.assert_array_equal(stack.read(), -project.images)
+    normal = read_particles(project.star, normalise=8.0)
+    np.testing.assert_array_equal(normal.read(), read_particles(project.star).normalise(8.0).read())
+    both = read_particles(project.star, normalise=True, invert=True)
+    np.testing.assert_array_equal(
+        both.read(), read_particles(project.star).invert_contrast().normalise().read()
+    )
+
+
+def test_metadata_only_needs_no_images(project):
+    for path in project.stacks:
+        path.unlink()
+    stack = read_particles(project.write(), metadata_only=True)
+    assert (len(stack), stack.box, stack.pixel_size) == (9, 8, 2.0)
+    assert stack[3:5].ctf.defocus_u_angstrom.tolist() == [15003.0, 15004.0]
+    assert "metadata only" in repr(stack)
+    with pytest.raises(ParticleDataError, match=r"Read the file again without it, with images_dir="):
+        stack[2:4].read()
+
+
+def test_reading_touches_no_pixel(project, monkeypatch):
+    from sklearn_cryoem.particles.file_source import FileSource
+
+    def touched(*args, **kwargs):
+        raise AssertionError("read a pixel")
+
+    monkeypatch.setattr(FileSource, "read", touched)
+    assert len(read_particles(project.write())) == 9
+
+
+def test_reading_looks_at_every_file_once_however_many_rows_it_has(project, monkeypatch):
+    from sklearn_cryoem.io import _assemble
+
+    seen = []
+    inspect = _assemble.inspect_mrc
+    monkeypatch.setattr(_assemble, "inspect_mrc", lambda path: seen.append(path) or inspect(path))
+    project.particles = pd.concat([project.particles] * 50, ignore_index=True)
+    read_particles(project.write())
+    assert len(seen) == 2
+
+
+def test_ignored_aberrations_are_mentioned_in_the_log(project, caplog):
+    project.optics["rlnBeamTiltX"] = 0.3
+    with caplog.at_level(logging.INFO, logger="sklearn_cryoem"):
+        read_particles(project.write())
+    assert "rlnBeamTiltX are kept, but not used" in caplog.text
+
+
+def test_poor_ctf_fits_raise_a_warning(project):
+    project.particles["rlnCtfFigureOfMerit"] = 0.02
+    project.particles["rlnCtfMaxResolution"] = 9.5
+    project.write()
+    with pytest.warns(
+        ParticleDataWarning, match=r"figure of merit 0.020, fitted to 9.5 A.*estimate the CTF again"
+    ):
+        read_particles(project.star)
+
+
+# ------------------------------------------------------------------------------------ where images are
+@pytest.mark.parametrize("place", ["star's folder", "project's folder", "working directory", "absolute"])
+def test_images_are_found_from_each_usual_place(project, tmp_path, monkeypatch, place):
+    base = {
+        "star's folder": project.star.parent,
+        "project's folder": project.folder,
+        "working directory": tmp_path / "elsewhere",
+        "absolute": tmp_path / "far",
+    }[place]
+    base.mkdir(exist_ok=True)
+    project.stacks[0].parent.rename(base / "Stacks")
+    if place == "working directory":
+        monkeypatch.chdir(base)
+    prefix = f"{base}/" if place == "absolute" else ""
+    project.particles["rlnImageName"] = project.particles["rlnImageName"].str.replace(
+        "Extract/Movies/", f"{prefix}Stacks/"
+    )
+    np.testing.assert_array_equal(read_particles(project.write()).read(), project.images)
+
+
+@pytest.mark.parametrize("kept", ["Extract/Movies", "Movies", "."])
+def test_images_dir_is_tried_with_ever_shorter_names(project, tmp_path, kept):
+    target = tmp_path / "moved" / kept
+    target.parent.mkdir(parents=True, exist_ok=True)
+    project.stacks[0].parent.rename(target)
+    stack = read_particles(project.write(), images_dir=tmp_path / "moved")
+    np.testing.assert_array_equal(stack.read(), project.images)
+
+
+def test_images_dir_relocates_absolute_names_too(project, tmp_path):
+    project.particles["rlnImageName"] = project.particles["rlnImageName"].str.replace(
+        "Extract", "/gone/from/here"
+    )
+    project.write()
+    with pytest.raises(ParticleDataError, match=r"not found at /gone/from/here/Movies/a.mrcs"):
+        read_particles(project.star)
+    stack = read_particles(project.star, images_dir=project.folder / "Extract")
+    np.testing.assert_array_equal(stack.read(), project.images)
+
+
+# ------------------------------------------------------------------------------------ the parser
+def test_long_tables_are_read_as_starfile_reads_them(shared_data):
+    paths = sorted((shared_data / "metadata" / "relion").rglob("*.star"))
+    for path in [*paths, shared_data / "betagal" / "particles_ctf_corrected.star"]:
+        expected = starfile.read(path, always_dict=True, parse_as_string=TEXT_LABELS)
+        found = read_long_star(path, TEXT_LABELS, long_bytes=0)
+        assert list(found) == list(expected), path
+        for name, block in expected.items():
+            if isinstance(block, dict):
+                assert found[name] == block
+            else:
+                pd.testing.assert_frame_equal(found[name], block)
+
+
+def test_long_files_take_the_fast_way(project, monkeypatch):
+    from sklearn_cryoem.io import _long_star, _star_file
+
+    seen = []
+    monkeypatch.setattr(_star_file, "LONG_TABLE_BYTES", 0)
+    read_rows = _long_star._read_rows
+    monkeypatch.setattr(_long_star, "LONG_TABLE_BYTES", 0)
+    monkeypatch.setattr(
+        _star_file, "read_long_star", lambda path, labels: read_long_star(path, labels, long_bytes=100)
+    )
+    monkeypatch.setattr(_long_star, "_read_rows", lambda *given: seen.append(1) or read_rows(*given))
+    stack = read_particles(project.write())
+    assert seen == [1]  # the particles; the optics table is short
+    np.testing.assert_array_equal(stack.read(), project.images)
+
+
+def test_the_line_of_a_row_skips_comments_and_other_blocks(tmp_path):
+    path = tmp_path / "a.star"
+    path.write_text("data_x\nloop_\n_a\n1\n\ndata_y\nloop_\n_a\n# no\n1\n\n2\n")
+    assert line_of_row(path, "y", 0) == 10
+    assert line_of_row(path, "y", 1) == 12
+    assert line_of_row(path, "y", 2) is None
+    assert line_of_row(path, "x", 0) == 4
