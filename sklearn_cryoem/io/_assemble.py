@@ -161,7 +161,8 @@ def _source(
     file_index = np.where(problems.keep, position[raw.file_code], position[raw.file_code[good_row]])
     frame = np.where(problems.keep, raw.frame, raw.frame[good_row])
     sizes = {round(files[code].pixel_size or 0.0, 4) for code in sound}
-    _warn_of_truncation([files[code] for code in sound if problems.keep[raw.file_code == code].all()])
+    n_dropped = np.bincount(raw.file_code[~problems.keep], minlength=len(files))
+    _warn_of_truncation([files[code] for code in sound if n_dropped[code] == 0])
     source = FileSource([files[code] for code in sound], file_index, frame)
     return source, sizes.pop() or None if len(sizes) == 1 else None
 

@@ -119,7 +119,8 @@ class FileSource(Immutable):
         self._frame = read_only(np.ascontiguousarray(frame, dtype=np.int32))
         self._pool = FilePool() if pool is None else pool
         self.box = self._files[0].box if self._files else 0
-        self._check_extent()
+        if pool is None:  # rows taken of a source were checked with it
+            self._check_extent()
         self._seal()
 
     def _check_extent(self) -> None:
