@@ -1,0 +1,205 @@
+"""How the kernels see data: blocks of rows whose columns are sorted by radial shell.
+
+Three kinds of data share one code path. A block holds d = c y (n, P) and c^2 (n, Q), where Q is 1 for plain
+vectors (c = 1, no product at all), the number of distinct radii for CTFs without astigmatism, and the number
+of Fourier coefficients otherwise; `FeatureLayout.norm_index` says which column of c^2 belongs to a feature.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem._core.workers import row_blocks
+
+Floating = NDArray[np.floating[Any]]
+Float64 = NDArray[np.float64]
+Int = NDArray[np.int64]
+
+BLOCK_SIZE = 512  # even: a block starts at an even row, so half sets are its rows [0::2] and [1::2]
+N_SHARDS = 16  # tasks of one pass over the data; fixed, so that results never depend on n_jobs
+MAX_START_SAMPLES = 10_000  # images looked at to choose the start and the prior
+
+
+@dataclass(frozen=True)
+class FeatureLayout:
+    """What the columns of the data are.
+
+    Attributes
+    ----------
+    shell : ndarray of shape (P,), int
+        Noise shell of each feature, 0 .. S - 1, ascending.
+    norm_index : ndarray of shape (P,), int
+        Column of c^2 that belongs to each feature, 0 .. Q - 1, ascending; a column never spans two shells.
+    information : float
+        Share of the features that carry independent noise, in (0, 1]: below 1 for masked images, Eq. (3.10).
+    """
+
+    shell: Int
+    norm_index: Int
+    information: float = 1.0
+
+    @classmethod
+    def plain(cls, n_features: int) -> FeatureLayout:
+        """Layout of ordinary vectors: one shell, and c = 1."""
+        zeros = np.zeros(n_features, dtype=np.int64)
+        return cls(zeros, zeros)
+
+    @property
+    def n_features(self) -> int:
+        """Number P of real features."""
+        return int(self.shell.size)
+
+    @property
+    def n_shells(self) -> int:
+        """Number S of noise shells."""
+        return int(self.shell[-1]) + 1
+
+    @property
+    def n_norms(self) -> int:
+        """Number Q of columns of c^2."""
+        return int(self.norm_index[-1]) + 1
+
+    @cached_property
+    def norm_starts(self) -> Int:
+        """First feature of each column of c^2; (Q,)."""
+        return np.flatnonzero(np.diff(self.norm_index, prepend=-1)).astype(np.int64)
+
+    @cached_property
+    def shell_starts(self) -> Int:
+        """First feature of each shell; (S,)."""
+        return np.flatnonzero(np.diff(self.shell, prepend=-1)).astype(np.int64)
+
+    @cached_property
+    def shell_sizes(self) -> Int:
+        """Number of features of each shell; (S,)."""
+        return np.bincount(self.shell, minlength=self.n_shells)
+
+    def truncate(self, n_shells: int) -> FeatureLayout:
+        """Return the layout of the first `n_shells` shells: a prefix."""
+        n_kept = int(np.searchsorted(self.shell, n_shells))
+        return FeatureLayout(self.shell[:n_kept], self.norm_index[:n_kept], self.information)
+
+    def sum_norms(self, values: Float64) -> Float64:
+        """Sum features (..., P) over those that share a column of c^2; (..., Q)."""
+        return np.add.reduceat(values, self.norm_starts, axis=-1)
+
+    def sum_shells(self, values: Floating) -> Float64:
+        """Sum features (..., P) over shells, in float64; (..., S)."""
+        return np.add.reduceat(values, self.shell_starts, axis=-1, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class FeatureBlock:
+    """Some rows of the data, ready for the matrix products of Eq. (3.1).
+
+    Attributes
+    ----------
+    data : ndarray of shape (n, P), float32 or float64
+        c y: each feature times its CTF.
+    norm : ndarray of shape (n, Q) or None
+        c^2; None where c = 1.
+    power : ndarray of shape (n, S), float64
+        Sum of y^2 over each shell.
+    """
+
+    data: Floating
+    norm: Floating | None
+    power: Float64
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def prefix(self, layout: FeatureLayout) -> FeatureBlock:
+        """Return the first shells alone, as views."""
+        norm = None if self.norm is None else self.norm[:, : layout.n_norms]
+        return FeatureBlock(self.data[:, : layout.n_features], norm, self.power[:, : layout.n_shells])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the three arrays."""
+        return self.data.nbytes + self.power.nbytes + (0 if self.norm is None else self.norm.nbytes)
+
+
+class Blocks(Protocol):
+    """Provider of feature blocks that can be gone through again and again, from several threads."""
+
+    @property
+    def layout(self) -> FeatureLayout:
+        """What the columns are when all shells are loaded."""
+
+    @property
+    def n_samples(self) -> int:
+        """Number of rows of all blocks together."""
+
+    def __len__(self) -> int:
+        """Return the number of blocks."""
+
+    def load(self, index: int, n_shells: int) -> FeatureBlock:
+        """Return block `index`, its first `n_shells` shells."""
+
+
+class ArrayBlocks:
+    """Blocks of an array in memory.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_samples, P), float32 or float64
+        Features y.
+    ctf : ndarray of shape (n_samples, Q), optional
+        c of each column of the norms; 1 by default.
+    layout : FeatureLayout, optional
+        By default plain vectors.
+    offset : ndarray of shape (P,), optional
+        Subtracted from every row, block by block: products of centred data lose fewer digits.
+    block_size : int
+        Rows of a block; even.
+    """
+
+    def __init__(
+        self,
+        values: Floating,
+        *,
+        ctf: Floating | None = None,
+        layout: FeatureLayout | None = None,
+        offset: Floating | None = None,
+        block_size: int = BLOCK_SIZE,
+    ) -> None:
+        self.layout = FeatureLayout.plain(values.shape[1]) if layout is None else layout
+        self.n_samples = len(values)
+        self._values, self._ctf, self._offset = values, ctf, offset
+        self._rows = row_blocks(len(values), block_size)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def load(self, index: int, n_shells: int) -> FeatureBlock:
+        """Return block `index`, its first `n_shells` shells."""
+        layout, rows = self.layout.truncate(n_shells), self._rows[index]
+        values = self._values[rows, : layout.n_features]  # (n, P)
+        if self._offset is not None:
+            values = values - self._offset[: layout.n_features].astype(values.dtype)
+        power = layout.sum_shells(np.square(values, dtype=np.float64))  # (n, S)
+        if self._ctf is None:
+            return FeatureBlock(values, None, power)
+        ctf = self._ctf[rows, : layout.n_norms].astype(values.dtype, copy=False)  # (n, Q)
+        return FeatureBlock(ctf[:, layout.norm_index] * values, ctf**2, power)
+
+
+def shards(blocks: Blocks) -> list[range]:
+    """Cut the blocks into at most `N_SHARDS` runs of neighbours: the tasks of one pass."""
+    n_blocks = len(blocks)
+    edges = np.linspace(0, n_blocks, min(N_SHARDS, n_blocks) + 1).astype(int)
+    return [range(int(start), int(stop)) for start, stop in itertools.pairwise(edges)]
+
+
+def start_blocks(blocks: Blocks) -> list[int]:
+    """Choose blocks spread evenly over the data, `MAX_START_SAMPLES` rows at most, all if there are fewer."""
+    n_blocks = len(blocks)
+    n_chosen = max(1, min(n_blocks, int(n_blocks * MAX_START_SAMPLES / max(blocks.n_samples, 1))))
+    return [int(index) for index in np.linspace(0, n_blocks - 1, n_chosen).round()]

@@ -1,0 +1,149 @@
+"""What comes out of a fitted manifold: labels, class averages, half-set averages, latent positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem._core.workers import ordered_map, sum_in_order
+from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout, shards
+from sklearn_cryoem.manifold.expectation import Matcher, Posterior
+
+Float64 = NDArray[np.float64]
+Int = NDArray[np.int64]
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Sums for class averages over even (0) and odd (1) rows, and the label of every image.
+
+    Attributes
+    ----------
+    cross : ndarray of shape (2, K, P), float64
+        R^T (c y) of each half.
+    gram : ndarray of shape (2, K, Q), float64
+        R^T c^2 of each half.
+    node_mass : ndarray of shape (K,), float64
+        Soft class sizes.
+    labels : ndarray of shape (n,), int
+        Most probable node of each image.
+    """
+
+    cross: Float64
+    gram: Float64
+    node_mass: Float64
+    labels: Int
+
+    def __add__(self, other: ClassStatistics) -> ClassStatistics:
+        return ClassStatistics(
+            self.cross + other.cross,
+            self.gram + other.gram,
+            self.node_mass + other.node_mass,
+            np.concatenate([self.labels, other.labels]),
+        )
+
+    def averages(self, ridge: Float64, layout: FeatureLayout, half: int | None = None) -> Float64:
+        """Class averages, Eq. (3.6); (K, P).
+
+        Parameters
+        ----------
+        ridge : ndarray of shape (S,)
+            alpha / beta of each shell.
+        layout : FeatureLayout
+            The shells in use.
+        half : {0, 1}, optional
+            Which half of the images; all of them by default.
+        """
+        cross = self.cross.sum(axis=0) if half is None else self.cross[half]
+        gram = self.gram.sum(axis=0) if half is None else self.gram[half]
+        denominator = gram[:, layout.norm_index] + ridge[layout.shell]  # (K, P)
+        safe = np.where(denominator > 0, denominator, 1.0)  # a node without images averages to 0
+        return np.asarray(cross / safe)
+
+
+def class_statistics(
+    blocks: Blocks, matcher: Matcher, *, hard: bool = False, n_jobs: int | None = None
+) -> ClassStatistics:
+    """Go through the data once more with the final parameters.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        The data.
+    matcher : Matcher
+        Final templates and noise.
+    hard : bool
+        Count each image for its most probable node alone.
+    n_jobs : int, optional
+        Number of workers.
+    """
+    return sum_in_order(partial(_shard_classes, blocks, matcher, hard), shards(blocks), n_jobs=n_jobs)
+
+
+def _shard_classes(blocks: Blocks, matcher: Matcher, hard: bool, shard: range) -> ClassStatistics:
+    parts = [_block_classes(blocks, matcher, hard, index) for index in shard]
+    labels = np.concatenate([part.labels for part in parts])
+    cross, gram, node_mass = parts[0].cross, parts[0].gram, parts[0].node_mass
+    for part in parts[1:]:
+        cross, gram, node_mass = cross + part.cross, gram + part.gram, node_mass + part.node_mass
+    return ClassStatistics(cross, gram, node_mass, labels)
+
+
+def _block_classes(blocks: Blocks, matcher: Matcher, hard: bool, index: int) -> ClassStatistics:
+    block = blocks.load(index, matcher.layout.n_shells)
+    weights: NDArray[np.floating[Any]] = matcher.posterior(block).responsibilities  # (n, K)
+    labels = weights.argmax(axis=1)
+    node_mass = weights.sum(axis=0, dtype=np.float64)
+    if hard:
+        weights = np.eye(weights.shape[1], dtype=weights.dtype)[labels]
+    # blocks begin at even rows, so parity inside the block is parity in the data
+    halves = [slice(0, None, 2), slice(1, None, 2)]
+    cross = np.stack([weights[half].T @ block.data[half] for half in halves]).astype(np.float64)
+    if block.norm is None:
+        gram = np.stack([weights[half].sum(axis=0, dtype=np.float64)[:, None] for half in halves])
+    else:
+        gram = np.stack([weights[half].T @ block.norm[half] for half in halves]).astype(np.float64)
+    return ClassStatistics(cross, gram, node_mass, labels)
+
+
+def map_posterior(
+    function: Callable[[Posterior], Result], blocks: Blocks, matcher: Matcher, *, n_jobs: int | None = None
+) -> Iterator[Result]:
+    """Yield `function(posterior)` for every block in turn, so that no (n_images, K) array need exist."""
+    return ordered_map(partial(_of_block, function, blocks, matcher), range(len(blocks)), n_jobs=n_jobs)
+
+
+def _of_block(
+    function: Callable[[Posterior], Result], blocks: Blocks, matcher: Matcher, index: int
+) -> Result:
+    return function(matcher.posterior(blocks.load(index, matcher.layout.n_shells)))
+
+
+def latent_positions(posterior: Posterior, nodes: Float64, mode: str) -> Float64:
+    """Where images lie in the latent space, Eq. (3.7); (n, L).
+
+    Parameters
+    ----------
+    posterior : Posterior
+        Of a block.
+    nodes : ndarray of shape (K, L)
+        Latent positions of the nodes.
+    mode : {"mean", "mode"}
+        Posterior mean, or the most probable node.
+    """
+    if mode == "mode":
+        return np.asarray(nodes[posterior.responsibilities.argmax(axis=1)])
+    return posterior.responsibilities.astype(np.float64) @ nodes
+
+
+def effective_count(sizes: Float64) -> float:
+    """exp(entropy of the class sizes): as many equal classes as these are worth, Eq. (3.8)."""
+    share = sizes[sizes > 0] / sizes.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))

@@ -1,0 +1,162 @@
+"""How much signal the data hold, shell by shell, and the prior of the weights that follows, Eq. (3.11)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem._core.workers import sum_in_order
+from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout, start_blocks
+from sklearn_cryoem.manifold.grid import LatentBasis
+
+Float64 = NDArray[np.float64]
+
+SMALLEST_SHARE = 1e-6  # of the largest shell variance: what a shell without any variance is given
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over images from which mean, noise and signal power follow; they add over blocks.
+
+    Attributes
+    ----------
+    n_samples : int
+        Number of images n.
+    cy, c3y : ndarray of shape (P,), float64
+        Sums of c y and of c^3 y.
+    c2, c4 : ndarray of shape (Q,), float64
+        Sums of c^2 and of c^4.
+    y2, c2y2 : ndarray of shape (S,), float64
+        Sums of y^2 and of c^2 y^2 over each shell.
+    """
+
+    n_samples: int
+    cy: Float64
+    c3y: Float64
+    c2: Float64
+    c4: Float64
+    y2: Float64
+    c2y2: Float64
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.n_samples + other.n_samples,
+            self.cy + other.cy,
+            self.c3y + other.c3y,
+            self.c2 + other.c2,
+            self.c4 + other.c4,
+            self.y2 + other.y2,
+            self.c2y2 + other.c2y2,
+        )
+
+
+@dataclass(frozen=True)
+class DataPower:
+    """Mean image and, for each shell, variances about it. Build with `measure_power`.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (P,)
+        CTF-corrected mean.
+    variance : ndarray of shape (S,)
+        Of y - c mean: signal and noise together.
+    signal : ndarray of shape (S,)
+        Of the images behind the CTF; at least one standard error of its estimate.
+    noise : ndarray of shape (S,)
+        What is left of the variance; 0 where signal and noise cannot be told apart.
+    """
+
+    mean: Float64
+    variance: Float64
+    signal: Float64
+    noise: Float64
+
+
+def measure_power(blocks: Blocks, *, n_jobs: int | None = None) -> DataPower:
+    """Signal and noise power of each shell, from at most 10,000 images spread over the data, Eq. (3.11).
+
+    Parameters
+    ----------
+    blocks : Blocks
+        The data.
+    n_jobs : int, optional
+        Number of workers.
+
+    Returns
+    -------
+    power : DataPower
+
+    Notes
+    -----
+    |y - c mean|^2 has the mean noise + c^2 signal: the slope of a line over c^2 is the signal, whatever the
+    colour of the noise. Without a CTF, or with one and the same, there is no slope, and the quietest shell is
+    taken for the level of white noise. Plain vectors have one shell: all their variance is signal.
+    """
+    moments = sum_in_order(partial(_block_moments, blocks), start_blocks(blocks), n_jobs=n_jobs)
+    return _power_of(moments, blocks.layout)
+
+
+def _block_moments(blocks: Blocks, index: int) -> Moments:
+    layout = blocks.layout
+    block = blocks.load(index, layout.n_shells)
+    data, power = block.data, block.power.sum(axis=0)
+    cy = data.sum(axis=0, dtype=np.float64)
+    if block.norm is None:
+        ones = np.full(layout.n_norms, float(len(block)))
+        return Moments(len(block), cy, cy, ones, ones, power, power)
+    c3y = np.einsum("ip,ip->p", data, block.norm[:, layout.norm_index], dtype=np.float64)
+    return Moments(
+        len(block),
+        cy,
+        c3y,
+        block.norm.sum(axis=0, dtype=np.float64),
+        np.square(block.norm, dtype=np.float64).sum(axis=0),
+        power,
+        layout.sum_shells(np.square(data, dtype=np.float64).sum(axis=0)),
+    )
+
+
+def _power_of(moments: Moments, layout: FeatureLayout) -> DataPower:
+    n = moments.n_samples
+    c2, c4 = moments.c2[layout.norm_index], moments.c4[layout.norm_index]  # (P,)
+    mean = moments.cy / np.maximum(c2, 1e-3 * n)  # a coefficient that no CTF lets through stays near 0
+    n_values = n * layout.shell_sizes  # (S,)
+    # V = (y - c mean)^2: its mean, and its covariance with c^2 over images and coefficients of a shell
+    variance = moments.y2 + layout.sum_shells(mean**2 * c2 - 2.0 * mean * moments.cy)
+    c2_variance = moments.c2y2 + layout.sum_shells(mean**2 * c4 - 2.0 * mean * moments.c3y)
+    variance, c2_variance = np.maximum(variance / n_values, 0.0), c2_variance / n_values
+    variance = np.maximum(variance, SMALLEST_SHARE * variance.max() or 1.0)
+    mean_c2 = layout.sum_shells(c2) / n_values
+    spread = np.maximum(layout.sum_shells(c4) / n_values - mean_c2**2, 0.0)
+    largest = variance / np.maximum(mean_c2, 1e-3)
+    quietest = variance.min() / variance  # level of white noise, as a share of each shell's variance
+    if layout.n_shells == 1:
+        signal = largest
+    else:
+        has_slope = spread > 1e-4 * mean_c2**2
+        divisor = np.where(has_slope, spread, 1.0)
+        slope = np.where(has_slope, (c2_variance - mean_c2 * variance) / divisor, largest * (1.0 - quietest))
+        error = np.sqrt(2.0 / n_values) * np.where(has_slope, variance / np.sqrt(divisor), largest)
+        signal = np.clip(np.maximum(slope, error), SMALLEST_SHARE * largest, largest)  # Eq. (3.11)
+    return DataPower(mean, variance, signal, np.maximum(variance - signal * mean_c2, 0.0))
+
+
+def prior_precision(alpha: float | str, basis: LatentBasis, power: DataPower) -> Float64:
+    """Precision alpha of the weights in each shell, Eq. (2.6); (S,).
+
+    Parameters
+    ----------
+    alpha : float or "auto"
+        One number for all shells, or such that the templates vary over the nodes as much as the signal in the
+        data does, Eq. (3.11).
+    basis : LatentBasis
+        Gives the variance of a template for weights of variance 1.
+    power : DataPower
+        The signal.
+    """
+    if isinstance(alpha, str):
+        return np.asarray(basis.mean_square / power.signal)  # Eq. (3.11)
+    return np.full(power.signal.shape, float(alpha))
