@@ -9,6 +9,7 @@ from sklearn_cryoem.cli.console import CommandError
 
 LEFT_OUT = "left_out.csv"
 AVERAGES, MODEL = "class_averages.mrcs", "model.npz"
+ALIGNMENT_AVERAGES, ALIGNMENT_GALLERY = "alignment_averages.mrcs", "alignment_gallery.png"
 GALLERY, ATLAS, CONVERGENCE = "gallery.png", "atlas.png", "convergence.png"
 _DPI = 160
 
@@ -23,9 +24,10 @@ class Outcome:
     labels_name: str  # file name of the labelled particles
 
 
-def output_names(suffix):
+def output_names(suffix, *, align=True):
     """Every file of a classification except the summary."""
-    return [labelled_name(suffix), AVERAGES, GALLERY, ATLAS, CONVERGENCE, MODEL]
+    names = [labelled_name(suffix), AVERAGES, GALLERY, ATLAS, CONVERGENCE, MODEL]
+    return [*names, ALIGNMENT_AVERAGES, ALIGNMENT_GALLERY] if align else names
 
 
 def labelled_name(suffix):
@@ -137,7 +139,11 @@ def write(outcome, folder, console):
     with folder.timed("write"):
         write_particles(stack, folder / outcome.labels_name, labels=clusterer.labels_, overwrite=folder.force)
         write_mrc(folder / AVERAGES, clusterer.class_averages_, stack.pixel_size, overwrite=folder.force)
-        steps = [step for step in (outcome.aligner, clusterer) if step is not None]
+        steps = [clusterer]
+        if outcome.aligner is not None:
+            steps = [outcome.aligner, clusterer]
+            averages = outcome.aligner.class_averages_
+            write_mrc(folder / ALIGNMENT_AVERAGES, averages, stack.pixel_size, overwrite=folder.force)
         save_model(make_pipeline(*steps), folder / MODEL, overwrite=folder.force)
     with folder.timed("draw"):
         results = measure(outcome)
@@ -147,57 +153,83 @@ def write(outcome, folder, console):
 
 def measure(outcome):
     """What the run found, as plain numbers."""
-    from sklearn_cryoem.metrics import effective_classes
-
     stack, clusterer = outcome.stack, outcome.clusterer
     n_classes = len(clusterer.class_averages_)
-    effective = effective_classes(clusterer.labels_)
     results = {
         "n_particles": len(stack),
         "box_px": stack.box,
         "pixel_size_angstrom": stack.pixel_size,
         "n_classes": n_classes,
-        "n_classes_with_particles": effective.occupied,
-        "n_effective_classes": effective.perplexity,
+        "grid_shape": clusterer.grid_shape_,
+        "n_classes_with_particles": np.count_nonzero(clusterer.class_sizes_),
+        "n_effective_classes": clusterer.n_effective_clusters_,
         "n_iter_cluster": clusterer.n_iter_,
-        "log_posterior": float(np.ravel(clusterer.log_posterior_)[-1]),
+        "converged": clusterer.converged_,
+        "log_posterior_per_particle": clusterer.log_posterior_[-1],
+        "finest_class_resolution": np.min(clusterer.class_resolution_),
     }
     if outcome.aligner is not None:
         results["n_iter_align"] = outcome.aligner.n_iter_
         results["alignment_resolution"] = outcome.aligner.resolution_
     results["classes"] = {
         "number": np.arange(1, n_classes + 1),
-        "size": np.bincount(clusterer.labels_, minlength=n_classes),
-        "resolution": class_resolutions(clusterer, stack),
+        "size": clusterer.class_sizes_,
+        "soft_size": clusterer.soft_class_sizes_,
+        "resolution": clusterer.class_resolution_,
         "latent_position": clusterer.latent_nodes_,
     }
     return results
 
 
 def draw(outcome, classes, folder):
-    """Write the three pictures."""
-    from sklearn_cryoem.plotting import plot_class_averages, plot_convergence, plot_manifold_atlas
+    """Write the pictures."""
+    from sklearn_cryoem.plotting import plot_class_averages, plot_manifold_atlas
 
-    stack, clusterer = outcome.stack, outcome.clusterer
-    pictures = {
-        GALLERY: plot_class_averages(
-            clusterer.class_averages_,
-            counts=classes["size"],
-            resolutions=classes["resolution"],
-            pixel_size=stack.pixel_size,
-            numbers=True,
-        ),
-        ATLAS: plot_manifold_atlas(
-            clusterer.class_averages_,
-            clusterer.latent_nodes_,
-            latent_positions=clusterer.transform(stack),
-            counts=classes["size"],
-        ),
-        CONVERGENCE: plot_convergence(clusterer.log_posterior_),
-    }
-    for name, ax in pictures.items():
+    stack, aligner, clusterer = outcome.stack, outcome.aligner, outcome.clusterer
+    gallery = plot_class_averages(
+        clusterer.class_averages_,
+        counts=classes["size"],
+        resolutions=classes["resolution"],
+        pixel_size=stack.pixel_size,
+        numbers=True,
+    )
+    atlas = plot_manifold_atlas(
+        clusterer.class_averages_,
+        clusterer.latent_nodes_,
+        latent_positions=clusterer.transform(stack),
+        counts=classes["size"],
+    )
+    figures = {GALLERY: gallery.figure, ATLAS: atlas.figure, CONVERGENCE: _draw_convergence(outcome)}
+    if aligner is not None:
+        sizes = np.bincount(aligner.labels_, minlength=len(aligner.class_averages_))
+        figures[ALIGNMENT_GALLERY] = plot_class_averages(
+            aligner.class_averages_, counts=sizes, pixel_size=stack.pixel_size, numbers=True
+        ).figure
+    for name, figure in figures.items():
         with folder.writing(name) as path:
-            ax.figure.savefig(path, dpi=_DPI)
+            figure.savefig(path, dpi=_DPI)
+
+
+def _draw_convergence(outcome):
+    """Aligner above, clusterer below, each with an axis of its own: their objectives do not compare."""
+    from matplotlib.figure import Figure
+
+    from sklearn_cryoem.plotting import plot_convergence
+
+    aligner, clusterer = outcome.aligner, outcome.clusterer
+    figure = Figure(figsize=(6.4, 3.6 if aligner is None else 7.0), layout="constrained")
+    axes = figure.subplots(1 if aligner is None else 2, squeeze=False)[:, 0]
+    if aligner is not None:
+        plot_convergence(aligner.log_posterior_, title="Alignment", ax=axes[0])
+    plot_convergence(
+        clusterer.log_posterior_,
+        resolution=clusterer.resolution_,
+        stage=clusterer.stage_,
+        label="log posterior per particle",
+        title="Clustering",
+        ax=axes[-1],
+    )
+    return figure
 
 
 def tell(results, folder, console):
@@ -213,9 +245,11 @@ def tell(results, folder, console):
         AVERAGES: "class averages, in the order of the class numbers",
         GALLERY: "class averages by size, with class number and resolution",
         ATLAS: "class averages on the manifold, density of particles behind",
-        CONVERGENCE: "objective of the fit",
+        CONVERGENCE: "objectives of both fits",
+        ALIGNMENT_GALLERY: "classes of the alignment",
         MODEL: "fitted model, for sklearn_cryoem.load_model",
         "summary.json": "parameters, versions, times, sizes and resolutions",
     }
     labelled = next(name for name in folder.names if name.startswith("particles."))
-    console.table([(labelled, "particles with class numbers and poses"), *what.items()])
+    written = [(name, text) for name, text in what.items() if (folder / name).exists()]
+    console.table([(labelled, "particles with class numbers and poses"), *written])

@@ -106,8 +106,8 @@ def run(options, console):
 
     if not options.particles.exists():
         raise CommandError(f"there is no {options.particles}. Check the path.")
-    names = [*_workflow.output_names(options.particles.suffix), _workflow.LEFT_OUT]
-    with RunFolder(options.output, names, force=options.force) as folder:
+    names = _workflow.output_names(options.particles.suffix, align=not options.skip_align)
+    with RunFolder(options.output, [*names, _workflow.LEFT_OUT], force=options.force) as folder:
         _workflow.require_pictures()
         with folder.timed("read"):
             stack, n_left_out = _workflow.read(options, folder, console)
