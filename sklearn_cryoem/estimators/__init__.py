@@ -1,1 +1,6 @@
-"""estimators."""
+"""The scikit-learn estimators, and how to keep them in files."""
+
+from sklearn_cryoem.estimators._persistence import load_model, save_model
+from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
+
+__all__ = ["SMLClusterer", "load_model", "save_model"]

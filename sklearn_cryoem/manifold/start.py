@@ -45,7 +45,7 @@ def pca_start(
     rng: np.random.Generator,
     n_jobs: int | None = None,
 ) -> Start:
-    """Spread the nodes over the plane of the first L principal components, one unit on one standard deviation.
+    """Spread the nodes over the plane of the first L principal components, deviation on deviation.
 
     Parameters
     ----------

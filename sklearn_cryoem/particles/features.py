@@ -24,7 +24,7 @@ CROP_MARGIN = 1.5  # times the box that k_max needs: rotation reads between the 
 
 
 class FeatureBlocks:
-    """Aligned, CTF-weighted Fourier features of a stack, block by block (implements `manifold.blocks.Blocks`).
+    """Aligned, CTF-weighted Fourier features of a stack: a `manifold.blocks.Blocks`.
 
     Parameters
     ----------
@@ -78,6 +78,7 @@ class FeatureBlocks:
         self.layout = self._layout()
         per_image = 4 * (self.layout.n_features + (self.layout.n_norms if stack.ctf is not None else 0))
         self._n_cached = int(cache_bytes // max(per_image * block_size, 1))
+        self.cache_bytes = min(cache_bytes, per_image * self.n_samples)
         self._cache: dict[int, FeatureBlock] = {}
 
     def _mask_of(self, diameter: float | None) -> tuple[float, float]:
@@ -90,7 +91,7 @@ class FeatureBlocks:
         if not edge_px < diameter / unit <= box:
             name = "pixels" if self.stack.pixel_size is None else "Angstrom"
             raise ValueError(
-                f"mask_diameter is {diameter:g} {name}, expected more than {edge_px * unit:.3g} (its soft edge) "
+                f"mask_diameter is {diameter:g} {name}, expected more than {edge_px * unit:.3g} (its edge) "
                 f"and at most {box * unit:.4g} (the box). Choose a little more than the particle's diameter."
             )
         return 0.5 * (diameter / unit - edge_px), edge_px
@@ -119,7 +120,7 @@ class FeatureBlocks:
         return int(np.clip(np.floor(k_max), 1, self.layout.n_shells))
 
     def load(self, index: int, n_shells: int) -> FeatureBlock:
-        """Return block `index`, its first `n_shells` shells; from the cache if it is one of the first blocks."""
+        """Return block `index`, its first `n_shells` shells; the first blocks come from the cache."""
         layout = self.layout.truncate(n_shells)
         if index >= self._n_cached:
             return self._prepare(index, layout)
@@ -184,7 +185,7 @@ class FeatureBlocks:
 
 
 def _cropped(images: Float32, plane: HalfPlane, shift: Any) -> tuple[Float32, HalfPlane, Any]:
-    """Crop images in Fourier space where their frequencies of interest allow; scale plane and shift with them.
+    """Crop images in Fourier space where their frequencies allow; scale plane and shift with them.
 
     Rotation reads the transform between the frequencies kept, which costs a margin: the transform of an image
     that is masked well inside its box is smooth, and 1.5 times the least box keeps the error far below noise.

@@ -1,0 +1,62 @@
+"""What estimators take: a stack, images, or plain vectors, told apart in one place."""
+
+import numpy as np
+from sklearn.utils.validation import validate_data
+
+from sklearn_cryoem._core.validation import check_images
+from sklearn_cryoem.particles import ParticleStack
+
+
+def is_images(X):
+    """Whether X is a stack or a three-dimensional array, rather than plain vectors."""
+    return isinstance(X, ParticleStack) or (hasattr(X, "shape") and len(X.shape) == 3)
+
+
+def as_stack(X, owner):
+    """X as a stack: unchanged if it is one, wrapped if it is images.
+
+    Parameters
+    ----------
+    X : ParticleStack or array_like of shape (n_images, D, D)
+        What the user gave. Images come without pixel size, CTF and poses.
+    owner : estimator
+        Who asks; named in the message.
+
+    Returns
+    -------
+    stack : ParticleStack
+
+    Raises
+    ------
+    ValueError
+        If X is neither, is empty, or its images are not square and finite.
+    """
+    if not isinstance(X, ParticleStack):
+        if np.ndim(X) != 3:
+            raise ValueError(
+                f"{type(owner).__name__} got an array of shape {np.shape(X)}, expected a ParticleStack or "
+                "images (n_images, D, D). Read particles with read_particles, or reshape vectors to images."
+            )
+        X = ParticleStack(check_images(X, name="X"))
+    if len(X) == 0:
+        raise ValueError(
+            f"{type(owner).__name__} got 0 particles, expected at least 1. Give a stack with particles."
+        )
+    return X
+
+
+def as_vectors(X, owner, *, reset):
+    """X as finite float32 or float64 vectors (n_samples, n_features), checked as scikit-learn does.
+
+    Parameters
+    ----------
+    X : array_like
+        What the user gave.
+    owner : estimator
+        Who asks; its `n_features_in_` is set or checked.
+    reset : bool
+        True in `fit`, False afterwards.
+    """
+    return validate_data(
+        owner, X, dtype=[np.float64, np.float32], reset=reset, ensure_min_samples=2 if reset else 1
+    )

@@ -1,0 +1,93 @@
+"""The steps of SMLClusterer.fit: measure the data, choose a start, run EM, summarise the classes."""
+
+import logging
+
+import numpy as np
+
+from sklearn_cryoem._core.memory import log_estimate
+from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem.estimators._sml_space import ImageSpace
+from sklearn_cryoem.manifold.classes import class_statistics, effective_count
+from sklearn_cryoem.manifold.fit import fit_manifold
+from sklearn_cryoem.manifold.prior import measure_power, prior_precision
+from sklearn_cryoem.manifold.schedule import Schedule
+from sklearn_cryoem.manifold.start import pca_start, random_start
+from sklearn_cryoem.metrics import fourier_ring_correlation, resolution_from_frc
+
+logger = logging.getLogger(__name__)
+
+FRC_THRESHOLD = 0.143
+
+
+def learn(estimator, blocks, basis, space, rng):
+    """Fit the manifold with the parameters of `estimator`; return a `ManifoldFit`."""
+    n_jobs = estimator.n_jobs
+    log_estimate(logger, "SMLClusterer.fit", memory_needed(blocks, basis, n_jobs))
+    power = measure_power(blocks, n_jobs=n_jobs)
+    n_first = space.first_shells(estimator.initial_resolution)
+    if estimator.init == "pca":
+        start = pca_start(blocks, basis, power, n_first, rng=rng, n_jobs=n_jobs)
+    else:
+        start = random_start(basis, power, blocks.layout.truncate(n_first), rng=rng)
+    temperature = estimator.initial_temperature if isinstance(space, ImageSpace) else 1.0
+    with progress(estimator.max_iter, "SMLClusterer", verbose=estimator.verbose) as bar:
+
+        def after_iteration(trace):
+            detail = space.resolution(trace.n_shells[-1])
+            bar.note(f"{trace.objective[-1]:.4f} nats per image, {detail:.3g} resolution")
+            bar.update()
+
+        return fit_manifold(
+            blocks,
+            basis,
+            start,
+            prior_precision(estimator.alpha, basis, power),
+            Schedule.of(n_first, blocks.layout.n_shells, temperature, estimator.max_iter),
+            noise=estimator.noise,
+            max_iter=estimator.max_iter,
+            tol=estimator.tol,
+            dtype=space.dtype,
+            n_jobs=n_jobs,
+            after_iteration=after_iteration,
+        )
+
+
+def memory_needed(blocks, basis, n_jobs):
+    """Bytes that a fit holds at most, beyond the images given."""
+    layout = blocks.layout
+    n_workers = abs(n_jobs or 1)
+    n_nodes, n_columns = len(basis.nodes), layout.n_features + layout.n_norms
+    statistics = 8.0 * n_nodes * n_columns * (2 * n_workers + 2)
+    weights = 8.0 * 3 * basis.phi.shape[1] * layout.n_features
+    block = 16.0 * blocks.n_samples / len(blocks) * n_columns * n_workers
+    return statistics + weights + block + getattr(blocks, "cache_bytes", 0)
+
+
+def summarise(estimator, blocks, manifold, space):
+    """Fitted attributes that need one more pass over the data: labels, averages, sizes, resolutions."""
+    layout, n_nodes = blocks.layout, len(manifold.basis.nodes)
+    matcher = manifold.matcher(layout, dtype=space.dtype)
+    hard = estimator.class_average == "hard"
+    statistics = class_statistics(blocks, matcher, hard=hard, n_jobs=estimator.n_jobs)
+    ridge = manifold.alpha * manifold.noise_variance / layout.information  # (S,)
+    halves = np.stack([space.to_data(statistics.averages(ridge, layout, half)) for half in (0, 1)])
+    sizes = np.bincount(statistics.labels, minlength=n_nodes)
+    return {
+        "labels_": statistics.labels,
+        "class_averages_": space.to_data(statistics.averages(ridge, layout)),
+        "half_averages_": halves,
+        "class_resolution_": class_resolution(halves, space),
+        "class_sizes_": sizes,
+        "soft_class_sizes_": statistics.node_mass,
+        "n_effective_clusters_": effective_count(sizes),
+    }
+
+
+def class_resolution(halves, space):
+    """Resolution of each class from its half averages (2, n_nodes, D, D), Eq. (3.6)."""
+    if not isinstance(space, ImageSpace):
+        return np.full(halves.shape[1], np.nan)
+    box, pixel_size = space.plane.box, space.pixel_size or 1.0
+    n_rings = int(space.plane.shell[-1]) + 1
+    correlation = fourier_ring_correlation(*halves)[:, :n_rings]  # (n_nodes, n_rings)
+    return np.asarray(resolution_from_frc(correlation, pixel_size, box, FRC_THRESHOLD))

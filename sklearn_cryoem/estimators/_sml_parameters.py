@@ -1,0 +1,85 @@
+"""Checks of the parameters of SMLClusterer, and the grids that follow from them."""
+
+import numbers
+
+import numpy as np
+
+from sklearn_cryoem._core.validation import check_choice, check_number
+from sklearn_cryoem.manifold.grid import LatentBasis, nearest_grid
+
+BASIS_PER_NODE = 0.8  # along each axis, as in ROME
+
+_POSITIVE = {"minimum": 0.0, "inclusive": False}
+
+
+def check_parameters(estimator):
+    """Raise unless every parameter is one that `fit` can use.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the parameter, what was expected and what was found.
+    """
+    given = vars(estimator)
+    check_number("n_components", given["n_components"], owner=estimator, minimum=1, maximum=3, integer=True)
+    _check_grid("n_clusters", estimator, allow_auto=False)
+    _check_grid("n_basis", estimator, allow_auto=True)
+    check_number("basis_width", given["basis_width"], owner=estimator, **_POSITIVE)
+    check_number("initial_resolution", given["initial_resolution"], owner=estimator, **_POSITIVE)
+    for name in ("max_resolution", "mask_diameter"):
+        check_number(name, given[name], owner=estimator, allow_none=True, **_POSITIVE)
+    check_number("initial_temperature", given["initial_temperature"], owner=estimator, minimum=1.0)
+    check_number("max_iter", given["max_iter"], owner=estimator, minimum=1, integer=True)
+    check_number("tol", given["tol"], owner=estimator, minimum=0.0)
+    if isinstance(given["alpha"], str):
+        check_choice("alpha", given["alpha"], ("auto",), owner=estimator)
+    else:
+        check_number("alpha", given["alpha"], owner=estimator, minimum=0.0)
+    for name, choices in {
+        "noise": ("white", "shell"),
+        "init": ("pca", "random"),
+        "class_average": ("soft", "hard"),
+        "position": ("mean", "mode"),
+    }.items():
+        check_choice(name, given[name], choices, owner=estimator)
+
+
+def latent_basis(estimator):
+    """Grids of nodes and basis functions that the parameters ask for."""
+    n_components = estimator.n_components
+    grid_shape = _shape(estimator.n_clusters, n_components)
+    if isinstance(estimator.n_basis, str):
+        basis_shape = tuple(max(1, round(BASIS_PER_NODE * side)) for side in grid_shape)
+    elif isinstance(estimator.n_basis, numbers.Integral):
+        # an axis with a single node needs no more than one function
+        long_axes = [axis for axis, side in enumerate(grid_shape) if side > 1] or [0]
+        sides = nearest_grid(int(estimator.n_basis), len(long_axes))
+        basis_shape = tuple(
+            sides[long_axes.index(axis)] if axis in long_axes else 1 for axis in range(n_components)
+        )
+    else:
+        basis_shape = _shape(estimator.n_basis, n_components)
+    return LatentBasis(grid_shape, basis_shape, float(estimator.basis_width))
+
+
+def _shape(value, n_components):
+    if isinstance(value, numbers.Integral):
+        return nearest_grid(int(value), n_components)
+    return tuple(int(side) for side in value)
+
+
+def _check_grid(name, estimator, *, allow_auto):
+    value = getattr(estimator, name)
+    if allow_auto and isinstance(value, str):
+        check_choice(name, value, ("auto",), owner=estimator)
+        return
+    if not isinstance(value, tuple | list | np.ndarray):
+        check_number(name, value, owner=estimator, minimum=1, integer=True)
+        return
+    if len(value) != estimator.n_components:
+        raise ValueError(
+            f"The parameter {name!r} of {type(estimator).__name__} is the grid shape {tuple(value)}, "
+            f"expected {estimator.n_components} sides, as many as n_components. Change one of the two."
+        )
+    for side in value:
+        check_number(name, side, owner=estimator, minimum=1, integer=True)

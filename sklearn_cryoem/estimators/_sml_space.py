@@ -1,0 +1,121 @@
+"""The feature space of a fitted SMLClusterer: from input to blocks, and from features back to images."""
+
+import dataclasses
+
+import numpy as np
+
+from sklearn_cryoem.estimators._inputs import is_images
+from sklearn_cryoem.manifold.blocks import ArrayBlocks
+from sklearn_cryoem.particles.features import FeatureBlocks
+from sklearn_cryoem.physics.fourier import HalfPlane, half_plane, images_from_features
+
+FEWEST_INITIAL_SHELLS = 6  # coarser images of anything look alike
+PIXEL_SIZE_TOLERANCE = 0.01  # relative
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorSpace:
+    """Plain vectors, seen from their mean."""
+
+    mean: np.ndarray
+    dtype: str
+
+    @classmethod
+    def of(cls, vectors):
+        """Space of the training vectors (n_samples, n_features)."""
+        return cls(vectors.mean(axis=0, dtype=np.float64), vectors.dtype.str)
+
+    def blocks(self, vectors):
+        """Feature blocks of vectors, in the precision of the training vectors."""
+        return ArrayBlocks(vectors.astype(self.dtype, copy=False), offset=self.mean)
+
+    def to_data(self, features):
+        """Vectors (..., n_features) of features."""
+        return features + self.mean
+
+    @property
+    def shell(self):
+        """Shell of each feature: one for all."""
+        return np.zeros(len(self.mean), dtype=np.int64)
+
+    def first_shells(self, initial_resolution):
+        """All there is: vectors have no frequencies."""
+        return 1
+
+    def resolution(self, n_shells):
+        """No resolution either."""
+        return np.full(np.shape(n_shells), np.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpace:
+    """Fourier features of masked images up to a resolution."""
+
+    plane: HalfPlane
+    pixel_size: float | None
+    mask_diameter: float | None
+    dtype: str = "<f4"
+
+    @classmethod
+    def of(cls, stack, max_resolution, mask_diameter):
+        """Space of a stack; `max_resolution` in Angstrom, or in pixels where the pixel size is unknown."""
+        side = stack.box * (stack.pixel_size or 1.0)
+        if max_resolution is not None and side / max_resolution < 2:
+            raise ValueError(
+                f"max_resolution={max_resolution:g} leaves {side / max_resolution:.2g} Fourier shells of a "
+                f"box of {side:.4g}, expected at least 2. Ask for a finer resolution, below {side / 2:.4g}."
+            )
+        plane = half_plane(stack.box, None if max_resolution is None else side / max_resolution)
+        return cls(plane, stack.pixel_size, mask_diameter)
+
+    @property
+    def shell(self):
+        """Shell of each real feature, from 0."""
+        return np.repeat(self.plane.shell - 1, 2)
+
+    @property
+    def side(self):
+        """Side of the box, in Angstrom or pixels."""
+        return self.plane.box * (self.pixel_size or 1.0)
+
+    def blocks(self, stack):
+        """Feature blocks of a stack of the same box and pixel size."""
+        mine, other = self.pixel_size, stack.pixel_size
+        if (mine is None) != (other is None) or (
+            mine is not None and abs(other / mine - 1) > PIXEL_SIZE_TOLERANCE
+        ):
+            raise ValueError(
+                f"The stack has pixel_size={other}, the model was fitted with pixel_size={mine}. "
+                "Resample the particles to the same pixel size, or fit again."
+            )
+        return FeatureBlocks(stack, self.plane, self.mask_diameter)
+
+    def to_data(self, features):
+        """Images (..., D, D), float32, of real features (..., 2 J)."""
+        values = np.ascontiguousarray(features, dtype=np.float32).view(np.complex64)
+        return images_from_features(values, self.plane)
+
+    def first_shells(self, initial_resolution):
+        """Number of shells of the initial resolution."""
+        wanted = max(int(self.side / initial_resolution), FEWEST_INITIAL_SHELLS)
+        return min(wanted, int(self.plane.shell[-1]))
+
+    def resolution(self, n_shells):
+        """Resolution of the outermost of `n_shells` shells, in Angstrom or pixels."""
+        return self.side / np.asarray(n_shells, dtype=float)
+
+
+def check_kind(X, owner):
+    """Raise unless X is of the kind, images or vectors, that `owner` was fitted on."""
+    on_images = isinstance(owner._space, ImageSpace)
+    if is_images(X) != on_images:
+        wanted = "images. Give a ParticleStack or" if on_images else "vectors. Give"
+        axes = (
+            f"(n_images, {owner._space.plane.box}, {owner._space.plane.box})"
+            if on_images
+            else (f"(n_samples, {owner.n_features_in_})")
+        )
+        raise ValueError(
+            f"X has shape {np.shape(X)}, but this {type(owner).__name__} was fitted on {wanted} an array "
+            f"{axes}."
+        )

@@ -1,0 +1,374 @@
+"""SMLClusterer: classes and latent positions of aligned particles on a manifold."""
+
+import logging
+import warnings
+from functools import partial
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
+from sklearn_cryoem.estimators._sml_fit import learn, summarise
+from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
+from sklearn_cryoem.estimators._sml_space import ImageSpace, VectorSpace, check_kind
+from sklearn_cryoem.estimators._sml_use import draw, log_evidence, most_probable, responsibilities
+from sklearn_cryoem.manifold.classes import latent_positions, map_posterior
+
+logger = logging.getLogger(__name__)
+
+
+class SMLClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
+    """Cluster aligned particle images by statistical manifold learning.
+
+    The views and states of a particle lie on a smooth manifold, mu(s) = Phi(s) W, laid out over a regular
+    grid of nodes in a latent space of one to three dimensions; every node is a class. The manifold is fitted
+    by expectation maximisation with the CTF inside the model, Eq. (2.1)-(3.5). On plain vectors it is the
+    generative topographic map.
+
+    Parameters
+    ----------
+    n_clusters : int or tuple of int, default=100
+        Number of nodes, rounded to the nearest regular grid (`grid_shape_`), or the shape of the grid.
+    n_components : {1, 2, 3}, default=2
+        Dimension of the latent space.
+    n_basis : "auto", int or tuple of int, default="auto"
+        Number of Gaussian basis functions, or the shape of their grid; by default 0.8 of the nodes along each
+        axis. Fewer make a stiffer manifold.
+    basis_width : float, default=1.0
+        Standard deviation of the Gaussians in units of their spacing. From about 2 on the systems for the
+        weights become singular where `alpha` does not hold them.
+    alpha : "auto" or float, default="auto"
+        Prior precision of the weights. By default one for each shell, from the power of the signal that the
+        data hold, Eq. (3.11), measured once before the fit.
+    noise : {"shell", "white"}, default="shell"
+        One noise variance for each radial shell, or one for all, Eq. (3.4).
+    init : {"pca", "random"}, default="pca"
+        Start on the plane of the first principal components, or with random weights.
+    initial_resolution : float, default=40.0
+        Images are compared up to this resolution first; frequencies then march up to `max_resolution`. In
+        Angstrom (pixels where the pixel size is unknown); at least six Fourier shells are used.
+    initial_temperature : float, default=1.0
+        Above 1, posteriors begin flattened and are sharpened while the frequencies march.
+    max_resolution : float or None, default=None
+        Finest detail used, in Angstrom (pixels where the pixel size is unknown); by default all but Nyquist.
+        Scores can be compared only between models with the same one.
+    mask_diameter : float or None, default=None
+        Diameter of the soft disc about each particle outside which pixels are not used, in Angstrom (pixels
+        where the pixel size is unknown); by default 0.9 of the box.
+    class_average : {"soft", "hard"}, default="soft"
+        Whether `class_averages_` weigh images by their posterior or count each for its own class, Eq. (3.6).
+    position : {"mean", "mode"}, default="mean"
+        Which latent position `transform` returns, Eq. (3.7).
+    max_iter : int, default=100
+        Largest number of EM iterations, marching included.
+    tol : float, default=0.01
+        Converged when an iteration gains less than this in the objective, in nats per image.
+    n_jobs : int or None, default=None
+        Number of workers. Results are the same bits for any number.
+    random_state : int, RandomState instance or None, default=None
+        Seed of a random start.
+    verbose : int, default=0
+        1 shows progress.
+
+    Attributes
+    ----------
+    labels_ : ndarray of shape (n_images,)
+        Class of each training image: its most probable node.
+    class_averages_ : ndarray of shape (n_nodes, D, D)
+        CTF-corrected, Wiener-filtered average of each class, Eq. (3.6); vectors for plain input.
+    half_averages_ : ndarray of shape (2, n_nodes, D, D)
+        The same of the images with even and with odd row numbers.
+    class_resolution_ : ndarray of shape (n_nodes,)
+        Where the Fourier ring correlation of the half averages falls below 0.143; infinite for classes
+        without it. In Angstrom (pixels where the pixel size is unknown); NaN for vectors.
+    cluster_centers_ : ndarray of shape (n_nodes, D, D)
+        Templates mu of the nodes; vectors for plain input.
+    latent_nodes_ : ndarray of shape (n_nodes, n_components)
+        Latent positions of the nodes.
+    grid_shape_ : tuple of int
+        Shape of the grid of nodes.
+    weights_ : ndarray of shape (n_basis + 1, n_features)
+        W of Eq. (2.2); the bias comes last.
+    noise_variance_ : ndarray of shape (n_shells,)
+        Noise variance of each radial shell, from shell 1.
+    alpha_ : ndarray of shape (n_shells,)
+        Prior precision of the weights in each shell.
+    class_sizes_, soft_class_sizes_ : ndarray of shape (n_nodes,)
+        Images of each class, and sums of their posteriors.
+    n_effective_clusters_ : float
+        exp(entropy of `class_sizes_`), Eq. (3.8).
+    log_posterior_ : ndarray of shape (n_iter,)
+        Objective (3.5) after each iteration, per image. It never falls within a stage.
+    stage_ : ndarray of shape (n_iter,)
+        Number of the stage: frequencies or temperature changed where it does, and with them the objective.
+    resolution_ : ndarray of shape (n_iter,)
+        Resolution limit of each iteration.
+    n_iter_ : int
+        Number of iterations.
+    converged_ : bool
+        Whether the objective stood still.
+    n_features_in_ : int
+        Number of pixels of an image, or of features of a vector.
+
+    Notes
+    -----
+    A stack without poses is taken as aligned already. Time goes as n_images * n_nodes * n_frequencies; memory
+    does not depend on n_images but for the labels: blocks of images are prepared again in each iteration
+    once 256 MB of them are kept.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem import SMLClusterer
+    >>> from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+    >>> stack = aligned_to_truth(make_particles("ribosome", 200, box=24, snr=1.0, random_state=0))
+    >>> model = SMLClusterer((3, 3), max_iter=60).fit(stack)
+    >>> model.class_averages_.shape, model.transform(stack[:5]).shape
+    ((9, 24, 24), (5, 2))
+    """
+
+    def __init__(
+        self,
+        n_clusters=100,
+        *,
+        n_components=2,
+        n_basis="auto",
+        basis_width=1.0,
+        alpha="auto",
+        noise="shell",
+        init="pca",
+        initial_resolution=40.0,
+        initial_temperature=1.0,
+        max_resolution=None,
+        mask_diameter=None,
+        class_average="soft",
+        position="mean",
+        max_iter=100,
+        tol=0.01,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_clusters = n_clusters
+        self.n_components = n_components
+        self.n_basis = n_basis
+        self.basis_width = basis_width
+        self.alpha = alpha
+        self.noise = noise
+        self.init = init
+        self.initial_resolution = initial_resolution
+        self.initial_temperature = initial_temperature
+        self.max_resolution = max_resolution
+        self.mask_diameter = mask_diameter
+        self.class_average = class_average
+        self.position = position
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = True
+        tags.input_tags.three_d_array = True
+        return tags
+
+    # ---------------------------------------------------------------- learning
+    def fit(self, X, y=None):
+        """Fit the manifold to particles.
+
+        Parameters
+        ----------
+        X : ParticleStack, array-like of shape (n_images, D, D) or (n_samples, n_features)
+            Aligned particles, images, or plain vectors.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : SMLClusterer
+        """
+        check_parameters(self)
+        data, self._space = self._open(X)
+        blocks = self._space.blocks(data)
+        basis = latent_basis(self)
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        logger.info("n_clusters=%s: a grid of %s nodes", self.n_clusters, basis.grid_shape)
+        fit = learn(self, blocks, basis, self._space, np.random.default_rng(seed))
+        self._manifold = fit.manifold
+        self._store_manifold(fit)
+        self._store_classes(blocks)
+        if not fit.converged:
+            warnings.warn(
+                f"SMLClusterer stopped at max_iter={self.max_iter} before it converged: the last iteration "
+                f"gained {fit.trace.last_gain:.3g} nats per image (tol={self.tol:g}). Raise max_iter or tol.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def _open(self, X):
+        """Check training data; return them with the feature space that they span."""
+        if not is_images(X):
+            vectors = as_vectors(X, self, reset=True)
+            return vectors, VectorSpace.of(vectors)
+        stack = as_stack(X, self)
+        if len(stack) < 2:
+            raise ValueError("SMLClusterer got 1 sample, expected at least 2. Give more particles.")
+        self.n_features_in_ = stack.box**2
+        return stack, ImageSpace.of(stack, self.max_resolution, self.mask_diameter)
+
+    def _store_manifold(self, fit):
+        manifold, trace = fit.manifold, fit.trace
+        self.grid_shape_ = manifold.basis.grid_shape
+        self.latent_nodes_ = manifold.basis.nodes
+        self.weights_ = manifold.weights
+        self.noise_variance_, self.alpha_ = manifold.noise_variance, manifold.alpha
+        self.cluster_centers_ = self._space.to_data(manifold.templates)
+        self.log_posterior_ = np.array(trace.objective)
+        self.stage_, self.resolution_ = trace.stage, self._space.resolution(trace.n_shells)
+        self.n_iter_, self.converged_ = len(trace.objective), fit.converged
+
+    def _store_classes(self, blocks):
+        classes = summarise(self, blocks, self._manifold, self._space)
+        for name, value in classes.items():
+            setattr(self, name, value)
+
+    # ---------------------------------------------------------------- using
+    def _posteriors(self, X, function):
+        """Apply `function` to the posterior of every block of X and join the results."""
+        check_is_fitted(self)
+        check_kind(X, self)
+        data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=False)
+        blocks = self._space.blocks(data)
+        matcher = self._manifold.matcher(blocks.layout, dtype=self._space.dtype)
+        return np.concatenate(list(map_posterior(function, blocks, matcher, n_jobs=self.n_jobs)))
+
+    def predict(self, X):
+        """Class of each particle: its most probable node.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`; new particles are streamed like those of the fit.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_images,)
+        """
+        return self._posteriors(X, most_probable)
+
+    def predict_proba(self, X):
+        """Posterior probability of every node.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+
+        Returns
+        -------
+        responsibilities : ndarray of shape (n_images, n_nodes)
+            Rows sum to 1.
+        """
+        return self._posteriors(X, responsibilities)
+
+    def transform(self, X):
+        """Latent position of each particle, Eq. (3.7): posterior mean or mode, as `position` says.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+
+        Returns
+        -------
+        positions : ndarray of shape (n_images, n_components)
+        """
+        check_is_fitted(self)
+        return self._posteriors(X, partial(latent_positions, nodes=self.latent_nodes_, mode=self.position))
+
+    def score_samples(self, X):
+        """Log likelihood of each particle, Eq. (2.5).
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+
+        Returns
+        -------
+        log_likelihood : ndarray of shape (n_images,)
+            In nats, over all frequencies up to `max_resolution`.
+        """
+        return self._posteriors(X, log_evidence)
+
+    def score(self, X, y=None):
+        """Mean log likelihood per particle, Eq. (3.9).
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        score : float
+            Higher is better; compare models of the same `max_resolution` and `mask_diameter` alone.
+        """
+        return float(self.score_samples(X).mean())
+
+    def inverse_transform(self, Z):
+        """Images anywhere on the manifold, mu(s) of Eq. (2.2).
+
+        Parameters
+        ----------
+        Z : array-like of shape (n, n_components)
+            Latent positions; the nodes span [-1, 1] along every axis.
+
+        Returns
+        -------
+        images : ndarray of shape (n, D, D)
+            Vectors (n, n_features) for a model of vectors.
+        """
+        check_is_fitted(self)
+        positions = check_array(Z, dtype=np.float64, input_name="Z")  # (n, n_components)
+        n_components = self.latent_nodes_.shape[1]
+        if positions.shape[1] != n_components:
+            raise ValueError(
+                f"Z has shape {positions.shape}, expected (n, {n_components}): latent positions as transform "
+                "returns them. Give one column for each latent dimension."
+            )
+        return self._space.to_data(self._manifold.basis.at(positions) @ self.weights_)
+
+    def sample(self, n_samples=1, random_state=None):
+        """Draw particles from the model: a node, Eq. (2.4), its template and noise; the CTF is 1.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            How many.
+        random_state : int, RandomState instance or None, default=None
+            Seed.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, D, D)
+            Images, without frequencies beyond `max_resolution`; vectors for a model of vectors.
+        labels : ndarray of shape (n_samples,)
+            Node that each was drawn from.
+        """
+        check_is_fitted(self)
+        check_number("n_samples", n_samples, owner="SMLClusterer.sample", minimum=1, integer=True)
+        features, labels = draw(self._manifold, self._space, n_samples, check_random_state(random_state))
+        return self._space.to_data(features), labels
+
+    @property
+    def _n_features_out(self):
+        return self.latent_nodes_.shape[1]
