@@ -96,7 +96,7 @@ BAD_ROWS = {
 }
 BAD_PIXELS = {
     "NaN particle": (np.nan, "holds NaN or infinity"),
-    "infinite particle": (np.inf, "holds NaN or infinity"),
+    "infinite particle": (-np.inf, "holds NaN or infinity"),
     "constant particle": (0.5, r"is constant \(every pixel is 0.5\)"),
 }
 

@@ -219,6 +219,17 @@ def test_a_forked_child_does_not_disturb_the_parent_s_files(many_files):
     assert good
 
 
+def test_a_process_never_uses_files_that_another_one_opened(many_files):
+    stack, images = many_files
+    stack.read()
+    pool = stack.images._pool
+    assert len(pool._idle) == 9
+    pool._process = -1  # as it looks to a forked child
+    np.testing.assert_array_equal(stack.read([0]), images[:1])
+    assert len(pool._idle) == 1
+    assert pool._process == os.getpid()
+
+
 def test_a_nan_in_a_file_is_named_by_file_and_image(tmp_path):
     images = np.random.default_rng(0).normal(size=(4, 8, 8)).astype(np.float32)
     images[2, 1, 1] = np.nan

@@ -285,7 +285,7 @@ def test_hash_is_the_same_in_another_process(stack, tmp_path):
 def spoilt(numbered_parts):
     parts = numbered_parts()
     parts["images"][3, 5, 5] = np.nan
-    parts["images"][7, 1, 1] = -np.inf
+    parts["images"][7, 1, 1] = np.inf
     parts["images"][9] = 2.5
     return ParticleStack(**parts)
 

@@ -1,6 +1,7 @@
 import dataclasses
 import pickle
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -197,6 +198,13 @@ def test_tables_without_columns_or_rows_pack_too(mixed):
 def test_equal_tables_pack_to_equal_bytes(mixed):
     taken = pd.concat([mixed, mixed]).iloc[[4, 1, 6, 3]].reset_index(drop=True)
     assert pickle.dumps(pack_table(taken)) == pickle.dumps(pack_table(mixed.copy()))
+
+
+def test_the_layout_of_a_table_does_not_show_in_its_hash():
+    numbers = np.arange(12.0).reshape(4, 3)
+    by_rows = pd.DataFrame(numbers, columns=list("abc"), copy=False)
+    by_columns = pd.DataFrame({name: numbers[:, place].copy() for place, name in enumerate("abc")})
+    assert joblib.hash(pack_table(by_rows)) == joblib.hash(pack_table(by_columns))
 
 
 def test_a_guarded_table_shields_its_original(mixed):
