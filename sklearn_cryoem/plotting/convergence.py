@@ -19,8 +19,8 @@ def plot_convergence(log_posterior, *, resolution=None, stage=None, label=None, 
     resolution : array-like of shape (n_iter,), default=None
         Resolution limit of each iteration in Angstrom, drawn as steps on a second axis (finer is higher).
     stage : array-like of shape (n_iter,), default=None
-        Anything that changes when the objective itself changes (frequencies, temperature, images): the line
-        is broken there, for values across a change cannot be compared. By default where `resolution` does.
+        Anything that changes when the objective itself changes (frequencies, temperature, images): values
+        across a change cannot be compared. By default where `resolution` does.
     label : str, default=None
         Name of the objective, at the vertical axis.
     title : str
@@ -36,6 +36,12 @@ def plot_convergence(log_posterior, *, resolution=None, stage=None, label=None, 
     ------
     ParticleDataError
         If the arrays differ in length or are empty.
+
+    Notes
+    -----
+    Where the objective changes, the line is broken (a faint vertical line marks it) and what came before is
+    moved up or down to join: what can be seen is the gain within stages. The values of the last stage are the
+    true ones.
     """
     trace = np.asarray(log_posterior, dtype=float).ravel()  # (n_iter,)
     if trace.size == 0:
@@ -50,11 +56,13 @@ def plot_convergence(log_posterior, *, resolution=None, stage=None, label=None, 
         ax = new_axes(6.4, 3.8)
     iterations = np.arange(1, len(trace) + 1)
     stage = resolution if stage is None else stage
-    breaks = [] if stage is None else np.flatnonzero(np.asarray(stage)[1:] != np.asarray(stage)[:-1]) + 1
+    stage = np.zeros(len(trace)) if stage is None else np.asarray(stage)
+    breaks = np.flatnonzero(stage[1:] != stage[:-1]) + 1
+    trace = joined(trace, breaks)
     for part in np.split(np.arange(len(trace)), breaks):
         ax.plot(iterations[part], trace[part], color=ACCENT, lw=1.6, marker="o", ms=3.5)
-    if len(breaks):
-        ax.plot(iterations, trace, color=ACCENT, lw=0.8, ls=":", alpha=0.6, zorder=1)
+    for first in breaks:
+        ax.axvline(iterations[first] - 0.5, color=FAINT, lw=0.6, alpha=0.35, zorder=0)
     ax.set_xlabel("iteration", color=INK)
     ax.set_ylabel(label or "log posterior", color=ACCENT)
     ax.set_title(title, color=INK, fontsize=11)
@@ -64,6 +72,25 @@ def plot_convergence(log_posterior, *, resolution=None, stage=None, label=None, 
     if resolution is not None:
         _resolution_steps(ax, iterations, np.asarray(resolution, dtype=float))
     return ax
+
+
+def joined(trace, breaks):
+    """A trace in pieces, each moved so that it begins where the one before ends; the last stays.
+
+    Parameters
+    ----------
+    trace : ndarray of shape (n_iter,)
+        Values that can be compared within a piece alone.
+    breaks : sequence of int
+        Index of the first value of each piece but the first.
+
+    Returns
+    -------
+    ndarray of shape (n_iter,)
+    """
+    jumps = np.zeros(len(trace))
+    jumps[breaks] = trace[breaks] - trace[np.asarray(breaks, dtype=int) - 1]
+    return trace + jumps.sum() - np.cumsum(jumps)
 
 
 def _resolution_steps(ax, iterations, resolution):

@@ -3,12 +3,23 @@ import pytest
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.plotting import plot_convergence
+from sklearn_cryoem.plotting.convergence import joined
 
 
 def test_the_line_is_broken_where_the_objective_changes():
     ax = plot_convergence([1.0, 2.0, 0.0, 1.0, 1.5], stage=[0, 0, 1, 1, 1])
-    solid = [line.get_xdata().tolist() for line in ax.lines if line.get_linestyle() == "-"]
+    solid = [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "o"]
     assert solid == [[1, 2], [3, 4, 5]]
+
+
+def test_pieces_are_joined_and_the_last_keeps_its_values(rng):
+    trace, breaks = rng.normal(size=12), np.array([3, 4, 9])
+    whole = joined(trace, breaks)
+    np.testing.assert_allclose(whole[9:], trace[9:])
+    for first, last in ((0, 3), (4, 9), (9, 12)):
+        np.testing.assert_allclose(np.diff(whole[first:last]), np.diff(trace[first:last]))
+    np.testing.assert_allclose(whole[breaks], whole[breaks - 1])
+    np.testing.assert_array_equal(joined(trace, np.array([], dtype=int)), trace)
 
 
 def test_finer_resolution_is_drawn_higher_and_breaks_the_line(tmp_path):
@@ -16,7 +27,7 @@ def test_finer_resolution_is_drawn_higher_and_breaks_the_line(tmp_path):
     twin = next(other for other in ax.figure.axes if other is not ax)
     (coarse, fine) = twin.transData.transform([(1, 40), (1, 10)])[:, 1]
     assert fine > coarse
-    assert sum(line.get_linestyle() == "-" for line in ax.lines) == 2
+    assert sum(line.get_marker() == "o" for line in ax.lines) == 2
     ax.figure.savefig(tmp_path / "convergence.png", dpi=40)
 
 
