@@ -1,6 +1,153 @@
-"""What a fitted SMLClusterer asks of posteriors, and how it draws samples."""
+"""What a fitted manifold is good for: classes, latent positions, likelihoods, images between the nodes."""
+
+from functools import partial
 
 import numpy as np
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
+from sklearn_cryoem.estimators._sml_space import check_kind
+from sklearn_cryoem.manifold.classes import latent_positions, map_posterior
+
+
+class ManifoldPrediction:
+    """Methods of an estimator that has a fitted `_manifold` and the feature `_space` it lives in."""
+
+    def _posteriors(self, X, function):
+        """Apply `function` to the posterior of every block of X and join the results."""
+        check_is_fitted(self)
+        check_kind(X, self)
+        data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=False)
+        blocks = self._space.blocks(data)
+        matcher = self._manifold.matcher(blocks.layout, dtype=self._space.dtype)
+        return np.concatenate(list(map_posterior(function, blocks, matcher, n_jobs=self.n_jobs)))
+
+    def predict(self, X):
+        """Class of each particle: its most probable node.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`; new particles are streamed like those of the fit.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_images,)
+        """
+        return self._posteriors(X, most_probable)
+
+    def predict_proba(self, X):
+        """Posterior probability of every node.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+
+        Returns
+        -------
+        responsibilities : ndarray of shape (n_images, n_nodes)
+            Rows sum to 1.
+        """
+        return self._posteriors(X, responsibilities)
+
+    def transform(self, X):
+        """Latent position of each particle, Eq. (3.7): posterior mean or mode, as `position` says.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+
+        Returns
+        -------
+        positions : ndarray of shape (n_images, n_components)
+        """
+        check_is_fitted(self)
+        return self._posteriors(X, partial(latent_positions, nodes=self.latent_nodes_, mode=self.position))
+
+    def score_samples(self, X):
+        """Log likelihood of each particle, Eq. (2.5).
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+
+        Returns
+        -------
+        log_likelihood : ndarray of shape (n_images,)
+            In nats, over all frequencies up to `max_resolution`.
+        """
+        return self._posteriors(X, log_evidence)
+
+    def score(self, X, y=None):
+        """Mean log likelihood per particle, Eq. (3.9).
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        score : float
+            Higher is better; compare models of the same `max_resolution` and `mask_diameter` alone.
+        """
+        return float(self.score_samples(X).mean())
+
+    def inverse_transform(self, Z):
+        """Images anywhere on the manifold, mu(s) of Eq. (2.2).
+
+        Parameters
+        ----------
+        Z : array-like of shape (n, n_components)
+            Latent positions; the nodes span [-1, 1] along every axis.
+
+        Returns
+        -------
+        images : ndarray of shape (n, D, D)
+            Vectors (n, n_features) for a model of vectors.
+        """
+        check_is_fitted(self)
+        positions = check_array(Z, dtype=np.float64, input_name="Z")  # (n, n_components)
+        n_components = self.latent_nodes_.shape[1]
+        if positions.shape[1] != n_components:
+            raise ValueError(
+                f"Z has shape {positions.shape}, expected (n, {n_components}): latent positions as transform "
+                "returns them. Give one column for each latent dimension."
+            )
+        return self._space.to_data(self._manifold.basis.at(positions) @ self.weights_)
+
+    def sample(self, n_samples=1, random_state=None):
+        """Draw particles from the model: a node, Eq. (2.4), its template and noise; the CTF is 1.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            How many.
+        random_state : int, RandomState instance or None, default=None
+            Seed.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, D, D)
+            Images, without frequencies beyond `max_resolution`; vectors for a model of vectors.
+        labels : ndarray of shape (n_samples,)
+            Node that each was drawn from.
+        """
+        check_is_fitted(self)
+        check_number("n_samples", n_samples, owner="SMLClusterer.sample", minimum=1, integer=True)
+        features, labels = draw(self._manifold, self._space, n_samples, check_random_state(random_state))
+        return self._space.to_data(features), labels
+
+    @property
+    def _n_features_out(self):
+        return self.latent_nodes_.shape[1]
 
 
 def most_probable(posterior):
