@@ -22,12 +22,12 @@ class ImageFinder:
     """
 
     def __init__(self, metadata_path: Path, images_dir: str | Path | None = None) -> None:
-        folder = metadata_path.resolve().parent
+        given, real = metadata_path.absolute().parent, metadata_path.resolve().parent  # it may be a link
         self._relocated = images_dir is not None
         if images_dir is not None:
             self._bases = [Path(images_dir)]
         else:
-            self._bases = list(dict.fromkeys([folder, *folder.parents, Path.cwd()]))
+            self._bases = list(dict.fromkeys([given, *given.parents, real, *real.parents, Path.cwd()]))
         self._last_hit = (self._bases[0], 0)  # most names are found where the one before was
 
     def find(self, name: str) -> str | None:

@@ -181,8 +181,12 @@ class FileSource(Immutable):
         with self._pool.borrow(file) as descriptor:
             breaks = np.flatnonzero(np.diff(frame) != 1) + 1
             for run, run_places in zip(np.split(frame, breaks), np.split(places, breaks), strict=True):
-                buffer = np.empty((len(run), self.box, self.box), dtype=file.dtype)
                 os.lseek(descriptor, file.offset + int(run[0]) * file.image_bytes, os.SEEK_SET)
+                neighbours = slice(int(run_places[0]), int(run_places[0]) + len(run))
+                if np.dtype(file.dtype) == images.dtype and (np.diff(run_places) == 1).all():
+                    _read_exactly(descriptor, images[neighbours], file)  # nothing to convert or to reorder
+                    continue
+                buffer = np.empty((len(run), self.box, self.box), dtype=file.dtype)
                 _read_exactly(descriptor, buffer, file)
                 images[run_places] = buffer
 

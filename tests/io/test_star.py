@@ -106,6 +106,14 @@ def test_comments_and_blank_lines_between_rows(project):
     assert len(read_particles(project.star)) == 9
 
 
+def test_lines_that_end_as_on_windows(project):
+    content = project.write().read_bytes().replace(b"\n", b"\r\n")
+    project.star.write_bytes(content)
+    np.testing.assert_array_equal(read_particles(project.star).read(), project.images)
+    long_way = read_long_star(project.star, TEXT_LABELS, long_bytes=0)
+    assert long_way["particles"]["rlnImageName"].tolist() == project.particles["rlnImageName"].tolist()
+
+
 def test_a_single_particle_in_a_block_without_loop(project):
     row = project.particles.iloc[3]
     optics = "\n".join(f"_{name} {value}" for name, value in project.optics.iloc[0].items())
@@ -241,6 +249,18 @@ def test_images_are_found_from_each_usual_place(project, tmp_path, monkeypatch, 
         "Extract/Movies/", f"{prefix}Stacks/"
     )
     np.testing.assert_array_equal(read_particles(project.write()).read(), project.images)
+
+
+def test_images_are_found_through_a_link_to_the_star_file_and_beside_it(project, tmp_path):
+    link = tmp_path / "links" / "here.star"
+    link.parent.mkdir()
+    link.symlink_to(project.write())
+    np.testing.assert_array_equal(read_particles(link).read(), project.images)
+    (project.folder / "Extract").rename(tmp_path / "links" / "Extract")
+    (tmp_path / "links" / "Extract" / "particles.star").rename(project.folder / "moved.star")
+    link.unlink()
+    link.symlink_to(project.folder / "moved.star")
+    np.testing.assert_array_equal(read_particles(link).read(), project.images)
 
 
 @pytest.mark.parametrize("kept", ["Extract/Movies", "Movies", "."])
