@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from threadpoolctl import threadpool_limits
+
+WINDOW = 4  # items in flight or waiting per worker
 
 
 class Addable(Protocol):
@@ -39,7 +42,8 @@ def ordered_map(
     """Yield `function(item)` for every item, in order, computed by up to `n_jobs` workers.
 
     Threads by default; any registered joblib backend through ``joblib.parallel_config``. Every worker has
-    one BLAS and one OpenMP thread: `n_jobs` is the only knob. At most 2 * n_jobs results wait in memory.
+    one BLAS and one OpenMP thread: `n_jobs` is the only knob. At most 4 * n_jobs results wait in memory,
+    however slowly they are consumed.
 
     Parameters
     ----------
@@ -51,9 +55,14 @@ def ordered_map(
         As in joblib; None means 1 unless a ``parallel_config`` says otherwise.
     """
     parent = os.getpid()
-    with threadpool_limits(limits=1):
-        parallel = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator", pre_dispatch="2 * n_jobs")
-        yield from parallel(delayed(_call)(function, item, parent) for item in items)
+    # joblib starts new work whenever a worker is free, not when a result is taken: windows bound the wait.
+    window, remaining = WINDOW * effective_n_jobs(n_jobs), iter(items)
+    with (
+        threadpool_limits(limits=1),
+        Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator") as parallel,
+    ):
+        while some := list(islice(remaining, window)):
+            yield from parallel(delayed(_call)(function, item, parent) for item in some)
 
 
 def sum_in_order(

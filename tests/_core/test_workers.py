@@ -8,7 +8,7 @@ import pytest
 from joblib import parallel_config
 from threadpoolctl import threadpool_info
 
-from sklearn_cryoem._core.workers import ordered_map, row_blocks, sum_in_order
+from sklearn_cryoem._core.workers import WINDOW, ordered_map, row_blocks, sum_in_order
 
 
 @pytest.mark.parametrize(("n_rows", "block_size"), [(0, 4), (1, 4), (8, 4), (9, 4), (3, 100)])
@@ -31,6 +31,17 @@ def test_results_come_in_the_order_of_the_items_even_if_the_first_is_slowest(n_j
         return item * item
 
     assert list(ordered_map(slow_first, range(9), n_jobs=n_jobs)) == [i * i for i in range(9)]
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, 3])
+def test_a_slow_consumer_holds_the_workers_back(n_jobs):
+    started = []
+    results = ordered_map(started.append, range(100), n_jobs=n_jobs)
+    for _ in range(5):
+        next(results)
+    time.sleep(0.05)
+    assert len(started) <= 5 + 2 * WINDOW * n_jobs
+    results.close()
 
 
 def test_a_sum_has_the_same_bits_for_any_number_of_workers(rng):
