@@ -36,7 +36,7 @@ class SMLClusterer(
     n_basis : "auto", int or tuple of int, default="auto"
         Number of Gaussian basis functions, or the shape of their grid; by default 0.8 of the nodes along each
         axis. Fewer make a stiffer manifold.
-    basis_width : float, default=1.0
+    basis_width : float, default=0.75
         Standard deviation of the Gaussians in units of their spacing. From about 2 on the systems for the
         weights become singular where `alpha` does not hold them.
     alpha : "auto" or float, default="auto"
@@ -50,7 +50,8 @@ class SMLClusterer(
         Images are compared up to this resolution first; frequencies then march up to `max_resolution`. In
         Angstrom (pixels where the pixel size is unknown); at least six Fourier shells are used.
     initial_temperature : float, default=1.0
-        Above 1, posteriors begin flattened and are sharpened while the frequencies march.
+        Above 1, posteriors begin flattened and are sharpened while the frequencies march. From about 3 a weak
+        signal is lost at the start and the map collapses onto few classes. Vectors are not annealed.
     max_resolution : float or None, default=None
         Finest detail used, in Angstrom (pixels where the pixel size is unknown); by default all but Nyquist.
         Scores can be compared only between models with the same one.
@@ -134,7 +135,7 @@ class SMLClusterer(
         *,
         n_components=2,
         n_basis="auto",
-        basis_width=1.0,
+        basis_width=0.75,
         alpha="auto",
         noise="shell",
         init="pca",
