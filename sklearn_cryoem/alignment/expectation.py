@@ -1,0 +1,254 @@
+"""The E-step: posterior of class, shift and angle of every image by matrix products, Eq. (4.2)-(4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem.alignment.features import ImageFeatures
+from sklearn_cryoem.alignment.references import ReferenceBank
+from sklearn_cryoem.alignment.search import SearchSpace
+from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
+
+POSTERIOR_FLOOR = 1e-5  # smaller posteriors are set to exactly zero
+IMAGES_PER_PRODUCT = 32  # enough rows for an efficient matrix product
+COLUMNS_PER_PRODUCT = 2048  # (image, class, shift) columns whose angles still fit in the cache
+
+Int = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Posterior of a block of images: the cells (class, shift, angle) that are not zero.
+
+    Attributes
+    ----------
+    image, row, angle : ndarrays of shape (n_cells,), int
+        Image within the block, class * n_shifts + shift, and index of the angle of each cell.
+    weight : ndarray of shape (n_cells,), float32
+        Posterior of each cell; the cells of an image sum to 1.
+    log_evidence : ndarray of shape (n_images,)
+        log p(image) / p(image | noise alone).
+    best_row, best_angle : ndarrays of shape (n_images,), int
+        The most probable cell of each image.
+    best_weight : ndarray of shape (n_images,)
+        Its posterior.
+    """
+
+    image: Int
+    row: Int
+    angle: Int
+    weight: Float32
+    log_evidence: Float64
+    best_row: Int
+    best_angle: Int
+    best_weight: Float64
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Posterior]) -> Posterior:
+        """Posterior of the images of all parts, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        offsets = np.cumsum([0] + [len(part.log_evidence) for part in parts[:-1]])
+        names = ("row", "angle", "weight", "log_evidence", "best_row", "best_angle", "best_weight")
+        return cls(
+            np.concatenate([part.image + offset for part, offset in zip(parts, offsets, strict=True)]),
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in names),
+        )
+
+
+@dataclass(frozen=True)
+class LogPrior:
+    """Log priors of the classes (n_clusters,) and of the shifts searched (n_shifts,)."""
+
+    cluster: Float64
+    shift: Float64
+
+
+class Workspace:
+    """Arrays used again for every product: fresh memory pages cost more than the arithmetic on them."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, NDArray[Any]] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: type = np.float32) -> NDArray[Any]:
+        """Return an uninitialised array; the contents of the last one of this name are lost."""
+        size = int(np.prod(shape))
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.size < size:
+            buffer = self._buffers[name] = np.empty(size, dtype)
+        return buffer[:size].reshape(shape)
+
+
+def expect(
+    features: ImageFeatures,
+    precision: Float32,
+    bank: ReferenceBank,
+    space: SearchSpace,
+    prior: LogPrior,
+    floor: float = POSTERIOR_FLOOR,
+) -> Posterior:
+    """Posterior of class, shift and angle of a block of images, Eq. (4.2).
+
+    Parameters
+    ----------
+    features : ImageFeatures
+        At the rings and orders of `space`.
+    precision : ndarray of shape (n_images, n_rings), float32
+        1 / noise variance of each ring of each image.
+    bank : ReferenceBank
+        The references.
+    space : SearchSpace
+        Shifts, angles and orders.
+    prior : LogPrior
+        Log priors of classes and shifts.
+    floor : float
+        Posteriors below this are set to exactly zero, Eq. (4.5).
+
+    Returns
+    -------
+    posterior : Posterior
+
+    Notes
+    -----
+    For an image with K T (class, shift) pairs, M orders and R rings: one product (2 x 2 R) by (2 R x K T) for
+    each order, and two of (n_angles / 2 x M) by (M x K T). Everything after them touches only the cells
+    within log(1 / floor) of the best, usually one in a hundred.
+    """
+    work = Workspace()
+    cut = np.float32(-np.log(floor))
+    parts = []
+    for start in range(0, len(features), IMAGES_PER_PRODUCT):
+        rows = slice(start, min(start + IMAGES_PER_PRODUCT, len(features)))
+        cells = _search(
+            features.orders[rows], features.ctf_power[rows], precision[rows], bank, space, prior, cut, work
+        )
+        parts.append(_normalise(*cells, cut=cut, floor=floor))
+    return Posterior.concatenate(parts)
+
+
+def _search(
+    orders: Complex64,
+    ctf_power: Complex64,
+    precision: Float32,
+    bank: ReferenceBank,
+    space: SearchSpace,
+    prior: LogPrior,
+    cut: np.float32,
+    work: Workspace,
+) -> tuple[Int, Int, Int, Float32, Float32]:
+    """Cells within `cut` of each image's best: image, row, angle, log posterior; and the best (n,)."""
+    n, n_shifts = len(orders), space.n_shifts
+    stacked = _stack_real(orders, precision, space, work)  # (n_orders, 2 n, 2 n_rings)
+    norm = _norm_orders(ctf_power, precision, bank.power)  # (n_even, n, n_clusters)
+    level = (prior.cluster - norm[0].real)[:, :, None] + prior.shift - np.log(space.n_angles)
+    level = level.reshape(n, -1).astype(np.float32)  # (n, n_clusters * n_shifts)
+    best = np.full(n, -np.inf, dtype=np.float32)
+    found = []
+    classes_at_once = max(1, COLUMNS_PER_PRODUCT // (n * n_shifts))
+    for first in range(0, len(prior.cluster), classes_at_once):
+        classes = slice(first, min(first + classes_at_once, len(prior.cluster)))
+        columns = slice(classes.start * n_shifts, classes.stop * n_shifts)
+        even, odd = _correlate(
+            stacked, norm[1:, :, classes], level[:, columns], bank.orders[..., columns], space, work
+        )
+        top = work("top", even.shape)
+        np.abs(odd, out=top)
+        np.add(top, even, out=top)  # the better of psi and psi + pi
+        best = np.maximum(best, top.max(axis=0).reshape(n, -1).max(axis=1))
+        threshold = np.repeat(best - cut, columns.stop - columns.start)
+        column, angle, log = _cells_above(threshold, even, odd, top, work)
+        image, row = np.divmod(column, columns.stop - columns.start)
+        found.append((image, row + columns.start, angle, log))
+    image, row, angle, log = (np.concatenate(part) for part in zip(*found, strict=True))
+    return image, row, angle, log, best
+
+
+def _stack_real(orders: Complex64, precision: Float32, space: SearchSpace, work: Workspace) -> Float32:
+    """Rows (Re x, Im x) and (-Im x, Re x) whose products with (Re a, Im a) are Re and Im of conj(x) a."""
+    n, _, n_rings = orders.shape
+    stacked = work("stacked", (space.n_orders, 2, n, 2 * n_rings))
+    x = (orders * precision[:, None, :])[:, space.order].transpose(1, 0, 2)  # (n_orders, n, n_rings)
+    stacked[:, 0, :, :n_rings] = x.real
+    stacked[:, 0, :, n_rings:] = x.imag
+    np.negative(x.imag, out=stacked[:, 1, :, :n_rings])
+    stacked[:, 1, :, n_rings:] = x.real
+    return stacked.reshape(space.n_orders, 2 * n, 2 * n_rings)
+
+
+def _norm_orders(ctf_power: Complex64, precision: Float32, power: Complex64) -> Complex64:
+    """Even angular orders of 1/2 sum beta C^2 |A|^2 over rotations, Eq. (4.4); (n_even, n, n_clusters)."""
+    weighted = (ctf_power.conj() * precision[:, None, :]).transpose(1, 0, 2)  # (n_even, n, n_rings)
+    n_even = min(len(weighted), len(power))
+    norm: Complex64 = np.matmul(weighted[:n_even], power[:n_even])
+    return norm
+
+
+def _correlate(
+    stacked: Float32, norm: Complex64, level: Float32, bank: Float32, space: SearchSpace, work: Workspace
+) -> tuple[Float32, Float32]:
+    """Log posterior over half a turn, Eq. (4.3)-(4.4): L(psi) = even + odd, L(psi + pi) = even - odd.
+
+    Both parts are (n_angles / 2, n * columns).
+    """
+    n, n_columns = level.shape
+    c = work("orders", (space.n_orders, 2 * n, n_columns))
+    np.matmul(stacked, bank, out=c)  # Re and Im of c_m
+    c[0, :n] += level  # order 0 is the same at every angle
+    if len(norm):
+        parts = c.reshape(space.n_orders, 2, n, norm.shape[2], -1)[1 : 1 + len(norm)]
+        parts[:, 0] -= norm.real[..., None]
+        parts[:, 1] -= norm.imag[..., None]
+    to_even, to_odd = space.synthesis
+    split, shape = space.n_even, (space.n_angles // 2, n * n_columns)
+    even = np.matmul(to_even, c[:split].reshape(2 * split, -1), out=work("even", shape))
+    odd = np.matmul(to_odd, c[split:].reshape(len(c[split:]) * 2, -1), out=work("odd", shape))
+    return even, odd
+
+
+def _cells_above(
+    threshold: Float32, even: Float32, odd: Float32, top: Float32, work: Workspace
+) -> tuple[Int, Int, Float32]:
+    """Cells whose log posterior reaches the threshold of their column: column, angle, log."""
+    half, n_columns = even.shape
+    mask = work("mask", even.shape, np.bool_)
+    np.greater_equal(top, threshold, out=mask)
+    cell = np.flatnonzero(mask)
+    angle, column = np.divmod(cell, n_columns)
+    e, o = even.reshape(-1)[cell], odd.reshape(-1)[cell]
+    log = np.concatenate([e + o, e - o])
+    angle = np.concatenate([angle, angle + half])
+    column = np.concatenate([column, column])
+    kept = np.flatnonzero(log >= threshold[column])
+    return column[kept], angle[kept], log[kept]
+
+
+def _normalise(
+    image: Int, row: Int, angle: Int, log: Float32, best: Float32, *, cut: np.float32, floor: float
+) -> Posterior:
+    """Turn log posteriors into posteriors; the small ones become exactly zero, Eq. (4.5)."""
+    n = len(best)
+    kept = np.flatnonzero(log >= (best - cut)[image])
+    image, row, angle, log = image[kept], row[kept], angle[kept], log[kept]
+    weight = np.exp(log - best[image]).astype(np.float64)
+    evidence = np.bincount(image, weight, n)
+    at_top = np.flatnonzero(log >= best[image])
+    at_top = at_top[np.unique(image[at_top], return_index=True)[1]]  # the first among equals
+    best_row, best_angle, best_weight = row[at_top], angle[at_top], weight[at_top] / evidence
+    kept = np.flatnonzero(weight >= (floor * evidence)[image])
+    image, row, angle, weight = image[kept], row[kept], angle[kept], weight[kept]
+    weight /= np.bincount(image, weight, n)[image]
+    return Posterior(
+        image,
+        row,
+        angle,
+        weight.astype(np.float32),
+        best.astype(np.float64) + np.log(evidence),
+        best_row,
+        best_angle,
+        best_weight,
+    )

@@ -1,0 +1,215 @@
+"""Images as angular orders on polar rings, made once and kept while memory allows, Eq. (4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
+from sklearn_cryoem.physics.masks import mask_background, soft_disc
+from sklearn_cryoem.physics.polar import (
+    PolarGrid,
+    angular_orders,
+    even_orders,
+    n_angular_orders,
+    polar_grid,
+    polar_transform,
+)
+
+Rows = NDArray[np.int64]
+ReadImages = Callable[[Rows], Float32]
+EvaluateCTF = Callable[[Rows, Float64, Float64], Float32]
+
+EVEN_ORDER_TOLERANCE = 1e-3  # orders of the squared CTF below this fraction of the largest are left out
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the kernels need of a block of images; none of it depends on references or noise.
+
+    Attributes
+    ----------
+    orders : ndarray of shape (n_images, n_orders, n_rings), complex64
+        Angular orders of CTF times image.
+    ctf_power : ndarray of shape (n_images, n_even, n_rings), complex64
+        Even angular orders 0, 2, .. of the squared CTF.
+    power : ndarray of shape (n_images, n_rings), float32
+        Mean of |F|^2 round each ring.
+    """
+
+    orders: Complex64
+    ctf_power: Complex64
+    power: Float32
+
+    def __len__(self) -> int:
+        return len(self.orders)
+
+    def take(self, rows: Rows | slice, n_rings: int, n_orders: int) -> ImageFeatures:
+        """Rows, rings and orders of these features."""
+        n_even = min(self.ctf_power.shape[1], (n_orders + 1) // 2)
+        return ImageFeatures(
+            self.orders[rows, :n_orders, :n_rings],
+            self.ctf_power[rows, :n_even, :n_rings],
+            self.power[rows, :n_rings],
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Features of the images of all parts, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([part.orders for part in parts]),
+            np.concatenate([part.ctf_power for part in parts]),
+            np.concatenate([part.power for part in parts]),
+        )
+
+
+def image_features(
+    images: Float32, ctf: Float32 | None, grid: PolarGrid, n_orders: int, n_even: int
+) -> ImageFeatures:
+    """Features of masked images whose CTF is given on the polar grid, Eq. (4.3).
+
+    Parameters
+    ----------
+    images : ndarray of shape (n_images, D, D)
+        Images, background removed.
+    ctf : ndarray of shape (n_images, n_rings, n_angles / 2) or None
+        CTF of every image on the half circle, astigmatism and all; None for 1.
+    grid : PolarGrid
+        Polar grid that the images are evaluated on.
+    n_orders : int
+        Angular orders kept of the images.
+    n_even : int
+        Even angular orders kept of the squared CTF.
+
+    Returns
+    -------
+    features : ImageFeatures
+    """
+    values = polar_transform(images, grid)  # (n_images, n_rings, n_angles / 2)
+    power = np.mean(values.real**2 + values.imag**2, axis=-1)  # (n_images, n_rings)
+    if ctf is None:
+        ctf_power = np.zeros((len(images), n_even, grid.n_rings), dtype=np.complex64)
+        ctf_power[:, 0] = 1.0
+    else:
+        values *= ctf
+        ctf_power = even_orders(ctf**2, n_even).transpose(0, 2, 1)
+    orders = angular_orders(values, n_orders).transpose(0, 2, 1)
+    return ImageFeatures(np.ascontiguousarray(orders), np.ascontiguousarray(ctf_power), power)
+
+
+class FeatureSource:
+    """Serves features of any rows at any resolution; computed once and kept if all of them fit in memory.
+
+    Parameters
+    ----------
+    n_images, box : int
+        Size of the set.
+    read : callable
+        ``read(rows)`` returns images (n, D, D).
+    ctf : callable or None
+        ``ctf(rows, radius, azimuth)`` returns the CTF (n, J) at radii in Fourier pixels; None for 1.
+    mask_radius_px, mask_edge_px : float
+        Soft mask of the images about the centre pixel.
+    k_max : float
+        Highest resolution that will ever be asked for, in Fourier pixels.
+    reference_radius_px : float
+        Radius of the references: fixes the orders needed.
+    cache_bytes : float
+        Features of all images are kept if they need no more than this.
+    """
+
+    def __init__(
+        self,
+        n_images: int,
+        box: int,
+        read: ReadImages,
+        ctf: EvaluateCTF | None,
+        *,
+        mask_radius_px: float,
+        mask_edge_px: float,
+        k_max: float,
+        reference_radius_px: float,
+        cache_bytes: float = 256e6,
+    ) -> None:
+        self.n_images, self.box = n_images, box
+        self._read, self._ctf = read, ctf
+        self.mask_radius_px, self.mask_edge_px = mask_radius_px, mask_edge_px
+        self.k_max, self.reference_radius_px = k_max, reference_radius_px
+        self._full_grid, self._full_orders = self._grid(k_max)
+        self.n_even = self._count_even_orders()
+        per_image = 8 * self._full_grid.n_rings * (self._full_orders + self.n_even + 0.5)
+        self.kept_bytes = n_images * per_image if n_images * per_image <= cache_bytes else 0.0
+        self._kept: ImageFeatures | None = None
+        if self.kept_bytes:
+            shape = (n_images, self._full_orders, self._full_grid.n_rings)
+            self._kept = ImageFeatures(
+                np.empty(shape, np.complex64),
+                np.empty((n_images, self.n_even, shape[2]), np.complex64),
+                np.empty((n_images, shape[2]), np.float32),
+            )
+            self._is_ready = np.zeros(n_images, dtype=bool)
+
+    @property
+    def noise_fraction(self) -> float:
+        """Part of the noise power that passes the mask of the images."""
+        disc = soft_disc(self.box, self.mask_radius_px, self.mask_edge_px)
+        return float(np.mean(disc.astype(np.float64) ** 2))
+
+    def n_rings(self, k_max: float) -> int:
+        """Rings up to `k_max`, at most those of the limit given."""
+        return min(self._grid(k_max)[0].n_rings, self._full_grid.n_rings)
+
+    def __call__(self, rows: Rows, n_rings: int, n_orders: int) -> ImageFeatures:
+        """Features of `rows` up to `n_rings` rings and `n_orders` angular orders."""
+        if self._kept is None:
+            grid, _ = self._grid(n_rings)
+            return self._compute(rows, grid, n_orders)
+        missing = rows[~self._is_ready[rows]]
+        if missing.size:
+            new = self._compute(missing, self._full_grid, self._full_orders)
+            self._kept.orders[missing] = new.orders
+            self._kept.ctf_power[missing] = new.ctf_power
+            self._kept.power[missing] = new.power
+            self._is_ready[missing] = True
+        return self._kept.take(rows, n_rings, n_orders)
+
+    def masked_images(self, rows: Rows) -> Float32:
+        """Images of `rows` with their background removed."""
+        return mask_background(self._read(rows), self.mask_radius_px, self.mask_edge_px)
+
+    def ctf_on(self, rows: Rows, grid: PolarGrid) -> Float32 | None:
+        """CTF of `rows` on the half circle of `grid`; (n, n_rings, n_angles / 2)."""
+        if self._ctf is None:
+            return None
+        shape = (grid.n_rings, grid.n_angles // 2)
+        radius = np.broadcast_to(grid.radius[:, None], shape).ravel()
+        azimuth = np.broadcast_to(grid.azimuth, shape).ravel()
+        return self._ctf(rows, radius, azimuth).reshape(len(rows), *shape)
+
+    def _compute(self, rows: Rows, grid: PolarGrid, n_orders: int) -> ImageFeatures:
+        n_even = min(self.n_even, (n_orders + 1) // 2)
+        return image_features(self.masked_images(rows), self.ctf_on(rows, grid), grid, n_orders, n_even)
+
+    def _grid(self, k_max: float) -> tuple[PolarGrid, int]:
+        radius_px = min(self.mask_radius_px + self.mask_edge_px, self.box / 2)
+        n_orders = n_angular_orders(self.box, k_max, self.reference_radius_px)
+        grid = polar_grid(self.box, k_max, radius_px, n_orders)
+        return grid, min(n_orders, grid.n_angles // 2)
+
+    def _count_even_orders(self) -> int:
+        """Even orders that matter in any squared CTF on the outermost ring, where astigmatism is largest."""
+        if self._ctf is None:
+            return 1
+        ring, largest = self._full_grid, (self._full_orders + 1) // 2
+        radius = np.full(ring.n_angles // 2, float(ring.n_rings))
+        strength = np.zeros(largest)
+        for start in range(0, self.n_images, 1024):
+            rows = np.arange(start, min(start + 1024, self.n_images))
+            orders = even_orders(self._ctf(rows, radius, ring.azimuth) ** 2, largest)  # (n, largest)
+            strength = np.maximum(strength, np.abs(orders).max(axis=0))
+        return int(np.flatnonzero(strength > EVEN_ORDER_TOLERANCE * strength.max())[-1]) + 1

@@ -1,0 +1,203 @@
+"""The M-step's sums: the E-step's products backwards, Eq. (4.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem.alignment.expectation import Posterior
+from sklearn_cryoem.alignment.features import ImageFeatures
+from sklearn_cryoem.alignment.search import SearchSpace
+from sklearn_cryoem.physics.fourier import Complex64, Float64
+from sklearn_cryoem.physics.polar import angular_orders, from_angular_orders, translation_phase
+
+Complex128 = NDArray[np.complex128]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sums over images from which references, noise and priors follow; they add over blocks, Eq. (4.2).
+
+    Attributes
+    ----------
+    numerator : ndarray of shape (n_clusters, n_orders, n_rings), complex128
+        Angular orders 0, 1, .. of sum w R^-1 S^-1 C X.
+    denominator : ndarray of shape (n_clusters, n_even, n_rings), complex128
+        Angular orders 0, 2, .. of sum w C^2.
+    power : ndarray of shape (n_rings,)
+        Sum over images of the mean of |F|^2 round each ring.
+    n_images : ndarray of shape (n_rings,)
+        How many images the sums of each ring hold.
+    mass : ndarray of shape (n_clusters,)
+        Posterior mass of each class.
+    shift_square : ndarray of shape (1,)
+        Sum of the posterior mean of |u|^2 in square pixels.
+    log_evidence : ndarray of shape (1,)
+        Sum of log p(image) / p(image | noise alone).
+    """
+
+    numerator: Complex128
+    denominator: Complex128
+    power: Float64
+    n_images: Float64
+    mass: Float64
+    shift_square: Float64
+    log_evidence: Float64
+
+    def __add__(self, other: Statistics) -> Statistics:
+        added: list[Any] = [a + b for a, b in zip(self._parts(), other._parts(), strict=True)]
+        return Statistics(*added)
+
+    def scaled(self, factor: float) -> Statistics:
+        """All sums times `factor`."""
+        scaled: list[Any] = [part * factor for part in self._parts()]
+        return Statistics(*scaled)
+
+    def resized(self, n_orders: int, n_rings: int) -> Statistics:
+        """Truncate, or pad with zeros, to other numbers of orders and rings."""
+        n_clusters, n_even = self.denominator.shape[:2]
+        return Statistics(
+            _fit(self.numerator, (n_clusters, n_orders, n_rings)),
+            _fit(self.denominator, (n_clusters, n_even, n_rings)),
+            _fit(self.power, (n_rings,)),
+            _fit(self.n_images, (n_rings,)),
+            self.mass,
+            self.shift_square,
+            self.log_evidence,
+        )
+
+    def _parts(self) -> list[NDArray[Any]]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+def blend(old: Statistics | None, new: Statistics, step: float) -> Statistics:
+    """Online EM: (1 - step) * old + step * new, Eq. (4.8); `new` is scaled to the whole set beforehand."""
+    if old is None or step >= 1.0:
+        return new
+    same_size = old.resized(*new.numerator.shape[1:])
+    return same_size.scaled(1.0 - step) + new.scaled(step)
+
+
+def accumulate(
+    features: ImageFeatures,
+    posterior: Posterior,
+    space: SearchSpace,
+    n_clusters: int,
+    n_even: int,
+    n_jobs: int | None = None,
+) -> Statistics:
+    """Statistics of a block of images given their posterior, Eq. (4.5).
+
+    Parameters
+    ----------
+    features : ImageFeatures
+        At the rings and orders of `space`.
+    posterior : Posterior
+        Of the same images.
+    space : SearchSpace
+        Shifts, angles and orders.
+    n_clusters, n_even : int
+        Classes; even orders of the denominators.
+    n_jobs : int or None
+        Workers; a task is a class.
+
+    Notes
+    -----
+    For every class: the posterior over angles is transformed to orders, one matrix product for every order
+    sums the images of each shift, and the shifts are undone once.
+    """
+    images = np.ascontiguousarray(
+        features.orders[:, space.order].transpose(1, 0, 2)
+    )  # (n_orders, n, n_rings)
+    ctf_power = np.ascontiguousarray(features.ctf_power.transpose(1, 0, 2))  # (n_even, n, n_rings)
+    undo_shift = translation_phase(space.grid, space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
+    rows = _rows_by_class(posterior, space, len(features), n_clusters)
+
+    def sums_of(row: _ClassRows) -> tuple[Complex64, Complex64]:
+        return _class_sums(row, images, ctf_power, undo_shift, space)
+
+    sums = list(ordered_map(sums_of, rows, n_jobs=n_jobs))
+    mass = np.bincount(posterior.row, posterior.weight, n_clusters * space.n_shifts)
+    mass = mass.reshape(n_clusters, space.n_shifts)
+    denominator = np.zeros((n_clusters, n_even, space.n_rings), dtype=np.complex128)
+    denominator[:, : len(ctf_power)] = [part[1] for part in sums]
+    return Statistics(
+        numerator=np.array([part[0] for part in sums], dtype=np.complex128),
+        denominator=denominator,
+        power=features.power.sum(axis=0, dtype=np.float64),
+        n_images=np.full(space.n_rings, float(len(features))),
+        mass=mass.sum(axis=1),
+        shift_square=np.array([(mass @ (space.shifts_px**2).sum(axis=1)).sum()]),
+        log_evidence=np.array([posterior.log_evidence.sum()]),
+    )
+
+
+@dataclass(frozen=True)
+class _ClassRows:
+    """The (shift, image) pairs of one class that carry weight, and their posterior over angles."""
+
+    shift: NDArray[np.int64]
+    image: NDArray[np.int64]
+    posterior: sparse.csr_array
+
+
+def _rows_by_class(
+    posterior: Posterior, space: SearchSpace, n_images: int, n_clusters: int
+) -> list[_ClassRows]:
+    key = posterior.row * n_images + posterior.image  # class, then shift, then image
+    shape = (n_clusters * space.n_shifts * n_images, space.n_angles)
+    table = sparse.coo_array((posterior.weight, (key, posterior.angle)), shape=shape).tocsr()
+    used = np.flatnonzero(np.diff(table.indptr))
+    starts = table.indptr[np.append(used, shape[0])]
+    row, image = np.divmod(used, n_images)
+    cluster, shift = np.divmod(row, space.n_shifts)
+    bounds = np.searchsorted(cluster, np.arange(n_clusters + 1))
+    result = []
+    for first, last in pairwise(bounds):
+        cells = slice(starts[first], starts[last])
+        part = sparse.csr_array(
+            (table.data[cells], table.indices[cells], starts[first : last + 1] - starts[first]),
+            shape=(last - first, space.n_angles),
+        )
+        result.append(_ClassRows(shift[first:last], image[first:last], part))
+    return result
+
+
+def _class_sums(
+    rows: _ClassRows, images: Complex64, ctf_power: Complex64, undo_shift: Complex64, space: SearchSpace
+) -> tuple[Complex64, Complex64]:
+    """Numerator (n_orders, n_rings) and denominator (n_even, n_rings) of one class."""
+    n_orders, n_rings = space.n_orders, space.n_rings
+    if not len(rows.image):
+        return (
+            np.zeros((n_orders, n_rings), np.complex64),
+            np.zeros((len(ctf_power), n_rings), np.complex64),
+        )
+    turned = (rows.posterior @ space.analysis).view(np.complex64)  # (n_rows, n_orders)
+    image, column = np.unique(rows.image, return_inverse=True)
+    shift, line = np.unique(rows.shift, return_inverse=True)
+    dense = np.zeros((n_orders, len(shift), len(image)), dtype=np.complex64)
+    dense[:, line, column] = turned.T
+    summed = np.matmul(dense, images[:, image])  # (n_orders, n_shifts, n_rings)
+    even = dense[: len(ctf_power)].sum(axis=1)  # shifts do not touch C^2
+    denominator = np.matmul(even[:, None, :], ctf_power[:, image])[:, 0]
+    ascending = np.empty((len(shift), n_rings, n_orders), dtype=np.complex64)
+    ascending[..., space.order] = summed.transpose(1, 2, 0)
+    values = from_angular_orders(ascending, space.grid.n_angles)  # (n_shifts, n_rings, n_angles / 2)
+    centred = np.einsum("trj,trj->rj", values, undo_shift[shift])
+    return angular_orders(centred, n_orders).T, denominator
+
+
+def _fit(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if array.shape == shape:
+        return array
+    fitted = np.zeros(shape, dtype=array.dtype)
+    common = tuple(slice(min(a, b)) for a, b in zip(array.shape, shape, strict=True))
+    fitted[common] = array[common]
+    return fitted

@@ -1,0 +1,105 @@
+"""What an alignment is asked to do and what it knows: plain containers shared by its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sklearn_cryoem.alignment.expectation import LogPrior
+from sklearn_cryoem.alignment.search import SearchSpace, search_space
+from sklearn_cryoem.physics.fourier import Float32, Float64
+
+CLASS_PRIORS = ("uniform", "estimated")
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """Everything that is chosen before an alignment, lengths in pixels and frequencies in Fourier pixels.
+
+    Attributes
+    ----------
+    n_clusters : int
+        Number K of references.
+    mask_radius_px, mask_edge_px : float
+        Soft mask of the references.
+    max_shift_px : float
+        Longest shift searched.
+    k_start, k_limit : float
+        Resolution to start from and never to exceed.
+    shift_step_px, angle_step_rad : float or None
+        Steps of the search; None lets them follow the resolution.
+    tau_fudge : float
+        Factor on the prior variance of the references, Eq. (4.2).
+    class_prior : {"uniform", "estimated"}
+        Prior weight of the classes.
+    n_batches, batch_size : int
+        Mini-batches of online EM before the full passes, Eq. (4.8).
+    max_iter : int
+        Full passes, at most.
+    tol : float
+        Full passes stop once the log evidence gains less than this fraction.
+    """
+
+    n_clusters: int
+    mask_radius_px: float
+    mask_edge_px: float
+    max_shift_px: float
+    k_start: float
+    k_limit: float
+    shift_step_px: float | None = None
+    angle_step_rad: float | None = None
+    tau_fudge: float = 2.0
+    class_prior: str = "uniform"
+    n_batches: int = 60
+    batch_size: int = 200
+    max_iter: int = 5
+    tol: float = 1e-2
+
+    def space(self, box: int, k_max: float) -> SearchSpace:
+        """Search space at the resolution `k_max`."""
+        return search_space(
+            box,
+            k_max,
+            reference_radius_px=self.mask_radius_px + self.mask_edge_px,
+            max_shift_px=self.max_shift_px,
+            shift_step_px=self.shift_step_px,
+            angle_step_rad=self.angle_step_rad,
+        )
+
+
+@dataclass(frozen=True)
+class AlignmentModel:
+    """References and everything else that the M-step estimates.
+
+    Attributes
+    ----------
+    references : ndarray of shape (n_clusters, D, D), float32
+        Masked, centred, CTF-corrected.
+    noise : ndarray of shape (largest number of rings,)
+        Noise variance per pixel at each ring 1, 2, .., as `noise_fraction` of it passes the image mask.
+    class_weight : ndarray of shape (n_clusters,)
+        Prior probability of each class.
+    balance : ndarray of shape (n_clusters,)
+        Added to the log prior during online EM against classes that swallow the others; 0 afterwards.
+    shift_sigma_px : float
+        Standard deviation of each coordinate of the shift, Eq. (4.1).
+    k_max : float
+        Resolution in use, in Fourier pixels.
+    resolution : ndarray of shape (n_clusters,), int
+        Last ring of each reference up to which its signal exceeds its noise, Eq. (4.7).
+    """
+
+    references: Float32
+    noise: Float64
+    class_weight: Float64
+    balance: Float64
+    shift_sigma_px: float
+    k_max: float
+    resolution: np.ndarray
+
+    def log_prior(self, space: SearchSpace) -> LogPrior:
+        """Log priors of classes and of the shifts of `space`."""
+        tiny = np.finfo(np.float64).tiny
+        cluster = np.log(np.maximum(self.class_weight, tiny)) + self.balance
+        return LogPrior(cluster, space.log_shift_prior(self.shift_sigma_px))

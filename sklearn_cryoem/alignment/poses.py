@@ -1,0 +1,251 @@
+"""Classes and poses of images under a fitted model, refined between the points of the grid, Eq. (4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem._core.workers import ordered_map, row_blocks
+from sklearn_cryoem.alignment.expectation import Posterior, expect
+from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
+from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
+from sklearn_cryoem.alignment.passes import IMAGES_PER_SHARD
+from sklearn_cryoem.alignment.references import reference_bank
+from sklearn_cryoem.alignment.search import SearchSpace
+from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
+from sklearn_cryoem.physics.polar import (
+    angular_orders,
+    even_orders,
+    from_angular_orders,
+    polar_transform,
+    translation_phase,
+)
+
+Int = NDArray[np.int64]
+
+FINE_POINTS = 7  # per axis of the local grid, which spans one step of the search to each side
+REFINEMENT_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class ImagePoses:
+    """Class and pose of every image.
+
+    Attributes
+    ----------
+    cluster : ndarray of shape (n_images,), int
+        Most probable class.
+    angle_rad : ndarray of shape (n_images,)
+        In-plane angle psi in [0, 2 pi).
+    shift_px : ndarray of shape (n_images, 2)
+        (x, y) that, added to the image's content, centres it.
+    log_evidence : ndarray of shape (n_images,)
+        log p(image) / p(image | noise alone).
+    class_posterior : ndarray of shape (n_images,)
+        Posterior of the class, over all shifts and angles.
+    log_noise : ndarray of shape (n_images,)
+        log p(image | noise alone), Eq. (1.3), up to the resolution limit.
+    """
+
+    cluster: Int
+    angle_rad: Float64
+    shift_px: Float64
+    log_evidence: Float64
+    class_posterior: Float64
+    log_noise: Float64
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ImagePoses]) -> ImagePoses:
+        """Poses of the images of all parts, in their order."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def find_poses(
+    source: FeatureSource,
+    model: AlignmentModel,
+    settings: AlignmentSettings,
+    *,
+    n_jobs: int | None = None,
+    refine: bool = True,
+) -> ImagePoses:
+    """Class and pose of every image: the most probable cell, refined in angle and shift.
+
+    Parameters
+    ----------
+    source : FeatureSource
+        The images; any of the model's box.
+    model : AlignmentModel
+        A fitted model.
+    settings : AlignmentSettings
+        Those it was fitted with.
+    n_jobs : int or None
+        Workers; the result does not depend on it.
+    refine : bool
+        Whether to go below the steps of the search.
+    """
+    space = settings.space(source.box, model.k_max)
+    values = polar_transform(model.references, space.grid)  # (n_clusters, n_rings, n_angles / 2)
+    bank = reference_bank(values, space, source.n_even, n_jobs)
+    prior = model.log_prior(space)
+    precision = (1.0 / model.noise).astype(np.float32)
+    n_limit = source.n_rings(settings.k_limit)
+
+    def shard(block: slice) -> ImagePoses:
+        everything = source(np.arange(block.start, block.stop), n_limit, space.n_orders)
+        features = everything.take(slice(None), space.n_rings, space.n_orders)
+        each = np.broadcast_to(precision[: space.n_rings], features.power.shape)
+        posterior = expect(features, each, bank, space, prior)
+        cluster, shift = np.divmod(posterior.best_row, space.n_shifts)
+        angle = space.angles_rad[posterior.best_angle]
+        pose = to_image_frame(angle, space.shifts_px[shift])
+        if refine:
+            angle, pose = refine_poses(
+                features,
+                precision[: space.n_rings],
+                values[cluster],
+                space,
+                angle,
+                pose,
+                model.shift_sigma_px,
+            )
+        return ImagePoses(
+            cluster,
+            np.mod(angle, 2.0 * np.pi),
+            pose,
+            posterior.log_evidence,
+            class_posterior(posterior, cluster, space.n_shifts),
+            log_noise_likelihood(everything.power, model.noise[:n_limit], source.noise_fraction),
+        )
+
+    blocks = row_blocks(source.n_images, IMAGES_PER_SHARD)
+    return ImagePoses.concatenate(list(ordered_map(shard, blocks, n_jobs=n_jobs)))
+
+
+def log_noise_likelihood(power: Float32, noise: Float64, noise_fraction: float) -> Float64:
+    """Log p(image | noise alone) of Eq. (1.3) by the quadrature of Eq. (4.3); (n_images,).
+
+    Parameters
+    ----------
+    power : ndarray of shape (n_images, n_rings)
+        Mean of |F|^2 round each ring.
+    noise : ndarray of shape (n_rings,)
+        Noise variance per pixel.
+    noise_fraction : float
+        Part of the noise that passes the image mask: the masked image has that fraction of the degrees of
+        freedom.
+    """
+    area = 2.0 * np.pi * np.arange(1.0, power.shape[1] + 1.0)
+    constant = -0.5 * noise_fraction * (area * np.log(2.0 * np.pi * noise)).sum()
+    log: Float64 = constant - 0.5 * (power.astype(np.float64) @ (area / noise))
+    return log
+
+
+def to_image_frame(angle_rad: Float64, shift_px: Float64) -> Float64:
+    """Shift of the image, R_-psi u, from a shift u in the frame of its reference; (n_images, 2)."""
+    cos, sin = np.cos(angle_rad), np.sin(angle_rad)
+    x, y = shift_px[:, 0], shift_px[:, 1]
+    return np.column_stack([cos * x + sin * y, cos * y - sin * x])
+
+
+def class_posterior(posterior: Posterior, cluster: Int, n_shifts: int) -> Float64:
+    """Posterior of each image's class, summed over shifts and angles; (n_images,)."""
+    own = posterior.row // n_shifts == cluster[posterior.image]
+    return np.asarray(np.bincount(posterior.image[own], posterior.weight[own], len(cluster)), np.float64)
+
+
+def refine_poses(
+    features: ImageFeatures,
+    precision: Float32,
+    references: Complex64,
+    space: SearchSpace,
+    angle_rad: Float64,
+    shift_px: Float64,
+    shift_sigma_px: float,
+) -> tuple[Float64, Float64]:
+    """Climb the log posterior of Eq. (4.2) below the steps of the grid, in shift and angle in turn.
+
+    Parameters
+    ----------
+    features : ImageFeatures
+        At the rings and orders of `space`.
+    precision : ndarray of shape (n_rings,)
+        1 / noise variance.
+    references : ndarray of shape (n_images, n_rings, n_angles / 2)
+        Reference of each image on the polar grid.
+    space : SearchSpace
+        Steps of the grid.
+    angle_rad, shift_px : ndarrays of shape (n_images,) and (n_images, 2)
+        Where to start.
+    shift_sigma_px : float
+        Of the shift prior, Eq. (4.1).
+
+    Returns
+    -------
+    angle_rad, shift_px : ndarrays
+        Never more than one step of the search from the start in a round.
+    """
+    grid, n_orders = space.grid, space.n_orders
+    area = (2.0 * np.pi * grid.radius).astype(np.float32)[:, None] * precision[:, None]  # (n_rings, 1)
+    m = np.arange(n_orders)
+    a = angular_orders(references, n_orders) * area  # (n, n_rings, n_orders)
+    x = from_angular_orders(features.orders.transpose(0, 2, 1), grid.n_angles)  # (n, n_rings, n_angles / 2)
+    norm = _norm_over_angles(features, references, area, n_orders)  # (n, n_orders)
+    shift_steps = np.linspace(-1.0, 1.0, FINE_POINTS) * space.shift_step_px
+    angle_steps = np.linspace(-1.0, 1.0, FINE_POINTS) * 2.0 * np.pi / space.n_angles
+    gain = np.where(m == 0, 1.0, 2.0)
+    near = np.exp(1j * m[:, None] * angle_steps)  # (n_orders, FINE_POINTS)
+    for _ in range(REFINEMENT_ROUNDS):
+        turned = from_angular_orders(a * np.exp(1j * m * angle_rad[:, None])[:, None, :], grid.n_angles)
+        shift_px = shift_px + _shift_correction(
+            x.conj() * turned, space, shift_px, shift_steps, shift_sigma_px
+        )
+        centred = angular_orders(x * translation_phase(grid, shift_px), n_orders)
+        c = (centred.conj() * a).sum(axis=1) - norm  # (n, n_orders)
+        log = ((gain * c * np.exp(1j * m * angle_rad[:, None])) @ near).real  # (n, FINE_POINTS)
+        angle_rad = angle_rad + _peak(log, angle_steps)
+    return angle_rad, shift_px
+
+
+def _norm_over_angles(
+    features: ImageFeatures, references: Complex64, area: Float32, n_orders: int
+) -> Complex64:
+    """Angular orders of 1/2 sum beta C^2 |A|^2, each image with its own reference, Eq. (4.4)."""
+    n_even = features.ctf_power.shape[1]
+    power = even_orders(references.real**2 + references.imag**2, n_even) * area  # (n, n_rings, n_even)
+    norm = np.zeros((len(features), n_orders), dtype=np.complex64)
+    norm[:, : 2 * n_even : 2] = 0.5 * np.einsum("ner,nre->ne", features.ctf_power.conj(), power)
+    return norm
+
+
+def _shift_correction(
+    product: Complex64, space: SearchSpace, shift_px: Float64, steps: Float64, sigma_px: float
+) -> Float64:
+    """Offset (x, y) of the best shift near `shift_px`, on a fine grid and then a parabola; (n, 2)."""
+    y, x = (axis.ravel() for axis in np.meshgrid(steps, steps, indexing="ij"))
+    offsets = np.column_stack([x, y])  # (FINE_POINTS^2, 2)
+    here = product * translation_phase(space.grid, -shift_px)
+    fine = translation_phase(space.grid, -offsets).reshape(len(offsets), -1)
+    scale = 2.0 / product.shape[-1] / 2.0  # two half circles, mean over n_angles
+    log = scale * (here.reshape(len(here), -1) @ fine.T).real.astype(np.float64)  # (n, FINE_POINTS^2)
+    moved = shift_px[:, None, :] + offsets
+    log -= 0.5 * (moved**2).sum(axis=2) / sigma_px**2
+    table = log.reshape(len(log), len(steps), len(steps))
+    row, column = np.unravel_index(log.argmax(axis=1), table.shape[1:])
+    images = np.arange(len(log))
+    return np.column_stack([_peak(table[images, row], steps), _peak(table[images, :, column], steps)])
+
+
+def _peak(log: Float64, steps: Float64) -> Float64:
+    """Position of the maximum of each row, by a parabola through it and its neighbours; (n,)."""
+    images = np.arange(len(log))
+    at = np.clip(log.argmax(axis=1), 1, len(steps) - 2)
+    left, middle, right = (log[images, at + d] for d in (-1, 0, 1))
+    curvature = left - 2.0 * middle + right
+    safe = np.where(curvature < 0.0, curvature, -1.0)
+    offset = np.where(curvature < 0.0, 0.5 * (left - right) / safe, 0.0)
+    peak: Float64 = steps[at] + np.clip(offset, -1.0, 1.0) * (steps[1] - steps[0])
+    return peak

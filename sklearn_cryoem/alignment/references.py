@@ -1,0 +1,108 @@
+"""References made ready for the search: shifted, on polar rings, as angular orders, Eq. (4.3)-(4.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from sklearn_cryoem._core.workers import ordered_map, row_blocks
+from sklearn_cryoem.alignment.search import SearchSpace
+from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
+from sklearn_cryoem.physics.polar import angular_orders, even_orders, translation_phase
+
+CLASSES_PER_TASK = 4
+
+
+@dataclass(frozen=True)
+class ReferenceBank:
+    """Every reference at every searched shift, ready for the matrix products of Eq. (4.3).
+
+    Attributes
+    ----------
+    orders : ndarray of shape (n_orders, 2 n_rings, n_clusters * n_shifts), float32
+        Re above Im of 2 pi r a_m[r] of each shifted reference; the column is class * n_shifts + shift.
+    power : ndarray of shape (n_even, n_rings, n_clusters), complex64
+        Even angular orders of pi r |A|^2 for the norm term, Eq. (4.4).
+    """
+
+    orders: Float32
+    power: Complex64
+
+
+def reference_bank(
+    values: Complex64, space: SearchSpace, n_even: int, n_jobs: int | None = None
+) -> ReferenceBank:
+    """Shift the references and take their angular orders, Eq. (4.3).
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_clusters, n_rings, n_angles / 2), complex64
+        References on the polar grid of `space`.
+    space : SearchSpace
+        Shifts and orders.
+    n_even : int
+        Even orders wanted of the norm term.
+    n_jobs : int or None
+        Workers.
+
+    Notes
+    -----
+    K T R FFTs of length n_angles, once an iteration: shifting references instead of images is what makes the
+    cost of shifts independent of the number of images.
+    """
+    ring_area = (2.0 * np.pi * space.grid.radius).astype(np.float32)
+    # The image of a reference at shift u is displaced by -u: adding u to its content centres it.
+    phase = translation_phase(space.grid, -space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
+
+    def shifted_orders(classes: slice) -> Float32:
+        a = angular_orders(phase * values[classes, None], space.n_orders)  # (k, n_shifts, n_rings, n_orders)
+        a = a[..., space.order].transpose(3, 2, 0, 1).reshape(space.n_orders, space.n_rings, -1)
+        a *= ring_area[:, None]
+        return np.concatenate([a.real, a.imag], axis=1)  # (n_orders, 2 n_rings, k * n_shifts)
+
+    blocks = row_blocks(len(values), CLASSES_PER_TASK)
+    orders = np.empty((space.n_orders, 2 * space.n_rings, len(values) * space.n_shifts), dtype=np.float32)
+    for classes, part in zip(blocks, ordered_map(shifted_orders, blocks, n_jobs=n_jobs), strict=True):
+        orders[..., classes.start * space.n_shifts : classes.stop * space.n_shifts] = part
+    squared = values.real**2 + values.imag**2  # (n_clusters, n_rings, n_angles / 2)
+    power = even_orders(squared, min(n_even, space.n_even)).transpose(2, 1, 0) * (0.5 * ring_area[:, None])
+    return ReferenceBank(orders, np.ascontiguousarray(power))
+
+
+def ring_power(values: Complex64) -> Float64:
+    """Mean of |A|^2 round each ring; (..., n_rings)."""
+    power: Float64 = np.mean(
+        values.real.astype(np.float64) ** 2 + values.imag.astype(np.float64) ** 2, axis=-1
+    )
+    return power
+
+
+def centring_moves(images: Float32, longest_px: float) -> Float64:
+    """How far each reference must move to bring its density to the centre.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n_clusters, D, D)
+        Masked references, background 0.
+    longest_px : float
+        Longest move.
+
+    Returns
+    -------
+    moves : ndarray of shape (n_clusters, 2)
+        (x, y) in pixels from the centre of mass to the pixel D // 2. Only density above a third of the
+        maximum counts, so that a ragged background does not pull.
+    """
+    axis = np.arange(images.shape[-1]) - images.shape[-1] // 2
+    moves = np.zeros((len(images), 2))
+    for row, image in enumerate(images):
+        smooth = ndimage.gaussian_filter(image, 1.0)
+        density = np.clip(smooth - smooth.max() / 3.0, 0.0, None).astype(np.float64)
+        total = density.sum()
+        if total > 0.0:
+            moves[row] = -(density.sum(axis=0) @ axis) / total, -(density.sum(axis=1) @ axis) / total
+    length = np.hypot(*moves.T)[:, None]
+    limited: Float64 = moves * np.minimum(1.0, longest_px / np.maximum(length, 1e-12))
+    return limited

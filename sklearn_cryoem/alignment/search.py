@@ -1,0 +1,146 @@
+"""What is searched: shifts, in-plane angles and angular orders at one resolution, Eq. (4.2)-(4.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem.physics.fourier import Float32, Float64
+from sklearn_cryoem.physics.polar import PolarGrid, n_angular_orders, polar_grid
+
+SHIFTS_PER_PERIOD = 3.0  # default shift step: this many to the finest period in use, but not below 1 pixel
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """One resolution's grid of poses and the transforms between angular orders and angles.
+
+    Orders are kept with the even ones first: L(psi) and L(psi + pi) share the even part and differ in the
+    sign of the odd part, so one half circle of each suffices.
+
+    Attributes
+    ----------
+    grid : PolarGrid
+        Polar grid of the references.
+    n_orders : int
+        Angular orders M in use, 0 .. M - 1.
+    n_angles : int
+        In-plane angles searched, even, 2 pi / n_angles apart.
+    shifts_px : ndarray of shape (n_shifts, 2)
+        Shifts (x, y) searched, in the frame of the reference: the image shift is R_-psi u.
+    shift_step_px : float
+        Distance of neighbouring shifts.
+    """
+
+    grid: PolarGrid
+    n_orders: int
+    n_angles: int
+    shifts_px: Float64
+    shift_step_px: float
+
+    @property
+    def n_rings(self) -> int:
+        """Rings in use, 1 .. n_rings Fourier pixels."""
+        return self.grid.n_rings
+
+    @property
+    def n_shifts(self) -> int:
+        """Shifts searched."""
+        return len(self.shifts_px)
+
+    @property
+    def n_even(self) -> int:
+        """How many of the orders are even."""
+        return (self.n_orders + 1) // 2
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """The angular orders as they are stored, even ones first; (n_orders,)."""
+        m = np.arange(self.n_orders)
+        return np.concatenate([m[::2], m[1::2]])
+
+    @cached_property
+    def angles_rad(self) -> Float64:
+        """In-plane angles psi searched; (n_angles,)."""
+        return np.asarray(np.arange(self.n_angles) * (2.0 * np.pi / self.n_angles), dtype=np.float64)
+
+    @cached_property
+    def synthesis(self) -> tuple[Float32, Float32]:
+        """Matrices from (Re, Im) of the even and of the odd orders to half the angles, Eq. (4.3).
+
+        L(psi) = sum over m >= 0 of g_m Re[c_m exp(i m psi)], g_0 = 1 and g_m = 2 otherwise.
+        Shapes (n_angles / 2, 2 n_even) and (n_angles / 2, 2 n_odd); Re and Im of an order are neighbours.
+        """
+        gain = np.where(self.order == 0, 1.0, 2.0)
+        turn = self.angles_rad[: self.n_angles // 2, None] * self.order  # (n_angles / 2, n_orders)
+        matrix = np.stack([gain * np.cos(turn), -gain * np.sin(turn)], axis=-1).astype(np.float32)
+        even, odd = matrix[:, : self.n_even], matrix[:, self.n_even :]
+        return even.reshape(len(turn), -1), odd.reshape(len(turn), -1)
+
+    @cached_property
+    def analysis(self) -> Float32:
+        """Matrix from a posterior over all angles to (Re, Im) of sum P(psi) exp(-i m psi), Eq. (4.5).
+
+        Shape (n_angles, 2 n_orders); Re and Im are neighbours, so that the product views as complex64.
+        """
+        turn = self.angles_rad[:, None] * self.order
+        matrix = np.stack([np.cos(turn), -np.sin(turn)], axis=-1).astype(np.float32)
+        return matrix.reshape(len(turn), -1)
+
+    def log_shift_prior(self, sigma_px: float) -> Float64:
+        """Log of the Gaussian prior of Eq. (4.1), normalised over the shifts searched; (n_shifts,)."""
+        log_prior = -0.5 * (self.shifts_px**2).sum(axis=1) / sigma_px**2
+        normalised: Float64 = log_prior - np.logaddexp.reduce(log_prior)
+        return normalised
+
+
+def search_space(
+    box: int,
+    k_max: float,
+    *,
+    reference_radius_px: float,
+    max_shift_px: float,
+    shift_step_px: float | None = None,
+    angle_step_rad: float | None = None,
+) -> SearchSpace:
+    """Choose orders, angles and shifts for references of a given radius up to `k_max`.
+
+    Parameters
+    ----------
+    box : int
+        Side D of the images in pixels.
+    k_max : float
+        Largest radius in Fourier pixels.
+    reference_radius_px : float
+        Radius outside which the references are zero.
+    max_shift_px : float
+        Longest shift searched.
+    shift_step_px : float, optional
+        Distance of neighbouring shifts; by default a third of the finest period D / k_max, at least 1 pixel.
+    angle_step_rad : float, optional
+        Distance of neighbouring angles, at most; by default as many angles as the orders need (Nyquist).
+    """
+    radius_px = min(reference_radius_px + max_shift_px, box / 2)
+    n_orders = n_angular_orders(box, k_max, reference_radius_px)
+    grid = polar_grid(box, k_max, radius_px, n_orders)
+    n_angles = 2 * n_orders
+    if angle_step_rad is not None:
+        n_angles = max(n_angles, int(np.ceil(2.0 * np.pi / angle_step_rad - 1e-6)))
+    if shift_step_px is None:
+        shift_step_px = max(1.0, box / k_max / SHIFTS_PER_PERIOD)
+    shifts = shift_grid(max_shift_px, shift_step_px)
+    return SearchSpace(grid, min(n_orders, grid.n_angles // 2), 2 * -(-n_angles // 2), shifts, shift_step_px)
+
+
+def shift_grid(max_shift_px: float, step_px: float) -> Float64:
+    """Square grid of shifts inside a disc, the origin first, then by length; (n_shifts, 2)."""
+    n_steps = int(np.floor(max_shift_px / step_px + 1e-9))
+    axis = np.arange(-n_steps, n_steps + 1) * step_px
+    x, y = (a.ravel() for a in np.meshgrid(axis, axis))
+    length = np.hypot(x, y)
+    kept = length <= max_shift_px + 1e-9
+    order = np.lexsort((x[kept], y[kept], length[kept].round(9)))
+    return np.column_stack([x[kept], y[kept]])[order]

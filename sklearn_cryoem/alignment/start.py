@@ -1,0 +1,65 @@
+"""A model to start from: averages of random images at random angles, and the power of the images."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem.alignment.features import FeatureSource
+from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
+from sklearn_cryoem.alignment.update import masked_references
+from sklearn_cryoem.physics.fourier import Float64
+from sklearn_cryoem.physics.polar import from_angular_orders, images_from_polar
+
+IMAGES_PER_REFERENCE = 200
+IMAGES_FOR_NOISE = 500
+
+
+def starting_model(
+    source: FeatureSource, settings: AlignmentSettings, rng: np.random.RandomState
+) -> AlignmentModel:
+    """Random references and a first noise spectrum.
+
+    Each reference is a CTF-weighted average, Eq. (4.2), of a random subset at random angles up to
+    `settings.k_start`: nearly round, each with its own small accidents, which is all that tells the classes
+    apart at first. The first noise is the whole power of the images, signal included.
+
+    Parameters
+    ----------
+    source : FeatureSource
+        The images.
+    settings : AlignmentSettings
+        Classes, masks, first resolution.
+    rng : RandomState
+        Source of the subsets and angles.
+    """
+    box, n_images = source.box, source.n_images
+    space = settings.space(box, settings.k_start)
+    per_reference = int(np.clip(n_images // 2, 1, IMAGES_PER_REFERENCE))
+    averages = []
+    for _ in range(settings.n_clusters):
+        rows = np.sort(rng.permutation(n_images)[:per_reference])
+        features = source(rows, space.n_rings, space.n_orders)
+        turn = np.exp(-1j * rng.uniform(0.0, 2.0 * np.pi, (per_reference, 1)) * np.arange(space.n_orders))
+        numerator = (features.orders * turn[:, :, None]).sum(axis=0)  # (n_orders, n_rings)
+        denominator = features.ctf_power[:, 0].real.sum(axis=0)
+        averages.append((numerator / (denominator + 0.1 * denominator.mean() + 1e-9)).T)
+    values = from_angular_orders(np.array(averages, dtype=np.complex64), space.grid.n_angles)
+    return AlignmentModel(
+        references=masked_references(images_from_polar(values, space.grid), settings),
+        noise=mean_power(source, settings, rng) / source.noise_fraction,
+        class_weight=np.full(settings.n_clusters, 1.0 / settings.n_clusters),
+        balance=np.zeros(settings.n_clusters),
+        shift_sigma_px=max(0.5 * settings.max_shift_px, 1.0),
+        k_max=settings.k_start,
+        resolution=np.zeros(settings.n_clusters, dtype=np.int64),
+    )
+
+
+def mean_power(source: FeatureSource, settings: AlignmentSettings, rng: np.random.RandomState) -> Float64:
+    """Mean of |F|^2 at every ring up to the limit, over a random subset; (n_rings,)."""
+    rows: NDArray[np.int64] = np.sort(rng.permutation(source.n_images)[:IMAGES_FOR_NOISE])
+    n_rings = source.n_rings(settings.k_limit)
+    power = [source(rows[s : s + 100], n_rings, 1).power for s in range(0, len(rows), 100)]
+    mean: Float64 = np.concatenate(power).mean(axis=0, dtype=np.float64)
+    return np.maximum(mean, 1e-12)

@@ -1,0 +1,169 @@
+"""From statistics to the next model: references, prior variance, noise, resolution, Eq. (4.2) and (4.7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+from sklearn_cryoem.alignment.maximisation import Statistics
+from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
+from sklearn_cryoem.alignment.references import centring_moves, ring_power
+from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
+from sklearn_cryoem.physics.masks import mask_background
+from sklearn_cryoem.physics.polar import (
+    PolarGrid,
+    angular_orders,
+    from_angular_orders,
+    images_from_polar,
+    polar_transform,
+    translation_phase,
+)
+
+SMALLEST_SHIFT_SIGMA_PX = 0.7
+LONGEST_CENTRING_MOVE_PX = 3.0
+POOLED_IMAGES = (
+    0.5  # prior spectrum of a class: its own, plus the average one with this many mean class sizes
+)
+SMALLEST_SIGNAL = 1e-3  # prior variance, at least this fraction of the noise of the estimate
+
+
+@dataclass(frozen=True)
+class PolarStatistics:
+    """Statistics on the polar grid, where Eq. (4.2) is a division.
+
+    Attributes
+    ----------
+    numerator : ndarray of shape (n_clusters, n_rings, n_angles / 2), complex64
+        Sum of w R^-1 S^-1 C X.
+    denominator : ndarray of the same shape, float
+        Sum of w C^2.
+    """
+
+    numerator: Complex64
+    denominator: NDArray[np.floating]
+
+
+def polar_statistics(stats: Statistics, grid: PolarGrid) -> PolarStatistics:
+    """Evaluate numerators and denominators on the half circle of `grid`."""
+    numerator = from_angular_orders(stats.numerator.transpose(0, 2, 1).astype(np.complex64), grid.n_angles)
+    even = stats.denominator.transpose(0, 2, 1)  # (n_clusters, n_rings, n_even)
+    denominator = fft.irfft(even, grid.n_angles // 2, axis=-1, norm="forward", workers=1)
+    return PolarStatistics(numerator, np.maximum(denominator, 0.0))
+
+
+def solve_references(polar: PolarStatistics, inverse_prior: Float64) -> Complex64:
+    """References that maximise the posterior, Eq. (4.2): B / (G + s2 / tau2).
+
+    Parameters
+    ----------
+    polar : PolarStatistics
+        Numerators and denominators.
+    inverse_prior : ndarray of shape (n_clusters, n_rings)
+        s2 / tau2; with 0 the estimate is that of maximum likelihood.
+    """
+    denominator = polar.denominator + inverse_prior[:, :, None]
+    references: Complex64 = (polar.numerator / np.maximum(denominator, 1e-9)).astype(np.complex64)
+    return references
+
+
+def residual_power(stats: Statistics, polar: PolarStatistics, references: Complex64) -> Float64:
+    """Mean over images of |F - C A|^2 on each ring, Eq. (3.4); (n_rings,)."""
+    cross = np.mean((polar.numerator.conj() * references).real, axis=-1, dtype=np.float64).sum(axis=0)
+    squared = references.real**2 + references.imag**2
+    norm = np.mean(polar.denominator * squared, axis=-1).sum(axis=0)
+    residual: Float64 = (stats.power - 2.0 * cross + norm) / np.maximum(stats.n_images, 1e-9)
+    return residual
+
+
+def signal_power(power: Float64, noise_power: Float64, mass: Float64) -> Float64:
+    """Prior variance tau2 of each class and ring: power of the plain estimate less its noise, Eq. (4.2).
+
+    The power of a ring is averaged over its neighbours, and every class is shrunk towards the average
+    spectrum of all classes: a class of few images borrows from the others instead of losing its signal for
+    good, as it would if tau2 were taken from the regularised reference.
+
+    Parameters
+    ----------
+    power, noise_power : ndarrays of shape (n_clusters, n_rings)
+        Power of the references of maximum likelihood, and that of their noise.
+    mass : ndarray of shape (n_clusters,)
+        Posterior mass of each class.
+    """
+    excess = np.maximum(power - noise_power, 0.0)
+    padded = np.pad(excess, ((0, 0), (1, 1)), mode="edge")
+    smooth = 0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]
+    weight = mass[:, None] / max(mass.mean(), 1e-12)  # (n_clusters, 1)
+    pooled = (weight * smooth).sum(axis=0) / weight.sum()  # (n_rings,)
+    shrunk: Float64 = (weight * smooth + POOLED_IMAGES * pooled) / (weight + POOLED_IMAGES)
+    return shrunk
+
+
+def resolved_ring(signal_to_noise: Float64) -> NDArray[np.int64]:
+    """Last ring before the signal-to-noise ratio of each reference first falls below 1, Eq. (4.7)."""
+    below = signal_to_noise < 1.0
+    return np.asarray(np.where(below.any(axis=1), below.argmax(axis=1), below.shape[1]), dtype=np.int64)
+
+
+def update_model(
+    stats: Statistics,
+    model: AlignmentModel,
+    grid: PolarGrid,
+    settings: AlignmentSettings,
+    noise_fraction: float,
+) -> tuple[AlignmentModel, Statistics]:
+    """The M-step after the sums: new references, noise, priors and resolution, Eq. (4.2), (3.4), (4.7).
+
+    Parameters
+    ----------
+    stats : Statistics
+        Sums over the whole set (or scaled to it).
+    model : AlignmentModel
+        The model they were taken with.
+    grid : PolarGrid
+        Polar grid of the references.
+    settings : AlignmentSettings
+        Masks, priors.
+    noise_fraction : float
+        Part of the noise power that passes the mask of the images.
+
+    Returns
+    -------
+    model : AlignmentModel
+        With references masked and re-centred; `k_max` is left as it was.
+    stats : Statistics
+        The sums, moved with the references.
+    """
+    n_rings = grid.n_rings
+    polar = polar_statistics(stats, grid)
+    seen = np.maximum(polar.denominator.mean(axis=-1, dtype=np.float64), 1e-9)  # (n_clusters, n_rings)
+    noise = noise_fraction * model.noise[:n_rings]  # of the masked images
+    plain = solve_references(polar, 1e-6 * seen)
+    signal = signal_power(ring_power(plain), noise / seen, stats.mass)
+    tau2 = settings.tau_fudge * signal + SMALLEST_SIGNAL * noise / seen
+    references = solve_references(polar, noise / tau2)
+    images = masked_references(images_from_polar(references, grid), settings)
+    values = polar_transform(images, grid)
+    residual = residual_power(stats, polar, values) / noise_fraction
+    moves = centring_moves(images, LONGEST_CENTRING_MOVE_PX)
+    phase = translation_phase(grid, moves)  # (n_clusters, n_rings, n_angles / 2)
+    moved = angular_orders(polar.numerator * phase, stats.numerator.shape[1]).transpose(0, 2, 1)
+    weight = stats.mass / stats.mass.sum()
+    updated = replace(
+        model,
+        references=masked_references(images_from_polar(values * phase, grid), settings),
+        noise=np.concatenate([residual, model.noise[n_rings:]]),
+        class_weight=weight if settings.class_prior == "estimated" else model.class_weight,
+        shift_sigma_px=max(
+            SMALLEST_SHIFT_SIGMA_PX, float(np.sqrt(0.5 * stats.shift_square[0] / stats.mass.sum()))
+        ),
+        resolution=resolved_ring(signal * seen / noise),
+    )
+    return updated, replace(stats, numerator=moved.astype(np.complex128))
+
+
+def masked_references(images: Float32, settings: AlignmentSettings) -> Float32:
+    """References with their background set to zero outside the soft mask."""
+    return mask_background(images, settings.mask_radius_px, settings.mask_edge_px)

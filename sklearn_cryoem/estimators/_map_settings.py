@@ -1,0 +1,104 @@
+"""From the parameters of a MAPAligner and a stack to what the alignment kernels take."""
+
+import numpy as np
+
+from sklearn_cryoem._core.validation import check_choice, check_number
+from sklearn_cryoem.alignment.features import FeatureSource
+from sklearn_cryoem.alignment.model import CLASS_PRIORS, AlignmentSettings
+
+NOISE_MODELS = ("shell",)
+MASK_FRACTION = 0.9  # of the box
+SHIFT_FRACTION = 0.08  # of the box
+MASK_EDGE_FRACTION = 0.05  # of the box
+SMALLEST_START = 6.0  # Fourier pixels
+IMAGES_PER_CLASS_AND_BATCH, SMALLEST_BATCH = 5, 200
+
+
+def check_parameters(aligner):
+    """Raise on any parameter of the aligner that is out of range."""
+    positive = {"owner": aligner, "minimum": 0, "inclusive": False}
+    check_number("n_clusters", aligner.n_clusters, owner=aligner, minimum=1, integer=True)
+    for name in ("mask_diameter", "shift_step", "angle_step", "max_resolution"):
+        check_number(name, getattr(aligner, name), **positive, allow_none=True)
+    check_number("max_shift", aligner.max_shift, owner=aligner, minimum=0, allow_none=True)
+    check_number("initial_resolution", aligner.initial_resolution, **positive)
+    check_number("tau_fudge", aligner.tau_fudge, **positive)
+    check_choice("class_prior", aligner.class_prior, CLASS_PRIORS, owner=aligner)
+    check_choice("noise", aligner.noise, NOISE_MODELS, owner=aligner)
+    check_number("n_batches", aligner.n_batches, owner=aligner, minimum=0, integer=True)
+    check_number("batch_size", aligner.batch_size, owner=aligner, minimum=1, integer=True, allow_none=True)
+    check_number("max_iter", aligner.max_iter, owner=aligner, minimum=1, integer=True)
+    check_number("tol", aligner.tol, owner=aligner, minimum=0)
+
+
+def alignment_settings(aligner, stack):
+    """Lengths of the aligner in pixels and Fourier pixels of the stack."""
+    unit = 1.0 if stack.pixel_size is None else stack.pixel_size
+    box = stack.box
+    edge = max(2.0, MASK_EDGE_FRACTION * box)
+    diameter = MASK_FRACTION * box if aligner.mask_diameter is None else aligner.mask_diameter / unit
+    radius = min(0.5 * diameter, 0.5 * box - edge)
+    limit = float((box - 1) // 2)
+    if aligner.max_resolution is not None:
+        limit = float(np.clip(box * unit / aligner.max_resolution, 2.0, limit))
+    start = max(box * unit / aligner.initial_resolution, SMALLEST_START)
+    batch = max(SMALLEST_BATCH, IMAGES_PER_CLASS_AND_BATCH * aligner.n_clusters)
+    return AlignmentSettings(
+        n_clusters=int(aligner.n_clusters),
+        mask_radius_px=float(radius),
+        mask_edge_px=float(edge),
+        max_shift_px=float(SHIFT_FRACTION * box if aligner.max_shift is None else aligner.max_shift / unit),
+        k_start=float(min(start, limit)),
+        k_limit=limit,
+        shift_step_px=None if aligner.shift_step is None else float(aligner.shift_step / unit),
+        angle_step_rad=None if aligner.angle_step is None else float(aligner.angle_step),
+        tau_fudge=float(aligner.tau_fudge),
+        class_prior=aligner.class_prior,
+        n_batches=int(aligner.n_batches),
+        batch_size=int(min(batch if aligner.batch_size is None else aligner.batch_size, len(stack))),
+        max_iter=int(aligner.max_iter),
+        tol=float(aligner.tol),
+    )
+
+
+def feature_source(stack, settings, *, keep=True):
+    """Polar features of a stack, read block by block.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles.
+    settings : AlignmentSettings
+        Masks and resolution limit.
+    keep : bool
+        Whether features may be kept for another pass.
+    """
+    box, edge = stack.box, settings.mask_edge_px
+    if stack.ctf is not None and stack.pixel_size is None:
+        raise ValueError(
+            "The stack has CTF parameters but no pixel size, so its CTF cannot be evaluated. "
+            "Give ParticleStack(pixel_size=...), or drop the CTF with stack.with_ctf(None)."
+        )
+
+    def evaluate_ctf(rows, radius, azimuth):
+        return stack.ctf[rows].evaluate(radius / (box * stack.pixel_size), azimuth)
+
+    return FeatureSource(
+        len(stack),
+        box,
+        stack.read,
+        None if stack.ctf is None else evaluate_ctf,
+        mask_radius_px=min(settings.mask_radius_px + settings.max_shift_px, 0.5 * box - edge),
+        mask_edge_px=edge,
+        k_max=settings.k_limit,
+        reference_radius_px=settings.mask_radius_px + edge,
+        cache_bytes=256e6 if keep else 0.0,
+    )
+
+
+def memory_estimate(source, settings):
+    """Bytes that a fit needs at its finest resolution, images not counted."""
+    space = settings.space(source.box, settings.k_limit)
+    bank = 8 * space.n_orders * space.n_rings * settings.n_clusters * space.n_shifts
+    statistics = 48 * space.n_orders * space.n_rings * settings.n_clusters
+    return bank + statistics + source.kept_bytes + 64e6

@@ -1,0 +1,327 @@
+"""MAPAligner: reference-free alignment of particle images and their first classes."""
+
+import logging
+import warnings
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_cryoem._core.memory import log_estimate
+from sklearn_cryoem.alignment.em import fit_alignment
+from sklearn_cryoem.alignment.poses import find_poses
+from sklearn_cryoem.estimators._inputs import as_stack
+from sklearn_cryoem.estimators._map_settings import (
+    alignment_settings,
+    check_parameters,
+    feature_source,
+    memory_estimate,
+)
+from sklearn_cryoem.particles import Poses
+
+logger = logging.getLogger(__name__)
+
+LABELS_IN_MOTION = 0.2  # fraction of labels changing in the last pass above which the user is warned
+
+
+class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
+    """Align particle images without a reference, and sort them into classes, by maximum a posteriori.
+
+    Every image is a reference of one of `n_clusters` classes, turned, shifted and multiplied by its own CTF,
+    plus noise, Eq. (4.1). Its class, shift and in-plane angle are never fixed but weighed by their posterior. Many
+    cheap updates on random mini-batches come first (online EM), then a few passes over all images, while the
+    resolution grows as far as the references themselves allow, Eq. (4.2)-(4.8).
+
+    Parameters
+    ----------
+    n_clusters : int, default=50
+        Number of classes.
+    mask_diameter : float or None, default=None
+        Diameter of the soft mask of the references in Angstrom (pixels where the pixel size is unknown). It
+        should hold the particle with little to spare. By default 0.9 of the box.
+    max_shift : float or None, default=None
+        Longest shift searched, in Angstrom (pixels where the pixel size is unknown). By default 0.08 of the
+        box.
+    shift_step : float or None, default=None
+        Distance of the shifts searched, in the same unit. By default a third of the finest period in use, but
+        not below one pixel. Poses are refined below the step in the end.
+    angle_step : float or None, default=None
+        Largest distance of the in-plane angles searched, in radians. By default what the resolution in use
+        asks for.
+    initial_resolution : float, default=40.0
+        Resolution to begin with, in Angstrom (pixels where the pixel size is unknown); at least six Fourier
+        pixels are used.
+    max_resolution : float or None, default=None
+        Finest detail ever used, in the same unit; by default all but Nyquist.
+    tau_fudge : float, default=2.0
+        Factor on the prior variance of the references, Eq. (4.2). Larger keeps more detail and more noise.
+    class_prior : {"uniform", "estimated"}, default="uniform"
+        Prior weight of the classes. Estimated weights let large classes swallow small ones.
+    noise : {"shell"}, default="shell"
+        One noise variance for each radial shell.
+    n_batches : int, default=60
+        Mini-batches before the full passes; 0 gives plain EM.
+    batch_size : int or None, default=None
+        Images in a mini-batch. By default 5 for each class, at least 200.
+    max_iter : int, default=5
+        Passes over all images, at most.
+    tol : float, default=0.01
+        The passes stop when the log evidence gains less than this fraction at an unchanged resolution.
+    n_jobs : int or None, default=None
+        Number of workers. Results are the same bits for any number.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the first references and of the order of the batches.
+    verbose : int, default=0
+        1 shows progress.
+
+    Attributes
+    ----------
+    poses_ : Poses
+        In-plane angle and shift of every training image.
+    labels_ : ndarray of shape (n_images,)
+        Class of every training image.
+    class_posterior_ : ndarray of shape (n_images,)
+        Posterior of that class.
+    log_evidence_ : ndarray of shape (n_images,)
+        log p(image) / p(image | noise alone): low for images that no class explains.
+    class_averages_ : ndarray of shape (n_clusters, D, D)
+        CTF-corrected, regularised, masked and centred references.
+    cluster_weights_ : ndarray of shape (n_clusters,)
+        Part of the posterior mass that each class holds.
+    class_resolution_ : ndarray of shape (n_clusters,)
+        Resolution up to which the signal of each reference exceeds its noise; infinite where it never does.
+    resolution_ : float
+        Best of these, in Angstrom (pixels where the pixel size is unknown).
+    noise_variance_ : ndarray of shape (n_rings,)
+        Noise variance per pixel at 1, 2, .. Fourier pixels.
+    shift_sigma_ : float
+        Estimated standard deviation of each coordinate of the shifts, in the unit of the poses.
+    log_posterior_ : ndarray of shape (n_iter,)
+        Mean log evidence of an image in each full pass. It is measured against noise alone, and compares only
+        between passes of the same resolution.
+    n_iter_ : int
+        Full passes made.
+    converged_ : bool
+        Whether `tol` was reached.
+    n_effective_clusters_ : float
+        exp(entropy of the class sizes).
+    n_features_in_ : int
+        Number of pixels of an image.
+
+    Notes
+    -----
+    The work for an image grows with n_clusters * shifts * angles; images are read block by block, and their
+    polar transforms are kept only while they fit in 256 MB. A few full passes are the usual end of online EM
+    and no cause for a warning; one is given if many labels still changed in the last.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem import MAPAligner
+    >>> from sklearn_cryoem.datasets import make_particles
+    >>> stack = make_particles("ribosome", 100, box=24, snr=1.0, n_views=3, max_shift=20.0, random_state=0)
+    >>> aligner = MAPAligner(3, n_batches=5, max_iter=10, random_state=0)
+    >>> aligned = aligner.fit_transform(stack)
+    >>> aligned.poses
+    Poses(100 particles, ...)
+    """
+
+    def __init__(
+        self,
+        n_clusters=50,
+        *,
+        mask_diameter=None,
+        max_shift=None,
+        shift_step=None,
+        angle_step=None,
+        initial_resolution=40.0,
+        max_resolution=None,
+        tau_fudge=2.0,
+        class_prior="uniform",
+        noise="shell",
+        n_batches=60,
+        batch_size=None,
+        max_iter=5,
+        tol=0.01,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_clusters = n_clusters
+        self.mask_diameter = mask_diameter
+        self.max_shift = max_shift
+        self.shift_step = shift_step
+        self.angle_step = angle_step
+        self.initial_resolution = initial_resolution
+        self.max_resolution = max_resolution
+        self.tau_fudge = tau_fudge
+        self.class_prior = class_prior
+        self.noise = noise
+        self.n_batches = n_batches
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        return tags
+
+    # ---------------------------------------------------------------- learning
+    def fit(self, X, y=None):
+        """Align particles and find their classes.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles; poses they may have are not used.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : MAPAligner
+        """
+        check_parameters(self)
+        stack = as_stack(X, self)
+        if len(stack) < self.n_clusters:
+            raise ValueError(
+                f"MAPAligner got {len(stack)} images for n_clusters={self.n_clusters}. "
+                "Ask for fewer classes, or give more particles."
+            )
+        settings = alignment_settings(self, stack)
+        source = feature_source(stack, settings)
+        log_estimate(logger, "MAPAligner", memory_estimate(source, settings))
+        rng = check_random_state(self.random_state)
+        fit = fit_alignment(source, settings, rng, n_jobs=self.n_jobs, verbose=self.verbose)
+        self._settings, self._model, self._pixel_size = settings, fit.model, stack.pixel_size
+        self.n_features_in_ = stack.box**2
+        self._store(fit, stack, find_poses(source, fit.model, settings, n_jobs=self.n_jobs))
+        if not fit.converged and fit.changed > LABELS_IN_MOTION:
+            warnings.warn(
+                f"MAPAligner stopped at max_iter={self.max_iter} while {fit.changed:.0%} of the images still "
+                "changed their class in a pass. Raise max_iter, or n_batches.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def fit_transform(self, X, y=None):
+        """Align particles and return them with their poses; the same as ``fit(X).transform(X)``.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        stack : ParticleStack
+            The same particles with poses.
+        """
+        stack = as_stack(X, self)
+        self.fit(stack)
+        return stack.with_poses(self.poses_)
+
+    def _store(self, fit, stack, found):
+        unit = 1.0 if stack.pixel_size is None else stack.pixel_size
+        model = fit.model
+        sizes = np.bincount(found.cluster, minlength=self.n_clusters)
+        share = sizes[sizes > 0] / len(stack)
+        with np.errstate(divide="ignore"):
+            self.class_resolution_ = stack.box * unit / model.resolution
+        self.poses_, self.labels_ = Poses(found.angle_rad, found.shift_px * unit), found.cluster
+        self.class_posterior_, self.log_evidence_ = found.class_posterior, found.log_evidence
+        self.class_averages_ = model.references
+        self.cluster_weights_ = fit.mass / fit.mass.sum()
+        self.resolution_ = float(self.class_resolution_.min())
+        self.noise_variance_, self.shift_sigma_ = model.noise, model.shift_sigma_px * unit
+        self.log_posterior_, self.n_iter_, self.converged_ = fit.evidence, fit.n_iter, fit.converged
+        self.n_effective_clusters_ = float(np.exp(-(share * np.log(share)).sum()))
+
+    # ---------------------------------------------------------------- using what was learned
+    def transform(self, X):
+        """Align particles to the fitted references.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles of the same box.
+
+        Returns
+        -------
+        stack : ParticleStack
+            The same particles with poses.
+        """
+        stack, found = self._find(X, refine=True)
+        unit = 1.0 if stack.pixel_size is None else stack.pixel_size
+        return stack.with_poses(Poses(found.angle_rad, found.shift_px * unit))
+
+    def predict(self, X):
+        """Most probable class of every particle.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles of the same box.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_images,)
+        """
+        return self._find(X, refine=False)[1].cluster
+
+    def score_samples(self, X):
+        """Log likelihood of every particle, Eq. (1.3), up to `max_resolution`.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles of the same box.
+
+        Returns
+        -------
+        log_likelihood : ndarray of shape (n_images,)
+        """
+        found = self._find(X, refine=False)[1]
+        return found.log_evidence + found.log_noise
+
+    def score(self, X, y=None):
+        """Mean log likelihood of the particles.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles of the same box.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        score : float
+            Comparable between aligners with the same masks and the same `max_resolution`.
+        """
+        return float(self.score_samples(X).mean())
+
+    def _find(self, X, *, refine):
+        check_is_fitted(self)
+        stack = as_stack(X, self)
+        if stack.box**2 != self.n_features_in_:
+            raise ValueError(
+                f"MAPAligner was fitted to images of {self.class_averages_.shape[-1]} pixels; these have "
+                f"{stack.box}. Bring them to the same box, for example with stack.downsample."
+            )
+        if stack.pixel_size != self._pixel_size:
+            raise ValueError(
+                f"MAPAligner was fitted at {self._pixel_size} Angstrom per pixel; these particles have "
+                f"{stack.pixel_size}. Bring them to the same pixel size."
+            )
+        source = feature_source(stack, self._settings, keep=False)
+        return stack, find_poses(source, self._model, self._settings, n_jobs=self.n_jobs, refine=refine)
