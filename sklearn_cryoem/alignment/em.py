@@ -56,7 +56,7 @@ def fit_alignment(
     n_jobs: int | None = None,
     verbose: int | bool = 0,
 ) -> FittedAlignment:
-    """Align a set of images without references, Eq. (4.2)-(4.8).
+    """Align a set of images without references, Eq. (4.2)-(4.5), (4.7)-(4.8).
 
     Parameters
     ----------

@@ -106,6 +106,7 @@ def classify(stack, options, folder):
             options.align_classes,
             **_given(shared),
             **_given({"max_shift": options.max_shift, "max_iter": options.align_iterations}),
+            **_given({"n_batches": options.align_batches}),
             **machine,
         )
         with folder.timed("align"):
@@ -203,7 +204,11 @@ def draw(outcome, classes, folder):
     if aligner is not None:
         sizes = np.bincount(aligner.labels_, minlength=len(aligner.class_averages_))
         figures[ALIGNMENT_GALLERY] = plot_class_averages(
-            aligner.class_averages_, counts=sizes, pixel_size=stack.pixel_size, numbers=True
+            aligner.class_averages_,
+            counts=sizes,
+            resolutions=aligner.class_resolution_,
+            pixel_size=stack.pixel_size,
+            numbers=True,
         ).figure
     for name, figure in figures.items():
         with folder.writing(name) as path:
@@ -220,7 +225,12 @@ def _draw_convergence(outcome):
     figure = Figure(figsize=(6.4, 3.6 if aligner is None else 7.0), layout="constrained")
     axes = figure.subplots(1 if aligner is None else 2, squeeze=False)[:, 0]
     if aligner is not None:
-        plot_convergence(aligner.log_posterior_, title="Alignment", ax=axes[0])
+        plot_convergence(
+            aligner.log_posterior_,
+            label="log evidence per particle",
+            title="Alignment, passes over all particles",
+            ax=axes[0],
+        )
     plot_convergence(
         clusterer.log_posterior_,
         resolution=clusterer.resolution_,

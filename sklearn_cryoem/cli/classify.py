@@ -10,6 +10,7 @@ from sklearn_cryoem.cli._arguments import (
     count_or_grid,
     new_command,
     positive,
+    whole,
 )
 from sklearn_cryoem.cli._outputs import RunFolder, options_as_dict
 from sklearn_cryoem.cli.console import CommandError
@@ -72,7 +73,13 @@ def add_classification(parser):
     )  # fmt: skip
     align = parser.add_argument_group("alignment")
     align.add_argument("--align-classes", metavar="N", type=count, default=50, help="classes while aligning")
-    align.add_argument("--align-iterations", metavar="N", type=count, help="(default: the aligner's own)")
+    align.add_argument(
+        "--align-batches", metavar="N", type=whole, help="mini-batches to begin with (default: the aligner's)"
+    )
+    align.add_argument(
+        "--align-iterations", metavar="N", type=count,
+        help="passes over all particles, at most (default: the aligner's)",
+    )  # fmt: skip
     align.add_argument(
         "--max-shift", metavar="A", type=positive,
         help="particles are off centre by at most this, in Angstrom (default: chosen from the box)",
@@ -97,7 +104,9 @@ def add_classification(parser):
         "--basis", metavar="N", type=count_or_auto, default="auto",
         help="basis functions of the manifold: fewer are smoother",
     )  # fmt: skip
-    cluster.add_argument("--iterations", metavar="N", type=count, help="(default: the clusterer's own)")
+    cluster.add_argument(
+        "--iterations", metavar="N", type=count, help="iterations, at most (default: the clusterer's)"
+    )
 
 
 def run(options, console):

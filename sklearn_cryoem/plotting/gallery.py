@@ -151,7 +151,7 @@ def balanced_columns(n_tiles, aspect=1.6):
     """Number of columns that leaves few empty cells in a picture about `aspect` times as wide as high."""
     ideal = math.sqrt(aspect * n_tiles)
     candidates = range(max(1, math.floor(0.8 * ideal)), math.ceil(1.25 * ideal) + 1)
-    return min(candidates, key=lambda n: (-n_tiles % n) / n + abs(math.log(n / ideal)))
+    return min(candidates, key=lambda n: 2 * (-n_tiles % n) / n_tiles + abs(math.log(n / ideal)))
 
 
 def _heading(counts, n_classes, n_shown):

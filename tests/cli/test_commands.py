@@ -11,18 +11,9 @@ from sklearn_cryoem import load_model, read_particles
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.metrics import fraction_within
 
-FEW = [
-    "--align-classes",
-    "4",
-    "--align-iterations",
-    "3",
-    "--iterations",
-    "6",
-    "--classes",
-    "3x3",
-    "--jobs",
-    "1",
-]
+FEW = (
+    "--align-classes 4 --align-batches 10 --align-iterations 2 --classes 3x3 --iterations 6 --jobs 1".split()
+)
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 

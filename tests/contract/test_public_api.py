@@ -19,7 +19,9 @@ PACKAGE = ROOT / "sklearn_cryoem"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC_PACKAGES = ["datasets", "estimators", "io", "metrics", "particles", "plotting"]
 MODULES = sorted(
-    module.name for module in pkgutil.walk_packages(sklearn_cryoem.__path__, prefix="sklearn_cryoem.")
+    module.name
+    for module in pkgutil.walk_packages(sklearn_cryoem.__path__, prefix="sklearn_cryoem.")
+    if not module.name.endswith("__main__")
 )
 
 
