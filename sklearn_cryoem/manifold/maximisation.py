@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgWarning
+from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dposv
 
 from sklearn_cryoem._core.workers import ordered_map, row_blocks
@@ -97,12 +98,14 @@ def _solve_systems(
     diagonal = np.arange(phi.shape[1] - 1)  # I0: every weight but the bias
     for q in range(systems.start, systems.stop):
         wanted = right[:, edges[q] : edges[q + 1]]  # (M + 1, features of q)
-        left = phi.T @ (gram[:, q, None] * phi)  # (M + 1, M + 1)
+        scaled = np.sqrt(gram[:, q, None]) * phi  # (K, M + 1); gram is a sum of squares
+        left = dsyrk(1.0, scaled.T, lower=1)  # (M + 1, M + 1), its lower triangle
         left[diagonal, diagonal] += ridge[q]
         _, solution, info = dposv(left, wanted, lower=1)
         if info != 0 or not np.isfinite(solution).all():
             n_singular += 1
-            solution = np.linalg.lstsq(left, wanted, rcond=None)[0]
+            whole = np.tril(left) + np.tril(left, -1).T
+            solution = np.linalg.lstsq(whole, wanted, rcond=None)[0]
         columns.append(solution)
     return Solution(np.hstack(columns), n_singular)
 
