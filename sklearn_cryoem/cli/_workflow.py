@@ -212,7 +212,7 @@ def draw(outcome, classes, folder):
         ).figure
     for name, figure in figures.items():
         with folder.writing(name) as path:
-            figure.savefig(path, dpi=_DPI)
+            figure.savefig(path, dpi=_DPI, pil_kwargs={"compress_level": 4})
 
 
 def _draw_convergence(outcome):

@@ -1,6 +1,7 @@
 """The README tells the truth: its commands are those that CI runs, its Python runs."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -54,10 +55,16 @@ def test_the_notebook_example_runs(tmp_path, monkeypatch):
     from sklearn_cryoem.datasets import make_particles
 
     monkeypatch.chdir(tmp_path)
-    stack = make_particles("ribosome", 200, box=32, snr=0.3, path="particles.mrcs", random_state=0)
+    stack = make_particles("ribosome", 150, box=24, snr=0.5, path="particles.mrcs", random_state=0)
     write_particles(stack, "particles.star")
     (snippet,) = blocks("python")
     namespace = {}
     exec(compile(snippet, "README.md", "exec"), namespace)
-    assert len(namespace["labels"]) == 200
+    assert len(namespace["labels"]) == 150
     assert (tmp_path / "classified.star").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_every_example_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(path))
