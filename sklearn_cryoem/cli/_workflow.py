@@ -94,6 +94,15 @@ def classify(stack, options, folder):
         "verbose": 0 if options.quiet else 1,
     }
     shared = {"mask_diameter": options.mask_diameter, "max_resolution": options.max_resolution}
+    clusterer = SMLClusterer(
+        options.classes,
+        n_components=options.latent_dim,
+        n_basis=options.basis,
+        **_given(shared),
+        **_given({"max_iter": options.iterations}),
+        **machine,
+    )
+    refuse_early(clusterer, stack)
     aligner = None
     if options.skip_align:
         if stack.poses is None:
@@ -111,17 +120,30 @@ def classify(stack, options, folder):
         )
         with folder.timed("align"):
             stack = aligner.fit_transform(stack)
-    clusterer = SMLClusterer(
-        options.classes,
-        n_components=options.latent_dim,
-        n_basis=options.basis,
-        **_given(shared),
-        **_given({"max_iter": options.iterations}),
-        **machine,
-    )
     with folder.timed("cluster"):
         clusterer.fit(stack)
     return Outcome(stack, aligner, clusterer, labelled_name(options.particles.suffix))
+
+
+def refuse_early(clusterer, stack):
+    """Raise now, not after hours of alignment, what the clusterer would refuse; nothing is read or fitted.
+
+    Parameters
+    ----------
+    clusterer : SMLClusterer
+        With the parameters it will be fitted with.
+    stack : ParticleStack
+        The particles.
+    """
+    from sklearn.base import clone
+
+    from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
+
+    trial = clone(clusterer)
+    check_parameters(trial)
+    latent_basis(trial)
+    few, space = trial._open(stack[:2])
+    space.blocks(few)
 
 
 def _given(parameters):

@@ -5,6 +5,8 @@ import sys
 import warnings
 from contextlib import contextmanager
 
+from sklearn_cryoem.cli._wording import in_the_shell
+
 _PROGRESS_LOGGER = "sklearn_cryoem"  # progress lines come under the package's own name, the rest below it
 
 
@@ -78,7 +80,7 @@ def reporting(console, *, verbosity=0):
     logger.propagate = False
 
     def show(message, category, filename, lineno, file=None, line=None):
-        console.warn(str(message))
+        console.warn(in_the_shell(str(message)))
 
     try:
         with warnings.catch_warnings():

@@ -7,20 +7,10 @@ import traceback
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.cli import classify, demo, info, simulate
 from sklearn_cryoem.cli._arguments import add_talking
+from sklearn_cryoem.cli._wording import in_the_shell
 from sklearn_cryoem.cli.console import CommandError, Console, reporting
 
 COMMANDS = (demo, classify, info, simulate)
-
-_SHELL_WORDS = {
-    ", or metadata_only=True to do without images": "",
-    "images_dir=": "--images-dir",
-    "permissive=True": "--permissive",
-    "overwrite=True": "--force",
-    "invert=True": "--invert",
-    "normalise=True": "--normalise",
-    "ctf=False": "--no-ctf",
-    "pixel_size=": "--pixel-size",
-}
 
 OK, FAILED, INTERRUPTED = 0, 1, 130  # argparse itself exits with 2 when the command line is wrong
 
@@ -84,13 +74,6 @@ def main(argv=None):
     return OK
 
 
-def in_the_shell(text):
-    """A message of the library with its remedies in the words of the command line."""
-    for python, shell in _SHELL_WORDS.items():
-        text = text.replace(python, shell)
-    return text
-
-
 def explain(error):
     """One line for the person at the terminal: what happened and what to do."""
     if isinstance(error, MemoryError):
@@ -99,7 +82,7 @@ def explain(error):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}. Check the path, its permissions and the space on the disk."
     if isinstance(error, CommandError | ValueError | TypeError | OSError | ImportError) and str(error):
-        return in_the_shell(" ".join(str(error).split()))
+        return in_the_shell(str(error))
     return (
         f"unexpected {type(error).__name__}: {error}. This is a fault of sklearn-cryoem; "
         f"run again with --debug and report the traceback."

@@ -143,6 +143,24 @@ def test_without_poses_there_is_nothing_to_skip(simulated, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["--classes", "2x2x2"], "--classes"),
+        (["--max-resolution", "1000"], "Ask for a finer resolution"),
+        (["--mask-diameter", "9000"], "particle's diameter"),
+        (["--align-classes", "500"], "Ask for fewer classes"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_alignment(
+    words, remedy, simulated, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("sklearn_cryoem.estimators.map_aligner.fit_alignment", None)
+    assert run("classify", simulated / "particles.star", "-o", tmp_path / "out", "--jobs", "1", *words) == 1
+    assert remedy in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_results_are_not_replaced_unasked(classified, simulated, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in classified.iterdir()}
     assert run("classify", simulated / "particles.star", "-o", classified, *FEW) == 1

@@ -9,6 +9,7 @@ import pytest
 
 from sklearn_cryoem.cli import info
 from sklearn_cryoem.cli import main as main_module
+from sklearn_cryoem.cli._wording import in_the_shell
 from sklearn_cryoem.cli.console import CommandError, Console, reporting
 from sklearn_cryoem.cli.main import COMMANDS, build_parser, explain, main
 
@@ -145,6 +146,22 @@ def test_log_lines_follow_the_verbosity(quiet, verbosity, shown, capsys):
 def test_remedies_are_in_the_words_of_the_shell():
     error = ValueError("x.star: not found. Pass images_dir=, or permissive=True. It exists: overwrite=True.")
     assert explain(error) == "x.star: not found. Pass --images-dir, or --permissive. It exists: --force."
+
+
+@pytest.mark.parametrize(
+    ("library", "shell"),
+    [
+        ("MAPAligner stopped at max_iter=5. Raise max_iter, or n_batches.",
+         "MAPAligner stopped at --align-iterations=5. Raise --align-iterations, or --align-batches."),
+        ("SMLClusterer stopped at max_iter=5. Raise max_iter or tol.",
+         "SMLClusterer stopped at --iterations=5. Raise --iterations or tol."),
+        ("The parameter 'n_clusters' of SMLClusterer is", "The parameter --classes of SMLClusterer is"),
+        ("mask_diameter is 400", "--mask-diameter is 400"),
+        ("an image_max_shift and max_iter stay", "an image_max_shift and max_iter stay"),
+    ],
+)  # fmt: skip
+def test_parameters_are_named_as_the_options_that_set_them(library, shell):
+    assert in_the_shell(library) == shell
 
 
 def test_the_last_resort_asks_for_a_report():

@@ -1,0 +1,52 @@
+"""Messages of the library in the words of the command line: its parameters are options there."""
+
+import re
+
+_ANYWHERE = {
+    ", or metadata_only=True to do without images": "",
+    "images_dir=": "--images-dir",
+    "permissive=True": "--permissive",
+    "overwrite=True": "--force",
+    "invert=True": "--invert",
+    "normalise=True": "--normalise",
+    "ctf=False": "--no-ctf",
+    "mask_diameter": "--mask-diameter",
+    "max_resolution": "--max-resolution",
+    "max_shift": "--max-shift",
+    "pixel_size=": "--pixel-size",
+}
+_OF_ESTIMATOR = {
+    "MAPAligner": {
+        "max_iter": "--align-iterations",
+        "n_batches": "--align-batches",
+        "n_clusters": "--align-classes",
+    },
+    "SMLClusterer": {
+        "max_iter": "--iterations",
+        "n_basis": "--basis",
+        "n_clusters": "--classes",
+        "n_components": "--latent-dim",
+    },
+}
+
+
+def in_the_shell(text):
+    """`text` with parameters named as the options that set them, on one line.
+
+    Parameters
+    ----------
+    text : str
+        A message of an error or a warning.
+
+    Returns
+    -------
+    str
+    """
+    text = " ".join(text.split())
+    words = dict(_ANYWHERE)
+    for owner, options in _OF_ESTIMATOR.items():
+        if owner in text:
+            words |= options
+    for python, shell in words.items():
+        text = re.sub(rf"(?<![\w-])'?{re.escape(python)}'?(?!\w)", shell, text)
+    return text
