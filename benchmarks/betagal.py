@@ -70,9 +70,7 @@ def report_views(out: Path, map_path: Path, mask_diameter: float) -> None:
         scores = view_scores(averages, load_volume(map_path), pixel_size, mask_diameter)
         best = np.sort(scores)[::-1]
         counts = ", ".join(f"{(scores >= level).sum()} at {level:g}" for level in (0.7, 0.8, 0.85, 0.9))
-        print(
-            f"{path.name}: {len(averages)} classes; correlation with a projection: {counts} or above"
-        )
+        print(f"{path.name}: {len(averages)} classes; correlation with a projection: {counts} or above")
         print("  best 20:", np.array2string(best[:20], precision=2))
 
 
