@@ -30,9 +30,9 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
     """Align particle images without a reference, and sort them into classes, by maximum a posteriori.
 
     Every image is a reference of one of `n_clusters` classes, turned, shifted and multiplied by its own CTF,
-    plus noise, Eq. (4.1). Its class, shift and in-plane angle are never fixed but weighed by their posterior. Many
-    cheap updates on random mini-batches come first (online EM), then a few passes over all images, while the
-    resolution grows as far as the references themselves allow, Eq. (4.2)-(4.8).
+    plus noise, Eq. (4.1). Its class, shift and in-plane angle are never fixed but weighed by their posterior.
+    Many cheap updates on random mini-batches come first (online EM), then a few passes over all images, while
+    the resolution grows as far as the references themselves allow, Eq. (4.2)-(4.5), (4.7)-(4.8).
 
     Parameters
     ----------
