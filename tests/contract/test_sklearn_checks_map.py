@@ -1,0 +1,167 @@
+"""MAPAligner keeps scikit-learn's contract as far as a 3-D input lets the contract be tested.
+
+`parametrize_with_checks` runs no check at all on an estimator whose tags refuse 2-D input, and MAPAligner
+does refuse it: rows of pixels have no centre, no angle and no box, and to guess D from n_features would
+align spectra without a word. The checks that make sense on images are therefore run here by hand.
+"""
+
+import copy
+import inspect
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.base import clone, is_clusterer
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.utils import get_tags
+
+from sklearn_cryoem import MAPAligner, SMLClusterer
+from sklearn_cryoem.datasets import make_particles
+
+
+def quick(**options):
+    return MAPAligner(
+        **{"n_clusters": 3, "n_batches": 3, "max_iter": 2, "tol": 10.0, "random_state": 0, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def stack():
+    return make_particles("ribosome", 90, box=24, snr=1.0, n_views=3, max_shift=12.0, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def fitted(stack):
+    return quick().fit(stack)
+
+
+def test_tags_say_images_in_and_clusters_out():
+    tags = get_tags(MAPAligner())
+    assert tags.input_tags.three_d_array
+    assert not tags.input_tags.two_d_array
+    assert is_clusterer(MAPAligner())
+    assert tags.transformer_tags is not None
+
+
+def test_init_only_stores_its_parameters():
+    parameters = inspect.signature(MAPAligner).parameters
+    aligner = MAPAligner()
+    assert aligner.get_params() == {name: value.default for name, value in parameters.items()}
+    assert set(vars(aligner)) == set(parameters)
+
+
+def test_clone_copies_parameters_and_nothing_fitted(fitted):
+    copied = clone(fitted)
+    assert copied.get_params() == fitted.get_params()
+    assert not hasattr(copied, "poses_")
+
+
+def test_fit_changes_no_parameter_and_returns_self(stack):
+    aligner = quick()
+    before = copy.deepcopy(aligner.get_params())
+    assert aligner.fit(stack) is aligner
+    assert aligner.get_params() == before
+
+
+@pytest.mark.parametrize("method", ["transform", "predict", "score", "score_samples"])
+def test_every_method_says_when_nothing_was_fitted(stack, method):
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        getattr(MAPAligner(), method)(stack)
+
+
+def test_fitting_twice_gives_the_same(stack, fitted):
+    again = quick().fit(stack)
+    again.fit(stack)
+    np.testing.assert_array_equal(again.labels_, fitted.labels_)
+    np.testing.assert_array_equal(again.poses_.angle_rad, fitted.poses_.angle_rad)
+
+
+def test_a_pickled_aligner_works_alike(stack, fitted):
+    other = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(other.predict(stack), fitted.predict(stack))
+
+
+def test_methods_do_not_depend_on_what_else_is_in_the_batch(stack, fitted):
+    whole = fitted.score_samples(stack)
+    parts = np.concatenate([fitted.score_samples(stack[:31]), fitted.score_samples(stack[31:])])
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    np.testing.assert_array_equal(fitted.predict(stack[10:20]), fitted.predict(stack)[10:20])
+
+
+def test_methods_leave_the_fitted_state_alone(stack, fitted):
+    before = {name: id(value) for name, value in vars(fitted).items()}
+    fitted.transform(stack), fitted.predict(stack), fitted.score(stack)
+    assert {name: id(value) for name, value in vars(fitted).items()} == before
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"n_clusters": 0}, "'n_clusters'.*an int in"),
+        ({"max_iter": 0}, "'max_iter'"),
+        ({"tau_fudge": 0.0}, "'tau_fudge'"),
+        ({"class_prior": "flat"}, "must be one of 'uniform', 'estimated'"),
+        ({"noise": "pink"}, "must be one of"),
+        ({"max_shift": -1.0}, "'max_shift'"),
+        ({"batch_size": 0}, "'batch_size'"),
+    ],
+)
+def test_parameters_are_checked_in_fit_not_before(stack, parameters, message):
+    aligner = quick(**parameters)
+    with pytest.raises(ValueError, match=message):
+        aligner.fit(stack)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((5, 24)), np.zeros((5, 24, 20)), np.full((5, 24, 24), np.nan)],
+    ids=["2-D", "oblong", "nan"],
+)
+def test_what_is_not_a_stack_of_square_images_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"expected|NaN"):
+        quick().fit(wrong)
+
+
+def test_fewer_images_than_classes_is_an_error(stack):
+    with pytest.raises(ValueError, match="Ask for fewer classes"):
+        quick(n_clusters=10).fit(stack[:5])
+
+
+def test_other_boxes_and_pixel_sizes_are_refused_after_the_fit(stack, fitted):
+    with pytest.raises(ValueError, match="same box"):
+        fitted.predict(stack.downsample(20))
+    other = make_particles("ribosome", 5, box=24, pixel_size=stack.pixel_size * 1.1, snr=1.0, random_state=0)
+    with pytest.raises(ValueError, match="same pixel size"):
+        fitted.predict(other)
+
+
+def test_it_works_in_a_pipeline_and_the_pipeline_predicts_new_particles(stack):
+    pipeline = make_pipeline(quick(), SMLClusterer((2, 2), max_iter=60))
+    labels = pipeline.fit(stack[:70]).predict(stack[70:])
+    assert labels.shape == (20,)
+    assert pipeline.transform(stack[70:]).shape == (20, 2)
+
+
+def test_a_pipeline_caches_the_alignment(stack, tmp_path):
+    pipeline = make_pipeline(quick(), SMLClusterer((2, 2), max_iter=60), memory=str(tmp_path))
+    first = pipeline.fit(stack)[-1].labels_
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert files
+    stamps = [path.stat().st_mtime_ns for path in files if path.name == "output.pkl"]
+    second = clone(pipeline).fit(stack)[-1].labels_
+    assert [path.stat().st_mtime_ns for path in files if path.name == "output.pkl"] == stamps
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_grid_search_over_the_manifold_runs_on_an_aligned_stack(stack, fitted):
+    aligned = fitted.transform(stack)
+    search = GridSearchCV(
+        SMLClusterer(9, max_resolution=40.0, max_iter=80),
+        {"n_components": [1, 2], "n_basis": [4, 9]},
+        cv=KFold(3, shuffle=True, random_state=0),
+        error_score="raise",
+    ).fit(aligned)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.best_estimator_.labels_.shape == (90,)
