@@ -15,6 +15,7 @@ from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 
 POSTERIOR_FLOOR = 1e-5  # smaller posteriors are set to exactly zero
+ALWAYS_KEPT = 0.5  # unless they reach this fraction of the largest posterior of their image
 IMAGES_PER_PRODUCT = 32  # enough rows for an efficient matrix product
 COLUMNS_PER_PRODUCT = 2048  # (image, class, shift) columns whose angles still fit in the cache
 
@@ -107,7 +108,7 @@ def expect(
     prior : LogPrior
         Log priors of classes and shifts.
     floor : float
-        Posteriors below this are set to exactly zero, Eq. (4.5).
+        Posteriors below this are set to exactly zero, Eq. (4.5), unless they reach half the largest.
 
     Returns
     -------
@@ -239,7 +240,8 @@ def _normalise(
     at_top = np.flatnonzero(log >= best[image])
     at_top = at_top[np.unique(image[at_top], return_index=True)[1]]  # the first among equals
     best_row, best_angle, best_weight = row[at_top], angle[at_top], weight[at_top] / evidence
-    kept = np.flatnonzero(weight >= (floor * evidence)[image])
+    # over a flat posterior of more than 1 / floor cells every cell is below the floor: the largest stay
+    kept = np.flatnonzero(weight >= np.minimum(floor * evidence, ALWAYS_KEPT)[image])
     image, row, angle, weight = image[kept], row[kept], angle[kept], weight[kept]
     weight /= np.bincount(image, weight, n)[image]
     return Posterior(

@@ -1,0 +1,148 @@
+"""Small particles whose references, poses and CTFs are known exactly."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from sklearn_cryoem.alignment.features import FeatureSource
+from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
+from sklearn_cryoem.particles import CTFTable
+
+BOX, PIXEL_SIZE = 32, 4.0
+MASK_RADIUS, MASK_EDGE, MAX_SHIFT = 11.0, 2.0, 2.0
+RINGS = 13
+
+# x, y, standard deviation (pixels), height. The heights times sd^2 of each class sum to zero, so that F(0) is
+# zero: the quadrature over rings and the sum over Cartesian frequencies treat the centre differently. With
+# sd >= 1.7 nothing is left beyond ring 13 (exp(-2 pi^2 sd^2 r^2 / D^2) < 1e-4), so both see the same disc.
+BLOBS = [
+    [(5.0, 0.0, 1.7, 2.0), (-3.0, 3.5, 1.7, 1.5), (0.0, -4.0, 2.0, 1.0), (0.0, 0.0, 3.0, None)],
+    [(4.0, 3.0, 1.8, -2.0), (-4.0, -1.5, 1.7, 2.5), (0.0, 0.0, 3.0, None)],
+    [(0.0, 5.0, 1.7, 2.0), (1.5, -4.5, 1.7, 2.0), (-4.5, 0.0, 1.7, -1.0), (0.0, 0.0, 3.2, None)],
+]
+
+
+def _blob_image(kind, turn_rad=0.0, move_px=(0.0, 0.0)):
+    """Image of a class: turned about the centre pixel from x towards y, then moved by (x, y) pixels."""
+    axis = np.arange(BOX) - BOX // 2
+    cos, sin = np.cos(turn_rad), np.sin(turn_rad)
+    volume = -sum(height * sd**2 for _, _, sd, height in BLOBS[kind] if height is not None)
+    image = np.zeros((BOX, BOX))
+    for x, y, sd, given in BLOBS[kind]:
+        height = volume / sd**2 if given is None else given
+        px, py = cos * x - sin * y + move_px[0], sin * x + cos * y + move_px[1]
+        image += height * np.exp(-((axis[None, :] - px) ** 2 + (axis[:, None] - py) ** 2) / (2.0 * sd**2))
+    return image.astype(np.float32)
+
+
+def _ctf_table(rng, n_images, split_angstrom):
+    """Defocus round 8000 Angstrom, astigmatism of the given size in any direction."""
+    mean = rng.uniform(7e3, 9e3, n_images)
+    return CTFTable(
+        defocus_u_angstrom=mean + split_angstrom / 2,
+        defocus_v_angstrom=mean - split_angstrom / 2,
+        astigmatism_angle_rad=rng.uniform(0, np.pi, n_images),
+        voltage_volts=300e3,
+        cs_angstrom=2.7e7,
+        amplitude_contrast=0.1,
+    )
+
+
+def _ctf_times(images, table):
+    """Multiply the Fourier transforms of `images` by their CTFs."""
+    k = np.fft.fftfreq(BOX) * BOX
+    radius = np.hypot(k[:, None], k[None, :]).ravel()
+    azimuth = np.arctan2(k[:, None], k[None, :]).ravel()
+    ctf = table.evaluate(radius / (BOX * PIXEL_SIZE), azimuth).reshape(images.shape)
+    return np.fft.ifft2(np.fft.fft2(images) * ctf).real.astype(np.float32)
+
+
+@dataclass
+class Particles:
+    """Simulated images, their CTFs (None without), and what they were made of."""
+
+    images: np.ndarray
+    table: CTFTable | None
+    kind: np.ndarray
+    angle_rad: np.ndarray
+    shift_px: np.ndarray
+
+    def ctf(self, rows, radius, azimuth):
+        return self.table[rows].evaluate(radius / (BOX * PIXEL_SIZE), azimuth)
+
+    def source(self, **options):
+        """Features of the images as the alignment asks for them."""
+        options = {
+            "mask_radius_px": MASK_RADIUS + MAX_SHIFT,
+            "mask_edge_px": MASK_EDGE,
+            "k_max": RINGS,
+            "reference_radius_px": MASK_RADIUS + MASK_EDGE,
+            **options,
+        }
+        ctf = None if self.table is None else self.ctf
+        return FeatureSource(len(self.images), BOX, lambda rows: self.images[rows], ctf, **options)
+
+
+def _make_particles(rng, n_images, *, noise=0.5, split_angstrom=3000.0, n_kinds=3, max_shift=1.5):
+    kind = rng.integers(n_kinds, size=n_images)
+    angle = rng.uniform(0, 2 * np.pi, n_images)
+    shift = rng.uniform(-max_shift, max_shift, (n_images, 2))
+    # the image at azimuth theta is the class at theta + psi: content turned by -psi, and displaced by -shift
+    images = np.stack([_blob_image(z, -psi, -t) for z, psi, t in zip(kind, angle, shift, strict=True)])
+    table = None if split_angstrom is None else _ctf_table(rng, n_images, split_angstrom)
+    if table is not None:
+        images = _ctf_times(images, table)
+    images = images + noise * rng.standard_normal(images.shape).astype(np.float32)
+    return Particles(images, table, kind, angle, shift)
+
+
+def _make_settings(**options):
+    options = {
+        "n_clusters": 3,
+        "mask_radius_px": MASK_RADIUS,
+        "mask_edge_px": MASK_EDGE,
+        "max_shift_px": MAX_SHIFT,
+        "k_start": 6.0,
+        "k_limit": float(RINGS),
+        **options,
+    }
+    return AlignmentSettings(**options)
+
+
+def _make_model(references, *, noise=0.25, k_max=RINGS, **options):
+    n = len(references)
+    options = {
+        "class_weight": np.full(n, 1.0 / n),
+        "balance": np.zeros(n),
+        "shift_sigma_px": 1.0,
+        "resolution": np.zeros(n, dtype=np.int64),
+        **options,
+    }
+    return AlignmentModel(references=references, noise=np.full(RINGS, noise), k_max=float(k_max), **options)
+
+
+@pytest.fixture
+def blob_image():
+    return _blob_image
+
+
+@pytest.fixture
+def references():
+    """The three classes, centred and upright."""
+    return np.stack([_blob_image(kind) for kind in range(len(BLOBS))])
+
+
+@pytest.fixture
+def make_particles():
+    return _make_particles
+
+
+@pytest.fixture
+def make_settings():
+    return _make_settings
+
+
+@pytest.fixture
+def make_model():
+    return _make_model

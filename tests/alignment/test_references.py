@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from sklearn_cryoem.alignment.references import centring_moves, reference_bank, ring_power
+from sklearn_cryoem.physics.polar import angular_orders, even_orders, polar_transform
+
+
+@pytest.fixture
+def space(make_settings):
+    return make_settings().space(32, 13.0)
+
+
+def test_bank_holds_every_reference_displaced_against_every_shift(space, blob_image, references):
+    bank = reference_bank(polar_transform(references, space.grid), space, 3)
+    n, area = space.n_rings, 2 * np.pi * space.grid.radius
+    table = (bank.orders[:, :n] + 1j * bank.orders[:, n:]).reshape(space.n_orders, n, 3, space.n_shifts)
+    # content displaced by -u: adding the shift u centres it
+    moved = np.stack([[blob_image(z, 0.0, -u) for u in space.shifts_px] for z in range(3)])
+    values = polar_transform(moved.reshape(-1, 32, 32), space.grid)
+    orders = angular_orders(values, space.n_orders)[..., space.order] * area[:, None]
+    expected = orders.reshape(3, space.n_shifts, n, -1).transpose(3, 2, 0, 1)
+    np.testing.assert_allclose(table, expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_bank_holds_half_the_power_of_every_reference_by_even_orders(space, references):
+    values = polar_transform(references, space.grid)
+    bank = reference_bank(values, space, 3)
+    expected = even_orders(np.abs(values) ** 2, 3) * (np.pi * space.grid.radius)[:, None]
+    np.testing.assert_allclose(bank.power, expected.transpose(2, 1, 0), rtol=1e-4, atol=1e-4)
+    assert reference_bank(values, space, 999).power.shape[0] == space.n_even  # all that there are
+
+
+def test_bank_does_not_depend_on_the_number_of_workers(space, references):
+    values = polar_transform(np.concatenate([references] * 3), space.grid)  # more than one task
+    one, two = (reference_bank(values, space, 3, n_jobs) for n_jobs in (1, 2))
+    np.testing.assert_array_equal(one.orders, two.orders)
+    np.testing.assert_array_equal(
+        one.orders[..., : space.n_shifts], one.orders[..., -3 * space.n_shifts : -2 * space.n_shifts]
+    )
+
+
+def test_ring_power_is_the_mean_of_the_squared_modulus(rng):
+    values = (rng.standard_normal((2, 4, 6)) + 1j * rng.standard_normal((2, 4, 6))).astype(np.complex64)
+    np.testing.assert_allclose(ring_power(values), (np.abs(values) ** 2).mean(axis=-1), rtol=1e-5)
+
+
+def gaussian(x, y, sd=3.0, box=40):
+    axis = np.arange(box) - box // 2
+    return np.exp(-((axis[None, :] - x) ** 2 + (axis[:, None] - y) ** 2) / (2 * sd**2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("box", [40, 41])
+def test_an_off_centre_blob_is_moved_to_the_centre(box):
+    at = np.array([[2.0, -1.0], [-1.5, 0.5], [0.0, 0.0]])
+    moves = centring_moves(np.stack([gaussian(x, y, box=box) for x, y in at]), longest_px=9.0)
+    np.testing.assert_allclose(moves, -at, atol=0.05)
+
+
+def test_moves_are_limited_in_length_and_keep_their_direction():
+    moves = centring_moves(gaussian(6.0, -8.0)[None], longest_px=3.0)
+    np.testing.assert_allclose(moves, [[-1.8, 2.4]], atol=0.02)
+
+
+def test_a_weak_background_does_not_pull():
+    ragged = gaussian(0.0, 0.0) + 0.3 * (np.arange(40) > 31)[None, :].astype(np.float32)
+    assert np.abs(centring_moves(ragged[None], 9.0)).max() < 0.3
+    np.testing.assert_array_equal(centring_moves(np.zeros((2, 40, 40), np.float32), 9.0), np.zeros((2, 2)))
