@@ -1,8 +1,9 @@
 """How the kernels see data: blocks of rows whose columns are sorted by radial shell.
 
-Three kinds of data share one code path. A block holds d = c y (n, P) and c^2 (n, Q), where Q is 1 for plain
-vectors (c = 1, no product at all), the number of distinct radii for CTFs without astigmatism, and the number
-of Fourier coefficients otherwise; `FeatureLayout.norm_index` says which column of c^2 belongs to a feature.
+Three kinds of data share one code path. A block holds d = c y (n, P) and c^2 (n, Q), where Q is the number of
+shells for plain vectors (one shell) and images without CTF (c = 1, no product at all), the number of distinct
+radii for CTFs without astigmatism, and the number of Fourier coefficients otherwise;
+`FeatureLayout.norm_index` says which column of c^2 belongs to a feature.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class FeatureBlock:
     data : ndarray of shape (n, P), float32 or float64
         c y: each feature times its CTF.
     norm : ndarray of shape (n, Q) or None
-        c^2; None where c = 1.
+        c^2; None where c = 1, and then Q = S.
     power : ndarray of shape (n, S), float64
         Sum of y^2 over each shell.
     """

@@ -107,7 +107,8 @@ def _block_classes(blocks: Blocks, matcher: Matcher, hard: bool, index: int) -> 
     halves = [slice(0, None, 2), slice(1, None, 2)]
     cross = np.stack([weights[half].T @ block.data[half] for half in halves]).astype(np.float64)
     if block.norm is None:
-        gram = np.stack([weights[half].sum(axis=0, dtype=np.float64)[:, None] for half in halves])
+        mass = np.stack([weights[half].sum(axis=0, dtype=np.float64) for half in halves])  # (2, K)
+        gram = np.repeat(mass[:, :, None], block.power.shape[1], axis=2)  # (2, K, Q)
     else:
         gram = np.stack([weights[half].T @ block.norm[half] for half in halves]).astype(np.float64)
     return ClassStatistics(cross, gram, node_mass, labels)

@@ -71,7 +71,7 @@ class Matcher:
         """Return log p(y_i | node k) without the parts that no node changes; (n, K), Eq. (3.1)."""
         match = block.data @ self.scaled.T  # (n, K), the first product
         if block.norm is None:
-            match -= self.half_norms[:, 0]
+            match -= self.half_norms.sum(axis=1)
         else:
             match -= block.norm @ self.half_norms.T  # the second
         match *= match.dtype.type(self.layout.information)  # Eq. (3.10)
@@ -142,7 +142,10 @@ def block_statistics(block: FeatureBlock, responsibilities: Floating, log_eviden
     """Statistics of one block, Eq. (3.2): two matrix products in the precision of the data."""
     node_mass = responsibilities.sum(axis=0, dtype=np.float64)  # (K,)
     cross = responsibilities.T @ block.data  # (K, P)
-    gram = node_mass[:, None] if block.norm is None else responsibilities.T @ block.norm  # (K, Q)
+    if block.norm is None:
+        gram = np.repeat(node_mass[:, None], block.power.shape[1], axis=1)  # (K, Q), a column for each shell
+    else:
+        gram = responsibilities.T @ block.norm  # (K, Q)
     return Statistics(
         cross.astype(np.float64),
         gram.astype(np.float64),

@@ -100,7 +100,7 @@ class FeatureBlocks:
     def _layout(self) -> FeatureLayout:
         shell = np.repeat(self.plane.shell - 1, 2)  # real and imaginary part in turn; (2 J,)
         if self.stack.ctf is None:
-            norm = np.zeros(self.plane.n_coefficients, dtype=np.int64)
+            norm = self.plane.shell - 1  # prior and noise are those of a shell, though c = 1 everywhere
         elif self._is_isotropic:
             norm = self._radius_index(self.plane)
         else:

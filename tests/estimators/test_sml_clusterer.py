@@ -81,6 +81,16 @@ def test_noise_variance_is_that_of_the_masked_noise(stack, fitted):
     np.testing.assert_allclose(fitted.noise_variance_[4:], share, rtol=0.1)
 
 
+def test_images_without_ctf_have_noise_and_prior_of_each_shell(stack):
+    bare = ParticleStack(np.random.default_rng(0).standard_normal((300, 24, 24)))
+    model = SMLClusterer((3, 3), alpha=1e6, max_iter=30).fit(bare)
+    share = model._space.blocks(bare).layout.information
+    np.testing.assert_allclose(model.noise_variance_, share, rtol=0.15)
+    trace = SMLClusterer((3, 3)).fit(stack.with_ctf(None))
+    steps = np.diff(trace.log_posterior_)[np.diff(trace.stage_) == 0]
+    assert len(steps) and steps.min() > -1e-4 * abs(trace.log_posterior_[-1])
+
+
 def test_centres_lie_on_the_manifold_and_between_them_are_images_too(fitted):
     images = fitted.inverse_transform(fitted.latent_nodes_)
     np.testing.assert_allclose(images, fitted.cluster_centers_, atol=1e-5)

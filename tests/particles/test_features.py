@@ -106,6 +106,16 @@ def test_isotropic_ctfs_need_one_column_a_radius_and_change_nothing_else(one_vie
     np.testing.assert_allclose(data, data_slow, atol=5e-3 * np.abs(data_slow).max())
 
 
+@pytest.mark.parametrize("ctf", ["none", "isotropic", "astigmatic"])
+def test_a_column_of_the_norms_never_spans_two_shells(one_view, ctf):
+    values = {name: getattr(one_view.ctf, name) for name in one_view.ctf.__dataclass_fields__}
+    values["defocus_v_angstrom"] = values["defocus_u_angstrom"]
+    stack = {"none": one_view.with_ctf(None), "isotropic": one_view.with_ctf(CTFTable(**values))}
+    layout = FeatureBlocks(stack.get(ctf, one_view), half_plane(one_view.box)).layout
+    shells = [np.unique(layout.shell[layout.norm_index == column]) for column in range(layout.n_norms)]
+    assert all(len(of_column) == 1 for of_column in shells)
+
+
 def test_cropping_costs_a_small_share_of_the_noise():
     stack = aligned_to_truth(make_particles("ribosome", 60, box=96, snr=0.05, max_shift=10.0, random_state=0))
     plane = half_plane(96)
