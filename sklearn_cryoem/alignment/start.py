@@ -11,7 +11,7 @@ from sklearn_cryoem.alignment.update import masked_references
 from sklearn_cryoem.physics.fourier import Float64
 from sklearn_cryoem.physics.polar import from_angular_orders, images_from_polar
 
-IMAGES_PER_REFERENCE = 200
+IMAGES_PER_REFERENCE = 20
 IMAGES_FOR_NOISE = 500
 
 
