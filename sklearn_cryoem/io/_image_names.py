@@ -9,7 +9,7 @@ from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.mrc_files import FrameFile, inspect_mrc
 from sklearn_cryoem.particles.preprocess import TransformedSource
-from sklearn_cryoem.particles.sources import ImageSource
+from sklearn_cryoem.particles.sources import ConcatenatedSource, ImageSource
 
 
 def raw_source(stack: ParticleStack) -> ImageSource:
@@ -33,12 +33,16 @@ def names_on_disk(stack: ParticleStack, path: Path) -> list[str] | None:
     Returns
     -------
     list of str or None
-        Names as they came in; for images in MRC files that came without names, relative to the folder of
-        `path` if they are under it, else absolute.
+        Names as they came in, but absolute where stacks of several folders were joined in which one name
+        means several files; for images in MRC files that came without names, relative to the folder of `path`
+        if they are under it, else absolute.
     """
     metadata = stack.metadata
     if "rlnImageName" in metadata.columns:
-        return metadata["rlnImageName"].tolist()
+        names = metadata["rlnImageName"]
+        if names.isna().any():  # stacks were joined, and some of them came from no file
+            return None
+        return _told_apart(names.tolist(), raw_source(stack))
     if "blob/path" in metadata.columns and "blob/idx" in metadata.columns:
         pairs = zip(metadata["blob/idx"], metadata["blob/path"], strict=True)
         return [f"{int(index) + 1:06d}@{str(name).removeprefix('>')}" for index, name in pairs]
@@ -51,6 +55,38 @@ def names_on_disk(stack: ParticleStack, path: Path) -> list[str] | None:
         f"{frame + 1:06d}@{files[index]}"
         for index, frame in zip(source.file_index, source.frame, strict=True)
     ]
+
+
+def _told_apart(names: list[str], source: ImageSource) -> list[str]:
+    """Names as they came in, or absolute if one file name means several files of a joined stack."""
+    if not isinstance(source, ConcatenatedSource):
+        return names
+    paths = [_path_of(source, row) for row in range(len(source))]
+    if None in paths:
+        return names
+    meant: dict[str, str | None] = {}
+    clash = any(
+        meant.setdefault(name.rpartition("@")[2], path) != path
+        for name, path in zip(names, paths, strict=True)
+    )
+    if not clash:
+        return names
+    return [
+        f"{name.partition('@')[0] if '@' in name else '000001'}@{path}"
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def _path_of(source: ImageSource, row: int) -> str | None:
+    """File that holds the image of one row; None if it is in no file."""
+    while not isinstance(source, FileSource):
+        if isinstance(source, ConcatenatedSource):
+            source, row = source.part_of(row)
+        elif isinstance(source, TransformedSource):
+            source = source.source
+        else:
+            return None
+    return source.files[source.file_index[row]].path
 
 
 def _is_whole_mrc(file: FrameFile) -> bool:

@@ -159,6 +159,8 @@ def star_text(blocks: dict[str, pd.DataFrame]) -> str:
 
 
 def _write_images(stack: ParticleStack, path: Path, *, overwrite: bool) -> None:
+    if len(stack) == 0:
+        raise ParticleDataError(f"{path}: there is no image to write. Give a stack with particles.")
     rows = row_blocks(len(stack), max(1, _BLOCK_BYTES // (4 * stack.box**2)))
     blocks = (stack.read(block) for block in rows)
     with atomic_path(path, overwrite=overwrite) as temporary:

@@ -219,7 +219,12 @@ class ConcatenatedSource(Immutable):
 
     def locate(self, row: int) -> str:
         """Say where the pixels of one row are, for messages."""
-        return self._sources[self._owner[row]].locate(int(self._own_row[row]))
+        source, own_row = self.part_of(row)
+        return source.locate(own_row)
+
+    def part_of(self, row: int) -> tuple[ImageSource, int]:
+        """Source that one row comes from, and the row's place there."""
+        return self._sources[self._owner[row]], int(self._own_row[row])
 
     def __reduce__(self) -> tuple:
         # Only the rows that are wanted travel, in one canonical layout: equal slices hash alike.

@@ -9,7 +9,7 @@ import starfile
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.io import read_mrc, read_particles, write_particles
-from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
+from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses, concatenate
 
 
 def same_columns(found, expected):
@@ -353,3 +353,40 @@ def test_relion_reads_what_we_write(project, in_memory, tmp_path, version):
 def starfile_names(path):
     blocks = starfile.read(path, always_dict=True)
     return blocks.get("particles", blocks.get(""))["rlnImageName"].tolist()
+
+
+# ------------------------------------------------------------------------------------ joined stacks
+def test_one_name_for_two_files_of_a_joined_stack_becomes_two(in_memory, tmp_path):
+    parts = []
+    for place, rows in [("a", slice(0, 4)), ("b", slice(4, 6))]:
+        (tmp_path / place).mkdir()
+        write_particles(in_memory[rows], tmp_path / place / "p.star")
+        parts.append(read_particles(tmp_path / place / "p.star"))
+    assert set(parts[0].metadata["rlnImageName"]) & set(parts[1].metadata["rlnImageName"])
+    for joined in (concatenate(parts), concatenate(parts).invert_contrast(), concatenate([*parts, *parts])):
+        path = tmp_path / "a" / "joined.star"  # where the names alone would all find a/p.mrcs
+        write_particles(joined, path, overwrite=True)
+        found = read_particles(path).read()
+        np.testing.assert_array_equal(found, np.resize(in_memory.read(), joined.shape))
+
+
+def test_names_that_stay_clear_are_kept_when_stacks_are_joined(project):
+    stack = read_particles(project.write())
+    path = project.folder / "Extract" / "joined.star"
+    write_particles(concatenate([stack[6:], stack[:2]]), path)
+    expected = stack.metadata["rlnImageName"].iloc[[6, 7, 8, 0, 1]].tolist()
+    assert read_particles(path).metadata["rlnImageName"].tolist() == expected
+
+
+def test_images_from_no_file_are_written_with_those_they_were_joined_to(in_memory, tmp_path):
+    write_particles(in_memory[:4], tmp_path / "p.star")
+    joined = concatenate([read_particles(tmp_path / "p.star"), in_memory[4:]])
+    write_particles(joined, tmp_path / "joined.star")
+    np.testing.assert_array_equal(read_particles(tmp_path / "joined.star").read(), in_memory.read())
+
+
+@pytest.mark.parametrize("name", ["none.star", "none.mrcs"])
+def test_no_image_is_no_file(in_memory, tmp_path, name):
+    with pytest.raises(ParticleDataError, match=r"no image to write. Give a stack with particles"):
+        write_particles(in_memory[:0], tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
