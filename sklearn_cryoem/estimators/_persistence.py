@@ -155,6 +155,8 @@ def _encode(value, where, arrays):  # noqa: PLR0911 (one line for each kind of v
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufcU":
         arrays[where] = value
         return {"$array": where}
+    if isinstance(value, np.ndarray) and all(isinstance(item, str) for item in value.flat):
+        return {"$texts": value.tolist()}  # an array of str objects, such as feature_names_in_
     if isinstance(value, list | tuple):
         items = [_encode(item, f"{where}.{index}", arrays) for index, item in enumerate(value)]
         return items if isinstance(value, list) else {"$tuple": items}
@@ -232,6 +234,7 @@ _DECODERS = {
     "$float": lambda value, arrays: float(value["$float"]),
     "$scalar": lambda value, arrays: np.dtype(value["$scalar"]).type(value["value"]),
     "$array": lambda value, arrays: arrays[value["$array"]],
+    "$texts": lambda value, arrays: np.array(value["$texts"], dtype=object),
     "$tuple": lambda value, arrays: tuple(_decode(value["$tuple"], arrays)),
     "$dict": lambda value, arrays: {key: _decode(item, arrays) for key, item in value["$dict"].items()},
     "$pipeline": lambda value, arrays: Pipeline(

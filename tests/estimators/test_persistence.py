@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.pipeline import Pipeline, make_pipeline
 
@@ -114,6 +115,15 @@ def test_arrays_come_back_bit_by_bit(dtype, tmp_path, rng):
     loaded = load_model(tmp_path / "model.npz").learned_["deep"][0]
     np.testing.assert_array_equal(loaded, array)
     assert loaded.dtype == array.dtype
+
+
+def test_a_model_of_a_table_keeps_the_names_of_its_columns(tmp_path, rng):
+    table = pd.DataFrame(rng.standard_normal((30, 3)), columns=["a", "b", "c"])
+    model = SMLClusterer((2, 2)).fit(table)
+    save_model(model, tmp_path / "model.npz")
+    loaded = load_model(tmp_path / "model.npz")
+    np.testing.assert_array_equal(loaded.predict(table), model.labels_)
+    assert loaded.feature_names_in_.dtype == object and loaded.feature_names_in_.tolist() == ["a", "b", "c"]
 
 
 def test_dataclasses_of_the_library_come_back(tmp_path):
