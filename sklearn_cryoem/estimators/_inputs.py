@@ -8,8 +8,13 @@ from sklearn_cryoem.particles import ParticleStack
 
 
 def is_images(X):
-    """Whether X is a stack or a three-dimensional array, rather than plain vectors."""
-    return isinstance(X, ParticleStack) or (hasattr(X, "shape") and len(X.shape) == 3)
+    """Whether X is a stack, a three-dimensional array or a list of images, rather than plain vectors."""
+    if isinstance(X, ParticleStack):
+        return True
+    try:
+        return len(X.shape if hasattr(X, "shape") else np.shape(X)) == 3
+    except ValueError:  # a ragged list: the check of vectors says what is wrong with it
+        return False
 
 
 def as_stack(X, owner):

@@ -149,6 +149,15 @@ def test_plain_images_and_a_stack_of_them_are_the_same(stack):
     np.testing.assert_array_equal(from_array.class_averages_, from_stack.class_averages_)
 
 
+def test_a_list_of_images_is_an_array_of_them(fitted, stack):
+    images = stack.with_poses(None).read(slice(0, 60))
+    model = SMLClusterer((2, 2)).fit(images)
+    np.testing.assert_array_equal(SMLClusterer((2, 2)).fit(list(images)).labels_, model.labels_)
+    np.testing.assert_array_equal(model.predict(list(images[:9])), model.predict(images[:9]))
+    with pytest.raises(ValueError, match=r"inhomogeneous|sequence"):
+        model.predict([[1.0, 2.0], [3.0]])
+
+
 def test_file_backed_particles_give_the_same_classes(tmp_path):
     options = {"box": 32, "snr": 0.3, "random_state": 1}
     in_memory = aligned_to_truth(make_particles("ribosome", 150, **options))
