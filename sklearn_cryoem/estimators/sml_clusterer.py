@@ -202,9 +202,15 @@ class SMLClusterer(
         self._store_manifold(fit)
         self._store_classes(blocks)
         if not fit.converged:
+            gain = fit.trace.last_gain
+            how = (
+                f"gained {gain:.3g} nats per image (tol={self.tol:g}). Raise max_iter or tol."
+                if np.isfinite(gain)
+                else "let finer detail in, so its gain cannot be told. Raise max_iter."
+            )
             warnings.warn(
                 f"SMLClusterer stopped at max_iter={self.max_iter} before it converged: the last iteration "
-                f"gained {fit.trace.last_gain:.3g} nats per image (tol={self.tol:g}). Raise max_iter or tol.",
+                + how,
                 ConvergenceWarning,
                 stacklevel=2,
             )

@@ -205,6 +205,8 @@ def test_default_settings_do_not_warn_and_a_short_run_says_what_to_do(stack):
         ConvergenceWarning, match=r"max_iter=3 .*gained .* nats per image .*Raise max_iter or tol"
     ):
         model = SMLClusterer(16, max_iter=3).fit(stack)
+    with pytest.warns(ConvergenceWarning, match=r"max_iter=1 .*let finer detail in.*Raise max_iter"):
+        SMLClusterer(16, max_iter=1).fit(stack)
     assert model.n_iter_ == 3 == len(model.log_posterior_) and not model.converged_
 
 
