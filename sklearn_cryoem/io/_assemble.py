@@ -192,9 +192,9 @@ def _one_pixel_size(
                 ParticleDataWarning,
                 stacklevel=4,
             )
-        elif raw.ctf is not None and problems.keep.any():
+        elif problems.keep.any() and (need := _needs_pixel_size(raw)):
             raise ParticleDataError(
-                f"{raw.path}: neither the metadata nor the images give a pixel size, which the CTF needs. "
+                f"{raw.path}: neither the metadata nor the images give a pixel size, which the {need}. "
                 "Pass pixel_size= in Angstrom."
             )
         return header_size
@@ -215,6 +215,13 @@ def _one_pixel_size(
             "the difference is negligible, pass the common pixel_size=."
         )
     return float(np.median(sizes))
+
+
+def _needs_pixel_size(raw: RawParticles) -> str:
+    """What of the metadata cannot be used without a pixel size; empty if all can."""
+    if raw.ctf is not None:
+        return "CTF needs"
+    return "shifts in Angstrom need" if raw.shift is not None and not raw.shift_unit_is_pixel else ""
 
 
 def _check_pixels(source: ImageSource, problems: RowProblems, verbose: int) -> None:

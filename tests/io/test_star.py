@@ -144,19 +144,25 @@ def test_the_pixel_size_is_taken_from_the_images_with_a_warning(project):
         assert read_particles(project.star).pixel_size == pytest.approx(2.0)
 
 
-def test_without_any_pixel_size_the_ctf_cannot_be_used(project, save_stack):
+def test_without_any_pixel_size_neither_ctf_nor_shifts_in_angstrom_can_be_used(project, save_stack):
     del project.optics["rlnImagePixelSize"]
     for path in project.stacks:
         content = bytearray(path.read_bytes())
         content[40:52] = bytes(12)  # cell lengths
         path.write_bytes(content)
     project.write()
-    with pytest.raises(ParticleDataError, match=r"Pass pixel_size= in Angstrom"):
+    with pytest.raises(ParticleDataError, match=r"the CTF needs. Pass pixel_size= in Angstrom"):
         read_particles(project.star)
     assert read_particles(project.star, pixel_size=1.2).pixel_size == 1.2
+    with pytest.raises(ParticleDataError, match=r"shifts in Angstrom need. Pass pixel_size= in Angstrom"):
+        read_particles(project.star, ctf=False)
+    for axis in "XY":
+        project.particles[f"rlnOrigin{axis}"] = project.particles.pop(f"rlnOrigin{axis}Angst")
+    project.write()
     without = read_particles(project.star, ctf=False)
     assert without.pixel_size is None
     assert without.ctf is None
+    np.testing.assert_array_equal(without.poses.shift[:, 0], project.particles["rlnOriginX"])
 
 
 def test_several_pixel_sizes_are_refused_by_group(project):
