@@ -119,7 +119,7 @@ def column(name: str, values: Any, n_rows: int | None = None, *, owner: str) -> 
     ValueError
         If the length is wrong or a value is NaN or infinite.
     """
-    array = np.array(values, dtype=np.float64, copy=True)
+    array = np.array(values, dtype=np.float64, copy=True, order="C")
     if n_rows is not None and array.shape[:1] != (n_rows,):
         raise ValueError(
             f"{owner}: {name} has shape {array.shape}, expected one value for each of the {n_rows} particles."

@@ -248,6 +248,9 @@ def test_hash_is_equal_for_equal_stacks_however_they_were_made(stack, numbered_p
     assert joblib.hash(stack[2:6]) == joblib.hash(pickle.loads(pickle.dumps(stack))[2:6])
     assert joblib.hash(stack[::4]) == joblib.hash(stack[np.arange(12) % 4 == 0])
     assert joblib.hash(stack[:9][3:]) == joblib.hash(stack[3:9])
+    shift = np.asfortranarray(stack.poses.shift)  # as columns of a table come
+    turned = stack.with_poses(Poses(stack.poses.angle_rad, shift))
+    assert joblib.hash(turned) == joblib.hash(stack) and joblib.hash(turned[2:6]) == joblib.hash(stack[2:6])
 
 
 def test_hash_differs_when_anything_does(stack, numbered_parts):
