@@ -1,9 +1,14 @@
 """Fixtures shared by all tests."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# Worker processes import test modules by name (tests.contract.test_...) to find the classes pickled to them.
+# Last on the path: the library tested is the installed one.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
