@@ -6,6 +6,7 @@ import numpy as np
 
 from sklearn_cryoem._core.memory import log_estimate
 from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 from sklearn_cryoem.manifold.classes import class_statistics, effective_count
 from sklearn_cryoem.manifold.fit import fit_manifold
@@ -17,6 +18,7 @@ from sklearn_cryoem.metrics import fourier_ring_correlation, resolution_from_frc
 logger = logging.getLogger(__name__)
 
 FRC_THRESHOLD = 0.143
+FRC_PIXELS = 2**20  # transformed at once: transforms are many times larger than the averages
 
 
 def learn(estimator, blocks, basis, space, rng):
@@ -89,5 +91,8 @@ def class_resolution(halves, space):
         return np.full(halves.shape[1], np.nan)
     box, pixel_size = space.plane.box, space.pixel_size or 1.0
     n_rings = int(space.plane.shell[-1]) + 1
-    correlation = fourier_ring_correlation(*halves)[:, :n_rings]  # (n_nodes, n_rings)
+    rows = row_blocks(halves.shape[1], max(1, FRC_PIXELS // box**2))
+    correlation = np.concatenate(
+        [fourier_ring_correlation(*halves[:, some])[:, :n_rings] for some in rows]
+    )  # (n_nodes, n_rings)
     return np.asarray(resolution_from_frc(correlation, pixel_size, box, FRC_THRESHOLD))

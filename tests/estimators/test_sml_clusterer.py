@@ -12,7 +12,8 @@ from sklearn.model_selection import GridSearchCV
 
 from sklearn_cryoem import ParticleStack, SMLClusterer
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
-from sklearn_cryoem.metrics import fraction_within
+from sklearn_cryoem.estimators._sml_fit import class_resolution
+from sklearn_cryoem.metrics import fourier_ring_correlation, fraction_within
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,21 @@ def test_max_resolution_limits_the_frequencies(stack):
     assert model.noise_variance_.shape == (8,)
     spectrum = np.abs(np.fft.rfft2(model.class_averages_[0]))
     assert spectrum[0, 9:].max() < 1e-4 * spectrum.max()
+
+
+def test_resolutions_are_computed_for_a_few_classes_at_once(fitted, monkeypatch):
+    module = "sklearn_cryoem.estimators._sml_fit"
+    sizes = []
+
+    def counted(first, second):
+        sizes.append(len(first))
+        return fourier_ring_correlation(first, second)
+
+    monkeypatch.setattr(f"{module}.fourier_ring_correlation", counted)
+    monkeypatch.setattr(f"{module}.FRC_PIXELS", 7 * 32**2)
+    resolution = class_resolution(fitted.half_averages_, fitted._space)
+    np.testing.assert_array_equal(resolution, fitted.class_resolution_)
+    assert sizes == [7, 7, 7, 4]
 
 
 def test_soft_and_hard_averages_differ_only_where_labels_are_uncertain(stack, fitted):
