@@ -27,6 +27,8 @@ LONGEST_CENTRING_MOVE_PX = 3.0
 POOLED_IMAGES = (
     0.5  # prior spectrum of a class: its own, plus the average one with this many mean class sizes
 )
+SMALLEST_NOISE = 1e-6  # of the power of the images: a difference in single precision may be negative
+TINY_POWER = 1e-12  # noise of images that are zero
 SMALLEST_SIGNAL = 1e-3  # prior variance, at least this fraction of the noise of the estimate
 
 
@@ -113,6 +115,7 @@ def update_model(
     grid: PolarGrid,
     settings: AlignmentSettings,
     noise_fraction: float,
+    seen_fraction: float = 1.0,
 ) -> tuple[AlignmentModel, Statistics]:
     """The M-step after the sums: new references, noise, priors and resolution, Eq. (4.2), (3.4), (4.7).
 
@@ -128,6 +131,10 @@ def update_model(
         Masks, priors.
     noise_fraction : float
         Part of the noise power that passes the mask of the images.
+    seen_fraction : float
+        How many images the sums really rest on, as a fraction of those they are scaled to: below 1 for online
+        EM. References are regularised as if all had been seen, or they would stay blurred and alike, but the
+        resolution is judged by what was.
 
     Returns
     -------
@@ -146,7 +153,8 @@ def update_model(
     references = solve_references(polar, noise / tau2)
     images = masked_references(images_from_polar(references, grid), settings)
     values = polar_transform(images, grid)
-    residual = residual_power(stats, polar, values) / noise_fraction
+    floor = SMALLEST_NOISE * stats.power / np.maximum(stats.n_images, 1e-9) + TINY_POWER
+    residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction
     moves = centring_moves(images, LONGEST_CENTRING_MOVE_PX)
     phase = translation_phase(grid, moves)  # (n_clusters, n_rings, n_angles / 2)
     moved = angular_orders(polar.numerator * phase, stats.numerator.shape[1]).transpose(0, 2, 1)
@@ -159,7 +167,7 @@ def update_model(
         shift_sigma_px=max(
             SMALLEST_SHIFT_SIGMA_PX, float(np.sqrt(0.5 * stats.shift_square[0] / stats.mass.sum()))
         ),
-        resolution=resolved_ring(signal * seen / noise),
+        resolution=resolved_ring(signal * seen / noise * seen_fraction),
     )
     return updated, replace(stats, numerator=moved.astype(np.complex128))
 

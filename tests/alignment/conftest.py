@@ -13,21 +13,35 @@ BOX, PIXEL_SIZE = 32, 4.0
 MASK_RADIUS, MASK_EDGE, MAX_SHIFT = 11.0, 2.0, 2.0
 RINGS = 13
 
-# x, y, standard deviation (pixels), height. The heights times sd^2 of each class sum to zero, so that F(0) is
-# zero: the quadrature over rings and the sum over Cartesian frequencies treat the centre differently. With
-# sd >= 1.7 nothing is left beyond ring 13 (exp(-2 pi^2 sd^2 r^2 / D^2) < 1e-4), so both see the same disc.
-BLOBS = [
+# x, y, standard deviation (pixels), height. The heights times sd^2 of each class sum to zero (None is what
+# makes them do so), so that F(0) is zero: the quadrature over rings and the sum over Cartesian frequencies
+# treat the centre differently. With sd >= 1.7 nothing is left beyond ring 13 (exp(-2 pi^2 sd^2 r^2 / D^2) is
+# below 1e-4), so both see the same disc.
+FLAT = [
     [(5.0, 0.0, 1.7, 2.0), (-3.0, 3.5, 1.7, 1.5), (0.0, -4.0, 2.0, 1.0), (0.0, 0.0, 3.0, None)],
-    [(4.0, 3.0, 1.8, -2.0), (-4.0, -1.5, 1.7, 2.5), (0.0, 0.0, 3.0, None)],
-    [(0.0, 5.0, 1.7, 2.0), (1.5, -4.5, 1.7, 2.0), (-4.5, 0.0, 1.7, -1.0), (0.0, 0.0, 3.2, None)],
+    [(5.5, 1.0, 1.8, 1.5), (-3.5, -0.5, 1.7, 2.5), (0.0, 0.0, 3.0, None)],
+    [(0.0, 5.0, 1.7, 2.0), (1.5, -4.5, 1.7, 2.0), (-4.5, 0.0, 1.7, 1.0), (0.0, 0.0, 3.2, None)],
 ]
+# Positive density with its centre at the centre pixel, as the re-centring of an alignment takes for granted.
+DENSE = [
+    [
+        (-5.5, -1.5, 1.7, 1.0),
+        (-2.5, -1.5, 1.7, 1.0),
+        (0.5, -1.5, 1.7, 1.0),
+        (3.5, 0.0, 1.7, 1.3),
+        (3.5, 4.0, 1.9, 1.3),
+    ],
+    [(2.5, 0.5, 2.2, 1.8), (-4.5, 4.5, 1.7, 1.3), (-4.0, -4.0, 1.9, 1.5)],
+    [(-1.5, -1.0, 3.2, 1.5), (6.0, -1.0, 1.7, 1.4), (0.5, 5.5, 1.7, 1.2)],
+]
+BLOBS = FLAT + DENSE
 
 
 def _blob_image(kind, turn_rad=0.0, move_px=(0.0, 0.0)):
     """Image of a class: turned about the centre pixel from x towards y, then moved by (x, y) pixels."""
     axis = np.arange(BOX) - BOX // 2
     cos, sin = np.cos(turn_rad), np.sin(turn_rad)
-    volume = -sum(height * sd**2 for _, _, sd, height in BLOBS[kind] if height is not None)
+    volume = -sum(height * sd**2 for *_, sd, height in BLOBS[kind] if height is not None)
     image = np.zeros((BOX, BOX))
     for x, y, sd, given in BLOBS[kind]:
         height = volume / sd**2 if given is None else given
@@ -84,17 +98,33 @@ class Particles:
         return FeatureSource(len(self.images), BOX, lambda rows: self.images[rows], ctf, **options)
 
 
-def _make_particles(rng, n_images, *, noise=0.5, split_angstrom=3000.0, n_kinds=3, max_shift=1.5):
-    kind = rng.integers(n_kinds, size=n_images)
-    angle = rng.uniform(0, 2 * np.pi, n_images)
-    shift = rng.uniform(-max_shift, max_shift, (n_images, 2))
+def _make_particles(
+    rng,
+    n_images,
+    *,
+    noise=0.5,
+    split_angstrom=3000.0,
+    kinds=(0, 1, 2),
+    max_shift=1.5,
+    poses=None,
+    off_centre=(0.0, 0.0),
+):
+    """Draw particles, at given poses (angle_rad, shift_px) or random ones; classes moved by `off_centre`."""
+    kind = rng.choice(kinds, size=n_images)
+    if poses is None:
+        poses = rng.uniform(0, 2 * np.pi, n_images), rng.uniform(-max_shift, max_shift, (n_images, 2))
+    angle, shift = poses
+    cos, sin, (x, y) = np.cos(angle), np.sin(angle), off_centre
+    turned = np.column_stack([cos * x + sin * y, cos * y - sin * x])  # R_-psi off_centre
     # the image at azimuth theta is the class at theta + psi: content turned by -psi, and displaced by -shift
-    images = np.stack([_blob_image(z, -psi, -t) for z, psi, t in zip(kind, angle, shift, strict=True)])
+    images = np.stack(
+        [_blob_image(z, -psi, u) for z, psi, u in zip(kind, angle, turned - shift, strict=True)]
+    )
     table = None if split_angstrom is None else _ctf_table(rng, n_images, split_angstrom)
     if table is not None:
         images = _ctf_times(images, table)
     images = images + noise * rng.standard_normal(images.shape).astype(np.float32)
-    return Particles(images, table, kind, angle, shift)
+    return Particles(images.astype(np.float32), table, kind, angle, shift)
 
 
 def _make_settings(**options):
@@ -129,8 +159,8 @@ def blob_image():
 
 @pytest.fixture
 def references():
-    """The three classes, centred and upright."""
-    return np.stack([_blob_image(kind) for kind in range(len(BLOBS))])
+    """The classes 0 to 2, upright."""
+    return np.stack([_blob_image(kind) for kind in range(3)])
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from sklearn_cryoem.physics.rotation import aligned_features
 
 # The polar quadrature and the Cartesian sum are different discretisations of one integral. For a product that
 # is smooth and vanishes at the centre and beyond the rim they differ by its curvature at the centre:
-# 1e-3 (no noise in the images) to 2.5e-3 (noise as here) of the range of the log posterior, as measured. More angular
-# orders or angles change nothing; NUFFTs (1e-4) add nothing visible.
+# 1e-3 (no noise in the images) to 2.5e-3 (noise as here) of the range of the log posterior, as
+# measured. More angular orders or angles change nothing; NUFFTs (1e-4) add nothing visible.
 QUADRATURE = 4e-3
 
 

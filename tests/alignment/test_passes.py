@@ -1,0 +1,95 @@
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from sklearn_cryoem.alignment import passes
+from sklearn_cryoem.alignment.expectation import expect
+from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
+from sklearn_cryoem.alignment.passes import posteriors, run_pass
+from sklearn_cryoem.alignment.references import reference_bank
+from sklearn_cryoem.physics.polar import polar_transform
+
+
+@pytest.fixture
+def setting(rng, make_particles, make_settings, make_model, references):
+    particles = make_particles(rng, 30, noise=0.5)
+    model = make_model(references, noise=0.4, balance=np.array([0.3, -0.3, 0.0]))
+    return particles.source(), model, make_settings().space(32, 10.0)
+
+
+def assert_same_sums(one, other, rtol):
+    for field in fields(Statistics):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.abs(b).max(), err_msg=field.name)
+
+
+def test_a_pass_is_one_e_step_and_its_sums(setting):
+    source, model, space = setting
+    rows = np.array([3, 7, 8, 20, 29])
+    result = run_pass(source, rows, model, space, n_jobs=1)
+    features = source(rows, space.n_rings, space.n_orders)
+    bank = reference_bank(polar_transform(model.references, space.grid), space, source.n_even)
+    precision = np.full(features.power.shape, 1 / 0.4, dtype=np.float32)
+    posterior = expect(features, precision, bank, space, model.log_prior(space))
+    np.testing.assert_allclose(result.log_evidence, posterior.log_evidence, rtol=1e-6)
+    np.testing.assert_array_equal(result.label, posterior.best_row // space.n_shifts)
+    expected = accumulate(features, posterior, space, 3, source.n_even)
+    assert_same_sums(result.statistics, expected, rtol=1e-6)
+    assert result.statistics.mass.sum() == pytest.approx(5, rel=1e-6)
+
+
+def test_true_references_tell_the_classes_apart(rng, make_particles, make_settings, make_model, references):
+    particles = make_particles(rng, 30, noise=0.2, max_shift=1.0)
+    space = make_settings().space(32, 10.0)
+    result = run_pass(particles.source(), np.arange(30), make_model(references, noise=0.04), space, n_jobs=1)
+    assert np.mean(result.label == particles.kind) > 0.95
+    assert result.log_evidence.min() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("IMAGES_PER_SHARD", 7), ("IMAGES_PER_SUM", 5), ("CELLS_PER_SUM", 1)]
+)
+def test_cutting_a_pass_differently_changes_nothing(setting, monkeypatch, name, value):
+    source, model, space = setting
+    whole = run_pass(source, np.arange(30), model, space, n_jobs=1)
+    monkeypatch.setattr(passes, "IMAGES_PER_SHARD", 6)
+    monkeypatch.setattr(passes, name, value)
+    parts = run_pass(source, np.arange(30), model, space, n_jobs=1)
+    np.testing.assert_allclose(parts.log_evidence, whole.log_evidence, rtol=1e-5)
+    assert_same_sums(parts.statistics, whole.statistics, rtol=1e-4)
+
+
+def test_two_workers_give_the_same_bits_as_one(setting, monkeypatch):
+    source, model, space = setting
+    monkeypatch.setattr(passes, "IMAGES_PER_SHARD", 8)
+    one, two = (run_pass(source, np.arange(30), model, space, n_jobs=n_jobs) for n_jobs in (1, 2))
+    np.testing.assert_array_equal(one.log_evidence, two.log_evidence)
+    for field in fields(Statistics):
+        np.testing.assert_array_equal(
+            getattr(one.statistics, field.name), getattr(two.statistics, field.name)
+        )
+
+
+def test_posteriors_come_in_the_order_of_the_rows(setting, monkeypatch):
+    source, model, space = setting
+    monkeypatch.setattr(passes, "IMAGES_PER_SHARD", 4)
+    rows = np.array([9, 2, 17, 4, 11, 0])
+    shards = list(posteriors(source, rows, model, space, n_jobs=1))
+    assert [len(features) for features, _ in shards] == [4, 2]
+    power = np.concatenate([features.power for features, _ in shards])
+    np.testing.assert_array_equal(power, source(rows, space.n_rings, space.n_orders).power)
+
+
+def test_an_empty_class_takes_no_image_and_gives_no_nan(setting):
+    source, model, space = setting
+    model = replace(model, class_weight=np.array([0.5, 0.0, 0.5]), balance=np.zeros(3))
+    stats = run_pass(source, np.arange(30), model, space, n_jobs=1).statistics
+    assert stats.mass[1] == 0 and not stats.numerator[1].any()
+    assert all(np.isfinite(getattr(stats, field.name)).all() for field in fields(Statistics))
+
+
+def test_a_pass_without_images_is_refused(setting):
+    source, model, space = setting
+    with pytest.raises(ValueError, match="needs at least one image"):
+        run_pass(source, np.arange(0), model, space, n_jobs=1)

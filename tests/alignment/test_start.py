@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from sklearn_cryoem.alignment.start import mean_power, starting_model
+from sklearn_cryoem.physics.masks import soft_disc
+
+
+@pytest.fixture
+def source(rng, make_particles):
+    return make_particles(rng, 60).source()
+
+
+def test_a_start_is_masked_references_and_uniform_priors(source, make_settings):
+    settings = make_settings(n_clusters=4, k_start=5.0)
+    model = starting_model(source, settings, np.random.RandomState(0))
+    assert model.references.shape == (4, 32, 32) and model.references.dtype == np.float32
+    outside = soft_disc(32, settings.mask_radius_px + settings.mask_edge_px, 0.0) == 0
+    assert np.all(model.references[:, outside] == 0) and np.all(np.abs(model.references).max(axis=(1, 2)) > 0)
+    np.testing.assert_allclose(model.class_weight, 0.25)
+    np.testing.assert_array_equal(model.balance, 0.0)
+    assert model.k_max == 5.0 and model.shift_sigma_px > 0 and len(model.noise) == 13
+    space = settings.space(32, 5.0)
+    prior = model.log_prior(space)
+    assert np.exp(prior.cluster).sum() == pytest.approx(1) and np.exp(prior.shift).sum() == pytest.approx(1)
+
+
+def test_references_differ_from_each_other_and_follow_the_seed(source, make_settings):
+    one, again, other = (
+        starting_model(source, make_settings(), np.random.RandomState(seed)).references for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 1e-3 * np.abs(one).max()
+    assert np.abs(one[0] - one[1]).max() > 1e-3 * np.abs(one).max()
+
+
+def test_references_hold_nothing_beyond_the_first_resolution(rng, make_particles, make_settings):
+    model = starting_model(
+        make_particles(rng, 60, noise=3.0).source(), make_settings(), np.random.RandomState(0)
+    )
+    spectrum = np.abs(np.fft.fftshift(np.fft.fft2(model.references), axes=(1, 2))) ** 2
+    axis = np.arange(32) - 16
+    radius = np.hypot(axis[:, None], axis[None, :])
+    # the soft mask spreads each frequency over a few neighbours
+    assert spectrum[:, radius > 9].sum() < 0.02 * spectrum[:, radius <= 9].sum()
+
+
+def test_first_noise_is_the_power_of_the_images_over_what_the_mask_lets_pass(
+    rng, make_particles, make_settings
+):
+    particles = make_particles(rng, 80, noise=2.0)
+    particles.images = (2.0 * rng.standard_normal(particles.images.shape)).astype(np.float32)
+    source, settings = particles.source(), make_settings(k_limit=12.0)
+    power = mean_power(source, settings, np.random.RandomState(0))
+    np.testing.assert_allclose(power, source(np.arange(80), 12, 1).power.mean(axis=0), rtol=1e-5)
+    model = starting_model(source, settings, np.random.RandomState(0))
+    np.testing.assert_allclose(model.noise, power / source.noise_fraction, rtol=1e-6)
+    np.testing.assert_allclose(model.noise[4:], 4.0, rtol=0.2)
+
+
+@pytest.mark.parametrize("n_images", [1, 2])
+def test_fewer_images_than_classes_are_enough_to_start(rng, make_particles, make_settings, n_images):
+    model = starting_model(make_particles(rng, n_images).source(), make_settings(), np.random.RandomState(0))
+    assert np.isfinite(model.references).all() and np.all(model.noise > 0)
+
+
+def test_images_that_are_zero_give_a_finite_start(rng, make_particles, make_settings):
+    particles = make_particles(rng, 5)
+    particles.images *= 0
+    model = starting_model(particles.source(), make_settings(), np.random.RandomState(0))
+    assert not model.references.any() and np.all(model.noise > 0)
