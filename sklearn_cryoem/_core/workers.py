@@ -42,8 +42,9 @@ def ordered_map(
     """Yield `function(item)` for every item, in order, computed by up to `n_jobs` workers.
 
     Threads by default; any registered joblib backend through ``joblib.parallel_config``. Every worker has
-    one BLAS and one OpenMP thread: `n_jobs` is the only knob. At most 4 * n_jobs results wait in memory,
-    however slowly they are consumed.
+    one BLAS thread: `n_jobs` is the only knob. OpenMP counts threads separately for each thread that calls
+    it, so what uses OpenMP inside a worker (finufft) is told its number where it is called. At most
+    4 * n_jobs results wait in memory, however slowly they are consumed.
 
     Parameters
     ----------
