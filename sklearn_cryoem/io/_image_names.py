@@ -38,6 +38,8 @@ def names_on_disk(stack: ParticleStack, path: Path) -> list[str] | None:
         if they are under it, else absolute.
     """
     metadata = stack.metadata
+    if raw_source(stack).is_in_memory:  # whatever a table says that came with them: pixels may have changed
+        return None
     if "rlnImageName" in metadata.columns:
         names = metadata["rlnImageName"]
         if names.isna().any():  # stacks were joined, and some of them came from no file

@@ -390,3 +390,18 @@ def test_no_image_is_no_file(in_memory, tmp_path, name):
     with pytest.raises(ParticleDataError, match=r"no image to write. Give a stack with particles"):
         write_particles(in_memory[:0], tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pixels_that_were_changed_in_memory_are_written_not_the_names_they_had(project):
+    stack = read_particles(project.write())
+    changed = ParticleStack(
+        2 * stack.read(), pixel_size=stack.pixel_size, ctf=stack.ctf, metadata=stack.metadata,
+        optics=stack.optics, optics_group=stack.optics_group,
+    )  # fmt: skip
+    path = project.folder / "Extract" / "changed.star"
+    with pytest.raises(ParticleDataError, match=r"in no MRC file.*Leave write_images=None"):
+        write_particles(changed, path, write_images=False)
+    write_particles(changed, path)
+    again = read_particles(path)
+    np.testing.assert_array_equal(again.read(), 2 * stack.read())
+    assert again.metadata["rlnImageOriginalName"].tolist() == stack.metadata["rlnImageName"].tolist()
