@@ -9,12 +9,12 @@ from sklearn_cryoem.particles import ParticleStack
 
 def is_images(X):
     """Whether X is a stack, a three-dimensional array or a list of images, rather than plain vectors."""
-    if isinstance(X, ParticleStack):
-        return True
-    try:
-        return len(X.shape if hasattr(X, "shape") else np.shape(X)) == 3
-    except ValueError:  # a ragged list: the check of vectors says what is wrong with it
-        return False
+    if isinstance(X, list | tuple):
+        try:
+            return np.ndim(X) == 3
+        except ValueError:  # a ragged list: the check of vectors says what is wrong with it
+            return False
+    return isinstance(X, ParticleStack) or (hasattr(X, "shape") and len(X.shape) == 3)
 
 
 def as_stack(X, owner):
