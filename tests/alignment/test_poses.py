@@ -46,6 +46,17 @@ def test_poses_are_found_below_the_steps_of_the_search(found, split_angstrom):
     assert np.all((poses.angle_rad >= 0) & (poses.angle_rad < 2 * np.pi))
 
 
+@pytest.mark.parametrize("split_angstrom", [None, 3000.0, 6000.0])
+def test_poses_of_images_without_noise_are_exact(found, split_angstrom):
+    # the shift moves an image out of its mask, and astigmatism turns with it: none of that may bias the pose
+    particles, poses = found(noise=0.0, split_angstrom=split_angstrom, sigma=50.0, max_shift=0.7)
+    np.testing.assert_array_equal(poses.cluster, particles.kind)
+    angle = angle_errors(poses.angle_rad, particles.angle_rad)
+    shift = np.hypot(*(poses.shift_px - particles.shift_px).T)
+    assert np.median(angle) < 0.1, f"median error {np.median(angle):.3f} degrees"
+    assert np.median(shift) < 0.02, f"median error {np.median(shift):.4f} pixels"
+
+
 def test_refining_improves_on_the_grid(found):
     errors = []
     for refine in (False, True):

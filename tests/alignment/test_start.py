@@ -3,6 +3,7 @@ import pytest
 
 from sklearn_cryoem.alignment.start import mean_power, starting_model
 from sklearn_cryoem.physics.masks import soft_disc
+from sklearn_cryoem.physics.polar import angular_orders, polar_grid, polar_transform
 
 
 @pytest.fixture
@@ -31,6 +32,19 @@ def test_references_differ_from_each_other_and_follow_the_seed(source, make_sett
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 1e-3 * np.abs(one).max()
     assert np.abs(one[0] - one[1]).max() > 1e-3 * np.abs(one).max()
+
+
+def test_references_are_rounder_than_the_images(rng, make_particles, make_settings):
+    particles = make_particles(rng, 60, noise=0.0, split_angstrom=None, kinds=(3,))
+    particles.images[:] = particles.images[0]  # only the random angles can round them
+    model = starting_model(particles.source(), make_settings(), np.random.RandomState(0))
+    grid = polar_grid(32, 5.0, 15.0)
+
+    def share_of_structure(images):
+        power = (np.abs(angular_orders(polar_transform(images, grid), 12)) ** 2).sum(axis=(0, 1))
+        return power[1:].sum() / power.sum()
+
+    assert share_of_structure(model.references) < 0.4 * share_of_structure(particles.images[:1])
 
 
 def test_references_hold_nothing_beyond_the_first_resolution(rng, make_particles, make_settings):

@@ -11,6 +11,7 @@ from sklearn_cryoem.alignment.poses import log_noise_likelihood
 from sklearn_cryoem.alignment.references import centring_moves, reference_bank, ring_power
 from sklearn_cryoem.alignment.update import (
     PolarStatistics,
+    masked_references,
     polar_statistics,
     residual_power,
     resolved_ring,
@@ -19,7 +20,7 @@ from sklearn_cryoem.alignment.update import (
     update_model,
 )
 from sklearn_cryoem.physics.masks import soft_disc
-from sklearn_cryoem.physics.polar import polar_transform, translation_phase
+from sklearn_cryoem.physics.polar import images_from_polar, polar_transform, translation_phase
 
 N_RINGS = 13
 
@@ -145,6 +146,12 @@ def test_outer_rings_keep_the_noise_they_had(solved, make_model, make_settings, 
     np.testing.assert_array_equal(updated.noise[8:], 7.0)
 
 
+def plain_references(stats, space, settings):
+    """References of nearly maximum likelihood from the sums alone."""
+    values = solve_references(polar_statistics(stats, space.grid), np.ones((3, space.n_rings)))
+    return masked_references(images_from_polar(values, space.grid), settings)
+
+
 def test_references_are_masked_and_recentred_and_the_sums_move_along(solved, make_model, make_settings):
     source, space, stats = solved(n_images=60, noise=0.1, off_centre=(1.2, -0.9))
     settings = make_settings()
@@ -153,10 +160,10 @@ def test_references_are_masked_and_recentred_and_the_sums_move_along(solved, mak
     assert np.abs(centring_moves(updated.references, 9.0)).max() < 0.5
     outside = soft_disc(32, settings.mask_radius_px + settings.mask_edge_px, 0.0) == 0
     assert np.all(updated.references[:, outside] == 0) and np.abs(updated.references).max() > 0.5
-    # solving the moved sums again gives references that need no more than the rest of the move
-    again, _ = update_model(moved, updated, space.grid, settings, source.noise_fraction)
-    error = np.linalg.norm(again.references - updated.references) / np.linalg.norm(updated.references)
-    assert error < 0.1, f"the references changed by {error:.2g} of their norm"
+    residue, before = (
+        np.hypot(*centring_moves(plain_references(sums, space, settings), 9.0).T) for sums in (moved, stats)
+    )
+    assert np.all(residue < 0.6 * before) and before.min() > 0.8
     np.testing.assert_array_equal(moved.denominator, stats.denominator)
 
 
