@@ -115,7 +115,6 @@ def update_model(
     grid: PolarGrid,
     settings: AlignmentSettings,
     noise_fraction: float,
-    seen_fraction: float = 1.0,
 ) -> tuple[AlignmentModel, Statistics]:
     """The M-step after the sums: new references, noise, priors and resolution, Eq. (4.2), (3.4), (4.7).
 
@@ -131,10 +130,6 @@ def update_model(
         Masks, priors.
     noise_fraction : float
         Part of the noise power that passes the mask of the images.
-    seen_fraction : float
-        How many images the sums really rest on, as a fraction of those they are scaled to: below 1 for online
-        EM. References are regularised as if all had been seen, or they would stay blurred and alike, but the
-        resolution is judged by what was.
 
     Returns
     -------
@@ -167,7 +162,7 @@ def update_model(
         shift_sigma_px=max(
             SMALLEST_SHIFT_SIGMA_PX, float(np.sqrt(0.5 * stats.shift_square[0] / stats.mass.sum()))
         ),
-        resolution=resolved_ring(signal * seen / noise * seen_fraction),
+        resolution=resolved_ring(signal * seen / noise),
     )
     return updated, replace(stats, numerator=moved.astype(np.complex128))
 
