@@ -99,7 +99,12 @@ def _number(text, kind, is_allowed, expected):
 
 def count_or_grid(text):
     """A whole number (100), or the shape of a latent grid (10x10)."""
-    sizes = tuple(count(part) for part in text.lower().split("x"))
+    try:
+        sizes = tuple(count(part) for part in text.lower().split("x"))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number from 1, nor a grid such as 10x10"
+        ) from None
     return sizes[0] if len(sizes) == 1 else sizes
 
 

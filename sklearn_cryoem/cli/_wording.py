@@ -3,7 +3,6 @@
 import re
 
 _ANYWHERE = {
-    ", or metadata_only=True to do without images": "",
     "images_dir=": "--images-dir",
     "permissive=True": "--permissive",
     "overwrite=True": "--force",
@@ -15,6 +14,7 @@ _ANYWHERE = {
     "max_shift": "--max-shift",
     "pixel_size=": "--pixel-size",
 }
+_NOT_IN_THE_SHELL = (", or metadata_only=True to do without images",)
 _OF_ESTIMATOR = {
     "MAPAligner": {
         "max_iter": "--align-iterations",
@@ -43,6 +43,8 @@ def in_the_shell(text):
     str
     """
     text = " ".join(text.split())
+    for phrase in _NOT_IN_THE_SHELL:
+        text = text.replace(phrase, "")
     words = dict(_ANYWHERE)
     for owner, options in _OF_ESTIMATOR.items():
         if owner in text:

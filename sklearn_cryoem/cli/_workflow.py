@@ -12,6 +12,7 @@ AVERAGES, MODEL = "class_averages.mrcs", "model.npz"
 ALIGNMENT_AVERAGES, ALIGNMENT_GALLERY = "alignment_averages.mrcs", "alignment_gallery.png"
 GALLERY, ATLAS, CONVERGENCE = "gallery.png", "atlas.png", "convergence.png"
 _DPI = 160
+SMALLEST_BOX = 4
 
 
 @dataclass
@@ -66,6 +67,11 @@ def read(options, folder, console):
             f"The first: {report.iloc[0]['image']}, {report.iloc[0]['problem']}"
         )
     if options.downsample is not None:
+        if not SMALLEST_BOX <= options.downsample <= stack.box:
+            raise CommandError(
+                f"--downsample is {options.downsample} pixels, expected {SMALLEST_BOX} to {stack.box}, the "
+                f"box of the images. Choose a smaller box, or leave it out."
+            )
         stack = stack.downsample(options.downsample)
     return stack, len(report)
 

@@ -111,7 +111,7 @@ def add_classification(parser):
 
 def run(options, console):
     """Classify and write."""
-    from sklearn_cryoem.cli import _workflow
+    from sklearn_cryoem.cli import _advice, _workflow
 
     if not options.particles.exists():
         raise CommandError(f"there is no {options.particles}. Check the path.")
@@ -121,8 +121,17 @@ def run(options, console):
         with folder.timed("read"):
             stack, n_left_out = _workflow.read(options, folder, console)
         console.say(f"{stack!r}")
+        _advice.check_options(options, stack, console)
+        _advice.question_contrast(stack, console, inverted=options.invert)
         outcome = _workflow.classify(stack, options, folder)
         results = _workflow.write(outcome, folder, console)
         results["n_left_out"] = n_left_out
         folder.write_summary("classify", options_as_dict(options), results, console.warnings)
     _workflow.tell(results, folder, console)
+    labelled = folder / outcome.labels_name
+    images_dir = _advice.where_images_are(labelled, stack, options)
+    if images_dir is not None:
+        console.say(
+            f"image names in {labelled} are those of the input; to read it where it is, pass "
+            f"--images-dir {images_dir} (images_dir= in Python)"
+        )

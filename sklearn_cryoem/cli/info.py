@@ -8,9 +8,11 @@ import numpy as np
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.cli._arguments import new_command
 from sklearn_cryoem.cli._outputs import SUMMARY, as_json
+from sklearn_cryoem.cli._wording import in_the_shell
 from sklearn_cryoem.cli.console import CommandError
 
 _PARTICLE_SUFFIXES = (".star", ".cs", ".csg", ".mrcs")
+_LENGTHS = ("longest_shift", "finest_class_resolution", "alignment_resolution")
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 
 
@@ -51,7 +53,8 @@ def run(options, console):
         return
     console.quiet = False  # the description is what was asked for
     console.say(f"{path}: {facts.pop('kind')}")
-    console.table([(name.replace("_", " "), _text(value)) for name, value in facts.items()])
+    unit = "px" if facts.get("pixel_size_angstrom") is None else "angstrom"
+    console.table([(_title(name, unit), _text(value)) for name, value in facts.items()])
 
 
 def describe_particles(path, images_dir=None):
@@ -68,12 +71,7 @@ def describe_particles(path, images_dir=None):
     -------
     dict
     """
-    from sklearn_cryoem.io import read_particles
-
-    try:
-        stack, images = read_particles(path, images_dir=images_dir), "found"
-    except ParticleDataError as error:  # metadata are worth showing even where images are missing
-        stack, images = read_particles(path, metadata_only=True), str(error)
+    stack, images, no_ctf = _as_much_as_can_be_read(path, images_dir)
     ctf, poses = stack.ctf, stack.poses
     facts = {
         "kind": "particles",
@@ -84,7 +82,7 @@ def describe_particles(path, images_dir=None):
         "bytes_as_float32": stack.nbytes,
         "optics_groups": len(np.unique(stack.optics_group)),
         "noise_groups": len(np.unique(stack.noise_group)),
-        "ctf": "none; it will be taken as 1" if ctf is None else "yes",
+        "ctf": no_ctf if ctf is None else "yes",
     }
     if ctf is not None:
         mean_defocus = (ctf.defocus_u_angstrom + ctf.defocus_v_angstrom) / 2
@@ -101,6 +99,26 @@ def describe_particles(path, images_dir=None):
         facts["longest_shift"] = float(np.hypot(*poses.shift.T).max(initial=0.0))
     facts["columns"] = [str(name) for name in stack.metadata.columns]
     return facts
+
+
+def _as_much_as_can_be_read(path, images_dir):
+    """Stack, what to say of its images, and of a missing CTF: metadata are worth showing without either."""
+    from sklearn_cryoem.io import read_particles
+
+    no_ctf = "none; it will be taken as 1"
+    try:
+        return read_particles(path, images_dir=images_dir), "found", no_ctf
+    except ParticleDataError as error:
+        problem = in_the_shell(str(error))
+    try:
+        return read_particles(path, metadata_only=True), problem, no_ctf
+    except ParticleDataError:
+        pass  # not the images, then
+    try:
+        return read_particles(path, images_dir=images_dir, ctf=False), "found", problem
+    except ParticleDataError as error:
+        images = in_the_shell(str(error))
+    return read_particles(path, metadata_only=True, ctf=False), images, problem
 
 
 def describe_map(path):
@@ -180,6 +198,11 @@ def describe_run(folder):
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CommandError(f"{path} is no summary of a run ({error}). Run the command again.") from error
     return facts
+
+
+def _title(name, unit):
+    """Name of a fact for people; lengths whose unit depends on the file get theirs."""
+    return f"{name} {unit}".replace("_", " ") if name in _LENGTHS else name.replace("_", " ")
 
 
 def _range(values):

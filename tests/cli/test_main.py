@@ -55,7 +55,7 @@ def test_the_main_help_lists_commands_and_exit_codes(capsys):
         (["fly"], "invalid choice: 'fly'"),
         (["classify", "x.star"], "-o/--output"),
         (["classify", "x.star", "-o", "out", "--classes", "0"], "'0' is not a whole number from 1"),
-        (["classify", "x.star", "-o", "out", "--classes", "10x"], "'' is not a whole number from 1"),
+        (["classify", "x.star", "-o", "out", "--classes", "10x"], "'10x' is not a whole number from 1"),
         (["classify", "x.star", "-o", "out", "--mask-diameter", "nan"], "'nan' is not a number above 0"),
         (["classify", "x.star", "-o", "out", "--latent-dim", "4"], "invalid choice: 4"),
         (["simulate", "-o", "out", "--junk", "1"], "'1' is not a number from 0 to below 1"),

@@ -1,0 +1,150 @@
+"""What the command line says of options and data that do not go together, before any work."""
+
+from argparse import Namespace
+
+import numpy as np
+import pytest
+
+from sklearn_cryoem import ParticleStack
+from sklearn_cryoem.cli._advice import centre_above_rim, check_options, question_contrast
+from sklearn_cryoem.cli._wording import in_the_shell
+from sklearn_cryoem.cli.console import CommandError, Console
+from sklearn_cryoem.cli.main import main
+from sklearn_cryoem.datasets import make_particles
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+FEW = "--align-classes 2 --align-batches 2 --align-iterations 1 --classes 2x2 --iterations 2 --jobs 1".split()
+
+
+def options(**given):
+    usual = {"classes": 4, "max_shift": None, "mask_diameter": None, "max_resolution": None}
+    return Namespace(**{**usual, "skip_align": False, **given})
+
+
+@pytest.fixture(scope="module")
+def stack():
+    """60 particles of 24 px of 15 Angstrom: a box of 360 Angstrom."""
+    return make_particles("ribosome", 60, box=24, pixel_size=15.0, snr=0.1, random_state=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({"classes": 61}, "61 classes of 60 particles. Ask for fewer"),
+        ({"classes": (8, 8)}, "64 classes of 60 particles. Ask for fewer"),
+        ({"max_shift": 181.0}, "more than half the box .180 A.. Give how far"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(given, remedy, stack):
+    with pytest.raises(CommandError, match=remedy):
+        check_options(options(**given), stack, Console())
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({"mask_diameter": 25.0}, "7% of the box (360 A)"),
+        ({"max_resolution": 3.0}, "30 A is the limit"),
+    ],
+)
+def test_what_looks_like_a_wrong_unit_is_questioned(given, remedy, stack, capsys):
+    console = Console()
+    check_options(options(**given), stack, console)
+    assert len(console.warnings) == 1 and remedy in console.warnings[0]
+    assert remedy in capsys.readouterr().err
+
+
+def test_sound_options_are_passed_in_silence(stack, capsys):
+    sound = options(classes=(6, 10), max_shift=180.0, mask_diameter=200.0, max_resolution=30.0)
+    check_options(sound, stack, Console())
+    check_options(options(max_shift=500.0, skip_align=True), stack, Console())  # not used then
+    assert capsys.readouterr().err == ""
+
+
+def test_lengths_are_in_pixels_without_a_pixel_size(stack, capsys):
+    bare = ParticleStack(stack.read())
+    with pytest.raises(CommandError, match=r"half the box \(12 px\)"):
+        check_options(options(max_shift=13.0), bare, Console())
+    check_options(options(mask_diameter=5.0), bare, Console())
+    assert "it is in pixels" in capsys.readouterr().err
+
+
+def test_dark_particles_are_noticed_whichever_way_they_became_so(stack, capsys):
+    console = Console()
+    question_contrast(stack, console, inverted=False)
+    assert console.warnings == []
+    question_contrast(stack.invert_contrast(), console, inverted=False)
+    question_contrast(stack.invert_contrast(), console, inverted=True)
+    assert [text[-15:] for text in console.warnings] == [" Pass --invert.", "e --invert out."]
+
+
+def test_noise_alone_has_no_contrast(rng):
+    console = Console()
+    question_contrast(ParticleStack(rng.normal(size=(200, 16, 16))), console, inverted=False)
+    for _ in range(5):  # of so few nothing can be said
+        question_contrast(ParticleStack(rng.normal(size=(1, 16, 16))), console, inverted=False)
+    assert console.warnings == []
+
+
+def test_contrast_is_centre_less_rim():
+    axis = np.arange(32) - 16
+    radius = np.hypot(axis[:, None], axis)
+    images = np.stack([3.0 * (radius < 10), -2.0 * (radius < 10)])
+    np.testing.assert_allclose(centre_above_rim(images), [3.0, -2.0])
+
+
+def test_real_particles_are_bright(shared_data):
+    from sklearn_cryoem import read_particles
+
+    real = read_particles(shared_data / "betagal" / "particles_ctf_corrected.star")
+    console = Console()
+    question_contrast(real, console, inverted=False)
+    assert console.warnings == []
+
+
+def test_the_folder_of_the_images_is_named_where_the_labels_lie_elsewhere(tmp_path, capsys):
+    sim, inside, outside = tmp_path / "sim", tmp_path / "sim" / "out", tmp_path / "out"
+    words = ["--particles", "30", "--box", "16", "--quiet", "--jobs", "1"]
+    assert main(["simulate", "-o", str(sim), *words]) == 0
+    (sim / "particles.mrcs").rename(sim / "x.mrcs")
+    text = (sim / "particles.star").read_text()
+    (sim / "particles.star").write_text(text.replace("particles.mrcs", "x.mrcs"))
+    for out, needed in [(inside, False), (outside, True)]:
+        assert main(["classify", str(sim / "particles.star"), "-o", str(out), *FEW]) == 0
+        assert (f"pass --images-dir {sim} " in capsys.readouterr().out) == needed
+    assert main(["info", "--images-dir", str(sim), str(outside / "particles.star")]) == 0
+    assert "longest shift angstrom" in capsys.readouterr().out
+
+
+def test_info_describes_labels_of_a_stack_without_ctf(tmp_path, capsys):
+    words = ["--particles", "30", "--box", "16", "--quiet", "--jobs", "1"]
+    assert main(["simulate", "-o", str(tmp_path), *words]) == 0
+    out = tmp_path / "out"
+    assert main(["classify", str(tmp_path / "particles.mrcs"), "-o", str(out), "--quiet", *FEW]) == 0
+    capsys.readouterr()
+    assert main(["info", str(out / "particles.star")]) == 0
+    text = capsys.readouterr().out
+    assert "found" in text and "--no-ctf" in text and "30" in text
+    (tmp_path / "particles.mrcs").unlink()
+    assert main(["info", str(out / "particles.star")]) == 0
+    assert "--images-dir" in capsys.readouterr().out
+
+
+def test_a_larger_box_is_refused_in_the_words_of_the_option(tmp_path, capsys):
+    words = ["--particles", "30", "--box", "16", "--quiet", "--jobs", "1"]
+    assert main(["simulate", "-o", str(tmp_path), *words]) == 0
+    star, out = str(tmp_path / "particles.star"), tmp_path / "out"
+    assert main(["classify", star, "-o", str(out), "--downsample", "32"]) == 1
+    assert "--downsample is 32 pixels, expected 4 to 16" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_ways_that_only_python_has_are_not_offered():
+    text = "Pass images_dir=, the folder that holds the stacks, or metadata_only=True to do without images."
+    assert in_the_shell(text) == "Pass --images-dir, the folder that holds the stacks."
+
+
+def test_a_wrong_number_of_classes_is_told_of_grids(capsys):
+    with pytest.raises(SystemExit):
+        main(["classify", "x.star", "-o", "out", "--classes", "10xten"])
+    assert "'10xten' is not a whole number from 1, nor a grid such as 10x10" in capsys.readouterr().err
