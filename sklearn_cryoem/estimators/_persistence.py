@@ -129,8 +129,9 @@ def _open(path):
     except ModelFileError:
         raise
     except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        why = "no .npz archive" if "pickle" in str(error) else error  # numpy would advise to unpickle it
         raise ModelFileError(
-            f"{path} cannot be read as a model file ({error}). It is damaged or something else; "
+            f"{path} cannot be read as a model file ({why}). It is damaged or something else; "
             f"give a file that save_model wrote."
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:

@@ -32,11 +32,13 @@ def learn(estimator, blocks, basis, space, rng):
     else:
         start = random_start(basis, power, blocks.layout.truncate(n_first), rng=rng)
     temperature = estimator.initial_temperature if isinstance(space, ImageSpace) else 1.0
+    unit = "px" if getattr(space, "pixel_size", None) is None else "A"
     with progress(estimator.max_iter, "SMLClusterer", verbose=estimator.verbose) as bar:
 
         def after_iteration(trace):
             detail = space.resolution(trace.n_shells[-1])
-            bar.note(f"{trace.objective[-1]:.4f} nats per image, {detail:.3g} resolution")
+            limit = f", details to {detail:.3g} {unit}" if np.isfinite(detail) else ""  # vectors have none
+            bar.note(f"{trace.objective[-1]:.4f} nats per image{limit}")
             bar.update()
 
         return fit_manifold(

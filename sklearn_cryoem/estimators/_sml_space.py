@@ -61,9 +61,11 @@ class ImageSpace:
         """Space of a stack; `max_resolution` in Angstrom, or in pixels where the pixel size is unknown."""
         side = stack.box * (stack.pixel_size or 1.0)
         if max_resolution is not None and side / max_resolution < 2:
+            unit = "px" if stack.pixel_size is None else "Angstrom"
             raise ValueError(
                 f"max_resolution={max_resolution:g} leaves {side / max_resolution:.2g} Fourier shells of a "
-                f"box of {side:.4g}, expected at least 2. Ask for a finer resolution, below {side / 2:.4g}."
+                f"box of {side:.4g} {unit}, expected at least 2. Ask for a finer resolution, below "
+                f"{side / 2:.4g} {unit}."
             )
         plane = half_plane(stack.box, None if max_resolution is None else side / max_resolution)
         return cls(plane, stack.pixel_size, mask_diameter)
