@@ -1,7 +1,7 @@
 """How a fit went: objective and resolution, iteration by iteration."""
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.plotting._tiles import ACCENT, FAINT, INK, new_axes
@@ -66,7 +66,8 @@ def plot_convergence(log_posterior, *, resolution=None, stage=None, label=None, 
     ax.set_xlabel("iteration", color=INK)
     ax.set_ylabel(label or "log posterior", color=ACCENT)
     ax.set_title(title, color=INK, fontsize=11)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.set_xlim(0.5, len(trace) + 0.5)
     ax.grid(axis="y", color=FAINT, alpha=0.25, lw=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     if resolution is not None:
@@ -93,6 +94,31 @@ def joined(trace, breaks):
     return trace + jumps.sum() - np.cumsum(jumps)
 
 
+def resolution_ticks(coarsest, finest, *, gap=0.06):
+    """Round resolutions from `finest` to `coarsest` that lie apart on an axis linear in 1/resolution.
+
+    Parameters
+    ----------
+    coarsest, finest : float
+        Ends of the axis.
+    gap : float, default=0.06
+        Smallest distance of two ticks, as part of the axis.
+
+    Returns
+    -------
+    list of float
+        Finest first.
+    """
+    decades = 10.0 ** np.arange(np.floor(np.log10(finest)), np.ceil(np.log10(coarsest)) + 1)
+    nice = np.unique(decades[:, None] * np.array([1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8]))  # ascending
+    least = gap * (1 / finest - 1 / coarsest)
+    ticks: list[float] = []
+    for value in nice[(nice >= finest) & (nice <= coarsest)]:
+        if not ticks or 1 / ticks[-1] - 1 / value >= least:
+            ticks.append(float(value))
+    return ticks
+
+
 def _resolution_steps(ax, iterations, resolution):
     """Resolution limit on a second axis, linear in 1/Angstrom so that equal steps are equal news."""
     twin = ax.twinx()
@@ -100,7 +126,10 @@ def _resolution_steps(ax, iterations, resolution):
     twin.set_yscale("function", functions=(_minus_reciprocal, _minus_reciprocal))
     finite = resolution[np.isfinite(resolution)]
     if finite.size:
-        twin.set_ylim(finite.max() * 1.15, finite.min() * 0.9)
+        coarsest, finest = finite.max() * 1.15, finite.min() * 0.9
+        twin.set_ylim(coarsest, finest)
+        twin.yaxis.set_major_locator(FixedLocator(resolution_ticks(coarsest, finest)))
+        twin.yaxis.set_minor_locator(NullLocator())
     twin.set_ylabel("resolution limit (Å)", color=_RESOLUTION_COLOUR)
     twin.spines[["top"]].set_visible(False)
     twin.set_zorder(0)

@@ -3,7 +3,7 @@ import pytest
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.plotting import plot_convergence
-from sklearn_cryoem.plotting.convergence import joined
+from sklearn_cryoem.plotting.convergence import joined, resolution_ticks
 
 
 def test_the_line_is_broken_where_the_objective_changes():
@@ -32,7 +32,9 @@ def test_finer_resolution_is_drawn_higher_and_breaks_the_line(tmp_path):
 
 
 def test_one_iteration_is_enough(tmp_path):
-    plot_convergence([np.float32(-3.0)], resolution=[np.inf]).figure.savefig(tmp_path / "one.png", dpi=40)
+    ax = plot_convergence([np.float32(-3.0)], resolution=[np.inf])
+    ax.figure.savefig(tmp_path / "one.png", dpi=40)
+    assert [tick for tick in ax.get_xticks() if 0.5 <= tick <= 1.5] == [1]
 
 
 @pytest.mark.parametrize("name", ["resolution", "stage"])
@@ -41,3 +43,11 @@ def test_arrays_that_do_not_fit_are_named(name):
         plot_convergence([1, 2, 3], **{name: [1, 2]})
     with pytest.raises(ParticleDataError, match="at least one iteration"):
         plot_convergence([])
+
+
+@pytest.mark.parametrize(("coarsest", "finest"), [(46.0, 6.6), (40.0, 30.0), (500.0, 2.0), (46.0, 45.0)])
+def test_ticks_of_resolution_are_round_and_do_not_overlap(coarsest, finest):
+    ticks = np.array(resolution_ticks(coarsest, finest))
+    assert np.all((ticks >= finest) & (ticks <= coarsest))
+    assert np.all(np.diff(-1 / ticks) >= 0.06 * (1 / finest - 1 / coarsest))
+    assert len(ticks) <= 17 and (len(ticks) >= 2 or coarsest < 1.1 * finest)
