@@ -23,7 +23,8 @@ from sklearn_cryoem.particles import Poses
 
 logger = logging.getLogger(__name__)
 
-LABELS_IN_MOTION = 0.2  # fraction of labels changing in the last pass above which the user is warned
+LABELS_IN_MOTION = 0.5  # fraction of labels changing in the last pass above which the user is warned
+PIXEL_SIZE_TOLERANCE = 0.01  # relative; headers are rounded
 
 
 class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
@@ -64,7 +65,7 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
     n_batches : int, default=60
         Mini-batches before the full passes; 0 gives plain EM.
     batch_size : int or None, default=None
-        Images in a mini-batch. By default 5 for each class, at least 200.
+        Images in a mini-batch. By default 10 for each class, at least 400.
     max_iter : int, default=5
         Passes over all images, at most.
     tol : float, default=0.01
@@ -318,10 +319,13 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
                 f"MAPAligner was fitted to images of {self.class_averages_.shape[-1]} pixels; these have "
                 f"{stack.box}. Bring them to the same box, for example with stack.downsample."
             )
-        if stack.pixel_size != self._pixel_size:
+        mine, other = self._pixel_size, stack.pixel_size
+        if (mine is None) != (other is None) or (
+            mine is not None and abs(other / mine - 1) > PIXEL_SIZE_TOLERANCE
+        ):
             raise ValueError(
-                f"MAPAligner was fitted at {self._pixel_size} Angstrom per pixel; these particles have "
-                f"{stack.pixel_size}. Bring them to the same pixel size."
+                f"MAPAligner was fitted at {mine} Angstrom per pixel; these particles have "
+                f"{other}. Bring them to the same pixel size."
             )
         source = feature_source(stack, self._settings, keep=False)
         return stack, find_poses(source, self._model, self._settings, n_jobs=self.n_jobs, refine=refine)

@@ -12,7 +12,7 @@ import pickle
 import numpy as np
 import pytest
 from sklearn.base import clone, is_clusterer
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import get_tags
@@ -135,6 +135,18 @@ def test_other_boxes_and_pixel_sizes_are_refused_after_the_fit(stack, fitted):
     other = make_particles("ribosome", 5, box=24, pixel_size=stack.pixel_size * 1.1, snr=1.0, random_state=0)
     with pytest.raises(ValueError, match="same pixel size"):
         fitted.predict(other)
+
+
+def test_a_pixel_size_rounded_in_a_header_is_accepted(stack, fitted):
+    rounded = make_particles(
+        "ribosome", 5, box=24, pixel_size=stack.pixel_size * 1.002, snr=1.0, random_state=0
+    )
+    assert fitted.predict(rounded).shape == (5,)
+
+
+def test_a_fit_that_is_still_in_motion_warns_and_says_what_to_raise(stack):
+    with pytest.warns(ConvergenceWarning, match="Raise max_iter, or n_batches"):
+        quick(n_batches=0, max_iter=1, tol=0.0).fit(stack)
 
 
 def test_it_works_in_a_pipeline_and_the_pipeline_predicts_new_particles(stack):
