@@ -11,7 +11,7 @@ MASK_FRACTION = 0.9  # of the box
 SHIFT_FRACTION = 0.08  # of the box
 MASK_EDGE_FRACTION = 0.05  # of the box
 SMALLEST_START = 6.0  # Fourier pixels
-IMAGES_PER_CLASS_AND_BATCH, SMALLEST_BATCH = 5, 200
+IMAGES_PER_CLASS_AND_BATCH, SMALLEST_BATCH = 10, 400
 
 
 def check_parameters(aligner):
