@@ -45,7 +45,8 @@ def main() -> None:
     source = feature_source(stack, settings)
     scale = np.float32(np.sqrt(0.05))
     references = masked_references(scale * views.read(first), settings)
-    model = replace(starting_model(source, settings, np.random.RandomState(0)), references=references)
+    model = starting_model(source, settings, np.random.RandomState(0))
+    model = replace(model, references=references, noise=np.ones_like(model.noise))  # as simulated
     sys.stdout.write(" k_max shifts angles | features  E-step  M-step  us/image |  bank ms    MB | cells\n")
     for k_max in (settings.k_start, 0.5 * settings.k_limit, 0.75 * settings.k_limit, settings.k_limit):
         measure(source, settings, model, k_max, options)

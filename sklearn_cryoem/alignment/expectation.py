@@ -63,6 +63,17 @@ class Posterior:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """Cells near their image's best: image, row, angle, log posterior (n_cells,); best (n_images,)."""
+
+    image: Int
+    row: Int
+    angle: Int
+    log: Float32
+    best: Float32
+
+
+@dataclass(frozen=True)
 class LogPrior:
     """Log priors of the classes (n_clusters,) and of the shifts searched (n_shifts,)."""
 
@@ -120,16 +131,46 @@ def expect(
     each order, and two of (n_angles / 2 x M) by (M x K T). Everything after them touches only the cells
     within log(1 / floor) of the best, usually one in a hundred.
     """
+    return posterior_of([find_cells(features, precision, bank, space, prior, floor)], floor)
+
+
+def find_cells(
+    features: ImageFeatures,
+    precision: Float32,
+    bank: ReferenceBank,
+    space: SearchSpace,
+    prior: LogPrior,
+    floor: float = POSTERIOR_FLOOR,
+    first_cluster: int = 0,
+) -> Cells:
+    """Cells of a block of images that may carry weight, for the classes of one bank, Eq. (4.2)-(4.4).
+
+    Parameters as in `expect`, but `bank` may hold some of the classes only, from `first_cluster` on; `prior`
+    is that of all.
+    """
     work = Workspace()
     cut = np.float32(-np.log(floor))
-    parts = []
+    n_clusters = bank.power.shape[2]
+    part = LogPrior(prior.cluster[first_cluster : first_cluster + n_clusters], prior.shift)
+    found = []
     for start in range(0, len(features), IMAGES_PER_PRODUCT):
         rows = slice(start, min(start + IMAGES_PER_PRODUCT, len(features)))
-        cells = _search(
-            features.orders[rows], features.ctf_power[rows], precision[rows], bank, space, prior, cut, work
+        image, row, angle, log, best = _search(
+            features.orders[rows], features.ctf_power[rows], precision[rows], bank, space, part, cut, work
         )
-        parts.append(_normalise(*cells, cut=cut, floor=floor))
-    return Posterior.concatenate(parts)
+        kept = log >= (best - cut)[image]
+        row = row[kept] + first_cluster * space.n_shifts
+        found.append((image[kept] + start, row, angle[kept], log[kept], best))
+    return Cells(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def posterior_of(parts: Sequence[Cells], floor: float = POSTERIOR_FLOOR) -> Posterior:
+    """Posterior of a block of images from the cells found in each group of classes, Eq. (4.2)."""
+    image, row, angle, log = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("image", "row", "angle", "log")
+    )
+    best = np.max([part.best for part in parts], axis=0)  # (n_images,)
+    return _normalise(Cells(image, row, angle, log, best), floor)
 
 
 def _search(
@@ -228,13 +269,11 @@ def _cells_above(
     return column[kept], angle[kept], log[kept]
 
 
-def _normalise(
-    image: Int, row: Int, angle: Int, log: Float32, best: Float32, *, cut: np.float32, floor: float
-) -> Posterior:
+def _normalise(cells: Cells, floor: float) -> Posterior:
     """Turn log posteriors into posteriors; the small ones become exactly zero, Eq. (4.5)."""
-    n = len(best)
-    kept = np.flatnonzero(log >= (best - cut)[image])
-    image, row, angle, log = image[kept], row[kept], angle[kept], log[kept]
+    best, n = cells.best, len(cells.best)
+    kept = np.flatnonzero(cells.log >= (best - np.float32(-np.log(floor)))[cells.image])
+    image, row, angle, log = cells.image[kept], cells.row[kept], cells.angle[kept], cells.log[kept]
     weight = np.exp(log - best[image]).astype(np.float64)
     evidence = np.bincount(image, weight, n)
     at_top = np.flatnonzero(log >= best[image])

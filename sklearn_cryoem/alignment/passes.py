@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.workers import ordered_map, row_blocks
-from sklearn_cryoem.alignment.expectation import POSTERIOR_FLOOR, Posterior, expect
+from sklearn_cryoem.alignment.expectation import (
+    POSTERIOR_FLOOR,
+    Cells,
+    Posterior,
+    find_cells,
+    posterior_of,
+)
 from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
 from sklearn_cryoem.alignment.model import AlignmentModel
-from sklearn_cryoem.alignment.references import reference_bank
+from sklearn_cryoem.alignment.references import ReferenceBank, reference_bank
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Float64
 from sklearn_cryoem.physics.polar import polar_transform
@@ -22,6 +29,8 @@ Rows = NDArray[np.int64]
 
 IMAGES_PER_SHARD = 64
 IMAGES_PER_SUM = 256  # images whose posteriors are held before their statistics are taken
+BANK_BYTES = 400e6  # shifted references held at once
+SHARDS_PER_BANK = 8  # where they do not all fit: images that each group of classes sees in turn
 CELLS_PER_SUM = 4_000_000  # and cells: 20 bytes each
 
 
@@ -53,18 +62,49 @@ def posteriors(
     n_jobs: int | None,
     floor: float = POSTERIOR_FLOOR,
 ) -> Iterator[tuple[ImageFeatures, Posterior]]:
-    """Yield features and posterior of shard after shard of `rows`, in order, Eq. (4.2)."""
-    values = polar_transform(model.references, space.grid)
-    bank = reference_bank(values, space, source.n_even, n_jobs)
+    """Yield features and posterior of shard after shard of `rows`, in order, Eq. (4.2).
+
+    Shifted references that do not fit in `BANK_BYTES` are made for a group of classes at a time, which then
+    sees a bundle of shards.
+    """
+    values = polar_transform(model.references, space.grid)  # (n_clusters, n_rings, n_angles / 2)
+    groups = row_blocks(len(values), classes_at_once(space))
     prior = model.log_prior(space)
     precision = (1.0 / model.noise[: space.n_rings]).astype(np.float32)
 
-    def shard(block: slice) -> tuple[ImageFeatures, Posterior]:
-        features = source(rows[block], space.n_rings, space.n_orders)
-        each = np.broadcast_to(precision, features.power.shape)
-        return features, expect(features, each, bank, space, prior, floor)
+    def read(block: slice) -> ImageFeatures:
+        return source(rows[block], space.n_rings, space.n_orders)
 
-    yield from ordered_map(shard, row_blocks(len(rows), IMAGES_PER_SHARD), n_jobs=n_jobs)
+    def bank_of(group: slice) -> ReferenceBank:
+        return reference_bank(values[group], space, source.n_even, n_jobs)
+
+    def search(features: ImageFeatures, bank: ReferenceBank, first: int) -> Cells:
+        each = np.broadcast_to(precision, features.power.shape)
+        return find_cells(features, each, bank, space, prior, floor, first)
+
+    shards = row_blocks(len(rows), IMAGES_PER_SHARD)
+    if len(groups) == 1:
+        whole = bank_of(groups[0])
+
+        def shard(block: slice) -> tuple[ImageFeatures, Posterior]:
+            features = read(block)
+            return features, posterior_of([search(features, whole, 0)], floor)
+
+        yield from ordered_map(shard, shards, n_jobs=n_jobs)
+        return
+    for bundle in row_blocks(len(shards), SHARDS_PER_BANK):
+        images = list(ordered_map(read, shards[bundle], n_jobs=n_jobs))
+        found: list[list[Cells]] = [[] for _ in images]
+        for group in groups:
+            find = partial(search, bank=bank_of(group), first=group.start)
+            for cells, part in zip(found, ordered_map(find, images, n_jobs=n_jobs), strict=True):
+                cells.append(part)
+        yield from ((f, posterior_of(cells, floor)) for f, cells in zip(images, found, strict=True))
+
+
+def classes_at_once(space: SearchSpace) -> int:
+    """How many classes, shifted to every shift of `space`, fit in `BANK_BYTES`; at least 1."""
+    return max(1, int(BANK_BYTES // (8 * space.n_orders * space.n_rings * space.n_shifts)))
 
 
 def run_pass(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.workers import ordered_map, row_blocks
-from sklearn_cryoem.alignment.expectation import Posterior, expect
+from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
-from sklearn_cryoem.alignment.passes import IMAGES_PER_SHARD
-from sklearn_cryoem.alignment.references import reference_bank
+from sklearn_cryoem.alignment.passes import IMAGES_PER_SHARD, posteriors
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import (
@@ -28,6 +28,7 @@ Int = NDArray[np.int64]
 
 FINE_POINTS = 7  # per axis of the local grid, which spans one step of the search to each side
 REFINEMENT_ROUNDS = 2
+SHARDS_PER_BUNDLE = 16  # searched, then refined, by all workers in turn
 
 
 @dataclass(frozen=True)
@@ -89,40 +90,38 @@ def find_poses(
     """
     space = settings.space(source.box, model.k_max)
     values = polar_transform(model.references, space.grid)  # (n_clusters, n_rings, n_angles / 2)
-    bank = reference_bank(values, space, source.n_even, n_jobs)
-    prior = model.log_prior(space)
-    precision = (1.0 / model.noise).astype(np.float32)
+    precision = (1.0 / model.noise[: space.n_rings]).astype(np.float32)
     n_limit = source.n_rings(settings.k_limit)
+    rows = np.arange(source.n_images)
 
-    def shard(block: slice) -> ImagePoses:
-        everything = source(np.arange(block.start, block.stop), n_limit, space.n_orders)
-        features = everything.take(slice(None), space.n_rings, space.n_orders)
-        each = np.broadcast_to(precision[: space.n_rings], features.power.shape)
-        posterior = expect(features, each, bank, space, prior)
+    def poses_of(shard: tuple[slice, tuple[ImageFeatures, Posterior]]) -> ImagePoses:
+        block, (features, posterior) = shard
         cluster, shift = np.divmod(posterior.best_row, space.n_shifts)
         angle = space.angles_rad[posterior.best_angle]
         pose = to_image_frame(angle, space.shifts_px[shift])
         if refine:
             angle, pose = refine_poses(
-                features,
-                precision[: space.n_rings],
-                values[cluster],
-                space,
-                angle,
-                pose,
-                model.shift_sigma_px,
+                features, precision, values[cluster], space, angle, pose, model.shift_sigma_px
             )
+        power = features.power if n_limit == space.n_rings else source(rows[block], n_limit, 1).power
         return ImagePoses(
             cluster,
             np.mod(angle, 2.0 * np.pi),
             pose,
             posterior.log_evidence,
             class_posterior(posterior, cluster, space.n_shifts),
-            log_noise_likelihood(everything.power, model.noise[:n_limit], source.noise_fraction),
+            log_noise_likelihood(power, model.noise[:n_limit], source.noise_fraction),
         )
 
-    blocks = row_blocks(source.n_images, IMAGES_PER_SHARD)
-    return ImagePoses.concatenate(list(ordered_map(shard, blocks, n_jobs=n_jobs)))
+    found: list[ImagePoses] = []
+    shards = zip(
+        row_blocks(source.n_images, IMAGES_PER_SHARD),
+        posteriors(source, rows, model, space, n_jobs=n_jobs),
+        strict=True,
+    )
+    while bundle := list(islice(shards, SHARDS_PER_BUNDLE)):
+        found.extend(ordered_map(poses_of, bundle, n_jobs=n_jobs))
+    return ImagePoses.concatenate(found)
 
 
 def log_noise_likelihood(power: Float32, noise: Float64, noise_fraction: float) -> Float64:

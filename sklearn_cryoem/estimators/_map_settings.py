@@ -5,6 +5,7 @@ import numpy as np
 from sklearn_cryoem._core.validation import check_choice, check_number
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.model import CLASS_PRIORS, AlignmentSettings
+from sklearn_cryoem.alignment.passes import classes_at_once
 
 NOISE_MODELS = ("shell",)
 MASK_FRACTION = 0.9  # of the box
@@ -99,6 +100,7 @@ def feature_source(stack, settings, *, keep=True):
 def memory_estimate(source, settings):
     """Bytes that a fit needs at its finest resolution, images not counted."""
     space = settings.space(source.box, settings.k_limit)
-    bank = 8 * space.n_orders * space.n_rings * settings.n_clusters * space.n_shifts
+    per_class = 8 * space.n_orders * space.n_rings * space.n_shifts
+    bank = per_class * min(settings.n_clusters, classes_at_once(space))
     statistics = 48 * space.n_orders * space.n_rings * settings.n_clusters
     return bank + statistics + source.kept_bytes + 64e6

@@ -48,7 +48,8 @@ def test_true_references_tell_the_classes_apart(rng, make_particles, make_settin
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("IMAGES_PER_SHARD", 7), ("IMAGES_PER_SUM", 5), ("CELLS_PER_SUM", 1)]
+    ("name", "value"),
+    [("IMAGES_PER_SHARD", 7), ("IMAGES_PER_SUM", 5), ("CELLS_PER_SUM", 1), ("BANK_BYTES", 1.0)],
 )
 def test_cutting_a_pass_differently_changes_nothing(setting, monkeypatch, name, value):
     source, model, space = setting

@@ -1,0 +1,128 @@
+"""What MAPAligner adds to the alignment kernels: units, defaults, files, and what it says to the user."""
+
+import logging
+
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_cryoem import CTFTable, MAPAligner, ParticleStack
+from sklearn_cryoem.datasets import make_particles
+from sklearn_cryoem.estimators import map_aligner
+from sklearn_cryoem.estimators._map_settings import alignment_settings, feature_source, memory_estimate
+from sklearn_cryoem.physics.rotation import aligned_images
+
+QUICK = {"n_clusters": 3, "n_batches": 4, "max_iter": 2, "tol": 10.0, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def stack():
+    return make_particles("ribosome", 90, box=24, snr=1.0, n_views=3, max_shift=12.0, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def fitted(stack):
+    return MAPAligner(**QUICK).fit(stack)
+
+
+def test_lengths_are_angstrom_where_the_pixel_size_is_known(stack):
+    aligner = MAPAligner(mask_diameter=10 * stack.pixel_size, max_shift=2 * stack.pixel_size, shift_step=6.0)
+    known = alignment_settings(aligner, stack)
+    assert known.mask_radius_px == pytest.approx(5.0)
+    assert known.max_shift_px == pytest.approx(2.0)
+    assert known.shift_step_px == pytest.approx(6.0 / stack.pixel_size)
+    unknown = ParticleStack(stack.read())
+    assert alignment_settings(MAPAligner(max_shift=2.0), unknown).max_shift_px == pytest.approx(2.0)
+
+
+def test_resolutions_become_fourier_pixels_between_six_and_the_limit():
+    stack = ParticleStack(np.random.default_rng(0).normal(size=(4, 64, 64)), pixel_size=4.0)
+    settings = alignment_settings(MAPAligner(initial_resolution=32.0, max_resolution=16.0), stack)
+    assert (settings.k_start, settings.k_limit) == (8.0, 16.0)
+    assert alignment_settings(MAPAligner(initial_resolution=500.0), stack).k_start == 6.0
+    assert alignment_settings(MAPAligner(max_resolution=1.0), stack).k_limit == 31.0
+
+
+@pytest.mark.parametrize("box", [16, 24, 65])
+def test_masks_stay_inside_the_box(box):
+    stack = ParticleStack(np.random.default_rng(0).normal(size=(4, box, box)))
+    for diameter in (None, 10.0 * box):
+        settings = alignment_settings(MAPAligner(mask_diameter=diameter), stack)
+        assert settings.mask_radius_px + settings.mask_edge_px <= box / 2
+        source = feature_source(stack, settings)
+        assert source.mask_radius_px + source.mask_edge_px <= box / 2
+
+
+def test_batches_grow_with_the_number_of_classes_up_to_the_set():
+    stack = ParticleStack(np.zeros((2000, 16, 16), np.float32))
+    sizes = [alignment_settings(MAPAligner(k), stack).batch_size for k in (2, 100, 900)]
+    assert sizes == [400, 1000, 2000]
+
+
+def test_transform_centres_and_turns_particles_onto_their_class(stack, fitted):
+    aligned = fitted.transform(stack)
+    averages = fitted.class_averages_[fitted.labels_]
+    images = aligned_images(stack.read(), aligned.poses.angle_rad, aligned.poses.shift_px(stack.pixel_size))
+    turned = aligned_images(
+        stack.read(), aligned.poses.angle_rad + 2.0, aligned.poses.shift_px(stack.pixel_size)
+    )
+    right, wrong = (np.einsum("nyx,nyx->n", part, averages) for part in (images, turned))
+    assert np.mean(right > wrong) > 0.9
+
+
+def test_fitted_attributes_agree_with_each_other(stack, fitted):
+    n_pixels = stack.box
+    assert fitted.class_averages_.shape == (3, n_pixels, n_pixels)
+    assert fitted.cluster_weights_.sum() == pytest.approx(1.0)
+    assert fitted.n_features_in_ == n_pixels**2
+    assert len(fitted.log_posterior_) == fitted.n_iter_
+    assert fitted.resolution_ == fitted.class_resolution_.min()
+    assert 1.0 <= fitted.n_effective_clusters_ <= 3.0
+    assert np.all((fitted.class_posterior_ > 0) & (fitted.class_posterior_ <= 1 + 1e-6))
+    assert np.all((fitted.poses_.angle_rad >= 0) & (fitted.poses_.angle_rad < 2 * np.pi))
+    assert np.all(fitted.noise_variance_ > 0)
+
+
+def test_score_prefers_particles_to_noise_of_the_same_power(stack, fitted):
+    images = stack.read()
+    noise = np.random.default_rng(0).normal(scale=images.std(), size=images.shape).astype(np.float32)
+    pure = ParticleStack(noise, pixel_size=stack.pixel_size, ctf=stack.ctf)
+    assert fitted.score(stack) > fitted.score(pure)
+    np.testing.assert_allclose(fitted.score_samples(stack).mean(), fitted.score(stack), rtol=1e-6)
+
+
+def test_files_give_the_same_as_memory(tmp_path):
+    options = {"box": 24, "snr": 1.0, "n_views": 3, "max_shift": 12.0, "random_state": 0}
+    memory = make_particles("ribosome", 60, **options)
+    files = make_particles("ribosome", 60, path=tmp_path / "stack.mrcs", **options)
+    assert not files.is_in_memory
+    one, two = (MAPAligner(**QUICK).fit(part) for part in (memory, files))
+    np.testing.assert_array_equal(one.labels_, two.labels_)
+    np.testing.assert_array_equal(one.class_averages_, two.class_averages_)
+
+
+def test_a_ctf_without_a_pixel_size_is_refused(stack):
+    ctf = CTFTable.constant(
+        90, defocus_u_angstrom=1e4, defocus_v_angstrom=1e4, astigmatism_angle_rad=0.0, voltage_volts=3e5,
+        cs_angstrom=2.7e7, amplitude_contrast=0.1,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"Give ParticleStack\(pixel_size=...\)"):
+        MAPAligner(**QUICK).fit(ParticleStack(stack.read(), ctf=ctf))
+
+
+def test_labels_still_in_motion_are_reported_with_the_number(stack, monkeypatch):
+    monkeypatch.setattr(map_aligner, "LABELS_IN_MOTION", -1.0)
+    with pytest.warns(ConvergenceWarning, match=r"max_iter=2 while \d+% of the images .* Raise max_iter"):
+        MAPAligner(**{**QUICK, "tol": 0.0}).fit(stack)
+
+
+def test_memory_is_stated_before_work_starts(stack, caplog):
+    with caplog.at_level(logging.INFO, logger="sklearn_cryoem"):
+        MAPAligner(**QUICK).fit(stack)
+    assert "MAPAligner needs about" in caplog.text
+
+
+def test_two_hundred_classes_of_large_images_need_less_than_two_gigabytes():
+    stack = ParticleStack(np.zeros((4, 128, 128), np.float32), pixel_size=2.0)
+    settings = alignment_settings(MAPAligner(200), stack)
+    assert memory_estimate(feature_source(stack, settings), settings) < 2e9
