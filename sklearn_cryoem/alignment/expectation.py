@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.references import ReferenceBank
@@ -16,10 +17,11 @@ from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 
 POSTERIOR_FLOOR = 1e-5  # smaller posteriors are set to exactly zero
 ALWAYS_KEPT = 0.5  # unless they reach this fraction of the largest posterior of their image
+MARGIN = 1.0  # nats below the floor that are still added to the evidence
 IMAGES_PER_PRODUCT = 32  # enough rows for an efficient matrix product
 COLUMNS_PER_PRODUCT = 2048  # (image, class, shift) columns whose angles still fit in the cache
 
-Int = NDArray[np.int64]
+Int = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,30 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells near their image's best: image, row, angle, log posterior (n_cells,); best (n_images,)."""
+    """Cells that may carry weight, before they are normalised.
+
+    Attributes
+    ----------
+    image, row, angle : ndarrays of shape (n_cells,), int
+        As in `Posterior`.
+    log : ndarray of shape (n_cells,), float32
+        Log posterior but for the evidence.
+    best : ndarray of shape (n_images,), float32
+        Largest log of each image.
+    bound : ndarray of shape (n_images,), float32
+        A lower bound of the log evidence: the sum over the best angles of all (class, shift) pairs.
+    """
 
     image: Int
     row: Int
     angle: Int
     log: Float32
     best: Float32
+    bound: Float32
+
+    def threshold(self, floor: float) -> Float32:
+        """Log below which a cell's posterior must be smaller than `floor`; (n_images,)."""
+        return _threshold(self.best, self.bound, floor)
 
 
 @dataclass(frozen=True)
@@ -129,7 +148,7 @@ def expect(
     -----
     For an image with K T (class, shift) pairs, M orders and R rings: one product (2 x 2 R) by (2 R x K T) for
     each order, and two of (n_angles / 2 x M) by (M x K T). Everything after them touches only the cells
-    within log(1 / floor) of the best, usually one in a hundred.
+    within about log(1 / floor) of the evidence, usually one in a hundred.
     """
     return posterior_of([find_cells(features, precision, bank, space, prior, floor)], floor)
 
@@ -149,18 +168,19 @@ def find_cells(
     is that of all.
     """
     work = Workspace()
-    cut = np.float32(-np.log(floor))
     n_clusters = bank.power.shape[2]
     part = LogPrior(prior.cluster[first_cluster : first_cluster + n_clusters], prior.shift)
     found = []
     for start in range(0, len(features), IMAGES_PER_PRODUCT):
         rows = slice(start, min(start + IMAGES_PER_PRODUCT, len(features)))
-        image, row, angle, log, best = _search(
-            features.orders[rows], features.ctf_power[rows], precision[rows], bank, space, part, cut, work
+        cells = _search(
+            features.orders[rows], features.ctf_power[rows], precision[rows], bank, space, part, floor, work
         )
-        kept = log >= (best - cut)[image]
-        row = row[kept] + first_cluster * space.n_shifts
-        found.append((image[kept] + start, row, angle[kept], log[kept], best))
+        kept = np.flatnonzero(cells.log >= cells.threshold(floor)[cells.image])
+        row = cells.row[kept] + first_cluster * space.n_shifts
+        found.append(
+            (cells.image[kept] + start, row, cells.angle[kept], cells.log[kept], cells.best, cells.bound)
+        )
     return Cells(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
@@ -170,7 +190,8 @@ def posterior_of(parts: Sequence[Cells], floor: float = POSTERIOR_FLOOR) -> Post
         np.concatenate([getattr(part, name) for part in parts]) for name in ("image", "row", "angle", "log")
     )
     best = np.max([part.best for part in parts], axis=0)  # (n_images,)
-    return _normalise(Cells(image, row, angle, log, best), floor)
+    bound = np.logaddexp.reduce([part.bound for part in parts], axis=0)
+    return _normalise(Cells(image, row, angle, log, best, bound), floor)
 
 
 def _search(
@@ -180,16 +201,16 @@ def _search(
     bank: ReferenceBank,
     space: SearchSpace,
     prior: LogPrior,
-    cut: np.float32,
+    floor: float,
     work: Workspace,
-) -> tuple[Int, Int, Int, Float32, Float32]:
-    """Cells within `cut` of each image's best: image, row, angle, log posterior; and the best (n,)."""
+) -> Cells:
+    """Cells whose posterior may reach `floor`, for as many images as fit in one product."""
     n, n_shifts = len(orders), space.n_shifts
     stacked = _stack_real(orders, precision, space, work)  # (n_orders, 2 n, 2 n_rings)
     norm = _norm_orders(ctf_power, precision, bank.power)  # (n_even, n, n_clusters)
     level = (prior.cluster - norm[0].real)[:, :, None] + prior.shift - np.log(space.n_angles)
     level = level.reshape(n, -1).astype(np.float32)  # (n, n_clusters * n_shifts)
-    best = np.full(n, -np.inf, dtype=np.float32)
+    best = bound = np.full(n, -np.inf, dtype=np.float32)
     found = []
     classes_at_once = max(1, COLUMNS_PER_PRODUCT // (n * n_shifts))
     for first in range(0, len(prior.cluster), classes_at_once):
@@ -201,13 +222,21 @@ def _search(
         top = work("top", even.shape)
         np.abs(odd, out=top)
         np.add(top, even, out=top)  # the better of psi and psi + pi
-        best = np.maximum(best, top.max(axis=0).reshape(n, -1).max(axis=1))
-        threshold = np.repeat(best - cut, columns.stop - columns.start)
+        top_of_column = top.max(axis=0).reshape(n, -1)  # each a cell of its own, so they add up to a bound
+        best = np.maximum(best, top_of_column.max(axis=1))
+        bound = np.logaddexp(bound, logsumexp(top_of_column, axis=1)).astype(np.float32)
+        threshold = np.repeat(_threshold(best, bound, floor), columns.stop - columns.start)
         column, angle, log = _cells_above(threshold, even, odd, top, work)
-        image, row = np.divmod(column, columns.stop - columns.start)
+        image, row = np.divmod(column, np.int32(columns.stop - columns.start))
         found.append((image, row + columns.start, angle, log))
     image, row, angle, log = (np.concatenate(part) for part in zip(*found, strict=True))
-    return image, row, angle, log, best
+    return Cells(image, row, angle, log, best, bound)
+
+
+def _threshold(best: Float32, bound: Float32, floor: float) -> Float32:
+    # over a flat posterior of more than 1 / floor cells every cell is below the floor: the largest stay
+    lowest = np.minimum(bound + np.log(floor) - MARGIN, best + np.log(ALWAYS_KEPT))
+    return np.asarray(lowest, dtype=np.float32)
 
 
 def _stack_real(orders: Complex64, precision: Float32, space: SearchSpace, work: Workspace) -> Float32:
@@ -260,10 +289,10 @@ def _cells_above(
     mask = work("mask", even.shape, np.bool_)
     np.greater_equal(top, threshold, out=mask)
     cell = np.flatnonzero(mask)
-    angle, column = np.divmod(cell, n_columns)
+    angle, column = np.divmod(cell.astype(np.int32), np.int32(n_columns))
     e, o = even.reshape(-1)[cell], odd.reshape(-1)[cell]
     log = np.concatenate([e + o, e - o])
-    angle = np.concatenate([angle, angle + half])
+    angle = np.concatenate([angle, angle + np.int32(half)])
     column = np.concatenate([column, column])
     kept = np.flatnonzero(log >= threshold[column])
     return column[kept], angle[kept], log[kept]
@@ -272,14 +301,13 @@ def _cells_above(
 def _normalise(cells: Cells, floor: float) -> Posterior:
     """Turn log posteriors into posteriors; the small ones become exactly zero, Eq. (4.5)."""
     best, n = cells.best, len(cells.best)
-    kept = np.flatnonzero(cells.log >= (best - np.float32(-np.log(floor)))[cells.image])
+    kept = np.flatnonzero(cells.log >= cells.threshold(floor)[cells.image])
     image, row, angle, log = cells.image[kept], cells.row[kept], cells.angle[kept], cells.log[kept]
     weight = np.exp(log - best[image]).astype(np.float64)
     evidence = np.bincount(image, weight, n)
     at_top = np.flatnonzero(log >= best[image])
     at_top = at_top[np.unique(image[at_top], return_index=True)[1]]  # the first among equals
     best_row, best_angle, best_weight = row[at_top], angle[at_top], weight[at_top] / evidence
-    # over a flat posterior of more than 1 / floor cells every cell is below the floor: the largest stay
     kept = np.flatnonzero(weight >= np.minimum(floor * evidence, ALWAYS_KEPT)[image])
     image, row, angle, weight = image[kept], row[kept], angle[kept], weight[kept]
     weight /= np.bincount(image, weight, n)[image]

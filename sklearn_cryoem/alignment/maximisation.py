@@ -150,7 +150,7 @@ class _ClassRows:
 def _rows_by_class(
     posterior: Posterior, space: SearchSpace, n_images: int, n_clusters: int
 ) -> list[_ClassRows]:
-    key = posterior.row * n_images + posterior.image  # class, then shift, then image
+    key = posterior.row.astype(np.int64) * n_images + posterior.image  # class, then shift, then image
     shape = (n_clusters * space.n_shifts * n_images, space.n_angles)
     table = sparse.coo_array((posterior.weight, (key, posterior.angle)), shape=shape).tocsr()
     used = np.flatnonzero(np.diff(table.indptr))
