@@ -67,11 +67,16 @@ def report_views(out: Path, map_path: Path, mask_diameter: float) -> None:
     for path in sorted(out.glob("*averages*.mrcs")):
         with mrcfile.open(path) as handle:
             averages, pixel_size = handle.data.astype(np.float32), float(handle.voxel_size.x)
-        scores = view_scores(averages, load_volume(map_path), pixel_size, mask_diameter)
-        best = np.sort(scores)[::-1]
-        counts = ", ".join(f"{(scores >= level).sum()} at {level:g}" for level in (0.7, 0.8, 0.85, 0.9))
-        print(f"{path.name}: {len(averages)} classes; correlation with a projection: {counts} or above")
-        print("  best 20:", np.array2string(best[:20], precision=2))
+        print_view_scores(path.name, averages, pixel_size, map_path, mask_diameter)
+
+
+def print_view_scores(name, averages, pixel_size, map_path, mask_diameter):
+    """Print how many averages correlate well with a projection of the map, and how well the best do."""
+    scores = view_scores(averages, load_volume(map_path), pixel_size, mask_diameter)
+    best = np.sort(scores)[::-1]
+    counts = ", ".join(f"{(scores >= level).sum()} at {level:g}" for level in (0.7, 0.8, 0.85, 0.9))
+    print(f"{name}: {len(averages)} classes; correlation with a projection: {counts} or above")
+    print("  best 20:", np.array2string(best[:20], precision=2))
 
 
 def view_scores(averages, volume, pixel_size, mask_diameter, n_views=400, reach_px=4, seed=0):
