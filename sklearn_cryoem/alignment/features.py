@@ -56,6 +56,12 @@ class ImageFeatures:
             self.power[rows, :n_rings],
         )
 
+    def weighted(self, weight: Float64) -> ImageFeatures:
+        """Every term of every ring times a weight (n_images, n_rings), as Eq. (4.12) sums them."""
+        factor = weight.astype(np.float32)
+        each = factor[:, None, :]
+        return ImageFeatures(self.orders * each, self.ctf_power * each, self.power * factor)
+
     @classmethod
     def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
         """Features of the images of all parts, in their order."""
@@ -121,6 +127,8 @@ class FeatureSource:
         Radius of the references: fixes the orders needed.
     cache_bytes : float
         Features of all images are kept if they need no more than this.
+    group : ndarray of shape (n_images,), int, or None
+        Noise group of every image, counted from 0, -1 for one unknown; None if all share one noise spectrum.
     """
 
     def __init__(
@@ -135,9 +143,12 @@ class FeatureSource:
         k_max: float,
         reference_radius_px: float,
         cache_bytes: float = 256e6,
+        group: Rows | None = None,
     ) -> None:
         self.n_images, self.box = n_images, box
         self._read, self._ctf = read, ctf
+        self.n_groups = 0 if group is None else int(group.max()) + 1
+        self.group: Rows = np.full(n_images, -1) if group is None else group
         self.mask_radius_px, self.mask_edge_px = mask_radius_px, mask_edge_px
         self.k_max, self.reference_radius_px = k_max, reference_radius_px
         self._full_grid, self._full_orders = self._grid(k_max)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -40,6 +40,10 @@ class Statistics:
         Sum of the posterior mean of |u|^2 in square pixels.
     log_evidence : ndarray of shape (1,)
         Sum of log p(image) / p(image | noise alone).
+    group_residual : ndarray of shape (n_groups, n_rings)
+        Sum over the images of each noise group of |F - C A|^2, Eq. (4.12); empty if all share one noise.
+    group_images : ndarray of shape (n_groups, n_rings)
+        How many images the residuals hold.
     """
 
     numerator: Complex128
@@ -49,19 +53,25 @@ class Statistics:
     mass: Float64
     shift_square: Float64
     log_evidence: Float64
+    group_residual: Float64 = field(default_factory=lambda: np.zeros((0, 0)))
+    group_images: Float64 = field(default_factory=lambda: np.zeros((0, 0)))
 
     def __add__(self, other: Statistics) -> Statistics:
         added: list[Any] = [a + b for a, b in zip(self._parts(), other._parts(), strict=True)]
         return Statistics(*added)
 
     def scaled(self, factor: float) -> Statistics:
-        """All sums times `factor`."""
+        """All sums times `factor`, but for those of noise groups, which remain those of images seen."""
         scaled: list[Any] = [part * factor for part in self._parts()]
-        return Statistics(*scaled)
+        return replace(
+            Statistics(*scaled), group_residual=self.group_residual, group_images=self.group_images
+        )
 
     def resized(self, n_orders: int, n_rings: int) -> Statistics:
         """Truncate, or pad with zeros, to other numbers of orders and rings."""
         n_clusters, n_even = self.denominator.shape[:2]
+        n_groups = len(self.group_images)
+        of_groups = (n_groups, n_rings if n_groups else 0)
         return Statistics(
             _fit(self.numerator, (n_clusters, n_orders, n_rings)),
             _fit(self.denominator, (n_clusters, n_even, n_rings)),
@@ -70,18 +80,27 @@ class Statistics:
             self.mass,
             self.shift_square,
             self.log_evidence,
+            _fit(self.group_residual, of_groups),
+            _fit(self.group_images, of_groups),
         )
 
     def _parts(self) -> list[NDArray[Any]]:
-        return [getattr(self, field.name) for field in fields(self)]
+        return [getattr(self, part.name) for part in fields(self)]
 
 
 def blend(old: Statistics | None, new: Statistics, step: float) -> Statistics:
-    """Online EM: (1 - step) * old + step * new, Eq. (4.8); `new` is scaled to the whole set beforehand."""
+    """Online EM: (1 - step) * old + step * new, Eq. (4.8); `new` is scaled to the whole set beforehand.
+
+    The sums of noise groups fade by 1 - step and are added whole: they tell how many images they hold.
+    """
     if old is None or step >= 1.0:
         return new
     same_size = old.resized(*new.numerator.shape[1:])
-    return same_size.scaled(1.0 - step) + new.scaled(step)
+    return replace(
+        same_size.scaled(1.0 - step) + new.scaled(step),
+        group_residual=(1.0 - step) * same_size.group_residual + new.group_residual,
+        group_images=(1.0 - step) * same_size.group_images + new.group_images,
+    )
 
 
 def accumulate(

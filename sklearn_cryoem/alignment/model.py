@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sklearn_cryoem.alignment.expectation import LogPrior
 from sklearn_cryoem.alignment.search import SearchSpace, search_space
 from sklearn_cryoem.physics.fourier import Float32, Float64
 
+NO_GROUPS = (0, 0)  # shape of what is kept for each noise group where all images share one spectrum
 CLASS_PRIORS = ("uniform", "estimated")
 
 
@@ -88,6 +90,8 @@ class AlignmentModel:
         Resolution in use, in Fourier pixels.
     resolution : ndarray of shape (n_clusters,), int
         Last ring of each reference up to which its signal exceeds its noise, Eq. (4.7).
+    group_noise : ndarray of shape (n_groups, n_rings)
+        Noise variance of each noise group as a multiple of `noise`, Eq. (4.12); empty where all share one.
     """
 
     references: Float32
@@ -97,9 +101,32 @@ class AlignmentModel:
     shift_sigma_px: float
     k_max: float
     resolution: np.ndarray
+    group_noise: Float64 = field(default_factory=lambda: np.empty(NO_GROUPS))
 
     def log_prior(self, space: SearchSpace) -> LogPrior:
         """Log priors of classes and of the shifts of `space`."""
         tiny = np.finfo(np.float64).tiny
         cluster = np.log(np.maximum(self.class_weight, tiny)) + self.balance
         return LogPrior(cluster, space.log_shift_prior(self.shift_sigma_px))
+
+    def relative_precision(self, group: NDArray[np.int64], n_rings: int) -> Float64:
+        """Precision of images as a multiple of 1 / `noise`, Eq. (4.12); (n_images, n_rings).
+
+        Parameters
+        ----------
+        group : ndarray of shape (n_images,), int
+            Noise group of every image; -1 for one that the model has not seen, which gets the pooled noise.
+        n_rings : int
+            Rings wanted.
+        """
+        every = np.ones((len(self.group_noise) + 1, n_rings))  # the last row is that of unknown groups
+        if len(self.group_noise):
+            every[:-1] = 1.0 / self.group_noise[:, :n_rings]
+        known = np.where(group < len(self.group_noise), group, -1)
+        relative: Float64 = every[known]
+        return relative
+
+    def precision(self, group: NDArray[np.int64], n_rings: int) -> Float32:
+        """1 / noise variance of each ring of images of the given noise groups; (n_images, n_rings)."""
+        each = self.relative_precision(group, n_rings) / self.noise[:n_rings]
+        return each.astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -21,11 +21,13 @@ from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
 from sklearn_cryoem.alignment.model import AlignmentModel
 from sklearn_cryoem.alignment.references import ReferenceBank, reference_bank
+from sklearn_cryoem.alignment.residuals import group_sums, image_terms
 from sklearn_cryoem.alignment.search import SearchSpace
-from sklearn_cryoem.physics.fourier import Float64
+from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import polar_transform
 
 Rows = NDArray[np.int64]
+_Shard = tuple[ImageFeatures, Float32]  # and the precision of each image
 
 IMAGES_PER_SHARD = 64
 IMAGES_PER_SUM = 256  # images whose posteriors are held before their statistics are taken
@@ -70,25 +72,24 @@ def posteriors(
     values = polar_transform(model.references, space.grid)  # (n_clusters, n_rings, n_angles / 2)
     groups = row_blocks(len(values), classes_at_once(space))
     prior = model.log_prior(space)
-    precision = (1.0 / model.noise[: space.n_rings]).astype(np.float32)
 
-    def read(block: slice) -> ImageFeatures:
-        return source(rows[block], space.n_rings, space.n_orders)
+    def read(block: slice) -> _Shard:
+        features = source(rows[block], space.n_rings, space.n_orders)
+        return features, model.precision(source.group[rows[block]], space.n_rings)
 
     def bank_of(group: slice) -> ReferenceBank:
         return reference_bank(values[group], space, source.n_even, n_jobs)
 
-    def search(features: ImageFeatures, bank: ReferenceBank, first: int) -> Cells:
-        each = np.broadcast_to(precision, features.power.shape)
-        return find_cells(features, each, bank, space, prior, floor, first)
+    def search(images: _Shard, bank: ReferenceBank, first: int) -> Cells:
+        return find_cells(*images, bank, space, prior, floor, first)
 
     shards = row_blocks(len(rows), IMAGES_PER_SHARD)
     if len(groups) == 1:
         whole = bank_of(groups[0])
 
         def shard(block: slice) -> tuple[ImageFeatures, Posterior]:
-            features = read(block)
-            return features, posterior_of([search(features, whole, 0)], floor)
+            images = read(block)
+            return images[0], posterior_of([search(images, whole, 0)], floor)
 
         yield from ordered_map(shard, shards, n_jobs=n_jobs)
         return
@@ -99,7 +100,7 @@ def posteriors(
             find = partial(search, bank=bank_of(group), first=group.start)
             for cells, part in zip(found, ordered_map(find, images, n_jobs=n_jobs), strict=True):
                 cells.append(part)
-        yield from ((f, posterior_of(cells, floor)) for f, cells in zip(images, found, strict=True))
+        yield from ((f, posterior_of(cells, floor)) for (f, _), cells in zip(images, found, strict=True))
 
 
 def classes_at_once(space: SearchSpace) -> int:
@@ -118,31 +119,41 @@ def run_pass(
     total: Statistics | None = None
     labels, evidence = [], []
     waiting: list[tuple[ImageFeatures, Posterior]] = []
-    n_clusters = len(model.references)
+    values = polar_transform(model.references, space.grid) if source.n_groups else None
+    done = 0
     for features, posterior in posteriors(source, rows, model, space, n_jobs=n_jobs):
         labels.append(posterior.best_row // space.n_shifts)
         evidence.append(posterior.log_evidence)
         waiting.append((features, posterior))
-        enough = sum(len(f) for f, _ in waiting) >= IMAGES_PER_SUM
-        if enough or sum(len(p.weight) for _, p in waiting) >= CELLS_PER_SUM:
-            total = _added(total, waiting, space, n_clusters, source.n_even, n_jobs)
-            waiting = []
-    if waiting:
-        total = _added(total, waiting, space, n_clusters, source.n_even, n_jobs)
+        seen = sum(len(f) for f, _ in waiting)
+        full = seen >= IMAGES_PER_SUM or sum(len(p.weight) for _, p in waiting) >= CELLS_PER_SUM
+        if full or done + seen == len(rows):
+            group = source.group[rows[done : done + seen]]
+            part = _sums(waiting, group, source, model, space, values, n_jobs)
+            total = part if total is None else total + part
+            waiting, done = [], done + seen
     if total is None:
         raise ValueError("A pass needs at least one image; no rows were given.")
     return PassResult(total, np.concatenate(labels), np.concatenate(evidence))
 
 
-def _added(
-    total: Statistics | None,
+def _sums(
     waiting: list[tuple[ImageFeatures, Posterior]],
+    group: Rows,
+    source: FeatureSource,
+    model: AlignmentModel,
     space: SearchSpace,
-    n_clusters: int,
-    n_even: int,
+    values: Complex64 | None,
     n_jobs: int | None,
 ) -> Statistics:
+    """Statistics of the images that wait; those of noise groups too if the references `values` are given."""
     features = ImageFeatures.concatenate([f for f, _ in waiting])
     posterior = Posterior.concatenate([p for _, p in waiting])
-    part = accumulate(features, posterior, space, n_clusters, n_even, n_jobs)
-    return part if total is None else total + part
+    n_clusters = len(model.references)
+    if values is None:
+        return accumulate(features, posterior, space, n_clusters, source.n_even, n_jobs)
+    weighted = features.weighted(model.relative_precision(group, space.n_rings))  # Eq. (4.12)
+    stats = accumulate(weighted, posterior, space, n_clusters, source.n_even, n_jobs)
+    terms = image_terms(features, posterior, space, values, n_jobs)
+    residual, images = group_sums(terms, group, source.n_groups)
+    return replace(stats, group_residual=residual, group_images=images)

@@ -90,7 +90,6 @@ def find_poses(
     """
     space = settings.space(source.box, model.k_max)
     values = polar_transform(model.references, space.grid)  # (n_clusters, n_rings, n_angles / 2)
-    precision = (1.0 / model.noise[: space.n_rings]).astype(np.float32)
     n_limit = source.n_rings(settings.k_limit)
     rows = np.arange(source.n_images)
 
@@ -99,7 +98,10 @@ def find_poses(
         cluster, shift = np.divmod(posterior.best_row, space.n_shifts)
         angle = space.angles_rad[posterior.best_angle]
         pose = to_image_frame(angle, space.shifts_px[shift])
+        group = source.group[rows[block]]
+        noise = model.noise[:n_limit] / model.relative_precision(group, n_limit)
         if refine:
+            precision = model.precision(group, space.n_rings)
             angle, pose = refine_poses(
                 features, precision, values[cluster], space, angle, pose, model.shift_sigma_px
             )
@@ -110,7 +112,7 @@ def find_poses(
             pose,
             posterior.log_evidence,
             class_posterior(posterior, cluster, space.n_shifts),
-            log_noise_likelihood(power, model.noise[:n_limit], source.noise_fraction),
+            log_noise_likelihood(power, noise, source.noise_fraction),
         )
 
     found: list[ImagePoses] = []
@@ -131,15 +133,15 @@ def log_noise_likelihood(power: Float32, noise: Float64, noise_fraction: float) 
     ----------
     power : ndarray of shape (n_images, n_rings)
         Mean of |F|^2 round each ring.
-    noise : ndarray of shape (n_rings,)
-        Noise variance per pixel.
+    noise : ndarray of shape (n_rings,) or (n_images, n_rings)
+        Noise variance per pixel, of all images or of each.
     noise_fraction : float
         Part of the noise that passes the image mask: the masked image has that fraction of the degrees of
         freedom.
     """
     area = 2.0 * np.pi * np.arange(1.0, power.shape[1] + 1.0)
-    constant = -0.5 * noise_fraction * (area * np.log(2.0 * np.pi * noise)).sum()
-    log: Float64 = constant - 0.5 * (power.astype(np.float64) @ (area / noise))
+    constant = -0.5 * noise_fraction * (area * np.log(2.0 * np.pi * noise)).sum(axis=-1)
+    log: Float64 = constant - 0.5 * (power.astype(np.float64) * (area / noise)).sum(axis=-1)
     return log
 
 
@@ -171,8 +173,8 @@ def refine_poses(
     ----------
     features : ImageFeatures
         At the rings and orders of `space`.
-    precision : ndarray of shape (n_rings,)
-        1 / noise variance.
+    precision : ndarray of shape (n_rings,) or (n_images, n_rings)
+        1 / noise variance, of all images or of each.
     references : ndarray of shape (n_images, n_rings, n_angles / 2)
         Reference of each image on the polar grid.
     space : SearchSpace
@@ -188,7 +190,7 @@ def refine_poses(
         Never more than one step of the search from the start in a round.
     """
     grid, n_orders = space.grid, space.n_orders
-    area = (2.0 * np.pi * grid.radius).astype(np.float32)[:, None] * precision[:, None]  # (n_rings, 1)
+    area = ((2.0 * np.pi * grid.radius).astype(np.float32) * precision)[..., None]  # (..., n_rings, 1)
     m = np.arange(n_orders)
     a = angular_orders(references, n_orders) * area  # (n, n_rings, n_orders)
     x = from_angular_orders(features.orders.transpose(0, 2, 1), grid.n_angles)  # (n, n_rings, n_angles / 2)

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
+from sklearn_cryoem.alignment.residuals import ImageTerms, group_noise, group_sums
 from sklearn_cryoem.alignment.update import masked_references
 from sklearn_cryoem.physics.fourier import Float64
 from sklearn_cryoem.physics.polar import from_angular_orders, images_from_polar
@@ -45,21 +46,32 @@ def starting_model(
         denominator = features.ctf_power[:, 0].real.sum(axis=0)
         averages.append((numerator / (denominator + 0.1 * denominator.mean() + 1e-9)).T)
     values = from_angular_orders(np.array(averages, dtype=np.complex64), space.grid.n_angles)
+    noise, relative = first_noise(source, settings, rng)
     return AlignmentModel(
         references=masked_references(images_from_polar(values, space.grid), settings),
-        noise=mean_power(source, settings, rng) / source.noise_fraction,
+        noise=noise,
         class_weight=np.full(settings.n_clusters, 1.0 / settings.n_clusters),
         balance=np.zeros(settings.n_clusters),
         shift_sigma_px=max(0.5 * settings.max_shift_px, 1.0),
         k_max=settings.k_start,
         resolution=np.zeros(settings.n_clusters, dtype=np.int64),
+        group_noise=relative,
     )
 
 
-def mean_power(source: FeatureSource, settings: AlignmentSettings, rng: np.random.RandomState) -> Float64:
-    """Mean of |F|^2 at every ring up to the limit, over a random subset; (n_rings,)."""
+def first_noise(
+    source: FeatureSource, settings: AlignmentSettings, rng: np.random.RandomState
+) -> tuple[Float64, Float64]:
+    """Noise of every ring up to the limit (n_rings,) and of each group relative to it (n_groups, n_rings).
+
+    Both are the whole power of a random subset, signal included.
+    """
     rows: NDArray[np.int64] = np.sort(rng.permutation(source.n_images)[:IMAGES_FOR_NOISE])
     n_rings = source.n_rings(settings.k_limit)
-    power = [source(rows[s : s + 100], n_rings, 1).power for s in range(0, len(rows), 100)]
-    mean: Float64 = np.concatenate(power).mean(axis=0, dtype=np.float64)
-    return np.maximum(mean, 1e-12)
+    parts = [source(rows[s : s + 100], n_rings, 1).power for s in range(0, len(rows), 100)]
+    power = np.concatenate(parts).astype(np.float64)  # (n_rows, n_rings)
+    noise = np.maximum(power.mean(axis=0), 1e-12) / source.noise_fraction
+    nothing = np.zeros_like(power)  # explained by references
+    return noise, group_noise(
+        *group_sums(ImageTerms(nothing, nothing, power), source.group[rows], source.n_groups)
+    )

@@ -11,6 +11,7 @@ from scipy import fft
 from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.references import centring_moves, ring_power
+from sklearn_cryoem.alignment.residuals import group_noise
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.masks import mask_background
 from sklearn_cryoem.physics.polar import (
@@ -158,6 +159,7 @@ def update_model(
         model,
         references=masked_references(images_from_polar(values * phase, grid), settings),
         noise=np.concatenate([residual, model.noise[n_rings:]]),
+        group_noise=_updated_groups(stats, model.group_noise),
         class_weight=weight if settings.class_prior == "estimated" else model.class_weight,
         shift_sigma_px=max(
             SMALLEST_SHIFT_SIGMA_PX, float(np.sqrt(0.5 * stats.shift_square[0] / stats.mass.sum()))
@@ -165,6 +167,14 @@ def update_model(
         resolution=resolved_ring(signal * seen / noise),
     )
     return updated, replace(stats, numerator=moved.astype(np.complex128))
+
+
+def _updated_groups(stats: Statistics, relative: Float64) -> Float64:
+    """Relative noise of each group at the rings that the sums hold; as it was beyond them, Eq. (4.12)."""
+    if not len(relative):
+        return relative
+    updated = group_noise(stats.group_residual, stats.group_images)  # (n_groups, n_rings)
+    return np.concatenate([updated, relative[:, updated.shape[1] :]], axis=1)
 
 
 def masked_references(images: Float32, settings: AlignmentSettings) -> Float32:

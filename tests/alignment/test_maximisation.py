@@ -110,7 +110,9 @@ def test_sums_of_parts_add_up_to_the_sums_of_the_whole(setting):
         total = sums if total is None else total + sums
     for field in fields(Statistics):
         one, other = getattr(total, field.name), getattr(whole, field.name)
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max(), err_msg=field.name)
+        np.testing.assert_allclose(
+            one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max(initial=0), err_msg=field.name
+        )
 
 
 def test_two_workers_give_the_same_bits_as_one(setting):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment.start import mean_power, starting_model
+from sklearn_cryoem.alignment.start import first_noise, starting_model
 from sklearn_cryoem.physics.masks import soft_disc
 from sklearn_cryoem.physics.polar import angular_orders, polar_grid, polar_transform
 
@@ -64,11 +64,23 @@ def test_first_noise_is_the_power_of_the_images_over_what_the_mask_lets_pass(
     particles = make_particles(rng, 80, noise=2.0)
     particles.images = (2.0 * rng.standard_normal(particles.images.shape)).astype(np.float32)
     source, settings = particles.source(), make_settings(k_limit=12.0)
-    power = mean_power(source, settings, np.random.RandomState(0))
-    np.testing.assert_allclose(power, source(np.arange(80), 12, 1).power.mean(axis=0), rtol=1e-5)
+    noise, relative = first_noise(source, settings, np.random.RandomState(0))
+    power = source(np.arange(80), 12, 1).power.mean(axis=0)
+    np.testing.assert_allclose(noise, power / source.noise_fraction, rtol=1e-5)
+    assert not len(relative)
     model = starting_model(source, settings, np.random.RandomState(0))
-    np.testing.assert_allclose(model.noise, power / source.noise_fraction, rtol=1e-6)
+    np.testing.assert_allclose(model.noise, noise, rtol=1e-6)
     np.testing.assert_allclose(model.noise[4:], 4.0, rtol=0.2)
+
+
+def test_groups_start_with_the_power_of_their_own_images(rng, make_particles, make_settings):
+    particles, group = make_particles(rng, 400), np.arange(400) % 2
+    particles.images = rng.standard_normal(particles.images.shape).astype(np.float32)
+    particles.images[group == 1] *= 2.0
+    model = starting_model(particles.source(group=group), make_settings(), np.random.RandomState(0))
+    # 200 images of power 1 and 4 about the mean 2.5, and 30 of the mean
+    expected = (np.array([200 * 1 / 2.5, 200 * 4 / 2.5]) + 30) / 230
+    np.testing.assert_allclose(model.group_noise[:, 4:].mean(axis=1), expected, rtol=0.05)
 
 
 @pytest.mark.parametrize("n_images", [1, 2])

@@ -1,0 +1,148 @@
+"""What references explain of every image, ring by ring: for noise groups and image scales, Eq. (4.12)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem.alignment.expectation import Posterior
+from sklearn_cryoem.alignment.features import ImageFeatures
+from sklearn_cryoem.alignment.search import SearchSpace
+from sklearn_cryoem.physics.fourier import Complex64, Float64
+from sklearn_cryoem.physics.polar import angular_orders, even_orders, translation_phase
+
+POOLED_IMAGES = 30.0  # of average noise that are added to every noise group
+TINY_POWER = 1e-12  # noise of images that are zero
+
+Int = NDArray[np.signedinteger[Any]]
+
+
+_ClassTerms = tuple[Int, Float64, Float64]
+
+
+@dataclass(frozen=True)
+class ImageTerms:
+    """Posterior means of the terms of |F - C A|^2 = |F|^2 - 2 cross + norm on each ring, Eq. (4.12).
+
+    Attributes
+    ----------
+    cross : ndarray of shape (n_images, n_rings)
+        Mean round each ring of Re conj(F) C A, A being turned and shifted to the image.
+    norm : ndarray of shape (n_images, n_rings)
+        Mean round each ring of C^2 |A|^2.
+    power : ndarray of shape (n_images, n_rings)
+        Mean round each ring of |F|^2.
+    """
+
+    cross: Float64
+    norm: Float64
+    power: Float64
+
+    @property
+    def residual(self) -> Float64:
+        """Mean round each ring of |F - C A|^2; (n_images, n_rings)."""
+        return self.power - 2.0 * self.cross + self.norm
+
+
+def image_terms(
+    features: ImageFeatures,
+    posterior: Posterior,
+    space: SearchSpace,
+    values: Complex64,
+    n_jobs: int | None = None,
+) -> ImageTerms:
+    """Cross and norm term of every image and ring, averaged over its posterior, Eq. (4.12).
+
+    Parameters
+    ----------
+    features : ImageFeatures
+        At the rings and orders of `space`.
+    posterior : Posterior
+        Of the same images.
+    space : SearchSpace
+        Shifts, angles and orders.
+    values : ndarray of shape (n_clusters, n_rings, n_angles / 2), complex64
+        The references that the posterior was taken with, on the polar grid of `space`.
+    n_jobs : int or None
+        Workers; a task is a class. The result does not depend on it.
+
+    Notes
+    -----
+    The same products as the sums of the M-step, Eq. (4.5), with references in the place of images: for every
+    class and order one product (n_images x n_shifts) by (n_shifts x n_rings) of those in use.
+    """
+    classes = posterior.row // space.n_shifts
+    by_class = np.argsort(classes, kind="stable")
+    bounds = np.searchsorted(classes[by_class], np.arange(len(values) + 1))
+    images = features.orders[:, space.order]  # (n_images, n_orders, n_rings)
+    n_even = features.ctf_power.shape[1]
+
+    def terms_of(cluster: int) -> _ClassTerms:
+        cells = by_class[bounds[cluster] : bounds[cluster + 1]]
+        shift, image, turned = _turned(posterior, cells, space)  # (n_orders, n_images, n_shifts)
+        phase = translation_phase(space.grid, -space.shifts_px[shift])  # (n_shifts, n_rings, n_angles / 2)
+        shifted = angular_orders(phase * values[cluster], space.n_orders)[..., space.order]
+        expected = np.matmul(turned, shifted.transpose(2, 0, 1))  # (n_orders, n_images, n_rings)
+        cross = _real_product(images[image].transpose(1, 0, 2), expected)
+        squared = values[cluster].real ** 2 + values[cluster].imag ** 2
+        power = even_orders(squared, n_even).T  # (n_even, n_rings)
+        spread = turned[:n_even].sum(axis=2)[..., None] * power[:, None]  # (n_even, n_images, n_rings)
+        return image, cross, _real_product(features.ctf_power[image].transpose(1, 0, 2), spread)
+
+    cross, norm = np.zeros(features.power.shape), np.zeros(features.power.shape)
+    for image, class_cross, class_norm in ordered_map(terms_of, range(len(values)), n_jobs=n_jobs):
+        cross[image] += class_cross  # every image once in a class
+        norm[image] += class_norm
+    return ImageTerms(cross, norm, features.power.astype(np.float64))
+
+
+def group_sums(terms: ImageTerms, group: NDArray[np.int64], n_groups: int) -> tuple[Float64, Float64]:
+    """Residuals summed over each noise group, and how many images they hold; each (n_groups, n_rings)."""
+    member = (np.arange(n_groups)[:, None] == group).astype(np.float64)  # (n_groups, n_images)
+    residual: Float64 = member @ terms.residual
+    return residual, np.broadcast_to(member.sum(axis=1, keepdims=True), residual.shape).copy()
+
+
+def group_noise(residual: Float64, n_images: Float64) -> Float64:
+    """Noise of each group as a multiple of that of all images, Eq. (4.12); (n_groups, n_rings).
+
+    Parameters
+    ----------
+    residual, n_images : ndarrays of shape (n_groups, n_rings)
+        As returned by `group_sums`, or sums of them.
+
+    Notes
+    -----
+    A group counts as if it held `POOLED_IMAGES` more images of average noise. One image says what the noise
+    of ring r is within a factor of about 1 +- 1 / sqrt(pi r): a handful of images would give a spectrum of a
+    micrograph that is noisier than micrographs differ.
+    """
+    if not len(residual):
+        return np.empty((0, 0))
+    pooled = residual.sum(axis=0) / np.maximum(n_images.sum(axis=0), 1e-9)  # (n_rings,)
+    own = residual / np.maximum(pooled, TINY_POWER)  # images, each times its noise
+    relative: Float64 = (np.maximum(own, 0.0) + POOLED_IMAGES) / (n_images + POOLED_IMAGES)
+    return relative
+
+
+def _turned(posterior: Posterior, cells: Int, space: SearchSpace) -> tuple[Int, Int, Complex64]:
+    """Sum over angles of P exp(i m psi) for the shifts and images that the cells of a class use."""
+    shift, column = np.unique(posterior.row[cells] % space.n_shifts, return_inverse=True)
+    image, line = np.unique(posterior.image[cells], return_inverse=True)
+    shape = (len(image) * len(shift), space.n_angles)
+    key = line * len(shift) + column
+    table = sparse.csr_array((posterior.weight[cells], (key, posterior.angle[cells])), shape=shape)
+    turned = (table @ space.analysis).view(np.complex64).conj()
+    return shift, image, turned.T.reshape(space.n_orders, len(image), len(shift))
+
+
+def _real_product(one: Complex64, other: Complex64) -> Float64:
+    """Mean round each ring of the product of two functions given by their orders, even ones first."""
+    product = one.real * other.real + one.imag * other.imag  # (n_orders, n_images, n_rings)
+    total: Float64 = 2.0 * product.sum(axis=0, dtype=np.float64) - product[0]  # order 0 counts once
+    return total
