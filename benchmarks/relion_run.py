@@ -30,7 +30,7 @@ def find_relion(path=None):
             "called relion), or give --relion PATH."
         )
     said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
-    version = re.search(r"version:?\s*(\d+)(\.\d[-.\w]*)", said.stdout + said.stderr)
+    version = re.search(r"version:?\s*(\d+)((\.\d+)+)", said.stdout + said.stderr)
     if version is None:
         raise RuntimeError(
             f"{found} --version says no version number but {said.stdout[:200]!r}. Give another --relion PATH."

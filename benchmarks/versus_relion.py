@@ -57,7 +57,7 @@ def main() -> None:
     if options.align:  # this is the child that is measured
         align(*options.align, options)
         return
-    sys.stdout.write(f"{'':34}" + "".join(f"{heading:>13}" for heading, _ in COLUMNS.values()) + "\n")
+    sys.stdout.write(f"{'':32}" + "".join(f"{heading:>13}" for heading, _ in COLUMNS.values()) + "\n")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.reuse or options.keep or scratch)
         for snr in options.snr:
@@ -83,6 +83,7 @@ def parse():
     parser.add_argument("--seeds", type=numbers(int), default=[0], help="of the aligner: 0,1,2,...")
     parser.add_argument("--jobs", type=int, default=1, help="workers of the aligner, threads of RELION (1)")
     parser.add_argument("--relion", help="path of relion_refine")
+    parser.add_argument("--relion-options", default="", help="more of its options, as in '--cpu'")
     parser.add_argument("--relion-seed", type=int, default=1)
     parser.add_argument(
         "--iter", type=int, default=10, help="iterations of RELION's EM (10; its own default is 25)"
@@ -171,6 +172,7 @@ def run_theirs(relion, method, star, truth, n_classes, options):
         method=method, n_classes=n_classes, iterations=iterations, mask_diameter=options.mask_diameter,
         seed=options.relion_seed, threads=options.jobs,
     )  # fmt: skip
+    more += options.relion_options.split()
     out = star.parent / f"relion{relion.version}_{method}{iterations}_K{n_classes}_seed{options.relion_seed}"
     costs, found = run_relion(relion, star, out, more, reuse=bool(options.reuse))
     note = f"{method} {iterations}" + (", stored" if costs["stored"] else "")
@@ -191,7 +193,7 @@ def report(program, note, costs, found, star, truth, n_classes, options):
     case = {"set": star.parent.name, "n_classes": n_classes, "program": program, "note": note}
     result = {**case, **costs, **figures}
     line = "".join(f"{shape.format(result[key]):>13}" for key, (_, shape) in COLUMNS.items())
-    sys.stdout.write(f"  {program + ', ' + note:32}{line}\n")
+    sys.stdout.write(f"  {program + ', ' + note:30}{line}\n")
     sys.stdout.flush()
     if options.json:
         with options.json.open("a") as lines:
