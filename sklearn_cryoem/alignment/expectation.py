@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
+from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.references import ReferenceBank
 from sklearn_cryoem.alignment.search import SearchSpace
@@ -18,8 +18,9 @@ from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 POSTERIOR_FLOOR = 1e-5  # smaller posteriors are set to exactly zero
 ALWAYS_KEPT = 0.5  # unless they reach this fraction of the largest posterior of their image
 MARGIN = 1.0  # nats below the floor that are still added to the evidence
-IMAGES_PER_PRODUCT = 32  # enough rows for an efficient matrix product
-COLUMNS_PER_PRODUCT = 2048  # (image, class, shift) columns whose angles still fit in the cache
+IMAGES_PER_PRODUCT = 64  # enough rows for an efficient matrix product
+COLUMNS_PER_PRODUCT = 2880  # (image, class, shift) columns whose orders are made at once
+COLUMNS_PER_SYNTHESIS = 2880  # and those whose angles are
 
 Int = NDArray[np.signedinteger[Any]]
 
@@ -208,27 +209,28 @@ def _search(
     n, n_shifts = len(orders), space.n_shifts
     stacked = _stack_real(orders, precision, space, work)  # (n_orders, 2 n, 2 n_rings)
     norm = _norm_orders(ctf_power, precision, bank.power)  # (n_even, n, n_clusters)
-    level = (prior.cluster - norm[0].real)[:, :, None] + prior.shift - np.log(space.n_angles)
+    level = (prior.cluster - norm[0].real)[:, :, None] + (prior.shift - np.log(space.n_angles))
     level = level.reshape(n, -1).astype(np.float32)  # (n, n_clusters * n_shifts)
-    best = bound = np.full(n, -np.inf, dtype=np.float32)
+    best, bound = np.full(n, -np.inf, dtype=np.float32), np.full(n, -np.inf, dtype=np.float32)
     found = []
     classes_at_once = max(1, COLUMNS_PER_PRODUCT // (n * n_shifts))
     for first in range(0, len(prior.cluster), classes_at_once):
         classes = slice(first, min(first + classes_at_once, len(prior.cluster)))
         columns = slice(classes.start * n_shifts, classes.stop * n_shifts)
-        even, odd = _correlate(
+        width = columns.stop - columns.start
+        c = _correlate(
             stacked, norm[1:, :, classes], level[:, columns], bank.orders[..., columns], space, work
         )
-        top = work("top", even.shape)
-        np.abs(odd, out=top)
-        np.add(top, even, out=top)  # the better of psi and psi + pi
-        top_of_column = top.max(axis=0).reshape(n, -1)  # each a cell of its own, so they add up to a bound
-        best = np.maximum(best, top_of_column.max(axis=1))
-        bound = np.logaddexp(bound, logsumexp(top_of_column, axis=1)).astype(np.float32)
-        threshold = np.repeat(_threshold(best, bound, floor), columns.stop - columns.start)
-        column, angle, log = _cells_above(threshold, even, odd, top, work)
-        image, row = np.divmod(column, np.int32(columns.stop - columns.start))
-        found.append((image, row + columns.start, angle, log))
+        for images in row_blocks(n, max(1, COLUMNS_PER_SYNTHESIS // width)):
+            same, mirrored, top = _synthesise(c[..., images.start * width : images.stop * width], space, work)
+            top = top.reshape(-1, width)  # each a cell of its own, so they add up to a bound
+            highest = np.maximum(best[images], top.max(axis=1))
+            total = np.exp(top - highest[:, None]).sum(axis=1) + np.exp(bound[images] - highest)
+            best[images], bound[images] = highest, highest + np.log(total)
+            image, row, angle, log = _cells_above(
+                _threshold(best[images], bound[images], floor), same, mirrored, top, space
+            )
+            found.append((image + images.start, row + columns.start, angle, log))
     image, row, angle, log = (np.concatenate(part) for part in zip(*found, strict=True))
     return Cells(image, row, angle, log, best, bound)
 
@@ -261,41 +263,60 @@ def _norm_orders(ctf_power: Complex64, precision: Float32, power: Complex64) -> 
 
 def _correlate(
     stacked: Float32, norm: Complex64, level: Float32, bank: Float32, space: SearchSpace, work: Workspace
-) -> tuple[Float32, Float32]:
-    """Log posterior over half a turn, Eq. (4.3)-(4.4): L(psi) = even + odd, L(psi + pi) = even - odd.
+) -> Float32:
+    """Angular orders of the log posterior, Eq. (4.3)-(4.4), even ones first; (2, n_even, 2, n * columns).
 
-    Both parts are (n_angles / 2, n * columns).
+    Axes: even or odd, order (the odd ones padded with one that has no weight), Re or Im, (image, column).
     """
     n, n_columns = level.shape
-    c = work("orders", (space.n_orders, 2 * n, n_columns))
-    np.matmul(stacked, bank, out=c)  # Re and Im of c_m
+    c = work("orders", (2 * space.n_even, 2 * n, n_columns))
+    c[space.n_orders :] = 0.0
+    np.matmul(stacked, bank, out=c[: space.n_orders])  # Re and Im of c_m
     c[0, :n] += level  # order 0 is the same at every angle
     if len(norm):
-        parts = c.reshape(space.n_orders, 2, n, norm.shape[2], -1)[1 : 1 + len(norm)]
+        parts = c.reshape(len(c), 2, n, norm.shape[2], -1)[1 : 1 + len(norm)]
         parts[:, 0] -= norm.real[..., None]
         parts[:, 1] -= norm.imag[..., None]
-    to_even, to_odd = space.synthesis
-    split, shape = space.n_even, (space.n_angles // 2, n * n_columns)
-    even = np.matmul(to_even, c[:split].reshape(2 * split, -1), out=work("even", shape))
-    odd = np.matmul(to_odd, c[split:].reshape(len(c[split:]) * 2, -1), out=work("odd", shape))
-    return even, odd
+    return c.reshape(2, space.n_even, 2, n * n_columns)
+
+
+def _synthesise(c: Float32, space: SearchSpace, work: Workspace) -> tuple[Float32, Float32, Float32]:
+    """From orders to angles, Eq. (4.3), a quarter of a turn of each symmetry.
+
+    Returns
+    -------
+    same, mirrored : ndarrays of shape (2, n_angles / 4, n_columns)
+        Cosines plus sines, for psi, and cosines minus sines, for -psi. First axis: even and odd orders; even
+        plus odd is L(psi), even minus odd L(psi + pi).
+    top : ndarray of shape (n_columns,)
+        The largest of each column.
+    """
+    shape = (2, space.n_angles // 4, c.shape[-1])
+    waves = work("waves", (2, *shape))
+    np.matmul(space.synthesis, c.transpose(2, 0, 1, 3), out=waves)  # cosines or sines, even or odd
+    same = np.add(waves[0], waves[1], out=work("same", shape))
+    mirrored = np.subtract(waves[0], waves[1], out=waves[1])
+    better = waves[0]  # of psi and psi + pi
+    np.abs(same[1], out=better[0])
+    np.abs(mirrored[1], out=better[1])
+    better[0] += same[0]
+    better[1] += mirrored[0]
+    return same, mirrored, better.reshape(-1, c.shape[-1]).max(axis=0)
 
 
 def _cells_above(
-    threshold: Float32, even: Float32, odd: Float32, top: Float32, work: Workspace
-) -> tuple[Int, Int, Float32]:
-    """Cells whose log posterior reaches the threshold of their column: column, angle, log."""
-    half, n_columns = even.shape
-    mask = work("mask", even.shape, np.bool_)
-    np.greater_equal(top, threshold, out=mask)
-    cell = np.flatnonzero(mask)
-    angle, column = np.divmod(cell.astype(np.int32), np.int32(n_columns))
-    e, o = even.reshape(-1)[cell], odd.reshape(-1)[cell]
-    log = np.concatenate([e + o, e - o])
-    angle = np.concatenate([angle, angle + np.int32(half)])
-    column = np.concatenate([column, column])
-    kept = np.flatnonzero(log >= threshold[column])
-    return column[kept], angle[kept], log[kept]
+    threshold: Float32, same: Float32, mirrored: Float32, top: Float32, space: SearchSpace
+) -> tuple[Int, Int, Int, Float32]:
+    """Cells whose log posterior reaches the threshold of their image: image, row, angle, log.
+
+    Only columns whose best angle does are looked at, one in a hundred.
+    """
+    selected = np.flatnonzero(top >= threshold[:, None])
+    image, row = np.divmod(selected, top.shape[1])
+    a, b = same.take(selected, axis=-1), mirrored.take(selected, axis=-1)
+    log = np.concatenate([a[0] + a[1], b[0] + b[1], a[0] - a[1], b[0] - b[1]])  # (n_angles, n_selected)
+    place, column = np.nonzero(log >= threshold[image])
+    return image[column], row[column], space.mirrored_angles[place], log[place, column]
 
 
 def _normalise(cells: Cells, floor: float) -> Posterior:

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.search import SearchSpace
-from sklearn_cryoem.physics.fourier import Complex64, Float64
+from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import angular_orders, from_angular_orders, translation_phase
 
 Complex128 = NDArray[np.complex128]
@@ -136,14 +135,12 @@ def accumulate(
     )  # (n_orders, n, n_rings)
     ctf_power = np.ascontiguousarray(features.ctf_power.transpose(1, 0, 2))  # (n_even, n, n_rings)
     undo_shift = translation_phase(space.grid, space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
-    rows = _rows_by_class(posterior, space, len(features), n_clusters)
 
-    def sums_of(row: _ClassRows) -> tuple[Complex64, Complex64]:
-        return _class_sums(row, images, ctf_power, undo_shift, space)
+    def sums_of(cells: _ClassCells) -> tuple[Complex64, Complex64, Float64]:
+        return _class_sums(cells, images, ctf_power, undo_shift, space)
 
-    sums = list(ordered_map(sums_of, rows, n_jobs=n_jobs))
-    mass = np.bincount(posterior.row, posterior.weight, n_clusters * space.n_shifts)
-    mass = mass.reshape(n_clusters, space.n_shifts)
+    sums = list(ordered_map(sums_of, _cells_by_class(posterior, space, n_clusters), n_jobs=n_jobs))
+    mass = np.array([part[2] for part in sums])  # (n_clusters, n_shifts)
     denominator = np.zeros((n_clusters, n_even, space.n_rings), dtype=np.complex128)
     denominator[:, : len(ctf_power)] = [part[1] for part in sums]
     return Statistics(
@@ -158,51 +155,50 @@ def accumulate(
 
 
 @dataclass(frozen=True)
-class _ClassRows:
-    """The (shift, image) pairs of one class that carry weight, and their posterior over angles."""
+class _ClassCells:
+    """The cells of one class: shift, image, angle and posterior."""
 
-    shift: NDArray[np.int64]
-    image: NDArray[np.int64]
-    posterior: sparse.csr_array
+    shift: NDArray[Any]
+    image: NDArray[Any]
+    angle: NDArray[Any]
+    weight: Float32
 
 
-def _rows_by_class(
-    posterior: Posterior, space: SearchSpace, n_images: int, n_clusters: int
-) -> list[_ClassRows]:
-    key = posterior.row.astype(np.int64) * n_images + posterior.image  # class, then shift, then image
-    shape = (n_clusters * space.n_shifts * n_images, space.n_angles)
-    table = sparse.coo_array((posterior.weight, (key, posterior.angle)), shape=shape).tocsr()
-    used = np.flatnonzero(np.diff(table.indptr))
-    starts = table.indptr[np.append(used, shape[0])]
-    row, image = np.divmod(used, n_images)
-    cluster, shift = np.divmod(row, space.n_shifts)
-    bounds = np.searchsorted(cluster, np.arange(n_clusters + 1))
-    result = []
-    for first, last in pairwise(bounds):
-        cells = slice(starts[first], starts[last])
-        part = sparse.csr_array(
-            (table.data[cells], table.indices[cells], starts[first : last + 1] - starts[first]),
-            shape=(last - first, space.n_angles),
-        )
-        result.append(_ClassRows(shift[first:last], image[first:last], part))
-    return result
+def _cells_by_class(posterior: Posterior, space: SearchSpace, n_clusters: int) -> list[_ClassCells]:
+    cluster, shift = np.divmod(posterior.row, posterior.row.dtype.type(space.n_shifts))
+    order = np.argsort(cluster.astype(np.uint16), kind="stable")  # sorted by digits: linear in their number
+    ends = np.cumsum(np.bincount(cluster, minlength=n_clusters))
+    shift, image, angle = shift[order], posterior.image[order], posterior.angle[order]
+    weight = posterior.weight[order]
+    return [
+        _ClassCells(shift[a:b], image[a:b], angle[a:b], weight[a:b]) for a, b in pairwise(np.append(0, ends))
+    ]
 
 
 def _class_sums(
-    rows: _ClassRows, images: Complex64, ctf_power: Complex64, undo_shift: Complex64, space: SearchSpace
-) -> tuple[Complex64, Complex64]:
-    """Numerator (n_orders, n_rings) and denominator (n_even, n_rings) of one class."""
-    n_orders, n_rings = space.n_orders, space.n_rings
-    if not len(rows.image):
+    cells: _ClassCells, images: Complex64, ctf_power: Complex64, undo_shift: Complex64, space: SearchSpace
+) -> tuple[Complex64, Complex64, Float64]:
+    """Numerator (n_orders, n_rings), denominator (n_even, n_rings) and mass at each shift of one class."""
+    n_orders, n_rings, n_images = space.n_orders, space.n_rings, images.shape[1]
+    mass = np.asarray(np.bincount(cells.shift, cells.weight, space.n_shifts), dtype=np.float64)
+    if not len(cells.image):
         return (
             np.zeros((n_orders, n_rings), np.complex64),
             np.zeros((len(ctf_power), n_rings), np.complex64),
+            mass,
         )
-    turned = (rows.posterior @ space.analysis).view(np.complex64)  # (n_rows, n_orders)
-    image, column = np.unique(rows.image, return_inverse=True)
-    shift, line = np.unique(rows.shift, return_inverse=True)
+    # the (shift, image) pairs that carry weight, and their posterior over angles
+    is_used = np.zeros((space.n_shifts, n_images), dtype=bool)
+    is_used[cells.shift, cells.image] = True
+    pair = np.empty(is_used.shape, dtype=np.int32)
+    line, column = np.nonzero(is_used)  # (n_pairs,)
+    pair[line, column] = np.arange(len(line))
+    table = np.zeros((len(line), space.n_angles), dtype=np.float32)
+    table[pair[cells.shift, cells.image], cells.angle] = cells.weight
+    turned = (table @ space.analysis).view(np.complex64)  # (n_pairs, n_orders)
+    shift, image = np.flatnonzero(is_used.any(axis=1)), np.flatnonzero(is_used.any(axis=0))
     dense = np.zeros((n_orders, len(shift), len(image)), dtype=np.complex64)
-    dense[:, line, column] = turned.T
+    dense[:, np.searchsorted(shift, line), np.searchsorted(image, column)] = turned.T
     summed = np.matmul(dense, images[:, image])  # (n_orders, n_shifts, n_rings)
     even = dense[: len(ctf_power)].sum(axis=1)  # shifts do not touch C^2
     denominator = np.matmul(even[:, None, :], ctf_power[:, image])[:, 0]
@@ -210,7 +206,7 @@ def _class_sums(
     ascending[..., space.order] = summed.transpose(1, 2, 0)
     values = from_angular_orders(ascending, space.grid.n_angles)  # (n_shifts, n_rings, n_angles / 2)
     centred = np.einsum("trj,trj->rj", values, undo_shift[shift])
-    return angular_orders(centred, n_orders).T, denominator
+    return angular_orders(centred, n_orders).T, denominator, mass
 
 
 def _fit(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:

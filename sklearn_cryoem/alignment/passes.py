@@ -30,7 +30,7 @@ Rows = NDArray[np.int64]
 _Shard = tuple[ImageFeatures, Float32]  # and the precision of each image
 
 IMAGES_PER_SHARD = 64
-IMAGES_PER_SUM = 256  # images whose posteriors are held before their statistics are taken
+IMAGES_PER_SUM = 512  # images whose posteriors are held before their statistics are taken
 BANK_BYTES = 400e6  # shifted references held at once
 SHARDS_PER_BANK = 8  # where they do not all fit: images that each group of classes sees in turn
 CELLS_PER_SUM = 4_000_000  # and cells: 20 bytes each

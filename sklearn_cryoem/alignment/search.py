@@ -19,7 +19,8 @@ class SearchSpace:
     """One resolution's grid of poses and the transforms between angular orders and angles.
 
     Orders are kept with the even ones first: L(psi) and L(psi + pi) share the even part and differ in the
-    sign of the odd part, so one half circle of each suffices.
+    sign of the odd part; L(psi) and L(-psi) share the cosines and differ in the sign of the sines. So a
+    quarter of the circle of each of these four suffices.
 
     Attributes
     ----------
@@ -28,7 +29,7 @@ class SearchSpace:
     n_orders : int
         Angular orders M in use, 0 .. M - 1.
     n_angles : int
-        In-plane angles searched, even, 2 pi / n_angles apart.
+        In-plane angles searched, a multiple of 4, 2 pi / n_angles apart.
     shifts_px : ndarray of shape (n_shifts, 2)
         Shifts (x, y) searched, in the frame of the reference: the image shift is R_-psi u.
     shift_step_px : float
@@ -64,21 +65,31 @@ class SearchSpace:
 
     @cached_property
     def angles_rad(self) -> Float64:
-        """In-plane angles psi searched; (n_angles,)."""
-        return np.asarray(np.arange(self.n_angles) * (2.0 * np.pi / self.n_angles), dtype=np.float64)
+        """In-plane angles psi searched, half a step off zero so that they mirror each other; (n_angles,)."""
+        step = 2.0 * np.pi / self.n_angles
+        return np.asarray((np.arange(self.n_angles) + 0.5) * step, dtype=np.float64)
 
     @cached_property
-    def synthesis(self) -> tuple[Float32, Float32]:
-        """Matrices from (Re, Im) of the even and of the odd orders to half the angles, Eq. (4.3).
+    def synthesis(self) -> Float32:
+        """Matrices from orders to a quarter of the angles, Eq. (4.3); (2, 2, n_angles / 4, n_even).
 
-        L(psi) = sum over m >= 0 of g_m Re[c_m exp(i m psi)], g_0 = 1 and g_m = 2 otherwise.
-        Shapes (n_angles / 2, 2 n_even) and (n_angles / 2, 2 n_odd); Re and Im of an order are neighbours.
+        L(psi) = sum over m >= 0 of g_m (Re c_m cos(m psi) - Im c_m sin(m psi)), g_0 = 1, g_m = 2 otherwise.
+        First axis: for Re (cosines) and Im (sines); second: even orders and odd ones, these padded with an
+        order of weight 0 where there is one less.
         """
         gain = np.where(self.order == 0, 1.0, 2.0)
-        turn = self.angles_rad[: self.n_angles // 2, None] * self.order  # (n_angles / 2, n_orders)
-        matrix = np.stack([gain * np.cos(turn), -gain * np.sin(turn)], axis=-1).astype(np.float32)
-        even, odd = matrix[:, : self.n_even], matrix[:, self.n_even :]
-        return even.reshape(len(turn), -1), odd.reshape(len(turn), -1)
+        turn = self.angles_rad[: self.n_angles // 4, None] * self.order  # (n_angles / 4, n_orders)
+        matrix = np.zeros((2, len(turn), 2 * self.n_even), dtype=np.float32)
+        matrix[..., : self.n_orders] = gain * np.cos(turn), -gain * np.sin(turn)
+        parts = matrix.reshape(2, len(turn), 2, self.n_even).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(parts)
+
+    @cached_property
+    def mirrored_angles(self) -> NDArray[np.int32]:
+        """Indices of psi, -psi, psi + pi and pi - psi for each psi of the first quarter; (n_angles,)."""
+        j = np.arange(self.n_angles // 4, dtype=np.int32)
+        half = self.n_angles // 2
+        return np.concatenate([j, self.n_angles - 1 - j, j + half, half - 1 - j]).astype(np.int32)
 
     @cached_property
     def analysis(self) -> Float32:
@@ -132,7 +143,7 @@ def search_space(
     if shift_step_px is None:
         shift_step_px = max(1.0, box / k_max / SHIFTS_PER_PERIOD)
     shifts = shift_grid(max_shift_px, shift_step_px)
-    return SearchSpace(grid, min(n_orders, grid.n_angles // 2), 2 * -(-n_angles // 2), shifts, shift_step_px)
+    return SearchSpace(grid, min(n_orders, grid.n_angles // 2), 4 * -(-n_angles // 4), shifts, shift_step_px)
 
 
 def shift_grid(max_shift_px: float, step_px: float) -> Float64:

@@ -149,12 +149,14 @@ def test_a_class_that_the_prior_excludes_is_never_found(setting):
     assert not np.any(posterior.row // space.n_shifts == 1)
 
 
-def test_cutting_the_work_differently_changes_nothing(setting, monkeypatch):
+@pytest.mark.parametrize(("columns", "at_once"), [(1, 1), (1, 10**6), (10**6, 50)])
+def test_cutting_the_work_differently_changes_nothing(setting, monkeypatch, columns, at_once):
     *_, arguments = setting(n_images=7)
     space = arguments[3]
     whole = expect(*arguments)
     monkeypatch.setattr(expectation, "IMAGES_PER_PRODUCT", 3)
-    monkeypatch.setattr(expectation, "COLUMNS_PER_PRODUCT", 1)  # one class at a time
+    monkeypatch.setattr(expectation, "COLUMNS_PER_PRODUCT", columns)
+    monkeypatch.setattr(expectation, "COLUMNS_PER_SYNTHESIS", at_once)
     cut = expect(*arguments)
     np.testing.assert_allclose(
         np.exp(log_table(cut, 3, space)), np.exp(log_table(whole, 3, space)), rtol=1e-3, atol=2e-5

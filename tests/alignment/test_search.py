@@ -45,11 +45,12 @@ def test_everything_grows_with_the_resolution():
 @pytest.mark.parametrize("step", [None, 0.2, 0.05, 0.0491])
 def test_angles_are_even_in_number_and_no_coarser_than_asked(step):
     space = space_at(6.0, angle_step_rad=step)
-    assert space.n_angles % 2 == 0 and space.n_angles >= 2 * space.n_orders  # Nyquist of the orders
+    assert space.n_angles % 4 == 0 and space.n_angles >= 2 * space.n_orders  # Nyquist of the orders
     if step is not None:
         assert 2 * np.pi / space.n_angles <= step * (1 + 1e-6)
     np.testing.assert_allclose(np.diff(space.angles_rad), 2 * np.pi / space.n_angles)
-    assert space.angles_rad[0] == 0.0 and len(space.angles_rad) == space.n_angles
+    assert len(space.angles_rad) == space.n_angles
+    np.testing.assert_allclose(space.angles_rad[::-1], 2 * np.pi - space.angles_rad)  # they mirror each other
 
 
 def test_shift_prior_is_a_normalised_gaussian():
@@ -68,20 +69,23 @@ def test_order_lists_even_ones_first(k_max):
     assert not np.any(even % 2) and np.all(odd % 2) and np.all(np.diff(even) > 0) and np.all(np.diff(odd) > 0)
 
 
-def test_synthesis_is_the_fourier_series_over_half_a_turn(rng):
-    space = space_at(6.0, angle_step_rad=0.05)
+@pytest.mark.parametrize("k_max", [6.0, 7.0])  # an odd and an even number of orders
+def test_synthesis_is_the_fourier_series_over_four_quarters_of_a_turn(rng, k_max):
+    space = space_at(k_max, angle_step_rad=0.05)
     c = rng.standard_normal(space.n_orders) + 1j * rng.standard_normal(space.n_orders)  # orders 0, 1, ..
     gain = np.where(np.arange(space.n_orders) == 0, 1.0, 2.0)
     turn = np.exp(1j * space.angles_rad[:, None] * np.arange(space.n_orders))
     expected = (turn * gain * c).real.sum(axis=1)  # (n_angles,)
-    stored = c[space.order]
-    even, odd = (
-        matrix @ part.view(float)
-        for matrix, part in zip(
-            space.synthesis, (stored[: space.n_even], stored[space.n_even :]), strict=True
-        )
-    )
-    np.testing.assert_allclose(np.concatenate([even + odd, even - odd]), expected, atol=1e-4)
+    stored = np.full(2 * space.n_even, 1e3 + 1e3j)  # what pads the odd orders must not matter
+    stored[: space.n_orders] = c[space.order]
+    waves = np.empty((2, 2, space.n_angles // 4))  # cosines or sines, even or odd
+    for part, values in enumerate((stored.real, stored.imag)):
+        for parity in range(2):
+            orders = values.reshape(2, -1)[parity]
+            waves[part, parity] = space.synthesis[part, parity] @ orders
+    cosines, sines = waves
+    quarters = [sign * w[1] + w[0] for sign in (1, -1) for w in (cosines + sines, cosines - sines)]
+    np.testing.assert_allclose(np.concatenate(quarters), expected[space.mirrored_angles], atol=1e-4)
 
 
 def test_analysis_is_the_transform_of_a_posterior_over_angles(rng):

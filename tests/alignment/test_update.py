@@ -33,7 +33,7 @@ def random_polar(rng, n_clusters=2, n_rings=4, half=6):
 
 def known_posterior(particles, space):
     """All weight on the true class and the true pose, which must lie on the grid of `space`."""
-    cell = np.round(particles.angle_rad * space.n_angles / (2 * np.pi)).astype(int)
+    cell = np.floor(particles.angle_rad * space.n_angles / (2 * np.pi)).astype(int)
     psi = space.angles_rad[cell]
     cos, sin, (x, y) = np.cos(psi), np.sin(psi), particles.shift_px.T
     u = np.column_stack([cos * x - sin * y, sin * x + cos * y])  # R_psi t, in the frame of the class
