@@ -7,7 +7,7 @@ from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.model import CLASS_PRIORS, AlignmentSettings
 from sklearn_cryoem.alignment.passes import classes_at_once
 
-NOISE_MODELS = ("shell",)
+NOISE_MODELS = ("shell", "group")
 MASK_FRACTION = 0.9  # of the box
 SHIFT_FRACTION = 0.08  # of the box
 MASK_EDGE_FRACTION = 0.05  # of the box
@@ -62,7 +62,7 @@ def alignment_settings(aligner, stack):
     )
 
 
-def feature_source(stack, settings, *, keep=True):
+def feature_source(stack, settings, *, keep=True, group=None):
     """Polar features of a stack, read block by block.
 
     Parameters
@@ -73,6 +73,8 @@ def feature_source(stack, settings, *, keep=True):
         Masks and resolution limit.
     keep : bool
         Whether features may be kept for another pass.
+    group : ndarray of shape (n_images,), int, or None
+        Noise group of every image, as returned by `group_codes`.
     """
     box, edge = stack.box, settings.mask_edge_px
     if stack.ctf is not None and stack.pixel_size is None:
@@ -94,7 +96,25 @@ def feature_source(stack, settings, *, keep=True):
         k_max=settings.k_limit,
         reference_radius_px=settings.mask_radius_px + edge,
         cache_bytes=256e6 if keep else 0.0,
+        group=group,
     )
+
+
+def group_codes(stack, noise_groups):
+    """Noise group of every particle as its place among sorted `noise_groups`, -1 for any other; or None.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles.
+    noise_groups : ndarray of shape (n_groups,) or None
+        Numbers of the groups that were fitted; None where all particles share one noise spectrum.
+    """
+    if noise_groups is None:
+        return None
+    place = np.searchsorted(noise_groups, stack.noise_group)
+    place = np.minimum(place, len(noise_groups) - 1)
+    return np.where(noise_groups[place] == stack.noise_group, place, -1)
 
 
 def memory_estimate(source, settings):

@@ -17,6 +17,7 @@ from sklearn_cryoem.estimators._map_settings import (
     alignment_settings,
     check_parameters,
     feature_source,
+    group_codes,
     memory_estimate,
 )
 from sklearn_cryoem.particles import Poses
@@ -60,8 +61,10 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         Factor on the prior variance of the references, Eq. (4.2). Larger keeps more detail and more noise.
     class_prior : {"uniform", "estimated"}, default="uniform"
         Prior weight of the classes. Estimated weights let large classes swallow small ones.
-    noise : {"shell"}, default="shell"
-        One noise variance for each radial shell.
+    noise : {"shell", "group"}, default="shell"
+        One noise variance for each radial shell, or for each noise group of the stack (its micrographs or
+        optics groups) and shell, Eq. (4.12). Groups of few images are drawn to the spectrum of all, and new
+        particles of other groups get that.
     n_batches : int, default=60
         Mini-batches before the full passes; 0 gives plain EM.
     batch_size : int or None, default=None
@@ -96,7 +99,11 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
     resolution_ : float
         Best of these, in Angstrom (pixels where the pixel size is unknown).
     noise_variance_ : ndarray of shape (n_rings,)
-        Noise variance per pixel at 1, 2, .. Fourier pixels.
+        Noise variance per pixel at 1, 2, .. Fourier pixels, of all images.
+    noise_groups_ : ndarray of shape (n_groups,) or None
+        Numbers of the noise groups with ``noise="group"``.
+    group_noise_variance_ : ndarray of shape (n_groups, n_rings) or None
+        Noise variance of each.
     shift_sigma_ : float
         Estimated standard deviation of each coordinate of the shifts, in the unit of the poses.
     log_posterior_ : ndarray of shape (n_iter,)
@@ -196,7 +203,8 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
                 "Ask for fewer classes, or give more particles."
             )
         settings = alignment_settings(self, stack)
-        source = feature_source(stack, settings)
+        self.noise_groups_ = np.unique(stack.noise_group) if self.noise == "group" else None
+        source = feature_source(stack, settings, group=group_codes(stack, self.noise_groups_))
         log_estimate(logger, "MAPAligner", memory_estimate(source, settings))
         rng = check_random_state(self.random_state)
         fit = fit_alignment(source, settings, rng, n_jobs=self.n_jobs, verbose=self.verbose)
@@ -244,6 +252,7 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         self.cluster_weights_ = fit.mass / fit.mass.sum()
         self.resolution_ = float(self.class_resolution_.min())
         self.noise_variance_, self.shift_sigma_ = model.noise, model.shift_sigma_px * unit
+        self.group_noise_variance_ = model.noise * model.group_noise if len(model.group_noise) else None
         self.log_posterior_, self.n_iter_, self.converged_ = fit.evidence, fit.n_iter, fit.converged
         self.n_effective_clusters_ = float(np.exp(-(share * np.log(share)).sum()))
 
@@ -327,5 +336,6 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
                 f"MAPAligner was fitted at {mine} Angstrom per pixel; these particles have "
                 f"{other}. Bring them to the same pixel size."
             )
-        source = feature_source(stack, self._settings, keep=False)
+        group = group_codes(stack, self.noise_groups_)
+        source = feature_source(stack, self._settings, keep=False, group=group)
         return stack, find_poses(source, self._model, self._settings, n_jobs=self.n_jobs, refine=refine)

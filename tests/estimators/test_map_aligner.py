@@ -9,7 +9,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn_cryoem import CTFTable, MAPAligner, ParticleStack
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import map_aligner
-from sklearn_cryoem.estimators._map_settings import alignment_settings, feature_source, memory_estimate
+from sklearn_cryoem.estimators._map_settings import (
+    alignment_settings,
+    feature_source,
+    group_codes,
+    memory_estimate,
+)
 from sklearn_cryoem.physics.rotation import aligned_images
 
 QUICK = {"n_clusters": 3, "n_batches": 4, "max_iter": 2, "tol": 10.0, "random_state": 0}
@@ -126,3 +131,25 @@ def test_two_hundred_classes_of_large_images_need_less_than_two_gigabytes():
     stack = ParticleStack(np.zeros((4, 128, 128), np.float32), pixel_size=2.0)
     settings = alignment_settings(MAPAligner(200), stack)
     assert memory_estimate(feature_source(stack, settings), settings) < 2e9
+
+
+def test_noise_of_groups_follows_the_numbers_of_the_stack(stack):
+    images, group = stack.read().copy(), np.where(np.arange(90) % 2, 70, 12)
+    images[group == 70] *= 2.0
+    grouped = ParticleStack(images, pixel_size=stack.pixel_size, ctf=stack.ctf, noise_group=group)
+    aligner = MAPAligner(noise="group", **QUICK).fit(grouped)
+    np.testing.assert_array_equal(aligner.noise_groups_, [12, 70])
+    ratio = aligner.group_noise_variance_[1, 3:] / aligner.group_noise_variance_[0, 3:]
+    # 45 images of power 1 and 4 among 30 of the mean 2.5
+    assert ratio.mean() == pytest.approx((45 * 4 + 30 * 2.5) / (45 * 1 + 30 * 2.5), rel=0.15)
+    np.testing.assert_array_equal(aligner.predict(grouped), aligner.labels_)
+    np.testing.assert_array_equal(aligner.predict(grouped[group == 70]), aligner.labels_[group == 70])
+    unseen = ParticleStack(images, pixel_size=stack.pixel_size, ctf=stack.ctf, noise_group=group + 1)
+    assert not np.allclose(aligner.score_samples(unseen), aligner.score_samples(grouped))
+    assert MAPAligner(**QUICK).fit(grouped).group_noise_variance_ is None
+
+
+def test_group_codes_are_places_among_the_groups_fitted():
+    stack = ParticleStack(np.zeros((5, 8, 8), np.float32), noise_group=[3, 9, 4, 2, 100])
+    np.testing.assert_array_equal(group_codes(stack, np.array([3, 4, 9])), [0, 2, 1, -1, -1])
+    assert group_codes(stack, None) is None
