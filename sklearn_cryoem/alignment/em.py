@@ -91,7 +91,9 @@ def online_phase(
     batches = random_batches(source.n_images, settings.batch_size, settings.n_batches, rng)
     for number, rows in enumerate(batches):
         space = settings.space(source.box, model.k_max)
-        batch = run_pass(source, rows, model, space, n_jobs=n_jobs).statistics
+        result = run_pass(source, rows, model, space, n_jobs=n_jobs)
+        batch = result.statistics
+        source.learn_scale(rows, result.scale)
         stats = blend(stats, batch.scaled(source.n_images / len(rows)), online_step(number, len(batches)))
         model, stats = update_model(stats, model, space.grid, settings, source.noise_fraction)
         model = rebalanced(model, batch.mass)
@@ -116,6 +118,7 @@ def full_passes(
     for _ in range(settings.max_iter):
         space = settings.space(source.box, model.k_max)
         result = run_pass(source, rows, model, space, n_jobs=n_jobs)
+        source.learn_scale(rows, result.scale)
         evidence.append(float(result.log_evidence.mean()))
         changed = 1.0 if labels is None else float(np.mean(labels != result.label))
         labels, mass = result.label, result.statistics.mass

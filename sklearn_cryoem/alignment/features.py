@@ -62,6 +62,11 @@ class ImageFeatures:
         each = factor[:, None, :]
         return ImageFeatures(self.orders * each, self.ctf_power * each, self.power * factor)
 
+    def scaled(self, scale: Float64) -> ImageFeatures:
+        """Features of images whose CTF is `scale` (n_images,) times as strong, Eq. (4.13)."""
+        factor = scale.astype(np.float32)[:, None, None]
+        return ImageFeatures(self.orders * factor, self.ctf_power * factor**2, self.power)
+
     @classmethod
     def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
         """Features of the images of all parts, in their order."""
@@ -129,6 +134,8 @@ class FeatureSource:
         Features of all images are kept if they need no more than this.
     group : ndarray of shape (n_images,), int, or None
         Noise group of every image, counted from 0, -1 for one unknown; None if all share one noise spectrum.
+    scale : ndarray of shape (n_images,), or None
+        Factor on the CTF of every image, Eq. (4.13); None for 1. It may be set anew at any time.
     """
 
     def __init__(
@@ -144,10 +151,12 @@ class FeatureSource:
         reference_radius_px: float,
         cache_bytes: float = 256e6,
         group: Rows | None = None,
+        scale: Float64 | None = None,
     ) -> None:
         self.n_images, self.box = n_images, box
         self._read, self._ctf = read, ctf
         self.n_groups = 0 if group is None else int(group.max()) + 1
+        self.scale = scale
         self.group: Rows = np.full(n_images, -1) if group is None else group
         self.mask_radius_px, self.mask_edge_px = mask_radius_px, mask_edge_px
         self.k_max, self.reference_radius_px = k_max, reference_radius_px
@@ -177,6 +186,18 @@ class FeatureSource:
 
     def __call__(self, rows: Rows, n_rings: int, n_orders: int) -> ImageFeatures:
         """Features of `rows` up to `n_rings` rings and `n_orders` angular orders."""
+        features = self._unscaled(rows, n_rings, n_orders)
+        return features if self.scale is None else features.scaled(self.scale[rows])
+
+    def learn_scale(self, rows: Rows, scale: Float64 | None) -> None:
+        """Take new scales for `rows` and bring the mean of all images back to 1, Eq. (4.13); None: nothing."""
+        if self.scale is None or scale is None:
+            return
+        updated = self.scale.copy()
+        updated[rows] = scale
+        self.scale = updated / updated.mean()
+
+    def _unscaled(self, rows: Rows, n_rings: int, n_orders: int) -> ImageFeatures:
         if self._kept is None:
             grid, _ = self._grid(n_rings)
             return self._compute(rows, grid, n_orders)

@@ -21,7 +21,7 @@ from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
 from sklearn_cryoem.alignment.model import AlignmentModel
 from sklearn_cryoem.alignment.references import ReferenceBank, reference_bank
-from sklearn_cryoem.alignment.residuals import group_sums, image_terms
+from sklearn_cryoem.alignment.residuals import group_sums, image_scale, image_terms
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import polar_transform
@@ -48,11 +48,14 @@ class PassResult:
         Most probable class.
     log_evidence : ndarray of shape (n_rows,)
         log p(image) / p(image | noise alone).
+    scale : ndarray of shape (n_rows,) or None
+        New intensity of every image, Eq. (4.13), where the source has scales.
     """
 
     statistics: Statistics
     label: Rows
     log_evidence: Float64
+    scale: Float64 | None = None
 
 
 def posteriors(
@@ -117,9 +120,10 @@ def run_pass(
     posteriors have come together. Neither depends on `n_jobs`.
     """
     total: Statistics | None = None
-    labels, evidence = [], []
+    labels, evidence, scales = [], [], []
     waiting: list[tuple[ImageFeatures, Posterior]] = []
-    values = polar_transform(model.references, space.grid) if source.n_groups else None
+    each_image = source.n_groups > 0 or source.scale is not None  # are its own terms needed?
+    values = polar_transform(model.references, space.grid) if each_image else None
     done = 0
     for features, posterior in posteriors(source, rows, model, space, n_jobs=n_jobs):
         labels.append(posterior.best_row // space.n_shifts)
@@ -128,32 +132,40 @@ def run_pass(
         seen = sum(len(f) for f, _ in waiting)
         full = seen >= IMAGES_PER_SUM or sum(len(p.weight) for _, p in waiting) >= CELLS_PER_SUM
         if full or done + seen == len(rows):
-            group = source.group[rows[done : done + seen]]
-            part = _sums(waiting, group, source, model, space, values, n_jobs)
+            part, scale = _sums(waiting, rows[done : done + seen], source, model, space, values, n_jobs)
             total = part if total is None else total + part
+            scales.append(scale)
             waiting, done = [], done + seen
     if total is None:
         raise ValueError("A pass needs at least one image; no rows were given.")
-    return PassResult(total, np.concatenate(labels), np.concatenate(evidence))
+    found = None if source.scale is None else np.concatenate(scales)
+    return PassResult(total, np.concatenate(labels), np.concatenate(evidence), found)
 
 
 def _sums(
     waiting: list[tuple[ImageFeatures, Posterior]],
-    group: Rows,
+    rows: Rows,
     source: FeatureSource,
     model: AlignmentModel,
     space: SearchSpace,
     values: Complex64 | None,
     n_jobs: int | None,
-) -> Statistics:
-    """Statistics of the images that wait; those of noise groups too if the references `values` are given."""
+) -> tuple[Statistics, Float64]:
+    """Statistics and new scales of the images that wait; of each by itself if `values` are given."""
     features = ImageFeatures.concatenate([f for f, _ in waiting])
     posterior = Posterior.concatenate([p for _, p in waiting])
     n_clusters = len(model.references)
     if values is None:
-        return accumulate(features, posterior, space, n_clusters, source.n_even, n_jobs)
-    weighted = features.weighted(model.relative_precision(group, space.n_rings))  # Eq. (4.12)
-    stats = accumulate(weighted, posterior, space, n_clusters, source.n_even, n_jobs)
+        stats = accumulate(features, posterior, space, n_clusters, source.n_even, n_jobs)
+        return stats, np.ones(len(rows))
+    group = source.group[rows]
     terms = image_terms(features, posterior, space, values, n_jobs)
-    residual, images = group_sums(terms, group, source.n_groups)
-    return replace(stats, group_residual=residual, group_images=images)
+    used = np.ones(len(rows)) if source.scale is None else source.scale[rows]
+    scale = image_scale(terms, model.precision(group, space.n_rings), used)  # Eq. (4.13)
+    if source.n_groups:
+        features = features.weighted(model.relative_precision(group, space.n_rings))  # Eq. (4.12)
+    stats = accumulate(features, posterior, space, n_clusters, source.n_even, n_jobs)
+    if source.n_groups:
+        residual, images = group_sums(terms, group, source.n_groups)
+        stats = replace(stats, group_residual=residual, group_images=images)
+    return stats, scale

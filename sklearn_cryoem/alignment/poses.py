@@ -13,7 +13,7 @@ from sklearn_cryoem._core.workers import ordered_map, row_blocks
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
-from sklearn_cryoem.alignment.passes import IMAGES_PER_SHARD, posteriors
+from sklearn_cryoem.alignment.passes import IMAGES_PER_SHARD, posteriors, run_pass
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import (
@@ -124,6 +124,20 @@ def find_poses(
     while bundle := list(islice(shards, SHARDS_PER_BUNDLE)):
         found.extend(ordered_map(poses_of, bundle, n_jobs=n_jobs))
     return ImagePoses.concatenate(found)
+
+
+def find_scales(
+    source: FeatureSource, model: AlignmentModel, settings: AlignmentSettings, *, n_jobs: int | None = None
+) -> Float64:
+    """Intensity of every image under a fitted model, from a search with all scales 1, Eq. (4.13); (n_images,).
+
+    Parameters as in `find_poses`; the scales of `source` are set to 1, and then to what was found.
+    """
+    source.scale = np.ones(source.n_images)
+    space = settings.space(source.box, model.k_max)
+    result = run_pass(source, np.arange(source.n_images), model, space, n_jobs=n_jobs)
+    source.scale = source.scale if result.scale is None else result.scale
+    return source.scale
 
 
 def log_noise_likelihood(power: Float32, noise: Float64, noise_fraction: float) -> Float64:

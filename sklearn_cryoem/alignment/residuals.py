@@ -1,4 +1,4 @@
-"""What references explain of every image, ring by ring: for noise groups and image scales, Eq. (4.12)."""
+"""What references explain of each image: for noise groups and image scales, Eq. (4.12)-(4.13)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.search import SearchSpace
-from sklearn_cryoem.physics.fourier import Complex64, Float64
+from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import angular_orders, even_orders, translation_phase
 
 POOLED_IMAGES = 30.0  # of average noise that are added to every noise group
+SCALE_SIGMA = 0.3  # standard deviation of the prior of image scales, about 1
+SCALE_LIMITS = (0.2, 5.0)
 TINY_POWER = 1e-12  # noise of images that are zero
 
 Int = NDArray[np.signedinteger[Any]]
@@ -106,6 +108,25 @@ def group_sums(terms: ImageTerms, group: NDArray[np.int64], n_groups: int) -> tu
     member = (np.arange(n_groups)[:, None] == group).astype(np.float64)  # (n_groups, n_images)
     residual: Float64 = member @ terms.residual
     return residual, np.broadcast_to(member.sum(axis=1, keepdims=True), residual.shape).copy()
+
+
+def image_scale(terms: ImageTerms, precision: Float32, scale: Float64) -> Float64:
+    """Intensity of every image in units of the references, Eq. (4.13); (n_images,).
+
+    Parameters
+    ----------
+    terms : ImageTerms
+        Taken with the scales in use.
+    precision : ndarray of shape (n_images, n_rings)
+        1 / noise variance.
+    scale : ndarray of shape (n_images,)
+        The scales in use.
+    """
+    weight = 2.0 * np.pi * np.arange(1.0, precision.shape[1] + 1.0) * precision  # (n_images, n_rings)
+    cross, norm = (weight * terms.cross).sum(axis=1) / scale, (weight * terms.norm).sum(axis=1) / scale**2
+    prior = SCALE_SIGMA**-2
+    found: Float64 = np.clip((cross + prior) / (norm + prior), *SCALE_LIMITS)
+    return found
 
 
 def group_noise(residual: Float64, n_images: Float64) -> Float64:

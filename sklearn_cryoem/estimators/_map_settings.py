@@ -26,6 +26,7 @@ def check_parameters(aligner):
     check_number("tau_fudge", aligner.tau_fudge, **positive)
     check_choice("class_prior", aligner.class_prior, CLASS_PRIORS, owner=aligner)
     check_choice("noise", aligner.noise, NOISE_MODELS, owner=aligner)
+    check_choice("image_scale", aligner.image_scale, (True, False), owner=aligner)
     check_number("n_batches", aligner.n_batches, owner=aligner, minimum=0, integer=True)
     check_number("batch_size", aligner.batch_size, owner=aligner, minimum=1, integer=True, allow_none=True)
     check_number("max_iter", aligner.max_iter, owner=aligner, minimum=1, integer=True)
@@ -62,7 +63,7 @@ def alignment_settings(aligner, stack):
     )
 
 
-def feature_source(stack, settings, *, keep=True, group=None):
+def feature_source(stack, settings, *, keep=True, group=None, scaled=False):
     """Polar features of a stack, read block by block.
 
     Parameters
@@ -75,6 +76,8 @@ def feature_source(stack, settings, *, keep=True, group=None):
         Whether features may be kept for another pass.
     group : ndarray of shape (n_images,), int, or None
         Noise group of every image, as returned by `group_codes`.
+    scaled : bool
+        Whether every image has an intensity of its own, 1 at first.
     """
     box, edge = stack.box, settings.mask_edge_px
     if stack.ctf is not None and stack.pixel_size is None:
@@ -97,6 +100,7 @@ def feature_source(stack, settings, *, keep=True, group=None):
         reference_radius_px=settings.mask_radius_px + edge,
         cache_bytes=256e6 if keep else 0.0,
         group=group,
+        scale=np.ones(len(stack)) if scaled else None,
     )
 
 

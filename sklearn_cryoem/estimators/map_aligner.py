@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.memory import log_estimate
 from sklearn_cryoem.alignment.em import fit_alignment
-from sklearn_cryoem.alignment.poses import find_poses
+from sklearn_cryoem.alignment.poses import find_poses, find_scales
 from sklearn_cryoem.estimators._inputs import as_stack
 from sklearn_cryoem.estimators._map_settings import (
     alignment_settings,
@@ -65,6 +65,9 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         One noise variance for each radial shell, or for each noise group of the stack (its micrographs or
         optics groups) and shell, Eq. (4.12). Groups of few images are drawn to the spectrum of all, and new
         particles of other groups get that.
+    image_scale : bool, default=False
+        Whether to estimate how strong every image is, Eq. (4.13): for images whose grey values are not
+        normalised, or ice whose thickness differs.
     n_batches : int, default=60
         Mini-batches before the full passes; 0 gives plain EM.
     batch_size : int or None, default=None
@@ -104,6 +107,8 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         Numbers of the noise groups with ``noise="group"``.
     group_noise_variance_ : ndarray of shape (n_groups, n_rings) or None
         Noise variance of each.
+    image_scale_ : ndarray of shape (n_images,) or None
+        Intensity of every training image in units of the references with ``image_scale=True``.
     shift_sigma_ : float
         Estimated standard deviation of each coordinate of the shifts, in the unit of the poses.
     log_posterior_ : ndarray of shape (n_iter,)
@@ -148,6 +153,7 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         tau_fudge=2.0,
         class_prior="uniform",
         noise="shell",
+        image_scale=False,
         n_batches=60,
         batch_size=None,
         max_iter=5,
@@ -166,6 +172,7 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         self.tau_fudge = tau_fudge
         self.class_prior = class_prior
         self.noise = noise
+        self.image_scale = image_scale
         self.n_batches = n_batches
         self.batch_size = batch_size
         self.max_iter = max_iter
@@ -204,12 +211,15 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
             )
         settings = alignment_settings(self, stack)
         self.noise_groups_ = np.unique(stack.noise_group) if self.noise == "group" else None
-        source = feature_source(stack, settings, group=group_codes(stack, self.noise_groups_))
+        group = group_codes(stack, self.noise_groups_)
+        source = feature_source(stack, settings, group=group, scaled=self.image_scale)
         log_estimate(logger, "MAPAligner", memory_estimate(source, settings))
         rng = check_random_state(self.random_state)
         fit = fit_alignment(source, settings, rng, n_jobs=self.n_jobs, verbose=self.verbose)
         self._settings, self._model, self._pixel_size = settings, fit.model, stack.pixel_size
         self.n_features_in_ = stack.box**2
+        scaled = self.image_scale
+        self.image_scale_ = find_scales(source, fit.model, settings, n_jobs=self.n_jobs) if scaled else None
         self._store(fit, stack, find_poses(source, fit.model, settings, n_jobs=self.n_jobs))
         if not fit.converged and fit.changed > LABELS_IN_MOTION:
             warnings.warn(
@@ -338,4 +348,6 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
             )
         group = group_codes(stack, self.noise_groups_)
         source = feature_source(stack, self._settings, keep=False, group=group)
+        if self.image_scale_ is not None:
+            find_scales(source, self._model, self._settings, n_jobs=self.n_jobs)
         return stack, find_poses(source, self._model, self._settings, n_jobs=self.n_jobs, refine=refine)

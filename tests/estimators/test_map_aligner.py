@@ -153,3 +153,17 @@ def test_group_codes_are_places_among_the_groups_fitted():
     stack = ParticleStack(np.zeros((5, 8, 8), np.float32), noise_group=[3, 9, 4, 2, 100])
     np.testing.assert_array_equal(group_codes(stack, np.array([3, 4, 9])), [0, 2, 1, -1, -1])
     assert group_codes(stack, None) is None
+
+
+def test_intensities_of_images_are_kept_and_found_again_for_new_particles(stack):
+    images = stack.read().copy()
+    images[::2] *= 1.5
+    uneven = ParticleStack(images, pixel_size=stack.pixel_size, ctf=stack.ctf)
+    aligner = MAPAligner(image_scale=True, **QUICK).fit(uneven)
+    strong, weak = aligner.image_scale_[::2].mean(), aligner.image_scale_[1::2].mean()
+    assert strong / weak == pytest.approx(1.5, rel=0.15)
+    np.testing.assert_array_equal(aligner.predict(uneven), aligner.labels_)
+    np.testing.assert_array_equal(aligner.transform(uneven).poses.angle_rad, aligner.poses_.angle_rad)
+    assert MAPAligner(**QUICK).fit(uneven).image_scale_ is None
+    with pytest.raises(ValueError, match="image_scale"):
+        MAPAligner(image_scale="yes", **QUICK).fit(uneven)
