@@ -190,7 +190,7 @@ class FeatureSource:
         return features if self.scale is None else features.scaled(self.scale[rows])
 
     def learn_scale(self, rows: Rows, scale: Float64 | None) -> None:
-        """Take new scales for `rows` and bring the mean of all images back to 1, Eq. (4.13); None: nothing."""
+        """Take new scales for `rows`, if any, and bring the mean of all images back to 1, Eq. (4.13)."""
         if self.scale is None or scale is None:
             return
         updated = self.scale.copy()

@@ -127,17 +127,34 @@ def find_poses(
 
 
 def find_scales(
-    source: FeatureSource, model: AlignmentModel, settings: AlignmentSettings, *, n_jobs: int | None = None
-) -> Float64:
-    """Intensity of every image under a fitted model, from a search with all scales 1, Eq. (4.13); (n_images,).
+    source: FeatureSource,
+    model: AlignmentModel,
+    settings: AlignmentSettings,
+    *,
+    unit: float | None = None,
+    n_jobs: int | None = None,
+) -> float:
+    """Set the scales of `source` to the intensities of its images under a fitted model, Eq. (4.13).
 
-    Parameters as in `find_poses`; the scales of `source` are set to 1, and then to what was found.
+    Parameters
+    ----------
+    source, model, settings, n_jobs
+        As in `find_poses`.
+    unit : float or None
+        What this returned for the images that the model was fitted to; None for those themselves, whose mean
+        becomes 1. Noise in references makes all images look weaker than they are, by this common factor.
+
+    Returns
+    -------
+    unit : float
     """
     source.scale = np.ones(source.n_images)
     space = settings.space(source.box, model.k_max)
-    result = run_pass(source, np.arange(source.n_images), model, space, n_jobs=n_jobs)
-    source.scale = source.scale if result.scale is None else result.scale
-    return source.scale
+    found = run_pass(source, np.arange(source.n_images), model, space, n_jobs=n_jobs).scale
+    if found is not None:
+        unit = float(found.mean()) if unit is None else unit
+        source.scale = found / unit
+    return 1.0 if unit is None else unit
 
 
 def log_noise_likelihood(power: Float32, noise: Float64, noise_fraction: float) -> Float64:

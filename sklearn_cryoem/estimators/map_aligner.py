@@ -218,8 +218,9 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         fit = fit_alignment(source, settings, rng, n_jobs=self.n_jobs, verbose=self.verbose)
         self._settings, self._model, self._pixel_size = settings, fit.model, stack.pixel_size
         self.n_features_in_ = stack.box**2
-        scaled = self.image_scale
-        self.image_scale_ = find_scales(source, fit.model, settings, n_jobs=self.n_jobs) if scaled else None
+        if self.image_scale:
+            self._scale_unit = find_scales(source, fit.model, settings, n_jobs=self.n_jobs)
+        self.image_scale_ = source.scale
         self._store(fit, stack, find_poses(source, fit.model, settings, n_jobs=self.n_jobs))
         if not fit.converged and fit.changed > LABELS_IN_MOTION:
             warnings.warn(
@@ -349,5 +350,6 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         group = group_codes(stack, self.noise_groups_)
         source = feature_source(stack, self._settings, keep=False, group=group)
         if self.image_scale_ is not None:
-            find_scales(source, self._model, self._settings, n_jobs=self.n_jobs)
+            unit = self._scale_unit
+            find_scales(source, self._model, self._settings, unit=unit, n_jobs=self.n_jobs)
         return stack, find_poses(source, self._model, self._settings, n_jobs=self.n_jobs, refine=refine)
