@@ -12,7 +12,7 @@ from sklearn_cryoem.alignment.search import SearchSpace, search_space
 from sklearn_cryoem.physics.fourier import Float32, Float64
 
 NO_GROUPS = (0, 0)  # shape of what is kept for each noise group where all images share one spectrum
-CLASS_PRIORS = ("uniform", "estimated")
+CLASS_PRIORS = ("uniform", "estimated", "balanced")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class AlignmentSettings:
         Steps of the search; None lets them follow the resolution.
     tau_fudge : float
         Factor on the prior variance of the references, Eq. (4.2).
-    class_prior : {"uniform", "estimated"}
-        Prior weight of the classes.
+    class_prior : {"uniform", "estimated", "balanced"}
+        Prior weight of the classes, Eq. (4.14).
     n_batches, batch_size : int
         Mini-batches of online EM before the full passes, Eq. (4.8).
     max_iter : int

@@ -29,6 +29,8 @@ POOLED_IMAGES = (
     0.5  # prior spectrum of a class: its own, plus the average one with this many mean class sizes
 )
 SMALLEST_NOISE = 1e-6  # of the power of the images: a difference in single precision may be negative
+BALANCE_STRENGTH = 1.0  # of "balanced" class weights, in Eq. (4.14)
+EMPTY_SHARE = 0.1  # of the mean class, added to all: what an empty class may gain has a limit
 TINY_POWER = 1e-12  # noise of images that are zero
 SMALLEST_SIGNAL = 1e-3  # prior variance, at least this fraction of the noise of the estimate
 
@@ -154,19 +156,43 @@ def update_model(
     moves = centring_moves(images, LONGEST_CENTRING_MOVE_PX)
     phase = translation_phase(grid, moves)  # (n_clusters, n_rings, n_angles / 2)
     moved = angular_orders(polar.numerator * phase, stats.numerator.shape[1]).transpose(0, 2, 1)
-    weight = stats.mass / stats.mass.sum()
     updated = replace(
         model,
         references=masked_references(images_from_polar(values * phase, grid), settings),
         noise=np.concatenate([residual, model.noise[n_rings:]]),
         group_noise=_updated_groups(stats, model.group_noise),
-        class_weight=weight if settings.class_prior == "estimated" else model.class_weight,
+        class_weight=class_weights(stats.mass, model.class_weight, settings.class_prior),
         shift_sigma_px=max(
             SMALLEST_SHIFT_SIGMA_PX, float(np.sqrt(0.5 * stats.shift_square[0] / stats.mass.sum()))
         ),
         resolution=resolved_ring(signal * seen / noise),
     )
     return updated, replace(stats, numerator=moved.astype(np.complex128))
+
+
+def class_weights(mass: Float64, last: Float64, class_prior: str) -> Float64:
+    """Prior weight of each class for the next E-step, Eq. (4.14); (n_clusters,).
+
+    Parameters
+    ----------
+    mass : ndarray of shape (n_clusters,)
+        Posterior mass of each class.
+    last : ndarray of shape (n_clusters,)
+        Prior weight that it was found with.
+    class_prior : {"uniform", "estimated", "balanced"}
+        "uniform" leaves the weights alone. "estimated" takes the share of each class, so that a class that
+        has lost images loses more: many collapse. "balanced" tilts against large classes.
+    """
+    if class_prior == "uniform":
+        return last
+    share: Float64 = mass / mass.sum()
+    if class_prior == "estimated":
+        return share
+    empty = EMPTY_SHARE / len(mass)
+    tilt = -BALANCE_STRENGTH * np.log((share + empty) / (1.0 + EMPTY_SHARE))
+    log_weight = 0.5 * (np.log(last) + tilt)  # half way: the whole way oscillates
+    weight: Float64 = np.exp(log_weight - np.logaddexp.reduce(log_weight))
+    return weight
 
 
 def _updated_groups(stats: Statistics, relative: Float64) -> Float64:

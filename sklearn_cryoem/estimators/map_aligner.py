@@ -59,8 +59,10 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         Finest detail ever used, in the same unit; by default all but Nyquist.
     tau_fudge : float, default=2.0
         Factor on the prior variance of the references, Eq. (4.2). Larger keeps more detail and more noise.
-    class_prior : {"uniform", "estimated"}, default="uniform"
-        Prior weight of the classes. Estimated weights let large classes swallow small ones.
+    class_prior : {"uniform", "estimated", "balanced"}, default="uniform"
+        Prior weight of the classes, Eq. (4.14). Estimated weights let large classes swallow small ones, down
+        to few classes where the images are noisy; balanced weights favour small classes, which splits common
+        views rather than lose rare ones. `n_effective_clusters_` tells the outcome.
     noise : {"shell", "group"}, default="shell"
         One noise variance for each radial shell, or for each noise group of the stack (its micrographs or
         optics groups) and shell, Eq. (4.12). Groups of few images are drawn to the spectrum of all, and new

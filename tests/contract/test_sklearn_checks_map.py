@@ -102,7 +102,7 @@ def test_methods_leave_the_fitted_state_alone(stack, fitted):
         ({"n_clusters": 0}, "'n_clusters'.*an int in"),
         ({"max_iter": 0}, "'max_iter'"),
         ({"tau_fudge": 0.0}, "'tau_fudge'"),
-        ({"class_prior": "flat"}, "must be one of 'uniform', 'estimated'"),
+        ({"class_prior": "flat"}, "must be one of 'uniform', 'estimated', 'balanced'"),
         ({"noise": "pink"}, "must be one of"),
         ({"max_shift": -1.0}, "'max_shift'"),
         ({"batch_size": 0}, "'batch_size'"),
