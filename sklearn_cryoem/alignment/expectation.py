@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -60,9 +61,31 @@ class Posterior:
         offsets = np.cumsum([0] + [len(part.log_evidence) for part in parts[:-1]])
         names = ("row", "angle", "weight", "log_evidence", "best_row", "best_angle", "best_weight")
         return cls(
-            np.concatenate([part.image + offset for part, offset in zip(parts, offsets, strict=True)]),
+            np.concatenate([part.image + int(offset) for part, offset in zip(parts, offsets, strict=True)]),
             *(np.concatenate([getattr(part, name) for part in parts]) for name in names),
         )
+
+    def split(self, blocks: Sequence[slice]) -> list[Posterior]:
+        """Posteriors of blocks of rows that follow each other and cover all images."""
+        order = np.argsort(self.image, kind="stable")
+        image = self.image[order]
+        parts = []
+        for rows in blocks:
+            first, last = np.searchsorted(image, (rows.start, rows.stop))
+            own = order[first:last]
+            parts.append(
+                Posterior(
+                    self.image[own] - rows.start,
+                    self.row[own],
+                    self.angle[own],
+                    self.weight[own],
+                    self.log_evidence[rows],
+                    self.best_row[rows],
+                    self.best_angle[rows],
+                    self.best_weight[rows],
+                )
+            )
+        return parts
 
 
 @dataclass(frozen=True)
@@ -90,7 +113,13 @@ class Cells:
 
     def threshold(self, floor: float) -> Float32:
         """Log below which a cell's posterior must be smaller than `floor`; (n_images,)."""
-        return _threshold(self.best, self.bound, floor)
+        return threshold_of(self.best, self.bound, floor)
+
+    def above(self, floor: float) -> Cells:
+        """Leave out the cells whose posterior must be smaller than `floor`."""
+        kept = np.flatnonzero(self.log >= self.threshold(floor)[self.image])
+        cells = (self.image[kept], self.row[kept], self.angle[kept], self.log[kept])
+        return Cells(*cells, self.best, self.bound)
 
 
 @dataclass(frozen=True)
@@ -109,7 +138,7 @@ class Workspace:
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: type = np.float32) -> NDArray[Any]:
         """Return an uninitialised array; the contents of the last one of this name are lost."""
-        size = int(np.prod(shape))
+        size = prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.size < size:
             buffer = self._buffers[name] = np.empty(size, dtype)
@@ -177,22 +206,51 @@ def find_cells(
         cells = _search(
             features.orders[rows], features.ctf_power[rows], precision[rows], bank, space, part, floor, work
         )
-        kept = np.flatnonzero(cells.log >= cells.threshold(floor)[cells.image])
-        row = cells.row[kept] + first_cluster * space.n_shifts
-        found.append(
-            (cells.image[kept] + start, row, cells.angle[kept], cells.log[kept], cells.best, cells.bound)
-        )
+        cells = cells.above(floor)
+        row = cells.row + first_cluster * space.n_shifts
+        found.append((cells.image + start, row, cells.angle, cells.log, cells.best, cells.bound))
     return Cells(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
+def class_evidence(
+    features: ImageFeatures, precision: Float32, bank: ReferenceBank, space: SearchSpace, prior: LogPrior
+) -> Float32:
+    """Log evidence of each class, counting the best angle of each shift only; (n_images, n_clusters).
+
+    Parameters as in `expect`, but all images go into one product. They leave out a constant.
+    """
+    work = Workspace()
+    n, n_shifts = len(features), space.n_shifts
+    stacked = stack_real(features.orders, precision, space, work)
+    norm = norm_orders(features.ctf_power, precision, bank.power)
+    level = ((prior.cluster - norm[0].real)[:, :, None] + prior.shift).astype(np.float32)
+    evidence = np.empty((n, len(prior.cluster)), dtype=np.float32)
+    for classes in row_blocks(len(prior.cluster), max(1, COLUMNS_PER_PRODUCT // (n * n_shifts))):
+        columns = slice(classes.start * n_shifts, classes.stop * n_shifts)
+        c = correlate(
+            stacked,
+            norm[1:, :, classes],
+            level[:, classes].reshape(n, -1),
+            bank.orders[..., columns],
+            space,
+            work,
+        )
+        top = synthesise(c, space, work)[2].reshape(n, -1, n_shifts)
+        best = top.max(axis=2)
+        evidence[:, classes] = best + np.log(np.exp(top - best[..., None]).sum(axis=2))
+    return evidence
+
+
 def posterior_of(parts: Sequence[Cells], floor: float = POSTERIOR_FLOOR) -> Posterior:
-    """Posterior of a block of images from the cells found in each group of classes, Eq. (4.2)."""
+    """Posterior of a block of images from what `find_cells` found in each group of classes, Eq. (4.2)."""
+    if len(parts) == 1:
+        return _normalise(parts[0], floor)
     image, row, angle, log = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("image", "row", "angle", "log")
     )
     best = np.max([part.best for part in parts], axis=0)  # (n_images,)
     bound = np.logaddexp.reduce([part.bound for part in parts], axis=0)
-    return _normalise(Cells(image, row, angle, log, best, bound), floor)
+    return _normalise(Cells(image, row, angle, log, best, bound).above(floor), floor)
 
 
 def _search(
@@ -207,8 +265,8 @@ def _search(
 ) -> Cells:
     """Cells whose posterior may reach `floor`, for as many images as fit in one product."""
     n, n_shifts = len(orders), space.n_shifts
-    stacked = _stack_real(orders, precision, space, work)  # (n_orders, 2 n, 2 n_rings)
-    norm = _norm_orders(ctf_power, precision, bank.power)  # (n_even, n, n_clusters)
+    stacked = stack_real(orders, precision, space, work)  # (n_orders, 2 n, 2 n_rings)
+    norm = norm_orders(ctf_power, precision, bank.power)  # (n_even, n, n_clusters)
     level = (prior.cluster - norm[0].real)[:, :, None] + (prior.shift - np.log(space.n_angles))
     level = level.reshape(n, -1).astype(np.float32)  # (n, n_clusters * n_shifts)
     best, bound = np.full(n, -np.inf, dtype=np.float32), np.full(n, -np.inf, dtype=np.float32)
@@ -218,30 +276,31 @@ def _search(
         classes = slice(first, min(first + classes_at_once, len(prior.cluster)))
         columns = slice(classes.start * n_shifts, classes.stop * n_shifts)
         width = columns.stop - columns.start
-        c = _correlate(
+        c = correlate(
             stacked, norm[1:, :, classes], level[:, columns], bank.orders[..., columns], space, work
         )
         for images in row_blocks(n, max(1, COLUMNS_PER_SYNTHESIS // width)):
-            same, mirrored, top = _synthesise(c[..., images.start * width : images.stop * width], space, work)
+            same, mirrored, top = synthesise(c[..., images.start * width : images.stop * width], space, work)
             top = top.reshape(-1, width)  # each a cell of its own, so they add up to a bound
             highest = np.maximum(best[images], top.max(axis=1))
             total = np.exp(top - highest[:, None]).sum(axis=1) + np.exp(bound[images] - highest)
             best[images], bound[images] = highest, highest + np.log(total)
-            image, row, angle, log = _cells_above(
-                _threshold(best[images], bound[images], floor), same, mirrored, top, space
+            image, row, angle, log = cells_above(
+                threshold_of(best[images], bound[images], floor), same, mirrored, top, space
             )
             found.append((image + images.start, row + columns.start, angle, log))
     image, row, angle, log = (np.concatenate(part) for part in zip(*found, strict=True))
     return Cells(image, row, angle, log, best, bound)
 
 
-def _threshold(best: Float32, bound: Float32, floor: float) -> Float32:
+def threshold_of(best: Float32, bound: Float32, floor: float) -> Float32:
+    """Log below which a posterior must be smaller than `floor`; arguments as in `Cells`."""
     # over a flat posterior of more than 1 / floor cells every cell is below the floor: the largest stay
     lowest = np.minimum(bound + np.log(floor) - MARGIN, best + np.log(ALWAYS_KEPT))
     return np.asarray(lowest, dtype=np.float32)
 
 
-def _stack_real(orders: Complex64, precision: Float32, space: SearchSpace, work: Workspace) -> Float32:
+def stack_real(orders: Complex64, precision: Float32, space: SearchSpace, work: Workspace) -> Float32:
     """Rows (Re x, Im x) and (-Im x, Re x) whose products with (Re a, Im a) are Re and Im of conj(x) a."""
     n, _, n_rings = orders.shape
     stacked = work("stacked", (space.n_orders, 2, n, 2 * n_rings))
@@ -253,7 +312,7 @@ def _stack_real(orders: Complex64, precision: Float32, space: SearchSpace, work:
     return stacked.reshape(space.n_orders, 2 * n, 2 * n_rings)
 
 
-def _norm_orders(ctf_power: Complex64, precision: Float32, power: Complex64) -> Complex64:
+def norm_orders(ctf_power: Complex64, precision: Float32, power: Complex64) -> Complex64:
     """Even angular orders of 1/2 sum beta C^2 |A|^2 over rotations, Eq. (4.4); (n_even, n, n_clusters)."""
     weighted = (ctf_power.conj() * precision[:, None, :]).transpose(1, 0, 2)  # (n_even, n, n_rings)
     n_even = min(len(weighted), len(power))
@@ -261,7 +320,7 @@ def _norm_orders(ctf_power: Complex64, precision: Float32, power: Complex64) -> 
     return norm
 
 
-def _correlate(
+def correlate(
     stacked: Float32, norm: Complex64, level: Float32, bank: Float32, space: SearchSpace, work: Workspace
 ) -> Float32:
     """Angular orders of the log posterior, Eq. (4.3)-(4.4), even ones first; (2, n_even, 2, n * columns).
@@ -280,7 +339,7 @@ def _correlate(
     return c.reshape(2, space.n_even, 2, n * n_columns)
 
 
-def _synthesise(c: Float32, space: SearchSpace, work: Workspace) -> tuple[Float32, Float32, Float32]:
+def synthesise(c: Float32, space: SearchSpace, work: Workspace) -> tuple[Float32, Float32, Float32]:
     """From orders to angles, Eq. (4.3), a quarter of a turn of each symmetry.
 
     Returns
@@ -304,7 +363,7 @@ def _synthesise(c: Float32, space: SearchSpace, work: Workspace) -> tuple[Float3
     return same, mirrored, better.reshape(-1, c.shape[-1]).max(axis=0)
 
 
-def _cells_above(
+def cells_above(
     threshold: Float32, same: Float32, mirrored: Float32, top: Float32, space: SearchSpace
 ) -> tuple[Int, Int, Int, Float32]:
     """Cells whose log posterior reaches the threshold of their image: image, row, angle, log.
@@ -312,7 +371,7 @@ def _cells_above(
     Only columns whose best angle does are looked at, one in a hundred.
     """
     selected = np.flatnonzero(top >= threshold[:, None])
-    image, row = np.divmod(selected, top.shape[1])
+    image, row = np.divmod(selected.astype(np.int32), np.int32(top.shape[1]))
     a, b = same.take(selected, axis=-1), mirrored.take(selected, axis=-1)
     log = np.concatenate([a[0] + a[1], b[0] + b[1], a[0] - a[1], b[0] - b[1]])  # (n_angles, n_selected)
     place, column = np.nonzero(log >= threshold[image])
@@ -322,9 +381,8 @@ def _cells_above(
 def _normalise(cells: Cells, floor: float) -> Posterior:
     """Turn log posteriors into posteriors; the small ones become exactly zero, Eq. (4.5)."""
     best, n = cells.best, len(cells.best)
-    kept = np.flatnonzero(cells.log >= cells.threshold(floor)[cells.image])
-    image, row, angle, log = cells.image[kept], cells.row[kept], cells.angle[kept], cells.log[kept]
-    weight = np.exp(log - best[image]).astype(np.float64)
+    image, row, angle, log = cells.image, cells.row, cells.angle, cells.log
+    weight = np.exp(log - best[image])
     evidence = np.bincount(image, weight, n)
     at_top = np.flatnonzero(log >= best[image])
     at_top = at_top[np.unique(image[at_top], return_index=True)[1]]  # the first among equals

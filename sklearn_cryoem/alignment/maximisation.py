@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,9 @@ from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import angular_orders, from_angular_orders, translation_phase
 
 Complex128 = NDArray[np.complex128]
+_Pairs = tuple[NDArray[np.int64], NDArray[np.int64], Float32]
+
+DENSE = 0.1  # of all cells: where more carry weight, whole tables are quicker than lists
 
 
 @dataclass(frozen=True)
@@ -136,10 +140,13 @@ def accumulate(
     ctf_power = np.ascontiguousarray(features.ctf_power.transpose(1, 0, 2))  # (n_even, n, n_rings)
     undo_shift = translation_phase(space.grid, space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
 
-    def sums_of(cells: _ClassCells) -> tuple[Complex64, Complex64, Float64]:
+    def sums_of(cells: _Cells) -> tuple[Complex64, Complex64, Float64]:
         return _class_sums(cells, images, ctf_power, undo_shift, space)
 
-    sums = list(ordered_map(sums_of, _cells_by_class(posterior, space, n_clusters), n_jobs=n_jobs))
+    n_cells = len(features) * n_clusters * space.n_shifts * space.n_angles
+    cut = _full_tables if len(posterior.weight) > DENSE * n_cells else _cells_by_class
+    cells: Sequence[_Cells] = cut(posterior, space, len(features), n_clusters)
+    sums = list(ordered_map(sums_of, cells, n_jobs=n_jobs))
     mass = np.array([part[2] for part in sums])  # (n_clusters, n_shifts)
     denominator = np.zeros((n_clusters, n_even, space.n_rings), dtype=np.complex128)
     denominator[:, : len(ctf_power)] = [part[1] for part in sums]
@@ -164,39 +171,66 @@ class _ClassCells:
     weight: Float32
 
 
-def _cells_by_class(posterior: Posterior, space: SearchSpace, n_clusters: int) -> list[_ClassCells]:
-    cluster, shift = np.divmod(posterior.row, posterior.row.dtype.type(space.n_shifts))
+_Cells = _ClassCells | Float32
+
+
+def _cells_by_class(
+    posterior: Posterior, space: SearchSpace, n_images: int, n_clusters: int
+) -> Sequence[_ClassCells]:
+    cluster = posterior.row // space.n_shifts
     order = np.argsort(cluster.astype(np.uint16), kind="stable")  # sorted by digits: linear in their number
     ends = np.cumsum(np.bincount(cluster, minlength=n_clusters))
-    shift, image, angle = shift[order], posterior.image[order], posterior.angle[order]
-    weight = posterior.weight[order]
+    shift = (posterior.row - cluster * space.n_shifts)[order]
+    image, angle, weight = posterior.image[order], posterior.angle[order], posterior.weight[order]
     return [
         _ClassCells(shift[a:b], image[a:b], angle[a:b], weight[a:b]) for a, b in pairwise(np.append(0, ends))
     ]
 
 
+def _full_tables(
+    posterior: Posterior, space: SearchSpace, n_images: int, n_clusters: int
+) -> Sequence[Float32]:
+    """Posterior over angles of every (shift, image) pair of each class, zero or not: no cells to sort."""
+    table = np.zeros((n_clusters * space.n_shifts, n_images, space.n_angles), dtype=np.float32)
+    table[posterior.row, posterior.image, posterior.angle] = posterior.weight
+    return list(table.reshape(n_clusters, space.n_shifts, n_images, space.n_angles))
+
+
+def _posterior_of_pairs(cells: _Cells, n_shifts: int, n_images: int, n_angles: int) -> _Pairs:
+    """Shift and image of each (shift, image) pair that carries weight, and its posterior over angles."""
+    if not isinstance(cells, _ClassCells):
+        shift, image = np.divmod(np.arange(n_shifts * n_images), n_images)
+        return shift, image, cells.reshape(-1, n_angles)
+    pair = cells.shift * n_images + cells.image
+    line = np.zeros(n_shifts * n_images, dtype=np.int32)
+    line[pair] = 1
+    used = np.flatnonzero(line)  # (n_pairs,)
+    line[used] = np.arange(len(used))
+    table = np.zeros((len(used), n_angles), dtype=np.float32)
+    table[line[pair], cells.angle] = cells.weight
+    return *np.divmod(used, n_images), table
+
+
 def _class_sums(
-    cells: _ClassCells, images: Complex64, ctf_power: Complex64, undo_shift: Complex64, space: SearchSpace
+    cells: _Cells,
+    images: Complex64,
+    ctf_power: Complex64,
+    undo_shift: Complex64,
+    space: SearchSpace,
 ) -> tuple[Complex64, Complex64, Float64]:
     """Numerator (n_orders, n_rings), denominator (n_even, n_rings) and mass at each shift of one class."""
     n_orders, n_rings, n_images = space.n_orders, space.n_rings, images.shape[1]
-    mass = np.asarray(np.bincount(cells.shift, cells.weight, space.n_shifts), dtype=np.float64)
-    if not len(cells.image):
+    line, column, table = _posterior_of_pairs(cells, space.n_shifts, n_images, space.n_angles)
+    weight = table.sum(axis=1, dtype=np.float64)
+    mass = np.asarray(np.bincount(line, weight, space.n_shifts), dtype=np.float64)
+    if not len(line):
         return (
             np.zeros((n_orders, n_rings), np.complex64),
             np.zeros((len(ctf_power), n_rings), np.complex64),
             mass,
         )
-    # the (shift, image) pairs that carry weight, and their posterior over angles
-    is_used = np.zeros((space.n_shifts, n_images), dtype=bool)
-    is_used[cells.shift, cells.image] = True
-    pair = np.empty(is_used.shape, dtype=np.int32)
-    line, column = np.nonzero(is_used)  # (n_pairs,)
-    pair[line, column] = np.arange(len(line))
-    table = np.zeros((len(line), space.n_angles), dtype=np.float32)
-    table[pair[cells.shift, cells.image], cells.angle] = cells.weight
     turned = (table @ space.analysis).view(np.complex64)  # (n_pairs, n_orders)
-    shift, image = np.flatnonzero(is_used.any(axis=1)), np.flatnonzero(is_used.any(axis=0))
+    shift, image = (np.flatnonzero(np.bincount(index)) for index in (line, column))
     dense = np.zeros((n_orders, len(shift), len(image)), dtype=np.complex64)
     dense[:, np.searchsorted(shift, line), np.searchsorted(image, column)] = turned.T
     summed = np.matmul(dense, images[:, image])  # (n_orders, n_shifts, n_rings)

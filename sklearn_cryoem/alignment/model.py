@@ -57,6 +57,7 @@ class AlignmentSettings:
     batch_size: int = 200
     max_iter: int = 5
     tol: float = 1e-2
+    adaptive_fraction: float = 0.999
 
     def space(self, box: int, k_max: float) -> SearchSpace:
         """Search space at the resolution `k_max`."""
@@ -67,6 +68,8 @@ class AlignmentSettings:
             max_shift_px=self.max_shift_px,
             shift_step_px=self.shift_step_px,
             angle_step_rad=self.angle_step_rad,
+            adaptive_fraction=self.adaptive_fraction,
+            coarsest_k=self.k_start,
         )
 
 

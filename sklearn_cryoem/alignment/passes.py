@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.workers import ordered_map, row_blocks
+from sklearn_cryoem.alignment.adaptive import AdaptiveSearch
 from sklearn_cryoem.alignment.expectation import (
     POSTERIOR_FLOOR,
     Cells,
@@ -69,16 +70,59 @@ def posteriors(
 ) -> Iterator[tuple[ImageFeatures, Posterior]]:
     """Yield features and posterior of shard after shard of `rows`, in order, Eq. (4.2).
 
-    Shifted references that do not fit in `BANK_BYTES` are made for a group of classes at a time, which then
-    sees a bundle of shards.
+    The search is adaptive, Eq. (4.6), if `space` has a coarse one. Otherwise, shifted references that do not
+    fit in `BANK_BYTES` are made for a group of classes at a time, which then sees a bundle of shards.
     """
+    for features, posterior in _blocks(source, rows, model, space, n_jobs, floor):
+        shards = row_blocks(len(features), IMAGES_PER_SHARD)
+        if len(shards) == 1:
+            yield features, posterior
+            continue
+        for block, part in zip(shards, posterior.split(shards), strict=True):
+            yield features.take(block, space.n_rings, space.n_orders), part
+
+
+def _blocks(
+    source: FeatureSource,
+    rows: Rows,
+    model: AlignmentModel,
+    space: SearchSpace,
+    n_jobs: int | None,
+    floor: float,
+) -> Iterator[tuple[ImageFeatures, Posterior]]:
+    if space.coarse is None:
+        yield from _exhaustive(source, rows, model, space, n_jobs, floor)
+        return
+    priors = model.log_prior(space), model.log_prior(space.coarse)
+    search = AdaptiveSearch(model.references, space, *priors, source.n_even, n_jobs)
+
+    def read(block: slice) -> _Shard:
+        return _read(source, rows[block], model, space)
+
+    shards = row_blocks(len(rows), IMAGES_PER_SHARD)
+    for bundle in row_blocks(len(shards), max(1, IMAGES_PER_SUM // IMAGES_PER_SHARD)):
+        yield search.posterior(read, shards[bundle], floor)
+
+
+def _read(source: FeatureSource, rows: Rows, model: AlignmentModel, space: SearchSpace) -> _Shard:
+    features = source(rows, space.n_rings, space.n_orders)
+    return features, model.precision(source.group[rows], space.n_rings)
+
+
+def _exhaustive(
+    source: FeatureSource,
+    rows: Rows,
+    model: AlignmentModel,
+    space: SearchSpace,
+    n_jobs: int | None,
+    floor: float,
+) -> Iterator[tuple[ImageFeatures, Posterior]]:
     values = polar_transform(model.references, space.grid)  # (n_clusters, n_rings, n_angles / 2)
     groups = row_blocks(len(values), classes_at_once(space))
     prior = model.log_prior(space)
 
     def read(block: slice) -> _Shard:
-        features = source(rows[block], space.n_rings, space.n_orders)
-        return features, model.precision(source.group[rows[block]], space.n_rings)
+        return _read(source, rows[block], model, space)
 
     def bank_of(group: slice) -> ReferenceBank:
         return reference_bank(values[group], space, source.n_even, n_jobs)
@@ -125,7 +169,7 @@ def run_pass(
     each_image = source.n_groups > 0 or source.scale is not None  # are its own terms needed?
     values = polar_transform(model.references, space.grid) if each_image else None
     done = 0
-    for features, posterior in posteriors(source, rows, model, space, n_jobs=n_jobs):
+    for features, posterior in _blocks(source, rows, model, space, n_jobs, POSTERIOR_FLOOR):
         labels.append(posterior.best_row // space.n_shifts)
         evidence.append(posterior.log_evidence)
         waiting.append((features, posterior))

@@ -52,23 +52,44 @@ def reference_bank(
     K T R FFTs of length n_angles, once an iteration: shifting references instead of images is what makes the
     cost of shifts independent of the number of images.
     """
-    ring_area = (2.0 * np.pi * space.grid.radius).astype(np.float32)
     # The image of a reference at shift u is displaced by -u: adding u to its content centres it.
     phase = translation_phase(space.grid, -space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
-
-    def shifted_orders(classes: slice) -> Float32:
-        a = angular_orders(phase * values[classes, None], space.n_orders)  # (k, n_shifts, n_rings, n_orders)
-        a = a[..., space.order].transpose(3, 2, 0, 1).reshape(space.n_orders, space.n_rings, -1)
-        a *= ring_area[:, None]
-        return np.concatenate([a.real, a.imag], axis=1)  # (n_orders, 2 n_rings, k * n_shifts)
-
     blocks = row_blocks(len(values), CLASSES_PER_TASK)
     orders = np.empty((space.n_orders, 2 * space.n_rings, len(values) * space.n_shifts), dtype=np.float32)
-    for classes, part in zip(blocks, ordered_map(shifted_orders, blocks, n_jobs=n_jobs), strict=True):
+
+    def shift(classes: slice) -> Float32:
+        return shifted_orders(values[classes], phase, space)
+
+    for classes, part in zip(blocks, ordered_map(shift, blocks, n_jobs=n_jobs), strict=True):
         orders[..., classes.start * space.n_shifts : classes.stop * space.n_shifts] = part
+    return ReferenceBank(orders, reference_power(values, space, n_even))
+
+
+def shifted_orders(values: Complex64, phase: Complex64, space: SearchSpace) -> Float32:
+    """Orders of a few references at every shift, as in `ReferenceBank`.
+
+    Parameters
+    ----------
+    values : ndarray of shape (k, n_rings, n_angles / 2), complex64
+        References on the polar grid of `space`.
+    phase : ndarray of shape (n_shifts, n_rings, n_angles / 2), complex64
+        `translation_phase` of minus the shifts.
+    space : SearchSpace
+        Shifts and orders.
+    """
+    ring_area = (2.0 * np.pi * space.grid.radius).astype(np.float32)
+    a = angular_orders(phase * values[:, None], space.n_orders)  # (k, n_shifts, n_rings, n_orders)
+    a = a[..., space.order].transpose(3, 2, 0, 1).reshape(space.n_orders, space.n_rings, -1)
+    a *= ring_area[:, None]
+    return np.concatenate([a.real, a.imag], axis=1)  # (n_orders, 2 n_rings, k * n_shifts)
+
+
+def reference_power(values: Complex64, space: SearchSpace, n_even: int) -> Complex64:
+    """Even angular orders of pi r |A|^2, Eq. (4.4); (n_even, n_rings, n_clusters)."""
+    area = (np.pi * space.grid.radius).astype(np.float32)
     squared = values.real**2 + values.imag**2  # (n_clusters, n_rings, n_angles / 2)
-    power = even_orders(squared, min(n_even, space.n_even)).transpose(2, 1, 0) * (0.5 * ring_area[:, None])
-    return ReferenceBank(orders, np.ascontiguousarray(power))
+    power = even_orders(squared, min(n_even, space.n_even)).transpose(2, 1, 0) * area[:, None]
+    return np.ascontiguousarray(power)
 
 
 def ring_power(values: Complex64) -> Float64:

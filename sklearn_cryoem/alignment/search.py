@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from sklearn_cryoem.physics.fourier import Float32, Float64
 from sklearn_cryoem.physics.polar import PolarGrid, n_angular_orders, polar_grid
 
+SMALLEST_GAIN = 4.0  # no adaptive search where the coarse one is not this many times less work
+COARSE_FRACTION = 0.6  # of k_max: the coarse pass of the adaptive search
 SHIFTS_PER_PERIOD = 3.0  # default shift step: this many to the finest period in use, but not below 1 pixel
 
 
@@ -34,6 +36,10 @@ class SearchSpace:
         Shifts (x, y) searched, in the frame of the reference: the image shift is R_-psi u.
     shift_step_px : float
         Distance of neighbouring shifts.
+    coarse : SearchSpace or None
+        A coarser space that rules classes out beforehand, Eq. (4.6); None for an exhaustive search.
+    adaptive_fraction : float
+        Part of the coarse posterior that the classes left hold.
     """
 
     grid: PolarGrid
@@ -41,6 +47,8 @@ class SearchSpace:
     n_angles: int
     shifts_px: Float64
     shift_step_px: float
+    coarse: SearchSpace | None = None
+    adaptive_fraction: float = 1.0
 
     @property
     def n_rings(self) -> int:
@@ -51,6 +59,11 @@ class SearchSpace:
     def n_shifts(self) -> int:
         """Shifts searched."""
         return len(self.shifts_px)
+
+    @property
+    def work(self) -> int:
+        """Multiplications for an image and a class: products over rings, then over orders."""
+        return self.n_shifts * self.n_orders * (8 * self.n_rings + 2 * self.n_angles)
 
     @property
     def n_even(self) -> int:
@@ -116,6 +129,8 @@ def search_space(
     max_shift_px: float,
     shift_step_px: float | None = None,
     angle_step_rad: float | None = None,
+    adaptive_fraction: float | None = None,
+    coarsest_k: float = 1.0,
 ) -> SearchSpace:
     """Choose orders, angles and shifts for references of a given radius up to `k_max`.
 
@@ -133,6 +148,11 @@ def search_space(
         Distance of neighbouring shifts; by default a third of the finest period D / k_max, at least 1 pixel.
     angle_step_rad : float, optional
         Distance of neighbouring angles, at most; by default as many angles as the orders need (Nyquist).
+    adaptive_fraction : float, optional
+        Part of the posterior of a coarse search, Eq. (4.6), that classes must hold together to be searched in
+        full; by default, with 1, and where the coarse search would not be much smaller, all are.
+    coarsest_k : float
+        Resolution below which no coarse search is made.
     """
     radius_px = min(reference_radius_px + max_shift_px, box / 2)
     n_orders = n_angular_orders(box, k_max, reference_radius_px)
@@ -142,8 +162,24 @@ def search_space(
         n_angles = max(n_angles, int(np.ceil(2.0 * np.pi / angle_step_rad - 1e-6)))
     if shift_step_px is None:
         shift_step_px = max(1.0, box / k_max / SHIFTS_PER_PERIOD)
-    shifts = shift_grid(max_shift_px, shift_step_px)
-    return SearchSpace(grid, min(n_orders, grid.n_angles // 2), 4 * -(-n_angles // 4), shifts, shift_step_px)
+    space = SearchSpace(
+        grid,
+        min(n_orders, grid.n_angles // 2),
+        4 * -(-n_angles // 4),
+        shift_grid(max_shift_px, shift_step_px),
+        shift_step_px,
+    )
+    if adaptive_fraction is None or adaptive_fraction >= 1.0:
+        return space
+    coarse = search_space(
+        box,
+        max(COARSE_FRACTION * k_max, coarsest_k),
+        reference_radius_px=reference_radius_px,
+        max_shift_px=max_shift_px,
+    )
+    if SMALLEST_GAIN * coarse.work > space.work:
+        return space
+    return replace(space, coarse=coarse, adaptive_fraction=adaptive_fraction)
 
 
 def shift_grid(max_shift_px: float, step_px: float) -> Float64:
