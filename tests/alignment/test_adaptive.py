@@ -20,9 +20,7 @@ def setting(rng, make_particles, make_settings, make_model, blob_image):
         # references that the images were not made of: mirrored ones and mixtures
         mixed = 0.6 * references + 0.4 * np.roll(references, 1, axis=0)
         model = make_model(np.concatenate([references, references[:, ::-1], mixed]), noise=noise**2)
-        settings = make_settings(
-            n_clusters=9, k_start=4.0, max_shift_px=4.0, adaptive_fraction=0.999, **options
-        )
+        settings = make_settings(k_start=4.0, max_shift_px=4.0, adaptive_fraction=0.999, **options)
         return particles, particles.source(), model, settings.space(32, 13.0)
 
     return build
