@@ -41,6 +41,8 @@ class AlignmentSettings:
         Full passes, at most.
     tol : float
         Full passes stop once the log evidence gains less than this fraction.
+    adaptive_fraction : float
+        Part of a coarse posterior that the classes searched in full hold, Eq. (4.6); 1 searches all.
     """
 
     n_clusters: int

@@ -31,6 +31,7 @@ def check_parameters(aligner):
     check_number("batch_size", aligner.batch_size, owner=aligner, minimum=1, integer=True, allow_none=True)
     check_number("max_iter", aligner.max_iter, owner=aligner, minimum=1, integer=True)
     check_number("tol", aligner.tol, owner=aligner, minimum=0)
+    check_number("adaptive_fraction", aligner.adaptive_fraction, owner=aligner, minimum=0, maximum=1)
 
 
 def alignment_settings(aligner, stack):
@@ -60,6 +61,7 @@ def alignment_settings(aligner, stack):
         batch_size=int(min(batch if aligner.batch_size is None else aligner.batch_size, len(stack))),
         max_iter=int(aligner.max_iter),
         tol=float(aligner.tol),
+        adaptive_fraction=float(aligner.adaptive_fraction),
     )
 
 

@@ -78,6 +78,9 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         Passes over all images, at most.
     tol : float, default=0.01
         The passes stop when the log evidence gains less than this fraction at an unchanged resolution.
+    adaptive_fraction : float, default=0.999
+        A coarse search rules out the classes beyond those that hold this part of its posterior, Eq. (4.6); the
+        others are searched in full. 1 searches all: slower, and hardly ever different.
     n_jobs : int or None, default=None
         Number of workers. Results are the same bits for any number.
     random_state : int, RandomState instance or None, default=None
@@ -160,6 +163,7 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         batch_size=None,
         max_iter=5,
         tol=0.01,
+        adaptive_fraction=0.999,
         n_jobs=None,
         random_state=None,
         verbose=0,
@@ -179,6 +183,7 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         self.batch_size = batch_size
         self.max_iter = max_iter
         self.tol = tol
+        self.adaptive_fraction = adaptive_fraction
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
