@@ -6,18 +6,25 @@ import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sklearn_cryoem._core.progress import Progress, progress
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.maximisation import Statistics, blend
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
-from sklearn_cryoem.alignment.passes import run_pass
+from sklearn_cryoem.alignment.passes import PassResult, run_pass
 from sklearn_cryoem.alignment.schedule import next_k_max, online_step, random_batches, rebalanced
+from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.alignment.start import starting_model
 from sklearn_cryoem.alignment.update import update_model
 from sklearn_cryoem.physics.fourier import Float64
+from sklearn_cryoem.physics.polar import PolarGrid
 
 logger = logging.getLogger(__name__)
+
+IMAGES_TO_COMPARE = 1000  # seen by every start before the best is chosen
+FEW_CHANGES = 0.01  # of the images: labels and poses stand still
+TOLERATED_STEPS = 1.5  # of the search, in angle and shift: neighbouring cells of one peak
 
 
 @dataclass(frozen=True)
@@ -28,24 +35,30 @@ class FittedAlignment:
     ----------
     model : AlignmentModel
         The last model.
+    statistics : Statistics
+        Sums of the last pass, in the frames of the model's references.
+    grid : PolarGrid
+        Polar grid of these sums.
     evidence : ndarray of shape (n_iter,)
         Mean log evidence of an image in each full pass, against noise alone.
+    resolved : ndarray of shape (n_iter,), int
+        Last ring that the best reference resolves after each full pass.
     n_iter : int
         Full passes made.
     converged : bool
-        Whether the last pass gained less than the tolerance.
+        Whether the passes stopped of themselves.
     changed : float
-        Fraction of the images whose class changed in the last pass.
-    mass : ndarray of shape (n_clusters,)
-        Posterior mass of each class in the last pass.
+        Fraction of the images whose reference or pose changed in the last pass.
     """
 
     model: AlignmentModel
+    statistics: Statistics
+    grid: PolarGrid
     evidence: Float64
+    resolved: NDArray[np.int64]
     n_iter: int
     converged: bool
     changed: float
-    mass: Float64
 
 
 def fit_alignment(
@@ -53,6 +66,7 @@ def fit_alignment(
     settings: AlignmentSettings,
     rng: np.random.RandomState,
     *,
+    start: AlignmentModel | None = None,
     n_jobs: int | None = None,
     verbose: int | bool = 0,
 ) -> FittedAlignment:
@@ -66,15 +80,47 @@ def fit_alignment(
         What to do.
     rng : RandomState
         First references and order of the batches.
+    start : AlignmentModel or None
+        A model to go on from: the full passes alone follow.
     n_jobs : int or None
         Workers; the result does not depend on it.
     verbose : int
         1 shows progress.
     """
-    model = starting_model(source, settings, rng)
-    with progress(settings.n_batches + settings.max_iter, "aligning", verbose=verbose) as bar:
-        model = online_phase(source, settings, model, rng, n_jobs=n_jobs, bar=bar)
+    n_online = settings.n_batches * settings.n_init if start is None else 0
+    with progress(n_online + settings.max_iter, "aligning", verbose=verbose) as bar:
+        model = start or best_start(source, settings, rng, n_jobs=n_jobs, bar=bar)
         return full_passes(source, settings, model, n_jobs=n_jobs, bar=bar)
+
+
+def best_start(
+    source: FeatureSource,
+    settings: AlignmentSettings,
+    rng: np.random.RandomState,
+    *,
+    n_jobs: int | None,
+    bar: Progress,
+) -> AlignmentModel:
+    """The model of the online phase that explains a random subset best, of `settings.n_init`.
+
+    All are compared at the lowest resolution and with the mean noise that they reach.
+    """
+    models = []
+    for _ in range(settings.n_init):
+        first = starting_model(source, settings, rng)
+        models.append(online_phase(source, settings, first, rng, n_jobs=n_jobs, bar=bar))
+    if len(models) == 1:
+        return models[0]
+    rows = np.sort(rng.permutation(source.n_images)[:IMAGES_TO_COMPARE])
+    k_max = min(model.k_max for model in models)
+    noise = np.mean([model.noise for model in models], axis=0)
+    space = settings.space(source.box, k_max)
+    evidence = []
+    for number, model in enumerate(models, start=1):
+        same = replace(model, noise=noise, k_max=k_max)
+        evidence.append(run_pass(source, rows, same, space, n_jobs=n_jobs).log_evidence.mean())
+        logger.info("start %d of %d: log evidence %.3f", number, len(models), evidence[-1])
+    return models[int(np.argmax(evidence))]
 
 
 def online_phase(
@@ -110,26 +156,44 @@ def full_passes(
     n_jobs: int | None,
     bar: Progress,
 ) -> FittedAlignment:
-    """Passes over all images until the evidence of an unchanged resolution stops growing, Eq. (3.5)."""
+    """Passes over all images until evidence, or labels and poses, stand still, Eq. (3.5)."""
     rows = np.arange(source.n_images)
     evidence: list[float] = []
-    labels, changed, converged, mass = None, 1.0, False, np.zeros(settings.n_clusters)
-    last_rings = 0
+    resolved: list[int] = []
+    converged, last, last_space = False, None, None
     for _ in range(settings.max_iter):
         space = settings.space(source.box, model.k_max)
         result = run_pass(source, rows, model, space, n_jobs=n_jobs)
         source.learn_scale(rows, result.scale)
         evidence.append(float(result.log_evidence.mean()))
-        changed = 1.0 if labels is None else float(np.mean(labels != result.label))
-        labels, mass = result.label, result.statistics.mass
-        model, _ = update_model(result.statistics, model, space.grid, settings, source.noise_fraction)
-        same_rings, last_rings = space.n_rings == last_rings, space.n_rings
+        changed = 1.0 if last is None or last_space is None else _changed(last, last_space, result, space)
+        model, stats = update_model(result.statistics, model, space.grid, settings, source.noise_fraction)
+        same_rings = last_space is not None and space.n_rings == last_space.n_rings
+        last, last_space = result, space
+        resolved.append(int(model.resolution.max()))
         model = replace(model, k_max=next_k_max(model, settings, None))
         _report(bar, f"pass {len(evidence)}", model, source.box)
-        if same_rings and abs(evidence[-1] - evidence[-2]) <= settings.tol * abs(evidence[-1]):
+        if same_rings and (
+            abs(evidence[-1] - evidence[-2]) <= settings.tol * abs(evidence[-1]) or changed <= FEW_CHANGES
+        ):
             converged = True
             break
-    return FittedAlignment(model, np.array(evidence), len(evidence), converged, changed, mass)
+    n_iter = len(evidence)
+    return FittedAlignment(
+        model, stats, space.grid, np.array(evidence), np.array(resolved), n_iter, converged, changed
+    )
+
+
+def _changed(old: PassResult, old_space: SearchSpace, new: PassResult, space: SearchSpace) -> float:
+    """Fraction of the images with another reference, or a pose more than a step of the search away."""
+    turn = old_space.angles_rad[old.best_angle] - space.angles_rad[new.best_angle]
+    moved = old_space.shifts_px[old.best_shift] - space.shifts_px[new.best_shift]
+    same = (
+        (old.label == new.label)
+        & (np.abs(np.angle(np.exp(1j * turn))) <= TOLERATED_STEPS * 2.0 * np.pi / space.n_angles)
+        & (np.hypot(*moved.T) <= TOLERATED_STEPS * space.shift_step_px)
+    )
+    return float(np.mean(~same))
 
 
 def _report(bar: Progress, what: str, model: AlignmentModel, box: int) -> None:

@@ -21,8 +21,8 @@ class AlignmentSettings:
 
     Attributes
     ----------
-    n_clusters : int
-        Number K of references.
+    n_references : int
+        Number of references.
     mask_radius_px, mask_edge_px : float
         Soft mask of the references.
     max_shift_px : float
@@ -37,6 +37,8 @@ class AlignmentSettings:
         Prior weight of the classes, Eq. (4.14).
     n_batches, batch_size : int
         Mini-batches of online EM before the full passes, Eq. (4.8).
+    n_init : int
+        Online phases from different starts, of which the best goes on.
     max_iter : int
         Full passes, at most.
     tol : float
@@ -45,7 +47,7 @@ class AlignmentSettings:
         Part of a coarse posterior that the classes searched in full hold, Eq. (4.6); 1 searches all.
     """
 
-    n_clusters: int
+    n_references: int
     mask_radius_px: float
     mask_edge_px: float
     max_shift_px: float
@@ -57,6 +59,7 @@ class AlignmentSettings:
     class_prior: str = "uniform"
     n_batches: int = 60
     batch_size: int = 200
+    n_init: int = 1
     max_iter: int = 5
     tol: float = 1e-2
     adaptive_fraction: float = 0.999

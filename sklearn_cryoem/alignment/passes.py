@@ -46,7 +46,9 @@ class PassResult:
     statistics : Statistics
         Sums over the rows.
     label : ndarray of shape (n_rows,), int
-        Most probable class.
+        Most probable reference.
+    best_shift, best_angle : ndarrays of shape (n_rows,), int
+        Shift and angle of the search of its best cell.
     log_evidence : ndarray of shape (n_rows,)
         log p(image) / p(image | noise alone).
     scale : ndarray of shape (n_rows,) or None
@@ -55,6 +57,8 @@ class PassResult:
 
     statistics: Statistics
     label: Rows
+    best_shift: Rows
+    best_angle: Rows
     log_evidence: Float64
     scale: Float64 | None = None
 
@@ -164,13 +168,13 @@ def run_pass(
     posteriors have come together. Neither depends on `n_jobs`.
     """
     total: Statistics | None = None
-    labels, evidence, scales = [], [], []
+    cells, evidence, scales = [], [], []
     waiting: list[tuple[ImageFeatures, Posterior]] = []
     each_image = source.n_groups > 0 or source.scale is not None  # are its own terms needed?
     values = polar_transform(model.references, space.grid) if each_image else None
     done = 0
     for features, posterior in _blocks(source, rows, model, space, n_jobs, POSTERIOR_FLOOR):
-        labels.append(posterior.best_row // space.n_shifts)
+        cells.append(np.stack([posterior.best_row, posterior.best_angle]))
         evidence.append(posterior.log_evidence)
         waiting.append((features, posterior))
         seen = sum(len(f) for f, _ in waiting)
@@ -183,7 +187,9 @@ def run_pass(
     if total is None:
         raise ValueError("A pass needs at least one image; no rows were given.")
     found = None if source.scale is None else np.concatenate(scales)
-    return PassResult(total, np.concatenate(labels), np.concatenate(evidence), found)
+    row, angle = np.concatenate(cells, axis=1)
+    label, shift = np.divmod(row, space.n_shifts)
+    return PassResult(total, label, shift, angle, np.concatenate(evidence), found)
 
 
 def _sums(

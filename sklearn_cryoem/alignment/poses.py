@@ -13,6 +13,7 @@ from sklearn_cryoem._core.workers import ordered_map, row_blocks
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
+from sklearn_cryoem.alignment.mutual import Frames
 from sklearn_cryoem.alignment.passes import IMAGES_PER_SHARD, posteriors, run_pass
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
@@ -70,6 +71,7 @@ def find_poses(
     model: AlignmentModel,
     settings: AlignmentSettings,
     *,
+    frames: Frames | None = None,
     n_jobs: int | None = None,
     refine: bool = True,
 ) -> ImagePoses:
@@ -83,6 +85,8 @@ def find_poses(
         A fitted model.
     settings : AlignmentSettings
         Those it was fitted with.
+    frames : Frames or None
+        Classes of the references and their common frame; None where each reference is a class.
     n_jobs : int or None
         Workers; the result does not depend on it.
     refine : bool
@@ -92,10 +96,11 @@ def find_poses(
     values = polar_transform(model.references, space.grid)  # (n_clusters, n_rings, n_angles / 2)
     n_limit = source.n_rings(settings.k_limit)
     rows = np.arange(source.n_images)
+    group_of = np.arange(len(values)) if frames is None else frames.group  # (n_references,)
 
     def poses_of(shard: tuple[slice, tuple[ImageFeatures, Posterior]]) -> ImagePoses:
         block, (features, posterior) = shard
-        cluster, shift = np.divmod(posterior.best_row, space.n_shifts)
+        reference, shift = np.divmod(posterior.best_row, space.n_shifts)
         angle = space.angles_rad[posterior.best_angle]
         pose = to_image_frame(angle, space.shifts_px[shift])
         group = source.group[rows[block]]
@@ -103,15 +108,17 @@ def find_poses(
         if refine:
             precision = model.precision(group, space.n_rings)
             angle, pose = refine_poses(
-                features, precision, values[cluster], space, angle, pose, model.shift_sigma_px
+                features, precision, values[reference], space, angle, pose, model.shift_sigma_px
             )
         power = features.power if n_limit == space.n_rings else source(rows[block], n_limit, 1).power
+        if frames is not None:
+            angle, pose = frames.poses(reference, angle, pose)
         return ImagePoses(
-            cluster,
+            group_of[reference],
             np.mod(angle, 2.0 * np.pi),
             pose,
             posterior.log_evidence,
-            class_posterior(posterior, cluster, space.n_shifts),
+            class_posterior(posterior, group_of, group_of[reference], space.n_shifts),
             log_noise_likelihood(power, noise, source.noise_fraction),
         )
 
@@ -183,9 +190,9 @@ def to_image_frame(angle_rad: Float64, shift_px: Float64) -> Float64:
     return np.column_stack([cos * x + sin * y, cos * y - sin * x])
 
 
-def class_posterior(posterior: Posterior, cluster: Int, n_shifts: int) -> Float64:
-    """Posterior of each image's class, summed over shifts and angles; (n_images,)."""
-    own = posterior.row // n_shifts == cluster[posterior.image]
+def class_posterior(posterior: Posterior, group_of: Int, cluster: Int, n_shifts: int) -> Float64:
+    """Posterior of each image's class, summed over its references, shifts and angles; (n_images,)."""
+    own = group_of[posterior.row // n_shifts] == cluster[posterior.image]
     return np.asarray(np.bincount(posterior.image[own], posterior.weight[own], len(cluster)), np.float64)
 
 

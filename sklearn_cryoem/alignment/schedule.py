@@ -11,7 +11,7 @@ from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 
 FIRST_STEP, LAST_STEP = 0.9, 0.1
 RINGS_BEYOND_SIGNAL = 3.0  # the search uses this many rings more than the references resolve
-ONLINE_GROWTH = 3.0  # mini-batches raise the resolution limit from k_start to at most this multiple
+ONLINE_GROWTH = 2.0  # mini-batches raise the resolution limit from k_start to at most this multiple
 BALANCE_STEP = 1.0
 BALANCE_FLOOR = 0.3  # of the mean class size: an empty class gains at most log(1.3 / 0.3) a batch
 

@@ -38,7 +38,7 @@ def starting_model(
     space = settings.space(box, settings.k_start)
     per_reference = int(np.clip(n_images // 2, 1, IMAGES_PER_REFERENCE))
     averages = []
-    for _ in range(settings.n_clusters):
+    for _ in range(settings.n_references):
         rows = np.sort(rng.permutation(n_images)[:per_reference])
         features = source(rows, space.n_rings, space.n_orders)
         turn = np.exp(-1j * rng.uniform(0.0, 2.0 * np.pi, (per_reference, 1)) * np.arange(space.n_orders))
@@ -50,11 +50,11 @@ def starting_model(
     return AlignmentModel(
         references=masked_references(images_from_polar(values, space.grid), settings),
         noise=noise,
-        class_weight=np.full(settings.n_clusters, 1.0 / settings.n_clusters),
-        balance=np.zeros(settings.n_clusters),
+        class_weight=np.full(settings.n_references, 1.0 / settings.n_references),
+        balance=np.zeros(settings.n_references),
         shift_sigma_px=max(0.5 * settings.max_shift_px, 1.0),
         k_max=settings.k_start,
-        resolution=np.zeros(settings.n_clusters, dtype=np.int64),
+        resolution=np.zeros(settings.n_references, dtype=np.int64),
         group_noise=relative,
     )
 

@@ -1,5 +1,7 @@
 """From the parameters of a MAPAligner and a stack to what the alignment kernels take."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from sklearn_cryoem._core.validation import check_choice, check_number
@@ -12,13 +14,19 @@ MASK_FRACTION = 0.9  # of the box
 SHIFT_FRACTION = 0.08  # of the box
 MASK_EDGE_FRACTION = 0.05  # of the box
 SMALLEST_START = 6.0  # Fourier pixels
-IMAGES_PER_CLASS_AND_BATCH, SMALLEST_BATCH = 10, 400
+IMAGES_PER_REFERENCE_AND_BATCH, SMALLEST_BATCH = 4, 200
+REFERENCES_PER_CLASS = 2.5
+IMAGES_PER_REFERENCE = 25  # at least, where there are more references than classes
 
 
 def check_parameters(aligner):
     """Raise on any parameter of the aligner that is out of range."""
     positive = {"owner": aligner, "minimum": 0, "inclusive": False}
     check_number("n_clusters", aligner.n_clusters, owner=aligner, minimum=1, integer=True)
+    check_number(
+        "n_references", aligner.n_references, owner=aligner, minimum=aligner.n_clusters, integer=True,
+        allow_none=True,
+    )  # fmt: skip
     for name in ("mask_diameter", "shift_step", "angle_step", "max_resolution"):
         check_number(name, getattr(aligner, name), **positive, allow_none=True)
     check_number("max_shift", aligner.max_shift, owner=aligner, minimum=0, allow_none=True)
@@ -27,11 +35,51 @@ def check_parameters(aligner):
     check_choice("class_prior", aligner.class_prior, CLASS_PRIORS, owner=aligner)
     check_choice("noise", aligner.noise, NOISE_MODELS, owner=aligner)
     check_choice("image_scale", aligner.image_scale, (True, False), owner=aligner)
+    check_number("n_init", aligner.n_init, owner=aligner, minimum=1, integer=True)
     check_number("n_batches", aligner.n_batches, owner=aligner, minimum=0, integer=True)
     check_number("batch_size", aligner.batch_size, owner=aligner, minimum=1, integer=True, allow_none=True)
     check_number("max_iter", aligner.max_iter, owner=aligner, minimum=1, integer=True)
     check_number("tol", aligner.tol, owner=aligner, minimum=0)
     check_number("adaptive_fraction", aligner.adaptive_fraction, owner=aligner, minimum=0, maximum=1)
+    check_choice("warm_start", aligner.warm_start, (True, False), owner=aligner)
+
+
+def number_of_references(aligner, n_images):
+    """References that EM works with: as asked, or 2.5 to a class as long as there are images for them."""
+    if aligner.n_references is not None:
+        return int(aligner.n_references)
+    most = round(REFERENCES_PER_CLASS * aligner.n_clusters)
+    return int(np.clip(n_images // IMAGES_PER_REFERENCE, aligner.n_clusters, most))
+
+
+def starting_point(aligner, stack, settings):
+    """Model of the last fit for a warm start, or None where there was no fit.
+
+    Parameters
+    ----------
+    aligner : MAPAligner
+        With ``warm_start=True``.
+    stack : ParticleStack
+        The particles to go on with.
+    settings : AlignmentSettings
+        What is asked for now.
+    """
+    if not hasattr(aligner, "_model"):
+        return None
+    model = aligner._model
+    box, n_references = model.references.shape[-1], len(model.references)
+    if box != stack.box or aligner._pixel_size != stack.pixel_size:
+        raise ValueError(
+            f"MAPAligner(warm_start=True) was fitted to images of {box} pixels of {aligner._pixel_size} A; "
+            f"these have {stack.box} of {stack.pixel_size} A. Bring them to the same box and pixel size, "
+            "or set warm_start=False."
+        )
+    if n_references != settings.n_references:
+        raise ValueError(
+            f"MAPAligner(warm_start=True) was fitted with {n_references} references; now there would be "
+            f"{settings.n_references}. Set n_references={n_references}, or warm_start=False."
+        )
+    return replace(model, k_max=float(np.clip(model.k_max, settings.k_start, settings.k_limit)))
 
 
 def alignment_settings(aligner, stack):
@@ -45,9 +93,10 @@ def alignment_settings(aligner, stack):
     if aligner.max_resolution is not None:
         limit = float(np.clip(box * unit / aligner.max_resolution, 2.0, limit))
     start = max(box * unit / aligner.initial_resolution, SMALLEST_START)
-    batch = max(SMALLEST_BATCH, IMAGES_PER_CLASS_AND_BATCH * aligner.n_clusters)
+    n_references = number_of_references(aligner, len(stack))
+    batch = max(SMALLEST_BATCH, IMAGES_PER_REFERENCE_AND_BATCH * n_references)
     return AlignmentSettings(
-        n_clusters=int(aligner.n_clusters),
+        n_references=n_references,
         mask_radius_px=float(radius),
         mask_edge_px=float(edge),
         max_shift_px=float(SHIFT_FRACTION * box if aligner.max_shift is None else aligner.max_shift / unit),
@@ -57,6 +106,7 @@ def alignment_settings(aligner, stack):
         angle_step_rad=None if aligner.angle_step is None else float(aligner.angle_step),
         tau_fudge=float(aligner.tau_fudge),
         class_prior=aligner.class_prior,
+        n_init=int(aligner.n_init),
         n_batches=int(aligner.n_batches),
         batch_size=int(min(batch if aligner.batch_size is None else aligner.batch_size, len(stack))),
         max_iter=int(aligner.max_iter),
@@ -127,6 +177,6 @@ def memory_estimate(source, settings):
     """Bytes that a fit needs at its finest resolution, images not counted."""
     space = settings.space(source.box, settings.k_limit)
     per_class = 8 * space.n_orders * space.n_rings * space.n_shifts
-    bank = per_class * min(settings.n_clusters, classes_at_once(space))
-    statistics = 48 * space.n_orders * space.n_rings * settings.n_clusters
+    bank = per_class * min(settings.n_references, classes_at_once(space))
+    statistics = 48 * space.n_orders * space.n_rings * settings.n_references
     return bank + statistics + source.kept_bytes + 64e6

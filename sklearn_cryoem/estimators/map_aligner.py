@@ -7,28 +7,28 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.memory import log_estimate
 from sklearn_cryoem.alignment.em import fit_alignment
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
 from sklearn_cryoem.estimators._inputs import as_stack
+from sklearn_cryoem.estimators._map_results import store_results, unite_classes
 from sklearn_cryoem.estimators._map_settings import (
     alignment_settings,
     check_parameters,
     feature_source,
     group_codes,
     memory_estimate,
+    starting_point,
 )
-from sklearn_cryoem.particles import Poses
+from sklearn_cryoem.estimators._map_use import AlignsParticles
 
 logger = logging.getLogger(__name__)
 
 LABELS_IN_MOTION = 0.5  # fraction of labels changing in the last pass above which the user is warned
-PIXEL_SIZE_TOLERANCE = 0.01  # relative; headers are rounded
 
 
-class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
+class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator):
     """Align particle images without a reference, and sort them into classes, by maximum a posteriori.
 
     Every image is a reference of one of `n_clusters` classes, turned, shifted and multiplied by its own CTF,
@@ -40,6 +40,11 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
     ----------
     n_clusters : int, default=50
         Number of classes.
+    n_references : int or None, default=None
+        Number of references that EM works with, at least `n_clusters`. In the end they are united to
+        `n_clusters` classes, each time the two that the likelihood can spare most easily, Eq. (4.9)-(4.10):
+        far more accurate than as many references as classes, at a cost that grows with their number. By
+        default 2.5 to a class, as long as each gets 25 images.
     mask_diameter : float or None, default=None
         Diameter of the soft mask of the references in Angstrom (pixels where the pixel size is unknown). It
         should hold the particle with little to spare. By default 0.9 of the box.
@@ -70,17 +75,23 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
     image_scale : bool, default=False
         Whether to estimate how strong every image is, Eq. (4.13): for images whose grey values are not
         normalised, or ice whose thickness differs.
-    n_batches : int, default=60
+    n_init : int, default=1
+        Number of starts. Each goes through all mini-batches; the one whose references explain a random
+        subset best goes on.
+    n_batches : int, default=120
         Mini-batches before the full passes; 0 gives plain EM.
     batch_size : int or None, default=None
-        Images in a mini-batch. By default 10 for each class, at least 400.
+        Images in a mini-batch. By default 4 for each reference, at least 200.
     max_iter : int, default=5
         Passes over all images, at most.
     tol : float, default=0.01
-        The passes stop when the log evidence gains less than this fraction at an unchanged resolution.
+        The passes stop when the log evidence gains less than this fraction at an unchanged resolution, or
+        when fewer than 1 % of the images change their reference, or their pose by more than a step.
     adaptive_fraction : float, default=0.999
         A coarse search rules out the classes beyond those that hold this part of its posterior, Eq. (4.6); the
         others are searched in full. 1 searches all: slower, and hardly ever different.
+    warm_start : bool, default=False
+        Whether another `fit` goes on from the references of the last one, with full passes alone.
     n_jobs : int or None, default=None
         Number of workers. Results are the same bits for any number.
     random_state : int, RandomState instance or None, default=None
@@ -99,13 +110,18 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
     log_evidence_ : ndarray of shape (n_images,)
         log p(image) / p(image | noise alone): low for images that no class explains.
     class_averages_ : ndarray of shape (n_clusters, D, D)
-        CTF-corrected, regularised, masked and centred references.
+        CTF-corrected, regularised and masked averages, in one frame: similar views are turned alike. The
+        largest class comes first.
+    references_ : ndarray of shape (n_references, D, D)
+        References of EM, each centred.
+    reference_class_ : ndarray of shape (n_references,)
+        Class of each reference.
     cluster_weights_ : ndarray of shape (n_clusters,)
         Part of the posterior mass that each class holds.
     class_resolution_ : ndarray of shape (n_clusters,)
-        Resolution up to which the signal of each reference exceeds its noise; infinite where it never does.
+        Resolution up to which the signal of each class exceeds its noise; infinite where it never does.
     resolution_ : float
-        Best of these, in Angstrom (pixels where the pixel size is unknown).
+        Best of the references, in Angstrom (pixels where the pixel size is unknown).
     noise_variance_ : ndarray of shape (n_rings,)
         Noise variance per pixel at 1, 2, .. Fourier pixels, of all images.
     noise_groups_ : ndarray of shape (n_groups,) or None
@@ -116,6 +132,8 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         Intensity of every training image in units of the references with ``image_scale=True``.
     shift_sigma_ : float
         Estimated standard deviation of each coordinate of the shifts, in the unit of the poses.
+    pass_resolution_ : ndarray of shape (n_iter,)
+        Resolution of the best reference after each full pass.
     log_posterior_ : ndarray of shape (n_iter,)
         Mean log evidence of an image in each full pass. It is measured against noise alone, and compares only
         between passes of the same resolution.
@@ -149,6 +167,7 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         self,
         n_clusters=50,
         *,
+        n_references=None,
         mask_diameter=None,
         max_shift=None,
         shift_step=None,
@@ -159,16 +178,19 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         class_prior="uniform",
         noise="shell",
         image_scale=False,
-        n_batches=60,
+        n_init=1,
+        n_batches=120,
         batch_size=None,
         max_iter=5,
         tol=0.01,
         adaptive_fraction=0.999,
+        warm_start=False,
         n_jobs=None,
         random_state=None,
         verbose=0,
     ):
         self.n_clusters = n_clusters
+        self.n_references = n_references
         self.mask_diameter = mask_diameter
         self.max_shift = max_shift
         self.shift_step = shift_step
@@ -179,11 +201,13 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         self.class_prior = class_prior
         self.noise = noise
         self.image_scale = image_scale
+        self.n_init = n_init
         self.n_batches = n_batches
         self.batch_size = batch_size
         self.max_iter = max_iter
         self.tol = tol
         self.adaptive_fraction = adaptive_fraction
+        self.warm_start = warm_start
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
@@ -211,28 +235,32 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         """
         check_parameters(self)
         stack = as_stack(X, self)
-        if len(stack) < self.n_clusters:
+        settings = alignment_settings(self, stack)
+        if len(stack) < settings.n_references:
             raise ValueError(
-                f"MAPAligner got {len(stack)} images for n_clusters={self.n_clusters}. "
+                f"MAPAligner got {len(stack)} images for {settings.n_references} references of "
+                f"n_clusters={self.n_clusters} classes. "
                 "Ask for fewer classes, or give more particles."
             )
-        settings = alignment_settings(self, stack)
         self.noise_groups_ = np.unique(stack.noise_group) if self.noise == "group" else None
         group = group_codes(stack, self.noise_groups_)
         source = feature_source(stack, settings, group=group, scaled=self.image_scale)
         log_estimate(logger, "MAPAligner", memory_estimate(source, settings))
         rng = check_random_state(self.random_state)
-        fit = fit_alignment(source, settings, rng, n_jobs=self.n_jobs, verbose=self.verbose)
+        start = starting_point(self, stack, settings) if self.warm_start else None
+        fit = fit_alignment(source, settings, rng, start=start, n_jobs=self.n_jobs, verbose=self.verbose)
         self._settings, self._model, self._pixel_size = settings, fit.model, stack.pixel_size
         self.n_features_in_ = stack.box**2
         if self.image_scale:
             self._scale_unit = find_scales(source, fit.model, settings, n_jobs=self.n_jobs)
         self.image_scale_ = source.scale
-        self._store(fit, stack, find_poses(source, fit.model, settings, n_jobs=self.n_jobs))
+        self._frames, classes = unite_classes(self, fit, source, settings)
+        found = find_poses(source, fit.model, settings, frames=self._frames, n_jobs=self.n_jobs)
+        store_results(self, fit, classes, stack, found)
         if not fit.converged and fit.changed > LABELS_IN_MOTION:
             warnings.warn(
                 f"MAPAligner stopped at max_iter={self.max_iter} while {fit.changed:.0%} of the images still "
-                "changed their class in a pass. Raise max_iter, or n_batches.",
+                "changed their class or pose in a pass. Raise max_iter, or n_batches.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -256,107 +284,3 @@ class MAPAligner(ClusterMixin, TransformerMixin, BaseEstimator):
         stack = as_stack(X, self)
         self.fit(stack)
         return stack.with_poses(self.poses_)
-
-    def _store(self, fit, stack, found):
-        unit = 1.0 if stack.pixel_size is None else stack.pixel_size
-        model = fit.model
-        sizes = np.bincount(found.cluster, minlength=self.n_clusters)
-        share = sizes[sizes > 0] / len(stack)
-        with np.errstate(divide="ignore"):
-            self.class_resolution_ = stack.box * unit / model.resolution
-        self.poses_, self.labels_ = Poses(found.angle_rad, found.shift_px * unit), found.cluster
-        self.class_posterior_, self.log_evidence_ = found.class_posterior, found.log_evidence
-        self.class_averages_ = model.references
-        self.cluster_weights_ = fit.mass / fit.mass.sum()
-        self.resolution_ = float(self.class_resolution_.min())
-        self.noise_variance_, self.shift_sigma_ = model.noise, model.shift_sigma_px * unit
-        self.group_noise_variance_ = model.noise * model.group_noise if len(model.group_noise) else None
-        self.log_posterior_, self.n_iter_, self.converged_ = fit.evidence, fit.n_iter, fit.converged
-        self.n_effective_clusters_ = float(np.exp(-(share * np.log(share)).sum()))
-
-    # ---------------------------------------------------------------- using what was learned
-    def transform(self, X):
-        """Align particles to the fitted references.
-
-        Parameters
-        ----------
-        X : ParticleStack or array-like of shape (n_images, D, D)
-            Particles of the same box.
-
-        Returns
-        -------
-        stack : ParticleStack
-            The same particles with poses.
-        """
-        stack, found = self._find(X, refine=True)
-        unit = 1.0 if stack.pixel_size is None else stack.pixel_size
-        return stack.with_poses(Poses(found.angle_rad, found.shift_px * unit))
-
-    def predict(self, X):
-        """Most probable class of every particle.
-
-        Parameters
-        ----------
-        X : ParticleStack or array-like of shape (n_images, D, D)
-            Particles of the same box.
-
-        Returns
-        -------
-        labels : ndarray of shape (n_images,)
-        """
-        return self._find(X, refine=False)[1].cluster
-
-    def score_samples(self, X):
-        """Log likelihood of every particle, Eq. (1.3), up to `max_resolution`.
-
-        Parameters
-        ----------
-        X : ParticleStack or array-like of shape (n_images, D, D)
-            Particles of the same box.
-
-        Returns
-        -------
-        log_likelihood : ndarray of shape (n_images,)
-        """
-        found = self._find(X, refine=False)[1]
-        return found.log_evidence + found.log_noise
-
-    def score(self, X, y=None):
-        """Mean log likelihood of the particles.
-
-        Parameters
-        ----------
-        X : ParticleStack or array-like of shape (n_images, D, D)
-            Particles of the same box.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        score : float
-            Comparable between aligners with the same masks and the same `max_resolution`.
-        """
-        return float(self.score_samples(X).mean())
-
-    def _find(self, X, *, refine):
-        check_is_fitted(self)
-        stack = as_stack(X, self)
-        if stack.box**2 != self.n_features_in_:
-            raise ValueError(
-                f"MAPAligner was fitted to images of {self.class_averages_.shape[-1]} pixels; these have "
-                f"{stack.box}. Bring them to the same box, for example with stack.downsample."
-            )
-        mine, other = self._pixel_size, stack.pixel_size
-        if (mine is None) != (other is None) or (
-            mine is not None and abs(other / mine - 1) > PIXEL_SIZE_TOLERANCE
-        ):
-            raise ValueError(
-                f"MAPAligner was fitted at {mine} Angstrom per pixel; these particles have "
-                f"{other}. Bring them to the same pixel size."
-            )
-        group = group_codes(stack, self.noise_groups_)
-        source = feature_source(stack, self._settings, keep=False, group=group)
-        if self.image_scale_ is not None:
-            unit = self._scale_unit
-            find_scales(source, self._model, self._settings, unit=unit, n_jobs=self.n_jobs)
-        return stack, find_poses(source, self._model, self._settings, n_jobs=self.n_jobs, refine=refine)

@@ -129,7 +129,7 @@ def _make_particles(
 
 def _make_settings(**options):
     options = {
-        "n_clusters": 3,
+        "n_references": 3,
         "mask_radius_px": MASK_RADIUS,
         "mask_edge_px": MASK_EDGE,
         "max_shift_px": MAX_SHIFT,

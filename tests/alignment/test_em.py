@@ -61,7 +61,9 @@ def test_full_passes_raise_the_evidence_and_lose_next_to_nothing(
     steps = np.diff(fitted.evidence)[1:] / fitted.evidence.max()
     assert steps.min() > -0.02, f"fell by {-steps.min():.3g}: {fitted.evidence}"
     assert fitted.evidence[-1] > fitted.evidence[0] + 1.0
-    assert fitted.n_iter == len(fitted.evidence) and fitted.mass.sum() == pytest.approx(100, rel=1e-5)
+    assert fitted.n_iter == len(fitted.evidence) and fitted.statistics.mass.sum() == pytest.approx(
+        100, rel=1e-5
+    )
 
 
 def test_passes_stop_once_the_evidence_stands_still(
@@ -129,7 +131,7 @@ def test_the_balance_between_classes_ends_with_the_mini_batches(rng, make_partic
 @pytest.mark.parametrize("n_images", [1, 4])
 def test_more_classes_than_images_leave_no_nan(rng, make_particles, make_settings, class_prior, n_images):
     source = make_particles(rng, n_images).source()
-    settings = make_settings(n_clusters=6, n_batches=3, max_iter=3, tol=0.0, class_prior=class_prior)
+    settings = make_settings(n_references=6, n_batches=3, max_iter=3, tol=0.0, class_prior=class_prior)
     fitted = fit_alignment(source, settings, np.random.RandomState(0))
     assert np.isfinite(fitted.model.references).all() and np.isfinite(fitted.evidence).all()
     assert np.all(fitted.model.noise > 0)

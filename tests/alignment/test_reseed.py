@@ -19,7 +19,7 @@ def half_dead(rng, make_particles, make_settings, make_model, blob_image):
     """Three kinds of particles, six references of which only two are not zero; the sums of a pass."""
     particles = make_particles(rng, 150, noise=0.3, kinds=(3, 4, 5))
     references = np.stack([blob_image(z) for z in (3, 4)] + [np.zeros((32, 32), np.float32)] * 4)
-    settings = make_settings(n_clusters=6, k_start=9.0, k_limit=9.0, max_iter=6, tol=0.0)
+    settings = make_settings(n_references=6, k_start=9.0, k_limit=9.0, max_iter=6, tol=0.0)
     model = make_model(references, noise=0.09, k_max=9)
     source, space = particles.source(), settings.space(32, 9.0)
     result = run_pass(source, np.arange(150), model, space, n_jobs=1)

@@ -12,7 +12,7 @@ def source(rng, make_particles):
 
 
 def test_a_start_is_masked_references_and_uniform_priors(source, make_settings):
-    settings = make_settings(n_clusters=4, k_start=5.0)
+    settings = make_settings(n_references=4, k_start=5.0)
     model = starting_model(source, settings, np.random.RandomState(0))
     assert model.references.shape == (4, 32, 32) and model.references.dtype == np.float32
     outside = soft_disc(32, settings.mask_radius_px + settings.mask_edge_px, 0.0) == 0

@@ -146,7 +146,7 @@ def test_a_pixel_size_rounded_in_a_header_is_accepted(stack, fitted):
 
 def test_a_fit_that_is_still_in_motion_warns_and_says_what_to_raise(stack):
     with pytest.warns(ConvergenceWarning, match="Raise max_iter, or n_batches"):
-        quick(n_batches=0, max_iter=1, tol=0.0).fit(stack)
+        quick(n_batches=0, max_iter=1).fit(stack)
 
 
 def test_it_works_in_a_pipeline_and_the_pipeline_predicts_new_particles(stack):

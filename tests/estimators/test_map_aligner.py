@@ -58,10 +58,12 @@ def test_masks_stay_inside_the_box(box):
         assert source.mask_radius_px + source.mask_edge_px <= box / 2
 
 
-def test_batches_grow_with_the_number_of_classes_up_to_the_set():
+def test_references_and_batches_grow_with_the_number_of_classes_as_far_as_the_images_go():
     stack = ParticleStack(np.zeros((2000, 16, 16), np.float32))
-    sizes = [alignment_settings(MAPAligner(k), stack).batch_size for k in (2, 100, 900)]
-    assert sizes == [400, 1000, 2000]
+    settings = [alignment_settings(MAPAligner(k), stack) for k in (2, 20, 60, 900)]
+    assert [s.n_references for s in settings] == [5, 50, 80, 900]
+    assert [s.batch_size for s in settings] == [200, 200, 320, 2000]
+    assert alignment_settings(MAPAligner(20, n_references=33), stack).n_references == 33
 
 
 def test_transform_centres_and_turns_particles_onto_their_class(stack, fitted):
@@ -81,7 +83,9 @@ def test_fitted_attributes_agree_with_each_other(stack, fitted):
     assert fitted.cluster_weights_.sum() == pytest.approx(1.0)
     assert fitted.n_features_in_ == n_pixels**2
     assert len(fitted.log_posterior_) == fitted.n_iter_
-    assert fitted.resolution_ == fitted.class_resolution_.min()
+    assert len(fitted.pass_resolution_) == fitted.n_iter_
+    assert fitted.resolution_ == fitted.pass_resolution_[-1]
+    assert len(fitted.references_) == len(fitted.reference_class_) >= 3
     assert 1.0 <= fitted.n_effective_clusters_ <= 3.0
     assert np.all((fitted.class_posterior_ > 0) & (fitted.class_posterior_ <= 1 + 1e-6))
     assert np.all((fitted.poses_.angle_rad >= 0) & (fitted.poses_.angle_rad < 2 * np.pi))
@@ -117,8 +121,8 @@ def test_a_ctf_without_a_pixel_size_is_refused(stack):
 
 def test_labels_still_in_motion_are_reported_with_the_number(stack, monkeypatch):
     monkeypatch.setattr(map_aligner, "LABELS_IN_MOTION", -1.0)
-    with pytest.warns(ConvergenceWarning, match=r"max_iter=2 while \d+% of the images .* Raise max_iter"):
-        MAPAligner(**{**QUICK, "tol": 0.0}).fit(stack)
+    with pytest.warns(ConvergenceWarning, match=r"max_iter=1 while \d+% of the images .* Raise max_iter"):
+        MAPAligner(**{**QUICK, "max_iter": 1}).fit(stack)
 
 
 def test_memory_is_stated_before_work_starts(stack, caplog):
@@ -129,7 +133,7 @@ def test_memory_is_stated_before_work_starts(stack, caplog):
 
 def test_two_hundred_classes_of_large_images_need_less_than_two_gigabytes():
     stack = ParticleStack(np.zeros((4, 128, 128), np.float32), pixel_size=2.0)
-    settings = alignment_settings(MAPAligner(200), stack)
+    settings = alignment_settings(MAPAligner(200, n_references=500), stack)
     assert memory_estimate(feature_source(stack, settings), settings) < 2e9
 
 

@@ -1,0 +1,102 @@
+"""Classes as groups of aligned references: their averages and resolution, Eq. (4.2) and (4.10)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem.alignment.maximisation import Statistics
+from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
+from sklearn_cryoem.alignment.mutual import Frames
+from sklearn_cryoem.alignment.references import ring_power
+from sklearn_cryoem.alignment.update import (
+    SMALLEST_SIGNAL,
+    masked_references,
+    polar_statistics,
+    resolved_ring,
+    signal_power,
+    solve_references,
+)
+from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
+from sklearn_cryoem.physics.polar import (
+    PolarGrid,
+    angular_orders,
+    images_from_polar,
+    translation_phase,
+)
+
+
+@dataclass(frozen=True)
+class AlignedClasses:
+    """Averages of the classes in their common frame.
+
+    Attributes
+    ----------
+    averages : ndarray of shape (n_clusters, D, D), float32
+        Masked, CTF-corrected, regularised.
+    resolution : ndarray of shape (n_clusters,), int
+        Last ring up to which the signal of each exceeds its noise, Eq. (4.7).
+    mass : ndarray of shape (n_clusters,)
+        Posterior mass of each.
+    """
+
+    averages: Float32
+    resolution: NDArray[np.int64]
+    mass: Float64
+
+
+def aligned_classes(
+    stats: Statistics,
+    frames: Frames,
+    model: AlignmentModel,
+    grid: PolarGrid,
+    settings: AlignmentSettings,
+    noise_fraction: float,
+) -> AlignedClasses:
+    """Averages of groups of references from the statistics of the last pass, Eq. (4.2).
+
+    Parameters
+    ----------
+    stats : Statistics
+        Sums of the references, in the frames of the references.
+    frames : Frames
+        Which references form a class, and how they are moved.
+    model : AlignmentModel
+        Its noise.
+    grid : PolarGrid
+        Polar grid of the statistics.
+    settings : AlignmentSettings
+        Masks, priors.
+    noise_fraction : float
+        Part of the noise power that passes the mask of the images.
+    """
+    polar = polar_statistics(stats, grid)
+    n_orders = stats.numerator.shape[1]
+    m = np.arange(n_orders)
+    turn = np.exp(1j * m * frames.angle_rad[:, None])  # (n_references, n_orders)
+    phase = translation_phase(grid, frames.shift_px)  # (n_references, n_rings, n_angles / 2)
+    shifted: Complex64 = angular_orders(
+        polar.numerator * phase, n_orders
+    )  # (n_references, n_rings, n_orders)
+    numerator = (shifted * turn[:, None, :]).transpose(0, 2, 1)
+    even = np.exp(2j * np.arange(stats.denominator.shape[1]) * frames.angle_rad[:, None])
+    denominator = stats.denominator * even[:, :, None]
+    member = np.equal.outer(np.arange(frames.n_groups), frames.group).astype(np.float64)
+    united = Statistics(
+        np.einsum("gn,nmr->gmr", member, numerator.astype(np.complex128)),
+        np.einsum("gn,ner->ger", member, denominator),
+        stats.power,
+        stats.n_images,
+        member @ stats.mass,
+        stats.shift_square,
+        stats.log_evidence,
+    )
+    polar = polar_statistics(united, grid)
+    seen = np.maximum(polar.denominator.mean(axis=-1, dtype=np.float64), 1e-9)  # (n_clusters, n_rings)
+    noise = noise_fraction * model.noise[: grid.n_rings]
+    signal = signal_power(ring_power(solve_references(polar, 1e-6 * seen)), noise / seen, united.mass)
+    tau2 = settings.tau_fudge * signal + SMALLEST_SIGNAL * noise / seen
+    averages = masked_references(images_from_polar(solve_references(polar, noise / tau2), grid), settings)
+    return AlignedClasses(averages, resolved_ring(signal * seen / noise), united.mass)

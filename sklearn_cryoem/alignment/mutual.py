@@ -1,0 +1,247 @@
+"""Mutual alignment of references and their union into classes, Eq. (4.9)-(4.10)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
+from sklearn_cryoem.alignment.search import SearchSpace, search_space
+from sklearn_cryoem.physics.fourier import Float64
+from sklearn_cryoem.physics.polar import (
+    angular_orders,
+    from_angular_orders,
+    polar_transform,
+    translation_phase,
+)
+
+MOST_RINGS = 16.0  # finer detail does not tell views apart that coarser detail does not
+SHIFT_FRACTION = 0.05  # of the box: references are centred, so they lie close to each other
+ANGLES_PER_ORDER = 4
+FINE_POINTS = 5  # per axis of the local grid of shifts
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Classes of references, and the move that takes each reference to the common frame.
+
+    A reference A becomes A'(r, theta) = [A displaced by `shift_px`](r, theta + `angle_rad`).
+
+    Attributes
+    ----------
+    group : ndarray of shape (n_references,), int
+        Class of each reference, from 0; classes are numbered by falling mass.
+    angle_rad : ndarray of shape (n_references,)
+        Turn.
+    shift_px : ndarray of shape (n_references, 2)
+        Displacement (x, y) before the turn.
+    """
+
+    group: NDArray[np.int64]
+    angle_rad: Float64
+    shift_px: Float64
+
+    @property
+    def n_groups(self) -> int:
+        """Number of classes."""
+        return int(self.group.max()) + 1
+
+    def poses(
+        self, reference: NDArray[np.int64], angle_rad: Float64, shift_px: Float64
+    ) -> tuple[Float64, Float64]:
+        """Poses in the frames of the classes from poses in the frames of the references.
+
+        Parameters
+        ----------
+        reference : ndarray of shape (n_images,), int
+            Reference of each image.
+        angle_rad, shift_px : ndarrays of shape (n_images,) and (n_images, 2)
+            Pose of each image with respect to it.
+        """
+        moved = shift_px + turned(self.shift_px[reference], -angle_rad)
+        return np.mod(angle_rad - self.angle_rad[reference], 2.0 * np.pi), moved
+
+
+def turned(vectors: Float64, angle_rad: Float64) -> Float64:
+    """Rotate vectors (n, 2) by angles (n,) from +x towards +y."""
+    cos, sin = np.cos(angle_rad), np.sin(angle_rad)
+    x, y = vectors[..., 0], vectors[..., 1]
+    return np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
+
+
+def unite_references(
+    model: AlignmentModel,
+    seen: Float64,
+    mass: Float64,
+    settings: AlignmentSettings,
+    n_groups: int,
+    *,
+    n_jobs: int | None = None,
+) -> Frames:
+    """Unite references pair by pair, each time where the likelihood loses least, Eq. (4.9)-(4.10).
+
+    The tree is followed to its root: the classes are its branches when `n_groups` are left, and the moves
+    along the rest of it put the classes into one frame.
+
+    Parameters
+    ----------
+    model : AlignmentModel
+        Its references, noise and resolution.
+    seen : ndarray of shape (n_references, n_rings)
+        Sum of w C^2 on each ring, the denominator of Eq. (4.2).
+    mass : ndarray of shape (n_references,)
+        Posterior mass of each reference.
+    settings : AlignmentSettings
+        Size of the references.
+    n_groups : int
+        Number of classes wanted.
+    n_jobs : int or None
+        Workers; the result does not depend on it.
+
+    Notes
+    -----
+    n_references^2 correlations over all angles and a few shifts: about 1 ms each at 64 pixels.
+    """
+    forest = _Forest(model, seen, settings)
+    losses = forest.all_losses(n_jobs)
+    frames = Frames(np.arange(len(seen)), np.zeros(len(seen)), np.zeros((len(seen), 2)))
+    members = {i: [i] for i in range(len(seen))}
+    group = frames.group.copy()
+    for n_left in range(len(seen), 1, -1):
+        if n_left == n_groups:
+            group = _numbered(members, mass)
+        first, second = np.unravel_index(int(losses.argmin()), losses.shape)
+        angle, shift = forest.unite(int(first), int(second))
+        for leaf in members[int(second)]:
+            _move(frames, leaf, angle, shift)
+        members[int(first)] += members.pop(int(second))
+        losses[second, :] = losses[:, second] = np.inf
+        others = np.array([i for i in members if i != first], dtype=np.int64)
+        if not len(others):
+            break
+        new = forest.losses(int(first), others)
+        low, high = np.minimum(first, others), np.maximum(first, others)
+        losses[high, low] = new
+    if n_groups == 1:
+        group = np.zeros(len(seen), dtype=np.int64)
+    return Frames(group, frames.angle_rad, frames.shift_px)
+
+
+def _move(frames: Frames, leaf: int, angle_rad: float, shift_px: Float64) -> None:
+    """Follow the move of a leaf by one more: first the old one, then `shift_px`, then `angle_rad`."""
+    before = frames.angle_rad[leaf]
+    frames.shift_px[leaf] += turned(shift_px, np.asarray(before))
+    frames.angle_rad[leaf] = before + angle_rad
+
+
+def _numbered(members: dict[int, list[int]], mass: Float64) -> NDArray[np.int64]:
+    order = sorted(members, key=lambda i: -mass[members[i]].sum())
+    group = np.empty(len(mass), dtype=np.int64)
+    for number, branch in enumerate(order):
+        group[members[branch]] = number
+    return group
+
+
+class _Forest:
+    """References, united so far, on a coarse polar grid."""
+
+    def __init__(self, model: AlignmentModel, seen: Float64, settings: AlignmentSettings) -> None:
+        box = model.references.shape[-1]
+        k_max = float(np.clip(seen.shape[1], 1.0, MOST_RINGS))
+        self.space: SearchSpace = search_space(
+            box,
+            k_max,
+            reference_radius_px=settings.mask_radius_px + settings.mask_edge_px,
+            max_shift_px=SHIFT_FRACTION * box,
+        )
+        grid = self.space.grid
+        self.values = polar_transform(model.references, grid)  # (n, n_rings, n_angles / 2)
+        self.seen = np.maximum(seen[:, : grid.n_rings], 1e-9).astype(np.float64)  # (n, n_rings)
+        self.weight = 2.0 * np.pi * grid.radius / model.noise[: grid.n_rings]  # (n_rings,)
+        self._phase = translation_phase(grid, self.space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
+        n, n_orders = len(self.values), self.space.n_orders
+        self.orders = np.empty((n, n_orders, grid.n_rings), dtype=np.complex64)
+        self.bank = np.empty((n, n_orders, grid.n_rings, self.space.n_shifts), dtype=np.complex64)
+        self.power = np.empty((n, grid.n_rings))
+        for i in range(n):
+            self._prepare(i)
+
+    def _prepare(self, i: int) -> None:
+        n_orders = self.space.n_orders
+        self.orders[i] = angular_orders(self.values[i], n_orders).T
+        self.bank[i] = angular_orders(self.values[i] * self._phase, n_orders).transpose(2, 1, 0)
+        self.power[i] = np.mean(np.abs(self.values[i]) ** 2, axis=-1)
+
+    def all_losses(self, n_jobs: int | None) -> Float64:
+        """Loss of uniting every pair, below the diagonal; infinite elsewhere."""
+        n = len(self.values)
+        table = np.full((n, n), np.inf)
+        rows = ordered_map(lambda i: self.losses(i, np.arange(i)), list(range(1, n)), n_jobs=n_jobs)
+        for i, row in enumerate(rows, start=1):
+            table[i, :i] = row
+        return table
+
+    def losses(self, i: int, others: NDArray[np.int64]) -> Float64:
+        """What the log likelihood loses at most if i is united with each of `others`, Eq. (4.9)."""
+        shared = self._shared(i, others)  # (n_others, n_rings)
+        norm = 0.5 * (shared * (self.power[i] + self.power[others])).sum(axis=1)
+        cross = self._cross(i, others, shared)
+        loss: Float64 = norm - cross.reshape(len(others), -1).max(axis=1)
+        return loss
+
+    def unite(self, i: int, j: int) -> tuple[float, Float64]:
+        """Move j onto i and unite them, Eq. (4.10); returns the turn and displacement of j."""
+        shared = self._shared(i, np.array([j]))
+        cross = self._cross(i, np.array([j]), shared)[0]  # (n_shifts, n_psi)
+        shift_at, _ = np.unravel_index(int(cross.argmax()), cross.shape)
+        angle, shift = self._refined(i, j, shared[0], self.space.shifts_px[shift_at])
+        grid, n_orders = self.space.grid, self.space.n_orders
+        phase = translation_phase(grid, shift[None])[0]
+        turn = np.exp(1j * np.arange(n_orders) * angle)
+        moved = from_angular_orders(
+            (angular_orders(self.values[j] * phase, n_orders) * turn).astype(np.complex64), grid.n_angles
+        )
+        own, other = self.seen[i][:, None], self.seen[j][:, None]
+        self.values[i] = (own * self.values[i] + other * moved) / (own + other)
+        self.seen[i] += self.seen[j]
+        self._prepare(i)
+        return angle, shift
+
+    def _shared(self, i: int, others: NDArray[np.int64]) -> Float64:
+        own, other = self.seen[i], self.seen[others]
+        shared: Float64 = self.weight * own * other / (own + other)
+        return shared
+
+    def _cross(self, i: int, others: NDArray[np.int64], shared: Float64) -> NDArray[np.float32]:
+        """Correlation of i with each of `others` at every shift and angle; (n_others, n_shifts, n_psi)."""
+        weighted = self.orders[i].conj() * shared[:, None, :].astype(
+            np.float32
+        )  # (n_others, n_orders, n_rings)
+        c = np.matmul(weighted[:, :, None, :], self.bank[others])[:, :, 0]  # (n_others, n_orders, n_shifts)
+        n_psi = ANGLES_PER_ORDER * self.space.n_orders
+        cross: NDArray[np.float32] = fft.irfft(
+            c.transpose(0, 2, 1), n_psi, axis=-1, norm="forward", workers=1
+        )
+        return cross
+
+    def _refined(self, i: int, j: int, shared: Float64, shift: Float64) -> tuple[float, Float64]:
+        """Best turn and displacement near the best shift of the grid, by ever finer local grids."""
+        grid, n_orders = self.space.grid, self.space.n_orders
+        weighted = self.orders[i].conj() * shared  # (n_orders, n_rings)
+        angle, step = 0.0, self.space.shift_step_px
+        for _ in range(3):
+            axis = np.linspace(-0.5, 0.5, FINE_POINTS) * step
+            x, y = (a.ravel() for a in np.meshgrid(axis, axis))
+            shifts = shift + np.column_stack([x, y])
+            phase = translation_phase(grid, shifts)
+            bank = angular_orders(self.values[j] * phase, n_orders)  # (n, n_rings, n_orders)
+            c = np.einsum("mr,trm->tm", weighted, bank)
+            psi = fft.irfft(c, 16 * n_orders, axis=-1, norm="forward", workers=1)
+            at, turn = np.unravel_index(int(psi.argmax()), psi.shape)
+            shift, angle = shifts[at], float(turn * 2.0 * np.pi / psi.shape[1])
+            step /= FINE_POINTS - 1
+        return angle, np.asarray(shift, dtype=np.float64)

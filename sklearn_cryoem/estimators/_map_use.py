@@ -1,0 +1,102 @@
+"""What a fitted MAPAligner does with particles: align, classify, score."""
+
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_cryoem.alignment.poses import find_poses, find_scales
+from sklearn_cryoem.estimators._inputs import as_stack
+from sklearn_cryoem.estimators._map_settings import feature_source, group_codes
+from sklearn_cryoem.particles import Poses
+
+PIXEL_SIZE_TOLERANCE = 0.01  # relative; headers are rounded
+
+
+class AlignsParticles:
+    """The methods of a fitted `MAPAligner`."""
+
+    def transform(self, X):
+        """Align particles to the fitted references.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles of the same box.
+
+        Returns
+        -------
+        stack : ParticleStack
+            The same particles with poses.
+        """
+        stack, found = self._find(X, refine=True)
+        unit = 1.0 if stack.pixel_size is None else stack.pixel_size
+        return stack.with_poses(Poses(found.angle_rad, found.shift_px * unit))
+
+    def predict(self, X):
+        """Most probable class of every particle.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles of the same box.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_images,)
+        """
+        return self._find(X, refine=False)[1].cluster
+
+    def score_samples(self, X):
+        """Log likelihood of every particle, Eq. (1.3), up to `max_resolution`.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles of the same box.
+
+        Returns
+        -------
+        log_likelihood : ndarray of shape (n_images,)
+        """
+        found = self._find(X, refine=False)[1]
+        return found.log_evidence + found.log_noise
+
+    def score(self, X, y=None):
+        """Mean log likelihood of the particles.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles of the same box.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        score : float
+            Comparable between aligners with the same masks and the same `max_resolution`.
+        """
+        return float(self.score_samples(X).mean())
+
+    def _find(self, X, *, refine):
+        check_is_fitted(self)
+        stack = as_stack(X, self)
+        if stack.box**2 != self.n_features_in_:
+            raise ValueError(
+                f"MAPAligner was fitted to images of {self.class_averages_.shape[-1]} pixels; these have "
+                f"{stack.box}. Bring them to the same box, for example with stack.downsample."
+            )
+        mine, other = self._pixel_size, stack.pixel_size
+        if (mine is None) != (other is None) or (
+            mine is not None and abs(other / mine - 1) > PIXEL_SIZE_TOLERANCE
+        ):
+            raise ValueError(
+                f"MAPAligner was fitted at {mine} Angstrom per pixel; these particles have "
+                f"{other}. Bring them to the same pixel size."
+            )
+        group = group_codes(stack, self.noise_groups_)
+        source = feature_source(stack, self._settings, keep=False, group=group)
+        if self.image_scale_ is not None:
+            unit = self._scale_unit
+            find_scales(source, self._model, self._settings, unit=unit, n_jobs=self.n_jobs)
+        return stack, find_poses(
+            source, self._model, self._settings, frames=self._frames, n_jobs=self.n_jobs, refine=refine
+        )
