@@ -17,17 +17,20 @@ from sklearn_cryoem.alignment.expectation import (
     Cells,
     LogPrior,
     Posterior,
-    Workspace,
-    cells_above,
     class_evidence,
-    correlate,
-    norm_orders,
     posterior_of,
-    stack_real,
-    synthesise,
     threshold_of,
 )
 from sklearn_cryoem.alignment.features import ImageFeatures
+from sklearn_cryoem.alignment.products import (
+    Int,
+    Workspace,
+    cells_above,
+    correlate,
+    norm_orders,
+    stack_real,
+    synthesise,
+)
 from sklearn_cryoem.alignment.references import reference_bank, reference_power, shifted_orders
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32
@@ -41,7 +44,6 @@ CLASSES_PER_TASK = 4  # of the fine search
 BANK_BYTES = 400e6  # references shifted for the fine search are kept for the next images if all fit
 
 Bool = NDArray[np.bool_]
-Int = NDArray[np.signedinteger[Any]]
 ReadImages = Callable[[slice], tuple[ImageFeatures, Float32]]
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.alignment.features import ImageFeatures
+from sklearn_cryoem.alignment.products import (
+    Int,
+    Workspace,
+    cells_above,
+    correlate,
+    norm_orders,
+    stack_real,
+    synthesise,
+)
 from sklearn_cryoem.alignment.references import ReferenceBank
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
@@ -22,8 +28,6 @@ MARGIN = 1.0  # nats below the floor that are still added to the evidence
 IMAGES_PER_PRODUCT = 64  # enough rows for an efficient matrix product
 COLUMNS_PER_PRODUCT = 2880  # (image, class, shift) columns whose orders are made at once
 COLUMNS_PER_SYNTHESIS = 2880  # and those whose angles are
-
-Int = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -128,21 +132,6 @@ class LogPrior:
 
     cluster: Float64
     shift: Float64
-
-
-class Workspace:
-    """Arrays used again for every product: fresh memory pages cost more than the arithmetic on them."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, NDArray[Any]] = {}
-
-    def __call__(self, name: str, shape: tuple[int, ...], dtype: type = np.float32) -> NDArray[Any]:
-        """Return an uninitialised array; the contents of the last one of this name are lost."""
-        size = prod(shape)
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.size < size:
-            buffer = self._buffers[name] = np.empty(size, dtype)
-        return buffer[:size].reshape(shape)
 
 
 def expect(
@@ -298,84 +287,6 @@ def threshold_of(best: Float32, bound: Float32, floor: float) -> Float32:
     # over a flat posterior of more than 1 / floor cells every cell is below the floor: the largest stay
     lowest = np.minimum(bound + np.log(floor) - MARGIN, best + np.log(ALWAYS_KEPT))
     return np.asarray(lowest, dtype=np.float32)
-
-
-def stack_real(orders: Complex64, precision: Float32, space: SearchSpace, work: Workspace) -> Float32:
-    """Rows (Re x, Im x) and (-Im x, Re x) whose products with (Re a, Im a) are Re and Im of conj(x) a."""
-    n, _, n_rings = orders.shape
-    stacked = work("stacked", (space.n_orders, 2, n, 2 * n_rings))
-    x = (orders * precision[:, None, :])[:, space.order].transpose(1, 0, 2)  # (n_orders, n, n_rings)
-    stacked[:, 0, :, :n_rings] = x.real
-    stacked[:, 0, :, n_rings:] = x.imag
-    np.negative(x.imag, out=stacked[:, 1, :, :n_rings])
-    stacked[:, 1, :, n_rings:] = x.real
-    return stacked.reshape(space.n_orders, 2 * n, 2 * n_rings)
-
-
-def norm_orders(ctf_power: Complex64, precision: Float32, power: Complex64) -> Complex64:
-    """Even angular orders of 1/2 sum beta C^2 |A|^2 over rotations, Eq. (4.4); (n_even, n, n_clusters)."""
-    weighted = (ctf_power.conj() * precision[:, None, :]).transpose(1, 0, 2)  # (n_even, n, n_rings)
-    n_even = min(len(weighted), len(power))
-    norm: Complex64 = np.matmul(weighted[:n_even], power[:n_even])
-    return norm
-
-
-def correlate(
-    stacked: Float32, norm: Complex64, level: Float32, bank: Float32, space: SearchSpace, work: Workspace
-) -> Float32:
-    """Angular orders of the log posterior, Eq. (4.3)-(4.4), even ones first; (2, n_even, 2, n * columns).
-
-    Axes: even or odd, order (the odd ones padded with one that has no weight), Re or Im, (image, column).
-    """
-    n, n_columns = level.shape
-    c = work("orders", (2 * space.n_even, 2 * n, n_columns))
-    c[space.n_orders :] = 0.0
-    np.matmul(stacked, bank, out=c[: space.n_orders])  # Re and Im of c_m
-    c[0, :n] += level  # order 0 is the same at every angle
-    if len(norm):
-        parts = c.reshape(len(c), 2, n, norm.shape[2], -1)[1 : 1 + len(norm)]
-        parts[:, 0] -= norm.real[..., None]
-        parts[:, 1] -= norm.imag[..., None]
-    return c.reshape(2, space.n_even, 2, n * n_columns)
-
-
-def synthesise(c: Float32, space: SearchSpace, work: Workspace) -> tuple[Float32, Float32, Float32]:
-    """From orders to angles, Eq. (4.3), a quarter of a turn of each symmetry.
-
-    Returns
-    -------
-    same, mirrored : ndarrays of shape (2, n_angles / 4, n_columns)
-        Cosines plus sines, for psi, and cosines minus sines, for -psi. First axis: even and odd orders; even
-        plus odd is L(psi), even minus odd L(psi + pi).
-    top : ndarray of shape (n_columns,)
-        The largest of each column.
-    """
-    shape = (2, space.n_angles // 4, c.shape[-1])
-    waves = work("waves", (2, *shape))
-    np.matmul(space.synthesis, c.transpose(2, 0, 1, 3), out=waves)  # cosines or sines, even or odd
-    same = np.add(waves[0], waves[1], out=work("same", shape))
-    mirrored = np.subtract(waves[0], waves[1], out=waves[1])
-    better = waves[0]  # of psi and psi + pi
-    np.abs(same[1], out=better[0])
-    np.abs(mirrored[1], out=better[1])
-    better[0] += same[0]
-    better[1] += mirrored[0]
-    return same, mirrored, better.reshape(-1, c.shape[-1]).max(axis=0)
-
-
-def cells_above(
-    threshold: Float32, same: Float32, mirrored: Float32, top: Float32, space: SearchSpace
-) -> tuple[Int, Int, Int, Float32]:
-    """Cells whose log posterior reaches the threshold of their image: image, row, angle, log.
-
-    Only columns whose best angle does are looked at, one in a hundred.
-    """
-    selected = np.flatnonzero(top >= threshold[:, None])
-    image, row = np.divmod(selected.astype(np.int32), np.int32(top.shape[1]))
-    a, b = same.take(selected, axis=-1), mirrored.take(selected, axis=-1)
-    log = np.concatenate([a[0] + a[1], b[0] + b[1], a[0] - a[1], b[0] - b[1]])  # (n_angles, n_selected)
-    place, column = np.nonzero(log >= threshold[image])
-    return image[column], row[column], space.mirrored_angles[place], log[place, column]
 
 
 def _normalise(cells: Cells, floor: float) -> Posterior:
