@@ -7,12 +7,17 @@ added in that order. So the same data and seed give the same bits for any `n_job
 from __future__ import annotations
 
 import os
+import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from joblib import Parallel, delayed, effective_n_jobs
-from threadpoolctl import threadpool_limits
+from joblib.parallel import ThreadingBackend, get_active_backend
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 WINDOW = 4  # items in flight or waiting per worker
 
@@ -55,15 +60,47 @@ def ordered_map(
     n_jobs : int or None
         As in joblib; None means 1 unless a ``parallel_config`` says otherwise.
     """
-    parent = os.getpid()
+    workers = effective_n_jobs(n_jobs)
+    is_threaded = isinstance(get_active_backend(prefer="threads")[0], ThreadingBackend)
+    with _blas(len(sys.modules)).limit(limits=1):
+        if workers == 1 and is_threaded:
+            yield from map(function, items)
+        elif is_threaded:
+            yield from _on_threads(function, items, workers)
+        else:
+            yield from _by_joblib(function, items, n_jobs, WINDOW * workers)
+
+
+def _on_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    # a tenth of joblib's time for each item, and no worker waits for the others between windows
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= WINDOW * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _by_joblib(
+    function: Callable[[Item], Result], items: Iterable[Item], n_jobs: int | None, window: int
+) -> Iterator[Result]:
+    parent, remaining = os.getpid(), iter(items)
     # joblib starts new work whenever a worker is free, not when a result is taken: windows bound the wait.
-    window, remaining = WINDOW * effective_n_jobs(n_jobs), iter(items)
-    with (
-        threadpool_limits(limits=1),
-        Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator") as parallel,
-    ):
+    with Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator") as parallel:
         while some := list(islice(remaining, window)):
             yield from parallel(delayed(_call)(function, item, parent) for item in some)
+
+
+@lru_cache(maxsize=1)
+def _blas(n_modules: int) -> ThreadpoolController:
+    """BLAS libraries loaded; looked for only when modules were imported since, as that takes a millisecond."""
+    return ThreadpoolController()
 
 
 def sum_in_order(
