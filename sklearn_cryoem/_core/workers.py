@@ -99,7 +99,7 @@ def _by_joblib(
 
 @lru_cache(maxsize=1)
 def _blas(n_modules: int) -> ThreadpoolController:
-    """BLAS libraries loaded; looked for only when modules were imported since, as that takes a millisecond."""
+    """BLAS libraries loaded; looked for only when modules were imported since: that takes a millisecond."""
     return ThreadpoolController()
 
 
