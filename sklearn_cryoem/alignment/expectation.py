@@ -121,7 +121,10 @@ class Cells:
 
     def above(self, floor: float) -> Cells:
         """Leave out the cells whose posterior must be smaller than `floor`."""
-        kept = np.flatnonzero(self.log >= self.threshold(floor)[self.image])
+        is_above = self.log >= self.threshold(floor)[self.image]
+        if is_above.all():
+            return self
+        kept = np.flatnonzero(is_above)
         cells = (self.image[kept], self.row[kept], self.angle[kept], self.log[kept])
         return Cells(*cells, self.best, self.bound)
 

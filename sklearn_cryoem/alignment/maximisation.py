@@ -231,8 +231,11 @@ def _class_sums(
         )
     turned = (table @ space.analysis).view(np.complex64)  # (n_pairs, n_orders)
     shift, image = (np.flatnonzero(np.bincount(index)) for index in (line, column))
-    dense = np.zeros((n_orders, len(shift), len(image)), dtype=np.complex64)
-    dense[:, np.searchsorted(shift, line), np.searchsorted(image, column)] = turned.T
+    if len(line) == len(shift) * len(image):  # pairs come in the order of shifts, then images
+        dense = np.ascontiguousarray(turned.T).reshape(n_orders, len(shift), len(image))
+    else:
+        dense = np.zeros((n_orders, len(shift), len(image)), dtype=np.complex64)
+        dense[:, np.searchsorted(shift, line), np.searchsorted(image, column)] = turned.T
     summed = np.matmul(dense, images[:, image])  # (n_orders, n_shifts, n_rings)
     even = dense[: len(ctf_power)].sum(axis=1)  # shifts do not touch C^2
     denominator = np.matmul(even[:, None, :], ctf_power[:, image])[:, 0]

@@ -103,5 +103,6 @@ def cells_above(
     image, row = np.divmod(selected.astype(np.int32), np.int32(top.shape[1]))
     a, b = same.take(selected, axis=-1), mirrored.take(selected, axis=-1)
     log = np.concatenate([a[0] + a[1], b[0] + b[1], a[0] - a[1], b[0] - b[1]])  # (n_angles, n_selected)
-    place, column = np.nonzero(log >= threshold[image])
-    return image[column], row[column], space.mirrored_angles[place], log[place, column]
+    cell = np.flatnonzero(log >= threshold[image])
+    place, column = np.divmod(cell.astype(np.int32), np.int32(max(len(selected), 1)))
+    return image[column], row[column], space.mirrored_angles[place], log.reshape(-1)[cell]
