@@ -47,6 +47,8 @@ class Statistics:
         Sum over the images of each noise group of |F - C A|^2, Eq. (4.12); empty if all share one noise.
     group_images : ndarray of shape (n_groups, n_rings)
         How many images the residuals hold.
+    shift_sum : ndarray of shape (n_clusters, 2)
+        Sum of the posterior mean of u over the images of each class, Eq. (4.15), in pixels.
     """
 
     numerator: Complex128
@@ -58,6 +60,7 @@ class Statistics:
     log_evidence: Float64
     group_residual: Float64 = field(default_factory=lambda: np.zeros((0, 0)))
     group_images: Float64 = field(default_factory=lambda: np.zeros((0, 0)))
+    shift_sum: Float64 = field(default_factory=lambda: np.zeros((0, 2)))
 
     def __add__(self, other: Statistics) -> Statistics:
         added: list[Any] = [a + b for a, b in zip(self._parts(), other._parts(), strict=True)]
@@ -85,6 +88,7 @@ class Statistics:
             self.log_evidence,
             _fit(self.group_residual, of_groups),
             _fit(self.group_images, of_groups),
+            self.shift_sum,
         )
 
     def _parts(self) -> list[NDArray[Any]]:
@@ -158,6 +162,7 @@ def accumulate(
         mass=mass.sum(axis=1),
         shift_square=np.array([(mass @ (space.shifts_px**2).sum(axis=1)).sum()]),
         log_evidence=np.array([posterior.log_evidence.sum()]),
+        shift_sum=mass @ space.shifts_px,
     )
 
 

@@ -64,7 +64,7 @@ def reseed(
     jitter = _draw(model, half, grid, settings, noise_fraction, rng)
     values = polar_transform(model.references[donors], grid)
     numerator, denominator = stats.numerator.copy(), stats.denominator.copy()
-    references, mass = model.references.copy(), stats.mass.copy()
+    references, mass, shift_sum = model.references.copy(), stats.mass.copy(), stats.shift_sum.copy()
     class_weight, balance = model.class_weight.copy(), model.balance.copy()
     resolution, n_orders = model.resolution.copy(), stats.numerator.shape[1]
     for classes, e in ((dead, jitter), (donors, -jitter)):
@@ -73,12 +73,14 @@ def reseed(
         denominator[classes] = 0.5 * stats.denominator[donors]
         references[classes] = masked_references(images_from_polar(values + e, grid), settings)
         mass[classes] = 0.5 * stats.mass[donors]
+        if len(shift_sum):
+            shift_sum[classes] = 0.5 * stats.shift_sum[donors]
         class_weight[classes] = 0.5 * (model.class_weight[dead] + model.class_weight[donors])
         balance[classes], resolution[classes] = model.balance[donors], model.resolution[donors]
     model = replace(
         model, references=references, class_weight=class_weight, balance=balance, resolution=resolution
     )
-    return model, replace(stats, numerator=numerator, denominator=denominator, mass=mass)
+    return model, replace(stats, numerator=numerator, denominator=denominator, mass=mass, shift_sum=shift_sum)
 
 
 def dead_classes(mass: Float64) -> NDArray[np.int64]:

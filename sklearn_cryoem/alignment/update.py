@@ -10,7 +10,7 @@ from scipy import fft
 
 from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
-from sklearn_cryoem.alignment.references import centring_moves, ring_power
+from sklearn_cryoem.alignment.references import ring_power
 from sklearn_cryoem.alignment.residuals import group_noise
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.masks import mask_background
@@ -153,7 +153,7 @@ def update_model(
     values = polar_transform(images, grid)
     floor = SMALLEST_NOISE * stats.power / np.maximum(stats.n_images, 1e-9) + TINY_POWER
     residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction
-    moves = centring_moves(images, LONGEST_CENTRING_MOVE_PX)
+    moves = shift_centring(stats)
     phase = translation_phase(grid, moves)  # (n_clusters, n_rings, n_angles / 2)
     moved = angular_orders(polar.numerator * phase, stats.numerator.shape[1]).transpose(0, 2, 1)
     updated = replace(
@@ -167,7 +167,30 @@ def update_model(
         ),
         resolution=resolved_ring(signal * seen / noise),
     )
-    return updated, replace(stats, numerator=moved.astype(np.complex128))
+    shift_sum = stats.mass[:, None] * moves + (stats.shift_sum if len(stats.shift_sum) else 0.0)
+    return updated, replace(stats, numerator=moved.astype(np.complex128), shift_sum=shift_sum)
+
+
+def shift_centring(stats: Statistics) -> Float64:
+    """How far each reference must move for the mean shift of its images to be zero, Eq. (4.15).
+
+    Parameters
+    ----------
+    stats : Statistics
+        Sums with the shifts of the images of each class.
+
+    Returns
+    -------
+    moves : ndarray of shape (n_clusters, 2)
+        (x, y) in pixels, `LONGEST_CENTRING_MOVE_PX` at most. A centre of mass would suit pictures, but it may
+        carry a reference so far from its images that some would have to shift further than the search goes.
+    """
+    if not len(stats.shift_sum):
+        return np.zeros((len(stats.mass), 2))
+    moves = -stats.shift_sum / np.maximum(stats.mass, 1e-9)[:, None]
+    length = np.hypot(*moves.T)[:, None]
+    limited: Float64 = moves * np.minimum(1.0, LONGEST_CENTRING_MOVE_PX / np.maximum(length, 1e-12))
+    return limited
 
 
 def class_weights(mass: Float64, last: Float64, class_prior: str) -> Float64:

@@ -8,19 +8,19 @@ import pytest
 from sklearn_cryoem.alignment.expectation import LogPrior, Posterior, expect
 from sklearn_cryoem.alignment.maximisation import accumulate
 from sklearn_cryoem.alignment.poses import log_noise_likelihood
-from sklearn_cryoem.alignment.references import centring_moves, reference_bank, ring_power
+from sklearn_cryoem.alignment.references import reference_bank, ring_power
 from sklearn_cryoem.alignment.update import (
     PolarStatistics,
-    masked_references,
     polar_statistics,
     residual_power,
     resolved_ring,
+    shift_centring,
     signal_power,
     solve_references,
     update_model,
 )
 from sklearn_cryoem.physics.masks import soft_disc
-from sklearn_cryoem.physics.polar import images_from_polar, polar_transform, translation_phase
+from sklearn_cryoem.physics.polar import polar_transform, translation_phase
 
 N_RINGS = 13
 
@@ -49,15 +49,13 @@ def known_posterior(particles, space):
 def solved(rng, make_particles, make_settings):
     """Particles at known poses on the grid, their source, and the sums over them."""
 
-    def build(n_images=150, noise=0.5, off_centre=(0.0, 0.0), kinds=(3, 4, 5), mask_radius_px=13.0):
+    def build(n_images=150, noise=0.5, kinds=(3, 4, 5), mask_radius_px=13.0, shifts=range(5)):
         space = make_settings().space(32, float(N_RINGS))
         psi = space.angles_rad[rng.integers(space.n_angles, size=n_images)]
-        u = space.shifts_px[rng.integers(5, size=n_images)]
+        u = space.shifts_px[rng.choice(shifts, size=n_images)]
         cos, sin = np.cos(psi), np.sin(psi)
         shift = np.column_stack([cos * u[:, 0] + sin * u[:, 1], cos * u[:, 1] - sin * u[:, 0]])
-        particles = make_particles(
-            rng, n_images, noise=noise, kinds=kinds, poses=(psi, shift), off_centre=off_centre
-        )
+        particles = make_particles(rng, n_images, noise=noise, kinds=kinds, poses=(psi, shift))
         source = particles.source(mask_radius_px=mask_radius_px)
         features = source(np.arange(n_images), space.n_rings, space.n_orders)
         posterior = known_posterior(particles, space)
@@ -111,8 +109,8 @@ def test_known_poses_give_back_the_references_and_the_noise(solved, make_model, 
     truth = np.stack([blob_image(z) for z in (3, 4, 5)])
     model = make_model(truth, noise=0.25)
     updated, _ = update_model(stats, model, space.grid, make_settings(), source.noise_fraction)
-    for found, true in zip(updated.references, truth, strict=True):
-        move = centring_moves(true[None], 3.0)[0]
+    moves = shift_centring(stats)
+    for found, true, move in zip(updated.references, truth, moves, strict=True):
         phase = translation_phase(space.grid, move)
         a, b = polar_transform(np.stack([found, true]), space.grid)[:, :6]  # as far as they are resolved
         b = b * phase[0, :6] * np.sqrt(space.grid.ring_weight[:6, None])
@@ -146,24 +144,45 @@ def test_outer_rings_keep_the_noise_they_had(solved, make_model, make_settings, 
     np.testing.assert_array_equal(updated.noise[8:], 7.0)
 
 
-def plain_references(stats, space, settings):
-    """References of nearly maximum likelihood from the sums alone."""
-    values = solve_references(polar_statistics(stats, space.grid), np.ones((3, space.n_rings)))
-    return masked_references(images_from_polar(values, space.grid), settings)
+def similarity(one, other):
+    """Correlation of references on the polar grid; (n_clusters,)."""
+    norms = np.linalg.norm(one, axis=(1, 2)) * np.linalg.norm(other, axis=(1, 2))
+    return (one * other.conj()).real.sum(axis=(1, 2)) / norms
 
 
-def test_references_are_masked_and_recentred_and_the_sums_move_along(solved, make_model, make_settings):
-    source, space, stats = solved(n_images=60, noise=0.1, off_centre=(1.2, -0.9))
+def test_references_never_move_by_more_than_three_pixels_nor_without_shifts(solved):
+    _, _, stats = solved(n_images=20)
+    far = replace(stats, shift_sum=stats.mass[:, None] * np.array([30.0, -40.0]))
+    np.testing.assert_allclose(shift_centring(far), [[-1.8, 2.4]] * 3)
+    np.testing.assert_array_equal(
+        shift_centring(replace(stats, shift_sum=np.zeros((0, 2)))), np.zeros((3, 2))
+    )
+    empty = replace(stats, mass=np.zeros(3), shift_sum=np.zeros((3, 2)))
+    np.testing.assert_array_equal(shift_centring(empty), np.zeros((3, 2)))
+
+
+def test_references_are_masked_and_move_to_where_their_images_are_and_the_sums_move_along(
+    solved, make_model, make_settings
+):
+    source, space, stats = solved(n_images=60, noise=0.1, shifts=[0, 1, 1, 1])
     settings = make_settings()
+    mean = stats.shift_sum / stats.mass[:, None]
+    assert np.hypot(*mean.T).min() > 0.5
     model = make_model(np.zeros((3, 32, 32), np.float32))
     updated, moved = update_model(stats, model, space.grid, settings, source.noise_fraction)
-    assert np.abs(centring_moves(updated.references, 9.0)).max() < 0.5
     outside = soft_disc(32, settings.mask_radius_px + settings.mask_edge_px, 0.0) == 0
     assert np.all(updated.references[:, outside] == 0) and np.abs(updated.references).max() > 0.5
-    residue, before = (
-        np.hypot(*centring_moves(plain_references(sums, space, settings), 9.0).T) for sums in (moved, stats)
-    )
-    assert np.all(residue < 0.6 * before) and before.min() > 0.8
+    before, after = (polar_statistics(sums, space.grid).numerator for sums in (stats, moved))
+    assert similarity(after, before * translation_phase(space.grid, -mean)).min() > 0.99
+    assert similarity(after, before).max() < 0.97
+    still = replace(stats, shift_sum=np.zeros((0, 2)))
+    unmoved, _ = update_model(still, model, space.grid, settings, source.noise_fraction)
+    before, after = (polar_transform(m.references, space.grid) for m in (unmoved, updated))
+    followed = similarity(after, before * translation_phase(space.grid, -mean))
+    assert np.all(followed > 0.99) and np.all(followed > similarity(after, before))
+    np.testing.assert_allclose(moved.shift_sum, 0.0, atol=1e-9)
+    _, again = update_model(moved, updated, space.grid, settings, source.noise_fraction)
+    np.testing.assert_allclose(again.numerator, moved.numerator, atol=1e-4 * np.abs(moved.numerator).max())
     np.testing.assert_array_equal(moved.denominator, stats.denominator)
 
 
