@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from sklearn_cryoem._core.workers import ordered_map, row_blocks
 from sklearn_cryoem.alignment.search import SearchSpace
@@ -98,32 +97,3 @@ def ring_power(values: Complex64) -> Float64:
         values.real.astype(np.float64) ** 2 + values.imag.astype(np.float64) ** 2, axis=-1
     )
     return power
-
-
-def centring_moves(images: Float32, longest_px: float) -> Float64:
-    """How far each reference must move to bring its density to the centre.
-
-    Parameters
-    ----------
-    images : ndarray of shape (n_clusters, D, D)
-        Masked references, background 0.
-    longest_px : float
-        Longest move.
-
-    Returns
-    -------
-    moves : ndarray of shape (n_clusters, 2)
-        (x, y) in pixels from the centre of mass to the pixel D // 2. Only density above a third of the
-        maximum counts, so that a ragged background does not pull.
-    """
-    axis = np.arange(images.shape[-1]) - images.shape[-1] // 2
-    moves = np.zeros((len(images), 2))
-    for row, image in enumerate(images):
-        smooth = ndimage.gaussian_filter(image, 1.0)
-        density = np.clip(smooth - smooth.max() / 3.0, 0.0, None).astype(np.float64)
-        total = density.sum()
-        if total > 0.0:
-            moves[row] = -(density.sum(axis=0) @ axis) / total, -(density.sum(axis=1) @ axis) / total
-    length = np.hypot(*moves.T)[:, None]
-    limited: Float64 = moves * np.minimum(1.0, longest_px / np.maximum(length, 1e-12))
-    return limited

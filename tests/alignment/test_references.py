@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment.references import centring_moves, reference_bank, ring_power
+from sklearn_cryoem.alignment.references import reference_bank, ring_power
 from sklearn_cryoem.physics.polar import angular_orders, even_orders, polar_transform
 
 
@@ -42,26 +42,3 @@ def test_bank_does_not_depend_on_the_number_of_workers(space, references):
 def test_ring_power_is_the_mean_of_the_squared_modulus(rng):
     values = (rng.standard_normal((2, 4, 6)) + 1j * rng.standard_normal((2, 4, 6))).astype(np.complex64)
     np.testing.assert_allclose(ring_power(values), (np.abs(values) ** 2).mean(axis=-1), rtol=1e-5)
-
-
-def gaussian(x, y, sd=3.0, box=40):
-    axis = np.arange(box) - box // 2
-    return np.exp(-((axis[None, :] - x) ** 2 + (axis[:, None] - y) ** 2) / (2 * sd**2)).astype(np.float32)
-
-
-@pytest.mark.parametrize("box", [40, 41])
-def test_an_off_centre_blob_is_moved_to_the_centre(box):
-    at = np.array([[2.0, -1.0], [-1.5, 0.5], [0.0, 0.0]])
-    moves = centring_moves(np.stack([gaussian(x, y, box=box) for x, y in at]), longest_px=9.0)
-    np.testing.assert_allclose(moves, -at, atol=0.05)
-
-
-def test_moves_are_limited_in_length_and_keep_their_direction():
-    moves = centring_moves(gaussian(6.0, -8.0)[None], longest_px=3.0)
-    np.testing.assert_allclose(moves, [[-1.8, 2.4]], atol=0.02)
-
-
-def test_a_weak_background_does_not_pull():
-    ragged = gaussian(0.0, 0.0) + 0.3 * (np.arange(40) > 31)[None, :].astype(np.float32)
-    assert np.abs(centring_moves(ragged[None], 9.0)).max() < 0.3
-    np.testing.assert_array_equal(centring_moves(np.zeros((2, 40, 40), np.float32), 9.0), np.zeros((2, 2)))
