@@ -39,6 +39,7 @@ from sklearn_cryoem.physics.polar import polar_transform, translation_phase
 LEAST_CLASSES = 3  # every image keeps at least these for the fine search
 SAFETY = 3.0  # and classes less than this many nats below the last one kept,
 RELATIVE_SAFETY = 0.05  # or this part of the evidence: a coarse grid misses the peak by a part of its height
+MOST_CLASSES = 0.5  # where more than this part survives, an exhaustive search is quicker
 IMAGES_PER_TASK = 64  # of the coarse search
 CLASSES_PER_TASK = 4  # of the fine search
 BANK_BYTES = 400e6  # references shifted for the fine search are kept for the next images if all fit
@@ -89,7 +90,7 @@ class AdaptiveSearch:
 
     def posterior(
         self, read: ReadImages, blocks: Sequence[slice], floor: float = POSTERIOR_FLOOR
-    ) -> tuple[ImageFeatures, Posterior]:
+    ) -> tuple[ImageFeatures, Posterior] | None:
         """Features of some images and their posterior of class, shift and angle, as from `expect`.
 
         Parameters
@@ -102,6 +103,11 @@ class AdaptiveSearch:
         floor : float
             Posteriors below this are set to exactly zero.
 
+        Returns
+        -------
+        features, posterior : ImageFeatures, Posterior
+            Or None if so many classes survive that an exhaustive search is quicker.
+
         Notes
         -----
         Images are few for each class and classes few for each image. Class by class, all images that a class
@@ -110,6 +116,8 @@ class AdaptiveSearch:
         """
         images = _Images(list(ordered_map(partial(self._prepare, read), blocks, n_jobs=self.n_jobs)))
         survives = surviving(images.evidence, self.space.adaptive_fraction)
+        if survives.mean() > MOST_CLASSES:
+            return None
         leading = np.zeros_like(survives)
         leading[np.arange(len(survives)), images.evidence.argmax(axis=1)] = True
         for pairs in (leading, survives & ~leading):

@@ -105,7 +105,11 @@ def _blocks(
 
     shards = row_blocks(len(rows), IMAGES_PER_SHARD)
     for bundle in row_blocks(len(shards), max(1, IMAGES_PER_SUM // IMAGES_PER_SHARD)):
-        yield search.posterior(read, shards[bundle], floor)
+        found = search.posterior(read, shards[bundle], floor)
+        if found is None:  # references so alike, or images so noisy, that the coarse search decides little
+            yield from _exhaustive(source, rows[shards[bundle][0].start :], model, space, n_jobs, floor)
+            return
+        yield found
 
 
 def _read(source: FeatureSource, rows: Rows, model: AlignmentModel, space: SearchSpace) -> _Shard:

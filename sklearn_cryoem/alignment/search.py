@@ -13,6 +13,7 @@ from sklearn_cryoem.physics.polar import PolarGrid, n_angular_orders, polar_grid
 
 SMALLEST_GAIN = 4.0  # no adaptive search where the coarse one is not this many times less work
 COARSE_FRACTION = 0.6  # of k_max: the coarse pass of the adaptive search
+COARSE_RINGS = 16.0  # at most: finer detail hardly tells classes apart that coarser detail does not
 SHIFTS_PER_PERIOD = 3.0  # default shift step: this many to the finest period in use, but not below 1 pixel
 
 
@@ -173,7 +174,7 @@ def search_space(
         return space
     coarse = search_space(
         box,
-        max(COARSE_FRACTION * k_max, coarsest_k),
+        max(min(COARSE_FRACTION * k_max, COARSE_RINGS), coarsest_k),
         reference_radius_px=reference_radius_px,
         max_shift_px=max_shift_px,
     )

@@ -119,6 +119,18 @@ def test_shards_come_in_the_order_of_the_rows_with_their_own_cells(setting, monk
         assert at.sum() >= len(features)
 
 
+def test_where_most_classes_survive_the_search_is_exhaustive(setting, monkeypatch):
+    _, source, model, space = setting(60, noise=0.5)
+    model = replace(model, noise=1e6 * model.noise)  # nothing tells the classes apart
+    monkeypatch.setattr(passes, "IMAGES_PER_SUM", 20)
+    monkeypatch.setattr(passes, "IMAGES_PER_SHARD", 10)
+    found, naive = (
+        joined(posteriors(source, np.arange(60), model, s, n_jobs=1)) for s in (space, exhaustive(space))
+    )
+    for field in fields(Posterior):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(naive, field.name))
+
+
 def test_survivors_hold_the_fraction_and_a_margin():
     log = np.log(np.array([[0.6, 0.3, 0.06, 0.03, 0.007, 0.003], [1e-9, 1.0, 1e-9, 2e-9, 1e-9, 1e-9]]))
     kept = surviving(log.astype(np.float32), 0.89)
