@@ -137,9 +137,7 @@ def online_phase(
     batches = random_batches(source.n_images, settings.batch_size, settings.n_batches, rng)
     for number, rows in enumerate(batches):
         space = settings.space(source.box, model.k_max)
-        result = run_pass(source, rows, model, space, n_jobs=n_jobs)
-        batch = result.statistics
-        source.learn_scale(rows, result.scale)
+        batch = run_pass(source, rows, model, space, n_jobs=n_jobs).statistics
         stats = blend(stats, batch.scaled(source.n_images / len(rows)), online_step(number, len(batches)))
         model, stats = update_model(stats, model, space.grid, settings, source.noise_fraction)
         model = rebalanced(model, batch.mass)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem.alignment.em import full_passes
+from sklearn_cryoem.alignment.em import full_passes, online_phase
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.passes import run_pass
 from sklearn_cryoem.alignment.poses import find_scales
@@ -115,3 +115,12 @@ def test_scaled_features_keep_the_type_of_their_arrays(uneven):
     features = uneven(3)[0].source(scale=np.full(3, 1.1))(np.arange(3), 6, 8)
     assert isinstance(features, ImageFeatures)
     assert features.orders.dtype == features.ctf_power.dtype == np.complex64
+
+
+def test_mini_batches_leave_the_scales_alone(uneven, make_settings):
+    # while references are vague, images that fit by chance would get the upper hand
+    particles, _, model = uneven(40)
+    settings, source = make_settings(n_batches=2, batch_size=20), particles.source(scale=np.ones(40))
+    with progress(2, "batches", verbose=0) as bar:
+        online_phase(source, settings, model, np.random.RandomState(0), n_jobs=1, bar=bar)
+    np.testing.assert_array_equal(source.scale, 1.0)
