@@ -13,6 +13,7 @@ from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.maximisation import Statistics, blend
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.passes import PassResult, run_pass
+from sklearn_cryoem.alignment.reseed import mean_evidence, reseed
 from sklearn_cryoem.alignment.schedule import next_k_max, online_step, random_batches, rebalanced
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.alignment.start import starting_model
@@ -22,6 +23,7 @@ from sklearn_cryoem.physics.polar import PolarGrid
 
 logger = logging.getLogger(__name__)
 
+LAST_RESEEDING = 0.8  # of the mini-batches: dead references start again only before
 IMAGES_TO_COMPARE = 1000  # seen by every start before the best is chosen
 FEW_CHANGES = 0.01  # of the images: labels and poses stand still
 TOLERATED_STEPS = 1.5  # of the search, in angle and shift: neighbouring cells of one peak
@@ -137,10 +139,14 @@ def online_phase(
     batches = random_batches(source.n_images, settings.batch_size, settings.n_batches, rng)
     for number, rows in enumerate(batches):
         space = settings.space(source.box, model.k_max)
-        batch = run_pass(source, rows, model, space, n_jobs=n_jobs).statistics
+        result = run_pass(source, rows, model, space, n_jobs=n_jobs)
+        batch = result.statistics
         stats = blend(stats, batch.scaled(source.n_images / len(rows)), online_step(number, len(batches)))
         model, stats = update_model(stats, model, space.grid, settings, source.noise_fraction)
         model = rebalanced(model, batch.mass)
+        if number < LAST_RESEEDING * len(batches):
+            explained = mean_evidence(result.label, result.log_evidence, settings.n_references)
+            model, stats = reseed(model, stats, space.grid, settings, source.noise_fraction, rng, explained)
         model = replace(model, k_max=next_k_max(model, settings, (number + 1) / len(batches)))
         _report(bar, f"batch {number + 1}", model, source.box)
     return replace(model, balance=np.zeros_like(model.balance))

@@ -16,7 +16,7 @@ MASK_EDGE_FRACTION = 0.05  # of the box
 SMALLEST_START = 6.0  # Fourier pixels
 IMAGES_PER_REFERENCE_AND_BATCH, SMALLEST_BATCH = 4, 200
 REFERENCES_PER_CLASS = 2.5
-IMAGES_PER_REFERENCE = 25  # at least, where there are more references than classes
+IMAGES_PER_REFERENCE = 40  # at least, where there are more references than classes
 
 
 def check_parameters(aligner):

@@ -44,7 +44,7 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         Number of references that EM works with, at least `n_clusters`. In the end they are united to
         `n_clusters` classes, each time the two that the likelihood can spare most easily, Eq. (4.9)-(4.10):
         far more accurate than as many references as classes, at a cost that grows with their number. By
-        default 2.5 to a class, as long as each gets 25 images.
+        default 2.5 to a class, as long as each gets 40 images.
     mask_diameter : float or None, default=None
         Diameter of the soft mask of the references in Angstrom (pixels where the pixel size is unknown). It
         should hold the particle with little to spare. By default 0.9 of the box.
