@@ -194,7 +194,7 @@ def _changed(old: PassResult, old_space: SearchSpace, new: PassResult, space: Se
     moved = old_space.shifts_px[old.best_shift] - space.shifts_px[new.best_shift]
     same = (
         (old.label == new.label)
-        & (np.abs(np.angle(np.exp(1j * turn))) <= TOLERATED_STEPS * 2.0 * np.pi / space.n_angles)
+        & (np.abs(np.angle(np.exp(1j * turn))) <= TOLERATED_STEPS * space.angle_step_rad)
         & (np.hypot(*moved.T) <= TOLERATED_STEPS * space.shift_step_px)
     )
     return float(np.mean(~same))

@@ -45,6 +45,8 @@ class AlignmentSettings:
         Full passes stop once the log evidence gains less than this fraction.
     adaptive_fraction : float
         Part of a coarse posterior that the classes searched in full hold, Eq. (4.6); 1 searches all.
+    angle_range_rad : float or None
+        How far from the known poses of the images angles are searched; None for the whole circle.
     """
 
     n_references: int
@@ -63,6 +65,7 @@ class AlignmentSettings:
     max_iter: int = 5
     tol: float = 1e-2
     adaptive_fraction: float = 0.999
+    angle_range_rad: float | None = None
 
     def space(self, box: int, k_max: float) -> SearchSpace:
         """Search space at the resolution `k_max`."""
@@ -75,6 +78,7 @@ class AlignmentSettings:
             angle_step_rad=self.angle_step_rad,
             adaptive_fraction=self.adaptive_fraction,
             coarsest_k=self.k_start,
+            angle_range_rad=self.angle_range_rad,
         )
 
 

@@ -69,16 +69,19 @@ def correlate(
 
 
 def synthesise(c: Float32, space: SearchSpace, work: Workspace) -> tuple[Float32, Float32, Float32]:
-    """From orders to angles, Eq. (4.3), a quarter of a turn of each symmetry.
+    """From orders to angles, Eq. (4.3), a quarter of a turn of each symmetry, or half of a window.
 
     Returns
     -------
     same, mirrored : ndarrays of shape (2, n_angles / 4, n_columns)
         Cosines plus sines, for psi, and cosines minus sines, for -psi. First axis: even and odd orders; even
-        plus odd is L(psi), even minus odd L(psi + pi).
+        plus odd is L(psi), even minus odd L(psi + pi). In a window (n_angles // 2 + 1, n_columns), all orders
+        added: L(psi) and L(-psi), psi = 0 first.
     top : ndarray of shape (n_columns,)
         The largest of each column.
     """
+    if space.angle_range_rad is not None:
+        return _synthesise_window(c, space, work)
     shape = (2, space.n_angles // 4, c.shape[-1])
     waves = work("waves", (2, *shape))
     np.matmul(space.synthesis, c.transpose(2, 0, 1, 3), out=waves)  # cosines or sines, even or odd
@@ -92,6 +95,15 @@ def synthesise(c: Float32, space: SearchSpace, work: Workspace) -> tuple[Float32
     return same, mirrored, better.reshape(-1, c.shape[-1]).max(axis=0)
 
 
+def _synthesise_window(c: Float32, space: SearchSpace, work: Workspace) -> tuple[Float32, Float32, Float32]:
+    orders = c.reshape(2 * space.n_even, 2, -1).transpose(1, 0, 2)  # (Re or Im, order, column)
+    waves = work("waves", (2, space.n_angles // 2 + 1, c.shape[-1]))
+    np.matmul(space.synthesis, orders, out=waves)  # cosines or sines
+    same = np.add(waves[0], waves[1], out=work("same", waves.shape[1:]))
+    mirrored = np.subtract(waves[0], waves[1], out=waves[1])
+    return same, mirrored, np.maximum(same, mirrored, out=waves[0]).max(axis=0)
+
+
 def cells_above(
     threshold: Float32, same: Float32, mirrored: Float32, top: Float32, space: SearchSpace
 ) -> tuple[Int, Int, Int, Float32]:
@@ -102,7 +114,10 @@ def cells_above(
     selected = np.flatnonzero(top >= threshold[:, None])
     image, row = np.divmod(selected.astype(np.int32), np.int32(top.shape[1]))
     a, b = same.take(selected, axis=-1), mirrored.take(selected, axis=-1)
-    log = np.concatenate([a[0] + a[1], b[0] + b[1], a[0] - a[1], b[0] - b[1]])  # (n_angles, n_selected)
+    if space.angle_range_rad is None:
+        log = np.concatenate([a[0] + a[1], b[0] + b[1], a[0] - a[1], b[0] - b[1]])  # (n_angles, n_selected)
+    else:
+        log = np.concatenate([a, b[1:]])  # 0 is its own mirror image
     cell = np.flatnonzero(log >= threshold[image])
     place, column = np.divmod(cell.astype(np.int32), np.int32(max(len(selected), 1)))
     return image[column], row[column], space.mirrored_angles[place], log.reshape(-1)[cell]

@@ -23,7 +23,8 @@ class SearchSpace:
 
     Orders are kept with the even ones first: L(psi) and L(psi + pi) share the even part and differ in the
     sign of the odd part; L(psi) and L(-psi) share the cosines and differ in the sign of the sines. So a
-    quarter of the circle of each of these four suffices.
+    quarter of the circle of each of these four suffices. A search round known poses has a window of angles
+    about 0 instead, of which the half from 0 on suffices.
 
     Attributes
     ----------
@@ -32,7 +33,7 @@ class SearchSpace:
     n_orders : int
         Angular orders M in use, 0 .. M - 1.
     n_angles : int
-        In-plane angles searched, a multiple of 4, 2 pi / n_angles apart.
+        In-plane angles searched: a multiple of 4 on the whole circle, an odd number in a window.
     shifts_px : ndarray of shape (n_shifts, 2)
         Shifts (x, y) searched, in the frame of the reference: the image shift is R_-psi u.
     shift_step_px : float
@@ -41,6 +42,8 @@ class SearchSpace:
         A coarser space that rules classes out beforehand, Eq. (4.6); None for an exhaustive search.
     adaptive_fraction : float
         Part of the coarse posterior that the classes left hold.
+    angle_range_rad : float or None
+        Half the window of angles, whose ends are searched; None for the whole circle.
     """
 
     grid: PolarGrid
@@ -50,6 +53,7 @@ class SearchSpace:
     shift_step_px: float
     coarse: SearchSpace | None = None
     adaptive_fraction: float = 1.0
+    angle_range_rad: float | None = None
 
     @property
     def n_rings(self) -> int:
@@ -64,7 +68,10 @@ class SearchSpace:
     @property
     def work(self) -> int:
         """Multiplications for an image and a class: products over rings, then over orders."""
-        return self.n_shifts * self.n_orders * (8 * self.n_rings + 2 * self.n_angles)
+        symmetry = (
+            1 if self.angle_range_rad is None else 2
+        )  # of a window, half has to be made and not a quarter
+        return self.n_shifts * self.n_orders * (8 * self.n_rings + 2 * symmetry * self.n_angles)
 
     @property
     def n_even(self) -> int:
@@ -77,32 +84,57 @@ class SearchSpace:
         m = np.arange(self.n_orders)
         return np.concatenate([m[::2], m[1::2]])
 
+    @property
+    def angle_step_rad(self) -> float:
+        """Distance of neighbouring angles; 0 if there is only one."""
+        if self.angle_range_rad is None:
+            return 2.0 * np.pi / self.n_angles
+        return 2.0 * self.angle_range_rad / max(self.n_angles - 1, 1)
+
     @cached_property
     def angles_rad(self) -> Float64:
-        """In-plane angles psi searched, half a step off zero so that they mirror each other; (n_angles,)."""
-        step = 2.0 * np.pi / self.n_angles
-        return np.asarray((np.arange(self.n_angles) + 0.5) * step, dtype=np.float64)
+        """In-plane angles psi searched; (n_angles,).
+
+        On the circle they are half a step off zero, so that they mirror each other; in a window the known
+        angle 0 is the middle one.
+        """
+        first = 0.5 if self.angle_range_rad is None else -(self.n_angles // 2)
+        return np.asarray((np.arange(self.n_angles) + first) * self.angle_step_rad, dtype=np.float64)
 
     @cached_property
     def synthesis(self) -> Float32:
-        """Matrices from orders to a quarter of the angles, Eq. (4.3); (2, 2, n_angles / 4, n_even).
+        """Matrices from orders to the angles made, Eq. (4.3).
 
         L(psi) = sum over m >= 0 of g_m (Re c_m cos(m psi) - Im c_m sin(m psi)), g_0 = 1, g_m = 2 otherwise.
-        First axis: for Re (cosines) and Im (sines); second: even orders and odd ones, these padded with an
-        order of weight 0 where there is one less.
+        The first axis is for Re (cosines) and Im (sines). On the circle the shape is
+        (2, 2, n_angles / 4, n_even): second axis even orders and odd ones, these padded with an order of
+        weight 0 where there is one less. In a window it is (2, (n_angles + 1) / 2, 2 n_even).
         """
         gain = np.where(self.order == 0, 1.0, 2.0)
-        turn = self.angles_rad[: self.n_angles // 4, None] * self.order  # (n_angles / 4, n_orders)
+        turn = np.abs(self.angles_rad)[self.mirrored_angles[: self._n_made], None] * self.order
         matrix = np.zeros((2, len(turn), 2 * self.n_even), dtype=np.float32)
         matrix[..., : self.n_orders] = gain * np.cos(turn), -gain * np.sin(turn)
+        if self.angle_range_rad is not None:
+            return matrix
         parts = matrix.reshape(2, len(turn), 2, self.n_even).transpose(0, 2, 1, 3)
         return np.ascontiguousarray(parts)
 
+    @property
+    def _n_made(self) -> int:
+        """Angles whose cosines and sines are made; the others mirror them."""
+        return self.n_angles // 4 if self.angle_range_rad is None else self.n_angles // 2 + 1
+
     @cached_property
     def mirrored_angles(self) -> NDArray[np.int32]:
-        """Indices of psi, -psi, psi + pi and pi - psi for each psi of the first quarter; (n_angles,)."""
-        j = np.arange(self.n_angles // 4, dtype=np.int32)
+        """Index of each angle in the order in which the search makes them; (n_angles,).
+
+        On the circle psi, -psi, psi + pi and pi - psi for each psi of the first quarter; in a window each psi
+        from 0 on, then each -psi below 0.
+        """
+        j = np.arange(self._n_made, dtype=np.int32)
         half = self.n_angles // 2
+        if self.angle_range_rad is not None:
+            return np.concatenate([half + j, half - j[1:]]).astype(np.int32)
         return np.concatenate([j, self.n_angles - 1 - j, j + half, half - 1 - j]).astype(np.int32)
 
     @cached_property
@@ -132,6 +164,7 @@ def search_space(
     angle_step_rad: float | None = None,
     adaptive_fraction: float | None = None,
     coarsest_k: float = 1.0,
+    angle_range_rad: float | None = None,
 ) -> SearchSpace:
     """Choose orders, angles and shifts for references of a given radius up to `k_max`.
 
@@ -154,6 +187,9 @@ def search_space(
         full; by default, with 1, and where the coarse search would not be much smaller, all are.
     coarsest_k : float
         Resolution below which no coarse search is made.
+    angle_range_rad : float, optional
+        Angles are searched only this far from 0, at steps that reach both ends; by default, and from pi on,
+        the whole circle is.
     """
     radius_px = min(reference_radius_px + max_shift_px, box / 2)
     n_orders = n_angular_orders(box, k_max, reference_radius_px)
@@ -161,14 +197,20 @@ def search_space(
     n_angles = 2 * n_orders
     if angle_step_rad is not None:
         n_angles = max(n_angles, int(np.ceil(2.0 * np.pi / angle_step_rad - 1e-6)))
+    n_angles = 4 * -(-n_angles // 4)
+    if angle_range_rad is not None and angle_range_rad >= np.pi:
+        angle_range_rad = None
+    if angle_range_rad is not None:
+        n_angles = 2 * int(np.ceil(angle_range_rad * n_angles / (2.0 * np.pi) - 1e-6)) + 1
     if shift_step_px is None:
         shift_step_px = max(1.0, box / k_max / SHIFTS_PER_PERIOD)
     space = SearchSpace(
         grid,
         min(n_orders, grid.n_angles // 2),
-        4 * -(-n_angles // 4),
+        n_angles,
         shift_grid(max_shift_px, shift_step_px),
         shift_step_px,
+        angle_range_rad=angle_range_rad,
     )
     if adaptive_fraction is None or adaptive_fraction >= 1.0:
         return space
@@ -177,6 +219,7 @@ def search_space(
         max(min(COARSE_FRACTION * k_max, COARSE_RINGS), coarsest_k),
         reference_radius_px=reference_radius_px,
         max_shift_px=max_shift_px,
+        angle_range_rad=angle_range_rad,
     )
     if SMALLEST_GAIN * coarse.work > space.work:
         return space

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from sklearn_cryoem.alignment.products import Workspace, cells_above, synthesise
 from sklearn_cryoem.alignment.search import search_space, shift_grid
 
 
@@ -94,3 +95,51 @@ def test_analysis_is_the_transform_of_a_posterior_over_angles(rng):
     expected = weight @ np.exp(-1j * space.angles_rad[:, None] * space.order)
     result = (weight @ space.analysis.astype(float)).view(complex)
     np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("half_window", [0.0, 0.01, 0.3, 1.7, 3.1])
+@pytest.mark.parametrize("step", [None, 0.05])
+def test_a_window_is_searched_to_its_ends_and_no_coarser_than_the_circle(half_window, step):
+    circle, window = (space_at(6.0, angle_step_rad=step, angle_range_rad=r) for r in (None, half_window))
+    assert window.angles_rad[[0, -1]] == pytest.approx([-half_window, half_window])
+    assert window.angles_rad[window.n_angles // 2] == 0.0 and len(window.angles_rad) == window.n_angles
+    assert window.angle_step_rad <= circle.angle_step_rad * (1 + 1e-6)
+    np.testing.assert_allclose(np.diff(window.angles_rad), window.angle_step_rad, atol=1e-12)
+    assert window.n_angles <= circle.n_angles + 3
+    assert sorted(window.mirrored_angles) == list(range(window.n_angles))
+
+
+def test_a_window_of_half_a_turn_to_each_side_is_the_circle():
+    np.testing.assert_array_equal(space_at(6.0, angle_range_rad=np.pi).angles_rad, space_at(6.0).angles_rad)
+
+
+def test_a_small_window_is_less_work():
+    assert space_at(6.0, angle_range_rad=0.2).work < 0.7 * space_at(6.0).work
+
+
+def test_the_coarse_search_keeps_to_the_window():
+    options = {"adaptive_fraction": 0.999, "angle_range_rad": 0.3}
+    space = search_space(64, 25.0, reference_radius_px=26.0, max_shift_px=5.0, **options)
+    assert space.coarse.angle_range_rad == 0.3 and space.coarse.n_angles < space.n_angles
+
+
+@pytest.mark.parametrize("k_max", [6.0, 7.0])  # an odd and an even number of orders
+@pytest.mark.parametrize("half_window", [0.0, 0.4])
+def test_the_products_of_a_window_are_the_fourier_series(rng, k_max, half_window):
+    space = space_at(k_max, angle_step_rad=0.05, angle_range_rad=half_window)
+    n_columns = 5
+    c = rng.standard_normal((space.n_orders, n_columns)) + 1j * rng.standard_normal(
+        (space.n_orders, n_columns)
+    )
+    gain = np.where(np.arange(space.n_orders) == 0, 1.0, 2.0)
+    expected = (np.exp(1j * space.angles_rad[:, None] * np.arange(space.n_orders)) * gain @ c).real
+    stored = np.full((2 * space.n_even, 2, n_columns), 1e3, dtype=np.float32)
+    stored[: space.n_orders] = np.stack([c[space.order].real, c[space.order].imag], axis=1)
+    same, mirrored, top = synthesise(stored.reshape(2, space.n_even, 2, -1), space, Workspace())
+    np.testing.assert_allclose(top, expected.max(axis=0), atol=1e-4)
+    threshold = np.array([0.0], dtype=np.float32)  # all columns belong to one image
+    image, row, angle, log = cells_above(threshold, same, mirrored, top[None], space)
+    found = np.full_like(expected, np.nan)
+    found[angle, row] = log
+    assert not image.any() and len(log) == np.sum(expected >= 0)  # each cell once
+    np.testing.assert_allclose(found[expected >= 0], expected[expected >= 0], atol=1e-4)
