@@ -78,7 +78,8 @@ def _join_ctf(parts: list[CTFTable] | None) -> CTFTable | None:
 def _join_poses(parts: list[Poses] | None) -> Poses | None:
     if parts is None:
         return None
-    return Poses(np.concatenate([p.angle_rad for p in parts]), np.concatenate([p.shift for p in parts]))
+    names = [field.name for field in fields(Poses)]
+    return Poses(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def _join_tables(parts: list[pd.DataFrame] | None) -> pd.DataFrame | None:

@@ -93,7 +93,11 @@ class CTFTable(Immutable):
         return cls(**{name: np.full(n_images, value, dtype=np.float64) for name, value in parameters.items()})
 
     def evaluate(
-        self, frequency: np.ndarray, azimuth: np.ndarray, rotation_rad: np.ndarray | None = None
+        self,
+        frequency: np.ndarray,
+        azimuth: np.ndarray,
+        rotation_rad: np.ndarray | None = None,
+        mirrored: np.ndarray | None = None,
     ) -> np.ndarray:
         """CTF of every particle at the given frequencies, Eq. (1.4)-(1.6).
 
@@ -106,12 +110,16 @@ class CTFTable(Immutable):
         rotation_rad : ndarray of shape (n_images,), optional
             In-plane angle psi of each particle: gives the CTF of the aligned image, whose astigmatism angle
             is a0 + psi, Eq. (1.6).
+        mirrored : ndarray of shape (n_images,), bool, optional
+            Whether each particle is mirrored before it is turned, as in `Poses`: its angle is psi - a0.
 
         Returns
         -------
         ctf : ndarray of shape (n_images, J), float32
         """
         angle = self.astigmatism_angle_rad
+        if mirrored is not None:
+            angle = np.where(mirrored, -angle, angle)
         if rotation_rad is not None:
             angle = angle + np.asarray(rotation_rad)  # Eq. (1.6)
         values = contrast_transfer(

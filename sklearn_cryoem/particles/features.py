@@ -165,20 +165,20 @@ class FeatureBlocks:
         if poses is None:
             return fourier_features(images, plane)
         images, plane, shift = _cropped(images, plane, shift)
-        features = aligned_features(images, plane, poses.angle_rad[rows], shift)
+        features = aligned_features(images, plane, poses.angle_rad[rows], shift, poses.mirrored[rows])
         features *= np.float32(box / plane.box)  # the orthonormal transform of a smaller box is smaller
         return features
 
     def _ctf(self, rows: slice, plane: HalfPlane) -> Float32:
         """CTF of the aligned images for each column of the norms, Eq. (1.4)-(1.6)."""
         stack = self.stack
-        radius, azimuth, angle = plane.radius, plane.azimuth, None
+        radius, azimuth, angle, mirrored = plane.radius, plane.azimuth, None, None
         if self._is_isotropic:
             first = np.unique(self._radius_index(plane), return_index=True)[1]
             radius, azimuth = radius[first], np.zeros(len(first))
         elif stack.poses is not None:
-            angle = stack.poses.angle_rad[rows]
-        return stack.ctf[rows].evaluate(radius / (plane.box * stack.pixel_size), azimuth, angle)
+            angle, mirrored = stack.poses.angle_rad[rows], stack.poses.mirrored[rows]
+        return stack.ctf[rows].evaluate(radius / (plane.box * stack.pixel_size), azimuth, angle, mirrored)
 
     def __getstate__(self) -> dict[str, Any]:
         # workers in other processes make what they need: features are larger than what they come from

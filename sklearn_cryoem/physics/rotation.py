@@ -1,7 +1,8 @@
-"""Undoing poses in Fourier space, Eq. (2.1): rotation by a type-2 NUFFT, shift by a phase ramp.
+"""Undoing poses in Fourier space, Eq. (2.1): rotation and mirror by a type-2 NUFFT, shift by a phase ramp.
 
 Poses are RELION's, in radians and pixels: adding `shift_px` to the content of an image centres it, and the
-centred image at azimuth theta equals the class average at azimuth theta + angle.
+centred image at azimuth theta equals the class average at azimuth theta + angle. Where the pose mirrors, the
+centred image is mirrored first (y -> -y), so its azimuth -theta takes the place of theta.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ NUFFT_TOLERANCE = 1e-4  # relative; cryo-EM noise is 10 to 100 times the signal
 
 
 def rotated_frequencies(
-    plane: HalfPlane, angle_rad: ArrayLike
+    plane: HalfPlane, angle_rad: ArrayLike, mirrored: ArrayLike | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where the image must be evaluated to obtain the aligned image: k turned by -angle.
+    """Where the image must be evaluated to obtain the aligned image: k turned by -angle, then mirrored.
 
     Parameters
     ----------
@@ -26,6 +27,8 @@ def rotated_frequencies(
         The coefficients of the aligned image.
     angle_rad : array_like of shape (n_images,)
         In-plane angles psi.
+    mirrored : array_like of shape (n_images,), bool, optional
+        Which images are mirrored, y -> -y, before they are turned; none by default.
 
     Returns
     -------
@@ -36,13 +39,20 @@ def rotated_frequencies(
     cos, sin = np.cos(angle), np.sin(angle)
     # [kx']   [ cos  sin] [kx]
     # [ky'] = [-sin  cos] [ky]      azimuth theta -> theta - psi
-    return cos * plane.kx + sin * plane.ky, cos * plane.ky - sin * plane.kx
+    kx, ky = cos * plane.kx + sin * plane.ky, cos * plane.ky - sin * plane.kx
+    if mirrored is not None:
+        ky[np.asarray(mirrored, dtype=bool)] *= -1.0  # theta -> psi - theta
+    return kx, ky
 
 
 def aligned_features(
-    images: Float32, plane: HalfPlane, angle_rad: ArrayLike, shift_px: ArrayLike
+    images: Float32,
+    plane: HalfPlane,
+    angle_rad: ArrayLike,
+    shift_px: ArrayLike,
+    mirrored: ArrayLike | None = None,
 ) -> Complex64:
-    """Half-plane features of the images after undoing shift and rotation, Eq. (2.1).
+    """Half-plane features of the images after undoing shift, mirror and rotation, Eq. (2.1).
 
     Parameters
     ----------
@@ -54,6 +64,8 @@ def aligned_features(
         In-plane angle psi of each image.
     shift_px : array_like of shape (n_images, 2)
         (x, y) in pixels that, added to the image's content, centres it.
+    mirrored : array_like of shape (n_images,), bool, optional
+        Which centred images are mirrored before they are turned; none by default.
 
     Returns
     -------
@@ -65,7 +77,7 @@ def aligned_features(
     One NUFFT an image (finufft, relative tolerance 1e-4): O(D^2 log D + J). The plan is made once a call.
     """
     shift = np.asarray(shift_px, dtype=np.float64)
-    kx, ky = rotated_frequencies(plane, angle_rad)  # (n_images, J)
+    kx, ky = rotated_frequencies(plane, angle_rad, mirrored)  # (n_images, J)
     box = plane.box
     turn = 2.0 * np.pi / box
     # finufft counts pixels from D // 2, as we do, so only the particle's own shift is left to undo
@@ -86,10 +98,12 @@ def aligned_features(
     return features
 
 
-def aligned_images(images: Float32, angle_rad: ArrayLike, shift_px: ArrayLike) -> Float32:
-    """Images after undoing shift and rotation; the mean (DC) and the corners beyond Nyquist are dropped.
+def aligned_images(
+    images: Float32, angle_rad: ArrayLike, shift_px: ArrayLike, mirrored: ArrayLike | None = None
+) -> Float32:
+    """Images after undoing shift, mirror and rotation, without the mean (DC) and the corners beyond Nyquist.
 
     Parameters and cost as `aligned_features`; returns (n_images, D, D) float32.
     """
     plane = half_plane(images.shape[-1])
-    return images_from_features(aligned_features(images, plane, angle_rad, shift_px), plane)
+    return images_from_features(aligned_features(images, plane, angle_rad, shift_px, mirrored), plane)

@@ -54,6 +54,43 @@ def test_a_wrong_convention_shows(one_view, fault):
     assert misfit(wrong) > 3 * misfit(one_view)
 
 
+def flipped(stack, every=2):
+    """The same particles, every second image mirrored where it lies (y -> -y about D // 2), CTF and all."""
+    mirrored = np.arange(len(stack)) % every == 0
+    images, poses = stack.read().copy(), stack.poses
+    images[mirrored, 1:] = images[mirrored, :0:-1]  # row 0 of an even box has no twin
+    values = {name: getattr(stack.ctf, name) for name in stack.ctf.__dataclass_fields__}
+    sign = np.where(mirrored, -1.0, 1.0)
+    values["astigmatism_angle_rad"] = sign * stack.ctf.astigmatism_angle_rad
+    shift = poses.shift * np.column_stack([np.ones(len(stack)), sign])
+    return ParticleStack(
+        images, pixel_size=stack.pixel_size, ctf=CTFTable(**values),
+        poses=Poses(poses.angle_rad, shift, mirrored),
+    )  # fmt: skip
+
+
+def test_mirrored_images_of_a_view_are_one_with_the_others(one_view):
+    mirrored = flipped(one_view)
+    assert misfit(mirrored) < 0.02
+    data, norm, _ = everything(FeatureBlocks(one_view, half_plane(48, 14)))
+    same, same_norm, _ = everything(FeatureBlocks(mirrored, half_plane(48, 14)))
+    np.testing.assert_allclose(same_norm, norm, atol=1e-4)
+    np.testing.assert_allclose(same, data, atol=0.02 * np.abs(data).max())
+
+
+@pytest.mark.parametrize("fault", ["no mirror", "astigmatism not mirrored"])
+def test_mirrors_count_for_the_image_and_for_its_ctf(one_view, fault):
+    stack = flipped(one_view)
+    poses, ctf = stack.poses, stack.ctf
+    if fault == "no mirror":
+        wrong = stack.with_poses(Poses(poses.angle_rad, poses.shift))
+    else:  # evaluate() takes the angle the other way where mirrored: this undoes it
+        values = {name: getattr(ctf, name) for name in ctf.__dataclass_fields__}
+        values["astigmatism_angle_rad"] = one_view.ctf.astigmatism_angle_rad
+        wrong = stack.with_ctf(CTFTable(**values))
+    assert misfit(wrong) > 3 * misfit(stack)
+
+
 def test_without_pose_and_ctf_features_are_those_of_the_masked_image():
     images = np.random.default_rng(0).standard_normal((5, 24, 24)).astype(np.float32)
     plane = half_plane(24)

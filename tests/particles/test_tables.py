@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sklearn_cryoem.particles import CTFTable, Poses
+from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses, concatenate
 from sklearn_cryoem.particles.tables import guarded, pack_table, unpack_table
 from sklearn_cryoem.physics.ctf import contrast_transfer
 
@@ -68,6 +68,17 @@ def test_turning_an_image_turns_its_astigmatism_with_it(table):
         own = table[row].evaluate(frequency, azimuth - psi[row])[0]
         np.testing.assert_allclose(aligned[row], own, atol=1e-5)
     assert np.abs(aligned[0] - table.evaluate(frequency, azimuth)[0]).max() > 0.1
+
+
+def test_mirroring_an_image_mirrors_its_astigmatism(table):
+    # The aligned CTF at azimuth a is the image's own at psi - a.
+    frequency, azimuth = np.full(9, 0.12), np.linspace(0, np.pi, 9)
+    psi, mirrored = np.array([0.7, -0.2, 1.9]), np.array([True, False, True])
+    aligned = table.evaluate(frequency, azimuth, psi, mirrored)
+    for row in range(3):
+        seen = psi[row] - azimuth if mirrored[row] else azimuth - psi[row]
+        np.testing.assert_allclose(aligned[row], table[row].evaluate(frequency, seen)[0], atol=1e-5)
+    assert np.abs(aligned[0] - table.evaluate(frequency, azimuth, psi)[0]).max() > 0.1
 
 
 def test_isotropy_is_judged_by_the_worst_particle(table):
@@ -163,8 +174,47 @@ def test_poses_are_immutable():
         poses.shift[0, 0] = 1.0
 
 
+def test_no_image_is_mirrored_unless_said():
+    assert Poses([0.0, 1.0], np.zeros((2, 2))).mirrored.tolist() == [False, False]
+    assert Poses([0.0, 1.0], np.zeros((2, 2)), True).mirrored.tolist() == [True, True]
+    assert Poses.identity(0).mirrored.shape == (0,)
+
+
+def test_mirrors_follow_their_image():
+    poses = Poses([0.1, 0.2, 0.3], [[1, 2], [3, 4], [5, 6]], [True, False, 1])
+    assert poses.mirrored.dtype == bool
+    assert poses[[1, 0]].mirrored.tolist() == [False, True]
+    assert poses.scaled(2.0).mirrored.tolist() == [True, False, True]
+    again = pickle.loads(pickle.dumps(poses))
+    assert again.mirrored.tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="read-only"):
+        again.mirrored[0] = False
+    stacks = [
+        ParticleStack(np.ones((3, 4, 4)), poses=poses),
+        ParticleStack(np.ones((1, 4, 4)), poses=poses[1]),
+    ]
+    assert concatenate(stacks).poses.mirrored.tolist() == [True, False, True, False]
+
+
+def test_poses_pickled_before_there_were_mirrors_have_none():
+    state = dict(Poses([0.1, 0.2], np.zeros((2, 2))).__dict__)
+    del state["mirrored"]
+    old = object.__new__(Poses)
+    old.__setstate__(state)
+    assert old.mirrored.tolist() == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("mirrored", "remedy"), [([True], r"expected \(2,\) or one value"), ([0, 2], "Give 1 for mirrored")]
+)
+def test_mirrors_that_cannot_be_are_refused(mirrored, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        Poses([0.0, 1.0], np.zeros((2, 2)), mirrored)
+
+
 def test_repr_of_poses_gives_the_shifts():
     assert repr(Poses([0, 0], [[3, 4], [0, 0]])) == "Poses(2 particles, median shift 2.5, largest 5)"
+    assert repr(Poses([0, 0], [[3, 4], [0, 0]], [1, 0])).endswith("largest 5, 1 mirrored)")
     assert repr(Poses.identity(0)) == "Poses(0 particles)"
 
 

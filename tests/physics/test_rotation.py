@@ -31,6 +31,34 @@ def test_aligned_features_are_the_direct_sum_at_rotated_frequencies(box, rng, di
     np.testing.assert_allclose(rotated_frequencies(plane, angle), (kx, ky), atol=1e-12)
 
 
+@pytest.mark.parametrize("box", [12, 15])
+def test_mirrored_features_are_those_at_the_opposite_azimuth(box, rng, direct_transform):
+    images = rng.standard_normal((4, box, box)).astype(np.float32)
+    angle, shift, mirrored = rng.uniform(-4, 4, 4), rng.uniform(-3, 3, (4, 2)), np.array([1, 0, 1, 1], bool)
+    plane = half_plane(box)
+    # centred by the shift, mirrored, turned: Y(r, theta) = F_centred(r, psi - theta)
+    azimuth = np.where(mirrored[:, None], angle[:, None] - plane.azimuth, plane.azimuth - angle[:, None])
+    kx, ky = plane.radius * np.cos(azimuth), plane.radius * np.sin(azimuth)
+    centring = np.exp(-2j * np.pi * (kx * shift[:, :1] + ky * shift[:, 1:]) / box)
+    expected = np.sqrt(2.0) * direct_transform(images, kx, ky) * centring
+    features = aligned_features(images, plane, angle, shift, mirrored)
+    error = np.linalg.norm(features - expected) / np.linalg.norm(expected)
+    assert error < 1e-4, f"relative error {error:.2g}"
+    np.testing.assert_allclose(rotated_frequencies(plane, angle, mirrored), (kx, ky), atol=1e-12)
+
+
+@pytest.mark.parametrize("box", [16, 17])
+def test_shift_comes_first_then_the_mirror_then_the_turn(box, rng):
+    images = band_limited(rng.standard_normal((1, box, box)).astype(np.float32))
+    aligned = aligned_images(images, [np.pi / 2], [[3.0, -5.0]], [True])
+    axis = (np.arange(box) - box // 2)[:, None]
+    moved = np.roll(images, (-5, 3), axis=(1, 2))
+    mirrored = moved[:, (box // 2 - axis) % box, axis.T + box // 2]  # the new pixel (x, y) was (x, -y)
+    turned = aligned_images(mirrored, [np.pi / 2], [[0.0, 0.0]])
+    np.testing.assert_allclose(aligned, turned, atol=2e-3)
+    np.testing.assert_allclose(aligned[0], moved[0].T, atol=2e-3)  # (x, y) -> (x, -y) -> (y, x)
+
+
 @pytest.mark.parametrize("box", [16, 17])
 def test_no_pose_changes_nothing(box, rng):
     images = rng.standard_normal((3, box, box)).astype(np.float32)
