@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sklearn_cryoem.alignment.known import KnownPoses
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.masks import mask_background, soft_disc
 from sklearn_cryoem.physics.polar import (
@@ -80,7 +81,12 @@ class ImageFeatures:
 
 
 def image_features(
-    images: Float32, ctf: Float32 | None, grid: PolarGrid, n_orders: int, n_even: int
+    images: Float32,
+    ctf: Float32 | None,
+    grid: PolarGrid,
+    n_orders: int,
+    n_even: int,
+    known: KnownPoses | None = None,
 ) -> ImageFeatures:
     """Features of masked images whose CTF is given on the polar grid, Eq. (4.3).
 
@@ -96,6 +102,8 @@ def image_features(
         Angular orders kept of the images.
     n_even : int
         Even angular orders kept of the squared CTF.
+    known : KnownPoses or None
+        Poses that the images, with their CTFs, are brought into; None leaves them as they are.
 
     Returns
     -------
@@ -109,7 +117,11 @@ def image_features(
     else:
         values *= ctf
         ctf_power = even_orders(ctf**2, n_even).transpose(0, 2, 1)
+    if known is not None:
+        values *= known.centring(grid)
     orders = angular_orders(values, n_orders).transpose(0, 2, 1)
+    if known is not None:
+        orders, ctf_power = known.turned(orders), known.turned(ctf_power, step=2)
     return ImageFeatures(np.ascontiguousarray(orders), np.ascontiguousarray(ctf_power), power)
 
 
@@ -136,6 +148,9 @@ class FeatureSource:
         Noise group of every image, counted from 0, -1 for one unknown; None if all share one noise spectrum.
     scale : ndarray of shape (n_images,), or None
         Factor on the CTF of every image, Eq. (4.13); None for 1. It may be set anew at any time.
+    known : KnownPoses or None
+        Poses that all images are brought into, so that what is searched is what remains; their masks go with
+        them. None leaves the images as they are.
     """
 
     def __init__(
@@ -152,11 +167,12 @@ class FeatureSource:
         cache_bytes: float = 256e6,
         group: Rows | None = None,
         scale: Float64 | None = None,
+        known: KnownPoses | None = None,
     ) -> None:
         self.n_images, self.box = n_images, box
         self._read, self._ctf = read, ctf
         self.n_groups = 0 if group is None else int(group.max()) + 1
-        self.scale = scale
+        self.scale, self.known = scale, known
         self.group: Rows = np.full(n_images, -1) if group is None else group
         self.mask_radius_px, self.mask_edge_px = mask_radius_px, mask_edge_px
         self.k_max, self.reference_radius_px = k_max, reference_radius_px
@@ -212,7 +228,8 @@ class FeatureSource:
 
     def masked_images(self, rows: Rows) -> Float32:
         """Images of `rows` with their background removed."""
-        return mask_background(self._read(rows), self.mask_radius_px, self.mask_edge_px)
+        centres = None if self.known is None else -self.known.shift_px[rows]
+        return mask_background(self._read(rows), self.mask_radius_px, self.mask_edge_px, centres)
 
     def ctf_on(self, rows: Rows, grid: PolarGrid) -> Float32 | None:
         """CTF of `rows` on the half circle of `grid`; (n, n_rings, n_angles / 2)."""
@@ -225,7 +242,10 @@ class FeatureSource:
 
     def _compute(self, rows: Rows, grid: PolarGrid, n_orders: int) -> ImageFeatures:
         n_even = min(self.n_even, (n_orders + 1) // 2)
-        return image_features(self.masked_images(rows), self.ctf_on(rows, grid), grid, n_orders, n_even)
+        known = None if self.known is None else self.known.take(rows)
+        return image_features(
+            self.masked_images(rows), self.ctf_on(rows, grid), grid, n_orders, n_even, known
+        )
 
     def _grid(self, k_max: float) -> tuple[PolarGrid, int]:
         radius_px = min(self.mask_radius_px + self.mask_edge_px, self.box / 2)

@@ -23,7 +23,8 @@ def starting_model(
 
     Each reference is a CTF-weighted average, Eq. (4.2), of a random subset at random angles up to
     `settings.k_start`: nearly round, each with its own small accidents, which is all that tells the classes
-    apart at first. The first noise is the whole power of the images, signal included.
+    apart at first. Where poses are known the images keep those. The first noise is the whole power of the
+    images, signal included.
 
     Parameters
     ----------
@@ -41,7 +42,8 @@ def starting_model(
     for _ in range(settings.n_references):
         rows = np.sort(rng.permutation(n_images)[:per_reference])
         features = source(rows, space.n_rings, space.n_orders)
-        turn = np.exp(-1j * rng.uniform(0.0, 2.0 * np.pi, (per_reference, 1)) * np.arange(space.n_orders))
+        angle = rng.uniform(0.0, 2.0 * np.pi, (per_reference, 1)) * (source.known is None)
+        turn = np.exp(-1j * angle * np.arange(space.n_orders))
         numerator = (features.orders * turn[:, :, None]).sum(axis=0)  # (n_orders, n_rings)
         denominator = features.ctf_power[:, 0].real.sum(axis=0)
         averages.append((numerator / (denominator + 0.1 * denominator.mean() + 1e-9)).T)

@@ -1,0 +1,83 @@
+"""Poses known beforehand: images are brought into them, and what a search then finds is added to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem.physics.fourier import Complex64, Float64
+from sklearn_cryoem.physics.polar import PolarGrid, translation_phase
+
+
+@dataclass(frozen=True)
+class KnownPoses:
+    """Pose of every image of a set, round which a second search goes, Eq. (4.6).
+
+    Attributes
+    ----------
+    angle_rad : ndarray of shape (n_images,)
+        In-plane angle psi.
+    shift_px : ndarray of shape (n_images, 2)
+        (x, y) that, added to the image's content, centres it.
+    mirrored : ndarray of shape (n_images,), bool
+        Whether the centred image is mirrored, y -> -y, before it is turned.
+    """
+
+    angle_rad: Float64
+    shift_px: Float64
+    mirrored: NDArray[np.bool_]
+
+    @classmethod
+    def identity(cls, n_images: int) -> KnownPoses:
+        """Poses that leave images as they are."""
+        return cls(np.zeros(n_images), np.zeros((n_images, 2)), np.zeros(n_images, dtype=bool))
+
+    def take(self, rows: NDArray[np.int64]) -> KnownPoses:
+        """Poses of some of the images."""
+        return KnownPoses(self.angle_rad[rows], self.shift_px[rows], self.mirrored[rows])
+
+    def centring(self, grid: PolarGrid) -> Complex64:
+        """Factors that centre the polar transforms of the images; (n_images, n_rings, n_angles / 2)."""
+        return translation_phase(grid, self.shift_px)
+
+    def turned(self, orders: Complex64, step: int = 1) -> Complex64:
+        """Angular orders 0, `step`, 2 `step`, .. of the centred images (n_images, n_orders, n_rings), turned.
+
+        F(r, theta - psi) multiplies the order m by exp(-i m psi). Mirrored, F(r, psi - theta), it is the
+        complex conjugate that is multiplied, as orders are those of real functions.
+        """
+        angle = step * np.arange(orders.shape[1]) * self.angle_rad[:, None]  # (n_images, n_orders)
+        upright = np.where(self.mirrored[:, None, None], orders.conj(), orders)
+        return np.asarray(upright * np.exp(-1j * angle)[:, :, None].astype(np.complex64))
+
+    def followed_by(
+        self, angle_rad: Float64, shift_px: Float64, mirrored: NDArray[np.bool_] | None = None
+    ) -> KnownPoses:
+        """Poses of the images themselves from those found for the images brought into these poses.
+
+        Parameters
+        ----------
+        angle_rad, shift_px : ndarrays of shape (n_images,) and (n_images, 2)
+            Angle, and shift, as found.
+        mirrored : ndarray of shape (n_images,), bool, or None
+            Which were found to be mirrored; None for none.
+
+        Returns
+        -------
+        poses : KnownPoses
+            With angles in [0, 2 pi).
+        """
+        again = np.zeros_like(self.mirrored) if mirrored is None else mirrored
+        shift = to_image_frame(self.angle_rad, shift_px)
+        shift[self.mirrored, 1] *= -1.0
+        angle = angle_rad + np.where(again, -self.angle_rad, self.angle_rad)  # mirror R_psi = R_-psi mirror
+        return KnownPoses(np.mod(angle, 2.0 * np.pi), self.shift_px + shift, self.mirrored ^ again)
+
+
+def to_image_frame(angle_rad: Float64, shift_px: Float64) -> Float64:
+    """Shift of the image, R_-psi u, from a shift u in the frame of its reference; (n_images, 2)."""
+    cos, sin = np.cos(angle_rad), np.sin(angle_rad)
+    x, y = shift_px[:, 0], shift_px[:, 1]
+    return np.column_stack([cos * x + sin * y, cos * y - sin * x])
