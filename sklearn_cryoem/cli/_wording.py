@@ -20,6 +20,8 @@ _OF_ESTIMATOR = {
         "max_iter": "--align-iterations",
         "n_batches": "--align-batches",
         "n_clusters": "--align-classes",
+        "n_init": "--align-starts",
+        "n_references": "--align-references",
     },
     "SMLClusterer": {
         "max_iter": "--iterations",

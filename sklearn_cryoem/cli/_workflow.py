@@ -121,7 +121,9 @@ def classify(stack, options, folder):
             options.align_classes,
             **_given(shared),
             **_given({"max_shift": options.max_shift, "max_iter": options.align_iterations}),
-            **_given({"n_batches": options.align_batches}),
+            **_given({"n_batches": options.align_batches, "n_init": options.align_starts}),
+            **_given({"n_references": options.align_references}),
+            **_given({"noise": "group" if options.noise_groups else None}),
             **machine,
         )
         with folder.timed("align"):
@@ -197,9 +199,17 @@ def measure(outcome):
         "log_posterior_per_particle": clusterer.log_posterior_[-1],
         "finest_class_resolution": np.min(clusterer.class_resolution_),
     }
-    if outcome.aligner is not None:
-        results["n_iter_align"] = outcome.aligner.n_iter_
-        results["alignment_resolution"] = outcome.aligner.resolution_
+    aligner = outcome.aligner
+    if aligner is not None:
+        results |= {
+            "n_references_align": len(aligner.references_),
+            "n_classes_align": len(aligner.class_averages_),
+            "n_effective_classes_align": aligner.n_effective_clusters_,
+            "n_iter_align": aligner.n_iter_,
+            "converged_align": aligner.converged_,
+            "alignment_resolution": aligner.resolution_,
+            "alignment_pass_resolution": aligner.pass_resolution_,
+        }
     results["classes"] = {
         "number": np.arange(1, n_classes + 1),
         "size": clusterer.class_sizes_,
@@ -250,12 +260,16 @@ def _draw_convergence(outcome):
     from sklearn_cryoem.plotting import plot_convergence
 
     aligner, clusterer = outcome.aligner, outcome.clusterer
+    unit = "px" if outcome.stack.pixel_size is None else "Å"
     figure = Figure(figsize=(6.4, 3.6 if aligner is None else 7.0), layout="constrained")
     axes = figure.subplots(1 if aligner is None else 2, squeeze=False)[:, 0]
     if aligner is not None:
         plot_convergence(
             aligner.log_posterior_,
+            resolution=aligner.pass_resolution_,
+            stage=[0.0, *aligner.pass_resolution_[:-1]],  # what a pass reaches is what the next one uses
             label="log evidence per particle",
+            resolution_label=f"best reference ({unit})",
             title="Alignment, passes over all particles",
             ax=axes[0],
         )
@@ -264,6 +278,7 @@ def _draw_convergence(outcome):
         resolution=clusterer.resolution_,
         stage=clusterer.stage_,
         label="log posterior per particle",
+        resolution_label=f"resolution limit ({unit})",
         title="Clustering",
         ax=axes[-1],
     )
@@ -278,6 +293,15 @@ def tell(results, folder, console):
         f"{results['n_classes']} classes (as many as {results['n_effective_classes']:.0f} equal ones); "
         + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in folder.seconds.items())
     )
+    if "n_references_align" in results:
+        passes, resolution = results["n_iter_align"], results["alignment_resolution"]
+        unit = "px" if results["pixel_size_angstrom"] is None else "A"
+        console.say(
+            f"aligned with {results['n_references_align']:,} references, united to "
+            f"{results['n_classes_align']:,} classes, in {passes} full pass{'es' if passes > 1 else ''}; "
+            + (f"the best reference reaches {resolution:.3g} {unit}" if np.isfinite(resolution)
+               else "no reference rises above its noise")
+        )  # fmt: skip
     console.say(f"results in {folder.path}:")
     what = {
         AVERAGES: "class averages, in the order of the class numbers",

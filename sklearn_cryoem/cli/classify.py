@@ -74,6 +74,15 @@ def add_classification(parser):
     align = parser.add_argument_group("alignment")
     align.add_argument("--align-classes", metavar="N", type=count, default=50, help="classes while aligning")
     align.add_argument(
+        "--align-references", metavar="N", type=count,
+        help="references that are united to these classes in the end: more are more accurate and slower "
+        "(default: 2.5 to a class, as far as there are particles)",
+    )  # fmt: skip
+    align.add_argument(
+        "--align-starts", metavar="N", type=count,
+        help="starts, of which the best goes on; each costs its mini-batches (default: the aligner's)",
+    )  # fmt: skip
+    align.add_argument(
         "--align-batches", metavar="N", type=whole, help="mini-batches to begin with (default: the aligner's)"
     )
     align.add_argument(
@@ -83,6 +92,10 @@ def add_classification(parser):
     align.add_argument(
         "--max-shift", metavar="A", type=positive,
         help="particles are off centre by at most this, in Angstrom (default: chosen from the box)",
+    )  # fmt: skip
+    align.add_argument(
+        "--noise-groups", action="store_true",
+        help="a noise spectrum for each micrograph (or optics group) instead of one for all",
     )  # fmt: skip
     align.add_argument(
         "--skip-align", action="store_true", help="use the in-plane angles and shifts of the file as they are"

@@ -9,7 +9,16 @@ from sklearn_cryoem.plotting._tiles import ACCENT, FAINT, INK, new_axes
 _RESOLUTION_COLOUR = "#b2182b"
 
 
-def plot_convergence(log_posterior, *, resolution=None, stage=None, label=None, title="Convergence", ax=None):
+def plot_convergence(
+    log_posterior,
+    *,
+    resolution=None,
+    stage=None,
+    label=None,
+    resolution_label="resolution limit (Å)",
+    title="Convergence",
+    ax=None,
+):
     """Draw the objective of a fit against the iteration.
 
     Parameters
@@ -20,9 +29,12 @@ def plot_convergence(log_posterior, *, resolution=None, stage=None, label=None, 
         Resolution limit of each iteration in Angstrom, drawn as steps on a second axis (finer is higher).
     stage : array-like of shape (n_iter,), default=None
         Anything that changes when the objective itself changes (frequencies, temperature, images): values
-        across a change cannot be compared. By default where `resolution` does.
+        across a change cannot be compared. By default where `resolution` does. What a pass of a `MAPAligner`
+        reaches, `pass_resolution_`, is what the next one uses: ``stage=[0, *pass_resolution_[:-1]]``.
     label : str, default=None
         Name of the objective, at the vertical axis.
+    resolution_label : str
+        Name of the resolution, at the second axis.
     title : str
         Title of the picture.
     ax : matplotlib Axes, default=None
@@ -71,7 +83,7 @@ def plot_convergence(log_posterior, *, resolution=None, stage=None, label=None, 
     ax.grid(axis="y", color=FAINT, alpha=0.25, lw=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     if resolution is not None:
-        _resolution_steps(ax, iterations, np.asarray(resolution, dtype=float))
+        _resolution_steps(ax, iterations, np.asarray(resolution, dtype=float), resolution_label)
     return ax
 
 
@@ -119,8 +131,8 @@ def resolution_ticks(coarsest, finest, *, gap=0.06):
     return ticks
 
 
-def _resolution_steps(ax, iterations, resolution):
-    """Resolution limit on a second axis, linear in 1/Angstrom so that equal steps are equal news."""
+def _resolution_steps(ax, iterations, resolution, label):
+    """Resolution on a second axis, linear in 1/Angstrom so that equal steps are equal news."""
     twin = ax.twinx()
     twin.step(iterations, resolution, where="mid", color=_RESOLUTION_COLOUR, lw=1.2, alpha=0.8)
     twin.set_yscale("function", functions=(_minus_reciprocal, _minus_reciprocal))
@@ -128,9 +140,12 @@ def _resolution_steps(ax, iterations, resolution):
     if finite.size:
         coarsest, finest = finite.max() * 1.15, finite.min() * 0.9
         twin.set_ylim(coarsest, finest)
-        twin.yaxis.set_major_locator(FixedLocator(resolution_ticks(coarsest, finest)))
+        ticks = resolution_ticks(coarsest, finest)
+        if len(ticks) < 2:  # hardly any change: the values themselves say more than round numbers
+            ticks = np.unique([float(f"{value:.3g}") for value in (finite.min(), finite.max())])
+        twin.yaxis.set_major_locator(FixedLocator(ticks))
         twin.yaxis.set_minor_locator(NullLocator())
-    twin.set_ylabel("resolution limit (Å)", color=_RESOLUTION_COLOUR)
+    twin.set_ylabel(label, color=_RESOLUTION_COLOUR)
     twin.spines[["top"]].set_visible(False)
     twin.set_zorder(0)
     ax.set_zorder(1)

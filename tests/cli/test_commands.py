@@ -99,6 +99,18 @@ def test_classify_writes_all_that_it_promises(classified, simulated):
     assert {"read", "align", "cluster", "total"} <= set(summary["seconds"])
 
 
+def test_references_starts_and_noise_groups_are_options_and_told(simulated, tmp_path, capsys):
+    words = ["--align-references", "6", "--align-starts", "2", "--noise-groups", *FEW]
+    assert run("classify", simulated / "particles.star", "-o", tmp_path / "out", *words) == 0
+    assert "aligned with 6 references, united to 4 classes, in " in capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
+    assert results["n_references_align"] == 6 and results["n_classes_align"] == 4
+    assert len(results["alignment_pass_resolution"]) == results["n_iter_align"]
+    assert results["alignment_pass_resolution"][-1] == results["alignment_resolution"]
+    aligner = load_model(tmp_path / "out" / "model.npz")[0]
+    assert (aligner.n_references, aligner.n_init, aligner.noise) == (6, 2, "group")
+
+
 def test_labels_in_the_file_are_those_of_the_model_and_the_averages(classified, simulated):
     labelled = read_particles(classified / "particles.star", images_dir=simulated)
     numbers = labelled.metadata["rlnClassNumber"].to_numpy()
@@ -150,6 +162,7 @@ def test_without_poses_there_is_nothing_to_skip(simulated, tmp_path, capsys):
         (["--max-resolution", "1000"], "Ask for a finer resolution"),
         (["--mask-diameter", "9000"], "particle's diameter"),
         (["--align-classes", "500"], "Ask for fewer classes"),
+        (["--align-references", "2", "--align-classes", "4"], "--align-references"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_alignment(

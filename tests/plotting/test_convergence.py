@@ -27,8 +27,17 @@ def test_finer_resolution_is_drawn_higher_and_breaks_the_line(tmp_path):
     twin = next(other for other in ax.figure.axes if other is not ax)
     (coarse, fine) = twin.transData.transform([(1, 40), (1, 10)])[:, 1]
     assert fine > coarse
+    assert twin.get_ylabel() == "resolution limit (Å)"
+    named = plot_convergence([1, 2], resolution=[4, 3], resolution_label="best reference (px)")
+    assert "best reference (px)" in [other.get_ylabel() for other in named.figure.axes]
     assert sum(line.get_marker() == "o" for line in ax.lines) == 2
     ax.figure.savefig(tmp_path / "convergence.png", dpi=40)
+
+
+def test_a_resolution_that_hardly_changes_is_named_itself():
+    ax = plot_convergence([1, 2, 3], resolution=[25.714, 25.714, 25.714])
+    twin = next(other for other in ax.figure.axes if other is not ax)
+    np.testing.assert_allclose(twin.get_yticks(), [25.7])
 
 
 def test_one_iteration_is_enough(tmp_path):
