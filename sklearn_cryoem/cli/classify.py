@@ -95,7 +95,7 @@ def add_classification(parser):
     )  # fmt: skip
     align.add_argument(
         "--noise-groups", action="store_true",
-        help="a noise spectrum for each micrograph (or optics group) instead of one for all",
+        help="a noise spectrum for each micrograph, instead of one for all particles",
     )  # fmt: skip
     align.add_argument(
         "--skip-align", action="store_true", help="use the in-plane angles and shifts of the file as they are"
