@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,9 +81,10 @@ def aligned_classes(
     shifted: Complex64 = angular_orders(
         polar.numerator * phase, n_orders
     )  # (n_references, n_rings, n_orders)
+    shifted = _mirrored(shifted, frames.mirrored)
     numerator = (shifted * turn[:, None, :]).transpose(0, 2, 1)
     even = np.exp(2j * np.arange(stats.denominator.shape[1]) * frames.angle_rad[:, None])
-    denominator = stats.denominator * even[:, :, None]
+    denominator = _mirrored(stats.denominator, frames.mirrored) * even[:, :, None]
     member = np.equal.outer(np.arange(frames.n_groups), frames.group).astype(np.float64)
     united = Statistics(
         np.einsum("gn,nmr->gmr", member, numerator.astype(np.complex128)),
@@ -100,3 +102,8 @@ def aligned_classes(
     tau2 = settings.tau_fudge * signal + SMALLEST_SIGNAL * noise / seen
     averages = masked_references(images_from_polar(solve_references(polar, noise / tau2), grid), settings)
     return AlignedClasses(averages, resolved_ring(signal * seen / noise), united.mass)
+
+
+def _mirrored(orders: NDArray[Any], mirrored: NDArray[np.bool_]) -> NDArray[Any]:
+    """Angular orders (n_references, ..) of functions of which some are mirrored: those become conjugates."""
+    return np.where(mirrored[:, None, None], orders.conj(), orders)

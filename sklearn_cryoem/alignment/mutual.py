@@ -29,7 +29,8 @@ FINE_POINTS = 5  # per axis of the local grid of shifts
 class Frames:
     """Classes of references, and the move that takes each reference to the common frame.
 
-    A reference A becomes A'(r, theta) = [A displaced by `shift_px`](r, theta + `angle_rad`).
+    A reference A becomes A'(r, theta) = B(r, theta + `angle_rad`), or B(r, -theta - `angle_rad`) where it is
+    mirrored, with B the reference displaced by `shift_px`.
 
     Attributes
     ----------
@@ -38,12 +39,19 @@ class Frames:
     angle_rad : ndarray of shape (n_references,)
         Turn.
     shift_px : ndarray of shape (n_references, 2)
-        Displacement (x, y) before the turn.
+        Displacement (x, y) before the mirror and the turn.
+    mirrored : ndarray of shape (n_references,), bool
+        Which are mirrored, y -> -y, after the displacement; none by default.
     """
 
     group: NDArray[np.int64]
     angle_rad: Float64
     shift_px: Float64
+    mirrored: NDArray[np.bool_] = False  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        mirrored = np.array(np.broadcast_to(self.mirrored, len(self.group)), dtype=bool)
+        object.__setattr__(self, "mirrored", mirrored)
 
     @property
     def n_groups(self) -> int:
@@ -52,8 +60,8 @@ class Frames:
 
     def poses(
         self, reference: NDArray[np.int64], angle_rad: Float64, shift_px: Float64
-    ) -> tuple[Float64, Float64]:
-        """Poses in the frames of the classes from poses in the frames of the references.
+    ) -> tuple[Float64, Float64, NDArray[np.bool_]]:
+        """Poses in the frames of the classes from poses in the frames of the references, without mirrors.
 
         Parameters
         ----------
@@ -61,9 +69,16 @@ class Frames:
             Reference of each image.
         angle_rad, shift_px : ndarrays of shape (n_images,) and (n_images, 2)
             Pose of each image with respect to it.
+
+        Returns
+        -------
+        angle_rad, shift_px, mirrored : ndarrays of shape (n_images,), (n_images, 2) and (n_images,)
+            As `Poses` has them.
         """
+        mirrored = self.mirrored[reference]
         moved = shift_px + turned(self.shift_px[reference], -angle_rad)
-        return np.mod(angle_rad - self.angle_rad[reference], 2.0 * np.pi), moved
+        angle = np.where(mirrored, -angle_rad, angle_rad) - self.angle_rad[reference]
+        return np.mod(angle, 2.0 * np.pi), moved, mirrored
 
 
 def turned(vectors: Float64, angle_rad: Float64) -> Float64:
@@ -80,12 +95,14 @@ def unite_references(
     settings: AlignmentSettings,
     n_groups: int,
     *,
+    mirror: bool = False,
     n_jobs: int | None = None,
 ) -> Frames:
     """Unite references pair by pair, each time where the likelihood loses least, Eq. (4.9)-(4.10).
 
     The tree is followed to its root: the classes are its branches when `n_groups` are left, and the moves
-    along the rest of it put the classes into one frame.
+    along the rest of it put the classes into one frame. With mirrors, they are set so that those of less than
+    half the mass are mirrored.
 
     Parameters
     ----------
@@ -99,14 +116,17 @@ def unite_references(
         Size of the references.
     n_groups : int
         Number of classes wanted.
+    mirror : bool
+        Whether each reference is also compared with the mirror image of the other.
     n_jobs : int or None
         Workers; the result does not depend on it.
 
     Notes
     -----
-    n_references^2 correlations over all angles and a few shifts: about 1 ms each at 64 pixels.
+    n_references^2 correlations over all angles and a few shifts: about 1 ms each at 64 pixels, with mirrors
+    twice that.
     """
-    forest = _Forest(model, seen, settings)
+    forest = _Forest(model, seen, settings, mirror=mirror)
     losses = forest.all_losses(n_jobs)
     frames = Frames(np.arange(len(seen)), np.zeros(len(seen)), np.zeros((len(seen), 2)))
     members = {i: [i] for i in range(len(seen))}
@@ -115,9 +135,9 @@ def unite_references(
         if n_left == n_groups:
             group = _numbered(members, mass)
         first, second = np.unravel_index(int(losses.argmin()), losses.shape)
-        angle, shift = forest.unite(int(first), int(second))
+        angle, shift, mirrored = forest.unite(int(first), int(second))
         for leaf in members[int(second)]:
-            _move(frames, leaf, angle, shift)
+            _move(frames, leaf, angle, shift, mirrored=mirrored)
         members[int(first)] += members.pop(int(second))
         losses[second, :] = losses[:, second] = np.inf
         others = np.array([i for i in members if i != first], dtype=np.int64)
@@ -128,14 +148,19 @@ def unite_references(
         losses[high, low] = new
     if n_groups == 1:
         group = np.zeros(len(seen), dtype=np.int64)
-    return Frames(group, frames.angle_rad, frames.shift_px)
+    if mass[frames.mirrored].sum() > 0.5 * mass.sum():
+        for leaf in range(len(seen)):
+            _move(frames, leaf, 0.0, np.zeros(2), mirrored=True)
+    return Frames(group, frames.angle_rad, frames.shift_px, frames.mirrored)
 
 
-def _move(frames: Frames, leaf: int, angle_rad: float, shift_px: Float64) -> None:
-    """Follow the move of a leaf by one more: first the old one, then `shift_px`, then `angle_rad`."""
+def _move(frames: Frames, leaf: int, angle_rad: float, shift_px: Float64, *, mirrored: bool) -> None:
+    """Follow the move of a leaf by one more: first the old one, then `shift_px`, the mirror, `angle_rad`."""
     before = frames.angle_rad[leaf]
-    frames.shift_px[leaf] += turned(shift_px, np.asarray(before))
-    frames.angle_rad[leaf] = before + angle_rad
+    moved = turned(shift_px, np.asarray(before))
+    frames.shift_px[leaf] += moved * (1.0, -1.0) if frames.mirrored[leaf] else moved
+    frames.angle_rad[leaf] = angle_rad + (-before if mirrored else before)
+    frames.mirrored[leaf] ^= mirrored
 
 
 def _numbered(members: dict[int, list[int]], mass: Float64) -> NDArray[np.int64]:
@@ -149,7 +174,10 @@ def _numbered(members: dict[int, list[int]], mass: Float64) -> NDArray[np.int64]
 class _Forest:
     """References, united so far, on a coarse polar grid."""
 
-    def __init__(self, model: AlignmentModel, seen: Float64, settings: AlignmentSettings) -> None:
+    def __init__(
+        self, model: AlignmentModel, seen: Float64, settings: AlignmentSettings, *, mirror: bool = False
+    ) -> None:
+        self.n_ways = 2 if mirror else 1  # as it is, and mirrored
         box = model.references.shape[-1]
         k_max = float(np.clip(seen.shape[1], 1.0, MOST_RINGS))
         self.space: SearchSpace = search_space(
@@ -193,23 +221,25 @@ class _Forest:
         loss: Float64 = norm - cross.reshape(len(others), -1).max(axis=1)
         return loss
 
-    def unite(self, i: int, j: int) -> tuple[float, Float64]:
-        """Move j onto i and unite them, Eq. (4.10); returns the turn and displacement of j."""
+    def unite(self, i: int, j: int) -> tuple[float, Float64, bool]:
+        """Move j onto i and unite them, Eq. (4.10); returns turn and displacement of j, and if mirrored."""
         shared = self._shared(i, np.array([j]))
-        cross = self._cross(i, np.array([j]), shared)[0]  # (n_shifts, n_psi)
-        shift_at, _ = np.unravel_index(int(cross.argmax()), cross.shape)
-        angle, shift = self._refined(i, j, shared[0], self.space.shifts_px[shift_at])
+        cross = self._cross(i, np.array([j]), shared)[0]  # (n_ways, n_shifts, n_psi)
+        way, shift_at, _ = np.unravel_index(int(cross.argmax()), cross.shape)
+        mirrored = bool(way)
+        start = self.space.shifts_px[shift_at]
+        angle, shift = self._refined(i, j, shared[0], start, mirrored=mirrored)
         grid, n_orders = self.space.grid, self.space.n_orders
         phase = translation_phase(grid, shift[None])[0]
         turn = np.exp(1j * np.arange(n_orders) * angle)
-        moved = from_angular_orders(
-            (angular_orders(self.values[j] * phase, n_orders) * turn).astype(np.complex64), grid.n_angles
-        )
+        orders = angular_orders(self.values[j] * phase, n_orders)
+        orders = orders.conj() if mirrored else orders
+        moved = from_angular_orders((orders * turn).astype(np.complex64), grid.n_angles)
         own, other = self.seen[i][:, None], self.seen[j][:, None]
         self.values[i] = (own * self.values[i] + other * moved) / (own + other)
         self.seen[i] += self.seen[j]
         self._prepare(i)
-        return angle, shift
+        return angle, shift, mirrored
 
     def _shared(self, i: int, others: NDArray[np.int64]) -> Float64:
         own, other = self.seen[i], self.seen[others]
@@ -217,18 +247,23 @@ class _Forest:
         return shared
 
     def _cross(self, i: int, others: NDArray[np.int64], shared: Float64) -> NDArray[np.float32]:
-        """Correlation of i with each of `others` at every shift and angle; (n_others, n_shifts, n_psi)."""
-        weighted = self.orders[i].conj() * shared[:, None, :].astype(
-            np.float32
-        )  # (n_others, n_orders, n_rings)
-        c = np.matmul(weighted[:, :, None, :], self.bank[others])[:, :, 0]  # (n_others, n_orders, n_shifts)
+        """Correlation of i with each of `others`, as it is and mirrored, at every shift and angle.
+
+        Of shape (n_others, n_ways, n_shifts, n_psi). The orders of a mirrored image are their conjugates.
+        """
+        own = np.stack([self.orders[i].conj(), self.orders[i]][: self.n_ways], axis=1)
+        weighted = own * shared[:, None, None, :].astype(np.float32)  # (n_others, n_orders, n_ways, n_rings)
+        c = np.matmul(weighted, self.bank[others])  # (n_others, n_orders, n_ways, n_shifts)
+        np.conjugate(c[:, :, 1:], out=c[:, :, 1:])
         n_psi = ANGLES_PER_ORDER * self.space.n_orders
         cross: NDArray[np.float32] = fft.irfft(
-            c.transpose(0, 2, 1), n_psi, axis=-1, norm="forward", workers=1
+            c.transpose(0, 2, 3, 1), n_psi, axis=-1, norm="forward", workers=1
         )
         return cross
 
-    def _refined(self, i: int, j: int, shared: Float64, shift: Float64) -> tuple[float, Float64]:
+    def _refined(
+        self, i: int, j: int, shared: Float64, shift: Float64, *, mirrored: bool
+    ) -> tuple[float, Float64]:
         """Best turn and displacement near the best shift of the grid, by ever finer local grids."""
         grid, n_orders = self.space.grid, self.space.n_orders
         weighted = self.orders[i].conj() * shared  # (n_orders, n_rings)
@@ -239,6 +274,7 @@ class _Forest:
             shifts = shift + np.column_stack([x, y])
             phase = translation_phase(grid, shifts)
             bank = angular_orders(self.values[j] * phase, n_orders)  # (n, n_rings, n_orders)
+            bank = bank.conj() if mirrored else bank
             c = np.einsum("mr,trm->tm", weighted, bank)
             psi = fft.irfft(c, 16 * n_orders, axis=-1, norm="forward", workers=1)
             at, turn = np.unravel_index(int(psi.argmax()), psi.shape)

@@ -50,6 +50,8 @@ class ImagePoses:
         Posterior of the class, over all shifts and angles.
     log_noise : ndarray of shape (n_images,)
         log p(image | noise alone), Eq. (1.3), up to the resolution limit.
+    mirrored : ndarray of shape (n_images,), bool
+        Whether the centred image is mirrored before it is turned, as in `Poses`.
     """
 
     cluster: Int
@@ -58,6 +60,7 @@ class ImagePoses:
     log_evidence: Float64
     class_posterior: Float64
     log_noise: Float64
+    mirrored: NDArray[np.bool_]
 
     @classmethod
     def concatenate(cls, parts: Sequence[ImagePoses]) -> ImagePoses:
@@ -111,8 +114,9 @@ def find_poses(
                 features, precision, values[reference], space, angle, pose, model.shift_sigma_px
             )
         power = features.power if n_limit == space.n_rings else source(rows[block], n_limit, 1).power
+        mirrored = np.zeros(len(reference), dtype=bool)
         if frames is not None:
-            angle, pose = frames.poses(reference, angle, pose)
+            angle, pose, mirrored = frames.poses(reference, angle, pose)
         return ImagePoses(
             group_of[reference],
             np.mod(angle, 2.0 * np.pi),
@@ -120,6 +124,7 @@ def find_poses(
             posterior.log_evidence,
             class_posterior(posterior, group_of, group_of[reference], space.n_shifts),
             log_noise_likelihood(power, noise, source.noise_fraction),
+            mirrored,
         )
 
     found: list[ImagePoses] = []

@@ -25,8 +25,9 @@ def unite_classes(aligner, fit, source, settings):
     stats = fit.statistics
     seen = polar_statistics(stats, fit.grid).denominator.mean(axis=-1, dtype=np.float64)
     frames = unite_references(
-        fit.model, seen, stats.mass, settings, aligner.n_clusters, n_jobs=aligner.n_jobs
-    )
+        fit.model, seen, stats.mass, settings, aligner.n_clusters, mirror=aligner.align_mirrored,
+        n_jobs=aligner.n_jobs,
+    )  # fmt: skip
     return frames, aligned_classes(stats, frames, fit.model, fit.grid, settings, source.noise_fraction)
 
 
@@ -54,7 +55,8 @@ def store_results(aligner, fit, classes, stack, found):
         aligner.class_resolution_ = stack.box * unit / classes.resolution
         aligner.pass_resolution_ = stack.box * unit / fit.resolved
         aligner.resolution_ = float(stack.box * unit / model.resolution.max())
-    aligner.poses_, aligner.labels_ = Poses(found.angle_rad, found.shift_px * unit), found.cluster
+    aligner.poses_ = Poses(found.angle_rad, found.shift_px * unit, found.mirrored)
+    aligner.labels_ = found.cluster
     aligner.class_posterior_, aligner.log_evidence_ = found.class_posterior, found.log_evidence
     aligner.class_averages_, aligner.references_ = classes.averages, model.references
     aligner.reference_class_ = aligner._frames.group

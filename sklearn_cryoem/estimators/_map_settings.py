@@ -34,6 +34,7 @@ def check_parameters(aligner):
     check_number("tau_fudge", aligner.tau_fudge, **positive)
     check_choice("class_prior", aligner.class_prior, CLASS_PRIORS, owner=aligner)
     check_choice("noise", aligner.noise, NOISE_MODELS, owner=aligner)
+    check_choice("align_mirrored", aligner.align_mirrored, (True, False), owner=aligner)
     check_choice("image_scale", aligner.image_scale, (True, False), owner=aligner)
     check_number("n_init", aligner.n_init, owner=aligner, minimum=1, integer=True)
     check_number("n_batches", aligner.n_batches, owner=aligner, minimum=0, integer=True)

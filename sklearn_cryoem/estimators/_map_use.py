@@ -28,7 +28,7 @@ class AlignsParticles:
         """
         stack, found = self._find(X, refine=True)
         unit = 1.0 if stack.pixel_size is None else stack.pixel_size
-        return stack.with_poses(Poses(found.angle_rad, found.shift_px * unit))
+        return stack.with_poses(Poses(found.angle_rad, found.shift_px * unit, found.mirrored))
 
     def predict(self, X):
         """Most probable class of every particle.

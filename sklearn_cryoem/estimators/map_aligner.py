@@ -45,6 +45,10 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         `n_clusters` classes, each time the two that the likelihood can spare most easily, Eq. (4.9)-(4.10):
         far more accurate than as many references as classes, at a cost that grows with their number. By
         default 2.5 to a class, as long as each gets 40 images.
+    align_mirrored : bool, default=False
+        Whether references may be mirrored when they are united and brought into one frame: the same view from
+        opposite sides gives mirror images, which then share classes. `poses_.mirrored` tells the images that
+        are mirrored.
     mask_diameter : float or None, default=None
         Diameter of the soft mask of the references in Angstrom (pixels where the pixel size is unknown). It
         should hold the particle with little to spare. By default 0.9 of the box.
@@ -102,7 +106,7 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
     Attributes
     ----------
     poses_ : Poses
-        In-plane angle and shift of every training image.
+        In-plane angle and shift of every training image, and whether it is mirrored.
     labels_ : ndarray of shape (n_images,)
         Class of every training image.
     class_posterior_ : ndarray of shape (n_images,)
@@ -168,6 +172,7 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         n_clusters=50,
         *,
         n_references=None,
+        align_mirrored=False,
         mask_diameter=None,
         max_shift=None,
         shift_step=None,
@@ -191,6 +196,7 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
     ):
         self.n_clusters = n_clusters
         self.n_references = n_references
+        self.align_mirrored = align_mirrored
         self.mask_diameter = mask_diameter
         self.max_shift = max_shift
         self.shift_step = shift_step

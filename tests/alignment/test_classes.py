@@ -50,3 +50,31 @@ def test_averages_are_turned_with_their_frame(finished):
     opposite = plain[0][inner, inner][::-1, ::-1]
     np.testing.assert_allclose(turned[0][inner, inner], opposite, atol=0.01 * np.abs(opposite).max())
     np.testing.assert_allclose(turned[1:], plain[1:], atol=1e-5)
+
+
+def test_averages_are_mirrored_with_their_frame(finished):
+    model, stats, grid, settings, fraction = finished
+    mirrored = Frames(np.arange(3), np.zeros(3), np.zeros((3, 2)), np.array([True, False, True]))
+    straight = Frames(np.arange(3), np.zeros(3), np.zeros((3, 2)))
+    other, plain = (
+        aligned_classes(stats, f, model, grid, settings, fraction).averages for f in (mirrored, straight)
+    )
+    below = plain[:, :0:-1]  # y -> -y about the pixel D // 2 maps rows 1 .. D - 1 onto themselves
+    for reference in (0, 2):
+        np.testing.assert_allclose(other[reference, 1:], below[reference], atol=0.01 * np.abs(below).max())
+    np.testing.assert_allclose(other[1], plain[1], atol=1e-5)
+
+
+def test_mirrored_particles_land_on_the_average_of_the_others(
+    rng, make_particles, make_settings, make_model, references
+):
+    """Two references, one the mirror image of the other, with images of their own: one class of all."""
+    source = make_particles(rng, 80, noise=0.3).source()
+    settings = make_settings(k_start=8.0, k_limit=8.0, n_references=2)
+    pair = np.stack([references[0], np.roll(references[0][::-1], 1, axis=0)])
+    model = make_model(pair, noise=0.09)
+    space = settings.space(source.box, 8.0)
+    stats = run_pass(source, np.arange(80), model, space, n_jobs=1).statistics
+    frames = Frames(np.zeros(2, int), np.zeros(2), np.zeros((2, 2)), np.array([False, True]))
+    classes = aligned_classes(stats, frames, model, space.grid, settings, source.noise_fraction)
+    assert np.corrcoef(classes.averages[0].ravel(), pair[0].ravel())[0, 1] > 0.9
