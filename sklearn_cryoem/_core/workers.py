@@ -20,6 +20,7 @@ from joblib.parallel import ThreadingBackend, get_active_backend
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 WINDOW = 4  # items in flight or waiting per worker
+EVEN_SHARES = 4  # the number of even blocks is a multiple of this
 
 
 class Addable(Protocol):
@@ -39,6 +40,19 @@ def row_blocks(n_rows: int, block_size: int) -> list[slice]:
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}, expected at least 1.")
     return [slice(start, min(start + block_size, n_rows)) for start in range(0, n_rows, block_size)]
+
+
+def even_blocks(n_rows: int, largest: int) -> list[slice]:
+    """Consecutive slices of nearly equal length, at most `largest`, that cover `n_rows`, in order.
+
+    Their number is a multiple of `EVEN_SHARES` where there are so many rows: two or four workers get the
+    same load.
+    """
+    if largest < 1:
+        raise ValueError(f"largest is {largest}, expected at least 1.")
+    n_blocks = min(n_rows, EVEN_SHARES * -(-n_rows // (EVEN_SHARES * largest)))
+    ends = [n_rows * (i + 1) // n_blocks for i in range(n_blocks)]
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def ordered_map(

@@ -31,10 +31,16 @@ from sklearn_cryoem.alignment.products import (
     stack_real,
     synthesise,
 )
-from sklearn_cryoem.alignment.references import reference_bank, reference_power, shifted_orders
+from sklearn_cryoem.alignment.references import (
+    coarser_references,
+    polar_references,
+    reference_bank,
+    reference_power,
+    shifted_orders,
+)
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32
-from sklearn_cryoem.physics.polar import polar_transform, translation_phase
+from sklearn_cryoem.physics.polar import translation_phase
 
 LEAST_CLASSES = 3  # every image keeps at least these for the fine search
 SAFETY = 3.0  # and classes less than this many nats below the last one kept,
@@ -78,10 +84,9 @@ class AdaptiveSearch:
             raise ValueError("The search space has no coarse one. Use find_cells for an exhaustive search.")
         self.space, self.coarse = space, space.coarse
         self.prior, self.coarse_prior, self.n_jobs = prior, coarse_prior, n_jobs
-        self._coarse_bank = reference_bank(
-            polar_transform(references, self.coarse.grid), self.coarse, n_even, n_jobs
-        )
-        self._values = polar_transform(references, space.grid)  # (n_clusters, n_rings, n_angles / 2)
+        self._values = polar_references(references, space.grid, n_jobs)  # (n_clusters, n_rings, n_angles / 2)
+        coarser = coarser_references(self._values, self.coarse)
+        self._coarse_bank = reference_bank(coarser, self.coarse, n_even, n_jobs)
         self._power = reference_power(self._values, space, n_even)
         self._phase = translation_phase(space.grid, -space.shifts_px)
         per_class = 8 * space.n_orders * space.n_rings * space.n_shifts

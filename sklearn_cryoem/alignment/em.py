@@ -142,7 +142,7 @@ def online_phase(
         result = run_pass(source, rows, model, space, n_jobs=n_jobs)
         batch = result.statistics
         stats = blend(stats, batch.scaled(source.n_images / len(rows)), online_step(number, len(batches)))
-        model, stats = update_model(stats, model, space.grid, settings, source.noise_fraction)
+        model, stats = update_model(stats, model, space.grid, settings, source.noise_fraction, n_jobs)
         model = rebalanced(model, batch.mass)
         if number < LAST_RESEEDING * len(batches):
             explained = mean_evidence(result.label, result.log_evidence, settings.n_references)
@@ -171,7 +171,9 @@ def full_passes(
         source.learn_scale(rows, result.scale)
         evidence.append(float(result.log_evidence.mean()))
         changed = 1.0 if last is None or last_space is None else _changed(last, last_space, result, space)
-        model, stats = update_model(result.statistics, model, space.grid, settings, source.noise_fraction)
+        model, stats = update_model(
+            result.statistics, model, space.grid, settings, source.noise_fraction, n_jobs
+        )
         same_rings = last_space is not None and space.n_rings == last_space.n_rings
         last, last_space = result, space
         resolved.append(int(model.resolution.max()))

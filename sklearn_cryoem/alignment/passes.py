@@ -21,11 +21,10 @@ from sklearn_cryoem.alignment.expectation import (
 from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
 from sklearn_cryoem.alignment.model import AlignmentModel
-from sklearn_cryoem.alignment.references import ReferenceBank, reference_bank
+from sklearn_cryoem.alignment.references import ReferenceBank, polar_references, reference_bank
 from sklearn_cryoem.alignment.residuals import group_sums, image_scale, image_terms
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
-from sklearn_cryoem.physics.polar import polar_transform
 
 Rows = NDArray[np.int64]
 _Shard = tuple[ImageFeatures, Float32]  # and the precision of each image
@@ -125,7 +124,7 @@ def _exhaustive(
     n_jobs: int | None,
     floor: float,
 ) -> Iterator[tuple[ImageFeatures, Posterior]]:
-    values = polar_transform(model.references, space.grid)  # (n_clusters, n_rings, n_angles / 2)
+    values = polar_references(model.references, space.grid, n_jobs)  # (n_clusters, n_rings, n_angles / 2)
     groups = row_blocks(len(values), classes_at_once(space))
     prior = model.log_prior(space)
 
@@ -175,7 +174,7 @@ def run_pass(
     cells, evidence, scales = [], [], []
     waiting: list[tuple[ImageFeatures, Posterior]] = []
     each_image = source.n_groups > 0 or source.scale is not None  # are its own terms needed?
-    values = polar_transform(model.references, space.grid) if each_image else None
+    values = polar_references(model.references, space.grid, n_jobs) if each_image else None
     done = 0
     for features, posterior in _blocks(source, rows, model, space, n_jobs, POSTERIOR_FLOOR):
         cells.append(np.stack([posterior.best_row, posterior.best_angle]))

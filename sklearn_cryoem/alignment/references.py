@@ -6,12 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sklearn_cryoem._core.workers import ordered_map, row_blocks
+from sklearn_cryoem._core.workers import even_blocks, ordered_map, row_blocks
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
-from sklearn_cryoem.physics.polar import angular_orders, even_orders, translation_phase
+from sklearn_cryoem.physics.polar import (
+    PolarGrid,
+    angular_orders,
+    even_orders,
+    from_angular_orders,
+    polar_transform,
+    translation_phase,
+)
 
 CLASSES_PER_TASK = 4
+TRANSFORMS_PER_TASK = 16  # non-uniform FFTs
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,19 @@ class ReferenceBank:
 
     orders: Float32
     power: Complex64
+
+
+def polar_references(references: Float32, grid: PolarGrid, n_jobs: int | None = None) -> Complex64:
+    """`polar_transform` of many references, by all workers; (n_clusters, n_rings, n_angles / 2)."""
+    blocks = even_blocks(len(references), TRANSFORMS_PER_TASK)
+    parts = ordered_map(lambda block: polar_transform(references[block], grid), blocks, n_jobs=n_jobs)
+    return np.concatenate(list(parts))
+
+
+def coarser_references(values: Complex64, space: SearchSpace) -> Complex64:
+    """References given on a finer grid on that of `space`, by their angular orders."""
+    orders = angular_orders(values[:, : space.n_rings], space.n_orders)
+    return from_angular_orders(orders, space.grid.n_angles)
 
 
 def reference_bank(

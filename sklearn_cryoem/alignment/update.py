@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
+from sklearn_cryoem._core.workers import even_blocks, ordered_map
 from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
-from sklearn_cryoem.alignment.references import ring_power
+from sklearn_cryoem.alignment.references import TRANSFORMS_PER_TASK, ring_power
 from sklearn_cryoem.alignment.residuals import group_noise
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.masks import mask_background
@@ -118,6 +119,7 @@ def update_model(
     grid: PolarGrid,
     settings: AlignmentSettings,
     noise_fraction: float,
+    n_jobs: int | None = None,
 ) -> tuple[AlignmentModel, Statistics]:
     """The M-step after the sums: new references, noise, priors and resolution, Eq. (4.2), (3.4), (4.7).
 
@@ -133,11 +135,13 @@ def update_model(
         Masks, priors.
     noise_fraction : float
         Part of the noise power that passes the mask of the images.
+    n_jobs : int or None
+        Workers; the result does not depend on it.
 
     Returns
     -------
     model : AlignmentModel
-        With references masked and re-centred; `k_max` is left as it was.
+        With references re-centred and masked; `k_max` is left as it was.
     stats : Statistics
         The sums, moved with the references.
     """
@@ -148,17 +152,25 @@ def update_model(
     plain = solve_references(polar, 1e-6 * seen)
     signal = signal_power(ring_power(plain), noise / seen, stats.mass)
     tau2 = settings.tau_fudge * signal + SMALLEST_SIGNAL * noise / seen
-    references = solve_references(polar, noise / tau2)
-    images = masked_references(images_from_polar(references, grid), settings)
-    values = polar_transform(images, grid)
-    floor = SMALLEST_NOISE * stats.power / np.maximum(stats.n_images, 1e-9) + TINY_POWER
-    residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction
     moves = shift_centring(stats)
     phase = translation_phase(grid, moves)  # (n_clusters, n_rings, n_angles / 2)
-    moved = angular_orders(polar.numerator * phase, stats.numerator.shape[1]).transpose(0, 2, 1)
+    polar = PolarStatistics(polar.numerator * phase, polar.denominator)
+    references = solve_references(polar, noise / tau2)
+
+    def masked(classes: slice) -> tuple[Float32, Complex64]:
+        images = masked_references(images_from_polar(references[classes], grid), settings)
+        return images, polar_transform(images, grid)
+
+    blocks = even_blocks(len(references), TRANSFORMS_PER_TASK)
+    images, values = (
+        np.concatenate(part) for part in zip(*ordered_map(masked, blocks, n_jobs=n_jobs), strict=True)
+    )
+    floor = SMALLEST_NOISE * stats.power / np.maximum(stats.n_images, 1e-9) + TINY_POWER
+    residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction
+    moved = angular_orders(polar.numerator, stats.numerator.shape[1]).transpose(0, 2, 1)
     updated = replace(
         model,
-        references=masked_references(images_from_polar(values * phase, grid), settings),
+        references=images,
         noise=np.concatenate([residual, model.noise[n_rings:]]),
         group_noise=_updated_groups(stats, model.group_noise),
         class_weight=class_weights(stats.mass, model.class_weight, settings.class_prior),

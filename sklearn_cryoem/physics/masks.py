@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -94,7 +96,10 @@ def mask_background(
         If the disc leaves no background, so that its mean does not exist.
     """
     box = images.shape[-1]
-    disc = soft_disc(box, radius_px, edge_px, (0.0, 0.0) if centres is None else centres)
+    if centres is None:
+        disc = _centred_disc(box, radius_px, edge_px)
+    else:
+        disc = soft_disc(box, radius_px, edge_px, centres)
     outside = np.float32(1.0) - disc  # (D, D) or (n_images, D, D)
     weight = outside.sum(axis=(-2, -1), dtype=np.float64)
     if np.any(weight < 1.0):
@@ -105,3 +110,8 @@ def mask_background(
     background = (images * outside).sum(axis=(-2, -1), dtype=np.float64) / weight  # (n_images,)
     masked: Float32 = (images - background[:, None, None].astype(np.float32)) * disc
     return masked
+
+
+@lru_cache(maxsize=8)
+def _centred_disc(box: int, radius_px: float, edge_px: float) -> Float32:
+    return soft_disc(box, radius_px, edge_px)

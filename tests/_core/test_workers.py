@@ -8,7 +8,7 @@ import pytest
 from joblib import parallel_config
 from threadpoolctl import threadpool_info
 
-from sklearn_cryoem._core.workers import WINDOW, ordered_map, row_blocks, sum_in_order
+from sklearn_cryoem._core.workers import WINDOW, even_blocks, ordered_map, row_blocks, sum_in_order
 
 
 @pytest.mark.parametrize(("n_rows", "block_size"), [(0, 4), (1, 4), (8, 4), (9, 4), (3, 100)])
@@ -69,3 +69,19 @@ def test_every_worker_has_one_blas_thread(backend):
 def test_an_error_in_a_worker_reaches_the_caller():
     with pytest.raises(ZeroDivisionError):
         sum_in_order(lambda item: operator.truediv(1, item), [1, 0, 2], n_jobs=2)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "largest"), [(200, 64), (50, 16), (2000, 64), (5, 64), (3, 1), (1, 7), (0, 7)]
+)
+def test_even_blocks_cover_all_rows_and_differ_by_one_at_most(n_rows, largest):
+    blocks = even_blocks(n_rows, largest)
+    assert [i for block in blocks for i in range(n_rows)[block]] == list(range(n_rows))
+    sizes = {block.stop - block.start for block in blocks}
+    assert all(0 < size <= largest for size in sizes) and (not sizes or max(sizes) - min(sizes) <= 1)
+    assert len(blocks) % 4 == 0 or len(blocks) == n_rows  # an equal share for two or four workers
+
+
+def test_even_blocks_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="expected at least 1"):
+        even_blocks(10, 0)

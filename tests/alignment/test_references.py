@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment.references import reference_bank, ring_power
+from sklearn_cryoem.alignment import references as module
+from sklearn_cryoem.alignment.references import (
+    coarser_references,
+    polar_references,
+    reference_bank,
+    ring_power,
+)
 from sklearn_cryoem.physics.polar import angular_orders, even_orders, polar_transform
 
 
@@ -42,3 +48,18 @@ def test_bank_does_not_depend_on_the_number_of_workers(space, references):
 def test_ring_power_is_the_mean_of_the_squared_modulus(rng):
     values = (rng.standard_normal((2, 4, 6)) + 1j * rng.standard_normal((2, 4, 6))).astype(np.complex64)
     np.testing.assert_allclose(ring_power(values), (np.abs(values) ** 2).mean(axis=-1), rtol=1e-5)
+
+
+def test_references_on_a_coarser_grid_are_their_transform_there(make_settings, space, references):
+    coarse = make_settings().space(32, 7.0)
+    expected = polar_transform(references, coarse.grid)
+    found = coarser_references(polar_transform(references, space.grid), coarse)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_references_are_transformed_in_blocks(space, references, monkeypatch, n_jobs):
+    monkeypatch.setattr(module, "TRANSFORMS_PER_TASK", 2)
+    expected = polar_transform(references, space.grid)
+    found = polar_references(references, space.grid, n_jobs)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
