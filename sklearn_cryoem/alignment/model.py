@@ -67,6 +67,11 @@ class AlignmentSettings:
     adaptive_fraction: float = 0.999
     angle_range_rad: float | None = None
 
+    @property
+    def turns_freely(self) -> bool:
+        """Whether all in-plane angles are searched; otherwise known poses fix the frame of everything."""
+        return self.angle_range_rad is None or self.angle_range_rad >= np.pi
+
     def space(self, box: int, k_max: float) -> SearchSpace:
         """Search space at the resolution `k_max`."""
         return search_space(

@@ -113,7 +113,7 @@ def unite_references(
     mass : ndarray of shape (n_references,)
         Posterior mass of each reference.
     settings : AlignmentSettings
-        Size of the references.
+        Size of the references. If they keep to the frame of known poses, none is turned or mirrored.
     n_groups : int
         Number of classes wanted.
     mirror : bool
@@ -177,7 +177,8 @@ class _Forest:
     def __init__(
         self, model: AlignmentModel, seen: Float64, settings: AlignmentSettings, *, mirror: bool = False
     ) -> None:
-        self.n_ways = 2 if mirror else 1  # as it is, and mirrored
+        self.n_ways = 2 if mirror and settings.turns_freely else 1  # as it is, and mirrored
+        self.turns = slice(None) if settings.turns_freely else slice(1)  # of all angles, or the angle 0
         box = model.references.shape[-1]
         k_max = float(np.clip(seen.shape[1], 1.0, MOST_RINGS))
         self.space: SearchSpace = search_space(
@@ -259,7 +260,7 @@ class _Forest:
         cross: NDArray[np.float32] = fft.irfft(
             c.transpose(0, 2, 3, 1), n_psi, axis=-1, norm="forward", workers=1
         )
-        return cross
+        return cross[..., self.turns]
 
     def _refined(
         self, i: int, j: int, shared: Float64, shift: Float64, *, mirrored: bool
@@ -277,7 +278,8 @@ class _Forest:
             bank = bank.conj() if mirrored else bank
             c = np.einsum("mr,trm->tm", weighted, bank)
             psi = fft.irfft(c, 16 * n_orders, axis=-1, norm="forward", workers=1)
-            at, turn = np.unravel_index(int(psi.argmax()), psi.shape)
+            near = psi[:, self.turns]
+            at, turn = np.unravel_index(int(near.argmax()), near.shape)
             shift, angle = shifts[at], float(turn * 2.0 * np.pi / psi.shape[1])
             step /= FINE_POINTS - 1
         return angle, np.asarray(shift, dtype=np.float64)

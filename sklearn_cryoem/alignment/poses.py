@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn_cryoem._core.workers import ordered_map, row_blocks
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
+from sklearn_cryoem.alignment.known import KnownPoses, to_image_frame
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.mutual import Frames
 from sklearn_cryoem.alignment.passes import IMAGES_PER_SHARD, posteriors, run_pass
@@ -80,6 +81,8 @@ def find_poses(
 ) -> ImagePoses:
     """Class and pose of every image: the most probable cell, refined in angle and shift.
 
+    Where the source has known poses, those found are the known ones and what was found round them.
+
     Parameters
     ----------
     source : FeatureSource
@@ -99,6 +102,7 @@ def find_poses(
     values = polar_transform(model.references, space.grid)  # (n_clusters, n_rings, n_angles / 2)
     n_limit = source.n_rings(settings.k_limit)
     rows = np.arange(source.n_images)
+    known = source.known or KnownPoses.identity(source.n_images)
     group_of = np.arange(len(values)) if frames is None else frames.group  # (n_references,)
 
     def poses_of(shard: tuple[slice, tuple[ImageFeatures, Posterior]]) -> ImagePoses:
@@ -117,14 +121,15 @@ def find_poses(
         mirrored = np.zeros(len(reference), dtype=bool)
         if frames is not None:
             angle, pose, mirrored = frames.poses(reference, angle, pose)
+        final = known.take(rows[block]).followed_by(angle, pose, mirrored)
         return ImagePoses(
             group_of[reference],
-            np.mod(angle, 2.0 * np.pi),
-            pose,
+            final.angle_rad,
+            final.shift_px,
             posterior.log_evidence,
             class_posterior(posterior, group_of, group_of[reference], space.n_shifts),
             log_noise_likelihood(power, noise, source.noise_fraction),
-            mirrored,
+            final.mirrored,
         )
 
     found: list[ImagePoses] = []
@@ -188,13 +193,6 @@ def log_noise_likelihood(power: Float32, noise: Float64, noise_fraction: float) 
     return log
 
 
-def to_image_frame(angle_rad: Float64, shift_px: Float64) -> Float64:
-    """Shift of the image, R_-psi u, from a shift u in the frame of its reference; (n_images, 2)."""
-    cos, sin = np.cos(angle_rad), np.sin(angle_rad)
-    x, y = shift_px[:, 0], shift_px[:, 1]
-    return np.column_stack([cos * x + sin * y, cos * y - sin * x])
-
-
 def class_posterior(posterior: Posterior, group_of: Int, cluster: Int, n_shifts: int) -> Float64:
     """Posterior of each image's class, summed over its references, shifts and angles; (n_images,)."""
     own = group_of[posterior.row // n_shifts] == cluster[posterior.image]
@@ -230,7 +228,7 @@ def refine_poses(
     Returns
     -------
     angle_rad, shift_px : ndarrays
-        Never more than one step of the search from the start in a round.
+        Never more than one step of the search from the start in a round, nor outside a window of angles.
     """
     grid, n_orders = space.grid, space.n_orders
     area = ((2.0 * np.pi * grid.radius).astype(np.float32) * precision)[..., None]  # (..., n_rings, 1)
@@ -239,7 +237,7 @@ def refine_poses(
     x = from_angular_orders(features.orders.transpose(0, 2, 1), grid.n_angles)  # (n, n_rings, n_angles / 2)
     norm = _norm_over_angles(features, references, area, n_orders)  # (n, n_orders)
     shift_steps = np.linspace(-1.0, 1.0, FINE_POINTS) * space.shift_step_px
-    angle_steps = np.linspace(-1.0, 1.0, FINE_POINTS) * 2.0 * np.pi / space.n_angles
+    angle_steps = np.linspace(-1.0, 1.0, FINE_POINTS) * space.angle_step_rad
     gain = np.where(m == 0, 1.0, 2.0)
     near = np.exp(1j * m[:, None] * angle_steps)  # (n_orders, FINE_POINTS)
     for _ in range(REFINEMENT_ROUNDS):
@@ -251,6 +249,8 @@ def refine_poses(
         c = (centred.conj() * a).sum(axis=1) - norm  # (n, n_orders)
         log = ((gain * c * np.exp(1j * m * angle_rad[:, None])) @ near).real  # (n, FINE_POINTS)
         angle_rad = angle_rad + _peak(log, angle_steps)
+        if space.angle_range_rad is not None:
+            angle_rad = np.clip(angle_rad, -space.angle_range_rad, space.angle_range_rad)
     return angle_rad, shift_px
 
 

@@ -6,8 +6,11 @@ import numpy as np
 
 from sklearn_cryoem._core.validation import check_choice, check_number
 from sklearn_cryoem.alignment.features import FeatureSource
+from sklearn_cryoem.alignment.known import KnownPoses
 from sklearn_cryoem.alignment.model import CLASS_PRIORS, AlignmentSettings
 from sklearn_cryoem.alignment.passes import classes_at_once
+from sklearn_cryoem.alignment.update import masked_references
+from sklearn_cryoem.physics.rotation import aligned_images
 
 NOISE_MODELS = ("shell", "group")
 MASK_FRACTION = 0.9  # of the box
@@ -30,6 +33,9 @@ def check_parameters(aligner):
     for name in ("mask_diameter", "shift_step", "angle_step", "max_resolution"):
         check_number(name, getattr(aligner, name), **positive, allow_none=True)
     check_number("max_shift", aligner.max_shift, owner=aligner, minimum=0, allow_none=True)
+    check_number(
+        "angle_range", aligner.angle_range, owner=aligner, minimum=0, maximum=np.pi, allow_none=True
+    )  # fmt: skip
     check_number("initial_resolution", aligner.initial_resolution, **positive)
     check_number("tau_fudge", aligner.tau_fudge, **positive)
     check_choice("class_prior", aligner.class_prior, CLASS_PRIORS, owner=aligner)
@@ -80,6 +86,10 @@ def starting_point(aligner, stack, settings):
             f"MAPAligner(warm_start=True) was fitted with {n_references} references; now there would be "
             f"{settings.n_references}. Set n_references={n_references}, or warm_start=False."
         )
+    if settings.angle_range_rad is not None:  # known poses are in the frame of the classes
+        frames = aligner._frames
+        moved = aligned_images(model.references, -frames.angle_rad, frames.shift_px, frames.mirrored)
+        model = replace(model, references=masked_references(moved, settings))
     return replace(model, k_max=float(np.clip(model.k_max, settings.k_start, settings.k_limit)))
 
 
@@ -113,7 +123,22 @@ def alignment_settings(aligner, stack):
         max_iter=int(aligner.max_iter),
         tol=float(aligner.tol),
         adaptive_fraction=float(aligner.adaptive_fraction),
+        angle_range_rad=None if aligner.angle_range is None else float(aligner.angle_range),
     )
+
+
+def known_poses(stack, settings):
+    """Poses of a stack round which `settings` asks to search, in pixels; None for a search of all poses."""
+    if settings.angle_range_rad is None:
+        return None
+    if stack.poses is None:
+        raise ValueError(
+            f"MAPAligner(angle_range={settings.angle_range_rad:.3g}) searches round known poses, and this "
+            "stack has none. Give them with stack.with_poses(poses), for example poses_ of a first run, or set "
+            "angle_range=None."
+        )
+    poses = stack.poses
+    return KnownPoses(poses.angle_rad, poses.shift_px(stack.pixel_size), poses.mirrored)
 
 
 def feature_source(stack, settings, *, keep=True, group=None, scaled=False):
@@ -124,7 +149,7 @@ def feature_source(stack, settings, *, keep=True, group=None, scaled=False):
     stack : ParticleStack
         The particles.
     settings : AlignmentSettings
-        Masks and resolution limit.
+        Masks and resolution limit, and whether to search round the poses of the stack.
     keep : bool
         Whether features may be kept for another pass.
     group : ndarray of shape (n_images,), int, or None
@@ -154,6 +179,7 @@ def feature_source(stack, settings, *, keep=True, group=None, scaled=False):
         cache_bytes=256e6 if keep else 0.0,
         group=group,
         scale=np.ones(len(stack)) if scaled else None,
+        known=known_poses(stack, settings),
     )
 
 

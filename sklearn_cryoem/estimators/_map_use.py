@@ -1,5 +1,7 @@
 """What a fitted MAPAligner does with particles: align, classify, score."""
 
+from dataclasses import replace
+
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
@@ -93,10 +95,13 @@ class AlignsParticles:
                 f"{other}. Bring them to the same pixel size."
             )
         group = group_codes(stack, self.noise_groups_)
-        source = feature_source(stack, self._settings, keep=False, group=group)
+        settings = self._settings
+        if stack.poses is None:  # nothing to search round
+            settings = replace(settings, angle_range_rad=None)
+        source = feature_source(stack, settings, keep=False, group=group)
         if self.image_scale_ is not None:
             unit = self._scale_unit
-            find_scales(source, self._model, self._settings, unit=unit, n_jobs=self.n_jobs)
+            find_scales(source, self._model, settings, unit=unit, n_jobs=self.n_jobs)
         return stack, find_poses(
-            source, self._model, self._settings, frames=self._frames, n_jobs=self.n_jobs, refine=refine
+            source, self._model, settings, frames=self._frames, n_jobs=self.n_jobs, refine=refine
         )

@@ -61,6 +61,12 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
     angle_step : float or None, default=None
         Largest distance of the in-plane angles searched, in radians. By default what the resolution in use
         asks for.
+    angle_range : float or None, default=None
+        How far from the poses of the stack in-plane angles are searched, in radians: for a second run, or for
+        poses of another program. `max_shift` then counts from the shifts of the stack, masks follow them, the
+        first references are averages at the known poses, and none is turned or mirrored when references are
+        united. `transform` and the like search all angles for particles without poses. By default all angles
+        are searched, and poses that the stack may have are not used.
     initial_resolution : float, default=40.0
         Resolution to begin with, in Angstrom (pixels where the pixel size is unknown); at least six Fourier
         pixels are used.
@@ -95,7 +101,8 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         A coarse search rules out the classes beyond those that hold this part of its posterior, Eq. (4.6); the
         others are searched in full. 1 searches all: slower, and hardly ever different.
     warm_start : bool, default=False
-        Whether another `fit` goes on from the references of the last one, with full passes alone.
+        Whether another `fit` goes on from the references of the last one, with full passes alone. With
+        `angle_range` the poses of the stack have to be in the frame of its classes, as `poses_` are.
     n_jobs : int or None, default=None
         Number of workers. Results are the same bits for any number.
     random_state : int, RandomState instance or None, default=None
@@ -177,6 +184,7 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         max_shift=None,
         shift_step=None,
         angle_step=None,
+        angle_range=None,
         initial_resolution=40.0,
         max_resolution=None,
         tau_fudge=2.0,
@@ -201,6 +209,7 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         self.max_shift = max_shift
         self.shift_step = shift_step
         self.angle_step = angle_step
+        self.angle_range = angle_range
         self.initial_resolution = initial_resolution
         self.max_resolution = max_resolution
         self.tau_fudge = tau_fudge
@@ -231,7 +240,7 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         Parameters
         ----------
         X : ParticleStack or array-like of shape (n_images, D, D)
-            Particles; poses they may have are not used.
+            Particles; poses they may have are used with `angle_range` alone.
         y : None
             Ignored.
 
