@@ -236,7 +236,8 @@ def _stack(raw: RawParticles, kept: np.ndarray, source: ImageSource, size: float
     poses = None
     if raw.shift is not None and raw.angle_rad is not None:
         unit = 1.0 if not raw.shift_unit_is_pixel or size is None else size
-        poses = Poses(raw.angle_rad[kept], raw.shift[kept] * unit)
+        mirrored = False if raw.mirrored is None else raw.mirrored[kept]
+        poses = Poses(raw.angle_rad[kept], raw.shift[kept] * unit, mirrored)
     everything = len(kept) == len(source)
     return ParticleStack(
         source if everything else source.take(kept),

@@ -37,12 +37,18 @@ def cryosparc_records(
     Raises
     ------
     ParticleDataError
-        If the stack did not come from cryoSPARC.
+        If the stack did not come from cryoSPARC, or images are mirrored, which it has no field for.
     """
     if "uid" not in stack.metadata.columns:
         raise ParticleDataError(
             "A .cs file can be written only of particles that were read from one (they have a uid). "
             "Write a .star file instead; cryoSPARC imports it."
+        )
+    if stack.poses is not None and stack.poses.mirrored.any():
+        raise ParticleDataError(
+            f"{stack.poses.mirrored.sum():,} of the {len(stack):,} images are mirrored, which a .cs file "
+            "cannot say: their angles would be wrong. Write a .star file instead, align without mirrors, or write "
+            "classes alone, of stack.with_poses(None)."
         )
     table = stack.metadata
     if stack.poses is not None:

@@ -106,6 +106,8 @@ class RawParticles:
         In-plane angles, None where poses are not complete.
     shift : ndarray of shape (n, 2) or None
         Shifts in the unit `shift_unit_is_pixel` says.
+    mirrored : ndarray of shape (n,), bool, or None
+        Which images are mirrored, None where the metadata do not say.
     optics_group, noise_group : ndarray of shape (n,), int
         Groups.
     """
@@ -124,6 +126,7 @@ class RawParticles:
     angle_rad: np.ndarray | None = None
     shift: np.ndarray | None = None
     shift_unit_is_pixel: bool = False
+    mirrored: np.ndarray | None = None
 
     def image_name(self, row: int) -> str:
         """Name of the image of one row, as RELION writes it: ``000001@stack.mrcs``."""

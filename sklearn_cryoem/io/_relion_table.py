@@ -148,6 +148,8 @@ def _set_ctf(table: pd.DataFrame, optics: pd.DataFrame | None, ctf: CTFTable) ->
 def _set_poses(table: pd.DataFrame, stack: ParticleStack, *, old_style: bool, new_images: bool) -> None:
     psi = np.rad2deg(stack.poses.angle_rad)
     set_column(table, "rlnAnglePsi", (psi + 180.0) % 360.0 - 180.0, period=360.0)
+    if stack.poses.mirrored.any() or "rlnIsFlip" in table.columns:
+        table["rlnIsFlip"] = stack.poses.mirrored.astype(np.int64)
     raw_pixel_size = stack.pixel_size if new_images else raw_geometry(stack)[1]
     if stack.pixel_size is None:
         scale = 1.0 if new_images or not stack.box else raw_geometry(stack)[0] / stack.box

@@ -128,6 +128,7 @@ def read_star(path: Path, *, permissive: bool, ctf: bool) -> tuple[RawParticles,
         ctf=_ctf(table) if ctf else None,
     )
     raw.angle_rad, raw.shift, raw.shift_unit_is_pixel = _poses(table)
+    raw.mirrored = None if raw.angle_rad is None else _mirrors(table)
     return raw, problems
 
 
@@ -264,3 +265,16 @@ def _poses(table: _Table) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
             table.problems.add(bad, f"rlnAnglePsi, {x} or {y} is missing (NaN)", "Repair or drop the row.")
             return angle, shift, in_pixels
     return None, None, False
+
+
+def _mirrors(table: _Table) -> np.ndarray | None:
+    """Which images are mirrored (n,); None if the file does not say.
+
+    RELION says only that such an image should be mirrored, not about which axis, nor whether before or after
+    its turn: taken as in `Poses`.
+    """
+    if "rlnIsFlip" not in table.particles.columns:
+        return None
+    flags = table.numbers("rlnIsFlip")  # (n,)
+    table.problems.add(~np.isin(flags, (0, 1)), "rlnIsFlip is neither 0 nor 1", "Repair that value.")
+    return flags == 1

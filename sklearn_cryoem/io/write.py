@@ -36,7 +36,8 @@ def write_particles(
     Parameters
     ----------
     stack : ParticleStack
-        The particles. Their poses, if any, are written as ``rlnAnglePsi`` and ``rlnOriginXAngst``.
+        The particles. Their poses, if any, are written as ``rlnAnglePsi`` and ``rlnOriginXAngst``, with
+        ``rlnIsFlip`` where images are mirrored; a .cs file has no field for that and is refused.
     path : str or Path
         ``.star``, ``.cs`` (only for particles that were read from one) or ``.mrcs`` (images alone).
     labels : array_like of shape (n_images,), int, optional

@@ -88,6 +88,11 @@ BAD_ROWS = {
         [3],
         r"particle 4 .*rlnOriginXAngst or rlnOriginYAngst is missing \(NaN\). Repair or drop",
     ),
+    "mirror that is neither": (
+        lambda p, save: p.particles.insert(0, "rlnIsFlip", [0, 1, 0, 0, 1, 0, 0, 2, 1]),
+        [7],
+        r"particle 8 .*rlnIsFlip is neither 0 nor 1. Repair that value",
+    ),
     "unknown optics group": (
         lambda p, save: set_value(p, "rlnOpticsGroup", 2, 9),
         [2],

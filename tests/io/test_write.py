@@ -88,6 +88,23 @@ def test_poses_and_labels_are_written_in_relion_s_units(project, version):
     np.testing.assert_allclose(again.poses.shift, shift, atol=2e-6)
 
 
+@pytest.mark.parametrize("version", ["3.1", "1.x"])
+def test_mirrors_come_back(project, version):
+    stack = read_particles(project.write(version=version))
+    path = project.folder / "out.star"
+    write_particles(stack, path)
+    assert "rlnIsFlip" not in path.read_text(), "no image is mirrored"
+    mirrored = np.arange(9) % 3 == 0
+    new = stack.with_poses(Poses(stack.poses.angle_rad, stack.poses.shift, mirrored))
+    write_particles(new, path, overwrite=True)
+    again = read_particles(path)
+    assert again.metadata["rlnIsFlip"].tolist() == mirrored.astype(int).tolist()
+    np.testing.assert_array_equal(again.poses.mirrored, mirrored)
+    np.testing.assert_allclose(again.poses.angle_rad, new.poses.angle_rad, atol=1e-7)
+    write_particles(again.with_poses(stack.poses), path, overwrite=True)  # the column is there, and now wrong
+    assert not read_particles(path).poses.mirrored.any()
+
+
 def test_both_kinds_of_shift_are_kept_in_step(project):
     project.particles["rlnOriginX"] = project.particles["rlnOriginXAngst"] / 2.0
     project.particles["rlnOriginY"] = project.particles["rlnOriginYAngst"] / 2.0
@@ -251,6 +268,17 @@ def test_cryosparc_poses_labels_and_columns(shared_data, tmp_path):
     again = read_particles(tmp_path / "out.cs", metadata_only=True)
     np.testing.assert_allclose(again.poses.angle_rad, new.poses.angle_rad, rtol=1e-6)
     np.testing.assert_allclose(again.poses.shift, new.poses.shift, rtol=1e-5)
+
+
+def test_mirrored_images_cannot_be_written_as_cs(tmp_path):
+    metadata = pd.DataFrame({"uid": np.arange(3, dtype=np.uint64)})
+    poses = Poses(np.zeros(3), np.zeros((3, 2)), [True, False, True])
+    stack = ParticleStack(np.ones((3, 8, 8), np.float32), poses=poses, metadata=metadata)
+    with pytest.raises(ParticleDataError, match=r"2 of the 3 images are mirrored.*\.star"):
+        write_particles(stack, tmp_path / "out.cs")
+    assert not list(tmp_path.iterdir())
+    write_particles(stack.with_poses(None), tmp_path / "out.cs", labels=[0, 1, 0])
+    assert np.load(tmp_path / "out.cs")["alignments2D/class"].tolist() == [0, 1, 0]
 
 
 def test_cryosparc_particles_as_a_star_file(shared_data, tmp_path):
