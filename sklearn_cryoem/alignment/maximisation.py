@@ -49,6 +49,8 @@ class Statistics:
         How many images the residuals hold.
     shift_sum : ndarray of shape (n_clusters, 2)
         Sum of the posterior mean of u over the images of each class, Eq. (4.15), in pixels.
+    turn_sum : ndarray of shape (n_clusters,)
+        Sum of the posterior mean of psi over the images of each class where the search is a window, else 0.
     """
 
     numerator: Complex128
@@ -61,6 +63,7 @@ class Statistics:
     group_residual: Float64 = field(default_factory=lambda: np.zeros((0, 0)))
     group_images: Float64 = field(default_factory=lambda: np.zeros((0, 0)))
     shift_sum: Float64 = field(default_factory=lambda: np.zeros((0, 2)))
+    turn_sum: Float64 = field(default_factory=lambda: np.zeros(0))
 
     def __add__(self, other: Statistics) -> Statistics:
         added: list[Any] = [a + b for a, b in zip(self._parts(), other._parts(), strict=True)]
@@ -89,6 +92,27 @@ class Statistics:
             _fit(self.group_residual, of_groups),
             _fit(self.group_images, of_groups),
             self.shift_sum,
+            self.turn_sum,
+        )
+
+    def turn_centred(self) -> Statistics:
+        """Sums in frames that are turned so that the mean angle of the images of each class is 0, Eq. (4.15).
+
+        Only a search in a window has such means: references then keep to the frame of the known poses.
+        """
+        if not self.turn_sum.any():
+            return self
+        turn = np.exp(1j * self.turn_sum / np.maximum(self.mass, 1e-9))[:, None]  # (n_clusters, 1)
+        m = np.arange(self.numerator.shape[1])
+        even = 2 * np.arange(self.denominator.shape[1])
+        x, y = self.shift_sum.T
+        shift = (x + 1j * y) / turn[:, 0]
+        return replace(
+            self,
+            numerator=self.numerator * (turn**m)[:, :, None],
+            denominator=self.denominator * (turn**even)[:, :, None],
+            shift_sum=np.column_stack([shift.real, shift.imag]),
+            turn_sum=np.zeros_like(self.turn_sum),
         )
 
     def _parts(self) -> list[NDArray[Any]]:
@@ -163,7 +187,15 @@ def accumulate(
         shift_square=np.array([(mass @ (space.shifts_px**2).sum(axis=1)).sum()]),
         log_evidence=np.array([posterior.log_evidence.sum()]),
         shift_sum=mass @ space.shifts_px,
+        turn_sum=_turn_sum(posterior, space, n_clusters),
     )
+
+
+def _turn_sum(posterior: Posterior, space: SearchSpace, n_clusters: int) -> Float64:
+    if space.angle_range_rad is None:
+        return np.zeros(n_clusters)
+    angle = posterior.weight * space.angles_rad[posterior.angle]
+    return np.asarray(np.bincount(posterior.row // space.n_shifts, angle, n_clusters), dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,7 @@ def update_model(
         The sums, moved with the references.
     """
     n_rings = grid.n_rings
+    stats = stats.turn_centred()
     polar = polar_statistics(stats, grid)
     seen = np.maximum(polar.denominator.mean(axis=-1, dtype=np.float64), 1e-9)  # (n_clusters, n_rings)
     noise = noise_fraction * model.noise[:n_rings]  # of the masked images

@@ -134,8 +134,8 @@ def known_poses(stack, settings):
     if stack.poses is None:
         raise ValueError(
             f"MAPAligner(angle_range={settings.angle_range_rad:.3g}) searches round known poses, and this "
-            "stack has none. Give them with stack.with_poses(poses), for example poses_ of a first run, or set "
-            "angle_range=None."
+            "stack has none. Give them with stack.with_poses(poses), for example poses_ of a first run, or "
+            "set angle_range=None."
         )
     poses = stack.poses
     return KnownPoses(poses.angle_rad, poses.shift_px(stack.pixel_size), poses.mirrored)

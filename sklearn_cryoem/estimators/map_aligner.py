@@ -98,8 +98,8 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         The passes stop when the log evidence gains less than this fraction at an unchanged resolution, or
         when fewer than 1 % of the images change their reference, or their pose by more than a step.
     adaptive_fraction : float, default=0.999
-        A coarse search rules out the classes beyond those that hold this part of its posterior, Eq. (4.6); the
-        others are searched in full. 1 searches all: slower, and hardly ever different.
+        A coarse search rules out the classes beyond those that hold this part of its posterior, Eq. (4.6);
+        the others are searched in full. 1 searches all: slower, and hardly ever different.
     warm_start : bool, default=False
         Whether another `fit` goes on from the references of the last one, with full passes alone. With
         `angle_range` the poses of the stack have to be in the frame of its classes, as `poses_` are.
