@@ -47,7 +47,7 @@ def cryosparc_records(
     if stack.poses is not None and stack.poses.mirrored.any():
         raise ParticleDataError(
             f"{stack.poses.mirrored.sum():,} of the {len(stack):,} images are mirrored, which a .cs file "
-            "cannot say: their angles would be wrong. Write a .star file instead, align without mirrors, or write "
+            "cannot say: their angles would be wrong. Write a .star file, align without mirrors, or write "
             "classes alone, of stack.with_poses(None)."
         )
     table = stack.metadata

@@ -30,7 +30,8 @@ def pose_errors(poses: Poses, truth: pd.DataFrame, labels: ArrayLike) -> PoseErr
 
     A class average may be turned and off centre as it likes: if it is turned by a and displaced by u, every
     particle's angle is off by a and its shift by R(-psi) u. Both are estimated as medians within the group
-    and removed.
+    and removed. Mirrored images of a (class, view) are a group apart: no turn brings a view onto its mirror
+    image, so it is no error here that a view is mirrored, nor that only some of its images are.
 
     Parameters
     ----------
@@ -65,16 +66,21 @@ def pose_errors(poses: Poses, truth: pd.DataFrame, labels: ArrayLike) -> PoseErr
             "many of each. Slice all three with the same rows."
         )
     residual = poses.shift - truth[["shift_x", "shift_y"]].to_numpy()  # (n_images, 2), image's frame
+    sign = np.where(poses.mirrored, -1.0, 1.0)
+    residual[:, 1] *= sign  # mirrored with the image
     cos, sin = np.cos(poses.angle_rad), np.sin(poses.angle_rad)
     displaced = np.column_stack(  # R(psi) residual: in the class's frame
         [cos * residual[:, 0] - sin * residual[:, 1], sin * residual[:, 0] + cos * residual[:, 1]]
     )
-    # orientation of the particle in its aligned image: the true one with the estimated psi undone
-    frames = euler_matrices(truth["rot_rad"], truth["tilt_rad"], truth["angle_rad"] - poses.angle_rad)
+    # orientation of the particle in its aligned image: the true one with the estimated psi undone. Where it
+    # is mirrored, in the mirror image of that: F(psi - theta) becomes F(theta + psi)
+    frames = euler_matrices(truth["rot_rad"], truth["tilt_rad"], truth["angle_rad"] - sign * poses.angle_rad)
     angle_error, shift_error = np.full(len(label), np.nan), np.full(len(label), np.nan)
     kept = np.flatnonzero((label >= 0) & ~truth["is_junk"].to_numpy(dtype=bool))
-    groups = pd.DataFrame({"label": label[kept], "view": truth["view"].to_numpy()[kept]})
-    for places in groups.groupby(["label", "view"]).indices.values():
+    groups = pd.DataFrame(
+        {"label": label[kept], "view": truth["view"].to_numpy()[kept], "mirrored": poses.mirrored[kept]}
+    )
+    for places in groups.groupby(["label", "view", "mirrored"]).indices.values():
         rows = kept[places]
         if len(rows) < 2:
             continue

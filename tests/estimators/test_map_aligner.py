@@ -77,6 +77,41 @@ def test_transform_centres_and_turns_particles_onto_their_class(stack, fitted):
     assert np.mean(right > wrong) > 0.9
 
 
+@pytest.fixture(scope="module")
+def two_sided():
+    """Images of one view, every second one seen from the opposite side: mirrored, CTF and all."""
+    stack = make_particles("ribosome", 160, box=24, snr=2.0, n_views=1, max_shift=12.0, random_state=0)
+    other = np.arange(160) % 2 == 1
+    images = stack.read().copy()
+    images[other, 1:] = images[other, :0:-1]  # y -> -y about pixel D // 2; row 0 has no twin
+    values = {name: getattr(stack.ctf, name) for name in stack.ctf.__dataclass_fields__}
+    values["astigmatism_angle_rad"] = np.where(other, -1, 1) * values["astigmatism_angle_rad"]
+    return ParticleStack(images, pixel_size=stack.pixel_size, ctf=CTFTable(**values)), other
+
+
+def test_views_from_opposite_sides_share_a_class_where_mirrors_are_aligned(two_sided):
+    stack, other = two_sided
+    options = {"n_references": 4, "n_batches": 20, "max_iter": 3, "tol": 10.0, "random_state": 0}
+    aligner = MAPAligner(1, align_mirrored=True, **options).fit(stack)
+    mirrored = aligner.poses_.mirrored
+    agreement = np.mean(mirrored == other)
+    assert max(agreement, 1 - agreement) > 0.95
+    poses = aligner.transform(stack).poses
+    assert np.mean(poses.mirrored == mirrored) > 0.95
+    average = aligner.class_averages_[0].ravel()
+    undo = stack.read(), poses.angle_rad, poses.shift_px(stack.pixel_size)
+    aligned, ignored = aligned_images(*undo, poses.mirrored), aligned_images(*undo)
+    one, two, wrong = (
+        part.mean(axis=0).ravel() for part in (aligned[other], aligned[~other], ignored[mirrored])
+    )
+    alike = np.corrcoef([one, two, average, wrong])
+    assert alike[0, 1] > 0.95 and alike[2, :2].min() > 0.8  # the average has its CTF undone
+    assert alike[3, :2].max() < 0.8, "the test would not notice"
+    apart = MAPAligner(2, **options).fit(stack)
+    assert not apart.poses_.mirrored.any()
+    assert abs(np.mean(apart.labels_ == other) - 0.5) > 0.4, "sides are classes of their own by default"
+
+
 def test_fitted_attributes_agree_with_each_other(stack, fitted):
     n_pixels = stack.box
     assert fitted.class_averages_.shape == (3, n_pixels, n_pixels)

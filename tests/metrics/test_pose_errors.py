@@ -97,3 +97,27 @@ def test_lonely_and_unlabelled_particles_are_left_out(simulated):
 def test_rows_must_agree(simulated):
     with pytest.raises(ValueError, match="Slice all three with the same rows"):
         pose_errors(true_poses(simulated)[:5], simulated.truth, np.zeros(len(simulated), int))
+
+
+def test_mirrored_images_have_the_errors_of_the_others(simulated, rng):
+    """The same true poses and errors, of which any half is mirrored: psi turns the other way, shifts stay."""
+    labels = rng.integers(0, 3, len(simulated))
+    mirrored = labels == 1  # whole classes, so that no group is divided
+    poses = in_class_frames(simulated, labels, rng)
+    n = len(simulated)
+    poses = Poses(poses.angle_rad + rng.normal(0, 0.1, n), poses.shift + rng.normal(0, 3.0, (n, 2)))
+    other = Poses(np.where(mirrored, -poses.angle_rad, poses.angle_rad), poses.shift, mirrored)
+    expected, found = (pose_errors(p, simulated.truth, labels) for p in (poses, other))
+    np.testing.assert_allclose(found.angle_rad, expected.angle_rad, atol=1e-9)
+    np.testing.assert_allclose(found.shift, expected.shift, atol=1e-9)
+    ignored = pose_errors(Poses(other.angle_rad, other.shift), simulated.truth, labels)
+    assert np.nanmedian(ignored.angle_rad[mirrored]) > 3 * np.nanmedian(found.angle_rad[mirrored])
+
+
+def test_mirrored_images_of_a_view_are_a_group_apart(simulated, rng):
+    labels = np.zeros(len(simulated), int)
+    poses = in_class_frames(simulated, labels, rng)
+    mirrored = np.arange(len(simulated)) % 2 == 0
+    half = Poses(np.where(mirrored, 1.0 - poses.angle_rad, poses.angle_rad), poses.shift, mirrored)
+    errors = pose_errors(half, simulated.truth, labels)
+    assert errors.median_angle_rad < 1e-6 and errors.median_shift < 1e-6
