@@ -11,6 +11,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from sklearn_cryoem import CTFTable, MAPAligner, Poses, SMLClusterer, load_model, save_model
 from sklearn_cryoem._core.exceptions import ModelFileError
+from sklearn_cryoem.alignment.mutual import Frames
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators._persistence import read_model_header
 from sklearn_cryoem.physics.fourier import half_plane
@@ -136,6 +137,23 @@ def test_dataclasses_of_the_library_come_back(tmp_path):
     np.testing.assert_array_equal(ctf.defocus_u_angstrom, value[2].defocus_u_angstrom)
     with pytest.raises(AttributeError, match="immutable"):
         poses.angle_rad = np.zeros(2)
+
+
+def test_mirrors_come_back_and_models_saved_before_there_were_any_still_load(tmp_path):
+    poses = Poses([0.1, 0.2], [[1, 2], [3, 4]], [True, False])
+    frames = Frames(np.array([0, 1]), np.zeros(2), np.zeros((2, 2)), np.array([False, True]))
+    path = tmp_path / "model.npz"
+    save_model(carrying((poses, frames)), path)
+    poses, frames = load_model(path).learned_
+    assert poses.mirrored.tolist() == [True, False] and frames.mirrored.tolist() == [False, True]
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    header = json.loads(str(arrays.pop("header")))
+    for part in header["model"]["learned"]["learned_"]["$tuple"]:
+        del part["fields"]["mirrored"]
+    np.savez(path, header=np.array(json.dumps(header)), **arrays)
+    poses, frames = load_model(path).learned_
+    assert not poses.mirrored.any() and not frames.mirrored.any()
 
 
 def test_a_random_generator_is_left_behind(tmp_path):
