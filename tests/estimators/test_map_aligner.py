@@ -1,12 +1,15 @@
 """What MAPAligner adds to the alignment kernels: units, defaults, files, and what it says to the user."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_cryoem import CTFTable, MAPAligner, ParticleStack
+from sklearn_cryoem import CTFTable, MAPAligner, ParticleStack, Poses
+from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem.alignment import em
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import map_aligner
 from sklearn_cryoem.estimators._map_settings import (
@@ -206,3 +209,123 @@ def test_intensities_of_images_are_kept_and_found_again_for_new_particles(stack)
     assert MAPAligner(**QUICK).fit(uneven).image_scale_ is None
     with pytest.raises(ValueError, match="image_scale"):
         MAPAligner(image_scale="yes", **QUICK).fit(uneven)
+
+
+# ---------------------------------------------------------------- second runs
+@pytest.fixture(scope="module")
+def posed(stack):
+    """The particles with their true poses, up to 8 degrees and half a pixel off."""
+    rng = np.random.default_rng(1)
+    n, truth = len(stack), stack.truth
+    angle = truth["angle_rad"].to_numpy() + rng.uniform(-0.14, 0.14, n)
+    shift = truth[["shift_x", "shift_y"]].to_numpy()
+    shift = shift + rng.uniform(-0.5, 0.5, (n, 2)) * stack.pixel_size
+    return stack.with_poses(Poses(angle, shift))
+
+
+def turn_between(one, other):
+    return np.abs(np.angle(np.exp(1j * (one - other))))
+
+
+def test_a_search_round_known_poses_improves_them_and_stays_near(stack, posed):
+    near = {"angle_range": 0.2, "max_shift": 1.0 * stack.pixel_size}
+    aligner = MAPAligner(**{**QUICK, "n_batches": 10, "max_iter": 3, **near}).fit(posed)
+    turn = turn_between(aligner.poses_.angle_rad, posed.poses.angle_rad)
+    assert 0.05 < turn.max() <= 0.2 + 1e-9
+    true = stack.truth["angle_rad"].to_numpy()
+    given = turn_between(posed.poses.angle_rad, true)
+    assert np.median(turn_between(aligner.poses_.angle_rad, true)) < 0.6 * np.median(given)
+    np.testing.assert_array_equal(aligner.transform(posed).poses.angle_rad, aligner.poses_.angle_rad)
+    np.testing.assert_array_equal(aligner.predict(posed), aligner.labels_)
+    # particles without poses are searched everywhere, and these are nowhere else
+    everywhere = aligner.transform(stack).poses
+    assert np.quantile(turn_between(everywhere.angle_rad, aligner.poses_.angle_rad), 0.9) < 0.01
+
+
+def test_known_poses_are_not_used_unless_asked_for(stack, posed):
+    one, two = (MAPAligner(**QUICK).fit(part) for part in (stack, posed))
+    np.testing.assert_array_equal(one.poses_.angle_rad, two.poses_.angle_rad)
+
+
+def test_a_search_round_known_poses_needs_poses(stack):
+    with pytest.raises(ValueError, match=r"stack has none. Give them with stack.with_poses"):
+        MAPAligner(angle_range=0.2, **QUICK).fit(stack)
+
+
+@pytest.mark.parametrize("angle_range", [-0.1, 10.0])  # 10 degrees would be 0.17
+def test_a_range_of_angles_is_in_radians_up_to_half_a_turn(posed, angle_range):
+    with pytest.raises(ValueError, match="angle_range"):
+        MAPAligner(angle_range=angle_range, **QUICK).fit(posed)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.5])
+def test_an_adaptive_fraction_is_a_fraction(stack, fraction):
+    with pytest.raises(ValueError, match="adaptive_fraction"):
+        MAPAligner(adaptive_fraction=fraction, **QUICK).fit(stack)
+
+
+def test_a_warm_start_goes_on_where_the_last_fit_ended(stack):
+    # at one resolution, since evidence of other rings does not compare
+    fixed = {**QUICK, "max_iter": 3, "tol": 0.0, "initial_resolution": 45.0, "max_resolution": 45.0}
+    aligner = MAPAligner(warm_start=True, **fixed).fit(stack)
+    before, references = aligner.log_posterior_, aligner.references_
+    aligner.fit(stack)
+    # masks and prior spectra change between passes: EM loses a per cent at most
+    assert aligner.log_posterior_[0] > before[-1] - 0.01 * abs(before[-1])
+    assert aligner.log_posterior_[0] > before[0]
+    assert all(
+        np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9
+        for a, b in zip(aligner.references_, references, strict=True)
+    )
+
+
+def test_a_warm_start_round_known_poses_begins_in_the_frame_of_the_classes(stack, fitted):
+    aligner = MAPAligner(**QUICK).fit(stack)
+    aligned = stack.with_poses(aligner.poses_)
+    aligner.set_params(warm_start=True, angle_range=0.1, max_shift=1.0 * stack.pixel_size).fit(aligned)
+    assert np.mean(aligner.labels_ == fitted.labels_) > 0.9
+    assert np.median(turn_between(aligner.poses_.angle_rad, fitted.poses_.angle_rad)) < 0.06
+    assert aligner.log_posterior_[0] > 0.9 * fitted.log_posterior_[-1]
+
+
+def test_a_warm_start_from_another_box_or_number_of_references_is_refused(stack):
+    aligner = MAPAligner(warm_start=True, **QUICK).fit(stack)
+    with pytest.raises(ValueError, match="Bring them to the same box and pixel size"):
+        aligner.fit(stack.downsample(20))
+    n_references = len(aligner.references_)
+    with pytest.raises(ValueError, match=rf"Set n_references={n_references}, or warm_start=False"):
+        aligner.set_params(n_references=n_references + 2).fit(stack)
+
+
+def test_the_best_of_several_starts_goes_on(stack, monkeypatch):
+    starts = []
+    online_phase = em.online_phase
+
+    def remembered(*args, **options):
+        starts.append(online_phase(*args, **options))
+        return starts[-1]
+
+    monkeypatch.setattr(em, "online_phase", remembered)
+    several = {**QUICK, "n_init": 3, "initial_resolution": 45.0, "max_resolution": 45.0}
+    one, two = (MAPAligner(n_jobs=n_jobs, **several).fit(stack) for n_jobs in (1, 2))
+    np.testing.assert_array_equal(one.references_, two.references_)
+    np.testing.assert_array_equal(one.log_posterior_, two.log_posterior_)
+    assert len(starts) == 6
+    # the first full pass sees all images with the references of the start that was chosen: no start, given
+    # the same noise, explains the images better
+    settings = alignment_settings(MAPAligner(**several), stack)
+    source = feature_source(stack, settings)
+    noise = np.mean([start.noise for start in starts[:3]], axis=0)
+    evidence = [
+        em.run_pass(
+            source, np.arange(90), replace(start, noise=noise), settings.space(24, start.k_max), n_jobs=1
+        ).log_evidence.mean()
+        for start in starts[:3]
+    ]
+    assert len({round(e, 3) for e in evidence}) == 3
+    source = feature_source(stack, settings)
+    rng = np.random.RandomState(0)
+    starts.clear()
+    with progress(12, "starts", verbose=0) as bar:
+        best = em.best_start(source, settings, rng, n_jobs=1, bar=bar)
+    assert best is starts[int(np.argmax(evidence))]
