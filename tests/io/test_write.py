@@ -359,9 +359,14 @@ def test_the_kind_of_file_must_be_known_and_its_folder_there(in_memory, tmp_path
 
 # ------------------------------------------------------------------------------------ RELION reads it
 @pytest.mark.skipif(shutil.which("relion_star_handler") is None, reason="RELION is not installed")
-@pytest.mark.parametrize("version", ["3.1", "1.x", "in memory"])
+@pytest.mark.parametrize("version", ["3.1", "1.x", "in memory", "mirrored"])
 def test_relion_reads_what_we_write(project, in_memory, tmp_path, version):
-    stack = in_memory if version == "in memory" else read_particles(project.write(version=version))
+    stack = in_memory
+    if version == "mirrored":
+        poses = in_memory.poses
+        stack = in_memory.with_poses(Poses(poses.angle_rad, poses.shift, [True, False, False] * 2))
+    elif version != "in memory":
+        stack = read_particles(project.write(version=version))
     labels = np.arange(len(stack)) % 3
     write_particles(stack, tmp_path / "ours.star", labels=labels)
     subprocess.run(
@@ -374,6 +379,7 @@ def test_relion_reads_what_we_write(project, in_memory, tmp_path, version):
     np.testing.assert_allclose(theirs.ctf.voltage_volts, stack.ctf.voltage_volts)
     np.testing.assert_allclose(theirs.poses.angle_rad, stack.poses.angle_rad, atol=1e-5)
     np.testing.assert_allclose(theirs.poses.shift, stack.poses.shift, atol=1e-4)
+    np.testing.assert_array_equal(theirs.poses.mirrored, stack.poses.mirrored)
     assert theirs.pixel_size == pytest.approx(stack.pixel_size)
     assert theirs.metadata["rlnImageName"].tolist() == starfile_names(tmp_path / "ours.star")
 
