@@ -10,11 +10,12 @@ random in each iteration; the aligner chooses its steps by itself. One volume gi
 structure, several an equal mixture.
 
 Printed for each: normalised mutual information of the classes with the true views (of a mixture: with pairs
-of structure and view); purity, the share of particles in the commonest view of their class; of all pairs of
-particles in one class the median angle between their views, and the fraction within 10 degrees; the median
-errors of in-plane angle and shift of the particles in the commonest view of their class, less the frame of
-the class; effective classes, exp(entropy of their sizes). With --views all, information and purity are those
-of the structures, and the errors of the poses contain the spread of views within a class.
+of structure and view), and the same adjusted for chance, for which the first is high where classes are small
+and many; purity, the share of particles in the commonest view of their class; of all pairs of particles in
+one class the median angle between their views, and the fraction within 10 degrees; the median errors of
+in-plane angle and shift of the particles in the commonest view of their class, less the frame of the class;
+effective classes, exp(entropy of their sizes). With --views all, information and purity are those of the
+structures, and the errors of the poses contain the spread of views within a class.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy as np
 import pandas as pd
 from measured import measured
 from relion_run import find_relion, refine_options, run_relion
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
 from sklearn_cryoem import MAPAligner, read_particles, write_particles
 from sklearn_cryoem.datasets import load_volume, make_particles
@@ -43,6 +44,7 @@ COLUMNS = {  # key of a result: (heading, format)
     "cpu_s": ("CPU s", "{:.1f}"),
     "memory_mb": ("MB", "{:.0f}"),
     "information": ("information", "{:.3f}"),
+    "adjusted_information": ("adjusted", "{:.3f}"),
     "purity": ("purity", "{:.3f}"),
     "median_view_distance": ("views apart", "{:.1f}°"),
     "within_10_degrees": ("within 10°", "{:.3f}"),
@@ -212,6 +214,7 @@ def scores(labels, poses, truth, pixel_size):
     several = group.nunique() > 1
     return {
         "information": normalized_mutual_info_score(group, labels) if several else float("nan"),
+        "adjusted_information": adjusted_mutual_info_score(group, labels) if several else float("nan"),
         "purity": len(in_main) / len(truth) if several else float("nan"),
         "median_view_distance": float(np.median(view_distances(labels, directions, random_state=0))),
         "within_10_degrees": fraction_within(labels, directions),
