@@ -113,7 +113,7 @@ def unite_references(
     mass : ndarray of shape (n_references,)
         Posterior mass of each reference.
     settings : AlignmentSettings
-        Size of the references. If they keep to the frame of known poses, none is turned or mirrored.
+        Size of the references. If they keep to the frame of known poses, none is moved.
     n_groups : int
         Number of classes wanted.
     mirror : bool
@@ -177,15 +177,15 @@ class _Forest:
     def __init__(
         self, model: AlignmentModel, seen: Float64, settings: AlignmentSettings, *, mirror: bool = False
     ) -> None:
-        self.n_ways = 2 if mirror and settings.turns_freely else 1  # as it is, and mirrored
-        self.turns = slice(None) if settings.turns_freely else slice(1)  # of all angles, or the angle 0
+        self.moves = settings.turns_freely
+        self.n_ways = 2 if mirror and self.moves else 1  # as it is, and mirrored
         box = model.references.shape[-1]
         k_max = float(np.clip(seen.shape[1], 1.0, MOST_RINGS))
         self.space: SearchSpace = search_space(
             box,
             k_max,
             reference_radius_px=settings.mask_radius_px + settings.mask_edge_px,
-            max_shift_px=SHIFT_FRACTION * box,
+            max_shift_px=SHIFT_FRACTION * box if self.moves else 0.0,
         )
         grid = self.space.grid
         self.values = polar_transform(model.references, grid)  # (n, n_rings, n_angles / 2)
@@ -260,12 +260,14 @@ class _Forest:
         cross: NDArray[np.float32] = fft.irfft(
             c.transpose(0, 2, 3, 1), n_psi, axis=-1, norm="forward", workers=1
         )
-        return cross[..., self.turns]
+        return cross if self.moves else cross[..., :1]  # angle 0
 
     def _refined(
         self, i: int, j: int, shared: Float64, shift: Float64, *, mirrored: bool
     ) -> tuple[float, Float64]:
         """Best turn and displacement near the best shift of the grid, by ever finer local grids."""
+        if not self.moves:
+            return 0.0, np.zeros(2)
         grid, n_orders = self.space.grid, self.space.n_orders
         weighted = self.orders[i].conj() * shared  # (n_orders, n_rings)
         angle, step = 0.0, self.space.shift_step_px
@@ -278,8 +280,7 @@ class _Forest:
             bank = bank.conj() if mirrored else bank
             c = np.einsum("mr,trm->tm", weighted, bank)
             psi = fft.irfft(c, 16 * n_orders, axis=-1, norm="forward", workers=1)
-            near = psi[:, self.turns]
-            at, turn = np.unravel_index(int(near.argmax()), near.shape)
+            at, turn = np.unravel_index(int(psi.argmax()), psi.shape)
             shift, angle = shifts[at], float(turn * 2.0 * np.pi / psi.shape[1])
             step /= FINE_POINTS - 1
         return angle, np.asarray(shift, dtype=np.float64)

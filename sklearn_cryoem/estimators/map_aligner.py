@@ -64,9 +64,9 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
     angle_range : float or None, default=None
         How far from the poses of the stack in-plane angles are searched, in radians: for a second run, or for
         poses of another program. `max_shift` then counts from the shifts of the stack, masks follow them, the
-        first references are averages at the known poses, and none is turned or mirrored when references are
-        united. `transform` and the like search all angles for particles without poses. By default all angles
-        are searched, and poses that the stack may have are not used.
+        first references are averages at the known poses, and all keep to the frame of these: none is moved
+        or mirrored when they are united. `transform` and the like search all angles for particles without
+        poses. By default all angles are searched, and poses that the stack may have are not used.
     initial_resolution : float, default=40.0
         Resolution to begin with, in Angstrom (pixels where the pixel size is unknown); at least six Fourier
         pixels are used.

@@ -221,7 +221,7 @@ def test_references_keep_to_the_frame_of_the_known_poses(local, make_model, blob
     np.testing.assert_array_equal(fitted.statistics.turn_sum, 0.0)
     seen = np.ones((3, 9))
     frames = unite_references(fitted.model, seen, np.ones(3), passes, 2, mirror=True)
-    assert not frames.angle_rad.any() and not frames.mirrored.any()
+    assert not frames.angle_rad.any() and not frames.mirrored.any() and not frames.shift_px.any()
 
 
 def test_turning_the_sums_takes_the_mean_angle_of_each_class_to_zero(local, make_model, blob_image):
