@@ -137,9 +137,11 @@ def online_phase(
     """Many cheap updates from mini-batches, Eq. (4.8)."""
     stats: Statistics | None = None
     batches = random_batches(source.n_images, settings.batch_size, settings.n_batches, rng)
+    broad = True  # nothing is known at first
     for number, rows in enumerate(batches):
         space = settings.space(source.box, model.k_max)
-        result = run_pass(source, rows, model, space, n_jobs=n_jobs)
+        result = run_pass(source, rows, model, space, n_jobs=n_jobs, broad=broad)
+        broad = result.is_broad
         batch = result.statistics
         stats = blend(stats, batch.scaled(source.n_images / len(rows)), online_step(number, len(batches)))
         model, stats = update_model(stats, model, space.grid, settings, source.noise_fraction, n_jobs)
@@ -167,7 +169,8 @@ def full_passes(
     converged, last, last_space = False, None, None
     for _ in range(settings.max_iter):
         space = settings.space(source.box, model.k_max)
-        result = run_pass(source, rows, model, space, n_jobs=n_jobs)
+        broad = last is not None and last.is_broad
+        result = run_pass(source, rows, model, space, n_jobs=n_jobs, broad=broad)
         source.learn_scale(rows, result.scale)
         evidence.append(float(result.log_evidence.mean()))
         changed = 1.0 if last is None or last_space is None else _changed(last, last_space, result, space)

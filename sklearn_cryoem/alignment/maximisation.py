@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem._core.workers import even_blocks, ordered_map
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.search import SearchSpace
@@ -20,6 +20,7 @@ from sklearn_cryoem.physics.polar import angular_orders, from_angular_orders, tr
 Complex128 = NDArray[np.complex128]
 _Pairs = tuple[NDArray[np.int64], NDArray[np.int64], Float32]
 
+CLASSES_PER_TASK = 8
 DENSE = 0.1  # of all cells: where more carry weight, whole tables are quicker than lists
 
 
@@ -155,7 +156,7 @@ def accumulate(
     n_clusters, n_even : int
         Classes; even orders of the denominators.
     n_jobs : int or None
-        Workers; a task is a class.
+        Workers; a task is a few classes.
 
     Notes
     -----
@@ -168,13 +169,14 @@ def accumulate(
     ctf_power = np.ascontiguousarray(features.ctf_power.transpose(1, 0, 2))  # (n_even, n, n_rings)
     undo_shift = translation_phase(space.grid, space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
 
-    def sums_of(cells: _Cells) -> tuple[Complex64, Complex64, Float64]:
-        return _class_sums(cells, images, ctf_power, undo_shift, space)
+    def sums_of(classes: slice) -> list[tuple[Complex64, Complex64, Float64]]:
+        return [_class_sums(part, images, ctf_power, undo_shift, space) for part in cells[classes]]
 
     n_cells = len(features) * n_clusters * space.n_shifts * space.n_angles
     cut = _full_tables if len(posterior.weight) > DENSE * n_cells else _cells_by_class
     cells: Sequence[_Cells] = cut(posterior, space, len(features), n_clusters)
-    sums = list(ordered_map(sums_of, cells, n_jobs=n_jobs))
+    tasks = even_blocks(n_clusters, CLASSES_PER_TASK)
+    sums = [part for task in ordered_map(sums_of, tasks, n_jobs=n_jobs) for part in task]
     mass = np.array([part[2] for part in sums])  # (n_clusters, n_shifts)
     denominator = np.zeros((n_clusters, n_even, space.n_rings), dtype=np.complex128)
     denominator[:, : len(ctf_power)] = [part[1] for part in sums]
@@ -276,11 +278,31 @@ def _class_sums(
     summed = np.matmul(dense, images[:, image])  # (n_orders, n_shifts, n_rings)
     even = dense[: len(ctf_power)].sum(axis=1)  # shifts do not touch C^2
     denominator = np.matmul(even[:, None, :], ctf_power[:, image])[:, 0]
-    ascending = np.empty((len(shift), n_rings, n_orders), dtype=np.complex64)
-    ascending[..., space.order] = summed.transpose(1, 2, 0)
-    values = from_angular_orders(ascending, space.grid.n_angles)  # (n_shifts, n_rings, n_angles / 2)
-    centred = np.einsum("trj,trj->rj", values, undo_shift[shift])
-    return angular_orders(centred, n_orders).T, denominator, mass
+    return undo_shifts(summed[:, None], undo_shift[shift], space)[0], denominator, mass
+
+
+def undo_shifts(summed: Complex64, undo_shift: Complex64, space: SearchSpace) -> Complex64:
+    """Numerators of a few classes from their sums at every shift, Eq. (4.5).
+
+    Parameters
+    ----------
+    summed : ndarray of shape (n_orders, k, n_shifts, n_rings)
+        Orders as in `SearchSpace.order`.
+    undo_shift : ndarray of shape (n_shifts, n_rings, n_angles / 2)
+        `translation_phase` of these shifts.
+    space : SearchSpace
+        Orders.
+
+    Returns
+    -------
+    numerator : ndarray of shape (k, n_orders, n_rings), complex64
+        Orders 0, 1, ..
+    """
+    ascending = np.empty((*summed.shape[1:], space.n_orders), dtype=np.complex64)
+    ascending[..., space.order] = summed.transpose(1, 2, 3, 0)
+    values = from_angular_orders(ascending, space.grid.n_angles)  # (k, n_shifts, n_rings, n_angles / 2)
+    centred = np.einsum("ktrj,trj->krj", values, undo_shift)
+    return angular_orders(centred, space.n_orders).transpose(0, 2, 1)
 
 
 def _fit(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:

@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import ordered_map, row_blocks
+from sklearn_cryoem._core.workers import even_blocks, ordered_map, row_blocks, sum_in_order
 from sklearn_cryoem.alignment.adaptive import AdaptiveSearch
+from sklearn_cryoem.alignment.dense import DenseSums, dense_statistics, dense_sums, fits_dense
 from sklearn_cryoem.alignment.expectation import (
     POSTERIOR_FLOOR,
     Cells,
@@ -34,6 +35,7 @@ IMAGES_PER_SUM = 512  # images whose posteriors are held before their statistics
 BANK_BYTES = 400e6  # shifted references held at once
 SHARDS_PER_BANK = 8  # where they do not all fit: images that each group of classes sees in turn
 CELLS_PER_SUM = 4_000_000  # and cells: 20 bytes each
+BROAD = 0.03  # of all cells: where more carry weight, whole tables are quicker than lists of cells
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class PassResult:
         log p(image) / p(image | noise alone).
     scale : ndarray of shape (n_rows,) or None
         New intensity of every image, Eq. (4.13), where the source has scales.
+    occupancy : float
+        Part of all cells (class, shift, angle) that carry weight, on average over the images.
     """
 
     statistics: Statistics
@@ -60,6 +64,12 @@ class PassResult:
     best_angle: Rows
     log_evidence: Float64
     scale: Float64 | None = None
+    occupancy: float = 0.0
+
+    @property
+    def is_broad(self) -> bool:
+        """Whether posteriors are so broad that the next pass had better make whole tables of them."""
+        return self.occupancy > BROAD
 
 
 def posteriors(
@@ -77,10 +87,10 @@ def posteriors(
     fit in `BANK_BYTES` are made for a group of classes at a time, which then sees a bundle of shards.
     """
     for features, posterior in _blocks(source, rows, model, space, n_jobs, floor):
-        shards = row_blocks(len(features), IMAGES_PER_SHARD)
-        if len(shards) == 1:
+        if len(features) <= IMAGES_PER_SHARD:
             yield features, posterior
             continue
+        shards = even_blocks(len(features), IMAGES_PER_SHARD)
         for block, part in zip(shards, posterior.split(shards), strict=True):
             yield features.take(block, space.n_rings, space.n_orders), part
 
@@ -102,7 +112,7 @@ def _blocks(
     def read(block: slice) -> _Shard:
         return _read(source, rows[block], model, space)
 
-    shards = row_blocks(len(rows), IMAGES_PER_SHARD)
+    shards = even_blocks(len(rows), IMAGES_PER_SHARD)
     for bundle in row_blocks(len(shards), max(1, IMAGES_PER_SUM // IMAGES_PER_SHARD)):
         found = search.posterior(read, shards[bundle], floor)
         if found is None:  # references so alike, or images so noisy, that the coarse search decides little
@@ -137,7 +147,7 @@ def _exhaustive(
     def search(images: _Shard, bank: ReferenceBank, first: int) -> Cells:
         return find_cells(*images, bank, space, prior, floor, first)
 
-    shards = row_blocks(len(rows), IMAGES_PER_SHARD)
+    shards = even_blocks(len(rows), IMAGES_PER_SHARD)
     if len(groups) == 1:
         whole = bank_of(groups[0])
 
@@ -163,22 +173,34 @@ def classes_at_once(space: SearchSpace) -> int:
 
 
 def run_pass(
-    source: FeatureSource, rows: Rows, model: AlignmentModel, space: SearchSpace, *, n_jobs: int | None
+    source: FeatureSource,
+    rows: Rows,
+    model: AlignmentModel,
+    space: SearchSpace,
+    *,
+    n_jobs: int | None,
+    broad: bool = False,
 ) -> PassResult:
     """E-step and sums of the M-step over `rows`.
 
     Shards are searched in parallel; statistics are taken class by class, in parallel, whenever enough
     posteriors have come together. Neither depends on `n_jobs`.
+
+    With `broad`, which the last pass tells, whole tables of posteriors take the place of lists of cells where
+    no term of a single image is needed: the same sums, but for the posteriors below the floor.
     """
+    each_image = source.n_groups > 0 or source.scale is not None  # are its own terms needed?
+    if broad and not each_image and len(rows) and _fits(space, len(model.references)):
+        return _dense_pass(source, rows, model, space, n_jobs)
     total: Statistics | None = None
     cells, evidence, scales = [], [], []
     waiting: list[tuple[ImageFeatures, Posterior]] = []
-    each_image = source.n_groups > 0 or source.scale is not None  # are its own terms needed?
     values = polar_references(model.references, space.grid, n_jobs) if each_image else None
-    done = 0
+    done = n_cells = 0
     for features, posterior in _blocks(source, rows, model, space, n_jobs, POSTERIOR_FLOOR):
         cells.append(np.stack([posterior.best_row, posterior.best_angle]))
         evidence.append(posterior.log_evidence)
+        n_cells += len(posterior.weight)
         waiting.append((features, posterior))
         seen = sum(len(f) for f, _ in waiting)
         full = seen >= IMAGES_PER_SUM or sum(len(p.weight) for _, p in waiting) >= CELLS_PER_SUM
@@ -192,7 +214,34 @@ def run_pass(
     found = None if source.scale is None else np.concatenate(scales)
     row, angle = np.concatenate(cells, axis=1)
     label, shift = np.divmod(row, space.n_shifts)
-    return PassResult(total, label, shift, angle, np.concatenate(evidence), found)
+    occupancy = _occupancy(n_cells, len(rows), space, len(model.references))
+    return PassResult(total, label, shift, angle, np.concatenate(evidence), found, occupancy)
+
+
+def _fits(space: SearchSpace, n_clusters: int) -> bool:
+    return n_clusters <= classes_at_once(space) and fits_dense(space, n_clusters, IMAGES_PER_SHARD)
+
+
+def _occupancy(n_cells: int, n_images: int, space: SearchSpace, n_clusters: int) -> float:
+    return n_cells / (float(n_images) * n_clusters * space.n_shifts * space.n_angles)
+
+
+def _dense_pass(
+    source: FeatureSource, rows: Rows, model: AlignmentModel, space: SearchSpace, n_jobs: int | None
+) -> PassResult:
+    """What `run_pass` returns, from whole tables of posteriors, shard by shard."""
+    values = polar_references(model.references, space.grid, n_jobs)
+    bank = reference_bank(values, space, source.n_even, n_jobs)
+    prior = model.log_prior(space)
+
+    def sums_of(block: slice) -> DenseSums:
+        return dense_sums(*_read(source, rows[block], model, space), bank, space, prior)
+
+    sums = sum_in_order(sums_of, even_blocks(len(rows), IMAGES_PER_SHARD), n_jobs=n_jobs)
+    statistics = dense_statistics(sums, space, source.n_even, n_jobs)
+    label, shift = np.divmod(sums.row, space.n_shifts)
+    occupancy = _occupancy(sums.n_cells, len(rows), space, len(values))
+    return PassResult(statistics, label, shift, sums.angle, sums.log_evidence, occupancy=occupancy)
 
 
 def _sums(

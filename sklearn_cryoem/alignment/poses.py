@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import ordered_map, row_blocks
+from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
 from sklearn_cryoem.alignment.known import KnownPoses, to_image_frame
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.mutual import Frames
-from sklearn_cryoem.alignment.passes import IMAGES_PER_SHARD, posteriors, run_pass
+from sklearn_cryoem.alignment.passes import posteriors, run_pass
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import (
@@ -133,14 +133,20 @@ def find_poses(
         )
 
     found: list[ImagePoses] = []
-    shards = zip(
-        row_blocks(source.n_images, IMAGES_PER_SHARD),
-        posteriors(source, rows, model, space, n_jobs=n_jobs),
-        strict=True,
-    )
+    shards = _with_rows(posteriors(source, rows, model, space, n_jobs=n_jobs))
     while bundle := list(islice(shards, SHARDS_PER_BUNDLE)):
         found.extend(ordered_map(poses_of, bundle, n_jobs=n_jobs))
     return ImagePoses.concatenate(found)
+
+
+def _with_rows(
+    shards: Iterable[tuple[ImageFeatures, Posterior]],
+) -> Iterator[tuple[slice, tuple[ImageFeatures, Posterior]]]:
+    """Shards that follow each other, each with its rows."""
+    start = 0
+    for features, posterior in shards:
+        yield slice(start, start + len(features)), (features, posterior)
+        start += len(features)
 
 
 def find_scales(

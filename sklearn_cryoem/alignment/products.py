@@ -104,6 +104,40 @@ def _synthesise_window(c: Float32, space: SearchSpace, work: Workspace) -> tuple
     return same, mirrored, np.maximum(same, mirrored, out=waves[0]).max(axis=0)
 
 
+def synthesise_all(c: Float32, space: SearchSpace, work: Workspace) -> Float32:
+    """Log posteriors of all angles, in the order of `mirrored_angles`; (4, n_angles / 4, n_columns)."""
+    waves = work("waves", (2, 2, space.n_angles // 4, c.shape[-1]))
+    np.matmul(space.synthesis, c.transpose(2, 0, 1, 3), out=waves)  # cosines or sines, even or odd
+    even, odd = work("parts", (2, 2, *waves.shape[2:]))  # each of psi and of -psi
+    np.add(waves[0, 0], waves[1, 0], out=even[0])
+    np.subtract(waves[0, 0], waves[1, 0], out=even[1])
+    np.add(waves[0, 1], waves[1, 1], out=odd[0])
+    np.subtract(waves[0, 1], waves[1, 1], out=odd[1])
+    table = np.empty((4, *waves.shape[2:]), dtype=np.float32)
+    np.add(even, odd, out=table[:2])
+    np.subtract(even, odd, out=table[2:])
+    return table
+
+
+def analyse(table: Float32, space: SearchSpace, work: Workspace) -> Float32:
+    """Transpose of `synthesise_all`, Eq. (4.5): from angles to orders, each but 0 counted twice.
+
+    Axes of what is returned as of `correlate`: even or odd, order, Re or Im of
+    sum P exp(-i m psi), column.
+    """
+    even, odd = work("parts", (2, 2, *table.shape[1:]))  # each of psi and of -psi
+    np.add(table[:2], table[2:], out=even)
+    np.subtract(table[:2], table[2:], out=odd)
+    waves = work("waves", (2, 2, *table.shape[1:]))
+    np.add(even[0], even[1], out=waves[0, 0])
+    np.subtract(even[0], even[1], out=waves[1, 0])
+    np.add(odd[0], odd[1], out=waves[0, 1])
+    np.subtract(odd[0], odd[1], out=waves[1, 1])
+    d = work("orders", (2, space.n_even, 2, table.shape[-1]))
+    np.matmul(space.synthesis.transpose(0, 1, 3, 2), waves, out=d.transpose(2, 0, 1, 3))
+    return d
+
+
 def cells_above(
     threshold: Float32, same: Float32, mirrored: Float32, top: Float32, space: SearchSpace
 ) -> tuple[Int, Int, Int, Float32]:

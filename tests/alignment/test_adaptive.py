@@ -106,7 +106,7 @@ def test_shards_come_in_the_order_of_the_rows_with_their_own_cells(setting, monk
     rows = np.arange(150)[::-1].copy()
     monkeypatch.setattr(passes, "IMAGES_PER_SHARD", 60)
     shards = list(posteriors(source, rows, model, space, n_jobs=1))
-    assert [len(features) for features, _ in shards] == [60, 60, 30]
+    assert [len(features) for features, _ in shards] == [37, 38, 37, 38]
     power = np.concatenate([features.power for features, _ in shards])
     np.testing.assert_array_equal(power, source(rows, space.n_rings, space.n_orders).power)
     for features, posterior in shards:

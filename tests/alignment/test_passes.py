@@ -77,7 +77,7 @@ def test_posteriors_come_in_the_order_of_the_rows(setting, monkeypatch):
     monkeypatch.setattr(passes, "IMAGES_PER_SHARD", 4)
     rows = np.array([9, 2, 17, 4, 11, 0])
     shards = list(posteriors(source, rows, model, space, n_jobs=1))
-    assert [len(features) for features, _ in shards] == [4, 2]
+    assert [len(features) for features, _ in shards] == [1, 2, 1, 2]
     power = np.concatenate([features.power for features, _ in shards])
     np.testing.assert_array_equal(power, source(rows, space.n_rings, space.n_orders).power)
 
