@@ -258,3 +258,35 @@ def test_two_workers_give_the_same_bits_as_one_round_known_poses(local):
     )
     np.testing.assert_array_equal(one.model.references, two.model.references)
     np.testing.assert_array_equal(one.evidence, two.evidence)
+
+
+def test_masks_follow_the_known_shifts(rng, make_particles):
+    particles = make_particles(rng, 1, split_angstrom=None)
+    particles.images[:] = 0.0
+    shift = np.array([[6.0, -4.0]])  # the particle is 6 pixels to the left and 4 below
+    for x, y in ((-6, 4), (6, -4)):
+        particles.images[0, 16 + y, 16 + x] = 1.0
+    known = KnownPoses(np.zeros(1), shift, np.zeros(1, dtype=bool))
+    masked = particles.source(known=known, mask_radius_px=5.0).masked_images(np.arange(1))[0]
+    assert masked[20, 10] > 0.9 and abs(masked[12, 22]) < 0.01
+
+
+@pytest.mark.parametrize("half_window, partner", [(None, 1), (np.pi, 1), (0.3, 2)])
+def test_references_are_compared_where_they_lie_in_a_window(
+    make_settings, make_model, blob_image, half_window, partner
+):
+    image = blob_image(3)
+    references = np.stack([image, blob_image(3, 1.5), 0.7 * image])
+    settings, seen = make_settings(angle_range_rad=half_window), np.ones((3, 9))
+    frames = unite_references(make_model(references, k_max=9), seen, np.ones(3), settings, 2)
+    assert frames.group[0] == frames.group[partner] != frames.group[3 - partner]
+
+
+def test_features_kept_are_in_their_poses_like_those_computed_again(local):
+    particles, known, _ = local
+    kept, streamed = particles.source(known=known), particles.source(known=known, cache_bytes=0.0)
+    kept(np.arange(10), 13, 42)
+    rows = np.arange(5, 20)  # some are new, some are not
+    for name in ("orders", "ctf_power", "power"):
+        one, two = (getattr(source(rows, 13, 42), name) for source in (kept, streamed))
+        np.testing.assert_allclose(one, two, atol=1e-6 * np.abs(two).max(), err_msg=name)
