@@ -109,7 +109,7 @@ def best_start(
     """
     models = []
     for _ in range(settings.n_init):
-        first = starting_model(source, settings, rng)
+        first = starting_model(source, settings, rng, n_jobs)
         models.append(online_phase(source, settings, first, rng, n_jobs=n_jobs, bar=bar))
     if len(models) == 1:
         return models[0]

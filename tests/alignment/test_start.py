@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
 
+from sklearn_cryoem.alignment import start
 from sklearn_cryoem.alignment.start import first_noise, starting_model
+from sklearn_cryoem.alignment.update import masked_references
 from sklearn_cryoem.physics.masks import soft_disc
-from sklearn_cryoem.physics.polar import angular_orders, polar_grid, polar_transform
+from sklearn_cryoem.physics.polar import (
+    angular_orders,
+    from_angular_orders,
+    images_from_polar,
+    polar_grid,
+    polar_transform,
+)
 
 
 @pytest.fixture
@@ -94,3 +102,35 @@ def test_images_that_are_zero_give_a_finite_start(rng, make_particles, make_sett
     particles.images *= 0
     model = starting_model(particles.source(), make_settings(), np.random.RandomState(0))
     assert not model.references.any() and np.all(model.noise > 0)
+
+
+@pytest.mark.parametrize("cache_bytes", [256e6, 0.0])
+def test_a_start_has_the_same_bits_for_two_workers(
+    rng, make_particles, make_settings, monkeypatch, cache_bytes
+):
+    monkeypatch.setattr(start, "IMAGES_PER_TASK", 7)
+    particles = make_particles(rng, 60)
+    one, two = (
+        starting_model(
+            particles.source(cache_bytes=cache_bytes), make_settings(), np.random.RandomState(0), n_jobs
+        )
+        for n_jobs in (1, 2)
+    )
+    np.testing.assert_array_equal(one.references, two.references)
+    np.testing.assert_array_equal(one.noise, two.noise)
+
+
+def test_a_reference_is_the_average_of_its_images_turned(rng, make_particles, make_settings):
+    source, settings = make_particles(rng, 40, noise=0.0).source(), make_settings(n_references=2)
+    space, again = settings.space(32, settings.k_start), np.random.RandomState(3)
+    expected = []
+    for _ in range(2):
+        rows = np.sort(again.permutation(40)[:20])
+        features = source(rows, space.n_rings, space.n_orders)
+        turn = np.exp(-1j * again.uniform(0.0, 2.0 * np.pi, (20, 1)) * np.arange(space.n_orders))
+        weight = features.ctf_power[:, 0].real.sum(axis=0)
+        expected.append(((features.orders * turn[:, :, None]).sum(axis=0) / (weight + 0.1 * weight.mean())).T)
+    values = from_angular_orders(np.array(expected, dtype=np.complex64), space.grid.n_angles)
+    images = masked_references(images_from_polar(values, space.grid), settings)
+    found = starting_model(source, settings, np.random.RandomState(3)).references
+    np.testing.assert_allclose(found, images, atol=1e-3 * np.abs(images).max())
