@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.progress import Progress, progress
+from sklearn_cryoem._core.workers import single_blas_threads
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.maximisation import Statistics, blend
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
@@ -90,7 +91,7 @@ def fit_alignment(
         1 shows progress.
     """
     n_online = settings.n_batches * settings.n_init if start is None else 0
-    with progress(n_online + settings.max_iter, "aligning", verbose=verbose) as bar:
+    with progress(n_online + settings.max_iter, "aligning", verbose=verbose) as bar, single_blas_threads():
         model = start or best_start(source, settings, rng, n_jobs=n_jobs, bar=bar)
         return full_passes(source, settings, model, n_jobs=n_jobs, bar=bar)
 

@@ -177,8 +177,9 @@ def translation_phase(grid: PolarGrid, move_px: ArrayLike) -> Complex64:
     along = move[:, 0, None] * np.cos(grid.azimuth) + move[:, 1, None] * np.sin(
         grid.azimuth
     )  # (n_shifts, n_angles / 2)
-    turns = (2.0 * np.pi / grid.box) * grid.radius[:, None] * along[:, None, :]
-    phase: Complex64 = np.exp(-1j * turns).astype(np.complex64)
+    first = np.exp((-2j * np.pi / grid.box) * along)[:, None, :]  # at radius 1; the others are its powers
+    powers = np.broadcast_to(first, (len(move), grid.n_rings, along.shape[1]))
+    phase: Complex64 = np.multiply.accumulate(powers, axis=1).astype(np.complex64)
     return phase
 
 
