@@ -22,6 +22,7 @@ from joblib.parallel import ThreadingBackend, get_active_backend
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 WINDOW = 4  # items in flight or waiting per worker
+SWITCH_SECONDS = 5e-5
 EVEN_SHARES = 4  # the number of even blocks is a multiple of this
 
 
@@ -117,11 +118,14 @@ def _by_joblib(
 def single_blas_threads() -> Iterator[None]:
     """One BLAS thread as long as anybody is inside; only the first to enter and the last to leave set it.
 
-    Setting it takes a third of a millisecond: whoever calls `ordered_map` many times enters once, outside.
+    The interpreter is also told to hand over between threads every `SWITCH_SECONDS`: with its 5 ms, a worker
+    back from a matrix product waits for longer than the product took. Setting both takes a third of a
+    millisecond: whoever calls `ordered_map` many times enters once, outside.
     """
     with _inside_lock:
         if not _inside:
-            _inside.append(_blas(len(sys.modules)).limit(limits=1))
+            _inside.append((_blas(len(sys.modules)).limit(limits=1), sys.getswitchinterval()))
+            sys.setswitchinterval(SWITCH_SECONDS)
         else:
             _inside.append(None)
     try:
@@ -131,10 +135,12 @@ def single_blas_threads() -> Iterator[None]:
             if len(_inside) > 1:
                 _inside.pop()
             else:
-                _inside.pop().restore_original_limits()
+                limit, interval = _inside.pop()
+                limit.restore_original_limits()
+                sys.setswitchinterval(interval)
 
 
-_inside: list[Any] = []  # the limit, and one more entry for everybody else inside
+_inside: list[Any] = []  # the limit and the interval before, and one more entry for everybody else inside
 _inside_lock = Lock()
 
 

@@ -88,7 +88,7 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
     n_init : int, default=1
         Number of starts. Each goes through all mini-batches; the one whose references explain a random
         subset best goes on.
-    n_batches : int, default=120
+    n_batches : int, default=200
         Mini-batches before the full passes; 0 gives plain EM.
     batch_size : int or None, default=None
         Images in a mini-batch. By default 4 for each reference, at least 200.
@@ -192,7 +192,7 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         noise="shell",
         image_scale=False,
         n_init=1,
-        n_batches=120,
+        n_batches=200,
         batch_size=None,
         max_iter=5,
         tol=0.01,

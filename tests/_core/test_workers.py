@@ -1,6 +1,7 @@
 """Work is cut independently of n_jobs, results keep their order, BLAS has one thread a worker."""
 
 import operator
+import sys
 import time
 
 import numpy as np
@@ -103,3 +104,13 @@ def test_the_limit_of_blas_threads_lasts_until_the_last_one_leaves():
         assert next(results) == 1  # the outer one has left first
         results.close()
         assert _blas_threads(None) == before
+
+
+def test_the_interval_between_threads_comes_back_after_the_last_leaves():
+    before = sys.getswitchinterval()
+    with single_blas_threads():
+        inside = sys.getswitchinterval()
+        with single_blas_threads():
+            pass
+        assert sys.getswitchinterval() == inside < before
+    assert sys.getswitchinterval() == before

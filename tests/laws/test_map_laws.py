@@ -116,7 +116,7 @@ def test_passes_at_one_resolution_do_not_lower_the_evidence(stack, seed):
     # References are masked and centred, and priors re-estimated, between passes: not exact EM, so a
     # hundredth of the final value is allowed where exact EM allows nothing.
     steps = np.diff(fit.log_posterior_) / abs(fit.log_posterior_[-1])
-    assert len(steps) == 7
+    assert len(steps) >= 3
     assert steps.min() >= -1e-2, f"fell by {-steps.min():.3g} of the final value"
     assert fit.log_posterior_[-1] > fit.log_posterior_[0]
 
