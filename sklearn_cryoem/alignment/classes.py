@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.mutual import Frames
-from sklearn_cryoem.alignment.references import ring_power
 from sklearn_cryoem.alignment.update import (
-    SMALLEST_SIGNAL,
     masked_references,
     polar_statistics,
     resolved_ring,
-    signal_power,
     solve_references,
+    spectral_prior,
 )
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import (
@@ -96,12 +94,10 @@ def aligned_classes(
         stats.log_evidence,
     )
     polar = polar_statistics(united, grid)
-    seen = np.maximum(polar.denominator.mean(axis=-1, dtype=np.float64), 1e-9)  # (n_clusters, n_rings)
     noise = noise_fraction * model.noise[: grid.n_rings]
-    signal = signal_power(ring_power(solve_references(polar, 1e-6 * seen)), noise / seen, united.mass)
-    tau2 = settings.tau_fudge * signal + SMALLEST_SIGNAL * noise / seen
-    averages = masked_references(images_from_polar(solve_references(polar, noise / tau2), grid), settings)
-    return AlignedClasses(averages, resolved_ring(signal * seen / noise), united.mass)
+    inverse_prior, signal_to_noise = spectral_prior(polar, united.mass, noise, settings.tau_fudge)
+    averages = masked_references(images_from_polar(solve_references(polar, inverse_prior), grid), settings)
+    return AlignedClasses(averages, resolved_ring(signal_to_noise), united.mass)
 
 
 def _mirrored(orders: NDArray[Any], mirrored: NDArray[np.bool_]) -> NDArray[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.workers import even_blocks, ordered_map, row_blocks
-from sklearn_cryoem.alignment.expectation import COLUMNS_PER_PRODUCT, POSTERIOR_FLOOR, LogPrior
+from sklearn_cryoem.alignment.expectation import COLUMNS_PER_PRODUCT, POSTERIOR_FLOOR, LogPrior, pair_levels
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.maximisation import CLASSES_PER_TASK, Statistics, undo_shifts
 from sklearn_cryoem.alignment.products import (
@@ -94,8 +94,7 @@ def dense_sums(
     n, n_shifts, n_clusters = len(features), space.n_shifts, len(prior.cluster)
     stacked = stack_real(features.orders, precision, space, work)  # (n_orders, 2 n, 2 n_rings)
     norm = norm_orders(features.ctf_power, precision, bank.power)  # (n_even, n, n_clusters)
-    level = (prior.cluster - norm[0].real)[:, :, None] + (prior.shift - np.log(space.n_angles))
-    level = level.reshape(n, -1).astype(np.float32)  # (n, n_clusters * n_shifts)
+    level = pair_levels(prior, norm, space)
     blocks = row_blocks(n_clusters, max(1, COLUMNS_PER_PRODUCT // (n * n_shifts)))
     tables, tops = [], []
     for block in blocks:

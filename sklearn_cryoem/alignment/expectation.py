@@ -259,8 +259,7 @@ def _search(
     n, n_shifts = len(orders), space.n_shifts
     stacked = stack_real(orders, precision, space, work)  # (n_orders, 2 n, 2 n_rings)
     norm = norm_orders(ctf_power, precision, bank.power)  # (n_even, n, n_clusters)
-    level = (prior.cluster - norm[0].real)[:, :, None] + (prior.shift - np.log(space.n_angles))
-    level = level.reshape(n, -1).astype(np.float32)  # (n, n_clusters * n_shifts)
+    level = pair_levels(prior, norm, space)
     best, bound = np.full(n, -np.inf, dtype=np.float32), np.full(n, -np.inf, dtype=np.float32)
     found = []
     classes_at_once = max(1, COLUMNS_PER_PRODUCT // (n * n_shifts))
@@ -283,6 +282,13 @@ def _search(
             found.append((image + images.start, row + columns.start, angle, log))
     image, row, angle, log = (np.concatenate(part) for part in zip(*found, strict=True))
     return Cells(image, row, angle, log, best, bound)
+
+
+def pair_levels(prior: LogPrior, norm: Complex64, space: SearchSpace) -> Float32:
+    """Log priors less order 0 of the norm, the same at every angle; (n_images, n_clusters * n_shifts)."""
+    level = (prior.cluster - norm[0].real)[:, :, None] + (prior.shift - np.log(space.n_angles))
+    flat: Float32 = level.reshape(norm.shape[1], -1).astype(np.float32)
+    return flat
 
 
 def threshold_of(best: Float32, bound: Float32, floor: float) -> Float32:

@@ -76,8 +76,13 @@ class KnownPoses:
         return KnownPoses(np.mod(angle, 2.0 * np.pi), self.shift_px + shift, self.mirrored ^ again)
 
 
+def turned(vectors: Float64, angle_rad: Float64) -> Float64:
+    """Rotate vectors (..., 2) by angles from +x towards +y."""
+    cos, sin = np.cos(angle_rad), np.sin(angle_rad)
+    x, y = vectors[..., 0], vectors[..., 1]
+    return np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
+
+
 def to_image_frame(angle_rad: Float64, shift_px: Float64) -> Float64:
     """Shift of the image, R_-psi u, from a shift u in the frame of its reference; (n_images, 2)."""
-    cos, sin = np.cos(angle_rad), np.sin(angle_rad)
-    x, y = shift_px[:, 0], shift_px[:, 1]
-    return np.column_stack([cos * x + sin * y, cos * y - sin * x])
+    return turned(shift_px, -angle_rad)

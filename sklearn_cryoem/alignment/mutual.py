@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem.alignment.known import to_image_frame, turned
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.search import SearchSpace, search_space
 from sklearn_cryoem.physics.fourier import Float64
@@ -76,16 +77,9 @@ class Frames:
             As `Poses` has them.
         """
         mirrored = self.mirrored[reference]
-        moved = shift_px + turned(self.shift_px[reference], -angle_rad)
+        moved = shift_px + to_image_frame(angle_rad, self.shift_px[reference])
         angle = np.where(mirrored, -angle_rad, angle_rad) - self.angle_rad[reference]
         return np.mod(angle, 2.0 * np.pi), moved, mirrored
-
-
-def turned(vectors: Float64, angle_rad: Float64) -> Float64:
-    """Rotate vectors (n, 2) by angles (n,) from +x towards +y."""
-    cos, sin = np.cos(angle_rad), np.sin(angle_rad)
-    x, y = vectors[..., 0], vectors[..., 1]
-    return np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
 
 
 def unite_references(

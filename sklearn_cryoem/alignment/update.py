@@ -107,6 +107,33 @@ def signal_power(power: Float64, noise_power: Float64, mass: Float64) -> Float64
     return shrunk
 
 
+def spectral_prior(
+    polar: PolarStatistics, mass: Float64, noise: Float64, tau_fudge: float
+) -> tuple[Float64, Float64]:
+    """s2 / tau2 of Eq. (4.2), and the signal-to-noise ratio of each estimate, Eq. (4.7).
+
+    Parameters
+    ----------
+    polar : PolarStatistics
+        Numerators and denominators.
+    mass : ndarray of shape (n_clusters,)
+        Posterior mass of each class.
+    noise : ndarray of shape (n_rings,)
+        Noise variance of the masked images.
+    tau_fudge : float
+        Factor on the prior variance.
+
+    Returns
+    -------
+    inverse_prior, signal_to_noise : ndarrays of shape (n_clusters, n_rings)
+    """
+    seen = np.maximum(polar.denominator.mean(axis=-1, dtype=np.float64), 1e-9)  # (n_clusters, n_rings)
+    plain = solve_references(polar, 1e-6 * seen)
+    signal = signal_power(ring_power(plain), noise / seen, mass)
+    tau2 = tau_fudge * signal + SMALLEST_SIGNAL * noise / seen
+    return noise / tau2, signal * seen / noise
+
+
 def resolved_ring(signal_to_noise: Float64) -> NDArray[np.int64]:
     """Last ring before the signal-to-noise ratio of each reference first falls below 1, Eq. (4.7)."""
     below = signal_to_noise < 1.0
@@ -148,15 +175,12 @@ def update_model(
     n_rings = grid.n_rings
     stats = stats.turn_centred()
     polar = polar_statistics(stats, grid)
-    seen = np.maximum(polar.denominator.mean(axis=-1, dtype=np.float64), 1e-9)  # (n_clusters, n_rings)
     noise = noise_fraction * model.noise[:n_rings]  # of the masked images
-    plain = solve_references(polar, 1e-6 * seen)
-    signal = signal_power(ring_power(plain), noise / seen, stats.mass)
-    tau2 = settings.tau_fudge * signal + SMALLEST_SIGNAL * noise / seen
+    inverse_prior, signal_to_noise = spectral_prior(polar, stats.mass, noise, settings.tau_fudge)
     moves = shift_centring(stats)
     phase = translation_phase(grid, moves)  # (n_clusters, n_rings, n_angles / 2)
     polar = PolarStatistics(polar.numerator * phase, polar.denominator)
-    references = solve_references(polar, noise / tau2)
+    references = solve_references(polar, inverse_prior)
 
     def masked(classes: slice) -> tuple[Float32, Complex64]:
         images = masked_references(images_from_polar(references[classes], grid), settings)
@@ -178,7 +202,7 @@ def update_model(
         shift_sigma_px=max(
             SMALLEST_SHIFT_SIGMA_PX, float(np.sqrt(0.5 * stats.shift_square[0] / stats.mass.sum()))
         ),
-        resolution=resolved_ring(signal * seen / noise),
+        resolution=resolved_ring(signal_to_noise),
     )
     shift_sum = stats.mass[:, None] * moves + (stats.shift_sum if len(stats.shift_sum) else 0.0)
     return updated, replace(stats, numerator=moved.astype(np.complex128), shift_sum=shift_sum)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment.mutual import Frames, _move, turned, unite_references
+from sklearn_cryoem.alignment.known import turned
+from sklearn_cryoem.alignment.mutual import Frames, _move, unite_references
 from sklearn_cryoem.physics.masks import soft_disc
 from sklearn_cryoem.physics.polar import (
     angular_orders,
