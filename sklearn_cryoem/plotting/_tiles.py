@@ -54,40 +54,6 @@ def check_per_class(name, values, n_classes):
     return values
 
 
-def inscribed_disc(box):
-    """Pixels of a (box, box) image that lie in its inscribed circle around pixel box // 2."""
-    offset = np.arange(box) - box // 2
-    return np.hypot(offset[:, None], offset[None, :]) <= (box - 1) / 2
-
-
-def robust_grey(images, low=1.0, high=99.7):
-    """Grey values in [0, 1] of each image on its own, between two percentiles of its inscribed circle.
-
-    Percentiles, not the extremes, so that one hot pixel does not leave a class black; the circle, not the
-    square, so that corners outside a mask do not count. Constant or non-finite images become mid-grey.
-
-    Parameters
-    ----------
-    images : ndarray of shape (n_images, D, D)
-        Finite or not.
-    low, high : float
-        Percentiles that become 0 and 1.
-
-    Returns
-    -------
-    ndarray of shape (n_images, D, D), float32
-    """
-    inside = images[:, inscribed_disc(images.shape[-1])]  # (n_images, n_inside)
-    usable = np.isfinite(inside).all(axis=1)
-    bottom, top = np.percentile(np.where(usable[:, None], inside, 0.0), [low, high], axis=1)
-    span = top - bottom
-    usable &= span > 1e-6 * np.maximum(np.abs(top), np.finfo(np.float32).tiny)
-    grey = np.full(images.shape, 0.5, dtype=np.float32)
-    scale = np.where(usable, span, 1.0)[:, None, None]
-    grey[usable] = np.clip((images - bottom[:, None, None]) / scale, 0.0, 1.0)[usable]
-    return grey
-
-
 def mosaic(tiles, rows, columns, shape, *, gap=(0, 0), fill=1.0):
     """Put tiles on a grid of cells, row 0 at the top.
 

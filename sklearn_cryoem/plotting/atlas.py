@@ -8,6 +8,7 @@ from matplotlib.patches import Rectangle
 from scipy.ndimage import gaussian_filter
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.grey import robust_grey
 from sklearn_cryoem.plotting._tiles import (
     ACCENT,
     FAINT,
@@ -18,7 +19,6 @@ from sklearn_cryoem.plotting._tiles import (
     disc_tiles,
     mosaic,
     new_axes,
-    robust_grey,
 )
 
 _BINS_PER_NODE = 8

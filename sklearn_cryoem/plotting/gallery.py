@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.patheffects import withStroke
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.grey import robust_grey
 from sklearn_cryoem.plotting._tiles import (
     FAINT,
     INK,
@@ -14,7 +15,6 @@ from sklearn_cryoem.plotting._tiles import (
     check_tiles,
     mosaic,
     new_axes,
-    robust_grey,
     round_length,
 )
 

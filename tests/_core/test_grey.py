@@ -1,0 +1,74 @@
+"""Grey values, and the PNG files they become."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sklearn_cryoem._core.grey import inscribed_disc, png, png_data_uri, robust_grey, to_bytes
+
+
+def test_grey_values_do_not_depend_on_brightness_or_contrast(rng):
+    images = rng.normal(size=(3, 16, 16)).astype(np.float32)
+    np.testing.assert_allclose(robust_grey(7 * images - 3), robust_grey(images), atol=1e-5)
+
+
+def test_one_hot_pixel_does_not_darken_a_tile(rng):
+    image = rng.normal(size=(1, 64, 64)).astype(np.float32)
+    spoiled = image.copy()
+    spoiled[0, 32, 32] = 1e6
+    assert abs(np.median(robust_grey(spoiled)) - np.median(robust_grey(image))) < 0.02
+
+
+def test_corners_outside_the_mask_do_not_count():
+    image = np.zeros((1, 32, 32), np.float32)
+    inside = inscribed_disc(32)
+    image[0, inside] = np.linspace(0, 1, inside.sum())
+    spoiled = image.copy()
+    spoiled[0, ~inside] = -50.0
+    np.testing.assert_allclose(robust_grey(spoiled)[0, inside], robust_grey(image)[0, inside], atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, np.nan, np.inf])
+def test_empty_images_become_mid_grey_without_a_warning(value):
+    grey = robust_grey(np.full((2, 8, 8), value, np.float32))
+    assert (grey == 0.5).all()
+
+
+def test_a_bad_tile_does_not_touch_its_neighbour(rng):
+    images = rng.normal(size=(2, 16, 16)).astype(np.float32)
+    alone = robust_grey(images[:1])
+    images[1, 3, 3] = np.nan
+    np.testing.assert_array_equal(robust_grey(images)[0], alone[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 13), (64, 32)])
+def test_a_png_is_read_back_bit_for_bit_by_another_program(rng, shape):
+    smooth = np.add.outer(np.arange(shape[0]), 2 * np.arange(shape[1])) % 256
+    for pixels in (rng.integers(0, 256, shape), smooth, np.zeros(shape)):
+        picture = Image.open(io.BytesIO(png(pixels.astype(np.uint8))))
+        assert picture.mode == "L"
+        np.testing.assert_array_equal(np.asarray(picture), pixels)
+
+
+def test_filtered_rows_pack_smooth_pictures_better_than_plain_ones():
+    smooth = np.rint(127 + 120 * np.sin(np.add.outer(np.arange(200), np.arange(200)) / 40)).astype(np.uint8)
+    assert len(png(smooth)) < 0.1 * smooth.size
+
+
+def test_a_data_uri_holds_the_png(rng):
+    pixels = rng.integers(0, 256, (5, 6)).astype(np.uint8)
+    kind, _, data = png_data_uri(pixels).partition(",")
+    assert kind == "data:image/png;base64" and base64.b64decode(data) == png(pixels)
+
+
+def test_bytes_span_black_to_white_in_equal_steps():
+    assert to_bytes(np.array([0.0, 0.5, 1.0, 7.0], np.float32)).tolist() == [0, 128, 255, 255]
+    assert np.unique(to_bytes(np.linspace(0, 1, 1000, dtype=np.float32), levels=4)).tolist() == [
+        0,
+        85,
+        170,
+        255,
+    ]
