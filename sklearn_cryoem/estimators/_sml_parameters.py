@@ -6,6 +6,7 @@ import numpy as np
 
 from sklearn_cryoem._core.validation import check_choice, check_number
 from sklearn_cryoem.manifold.grid import LatentBasis, nearest_grid
+from sklearn_cryoem.manifold.topology import FEWEST_ON_SPHERE, TOPOLOGIES
 
 BASIS_PER_NODE = 0.8  # along each axis, as in ROME
 
@@ -21,9 +22,14 @@ def check_parameters(estimator):
         Naming the parameter, what was expected and what was found.
     """
     given = vars(estimator)
-    check_number("n_components", given["n_components"], owner=estimator, minimum=1, maximum=3, integer=True)
+    _check_topology(estimator)
     _check_grid("n_clusters", estimator, allow_auto=False)
     _check_grid("n_basis", estimator, allow_auto=True)
+    if given["topology"] == "sphere" and np.prod(given["n_clusters"]) < FEWEST_ON_SPHERE:
+        raise ValueError(
+            f"n_clusters={given['n_clusters']} nodes enclose no sphere, expected at least "
+            f"{FEWEST_ON_SPHERE}. Ask for more, or for topology='grid'."
+        )
     check_number("basis_width", given["basis_width"], owner=estimator, **_POSITIVE)
     check_number("initial_resolution", given["initial_resolution"], owner=estimator, **_POSITIVE)
     for name in ("max_resolution", "mask_diameter"):
@@ -46,26 +52,54 @@ def check_parameters(estimator):
 
 def latent_basis(estimator):
     """Grids of nodes and basis functions that the parameters ask for."""
-    n_components = estimator.n_components
-    grid_shape = _shape(estimator.n_clusters, n_components)
+    n_sides = _n_sides(estimator)
+    grid_shape = _shape(estimator.n_clusters, n_sides)
     if isinstance(estimator.n_basis, str):
-        basis_shape = tuple(max(1, round(BASIS_PER_NODE * side)) for side in grid_shape)
+        share = BASIS_PER_NODE ** (n_components_of(estimator) / n_sides)
+        basis_shape = tuple(max(1, round(share * side)) for side in grid_shape)
     elif isinstance(estimator.n_basis, numbers.Integral):
         # an axis with a single node needs no more than one function
         long_axes = [axis for axis, side in enumerate(grid_shape) if side > 1] or [0]
         sides = nearest_grid(int(estimator.n_basis), len(long_axes))
         basis_shape = tuple(
-            sides[long_axes.index(axis)] if axis in long_axes else 1 for axis in range(n_components)
+            sides[long_axes.index(axis)] if axis in long_axes else 1 for axis in range(n_sides)
         )
     else:
-        basis_shape = _shape(estimator.n_basis, n_components)
-    return LatentBasis(grid_shape, basis_shape, float(estimator.basis_width))
+        basis_shape = _shape(estimator.n_basis, n_sides)
+    return LatentBasis(grid_shape, basis_shape, float(estimator.basis_width), estimator.topology)
 
 
-def _shape(value, n_components):
+def n_components_of(estimator):
+    """Dimension of the latent space: `n_components`, or what is natural to the topology."""
+    if estimator.n_components is None:
+        return TOPOLOGIES[estimator.topology].default_components
+    return int(estimator.n_components)
+
+
+def _n_sides(estimator):
+    return TOPOLOGIES[estimator.topology].n_sides(n_components_of(estimator))
+
+
+def _shape(value, n_sides):
     if isinstance(value, numbers.Integral):
-        return nearest_grid(int(value), n_components)
+        return nearest_grid(int(value), n_sides)
     return tuple(int(side) for side in value)
+
+
+def _check_topology(estimator):
+    name, n_components = estimator.topology, estimator.n_components
+    check_choice("topology", name, tuple(TOPOLOGIES), owner=estimator)
+    check_number(
+        "n_components", n_components, owner=estimator, minimum=1, maximum=3, integer=True, allow_none=True
+    )
+    possible = TOPOLOGIES[name].components
+    if n_components is not None and n_components not in possible:
+        fitting = [other for other, space in TOPOLOGIES.items() if n_components in space.components]
+        raise ValueError(
+            f"n_components={n_components} makes no sense with topology={name!r}, expected "
+            f"{' or '.join(map(str, possible))}. Leave n_components out, or choose topology="
+            f"{' or '.join(map(repr, fitting))}."
+        )
 
 
 def _check_grid(name, estimator, *, allow_auto):
@@ -76,10 +110,13 @@ def _check_grid(name, estimator, *, allow_auto):
     if not isinstance(value, tuple | list | np.ndarray):
         check_number(name, value, owner=estimator, minimum=1, integer=True)
         return
-    if len(value) != estimator.n_components:
+    n_sides = _n_sides(estimator)
+    if len(value) != n_sides:
+        why = "as many as n_components" if n_sides == n_components_of(estimator) else "a number of points"
         raise ValueError(
             f"The parameter {name!r} of {type(estimator).__name__} is the grid shape {tuple(value)}, "
-            f"expected {estimator.n_components} sides, as many as n_components. Change one of the two."
+            f"expected {n_sides} side{'s' * (n_sides > 1)}, {why} (topology={estimator.topology!r}). "
+            "Change one of the two."
         )
     for side in value:
         check_number(name, side, owner=estimator, minimum=1, integer=True)

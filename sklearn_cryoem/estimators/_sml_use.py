@@ -56,6 +56,10 @@ class ManifoldPrediction:
     def transform(self, X):
         """Latent position of each particle, Eq. (3.7): posterior mean or mode, as `position` says.
 
+        On a ring or torus the mean is circular, and coordinates run from -1 to 1, which are one point; on a
+        sphere positions are unit vectors, and the mean is the direction of the mean vector. A posterior that
+        is spread evenly over all of a closed shape has no such mean: what is returned then says nothing.
+
         Parameters
         ----------
         X : ParticleStack or array-like
@@ -64,9 +68,15 @@ class ManifoldPrediction:
         Returns
         -------
         positions : ndarray of shape (n_images, n_components)
+            On a sphere (n_images, 3).
         """
         check_is_fitted(self)
-        return self._posteriors(X, partial(latent_positions, nodes=self.latent_nodes_, mode=self.position))
+        basis = self._manifold.basis
+        if self.position == "mode":
+            return self._posteriors(X, partial(latent_positions, nodes=basis.nodes, mode="mode"))
+        # means are taken where averages are, then put back onto the shape, Eq. (2.7)
+        means = self._posteriors(X, partial(latent_positions, nodes=basis.embedding, mode="mean"))
+        return basis.space.unembed(means)
 
     def score_samples(self, X):
         """Log likelihood of each particle, Eq. (2.5).
@@ -106,7 +116,8 @@ class ManifoldPrediction:
         Parameters
         ----------
         Z : array-like of shape (n, n_components)
-            Latent positions; the nodes span [-1, 1] along every axis.
+            Latent positions as of `transform`; the nodes span [-1, 1] along every axis. Directions (n, 3) of
+            any length on a sphere.
 
         Returns
         -------
@@ -115,11 +126,11 @@ class ManifoldPrediction:
         """
         check_is_fitted(self)
         positions = check_array(Z, dtype=np.float64, input_name="Z")  # (n, n_components)
-        n_components = self.latent_nodes_.shape[1]
-        if positions.shape[1] != n_components:
+        n_coordinates = self.latent_nodes_.shape[1]
+        if positions.shape[1] != n_coordinates:
             raise ValueError(
-                f"Z has shape {positions.shape}, expected (n, {n_components}): latent positions as transform "
-                "returns them. Give one column for each latent dimension."
+                f"Z has shape {positions.shape}, expected (n, {n_coordinates}): latent positions as of "
+                "transform. Give one column for each latent dimension."
             )
         return self._space.to_data(self._manifold.basis.at(positions) @ self.weights_)
 

@@ -22,22 +22,29 @@ class SMLClusterer(
 ):
     """Cluster aligned particle images by statistical manifold learning.
 
-    The views and states of a particle lie on a smooth manifold, mu(s) = Phi(s) W, laid out over a regular
-    grid of nodes in a latent space of one to three dimensions; every node is a class. The manifold is fitted
-    by expectation maximisation with the CTF inside the model, Eq. (2.1)-(3.5). On plain vectors it is the
-    generative topographic map.
+    The views and states of a particle lie on a smooth manifold, mu(s) = Phi(s) W, laid out over nodes in a
+    latent space: a regular grid of one to three dimensions, a ring, a torus or a sphere; every node is a
+    class. The manifold is fitted by expectation maximisation with the CTF inside the model, Eq. (2.1)-(3.5).
+    On plain vectors it is the generative topographic map.
 
     Parameters
     ----------
     n_clusters : int or tuple of int, default=100
-        Number of nodes, rounded to the nearest regular grid (`grid_shape_`), or the shape of the grid.
-    n_components : {1, 2, 3}, default=2
-        Dimension of the latent space.
+        Number of nodes, rounded to the nearest regular grid (`grid_shape_`), or the shape of the grid. Any
+        number on a ring, and from four on a sphere.
+    n_components : {1, 2, 3} or None, default=None
+        Dimension of the latent space; by default 2, and 1 for a ring.
+    topology : {"grid", "ring", "torus", "sphere"}, default="grid"
+        Shape of the latent space, Eq. (2.7). A "grid" has one to three dimensions and an edge; a "ring" is
+        periodic, for what turns or recurs; a "torus" is periodic along two or three dimensions; on a
+        "sphere" lie, for example, views. A closed shape has no edge where classes pile up, but can start
+        out folded where the data are not of its shape: compare by `score` on held-out particles.
     n_basis : "auto", int or tuple of int, default="auto"
         Number of Gaussian basis functions, or the shape of their grid; by default 0.8 of the nodes along each
-        axis. Fewer make a stiffer manifold.
+        axis (0.64 of them on a sphere). Fewer make a stiffer manifold.
     basis_width : float, default=0.75
-        Standard deviation of the Gaussians in units of their spacing. From about 2 on the systems for the
+        Standard deviation of the Gaussians in units of their spacing (on a sphere the side of the square that
+        has the area of one of them). From about 2 on the systems for the
         weights become singular where `alpha` does not hold them.
     alpha : "auto" or float, default="auto"
         Prior precision of the weights. By default one for each shell, from the power of the signal that the
@@ -87,9 +94,12 @@ class SMLClusterer(
     cluster_centers_ : ndarray of shape (n_nodes, D, D)
         Templates mu of the nodes; vectors for plain input.
     latent_nodes_ : ndarray of shape (n_nodes, n_components)
-        Latent positions of the nodes.
+        Latent positions of the nodes, over [-1, 1] along every axis; 1 and -1 are one point on a ring or
+        torus. Unit vectors of shape (n_nodes, 3) on a sphere.
+    node_pairs_ : ndarray of shape (n_pairs, 2)
+        Nodes that are neighbours in the latent space, each pair once.
     grid_shape_ : tuple of int
-        Shape of the grid of nodes.
+        Shape of the grid of nodes; on a sphere their number alone.
     weights_ : ndarray of shape (n_basis + 1, n_features)
         W of Eq. (2.2); the bias comes last.
     noise_variance_ : ndarray of shape (n_shells,)
@@ -133,7 +143,8 @@ class SMLClusterer(
         self,
         n_clusters=100,
         *,
-        n_components=2,
+        n_components=None,
+        topology="grid",
         n_basis="auto",
         basis_width=0.75,
         alpha="auto",
@@ -153,6 +164,7 @@ class SMLClusterer(
     ):
         self.n_clusters = n_clusters
         self.n_components = n_components
+        self.topology = topology
         self.n_basis = n_basis
         self.basis_width = basis_width
         self.alpha = alpha
@@ -196,7 +208,7 @@ class SMLClusterer(
         blocks = self._space.blocks(data)
         basis = latent_basis(self)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
-        logger.info("n_clusters=%s: a grid of %s nodes", self.n_clusters, basis.grid_shape)
+        logger.info("n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape)
         fit = learn(self, blocks, basis, self._space, np.random.default_rng(seed))
         self._manifold = fit.manifold
         self._store_manifold(fit)
@@ -231,6 +243,7 @@ class SMLClusterer(
         manifold, trace = fit.manifold, fit.trace
         self.grid_shape_ = manifold.basis.grid_shape
         self.latent_nodes_ = manifold.basis.nodes
+        self.node_pairs_ = manifold.basis.space.pairs(manifold.basis.grid_shape)
         self.weights_ = manifold.weights
         self.noise_variance_, self.alpha_ = manifold.noise_variance, manifold.alpha
         self.cluster_centers_ = self._space.to_data(manifold.templates)

@@ -1,4 +1,4 @@
-"""The latent space: regular grids of nodes and of basis functions over [-1, 1]^L, Eq. (2.2)-(2.4)."""
+"""The latent space: nodes and basis functions spread evenly over it, Eq. (2.2)-(2.4)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from sklearn_cryoem.manifold.topology import TOPOLOGIES, Topology
 
 Float64 = NDArray[np.float64]
 
@@ -46,34 +48,46 @@ def nearest_grid(n_nodes: int, n_components: int) -> tuple[int, ...]:
     return min(shapes, key=badness)
 
 
-def regular_grid(shape: tuple[int, ...]) -> Float64:
-    """Points of a regular grid over [-1, 1]^L; (n_points, L), last axis fastest. A single point sits at 0."""
-    axes = [np.linspace(-1.0, 1.0, side) if side > 1 else np.zeros(1) for side in shape]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(shape))
-
-
 @dataclass(frozen=True)
 class LatentBasis:
     """Nodes, and the basis functions seen from them.
 
     Attributes
     ----------
-    grid_shape : tuple of L ints
-        Regular grid of the K nodes.
-    basis_shape : tuple of L ints
-        Regular grid of the M Gaussians.
+    grid_shape : tuple of ints
+        The K nodes: sides of a regular grid, or (K,) on a sphere.
+    basis_shape : tuple of ints
+        The M Gaussians, likewise.
     width : float
         Standard deviation of the Gaussians in units of their spacing.
+    topology : {"grid", "ring", "torus", "sphere"}
+        Shape of the latent space.
     """
 
     grid_shape: tuple[int, ...]
     basis_shape: tuple[int, ...]
     width: float
+    topology: str = "grid"
+
+    @property
+    def space(self) -> Topology:
+        """Points, distances and means of the latent space."""
+        return TOPOLOGIES[self.topology]
 
     @cached_property
     def nodes(self) -> Float64:
-        """Latent positions s_k of the nodes, Eq. (2.4); (n_nodes, L)."""
-        return regular_grid(self.grid_shape)
+        """Latent positions s_k of the nodes, Eq. (2.4); (n_nodes, n_coordinates)."""
+        return self.space.points(self.grid_shape)
+
+    @cached_property
+    def embedding(self) -> Float64:
+        """Nodes where distances are chords and means are averages; (n_nodes, E). On a grid the nodes."""
+        return self.space.embed(self.nodes)
+
+    @property
+    def node_steps(self) -> Float64:
+        """Distance of neighbouring nodes along each axis of the embedding; (E,)."""
+        return self.space.spacing(self.grid_shape)
 
     @cached_property
     def phi(self) -> Float64:
@@ -86,20 +100,20 @@ class LatentBasis:
         return float((self.phi[:, :-1] ** 2).sum(axis=1).mean())
 
     def at(self, positions: ArrayLike) -> Float64:
-        """Basis functions at any latent positions, Eq. (2.3).
+        """Basis functions at any latent positions, Eq. (2.3) and Eq. (2.7).
 
         Parameters
         ----------
-        positions : array_like of shape (n, L)
-            Latent positions; the nodes span [-1, 1] along every axis.
+        positions : array_like of shape (n, n_coordinates)
+            Latent positions, such as `nodes`: over [-1, 1] along every axis, or unit vectors on a sphere.
 
         Returns
         -------
         phi : ndarray of shape (n, M + 1)
         """
-        centres = regular_grid(self.basis_shape)  # (n_basis, L)
-        # each axis has its own spacing, so the Gaussians are as anisotropic as the grid
-        spacing = np.array([2.0 / (side - 1) if side > 1 else 2.0 for side in self.basis_shape])
-        offset = (np.asarray(positions, dtype=np.float64)[:, None, :] - centres) / (self.width * spacing)
+        space = self.space
+        centres = space.embed(space.points(self.basis_shape))  # (n_basis, E)
+        embedded = space.embed(np.asarray(positions, dtype=np.float64))  # (n, E)
+        offset = (embedded[:, None, :] - centres) / (self.width * space.spacing(self.basis_shape))
         gaussians = np.exp(-0.5 * (offset**2).sum(axis=-1))  # (n, n_basis), Eq. (2.3)
         return np.hstack([gaussians, np.ones((len(gaussians), 1))])

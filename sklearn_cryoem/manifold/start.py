@@ -18,6 +18,7 @@ Float64 = NDArray[np.float64]
 MOST_FEATURES_EXACT = 1500  # beyond, the covariance is never formed
 N_SUBSPACE_PASSES = 8
 N_EXTRA_AXES = 8
+SMALLEST_SPREAD = 1e-9  # of nodes along an axis of their embedding: they lie at one place
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ def pca_start(
     rng: np.random.Generator,
     n_jobs: int | None = None,
 ) -> Start:
-    """Spread the nodes over the plane of the first L principal components, deviation on deviation.
+    """Spread the nodes over the plane of the first principal components, deviation on deviation.
+
+    A ring lies in two of them, a torus in two for each of its circles, a sphere in three.
 
     Parameters
     ----------
@@ -63,10 +66,10 @@ def pca_start(
         Number of workers.
     """
     layout = blocks.layout.truncate(n_shells)
-    variances, axes = _principal_axes(blocks, layout, power, basis.nodes.shape[1], rng, n_jobs)
-    nodes = basis.nodes
-    spread = nodes.std(axis=0)  # (L,)
-    unit = np.divide(nodes, spread, out=np.zeros_like(nodes), where=spread > 0)
+    variances, axes = _principal_axes(blocks, layout, power, basis.embedding.shape[1], rng, n_jobs)
+    nodes = basis.embedding
+    spread = nodes.std(axis=0)  # (E,)
+    unit = np.divide(nodes, spread, out=np.zeros_like(nodes), where=spread > SMALLEST_SPREAD)
     mean = power.mean[: layout.n_features]
     templates = mean + (unit * np.sqrt(variances)) @ axes  # (K, P0)
     weights = np.linalg.lstsq(basis.phi, templates, rcond=None)[0]
@@ -104,14 +107,12 @@ def _variance_off_the_plane(
 ) -> float:
     """Noise of plain vectors: what the plane leaves, but enough for neighbouring nodes to overlap."""
     n_features = layout.n_features
-    left = (power.variance[0] * n_features - variances.sum()) / max(n_features - len(variances), 1)
-    spread = np.maximum(basis.nodes.std(axis=0), 1e-12)
-    steps = [
-        2.0 / (side - 1) / spread[axis] * np.sqrt(variances[axis])
-        for axis, side in enumerate(basis.grid_shape)
-        if side > 1
-    ]
-    overlap = (0.5 * max(steps, default=0.0)) ** 2
+    spread = basis.embedding.std(axis=0)  # (E,)
+    has_extent = spread > SMALLEST_SPREAD
+    covered = variances[has_extent]
+    left = (power.variance[0] * n_features - covered.sum()) / max(n_features - len(covered), 1)
+    steps = basis.node_steps[has_extent] * np.sqrt(covered) / spread[has_extent]
+    overlap = (0.5 * steps.max(initial=0.0)) ** 2
     return float(min(max(left, overlap), power.variance[0])) if n_features > 1 else float(power.variance[0])
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem.manifold.grid import LatentBasis, nearest_grid, regular_grid
+from sklearn_cryoem.manifold.grid import LatentBasis, nearest_grid
 
 
 @pytest.mark.parametrize(
@@ -21,11 +21,6 @@ def test_the_nearest_grid_is_near_for_any_number(n_components):
         shape = nearest_grid(n_nodes, n_components)
         assert abs(np.prod(shape) / n_nodes - 1) < 0.2, (n_nodes, shape)
         assert list(shape) == sorted(shape, reverse=True)
-
-
-def test_regular_grids_span_the_cube_and_run_last_axis_fastest():
-    np.testing.assert_array_equal(regular_grid((2, 3)), [[-1, -1], [-1, 0], [-1, 1], [1, -1], [1, 0], [1, 1]])
-    np.testing.assert_array_equal(regular_grid((3, 1)), [[-1, 0], [0, 0], [1, 0]])
 
 
 def test_basis_functions_are_gaussians_of_their_spacing_and_one_constant():
