@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from sklearn_cryoem._version import __version__
 
 if TYPE_CHECKING:
-    from sklearn_cryoem.estimators import MAPAligner, SMLClusterer, load_model, save_model
+    from sklearn_cryoem.estimators import DeepClusterer, MAPAligner, SMLClusterer, load_model, save_model
     from sklearn_cryoem.io import read_particles, write_particles
     from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
 
 _HOMES = {
     "CTFTable": "particles",
+    "DeepClusterer": "estimators",
     "MAPAligner": "estimators",
     "ParticleStack": "particles",
     "Poses": "particles",
@@ -29,6 +30,7 @@ _HOMES = {
 
 __all__ = [  # noqa: RUF022 (alphabetical but for the version)
     "CTFTable",
+    "DeepClusterer",
     "MAPAligner",
     "ParticleStack",
     "Poses",

@@ -1,7 +1,8 @@
 """The scikit-learn estimators, and how to keep them in files."""
 
 from sklearn_cryoem.estimators._persistence import load_model, save_model
+from sklearn_cryoem.estimators.deep_clusterer import DeepClusterer
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 
-__all__ = ["MAPAligner", "SMLClusterer", "load_model", "save_model"]
+__all__ = ["DeepClusterer", "MAPAligner", "SMLClusterer", "load_model", "save_model"]

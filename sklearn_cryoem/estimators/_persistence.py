@@ -14,6 +14,7 @@ import math
 import zipfile
 
 import numpy as np
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem._core.exceptions import ModelFileError
@@ -24,7 +25,7 @@ FORMAT = "sklearn-cryoem model"
 FORMAT_VERSION = 1
 
 _HEADER = "header"
-_ESTIMATORS = ("MAPAligner", "SMLClusterer")  # by name, from sklearn_cryoem.estimators
+_ESTIMATORS = ("DeepClusterer", "MAPAligner", "SMLClusterer")  # by name, from sklearn_cryoem.estimators
 
 
 def save_model(estimator, path, *, overwrite=False):
@@ -32,7 +33,7 @@ def save_model(estimator, path, *, overwrite=False):
 
     Parameters
     ----------
-    estimator : MAPAligner, SMLClusterer, or Pipeline of them
+    estimator : MAPAligner, SMLClusterer, DeepClusterer, or Pipeline of them
         What to keep: its parameters and everything it learned.
     path : path-like
         File to write; by custom it ends in .npz.
@@ -170,6 +171,8 @@ def _encode(value, where, arrays):  # noqa: PLR0911 (one line for each kind of v
     if isinstance(value, Pipeline):
         steps = [[name, _encode(step, f"{where}.{name}", arrays)] for name, step in value.steps]
         return {"$pipeline": steps}
+    if isinstance(value, FrozenEstimator):
+        return {"$frozen": _encode(value.estimator, where, arrays)}
     if type(value).__name__ in _ESTIMATORS and _is_ours(type(value)):
         return _encode_estimator(value, where, arrays)
     raise ModelFileError(
@@ -241,6 +244,7 @@ _DECODERS = {
     "$pipeline": lambda value, arrays: Pipeline(
         [(n, _decode(step, arrays)) for n, step in value["$pipeline"]]
     ),
+    "$frozen": lambda value, arrays: FrozenEstimator(_decode(value["$frozen"], arrays)),
     "$dataclass": _decode_dataclass,
     "$estimator": _decode_estimator,
 }

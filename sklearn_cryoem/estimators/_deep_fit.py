@@ -1,0 +1,141 @@
+"""The steps of DeepClusterer.fit: how many sub-classes, one manifold for each class, one flat numbering."""
+
+import warnings
+from functools import partial
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem.manifold.classes import effective_count
+
+
+def n_subclasses(size, images_per_subclass, min_class_size, max_subclasses):
+    """Sub-classes of a class of `size` images: one for every `images_per_subclass`, 1 if it stays whole.
+
+    Parameters
+    ----------
+    size : int
+        Images of the class.
+    images_per_subclass : int
+        How many images a sub-class should have, on average.
+    min_class_size : int or None
+        Smaller classes stay whole; None for twice `images_per_subclass`.
+    max_subclasses : int or None
+        At most so many.
+    """
+    smallest = 2 * images_per_subclass if min_class_size is None else min_class_size
+    if size < max(smallest, 2):
+        return 1
+    most = size if max_subclasses is None else min(size, max_subclasses)
+    return int(min(max(size // images_per_subclass, 2), most))
+
+
+def fit_subclasses(second, data, rows, counts, seeds, *, n_jobs, verbose):
+    """Fit a copy of `second` to every class that is divided.
+
+    Parameters
+    ----------
+    second : SMLClusterer
+        Copied for every class, with its number of classes set.
+    data : ParticleStack or ndarray
+        All particles, aligned.
+    rows : list of ndarray
+        Particles of each class.
+    counts : list of int
+        Sub-classes of each; 1 leaves it whole.
+    seeds : ndarray of shape (n_classes,), int
+        Seed of each.
+    n_jobs : int or None
+        Classes fitted at a time. A class that is alone gets all workers.
+    verbose : int
+        1 shows progress.
+
+    Returns
+    -------
+    clusterers : list of SMLClusterer or None
+        None for classes that stay whole.
+    """
+    divided = sorted((k for k in range(len(rows)) if counts[k] > 1), key=lambda k: -len(rows[k]))
+    inner = n_jobs if len(divided) == 1 else 1  # workers are not nested
+    tasks = [
+        (clone(second).set_params(n_clusters=counts[k], n_jobs=inner, random_state=int(seeds[k])), rows[k])
+        for k in divided
+    ]
+    clusterers = [None] * len(rows)
+    with (
+        progress(len(tasks), "DeepClusterer: classes", verbose=verbose) as bar,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # told once for all classes, by the caller
+        fits = ordered_map(partial(_fit_class, data), tasks, n_jobs=1 if len(tasks) == 1 else n_jobs)
+        for k, fitted in zip(divided, fits, strict=True):
+            clusterers[k] = fitted
+            bar.update()
+    return clusterers
+
+
+def _fit_class(data, task):
+    clusterer, rows = task
+    return clusterer.fit(data[rows])
+
+
+def summarise(clusterers, rows, n_samples, averages, resolution):
+    """Attributes of the flat classes: labels, averages, sizes, resolutions, and the tree above them.
+
+    Parameters
+    ----------
+    clusterers : list of SMLClusterer or None
+        Of each first class.
+    rows : list of ndarray
+        Particles of each first class.
+    n_samples : int
+        Number of particles.
+    averages, resolution : ndarrays
+        Of the first classes: those of the ones that stay whole.
+    """
+    n_leaves = [1 if fitted is None else len(fitted.class_averages_) for fitted in clusterers]
+    starts = np.cumsum([0, *n_leaves])
+    labels = np.empty(n_samples, dtype=np.int64)
+    for k, (fitted, members) in enumerate(zip(clusterers, rows, strict=True)):
+        labels[members] = starts[k] + (0 if fitted is None else fitted.labels_)
+    sizes = np.bincount(labels, minlength=starts[-1])
+    children = [np.arange(start, start + n) for start, n in zip(starts[:-1], n_leaves, strict=True)]
+    return {
+        "labels_": labels,
+        "parent_label_": np.repeat(np.arange(len(rows)), n_leaves),
+        "children_": children,
+        "class_averages_": np.concatenate(
+            [averages[k][None] if fitted is None else fitted.class_averages_
+             for k, fitted in enumerate(clusterers)]
+        ),
+        "class_resolution_": np.concatenate(
+            [resolution[k : k + 1] if fitted is None else fitted.class_resolution_
+             for k, fitted in enumerate(clusterers)]
+        ),
+        "class_sizes_": sizes,
+        "n_effective_clusters_": effective_count(sizes),
+        "tree_": describe_tree(clusterers, rows, children, sizes),
+    }  # fmt: skip
+
+
+def describe_tree(clusterers, rows, children, sizes):
+    """The classes and their sub-classes in plain lists and numbers, ready for JSON."""
+    classes = []
+    for k, fitted in enumerate(clusterers):
+        subclasses = [{"label": int(label), "n_images": int(sizes[label])} for label in children[k]]
+        if fitted is not None:
+            for subclass, position in zip(subclasses, fitted.latent_nodes_, strict=True):
+                subclass["latent_position"] = [float(value) for value in position]
+        classes.append(
+            {
+                "first_class": k,
+                "n_images": len(rows[k]),
+                "is_whole": fitted is None,
+                "grid_shape": [1] if fitted is None else [int(side) for side in fitted.grid_shape_],
+                "subclasses": subclasses,
+            }
+        )
+    return {"n_images": int(sizes.sum()), "n_classes": len(sizes), "classes": classes}

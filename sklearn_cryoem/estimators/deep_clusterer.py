@@ -1,0 +1,204 @@
+"""DeepClusterer: classes first, then sub-classes inside each by its population."""
+
+import warnings
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state, get_tags
+
+from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem.estimators._deep_first import (
+    check_first,
+    classes_of,
+    classify_training,
+    default_first,
+)
+from sklearn_cryoem.estimators._deep_fit import fit_subclasses, n_subclasses, summarise
+from sklearn_cryoem.estimators._deep_use import DescendsTree
+from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
+from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
+
+
+class DeepClusterer(
+    DescendsTree, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator
+):
+    """Classify particles, then divide each class by statistical manifold learning inside it.
+
+    The second strategy of deep clustering: classes of a first classification are often mixed. The particles
+    of each, in the poses that the first classification found, get a manifold of their own, with as many nodes
+    as its population can feed; every node is a sub-class. What a manifold of all views has no node to spare
+    for comes out here.
+
+    Parameters
+    ----------
+    first : MAPAligner, SMLClusterer, Pipeline or None, default=None
+        The first classification; a Pipeline ends in one of the two. If it is fitted already (or frozen by
+        `sklearn.frozen.FrozenEstimator`, which survives `clone`), it is used as it is; otherwise a copy is
+        fitted. By default a MAPAligner for particles without poses, an SMLClusterer for those that have
+        them, as after a MAPAligner in a Pipeline.
+    second : SMLClusterer or None, default=None
+        Copied for every class, with `n_clusters` by the rule below, and `n_jobs` and `random_state` those of
+        this estimator. By default ``SMLClusterer()``.
+    images_per_subclass : int, default=30
+        A class of n images is divided into n // images_per_subclass sub-classes, at least 2, rounded to the
+        nearest grid.
+    min_class_size : int or None, default=None
+        Classes of fewer images are kept whole: one sub-class, with the average of the first classification.
+        By default twice `images_per_subclass`.
+    max_subclasses : int or None, default=None
+        Sub-classes of one class, at most.
+    n_jobs : int or None, default=None
+        Classes that are divided at a time; a `first` of one's own has its own. Results are the same bits for
+        any number.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the starts inside the classes (and of the default `first`).
+    verbose : int, default=0
+        1 shows progress.
+
+    Attributes
+    ----------
+    labels_ : ndarray of shape (n_images,)
+        Flat class of each training image: sub-classes are numbered through, class by class.
+    first_labels_ : ndarray of shape (n_images,)
+        Class of the first classification of each training image: ``parent_label_[labels_]``.
+    parent_label_ : ndarray of shape (n_classes,)
+        First class that each flat class is part of.
+    children_ : list of ndarray
+        Flat classes of each first class.
+    tree_ : dict
+        The same with sizes and latent positions, in plain lists and numbers, ready for ``json.dumps``.
+    class_averages_ : ndarray of shape (n_classes, D, D)
+        Average of each flat class; vectors for plain input.
+    class_resolution_ : ndarray of shape (n_classes,)
+        Resolution of each; infinite where there is none. In Angstrom (pixels where the pixel size is
+        unknown); NaN for vectors.
+    class_sizes_ : ndarray of shape (n_classes,)
+        Training images of each flat class.
+    n_effective_clusters_ : float
+        exp(entropy of `class_sizes_`), Eq. (3.8).
+    first_ : estimator
+        The fitted first classification.
+    clusterers_ : list of SMLClusterer or None
+        That of each first class; None for those kept whole.
+    poses_ : Poses or None
+        Poses of the training images that the classes were divided with; None where they had none.
+    converged_ : bool
+        Whether all manifolds did.
+    n_features_in_ : int
+        Number of pixels of an image, or of features of a vector.
+
+    Notes
+    -----
+    A particle is handed down to its most probable first class alone: what the first classification puts into
+    the wrong class stays there, in a sub-class of its own at best. Images are read class by class; a stack of
+    files stays in its files.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem import DeepClusterer, SMLClusterer
+    >>> from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+    >>> stack = aligned_to_truth(make_particles("ribosome", 200, box=24, snr=1.0, random_state=0))
+    >>> deep = DeepClusterer(SMLClusterer((2, 2)), images_per_subclass=20, random_state=0).fit(stack)
+    >>> len(deep.children_), deep.predict(stack[:5]).shape
+    (4, (5,))
+    """
+
+    def __init__(
+        self,
+        first=None,
+        second=None,
+        *,
+        images_per_subclass=30,
+        min_class_size=None,
+        max_subclasses=None,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.first = first
+        self.second = second
+        self.images_per_subclass = images_per_subclass
+        self.min_class_size = min_class_size
+        self.max_subclasses = max_subclasses
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        takes = get_tags(SMLClusterer() if self.first is None else self.first).input_tags
+        tags.input_tags.two_d_array = takes.two_d_array
+        tags.input_tags.three_d_array = True
+        return tags
+
+    def fit(self, X, y=None):
+        """Classify particles, then divide their classes.
+
+        Parameters
+        ----------
+        X : ParticleStack, array-like of shape (n_images, D, D) or (n_samples, n_features)
+            Particles; aligned ones if `first` does not align.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : DeepClusterer
+        """
+        self._check_parameters()
+        data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=True)
+        if is_images(X):
+            self.n_features_in_ = data.box**2
+        rng = check_random_state(self.random_state)
+        seed = rng.randint(2**31 - 1)
+        first = self.first
+        if first is None:
+            first = default_first(data, n_jobs=self.n_jobs, random_state=seed, verbose=self.verbose)
+        self.first_, data, self.first_labels_ = classify_training(first, data)
+        averages, resolution = classes_of(self.first_)
+        rows = [np.flatnonzero(self.first_labels_ == k) for k in range(len(averages))]
+        rule = self.images_per_subclass, self.min_class_size, self.max_subclasses
+        self.clusterers_ = fit_subclasses(
+            SMLClusterer() if self.second is None else self.second,
+            data,
+            rows,
+            [n_subclasses(len(members), *rule) for members in rows],
+            rng.randint(2**31 - 1, size=len(rows)),
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
+        )
+        for name, value in summarise(self.clusterers_, rows, len(data), averages, resolution).items():
+            setattr(self, name, value)
+        self.poses_ = data.poses if is_images(X) else None
+        self._tell_convergence()
+        return self
+
+    def _check_parameters(self):
+        check_first(self.first, self)
+        if self.second is not None and not isinstance(self.second, SMLClusterer):
+            raise TypeError(
+                f"The parameter 'second' of {type(self).__name__} is a {type(self.second).__name__}, "
+                "expected an SMLClusterer or None. Put everything else before it, into first=."
+            )
+        counts = {"owner": self, "integer": True}
+        check_number("images_per_subclass", self.images_per_subclass, minimum=1, **counts)
+        check_number("min_class_size", self.min_class_size, minimum=2, allow_none=True, **counts)
+        check_number("max_subclasses", self.max_subclasses, minimum=2, allow_none=True, **counts)
+
+    def _tell_convergence(self):
+        fitted = [clusterer for clusterer in self.clusterers_ if clusterer is not None]
+        restless = sum(not clusterer.converged_ for clusterer in fitted)
+        self.converged_ = restless == 0
+        if restless:
+            warnings.warn(
+                f"DeepClusterer: {restless} of {len(fitted)} manifolds stopped at "
+                f"max_iter={fitted[0].max_iter} before they converged. Raise max_iter or tol of second=.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    @property
+    def _n_features_out(self):
+        fitted = [clusterer for clusterer in self.clusterers_ if clusterer is not None]
+        return fitted[0].latent_nodes_.shape[1] if fitted else 1

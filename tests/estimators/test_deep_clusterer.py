@@ -1,0 +1,254 @@
+"""DeepClusterer: classes, sub-classes by population, one flat numbering with the tree above it."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import make_pipeline
+
+from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, load_model, save_model
+from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.estimators._deep_fit import n_subclasses
+
+QUICK = SMLClusterer(max_resolution=40.0, max_iter=150)
+
+
+def quick_aligner(**options):
+    return MAPAligner(3, n_batches=5, max_iter=2, tol=10.0, random_state=0, **options)
+
+
+@pytest.fixture(scope="module")
+def stack():
+    return make_particles("ribosome", 200, box=24, snr=1.0, n_views=3, max_shift=12.0, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def fitted(stack):
+    return DeepClusterer(quick_aligner(), QUICK, images_per_subclass=20, random_state=0).fit(stack)
+
+
+# ---------------------------------------------------------------- the rule
+@pytest.mark.parametrize(
+    ("size", "count"), [(0, 1), (1, 1), (59, 1), (60, 2), (89, 2), (90, 3), (281, 9), (3961, 132)]
+)
+def test_a_class_gets_a_subclass_for_every_so_many_images_and_small_ones_stay_whole(size, count):
+    assert n_subclasses(size, 30, None, None) == count
+
+
+def test_the_smallest_class_and_the_most_subclasses_can_be_set():
+    assert n_subclasses(40, 30, 40, None) == 2  # divided at all means two at least
+    assert n_subclasses(39, 30, 40, None) == 1
+    assert n_subclasses(1000, 10, None, 25) == 25
+    assert n_subclasses(2, 1, None, None) == 2
+    assert n_subclasses(1, 1, None, None) == 1  # one image has no manifold
+
+
+def test_the_rule_is_what_fit_goes_by(fitted):
+    sizes = np.bincount(fitted.first_labels_, minlength=3)
+    for k, clusterer in enumerate(fitted.clusterers_):
+        if sizes[k] < 40:
+            assert clusterer is None and len(fitted.children_[k]) == 1
+        else:
+            assert clusterer.n_clusters == sizes[k] // 20
+            assert len(fitted.children_[k]) == len(clusterer.latent_nodes_)
+
+
+# ---------------------------------------------------------------- labels and tree
+def test_labels_parents_and_children_are_one_tree(fitted, stack):
+    n_classes = len(fitted.class_averages_)
+    np.testing.assert_array_equal(np.concatenate(fitted.children_), np.arange(n_classes))
+    np.testing.assert_array_equal(fitted.parent_label_[fitted.labels_], fitted.first_labels_)
+    np.testing.assert_array_equal(np.bincount(fitted.labels_, minlength=n_classes), fitted.class_sizes_)
+    tree = json.loads(json.dumps(fitted.tree_))
+    assert tree["n_images"] == len(stack) and tree["n_classes"] == n_classes
+    for k, entry in enumerate(tree["classes"]):
+        assert entry["n_images"] == np.sum(fitted.first_labels_ == k)
+        assert entry["n_images"] == sum(leaf["n_images"] for leaf in entry["subclasses"])
+        assert [leaf["label"] for leaf in entry["subclasses"]] == fitted.children_[k].tolist()
+
+
+def test_each_class_is_divided_as_a_clusterer_of_it_alone_would(fitted, stack):
+    aligned = stack.with_poses(fitted.first_.poses_)
+    for k, clusterer in enumerate(fitted.clusterers_):
+        if clusterer is None:
+            continue
+        rows = np.flatnonzero(fitted.first_labels_ == k)
+        alone = clone(clusterer).fit(aligned[rows])
+        np.testing.assert_array_equal(fitted.labels_[rows], fitted.children_[k][alone.labels_])
+        np.testing.assert_array_equal(fitted.class_averages_[fitted.children_[k]], alone.class_averages_)
+
+
+def test_it_separates_views_that_the_first_classification_mixes():
+    stack = aligned_to_truth(
+        make_particles("ribosome", 300, box=24, snr=1.0, n_views=2, max_shift=12.0, random_state=1)
+    )
+    mixed = SMLClusterer(1, max_resolution=40.0, max_iter=150)
+    deep = DeepClusterer(mixed, QUICK, images_per_subclass=75, random_state=0).fit(stack)
+    assert np.all(deep.first_labels_ == 0)
+    views = stack.truth["view"].to_numpy()
+    mostly = [np.bincount(views[deep.labels_ == k]).max() for k in np.unique(deep.labels_)]
+    assert np.sum(mostly) / len(stack) > 0.97
+
+
+def test_classes_kept_whole_show_the_average_of_the_first_classification(stack):
+    deep = DeepClusterer(quick_aligner(), QUICK, min_class_size=1000, random_state=0).fit(stack)
+    assert deep.clusterers_ == [None, None, None]
+    np.testing.assert_array_equal(deep.labels_, deep.first_.labels_)
+    np.testing.assert_array_equal(deep.class_averages_, deep.first_.class_averages_)
+    np.testing.assert_array_equal(deep.predict_proba(stack[:7]).sum(axis=1), 1.0)
+    np.testing.assert_array_equal(deep.transform(stack[:7]), 0.0)
+
+
+def test_an_empty_first_class_is_a_class_without_images():
+    vectors = np.concatenate([np.zeros((30, 3)), np.full((30, 3), 9.0)]) + np.eye(3)[np.arange(60) % 3]
+    first = SMLClusterer(6, n_components=1).fit(vectors)
+    assert np.any(first.class_sizes_ == 0)
+    deep = DeepClusterer(first, images_per_subclass=10).fit(vectors)
+    assert np.all(np.bincount(deep.parent_label_, minlength=6) >= 1)
+    np.testing.assert_array_equal(deep.predict(vectors), deep.labels_)
+
+
+# ---------------------------------------------------------------- use
+def test_training_particles_come_back_with_their_labels(fitted, stack):
+    np.testing.assert_array_equal(fitted.predict(stack), fitted.labels_)
+    posterior = fitted.predict_proba(stack)
+    np.testing.assert_array_equal(posterior.argmax(axis=1), fitted.labels_)
+    np.testing.assert_allclose(posterior.sum(axis=1), 1.0, rtol=1e-5)
+    own = fitted.parent_label_ == fitted.first_labels_[:, None]
+    assert np.all(posterior[~own] == 0)
+    assert fitted.transform(stack).shape == (len(stack), 2)
+    assert fitted.get_feature_names_out().tolist() == ["deepclusterer0", "deepclusterer1"]
+
+
+def test_particles_do_not_depend_on_what_else_is_in_the_batch(fitted, stack):
+    np.testing.assert_array_equal(fitted.predict(stack[10:20]), fitted.labels_[10:20])
+    backwards = np.arange(len(stack))[::-1]
+    np.testing.assert_array_equal(fitted.predict(stack[backwards]), fitted.labels_[backwards])
+
+
+def test_the_number_of_workers_changes_no_bit(fitted, stack):
+    other = clone(fitted).set_params(n_jobs=3).fit(stack)
+    np.testing.assert_array_equal(other.labels_, fitted.labels_)
+    np.testing.assert_array_equal(other.class_averages_, fitted.class_averages_)
+    np.testing.assert_array_equal(other.predict_proba(stack), fitted.predict_proba(stack))
+
+
+def test_a_fitted_first_is_used_as_it_is_and_an_unfitted_one_is_left_alone(stack, fitted):
+    template = quick_aligner()
+    DeepClusterer(template, QUICK, min_class_size=1000).fit(stack)
+    assert not hasattr(template, "poses_")
+    known = fitted.first_
+    for first in (known, FrozenEstimator(known), clone(FrozenEstimator(known))):
+        deep = DeepClusterer(first, QUICK, images_per_subclass=20, random_state=0).fit(stack)
+        assert deep.first_ is known
+        np.testing.assert_array_equal(deep.first_labels_, known.labels_)
+        np.testing.assert_array_equal(deep.labels_, fitted.labels_)
+
+
+def test_a_pipeline_can_be_the_first_classification(stack):
+    first = make_pipeline(quick_aligner(), SMLClusterer((2, 1), max_resolution=40.0, max_iter=150))
+    deep = DeepClusterer(first, QUICK, images_per_subclass=40, random_state=0).fit(stack)
+    np.testing.assert_array_equal(deep.poses_.angle_rad, deep.first_[0].poses_.angle_rad)
+    np.testing.assert_array_equal(deep.first_labels_, deep.first_[-1].labels_)
+    assert deep.predict(stack[:10]).shape == (10,)
+    np.testing.assert_array_equal(deep.align(stack[:9]).poses.angle_rad, deep.poses_.angle_rad[:9])
+
+
+def test_it_is_a_step_of_a_pipeline_after_the_aligner(stack):
+    pipeline = make_pipeline(
+        quick_aligner(), DeepClusterer(SMLClusterer((2, 1), max_resolution=40.0, max_iter=150), QUICK)
+    )
+    labels = pipeline.fit_predict(stack)
+    np.testing.assert_array_equal(pipeline.predict(stack), labels)
+    assert pipeline[-1].poses_ is not None
+    with pytest.raises(ValueError, match="Align the particles before"):
+        pipeline[-1].align(stack)
+
+
+def test_by_default_particles_without_poses_are_aligned_and_others_are_not(stack):
+    with pytest.raises(ValueError, match="50 references"):  # a MAPAligner() with its 50 classes
+        DeepClusterer().fit(stack[:40])
+    aligned = aligned_to_truth(stack)
+    deep = DeepClusterer(second=QUICK).fit(aligned)
+    assert isinstance(deep.first_, SMLClusterer)
+    assert deep.poses_ is aligned.poses
+
+
+def test_images_stay_in_their_file(tmp_path):
+    stack = make_particles(
+        "ribosome", 150, box=24, snr=1.0, n_views=2, path=tmp_path / "p.mrcs", random_state=0
+    )
+    deep = DeepClusterer(quick_aligner(), QUICK, images_per_subclass=20, random_state=0)
+    in_file = deep.fit(stack).labels_
+    assert not deep.align(stack).is_in_memory
+    inside = stack._replace(images=stack.read())
+    np.testing.assert_array_equal(clone(deep).fit(inside).labels_, in_file)
+
+
+def test_a_saved_model_predicts_the_same(fitted, stack, tmp_path):
+    save_model(fitted, tmp_path / "deep.npz")
+    loaded = load_model(tmp_path / "deep.npz")
+    np.testing.assert_array_equal(loaded.predict(stack), fitted.labels_)
+    assert loaded.tree_ == fitted.tree_
+    frozen = DeepClusterer(FrozenEstimator(fitted.first_), QUICK)
+    save_model(frozen, tmp_path / "frozen.npz")
+    first = load_model(tmp_path / "frozen.npz").first
+    assert isinstance(first, FrozenEstimator)
+    np.testing.assert_array_equal(first.estimator.labels_, fitted.first_.labels_)
+
+
+# ---------------------------------------------------------------- bad input
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"first": SMLClusterer}, "the class SMLClusterer, expected an estimator that finds classes"),
+        ({"first": "map"}, "is a str, expected an estimator"),
+        ({"second": MAPAligner()}, "is a MAPAligner, expected an SMLClusterer"),
+        ({"images_per_subclass": 0}, "'images_per_subclass'"),
+        ({"min_class_size": 1}, "'min_class_size'"),
+        ({"max_subclasses": 1}, "'max_subclasses'"),
+    ],
+)
+def test_parameters_are_checked_in_fit(stack, parameters, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        DeepClusterer(**parameters).fit(stack)
+
+
+def test_a_first_without_class_averages_is_refused(rng):
+    from sklearn.cluster import KMeans
+
+    with pytest.raises(TypeError, match="KMeans has no class_averages_"):
+        DeepClusterer(KMeans(2)).fit(rng.normal(size=(50, 4)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((5, 24)), np.zeros((5, 24, 20)), np.full((5, 24, 24), np.nan)],
+    ids=["2-D", "oblong", "nan"],
+)
+def test_what_is_not_a_stack_of_square_images_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"expected|NaN"):
+        DeepClusterer(quick_aligner()).fit(wrong)
+
+
+def test_vectors_are_refused_by_a_model_of_images_and_the_other_way_round(fitted, stack):
+    with pytest.raises(ValueError, match=r"was fitted on images. Give a ParticleStack"):
+        fitted.predict(np.zeros((5, 24)))
+    vectors = np.random.default_rng(0).normal(size=(80, 3))
+    with pytest.raises(ValueError, match=r"was fitted on vectors. Give an array"):
+        DeepClusterer(SMLClusterer(2), images_per_subclass=20).fit(vectors).predict(stack)
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "transform", "align"])
+def test_every_method_says_when_nothing_was_fitted(stack, method):
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        getattr(DeepClusterer(), method)(stack)
+
+
+def test_manifolds_that_did_not_converge_are_told_of_once(stack, fitted):
+    with pytest.warns(ConvergenceWarning, match="of . manifolds stopped at max_iter=2 .*second=") as told:
+        deep = DeepClusterer(fitted.first_, SMLClusterer(max_iter=2), images_per_subclass=20).fit(stack)
+    assert len(told) == 1 and not deep.converged_
