@@ -24,6 +24,7 @@ Int = NDArray[np.int64]
 
 BLOCK_SIZE = 512  # even: a block starts at an even row, so half sets are its rows [0::2] and [1::2]
 N_SHARDS = 16  # tasks of one pass over the data; fixed, so that results never depend on n_jobs
+ROWS_AT_ONCE = 64  # of arrays whose temporaries should be small
 MAX_START_SAMPLES = 10_000  # images looked at to choose the start and the prior
 
 
@@ -85,6 +86,18 @@ class FeatureLayout:
         """Return the layout of the first `n_shells` shells: a prefix."""
         n_kept = int(np.searchsorted(self.shell, n_shells))
         return FeatureLayout(self.shell[:n_kept], self.norm_index[:n_kept], self.information)
+
+    def features_of(self, shell: int) -> slice:
+        """Columns of the features of one shell."""
+        start = int(self.shell_starts[shell])
+        return slice(start, start + int(self.shell_sizes[shell]))
+
+    def sum_squares(self, values: Float64) -> Float64:
+        """Sum squares of features (n, P) over those that share a column of c^2; (n, Q)."""
+        sums = np.empty((len(values), self.n_norms))
+        for rows in row_blocks(len(values), ROWS_AT_ONCE):  # so that no whole square need exist
+            sums[rows] = self.sum_norms(values[rows] ** 2)
+        return sums
 
     def sum_norms(self, values: Float64) -> Float64:
         """Sum features (..., P) over those that share a column of c^2; (..., Q)."""

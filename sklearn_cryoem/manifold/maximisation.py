@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgWarning
-from scipy.linalg.blas import dsyrk
-from scipy.linalg.lapack import dposv
 
-from sklearn_cryoem._core.workers import ordered_map, row_blocks
+from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.manifold.blocks import FeatureLayout
 from sklearn_cryoem.manifold.expectation import Statistics
 from sklearn_cryoem.manifold.grid import LatentBasis
+from sklearn_cryoem.manifold.systems import Solution, solve_systems
 
 Float64 = NDArray[np.float64]
 
-SYSTEMS_PER_TASK = 128
 SMALLEST_VARIANCE = 1e-6  # of the variance a shell has to start with; duplicates would drive it to 0
-
-
-class Solution(NamedTuple):
-    """Weights of some columns of c^2, and how many of their systems were singular."""
-
-    weights: Float64
-    n_singular: int
 
 
 def solve_weights(
@@ -54,7 +44,7 @@ def solve_weights(
     layout : FeatureLayout
         The shells in use.
     n_jobs : int, optional
-        Number of workers.
+        Number of workers, which share the shells.
 
     Returns
     -------
@@ -67,16 +57,14 @@ def solve_weights(
 
     Notes
     -----
-    One Cholesky factorisation for each column of c^2: O(Q (K M^2 + M^3)).
+    One system for each column of c^2. A shell with few columns (no CTF, or no astigmatism) factorises each,
+    O(K M^2 + M^3); a shell with many factorises their mean alone and lets conjugate gradients do the rest,
+    O(K M) a feature and step, Eq. (3.30).
     """
     # Divided by beta, the prior is all that noise has to say: W stays the same and the scale moderate.
     ridge = alpha * noise_variance / layout.information  # (S,)
-    ridge_of_norm = ridge[layout.shell[layout.norm_starts]]  # (Q,)
-    right = basis.phi.T @ statistics.cross  # (M + 1, P)
-    edges = np.append(layout.norm_starts, layout.n_features)  # (Q + 1,)
-    tasks = row_blocks(layout.n_norms, SYSTEMS_PER_TASK)
-    solve = partial(_solve_systems, basis.phi, statistics.gram, ridge_of_norm, right, edges)
-    solutions = list(ordered_map(solve, tasks, n_jobs=n_jobs))
+    solve = partial(_solve_shell, basis.phi, statistics, ridge, layout)
+    solutions = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs))
     n_singular = sum(solution.n_singular for solution in solutions)
     if n_singular:
         warnings.warn(
@@ -89,25 +77,15 @@ def solve_weights(
     return np.hstack([solution.weights for solution in solutions])
 
 
-def _solve_systems(
-    phi: Float64, gram: Float64, ridge: Float64, right: Float64, edges: NDArray[np.int64], systems: slice
+def _solve_shell(
+    phi: Float64, statistics: Statistics, ridge: Float64, layout: FeatureLayout, shell: int
 ) -> Solution:
-    """Solve (Phi^T diag(G_q) Phi + ridge_q I0) W_q = right_q for the columns q of `systems`, Eq. (3.3)."""
-    columns: list[Float64] = []
-    n_singular = 0
-    diagonal = np.arange(phi.shape[1] - 1)  # I0: every weight but the bias
-    for q in range(systems.start, systems.stop):
-        wanted = right[:, edges[q] : edges[q + 1]]  # (M + 1, features of q)
-        scaled = np.sqrt(gram[:, q, None]) * phi  # (K, M + 1); gram is a sum of squares
-        left = dsyrk(1.0, scaled.T, lower=1)  # (M + 1, M + 1), its lower triangle
-        left[diagonal, diagonal] += ridge[q]
-        _, solution, info = dposv(left, wanted, lower=1)
-        if info != 0 or not np.isfinite(solution).all():
-            n_singular += 1
-            whole = np.tril(left) + np.tril(left, -1).T
-            solution = np.linalg.lstsq(whole, wanted, rcond=None)[0]
-        columns.append(solution)
-    return Solution(np.hstack(columns), n_singular)
+    """Weights of one shell: its systems share the prior and nearly share G."""
+    features = layout.features_of(shell)
+    column = layout.norm_index[features]  # of c^2, of each feature; ascending
+    gram = statistics.gram[:, column[0] : column[-1] + 1]  # (K, columns of the shell)
+    right = phi.T @ statistics.cross[:, features]  # (M + 1, features of the shell)
+    return solve_systems(phi, gram, float(ridge[shell]), right, column - column[0])
 
 
 def update_noise(
@@ -132,8 +110,10 @@ def update_noise(
     -------
     noise_variance : ndarray of shape (S,), float64
     """
-    explained = layout.sum_shells((statistics.cross * templates).sum(axis=0))  # <B', mu>, (S,)
-    norms = (statistics.gram * layout.sum_norms(templates**2)).sum(axis=0)  # <G', mu^2>, (Q,)
+    # einsum, so that nothing of the size of the statistics is made
+    products = np.einsum("kp,kp->p", statistics.cross, templates)
+    explained = layout.sum_shells(products)  # <B', mu>, (S,)
+    norms = np.einsum("kq,kq->q", statistics.gram, layout.sum_squares(templates))  # <G', mu^2>, (Q,)
     norm_shell = layout.shell[layout.norm_starts]
     modelled = np.bincount(norm_shell, weights=norms, minlength=layout.n_shells)  # (S,)
     residual = statistics.power - 2.0 * explained + modelled  # (S,), Eq. (3.4)
