@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import starfile
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import atomic_path, check_may_write
@@ -16,7 +14,9 @@ from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.io._cryosparc_table import cryosparc_records
 from sklearn_cryoem.io._image_names import names_on_disk
 from sklearn_cryoem.io._relion_table import relion_tables
+from sklearn_cryoem.io._star_text import star_parts
 from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.classes import check_labels
 from sklearn_cryoem.particles.mrc_files import write_mrc_blocks
 
 _BLOCK_BYTES = 32 * 2**20
@@ -71,7 +71,7 @@ def write_particles(
     """
     path = Path(path)
     kind = path.suffix.lower()
-    checked_labels = None if labels is None else _labels(labels, len(stack))
+    checked_labels = None if labels is None else check_labels(labels, len(stack))
     extra = _columns(columns or {}, len(stack))
     if kind == ".star":
         _write_star(stack, path, checked_labels, extra, write_images, overwrite=overwrite)
@@ -91,16 +91,6 @@ def write_particles(
         raise ParticleDataError(
             f"{path}: particles are written to .star, .cs or .mrcs files. Change the suffix."
         )
-
-
-def _labels(labels: Any, n_images: int) -> np.ndarray:
-    array = np.asarray(labels)
-    if array.shape != (n_images,) or not np.issubdtype(array.dtype, np.integer) or (array < -1).any():
-        raise ValueError(
-            f"labels has shape {array.shape} and dtype {array.dtype}, expected ({n_images},) integers from 0 "
-            "(-1 for none). Give one label for each particle of the stack."
-        )
-    return array.astype(np.int64)
 
 
 def _columns(columns: Mapping[str, Any], n_images: int) -> dict[str, np.ndarray]:
@@ -145,18 +135,10 @@ def _write_star(
     for name, values in columns.items():
         tables.particles[name] = values
     with atomic_path(path, overwrite=overwrite) as temporary:
-        temporary.write_text(star_text(tables.blocks()), encoding="utf-8")
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.writelines(star_parts(tables.blocks()))
         if new_images:  # before the STAR file takes its place: it never names images that are not there
             _write_images(stack, images_path, overwrite=overwrite)
-
-
-def star_text(blocks: dict[str, pd.DataFrame]) -> str:
-    """Tables as the text of a STAR file, with as many digits as the numbers have."""
-    plain = {
-        name: table.astype({column: int for column in table.columns if table[column].dtype == bool})
-        for name, table in blocks.items()
-    }
-    return starfile.to_string(plain, float_format=None, na_rep="nan")
 
 
 def _write_images(stack: ParticleStack, path: Path, *, overwrite: bool) -> None:

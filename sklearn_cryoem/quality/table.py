@@ -15,6 +15,7 @@ from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.classes import check_labels
 from sklearn_cryoem.particles.features import DEFAULT_MASK_SHARE
 from sklearn_cryoem.physics.fourier import HalfPlane, half_plane
 from sklearn_cryoem.quality.halves import class_sums
@@ -74,7 +75,8 @@ def class_quality(
     -------
     DataFrame of n_classes rows, in the order of the classes
         ``class`` (from 1, as in files), ``size``, ``soft_size``, ``resolution`` (where the correlation of the
-        half averages falls below 0.143; infinite where it starts there), ``snr`` (signal over noise in one image), ``information``
+        half averages falls below 0.143; infinite where it starts there), ``snr`` (signal over noise in one
+        image), ``information``
         (bits in an average of 100 such particles), ``strength`` (power at low resolution over the median of
         particles), ``contrast`` (of the middle over the rim, in standard deviations), ``edge`` (signal at the
         rim over that in the middle), ``offset`` (of the centre of mass, over the mask's radius),
@@ -102,7 +104,7 @@ def class_quality(
     >>> table[["class", "keep"]].values.tolist()
     [[1, True], [2, True]]
     """
-    label = _labels(labels, len(stack))
+    label = check_labels(labels, len(stack))
     n_classes = _number_of_classes(label, n_classes)
     unit = 1.0 if stack.pixel_size is None else stack.pixel_size
     side = stack.box * unit
@@ -128,7 +130,7 @@ def class_quality(
     table["posterior"] = [
         np.nan if certain is None or not len(some) else certain[some].mean() for some in rows
     ]
-    table["stability"] = _stability([_labels(other, len(label)) for other in other_labels], rows)
+    table["stability"] = _stability([check_labels(other, len(label)) for other in other_labels], rows)
     return suggest_classes(table)
 
 
@@ -140,16 +142,6 @@ def _measure(
     unit = 1.0 if stack.pixel_size is None else stack.pixel_size
     wide = None if diameter <= DEFAULT_MASK_SHARE * stack.box * unit else diameter
     return measure_class(class_sums(stack[rows], plane, wide), plane, unit, 0.5 * diameter / unit)
-
-
-def _labels(labels: Any, n_images: int) -> NDArray[np.int64]:
-    array = np.asarray(labels)
-    if array.shape != (n_images,) or array.dtype.kind not in "iu" or (array.size and array.min() < -1):
-        raise ValueError(
-            f"labels has shape {array.shape} and dtype {array.dtype}, expected ({n_images},) integers from 0 "
-            "(-1 for none). Give one label for each particle; subtract 1 from rlnClassNumber."
-        )
-    return array.astype(np.int64)
 
 
 def _number_of_classes(label: NDArray[np.int64], given: int | None) -> int:

@@ -1,0 +1,130 @@
+"""Classes of particles as a column of their table, which survives slicing, joining and writing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem.particles.stack import ParticleStack
+
+RELION_CLASS, CRYOSPARC_CLASS = "rlnClassNumber", "alignments2D/class"
+
+
+def class_column(stack: ParticleStack) -> str:
+    """Name of the column that holds classes: cryoSPARC's (from 0) of its particles, else RELION's (from 1)."""
+    return CRYOSPARC_CLASS if "uid" in stack.metadata.columns else RELION_CLASS
+
+
+def with_classes(stack: ParticleStack, labels: Any) -> ParticleStack:
+    """Return the same particles with their classes in their table.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles.
+    labels : array_like of shape (n_images,), int
+        Class of each particle from 0; -1 for none.
+
+    Returns
+    -------
+    ParticleStack
+        With ``rlnClassNumber`` from 1 (0 for none), or ``alignments2D/class`` from 0 for particles of cryoSPARC,
+        among its metadata: what slices, joins and `write_particles` keep.
+
+    Raises
+    ------
+    ValueError
+        If there is not one label for each particle, or a particle of cryoSPARC has none.
+    """
+    label = check_labels(labels, len(stack))
+    column = class_column(stack)
+    if column == RELION_CLASS:
+        return stack.with_metadata(**{column: label + 1})
+    if (label < 0).any():
+        raise ValueError(
+            f"{(label < 0).sum():,} particles have no class (-1), which {CRYOSPARC_CLASS} cannot say. "
+            "Select the particles that have one first."
+        )
+    return stack.with_metadata(**{column: label.astype(np.uint32)})
+
+
+def class_labels(stack: ParticleStack) -> NDArray[np.int64] | None:
+    """Class of each particle from 0 as its table says, -1 for none; None if it does not say.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles, as read from a file or from `with_classes`.
+
+    Returns
+    -------
+    ndarray of shape (n_images,), int, or None
+    """
+    column = class_column(stack)
+    metadata = stack.metadata
+    if column not in metadata.columns:
+        return None
+    first = 1 if column == RELION_CLASS else 0
+    return np.asarray(metadata[column].to_numpy(dtype=np.float64) - first).astype(np.int64)
+
+
+def select_classes(stack: ParticleStack, labels: Any, classes: Any) -> ParticleStack:
+    """Return the particles of some classes, in their order, with their classes in their table.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles.
+    labels : array_like of shape (n_images,), int, or None
+        Class of each particle from 0, as `labels_`; None for those that the particles were read with.
+    classes : array_like of int
+        Classes to keep, from 0: one less than the numbers in files and pictures.
+
+    Returns
+    -------
+    ParticleStack
+        See `with_classes` for the column.
+
+    Raises
+    ------
+    ValueError
+        If the labels do not fit, a class is named that no particle has, or there are no labels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_cryoem import ParticleStack
+    >>> stack = ParticleStack(np.random.default_rng(0).normal(size=(6, 8, 8)))
+    >>> chosen = select_classes(stack, [0, 1, 2, 0, 1, 2], [0, 2])
+    >>> chosen.metadata["rlnClassNumber"].tolist()
+    [1, 3, 1, 3]
+    """
+    label = class_labels(stack) if labels is None else check_labels(labels, len(stack))
+    if label is None:
+        raise ValueError(
+            f"The particles have no column {class_column(stack)}, so their classes are not known. Pass labels."
+        )
+    wanted = np.unique(np.asarray(classes))
+    if wanted.size == 0 or wanted.dtype.kind not in "iu":
+        raise ValueError(f"classes is {classes!r}, expected class numbers from 0. Name at least one class.")
+    unknown = np.setdiff1d(wanted, label)
+    if unknown.size:
+        raise ValueError(
+            f"No particle is in class(es) {unknown.tolist()} (from 0); there are {np.unique(label).tolist()}. "
+            "Subtract 1 from the numbers in files and pictures."
+        )
+    rows = np.flatnonzero(np.isin(label, wanted))
+    return with_classes(stack[rows], label[rows])
+
+
+def check_labels(labels: Any, n_images: int) -> NDArray[np.int64]:
+    """Return labels as int64, one for each particle, from -1; raise ValueError otherwise."""
+    array = np.asarray(labels)
+    if array.shape != (n_images,) or array.dtype.kind not in "iu" or (array.size and array.min() < -1):
+        raise ValueError(
+            f"labels has shape {array.shape} and dtype {array.dtype}, expected ({n_images},) integers from 0 "
+            "(-1 for none). Give one label for each particle of the stack."
+        )
+    return array.astype(np.int64)
