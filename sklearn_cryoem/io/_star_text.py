@@ -64,7 +64,7 @@ def _cell(value: object, label: object) -> str:
     quote = next((mark for mark in "\"'" if mark not in value), None)
     if quote is None or "\n" in value or "\r" in value:
         raise ParticleDataError(
-            f"The value {value!r} of column {label} cannot be written to a STAR file: it has a line break, or "
+            f"The value {value!r} of column {label} cannot be written to a STAR file: it has a line break or "
             "both kinds of quotes. Change it, or drop the column."
         )
     return f"{quote}{value}{quote}"

@@ -54,7 +54,8 @@ def write_class_averages(
     Returns
     -------
     Path
-        The STAR file: its block ``data_model_classes`` is what ``relion_refine --ref`` and RELION's display read.
+        The STAR file. Its block ``data_model_classes`` is what ``relion_refine --ref`` and RELION's display
+        read.
 
     Raises
     ------

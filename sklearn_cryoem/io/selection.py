@@ -1,4 +1,4 @@
-"""Selections of classes as JSON files: what the report, the command line and a notebook hand to each other."""
+"""Selections of classes as JSON files, which report, command line and notebook hand to each other."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def read_selection(path: str | Path) -> Selection:
     classes = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(classes, list) or not all(_is_class_number(number) for number in classes):
         raise ParticleDataError(
-            f'{path}: no selection, which is {{"version": {SELECTION_VERSION}, "classes": [1, 4, 7]}} with class '
-            "numbers from 1. Export it from a report, or write it by hand."
+            f'{path}: no selection, which is {{"version": {SELECTION_VERSION}, "classes": [1, 4, 7]}} with '
+            "class numbers from 1. Export it from a report, or write it by hand."
         )
     version = content.get("version", SELECTION_VERSION)
     if not isinstance(version, int) or version > SELECTION_VERSION:

@@ -27,6 +27,8 @@ def write_particles(
     path: str | Path,
     *,
     labels: Any = None,
+    posterior: Any = None,
+    latent_positions: Any = None,
     columns: Mapping[str, Any] | None = None,
     write_images: bool | None = None,
     overwrite: bool = False,
@@ -42,8 +44,12 @@ def write_particles(
         ``.star``, ``.cs`` (only for particles that were read from one) or ``.mrcs`` (images alone).
     labels : array_like of shape (n_images,), int, optional
         Class of each particle from 0, written as ``rlnClassNumber`` from 1; -1 becomes 0, no class.
+    posterior : array_like of shape (n_images,), optional
+        Posterior of that class, written as ``rlnMaxValueProbDistribution``.
+    latent_positions : array_like of shape (n_images, n_components), optional
+        Places in a latent space, written as ``smlLatent1``, ``smlLatent2``, ..
     columns : mapping of str to array_like of shape (n_images,), optional
-        More columns, for example latent positions. RELION warns about labels that it does not know, and
+        More columns. RELION warns about labels that it does not know, and
         keeps them.
     write_images : bool, optional
         Whether to write the images too, as they are read (preprocessed), to a .mrcs file of the same name
@@ -58,7 +64,7 @@ def write_particles(
     FileNotFoundError
         If the folder does not exist.
     ValueError
-        If `labels` or `columns` do not have one value per particle.
+        If labels, posterior, latent positions or columns do not have one value per particle.
     ParticleDataError
         If the format cannot hold the particles.
 
@@ -73,6 +79,7 @@ def write_particles(
     kind = path.suffix.lower()
     checked_labels = None if labels is None else check_labels(labels, len(stack))
     extra = _columns(columns or {}, len(stack))
+    extra |= _columns(_of_classification(posterior, latent_positions, kind), len(stack))
     if kind == ".star":
         _write_star(stack, path, checked_labels, extra, write_images, overwrite=overwrite)
     elif kind == ".cs":
@@ -91,6 +98,25 @@ def write_particles(
         raise ParticleDataError(
             f"{path}: particles are written to .star, .cs or .mrcs files. Change the suffix."
         )
+
+
+def _of_classification(posterior: Any, latent_positions: Any, kind: str) -> dict[str, np.ndarray]:
+    """Columns of posterior and latent positions by the names of the format."""
+    named = {}
+    if posterior is not None:
+        in_cs = kind == ".cs"
+        label = "alignments2D/class_posterior" if in_cs else "rlnMaxValueProbDistribution"
+        values = np.round(np.asarray(posterior, dtype=np.float64), 6)
+        named[label] = values.astype(np.float32) if in_cs else values
+    if latent_positions is not None:
+        places = np.asarray(latent_positions, dtype=np.float64)
+        if places.ndim != 2:
+            raise ValueError(
+                f"latent_positions has shape {places.shape}, expected (n_images, n_components). "
+                "Give what transform returns."
+            )
+        named |= {f"smlLatent{i + 1}": np.round(places[:, i], 6) for i in range(places.shape[1])}
+    return named
 
 
 def _columns(columns: Mapping[str, Any], n_images: int) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ RELION_CLASS, CRYOSPARC_CLASS = "rlnClassNumber", "alignments2D/class"
 
 
 def class_column(stack: ParticleStack) -> str:
-    """Name of the column that holds classes: cryoSPARC's (from 0) of its particles, else RELION's (from 1)."""
+    """Name of the column of classes: cryoSPARC's (from 0) for its own particles, else RELION's (from 1)."""
     return CRYOSPARC_CLASS if "uid" in stack.metadata.columns else RELION_CLASS
 
 
@@ -30,8 +30,8 @@ def with_classes(stack: ParticleStack, labels: Any) -> ParticleStack:
     Returns
     -------
     ParticleStack
-        With ``rlnClassNumber`` from 1 (0 for none), or ``alignments2D/class`` from 0 for particles of cryoSPARC,
-        among its metadata: what slices, joins and `write_particles` keep.
+        With ``rlnClassNumber`` from 1 (0 for none), or ``alignments2D/class`` from 0 for particles of
+        cryoSPARC, among its metadata: what slices, joins and `write_particles` keep.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def select_classes(stack: ParticleStack, labels: Any, classes: Any) -> ParticleS
     label = class_labels(stack) if labels is None else check_labels(labels, len(stack))
     if label is None:
         raise ValueError(
-            f"The particles have no column {class_column(stack)}, so their classes are not known. Pass labels."
+            f"The particles have no column {class_column(stack)}: their classes are not known. Pass labels."
         )
     wanted = np.unique(np.asarray(classes))
     if wanted.size == 0 or wanted.dtype.kind not in "iu":
@@ -112,7 +112,7 @@ def select_classes(stack: ParticleStack, labels: Any, classes: Any) -> ParticleS
     unknown = np.setdiff1d(wanted, label)
     if unknown.size:
         raise ValueError(
-            f"No particle is in class(es) {unknown.tolist()} (from 0); there are {np.unique(label).tolist()}. "
+            f"No particle is in class(es) {unknown.tolist()} (from 0), only in {np.unique(label).tolist()}. "
             "Subtract 1 from the numbers in files and pictures."
         )
     rows = np.flatnonzero(np.isin(label, wanted))
