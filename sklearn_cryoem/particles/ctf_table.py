@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_cryoem.particles._rows import Immutable, column, read_only, row_key
-from sklearn_cryoem.physics.ctf import contrast_transfer
+from sklearn_cryoem.physics.ctf import contrast_transfer_table
 
 
 @dataclass(eq=False, repr=False)
@@ -122,20 +122,19 @@ class CTFTable(Immutable):
             angle = np.where(mirrored, -angle, angle)
         if rotation_rad is not None:
             angle = angle + np.asarray(rotation_rad)  # Eq. (1.6)
-        values = contrast_transfer(
-            np.asarray(frequency)[None, :],
-            np.asarray(azimuth)[None, :],
-            defocus_u_angstrom=self.defocus_u_angstrom[:, None],
-            defocus_v_angstrom=self.defocus_v_angstrom[:, None],
-            astigmatism_angle_rad=angle[:, None],
-            voltage_volts=self.voltage_volts[:, None],
-            cs_angstrom=self.cs_angstrom[:, None],
-            amplitude_contrast=self.amplitude_contrast[:, None],
-            phase_shift_rad=self.phase_shift_rad[:, None],
-            b_factor_angstrom2=self.b_factor_angstrom2[:, None],
-            scale=self.scale[:, None],
+        return contrast_transfer_table(
+            frequency,
+            azimuth,
+            defocus_u_angstrom=self.defocus_u_angstrom,
+            defocus_v_angstrom=self.defocus_v_angstrom,
+            astigmatism_angle_rad=angle,
+            voltage_volts=self.voltage_volts,
+            cs_angstrom=self.cs_angstrom,
+            amplitude_contrast=self.amplitude_contrast,
+            phase_shift_rad=self.phase_shift_rad,
+            b_factor_angstrom2=self.b_factor_angstrom2,
+            scale=self.scale,
         )  # (n_images, J)
-        return values.astype(np.float32, copy=False)
 
     def is_isotropic(self, tolerance_angstrom: float = 1.0) -> bool:
         """Whether no particle's astigmatism |du - dv| exceeds `tolerance_angstrom`."""

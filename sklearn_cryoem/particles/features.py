@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.manifold.blocks import BLOCK_SIZE, FeatureBlock, FeatureLayout
 from sklearn_cryoem.particles.stack import ParticleStack
 from sklearn_cryoem.physics.fourier import Complex64, Float32, HalfPlane, fourier_features, fourier_resize
@@ -17,7 +18,7 @@ from sklearn_cryoem.physics.masks import mask_background, soft_disc
 from sklearn_cryoem.physics.rotation import aligned_features
 
 CACHE_BYTES = 256 * 2**20
-ROWS_AT_ONCE = 64  # what is prepared together: small enough for the processor's caches
+PIXELS_AT_ONCE = 2**18  # prepared together: small enough for the processor's caches
 EDGE_SHARE = 0.06  # of the box: width of the mask's soft edge
 DEFAULT_MASK_SHARE = 0.9  # of the box: diameter of the mask by default
 CROP_MARGIN = 1.5  # times the box that k_max needs: rotation reads between the frequencies
@@ -142,17 +143,19 @@ class FeatureBlocks:
         has_norm = self.stack.ctf is not None
         norm = np.empty((stop - start, layout.n_norms), dtype=np.float32) if has_norm else None
         power = np.empty((stop - start, layout.n_shells))
-        for first in range(start, stop, ROWS_AT_ONCE):
-            rows = slice(first, min(first + ROWS_AT_ONCE, stop))
-            here = slice(rows.start - start, rows.stop - start)
-            values = self._features(rows, plane).view(np.float32)  # (n, 2 J)
-            power[here] = layout.sum_shells(values**2)
+        for here in row_blocks(stop - start, max(1, PIXELS_AT_ONCE // self.stack.box**2)):
+            rows = slice(start + here.start, start + here.stop)
+            features = self._features(rows, plane)  # (n, J)
+            power[here] = _shell_powers(features, layout)
             if norm is None:
-                data[here] = values
+                data[here] = features.view(np.float32)
             else:
                 ctf = self._ctf(rows, plane)  # (n, Q)
-                np.multiply(values, ctf[:, layout.norm_index], out=data[here])
-                norm[here] = ctf**2
+                np.square(ctf, out=norm[here])
+                if layout.n_norms < plane.n_coefficients:
+                    ctf = np.take(ctf, layout.norm_index[::2], axis=1)  # (n, J)
+                np.multiply(features.real, ctf, out=data[here, 0::2])
+                np.multiply(features.imag, ctf, out=data[here, 1::2])
         return FeatureBlock(data, norm, power)
 
     def _features(self, rows: slice, plane: HalfPlane) -> Complex64:
@@ -183,6 +186,13 @@ class FeatureBlocks:
     def __getstate__(self) -> dict[str, Any]:
         # workers in other processes make what they need: features are larger than what they come from
         return {**self.__dict__, "_cache": {}}
+
+
+def _shell_powers(features: Complex64, layout: FeatureLayout) -> np.ndarray:
+    """Sum of y^2 over each shell; (n, S), float64."""
+    squares = np.square(features.real)
+    squares += np.square(features.imag)  # (n, J)
+    return np.add.reduceat(squares, layout.shell_starts // 2, axis=1, dtype=np.float64)
 
 
 def _cropped(images: Float32, plane: HalfPlane, shift: Any) -> tuple[Float32, HalfPlane, Any]:

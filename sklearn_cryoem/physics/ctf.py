@@ -73,3 +73,70 @@ def contrast_transfer(
     envelope = np.asarray(scale) * np.exp(-0.25 * np.asarray(b_factor_angstrom2) * s2)
     precision = np.float32 if s.dtype == np.float32 else np.float64
     return np.asarray(np.sin(chi) * envelope, dtype=precision)
+
+
+def contrast_transfer_table(
+    frequency: ArrayLike,
+    azimuth: ArrayLike,
+    *,
+    defocus_u_angstrom: ArrayLike,
+    defocus_v_angstrom: ArrayLike,
+    astigmatism_angle_rad: ArrayLike,
+    voltage_volts: ArrayLike,
+    cs_angstrom: ArrayLike,
+    amplitude_contrast: ArrayLike,
+    phase_shift_rad: ArrayLike,
+    b_factor_angstrom2: ArrayLike,
+    scale: ArrayLike,
+) -> NDArray[np.float32]:
+    """`contrast_transfer` of many images at the same frequencies, several times faster.
+
+    Parameters
+    ----------
+    frequency, azimuth : array_like of shape (J,)
+        As in `contrast_transfer`.
+    defocus_u_angstrom, defocus_v_angstrom, astigmatism_angle_rad : array_like of shape (n_images,)
+        Defocus as in `contrast_transfer`, for each image.
+    voltage_volts, cs_angstrom, amplitude_contrast, phase_shift_rad : array_like of shape (n_images,)
+        Microscope, for each image.
+    b_factor_angstrom2, scale : array_like of shape (n_images,)
+        Envelope and factor, for each image.
+
+    Returns
+    -------
+    ctf : ndarray of shape (n_images, J), float32
+
+    Notes
+    -----
+    The phase of Eq. (1.5) is linear in five functions of the frequency, |s|^2 times 1, cos 2a and sin 2a
+    among them, so it is one matrix product in float64 and then one sine.
+    """
+    s2 = np.asarray(frequency, dtype=np.float64) ** 2  # (J,)
+    double = 2.0 * np.asarray(azimuth, dtype=np.float64)
+    functions = np.stack([s2, s2 * np.cos(double), s2 * np.sin(double), s2**2, np.ones_like(s2)])  # (5, J)
+    wavelength = electron_wavelength(voltage_volts)
+    u, v = np.asarray(defocus_u_angstrom), np.asarray(defocus_v_angstrom)
+    split = 0.5 * np.pi * wavelength * (u - v)
+    axis = 2.0 * np.asarray(astigmatism_angle_rad)
+    coefficients = np.stack(
+        [
+            0.5 * np.pi * wavelength * (u + v),
+            split * np.cos(axis),
+            split * np.sin(axis),
+            -0.5 * np.pi * np.asarray(cs_angstrom) * wavelength**3,
+            np.arcsin(np.asarray(amplitude_contrast, dtype=np.float64)) + np.asarray(phase_shift_rad),
+        ],
+        axis=1,
+    )  # (n_images, 5)
+    turns = (coefficients * (0.5 / np.pi)) @ functions  # (n_images, J), chi / (2 pi) of Eq. (1.5)
+    # sines of float32 are 20 times faster; whole turns are taken off before, so that no digit is lost
+    turns -= np.rint(turns)
+    ctf: NDArray[np.float32] = turns.astype(np.float32)
+    ctf *= np.float32(2.0 * np.pi)
+    np.sin(ctf, out=ctf)
+    b_factor, factor = np.asarray(b_factor_angstrom2, dtype=np.float64), np.asarray(scale)
+    if np.any(b_factor != 0.0):
+        ctf *= np.exp(np.outer(-0.25 * b_factor, s2).astype(np.float32))
+    if np.any(factor != 1.0):
+        ctf *= factor[:, None].astype(np.float32)
+    return ctf

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from sklearn_cryoem.physics.fourier import Float32
 
@@ -24,6 +25,10 @@ def pixel_radius(box: int, centre: ArrayLike = (0.0, 0.0)) -> NDArray[np.float64
     -------
     radius : ndarray of shape (D, D) or (n_images, D, D)
     """
+    return np.asarray(np.sqrt(_radius_squared(box, centre, np.float64)))
+
+
+def _radius_squared(box: int, centre: ArrayLike, dtype: DTypeLike) -> NDArray[Any]:
     offset = np.asarray(centre, dtype=np.float64)
     if offset.shape[-1:] != (2,) or offset.ndim > 2:
         raise ValueError(
@@ -33,7 +38,7 @@ def pixel_radius(box: int, centre: ArrayLike = (0.0, 0.0)) -> NDArray[np.float64
     axis = np.arange(box) - box // 2  # (D,)
     x = axis - offset[..., :1]  # (..., D)
     y = axis - offset[..., 1:]  # (..., D)
-    return np.asarray(np.hypot(x[..., None, :], y[..., :, None]))
+    return np.asarray((x**2).astype(dtype)[..., None, :] + (y**2).astype(dtype)[..., :, None])
 
 
 def soft_disc(box: int, radius_px: float, edge_px: float, centre: ArrayLike = (0.0, 0.0)) -> Float32:
@@ -62,11 +67,17 @@ def soft_disc(box: int, radius_px: float, edge_px: float, centre: ArrayLike = (0
             f"radius_px is {radius_px:g} and edge_px is {edge_px:g}, expected both at least 0. "
             "Choose a mask diameter larger than its edge."
         )
-    radius = pixel_radius(box, centre)
     if edge_px == 0:
-        return (radius <= radius_px).astype(np.float32)
-    ramp = np.clip((radius - radius_px) / edge_px, 0.0, 1.0)
-    return (0.5 + 0.5 * np.cos(np.pi * ramp)).astype(np.float32)
+        return (pixel_radius(box, centre) <= radius_px).astype(np.float32)
+    disc: Float32 = _radius_squared(box, centre, np.float32)  # in place from here: one disc an image
+    np.sqrt(disc, out=disc)
+    disc -= np.float32(radius_px)
+    disc *= np.float32(np.pi / edge_px)
+    np.clip(disc, np.float32(0.0), np.float32(np.pi), out=disc)
+    np.cos(disc, out=disc)
+    disc += np.float32(1.0)
+    disc *= np.float32(0.5)
+    return disc
 
 
 def mask_background(
@@ -100,15 +111,18 @@ def mask_background(
         disc = _centred_disc(box, radius_px, edge_px)
     else:
         disc = soft_disc(box, radius_px, edge_px, centres)
-    outside = np.float32(1.0) - disc  # (D, D) or (n_images, D, D)
-    weight = outside.sum(axis=(-2, -1), dtype=np.float64)
+    outside = np.float32(1.0) - disc.reshape(-1, box, box)  # (1 or n_images, D, D)
+    weight = outside.sum(axis=-1).sum(axis=-1, dtype=np.float64)
     if np.any(weight < 1.0):
         raise ValueError(
             f"A disc of radius {radius_px:g} pixels covers the whole box of {box} pixels, so there is no "
             f"background. Use a radius below {box // 2} pixels, or larger images."
         )
-    background = (images * outside).sum(axis=(-2, -1), dtype=np.float64) / weight  # (n_images,)
-    masked: Float32 = (images - background[:, None, None].astype(np.float32)) * disc
+    # sums of rows in float32, of all rows in float64: no temporary has the size of the images
+    total = np.einsum("nij,nij->ni", images, outside).sum(axis=-1, dtype=np.float64)
+    background = total / weight  # (n_images,)
+    masked: Float32 = images - background[:, None, None].astype(np.float32)
+    masked *= disc
     return masked
 
 
