@@ -1,0 +1,182 @@
+"""What the page's script gets to know, as one JSON object."""
+
+import shlex
+
+import numpy as np
+import pandas as pd
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.plotting._tiles import round_length
+from sklearn_cryoem.report.atlas import Map, density_picture, flat_map, maps_side_by_side
+from sklearn_cryoem.report.sprites import average_sheet, example_sheet
+
+_SHOWN_ELSEWHERE = ("rank", "keep", "reasons", "class", "number", "size")
+_MEASURES = {
+    "soft_size": "soft size (particles)",
+    "resolution": "resolution of hard halves ({unit})",
+    "snr": "signal / noise in an image",
+    "information": "information (bits in 100)",
+    "strength": "low-resolution power (× typical)",
+    "contrast": "contrast of the middle (s.d.)",
+    "edge": "signal at the rim (× middle)",
+    "offset": "off centre (mask radii)",
+    "latent_spread": "latent spread (× of all)",
+    "posterior": "mean posterior (0 to 1)",
+    "stability": "stability (share of pairs)",
+    "score": "score (0 to 1)",
+}
+
+
+def page_data(run, *, examples=True):
+    """Everything that the script of the page works on.
+
+    Parameters
+    ----------
+    run : Run
+        What the page is about.
+    examples : bool
+        Whether example particles are wanted.
+
+    Returns
+    -------
+    dict
+        Plain values for JSON; arrays of n_classes have class 1 first, whose number is 1.
+    """
+    quality = quality_columns(run.quality, run.sizes, run.unit)
+    return {
+        "source": run.source,
+        "folder": None if run.folder is None else shlex.quote(run.folder),
+        "unit": run.unit,
+        "nClasses": run.n_classes,
+        "size": run.sizes.tolist(),
+        "resolution": rounded(run.resolution),
+        "rank": quality["rank"],
+        "ranked": run.quality is not None,
+        "keep": quality["keep"],
+        "reasons": quality["reasons"],
+        "measures": quality["measures"],
+        "averages": average_sheet(run.averages),
+        "scaleBar": scale_bar(run),
+        "examples": _examples(run) if examples else None,
+        "atlas": _atlas(run),
+        "tree": _tree(run),
+    }
+
+
+def quality_columns(quality, sizes, unit):
+    """Rank, suggestion, reasons and measures of each class, as lists.
+
+    Parameters
+    ----------
+    quality : DataFrame, mapping or None
+        As `report` takes it; without it the largest class ranks first and nothing is suggested.
+    sizes : ndarray of shape (n_classes,)
+        Particles of each class.
+    unit : str
+        Of resolutions.
+
+    Returns
+    -------
+    dict
+        `rank` (list of int, from 1), `keep` (list of bool or None), `reasons` (list of str), `measures`:
+        list of {"name", "values"}.
+    """
+    table = pd.DataFrame({}) if quality is None else pd.DataFrame(quality)
+    if len(table.columns) and len(table) != len(sizes):
+        raise ParticleDataError(
+            f"quality has {len(table)} rows, expected {len(sizes)}, one for each class. "
+            f"Compute it from the same fit."
+        )
+    by_size = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable") + 1
+    reasons = table["reasons"] if "reasons" in table else [""] * len(sizes)
+    measures = [
+        {"name": _MEASURES.get(name, str(name).replace("_", " ")).format(unit=unit), "values": values}
+        for name in table.columns
+        if name not in _SHOWN_ELSEWHERE and pd.api.types.is_numeric_dtype(table[name])
+        for values in [rounded(table[name])]
+        if any(value is not None for value in values)
+    ]
+    return {
+        "rank": [int(rank) for rank in (table["rank"] if "rank" in table else by_size)],
+        "keep": [bool(kept) for kept in table["keep"]] if "keep" in table else None,
+        "reasons": [text if isinstance(text, str) else "; ".join(map(str, text)) for text in reasons],
+        "measures": measures,
+    }
+
+
+def rounded(values):
+    """Numbers to four digits as a list; None where there is none."""
+    return [
+        float(f"{value:.4g}") if np.isfinite(value) else None for value in np.asarray(values, dtype=float)
+    ]
+
+
+def scale_bar(run):
+    """Round length of a scale bar and the part of a tile that it takes, or None without a pixel size."""
+    if run.pixel_size is None:
+        return None
+    width = run.averages.shape[-1] * run.pixel_size
+    length = round_length(0.45 * width)
+    return {"label": f"{length:g} {run.unit}", "fraction": length / width}
+
+
+def _examples(run):
+    if run.stack is None or run.labels is None:
+        return None
+    finite = run.resolution[np.isfinite(run.resolution) & (run.sizes > 0)]
+    finest = float(finite.min()) if finite.size else None
+    sheet = example_sheet(run.stack, run.labels, run.n_classes, finest)
+    return {**sheet, "limit": f"{sheet['limit']:.2g} {run.unit}"}
+
+
+def _atlas(run):
+    """Places of classes and density of particles, or None where no class has a place."""
+    flat = _map_of(run)
+    if flat is None:
+        return None
+    where, weights, what = flat.xy, run.sizes, "class sizes"
+    if run.positions is not None and flat.place is not None:
+        where, weights, what = flat.place(run.positions), None, "particles"
+    panels = [
+        {"x": x, "y": y, "width": width, "height": height, "title": title}
+        for x, y, width, height, title in ((*map(float, panel[:4]), panel[4]) for panel in flat.panels)
+    ]
+    return {
+        "x": np.round(flat.xy[:, 0], 3).tolist(), "y": np.round(flat.xy[:, 1], 3).tolist(), "panels": panels,
+        "caption": flat.caption, "density": density_picture(where, weights, flat.panels), "counted": what,
+    }  # fmt: skip
+
+
+def _map_of(run):
+    if run.nodes is not None:
+        return flat_map(run.nodes)
+    if run.tree is None:
+        return None
+    one = Map(np.zeros((1, 2)), [(-0.5, -0.5, 1, 1, "")], "")
+    maps, titles, order = [], [], []
+    for first in run.tree["classes"]:
+        subclasses = first["subclasses"]
+        placed = [sub["latent_position"] for sub in subclasses if "latent_position" in sub]
+        maps.append(flat_map(placed) if len(placed) == len(subclasses) > 1 else one)
+        titles.append(f"class {first['first_class'] + 1}")
+        order += [sub["label"] for sub in subclasses]
+    side_by_side = maps_side_by_side(maps, titles)
+    side_by_side.xy[order] = side_by_side.xy.copy()
+    return side_by_side
+
+
+def _tree(run):
+    """First classes with their averages and sub-classes, or None."""
+    if run.tree is None:
+        return None
+    parents = [
+        {
+            "number": first["first_class"] + 1,
+            "size": first["n_images"],
+            "whole": bool(first.get("is_whole", False)),
+            "children": [sub["label"] for sub in first["subclasses"]],
+        }
+        for first in run.tree["classes"]
+    ]
+    averages = None if run.first_averages is None else average_sheet(run.first_averages)
+    return {"parents": parents, "averages": averages}

@@ -1,0 +1,64 @@
+// The panel beside the views: everything that is known of one class.
+let shownClass = null;
+let waiting = null;
+
+function showDetails(k) {
+  if (waiting === null) requestAnimationFrame(drawDetails);
+  waiting = k;
+}
+
+function drawDetails() {
+  const k = waiting;
+  waiting = null;
+  if (k === shownClass) return;
+  shownClass = k;
+  const large = element("div", { class: "large" }, average(k), ...scaleBar());
+  byId("details").replaceChildren(large, ...headOf(k), tableOf(k), ...reasonsOf(k), ...examplesOf(k));
+}
+
+function headOf(k) {
+  const button = element("button", { type: "button", id: "details-toggle", "aria-pressed": selection.has(k) });
+  button.textContent = selection.has(k) ? "Selected" : "Select";
+  button.addEventListener("click", () => selection.toggle(k));
+  return [element("div", { class: "head" }, element("h2", {}, `Class ${k + 1}`), button)];
+}
+
+function tableOf(k) {
+  const rows = [
+    ["particles", `${count(data.size[k])} (${percent(data.size[k])})`],
+    ["resolution", resolution(k)],
+    [data.ranked ? "quality rank" : "rank by size", `${count(data.rank[k])} of ${count(data.nClasses)}`],
+    ...data.measures.map(({ name, values }) => [name, values[k] === null ? "–" : String(values[k])]),
+  ];
+  const list = element("dl");
+  for (const [name, value] of rows) list.append(element("div", {}, element("dt", {}, name), element("dd", {}, value)));
+  return list;
+}
+
+function reasonsOf(k) {
+  if (!data.keep) return [];
+  const verdict = data.keep[k] ? "Suggested to keep" : "Suggested to leave out";
+  const why = data.reasons[k] ? `${verdict}: ${data.reasons[k]}` : verdict;
+  return [element("p", { class: data.keep[k] ? "verdict" : "verdict doubt" }, why)];
+}
+
+function examplesOf(k) {
+  if (!data.examples) return [];
+  const [from, to] = [data.examples.first[k], data.examples.first[k + 1]];
+  if (from === to) return [];
+  const strip = element("div", { class: "examples" });
+  for (let i = from; i < to; i++) {
+    const one = picture("example", data.examples, i);
+    one.title = `particle ${count(data.examples.particle[i])} of the file`;
+    strip.append(one);
+  }
+  const title = `${to - from} of ${particles(data.size[k])}, turned, centred, to ${data.examples.limit}`;
+  return [element("h3", {}, title), strip];
+}
+
+selection.listeners.push((changed) => {
+  if (!changed.has(shownClass)) return;
+  const button = byId("details-toggle");
+  button.setAttribute("aria-pressed", selection.has(shownClass));
+  button.textContent = selection.has(shownClass) ? "Selected" : "Select";
+});
