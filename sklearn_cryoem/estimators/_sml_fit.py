@@ -10,7 +10,7 @@ from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 from sklearn_cryoem.manifold.classes import class_statistics, effective_count
 from sklearn_cryoem.manifold.fit import fit_manifold
-from sklearn_cryoem.manifold.prior import measure_power, prior_precision
+from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision
 from sklearn_cryoem.manifold.schedule import Schedule
 from sklearn_cryoem.manifold.start import pca_start, random_start
 from sklearn_cryoem.metrics import fourier_ring_correlation, resolution_from_frc
@@ -22,10 +22,11 @@ FRC_PIXELS = 2**20  # transformed at once: transforms are many times larger than
 
 
 def learn(estimator, blocks, basis, space, rng):
-    """Fit the manifold with the parameters of `estimator`; return a `ManifoldFit`."""
+    """Fit the manifold with the parameters of `estimator`; return a `ManifoldFit` and the `Moments`."""
     n_jobs = estimator.n_jobs
     log_estimate(logger, "SMLClusterer.fit", memory_needed(blocks, basis, n_jobs))
-    power = measure_power(blocks, n_jobs=n_jobs)
+    moments = measure_moments(blocks, n_jobs=n_jobs)
+    power = power_of(moments, blocks.layout)
     n_first = space.first_shells(estimator.initial_resolution)
     if estimator.init == "pca":
         start = pca_start(blocks, basis, power, n_first, rng=rng, n_jobs=n_jobs)
@@ -41,7 +42,7 @@ def learn(estimator, blocks, basis, space, rng):
             bar.note(f"{trace.objective[-1]:.4f} nats per image{limit}")
             bar.update()
 
-        return fit_manifold(
+        fit = fit_manifold(
             blocks,
             basis,
             start,
@@ -54,6 +55,7 @@ def learn(estimator, blocks, basis, space, rng):
             n_jobs=n_jobs,
             after_iteration=after_iteration,
         )
+    return fit, moments
 
 
 def memory_needed(blocks, basis, n_jobs):
@@ -67,15 +69,29 @@ def memory_needed(blocks, basis, n_jobs):
     return statistics + weights + block + getattr(blocks, "cache_bytes", 0)
 
 
+def manifold_attributes(manifold, space):
+    """Fitted attributes that follow from the parameters alone."""
+    return {
+        "weights_": manifold.weights,
+        "noise_variance_": manifold.noise_variance,
+        "alpha_": manifold.alpha,
+        "cluster_centers_": space.to_data(manifold.templates),
+    }
+
+
 def summarise(estimator, blocks, manifold, space):
     """Fitted attributes that need one more pass over the data: labels, averages, sizes, resolutions."""
-    layout, n_nodes = blocks.layout, len(manifold.basis.nodes)
-    matcher = manifold.matcher(layout, dtype=space.dtype)
+    matcher = manifold.matcher(blocks.layout, dtype=space.dtype)
     hard = estimator.class_average == "hard"
     statistics = class_statistics(blocks, matcher, hard=hard, n_jobs=estimator.n_jobs)
+    return class_attributes(statistics, blocks.layout, manifold, space)
+
+
+def class_attributes(statistics, layout, manifold, space):
+    """Fitted attributes that follow from sums over the classes."""
     ridge = manifold.alpha * manifold.noise_variance / layout.information  # (S,)
     halves = np.stack([space.to_data(statistics.averages(ridge, layout, half)) for half in (0, 1)])
-    sizes = np.bincount(statistics.labels, minlength=n_nodes)
+    sizes = np.bincount(statistics.labels, minlength=len(manifold.basis.nodes))
     return {
         "labels_": statistics.labels,
         "class_averages_": space.to_data(statistics.averages(ridge, layout)),

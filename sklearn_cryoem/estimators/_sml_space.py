@@ -7,7 +7,7 @@ import numpy as np
 from sklearn_cryoem.estimators._inputs import is_images
 from sklearn_cryoem.manifold.blocks import ArrayBlocks
 from sklearn_cryoem.particles.features import FeatureBlocks
-from sklearn_cryoem.physics.fourier import HalfPlane, half_plane, images_from_features
+from sklearn_cryoem.physics.fourier import HalfPlane, fourier_features, half_plane, images_from_features
 
 FEWEST_INITIAL_SHELLS = 6  # coarser images of anything look alike
 PIXEL_SIZE_TOLERANCE = 0.01  # relative
@@ -32,6 +32,10 @@ class VectorSpace:
     def to_data(self, features):
         """Vectors (..., n_features) of features."""
         return features + self.mean
+
+    def to_features(self, vectors):
+        """Features (..., n_features) of vectors."""
+        return vectors - self.mean
 
     @property
     def shell(self):
@@ -96,6 +100,10 @@ class ImageSpace:
         """Images (..., D, D), float32, of real features (..., 2 J)."""
         values = np.ascontiguousarray(features, dtype=np.float32).view(np.complex64)
         return images_from_features(values, self.plane)
+
+    def to_features(self, images):
+        """Real features (n, 2 J) of images (n, D, D): what `to_data` made them from."""
+        return fourier_features(images, self.plane).view(np.float32)
 
     def first_shells(self, initial_resolution):
         """Number of shells of the initial resolution."""

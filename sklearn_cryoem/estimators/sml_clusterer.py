@@ -9,16 +9,22 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
-from sklearn_cryoem.estimators._sml_fit import learn, summarise
+from sklearn_cryoem.estimators._sml_fit import learn, manifold_attributes, summarise
 from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
 from sklearn_cryoem.estimators._sml_space import ImageSpace, VectorSpace
+from sklearn_cryoem.estimators._sml_stream import ManifoldStream
 from sklearn_cryoem.estimators._sml_use import ManifoldPrediction
 
 logger = logging.getLogger(__name__)
 
 
 class SMLClusterer(
-    ManifoldPrediction, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator
+    ManifoldStream,
+    ManifoldPrediction,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """Cluster aligned particle images by statistical manifold learning.
 
@@ -118,6 +124,8 @@ class SMLClusterer(
         Resolution limit of each iteration.
     n_iter_ : int
         Number of iterations.
+    n_images_seen_ : int
+        Images learned from, those of all chunks given to `partial_fit` together.
     converged_ : bool
         Whether the objective stood still.
     n_features_in_ : int
@@ -203,16 +211,22 @@ class SMLClusterer(
         -------
         self : SMLClusterer
         """
+        self._learn(X, stacklevel=3)
+        return self
+
+    def _learn(self, X, *, stacklevel):
+        """Fit the manifold to X and return its feature blocks; warn at `stacklevel`."""
         check_parameters(self)
         data, self._space = self._open(X)
         blocks = self._space.blocks(data)
         basis = latent_basis(self)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         logger.info("n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape)
-        fit = learn(self, blocks, basis, self._space, np.random.default_rng(seed))
-        self._manifold = fit.manifold
+        fit, self._moments = learn(self, blocks, basis, self._space, np.random.default_rng(seed))
+        self._manifold, self._layout, self._stream = fit.manifold, blocks.layout, None
+        self.n_images_seen_ = blocks.n_samples
         self._store_manifold(fit)
-        self._store_classes(blocks)
+        self._store(summarise(self, blocks, self._manifold, self._space))
         if not fit.converged:
             gain = fit.trace.last_gain
             how = (
@@ -224,9 +238,9 @@ class SMLClusterer(
                 f"SMLClusterer stopped at max_iter={self.max_iter} before it converged: the last iteration "
                 + how,
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=stacklevel,
             )
-        return self
+        return blocks
 
     def _open(self, X):
         """Check training data; return them with the feature space that they span."""
@@ -240,18 +254,14 @@ class SMLClusterer(
         return stack, ImageSpace.of(stack, self.max_resolution, self.mask_diameter)
 
     def _store_manifold(self, fit):
-        manifold, trace = fit.manifold, fit.trace
-        self.grid_shape_ = manifold.basis.grid_shape
-        self.latent_nodes_ = manifold.basis.nodes
-        self.node_pairs_ = manifold.basis.space.pairs(manifold.basis.grid_shape)
-        self.weights_ = manifold.weights
-        self.noise_variance_, self.alpha_ = manifold.noise_variance, manifold.alpha
-        self.cluster_centers_ = self._space.to_data(manifold.templates)
+        basis, trace = fit.manifold.basis, fit.trace
+        self.grid_shape_, self.latent_nodes_ = basis.grid_shape, basis.nodes
+        self.node_pairs_ = basis.space.pairs(basis.grid_shape)
+        self._store(manifold_attributes(fit.manifold, self._space))
         self.log_posterior_ = np.array(trace.objective)
         self.stage_, self.resolution_ = trace.stage, self._space.resolution(trace.n_shells)
         self.n_iter_, self.converged_ = len(trace.objective), fit.converged
 
-    def _store_classes(self, blocks):
-        classes = summarise(self, blocks, self._manifold, self._space)
-        for name, value in classes.items():
+    def _store(self, attributes):
+        for name, value in attributes.items():
             setattr(self, name, value)

@@ -96,8 +96,20 @@ def measure_power(blocks: Blocks, *, n_jobs: int | None = None) -> DataPower:
     colour of the noise. Without a CTF, or with one and the same, there is no slope, and the quietest shell is
     taken for the level of white noise. Plain vectors have one shell: all their variance is signal.
     """
-    moments = sum_in_order(partial(_block_moments, blocks), start_blocks(blocks), n_jobs=n_jobs)
-    return _power_of(moments, blocks.layout)
+    return power_of(measure_moments(blocks, n_jobs=n_jobs), blocks.layout)
+
+
+def measure_moments(blocks: Blocks, *, n_jobs: int | None = None) -> Moments:
+    """Sums over at most 10,000 images spread over the data, for `power_of`.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        The data.
+    n_jobs : int, optional
+        Number of workers.
+    """
+    return sum_in_order(partial(_block_moments, blocks), start_blocks(blocks), n_jobs=n_jobs)
 
 
 def _block_moments(blocks: Blocks, index: int) -> Moments:
@@ -120,7 +132,8 @@ def _block_moments(blocks: Blocks, index: int) -> Moments:
     )
 
 
-def _power_of(moments: Moments, layout: FeatureLayout) -> DataPower:
+def power_of(moments: Moments, layout: FeatureLayout) -> DataPower:
+    """Mean, signal and noise of each shell from sums over images, Eq. (3.11)."""
     n = moments.n_samples
     c2, c4 = moments.c2[layout.norm_index], moments.c4[layout.norm_index]  # (P,)
     mean = moments.cy / np.maximum(c2, 1e-3 * n)  # a coefficient that no CTF lets through stays near 0

@@ -12,6 +12,7 @@ from sklearn_cryoem import SMLClusterer
     [
         SMLClusterer(),
         SMLClusterer((2, 2, 2), n_components=3, alpha=0.1, noise="white", position="mode"),
+        SMLClusterer(8, topology="ring"),
     ]
 )
 def test_scikit_learn_checks(estimator, check):

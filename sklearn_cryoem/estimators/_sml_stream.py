@@ -1,0 +1,115 @@
+"""Learning from particles as they arrive: SMLClusterer.partial_fit."""
+
+import logging
+
+import numpy as np
+
+from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
+from sklearn_cryoem.estimators._sml_fit import class_attributes, manifold_attributes
+from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
+from sklearn_cryoem.estimators._sml_space import check_kind
+from sklearn_cryoem.manifold.classes import effective_count
+from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
+
+logger = logging.getLogger(__name__)
+
+
+class ManifoldStream:
+    """Incremental learning for an estimator with a `_manifold`, its feature `_space` and a `_stream`."""
+
+    def partial_fit(self, X, y=None):
+        """Learn from a chunk of particles, for data that arrive while the microscope runs, Eq. (3.20).
+
+        The first call fits its chunk as `fit` does; each further one improves the manifold by a few passes
+        over its own chunk and by what is remembered of those before, which counts the less the longer ago it
+        was. Noise and prior follow. Nothing of the images is kept. After `fit` it goes on from what was
+        fitted, as if every class had seen the same mean CTF.
+
+        Parameters
+        ----------
+        X : ParticleStack, array-like of shape (n_images, D, D) or (n_samples, n_features)
+            The chunk. The first decides the kind, box and pixel size, and needs more images than there are
+            basis functions (of vectors, two); a few times `n_clusters` make a good start. Later ones may be
+            as small as one image, though some hundreds serve better.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : SMLClusterer
+            `labels_` are those of the chunk, `class_sizes_` count all labels given so far, and averages, soft
+            sizes and noise are decayed means over all chunks. `log_posterior_` and `stage_` go on, with a
+            stage for each chunk, on which alone its objective is measured.
+
+        Raises
+        ------
+        ValueError
+            If the first chunk is too small or a later one is of another kind.
+
+        Notes
+        -----
+        The same chunks in the same order give the same bits. What is remembered takes about three times the
+        memory of the templates, in double precision.
+        """
+        if not hasattr(self, "_manifold"):
+            self._begin_stream(X)
+        else:
+            if self._stream is None:
+                self._stream = self._resumed_stream()
+            self._advance_stream(X)
+        return self
+
+    def _begin_stream(self, X):
+        check_parameters(self)
+        n_weights = latent_basis(self).phi.shape[1]
+        if is_images(X) and len(X) < n_weights:
+            raise ValueError(
+                f"partial_fit got {len(X)} images in its first call, expected at least {n_weights}: as many "
+                "as basis functions. Collect more for the first call, or ask for fewer n_clusters or n_basis."
+            )
+        blocks = self._learn(X, stacklevel=4)
+        hard, dtype = self.class_average == "hard", self._space.dtype
+        self._stream = begin_stream(
+            blocks, self._manifold, self._moments, hard=hard, dtype=dtype, n_jobs=self.n_jobs
+        )
+
+    def _resumed_stream(self):
+        """What `fit` would have remembered, as far as its results tell."""
+        space = self._space
+        halves = np.stack([space.to_features(half) for half in self.half_averages_])  # (2, K, P)
+        return resume_stream(
+            self._manifold, self._moments, self._layout, halves, self.soft_class_sizes_, self.labels_
+        )
+
+    def _advance_stream(self, X):
+        check_parameters(self)
+        check_kind(X, self)
+        data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=False)
+        done = advance(
+            self._stream,
+            self._space.blocks(data),
+            self._manifold,
+            alpha=self.alpha,
+            noise=self.noise,
+            hard=self.class_average == "hard",
+            dtype=self._space.dtype,
+            n_jobs=self.n_jobs,
+        )
+        stream = self._stream = done.stream
+        self._manifold, self.n_images_seen_ = done.manifold, stream.n_seen
+        self._store(manifold_attributes(self._manifold, self._space))
+        self._store(class_attributes(stream.classes, stream.layout, self._manifold, self._space))
+        self.class_sizes_ = stream.class_counts
+        self.n_effective_clusters_ = effective_count(stream.class_counts)
+        self.soft_class_sizes_ = stream.classes.node_mass * (stream.n_seen / stream.n_effective)
+        n_sweeps = len(done.objective)
+        self.log_posterior_ = np.append(self.log_posterior_, done.objective)
+        self.stage_ = np.append(self.stage_, np.full(n_sweeps, self.stage_[-1] + 1))
+        self.resolution_ = np.append(self.resolution_, np.full(n_sweeps, self.resolution_[-1]))
+        self.n_iter_ += n_sweeps
+        logger.info(
+            "%d images seen, %.4f nats per image of the last %d",
+            stream.n_seen,
+            done.objective[-1],
+            len(data),
+        )

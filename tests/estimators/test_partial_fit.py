@@ -1,0 +1,176 @@
+"""SMLClusterer.partial_fit: particles that arrive in chunks."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.exceptions import NotFittedError
+
+from sklearn_cryoem import SMLClusterer, load_model, save_model
+from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.metrics import fraction_within
+
+
+@pytest.fixture(scope="module")
+def particles():
+    """2,000 to learn from and 500 to test, all views."""
+    made = aligned_to_truth(make_particles("ribosome", 2500, box=32, snr=0.1, max_shift=8.0, random_state=0))
+    return made[:2000], made[2000:]
+
+
+def model(**changes):
+    return SMLClusterer(**{"n_clusters": (6, 6), "max_resolution": 20.0, **changes})
+
+
+def streamed(stack, size, **changes):
+    learner = model(**changes)
+    for first in range(0, len(stack), size):
+        learner.partial_fit(stack[first : first + size])
+    return learner
+
+
+def accuracy(fitted, stack):
+    directions = stack.truth[["view_x", "view_y", "view_z"]].to_numpy()
+    return fraction_within(fitted.predict(stack), directions, 15)
+
+
+@pytest.fixture(scope="module")
+def in_chunks(particles):
+    return streamed(particles[0], 400)
+
+
+def test_chunks_reach_nearly_the_accuracy_of_a_fit_to_all(particles, in_chunks):
+    train, test = particles
+    whole, begun = model().fit(train), model().fit(train[:400])
+    best, first, reached = (accuracy(m, test) for m in (whole, begun, in_chunks))
+    assert best > 1.25 * first, "the first chunk alone must be worse for this to say anything"
+    assert reached > 0.85 * best
+    gain = (in_chunks.score(test) - begun.score(test)) / (whole.score(test) - begun.score(test))
+    assert gain > 0.8, f"{gain:.2f} of the gain in likelihood"
+
+
+def test_attributes_tell_of_all_chunks(particles, in_chunks):
+    n_chunks = 5
+    assert in_chunks.n_images_seen_ == in_chunks.class_sizes_.sum() == 2000
+    assert in_chunks.soft_class_sizes_.sum() == pytest.approx(2000, rel=1e-4)
+    assert in_chunks.labels_.shape == (400,)
+    np.testing.assert_array_equal(in_chunks.predict(particles[0][1600:]), in_chunks.labels_)
+    assert len(in_chunks.log_posterior_) == len(in_chunks.stage_) == len(in_chunks.resolution_)
+    assert in_chunks.n_iter_ == len(in_chunks.stage_)
+    begun = model().fit(particles[0][:400])
+    assert in_chunks.stage_[-1] == begun.stage_[-1] + n_chunks - 1
+    assert in_chunks.class_averages_.shape == (36, 32, 32)
+    # averages of five times as many images are better resolved
+    assert np.median(in_chunks.class_resolution_) < np.median(begun.class_resolution_)
+
+
+def test_noise_and_prior_follow_the_data(particles, in_chunks):
+    whole = model().fit(particles[0])
+    np.testing.assert_allclose(in_chunks.noise_variance_, whole.noise_variance_, rtol=0.05)
+    np.testing.assert_allclose(in_chunks.alpha_, whole.alpha_, rtol=0.5)
+
+
+def test_the_first_chunk_is_fitted_as_by_fit(particles):
+    chunk = particles[0][:300]
+    first, second = model().partial_fit(chunk), model().fit(chunk)
+    np.testing.assert_array_equal(first.labels_, second.labels_)
+    np.testing.assert_array_equal(first.class_averages_, second.class_averages_)
+    assert first.n_images_seen_ == second.n_images_seen_ == 300
+
+
+def test_the_same_chunks_give_the_same_bits_with_any_number_of_workers(particles, in_chunks):
+    again = streamed(particles[0][:750], 250, n_jobs=2)
+    once = streamed(particles[0][:750], 250)
+    np.testing.assert_array_equal(again.weights_, once.weights_)
+    np.testing.assert_array_equal(again.half_averages_, once.half_averages_)
+
+
+def test_a_saved_model_goes_on_where_it_stopped(particles, tmp_path):
+    train = particles[0]
+    learner = streamed(train[:500], 250)
+    save_model(learner, tmp_path / "stream.npz")
+    loaded = load_model(tmp_path / "stream.npz")
+    for one in (learner, loaded):
+        one.partial_fit(train[500:700])
+    np.testing.assert_array_equal(loaded.weights_, learner.weights_)
+    assert loaded.n_images_seen_ == 700
+
+
+def test_it_goes_on_from_a_fit(particles):
+    train, test = particles
+    fitted = model().fit(train[:1000])
+    before = fitted.score(test)
+    remembered = model().partial_fit(train[:1000])
+    for one in (fitted, remembered):
+        one.partial_fit(train[1000:1250]).partial_fit(train[1250:1500])
+    assert fitted.n_images_seen_ == 1500
+    assert fitted.score(test) > before
+    assert fitted.score(test) == pytest.approx(remembered.score(test), abs=0.3)  # of several nats gained
+    assert fitted.fit(train[:300]).n_images_seen_ == 300  # fit forgets
+
+
+@pytest.mark.parametrize("topology", ["ring", "torus", "sphere"])
+def test_every_shape_learns_in_chunks(particles, topology):
+    learner = streamed(particles[0][:900], 300, n_clusters=25, topology=topology)
+    begun = model(n_clusters=25, topology=topology).fit(particles[0][:300])
+    assert learner.score(particles[1]) > begun.score(particles[1])
+
+
+def test_chunks_may_differ_in_astigmatism_and_be_single_images(particles):
+    train = particles[0]
+    round_ctf = dataclasses.replace(train.ctf, defocus_v_angstrom=train.ctf.defocus_u_angstrom)
+    learner = model().partial_fit(train.with_ctf(round_ctf)[:300])
+    before = copy.deepcopy(learner.class_sizes_)
+    learner.partial_fit(train[300:301])
+    assert learner.class_sizes_.sum() == before.sum() + 1
+    learner.partial_fit(train[301:500]).partial_fit(train.with_ctf(None)[500:600])
+    assert learner.n_images_seen_ == 600 and np.isfinite(learner.class_averages_).all()
+
+
+def test_hard_averages_count_each_image_once(particles):
+    learner = streamed(particles[0][:600], 300, class_average="hard")
+    soft = streamed(particles[0][:600], 300)
+    np.testing.assert_array_equal(learner.labels_, soft.labels_)
+    assert not np.array_equal(learner.class_averages_, soft.class_averages_)
+
+
+def test_vectors_in_chunks():
+    rng = np.random.default_rng(0)
+    position = rng.uniform(-1, 1, (1200, 2))
+    X = np.column_stack([position, np.sin(2 * position[:, 0])]) + 0.05 * rng.standard_normal((1200, 3)) + 10
+    learner = SMLClusterer(64)
+    for first in range(0, 1000, 200):
+        learner.partial_fit(X[first : first + 200])
+    whole, begun = SMLClusterer(64).fit(X[:1000]), SMLClusterer(64).fit(X[:200])
+    assert begun.score(X[1000:]) < learner.score(X[1000:]) < whole.score(X[1000:]) + 0.1
+    assert whole.score(X[1000:]) - learner.score(X[1000:]) < 0.25
+    assert learner.transform(X[1000:]).shape == (200, 2)
+
+
+def test_chunks_that_do_not_fit_are_refused_and_change_nothing(particles):
+    train, _ = particles
+    with pytest.raises(
+        ValueError, match=r"got 20 images in its first call, expected at least 26: .*Collect more"
+    ):
+        model().partial_fit(train[:20])
+    learner = model().partial_fit(train[:200])
+    weights = learner.weights_.copy()
+    broken = train[:50].read().copy()
+    broken[3, 2, 1] = np.nan
+    other_box = make_particles("ribosome", 9, box=24, pixel_size=train.pixel_size, random_state=0)
+    for chunk, message in [
+        (other_box, r"Use stack\.downsample"),
+        (np.zeros((9, 1024)), "fitted on images"),
+        (train[:0], "got 0 particles"),
+        (broken, "NaN|finite"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            learner.partial_fit(chunk)
+    np.testing.assert_array_equal(learner.weights_, weights)
+    assert learner.n_images_seen_ == 200
+    failed = model(alpha=-1.0)
+    with pytest.raises(ValueError, match="'alpha' of SMLClusterer"):
+        failed.partial_fit(train[:200])
+    with pytest.raises(NotFittedError):
+        failed.predict(train)
