@@ -9,6 +9,8 @@ from scipy.ndimage import gaussian_filter
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.grey import robust_grey
+from sklearn_cryoem.manifold.topology import TOPOLOGIES
+from sklearn_cryoem.plotting._closed import MOST_ON_A_CIRCLE, check_directions, draw_ring, draw_sphere
 from sklearn_cryoem.plotting._tiles import (
     ACCENT,
     FAINT,
@@ -31,19 +33,31 @@ _PROFILE_HEIGHT = 0.55  # room for the density curve above a row of a 1-D atlas,
 
 
 def plot_manifold_atlas(
-    class_averages, latent_nodes, *, latent_positions=None, counts=None, title=None, ax=None
+    class_averages,
+    latent_nodes,
+    *,
+    topology="grid",
+    latent_positions=None,
+    counts=None,
+    title=None,
+    ax=None,
 ):
     """Lay class averages out on their latent grid, with the density of particles behind them.
 
     A 2-D latent space is one map; a 1-D one runs in rows, like text, under a curve of the density; a 3-D
-    one is drawn as slices along its third coordinate.
+    one is drawn as slices along its third coordinate. A ring is a circle (rows beyond 48 nodes), a torus is
+    unrolled, with dashed edges that meet each other, and a sphere is two hemispheres of equal area, each
+    seen from outside.
 
     Parameters
     ----------
     class_averages : array-like of shape (n_nodes, D, D)
         `estimator.class_averages_`.
     latent_nodes : array-like of shape (n_nodes, n_components)
-        Where each class lies: `estimator.latent_nodes_`, a full regular grid in any order, 1 to 3 dimensions.
+        Where each class lies: `estimator.latent_nodes_`, a full regular grid in any order, 1 to 3 dimensions;
+        unit vectors for a sphere.
+    topology : {"grid", "ring", "torus", "sphere"}, default="grid"
+        Shape of the latent space: that of the estimator.
     latent_positions : array-like of shape (n_particles, n_components), default=None
         `estimator.transform(X)`; their density is drawn behind. By default the density of `counts`, if given.
     counts : array-like of shape (n_nodes,), default=None
@@ -61,7 +75,7 @@ def plot_manifold_atlas(
     Raises
     ------
     ParticleDataError
-        If the shapes do not fit each other or the nodes are not a regular grid.
+        If the shapes do not fit each other, the nodes are not a regular grid, or the topology is unknown.
 
     Notes
     -----
@@ -69,20 +83,51 @@ def plot_manifold_atlas(
     """
     tiles = check_tiles(class_averages)  # (n_nodes, D, D)
     counts = check_per_class("counts", counts, len(tiles))
-    cells, axes = grid_cells(latent_nodes, len(tiles))  # (n_nodes, n_components), list of coordinates
-    positions, weights = _crowd(latent_positions, counts, cells, axes)
+    if topology not in TOPOLOGIES:
+        raise ParticleDataError(
+            f"topology is {topology!r}, expected one of {', '.join(map(repr, TOPOLOGIES))}. "
+            f"Pass `estimator.topology`."
+        )
     opacity = np.ones(len(tiles)) if counts is None else (counts >= 0.5).astype(float)
     discs = disc_tiles(robust_grey(tiles), opacity)  # (n_nodes, D, D, 4)
+    if topology == "sphere":
+        ax, words = _draw_sphere(discs, latent_nodes, latent_positions, counts, opacity, ax)
+    else:
+        ax, words = _draw_grid(discs, latent_nodes, latent_positions, counts, opacity, topology, ax)
+    ax.set_title(words if title is None else title, color=INK, fontsize=11)
+    return ax
+
+
+def _draw_sphere(discs, latent_nodes, latent_positions, counts, opacity, ax):
+    """Draw hemispheres; return the axes and what they show in words."""
+    nodes = check_directions("latent_nodes", latent_nodes, len(discs))
+    positions, weights = latent_positions, None
+    if positions is not None:
+        positions = check_directions("latent_positions", positions)
+    elif counts is not None:
+        positions, weights = nodes, counts
+    ax = draw_sphere(_inset(discs), nodes, positions, weights, opacity, _DENSITY_COLOURS, ax)
+    return ax, f"{len(nodes)} classes on a sphere"
+
+
+def _draw_grid(discs, latent_nodes, latent_positions, counts, opacity, topology, ax):
+    """Draw a grid, ring or torus; return the axes and what they show in words."""
+    cells, axes = grid_cells(latent_nodes, len(discs))  # (n_nodes, n_components), list of coordinates
+    positions, weights = _crowd(latent_positions, counts, cells, axes)
     shape = tuple(len(coordinates) for coordinates in axes)
-    density = None if positions is None else particle_density(positions, weights, shape)
+    is_closed = topology != "grid"
+    density = None
+    if positions is not None:
+        density = particle_density(positions, weights, shape, is_closed=is_closed)
+    words = f"{' × '.join(map(str, shape))} classes on a "
+    if topology == "ring" and len(discs) <= MOST_ON_A_CIRCLE:
+        return draw_ring(_inset(discs), cells[:, 0], density, opacity, ax), words + "ring"
     if len(shape) == 1:
         ax = _draw_rows(discs, cells[:, 0], axes[0], density, opacity, ax)
     else:
-        ax = _draw_maps(discs, cells, axes, density, opacity, ax)
-    if title is None:
-        title = f"{' × '.join(map(str, shape))} classes on a {len(shape)}-D manifold"
-    ax.set_title(title, color=INK, fontsize=11)
-    return ax
+        ax = _draw_maps(discs, cells, axes, density, opacity, ax, is_closed=is_closed)
+    kind = {"grid": f"{len(shape)}-D manifold", "ring": "ring: the last is next to the first"}
+    return ax, words + kind.get(topology, "torus: opposite edges meet")
 
 
 def grid_cells(latent_nodes, n_nodes):
@@ -121,7 +166,7 @@ def grid_cells(latent_nodes, n_nodes):
     return cells, axes
 
 
-def particle_density(positions, weights, shape):
+def particle_density(positions, weights, shape, *, is_closed=False):
     """Particles per node around each point of a grid of nodes, smoothed.
 
     Parameters
@@ -132,6 +177,8 @@ def particle_density(positions, weights, shape):
         How much each counts; None for one.
     shape : tuple of int
         Nodes along each axis.
+    is_closed : bool, default=False
+        Whether the last node of an axis is next to the first.
 
     Returns
     -------
@@ -142,10 +189,12 @@ def particle_density(positions, weights, shape):
     bins = [n * fine for n, fine in zip(shape, per_node, strict=True)]
     edges = [(-0.5, n - 0.5) for n in shape]
     upper = np.nextafter(np.array(shape) - 0.5, 0)
+    if is_closed:
+        positions = (positions + 0.5) % np.array(shape) - 0.5
     inside = np.clip(positions, -0.5, upper)  # what lies beyond the grid's rim is drawn on it
     histogram, _ = np.histogramdd(inside, bins=bins, range=edges, weights=weights)
     blur = [_BLUR_IN_NODES * fine if fine > 1 else 0.0 for fine in per_node]
-    return gaussian_filter(histogram, blur, mode="reflect") * math.prod(per_node)
+    return gaussian_filter(histogram, blur, mode="wrap" if is_closed else "reflect") * math.prod(per_node)
 
 
 def _crowd(latent_positions, counts, cells, axes):
@@ -170,7 +219,7 @@ def _inset(discs):
     return np.pad(discs, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
 
 
-def _draw_maps(discs, cells, axes, density, opacity, ax):
+def _draw_maps(discs, cells, axes, density, opacity, ax, *, is_closed=False):
     """A 2-D atlas, or the slices of a 3-D one side by side; first coordinate to the right, second up."""
     n_x, n_y = len(axes[0]), len(axes[1])
     slices = axes[2] if len(axes) == 3 else np.zeros(1)
@@ -196,7 +245,10 @@ def _draw_maps(discs, cells, axes, density, opacity, ax):
         own = slice_of == index
         picture = mosaic(_inset(discs[own]), n_y - 1 - cells[own, 1], cells[own, 0], (n_y, n_x), fill=0.0)
         ax.imshow(picture, extent=extent, origin="upper", interpolation="antialiased", zorder=2)
-        ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), n_x, n_y, fill=False, edgecolor=FAINT, lw=0.6, zorder=4))
+        rim = (
+            {"edgecolor": INK, "lw": 1.0, "ls": (0, (5, 3))} if is_closed else {"edgecolor": FAINT, "lw": 0.6}
+        )
+        ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), n_x, n_y, fill=False, zorder=4, **rim))
         _dots(ax, x0 + cells[own & (opacity == 0), 0], y0 + cells[own & (opacity == 0), 1])
         if len(axes) == 3:
             ax.text(
