@@ -40,6 +40,7 @@ class RunFolder:
 
     def __init__(self, path, names, *, force=False):
         self.path, self.names, self.force = path, [*names, SUMMARY], force
+        self.written_at = datetime.now(UTC).isoformat(timespec="seconds")  # of the run, in all of its files
         self.seconds = {}  # stage -> wall-clock seconds
         self._started = time.perf_counter()
         if path.exists() and not path.is_dir():
@@ -105,7 +106,7 @@ class RunFolder:
         """
         summary = {
             "command": command,
-            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "written_at": self.written_at,
             "versions": versions(),
             "options": options,
             "results": results,

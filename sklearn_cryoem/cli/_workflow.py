@@ -5,10 +5,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sklearn_cryoem.cli._classes import (
+    AVERAGES,
+    CLASS_FILES,
+    QUALITY,
+    SUGGESTED,
+    measure_classes,
+    places_and_posterior,
+    tell_suggestion,
+    write_classes,
+)
 from sklearn_cryoem.cli.console import CommandError
 
 LEFT_OUT = "left_out.csv"
-AVERAGES, MODEL = "class_averages.mrcs", "model.npz"
+MODEL = "model.npz"
 ALIGNMENT_AVERAGES, ALIGNMENT_GALLERY = "alignment_averages.mrcs", "alignment_gallery.png"
 GALLERY, ATLAS, CONVERGENCE = "gallery.png", "atlas.png", "convergence.png"
 _DPI = 160
@@ -23,11 +33,13 @@ class Outcome:
     aligner: object  # MAPAligner, or None where the poses of the file were used
     clusterer: object  # SMLClusterer
     labels_name: str  # file name of the labelled particles
+    positions: object = None  # latent position of each particle, once known
+    quality: object = None  # table of its classes, once measured
 
 
 def output_names(suffix, *, align=True):
     """Every file of a classification except the summary."""
-    names = [labelled_name(suffix), AVERAGES, GALLERY, ATLAS, CONVERGENCE, MODEL]
+    names = [labelled_name(suffix), *CLASS_FILES, GALLERY, ATLAS, CONVERGENCE, MODEL]
     return [*names, ALIGNMENT_AVERAGES, ALIGNMENT_GALLERY] if align else names
 
 
@@ -167,9 +179,19 @@ def write(outcome, folder, console):
     from sklearn_cryoem.io import write_mrc, write_particles
 
     stack, clusterer = outcome.stack, outcome.clusterer
+    with folder.timed("judge"):
+        outcome.positions, posterior = places_and_posterior(clusterer, stack)
+        outcome.quality = measure_classes(stack, clusterer, outcome.positions, posterior)
     with folder.timed("write"):
-        write_particles(stack, folder / outcome.labels_name, labels=clusterer.labels_, overwrite=folder.force)
-        write_mrc(folder / AVERAGES, clusterer.class_averages_, stack.pixel_size, overwrite=folder.force)
+        write_particles(
+            stack,
+            folder / outcome.labels_name,
+            labels=clusterer.labels_,
+            posterior=posterior,
+            latent_positions=outcome.positions,
+            overwrite=folder.force,
+        )
+        write_classes(clusterer.class_averages_, stack.pixel_size, outcome.quality, folder)
         steps = [clusterer]
         if outcome.aligner is not None:
             steps = [outcome.aligner, clusterer]
@@ -210,6 +232,9 @@ def measure(outcome):
             "alignment_resolution": aligner.resolution_,
             "alignment_pass_resolution": aligner.pass_resolution_,
         }
+    kept = outcome.quality["keep"].to_numpy()
+    results["n_classes_suggested"] = np.count_nonzero(kept)
+    results["n_particles_suggested"] = clusterer.class_sizes_[kept].sum()
     results["classes"] = {
         "number": np.arange(1, n_classes + 1),
         "size": clusterer.class_sizes_,
@@ -235,7 +260,7 @@ def draw(outcome, classes, folder):
     atlas = plot_manifold_atlas(
         clusterer.class_averages_,
         clusterer.latent_nodes_,
-        latent_positions=clusterer.transform(stack),
+        latent_positions=outcome.positions,
         counts=classes["size"],
     )
     figures = {GALLERY: gallery.figure, ATLAS: atlas.figure, CONVERGENCE: _draw_convergence(outcome)}
@@ -302,9 +327,12 @@ def tell(results, folder, console):
             + (f"the best reference reaches {resolution:.3g} {unit}" if np.isfinite(resolution)
                else "no reference rises above its noise")
         )  # fmt: skip
+    tell_suggestion(results, console)
     console.say(f"results in {folder.path}:")
     what = {
         AVERAGES: "class averages, in the order of the class numbers",
+        QUALITY: "quality of the classes, with rank, suggestion and reasons",
+        SUGGESTED: "classes to keep by that, for sklearn-cryoem select",
         GALLERY: "class averages by size, with class number and resolution",
         ATLAS: "class averages on the manifold, density of particles behind",
         CONVERGENCE: "objectives of both fits",

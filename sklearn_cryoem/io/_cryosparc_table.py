@@ -1,4 +1,4 @@
-"""A stack that came from cryoSPARC as its table again, with poses and labels brought up to date."""
+"""A stack as a cryoSPARC table: the fields that came in, with poses and labels brought up to date."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pandas as pd
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.io._records import records_to_table, table_to_records
 from sklearn_cryoem.io._relion_table import raw_geometry
+from sklearn_cryoem.io._to_cryosparc import new_cryosparc_table
 from sklearn_cryoem.io.cryosparc import poses_of_records
 from sklearn_cryoem.particles import ParticleStack
 
@@ -16,48 +17,59 @@ _SAME_SHIFT_ANGSTROM = 1e-4
 
 
 def cryosparc_records(
-    stack: ParticleStack, labels: np.ndarray | None, columns: dict[str, np.ndarray]
-) -> np.ndarray:
+    stack: ParticleStack, labels: np.ndarray | None, columns: dict[str, np.ndarray], names: list[str] | None
+) -> tuple[np.ndarray, list[str]]:
     """Make the structured array of a .cs file.
 
     Parameters
     ----------
     stack : ParticleStack
-        Particles that were read from a .cs file.
+        The particles.
     labels : ndarray of shape (n_images,) or None
         Class of each particle from 0, written as ``alignments2D/class``.
     columns : dict of ndarray of shape (n_images,)
         More fields by name; a name without prefix is put under ``sklearn_cryoem/``.
+    names : list of str or None
+        Names of the images, ``000001@stack.mrcs``; not needed for particles that were read from a .cs file.
 
     Returns
     -------
-    ndarray
+    records : ndarray
         Every field that came in, in its order, then new ones.
+    lost : list of str
+        Columns of particles from elsewhere that cryoSPARC has no field for.
 
     Raises
     ------
     ParticleDataError
-        If the stack did not come from cryoSPARC, or images are mirrored, which it has no field for.
+        If images are mirrored, or without a class, which cryoSPARC has no field for; or in no file.
     """
-    if "uid" not in stack.metadata.columns:
-        raise ParticleDataError(
-            "A .cs file can be written only of particles that were read from one (they have a uid). "
-            "Write a .star file instead; cryoSPARC imports it."
-        )
     if stack.poses is not None and stack.poses.mirrored.any():
         raise ParticleDataError(
             f"{stack.poses.mirrored.sum():,} of the {len(stack):,} images are mirrored, which a .cs file "
             "cannot say: their angles would be wrong. Write a .star file, align without mirrors, or write "
             "classes alone, of stack.with_poses(None)."
         )
-    table = stack.metadata
+    table, lost = stack.metadata, []
+    if "uid" not in table.columns:
+        if names is None:
+            raise ParticleDataError(
+                "A .cs file names its images, and these are in no MRC file. Write a .star file first, which "
+                "writes them too, read it, and write that as .cs."
+            )
+        table, lost = new_cryosparc_table(stack, names)
     if stack.poses is not None:
         _set_poses(table, stack)
     if labels is not None:
+        if (labels < 0).any():
+            raise ParticleDataError(
+                f"{(labels < 0).sum():,} particles have no class (-1), which a .cs file cannot say. Write "
+                "the others alone, or a .star file."
+            )
         table["alignments2D/class"] = labels.astype(np.uint32)
     for name, values in columns.items():
         table[name if "/" in name else f"sklearn_cryoem/{name}"] = values
-    return table_to_records(table)
+    return table_to_records(table), lost
 
 
 def _set_poses(table: pd.DataFrame, stack: ParticleStack) -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from sklearn_cryoem.io._from_cryosparc import relion_columns
 from sklearn_cryoem.io._image_names import raw_source
 from sklearn_cryoem.io._raw import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT
+from sklearn_cryoem.io._star_version import STAR_VERSIONS, to_one_table, to_optics_groups
 from sklearn_cryoem.io.star import RELION_CTF
 from sklearn_cryoem.particles import CTFTable, ParticleStack
 
@@ -22,6 +24,7 @@ class RelionTables:
 
     particles: pd.DataFrame
     optics: pd.DataFrame | None
+    lost: list[str]  # columns that have no place in it
 
     def blocks(self) -> dict[str, pd.DataFrame]:
         """Tables by the name of their block."""
@@ -30,7 +33,9 @@ class RelionTables:
         return {"optics": self.optics, "particles": self.particles}
 
 
-def relion_tables(stack: ParticleStack, image_names: list[str], *, new_images: bool) -> RelionTables:
+def relion_tables(
+    stack: ParticleStack, image_names: list[str], *, new_images: bool, version: str | None = None
+) -> RelionTables:
     """Make RELION's tables of a stack.
 
     Parameters
@@ -41,6 +46,8 @@ def relion_tables(stack: ParticleStack, image_names: list[str], *, new_images: b
         Name of each image.
     new_images : bool
         Whether the images are written anew, as they are read, so that box and pixel size are the stack's.
+    version : {"3.0", "3.1"} or None
+        Style wanted; by default the one that came in, 3.1 for particles from elsewhere.
 
     Returns
     -------
@@ -49,9 +56,11 @@ def relion_tables(stack: ParticleStack, image_names: list[str], *, new_images: b
         are overwritten, columns that are new stand at the end.
     """
     came_from_relion = "rlnImageName" in stack.metadata.columns
-    table = stack.metadata
-    if not came_from_relion:  # cryoSPARC's columns have no place in a STAR file
-        table = table[[name for name in table.columns if "/" not in str(name)]]
+    if version is not None and version not in STAR_VERSIONS:
+        raise ValueError(f"star_version is {version!r}, expected one of {', '.join(STAR_VERSIONS)}, or None.")
+    table, lost = stack.metadata, []
+    if not came_from_relion:
+        table, lost = relion_columns(table)
     if new_images and came_from_relion and "rlnImageOriginalName" not in table.columns:
         table["rlnImageOriginalName"] = table["rlnImageName"]
     table["rlnImageName"] = image_names
@@ -65,7 +74,13 @@ def relion_tables(stack: ParticleStack, image_names: list[str], *, new_images: b
         _set_ctf(table, optics, stack.ctf)
     if stack.poses is not None:
         _set_poses(table, stack, old_style=old_style, new_images=new_images)
-    return RelionTables(table, optics)
+    box, pixel_size = (stack.box, stack.pixel_size) if new_images else raw_geometry(stack)
+    if version == "3.0" and optics is not None:
+        table, dropped = to_one_table(table, optics, pixel_size)
+        return RelionTables(table, None, lost + dropped)
+    if version == "3.1" and optics is None:
+        return RelionTables(*to_optics_groups(table, pixel_size, box), lost)
+    return RelionTables(table, optics, lost)
 
 
 def set_column(table: pd.DataFrame, name: str, values: np.ndarray, *, period: float | None = None) -> None:
@@ -92,12 +107,12 @@ def _new_optics(stack: ParticleStack, table: pd.DataFrame) -> pd.DataFrame:
     optics = pd.DataFrame({"rlnOpticsGroup": np.arange(1, len(distinct) + 1)})
     optics["rlnOpticsGroupName"] = [f"opticsGroup{place}" for place in optics["rlnOpticsGroup"]]
     if stack.ctf is not None:
-        optics["rlnVoltage"] = distinct[:, 1] / VOLTS_PER_KILOVOLT
-        optics["rlnSphericalAberration"] = distinct[:, 2] / ANGSTROM_PER_MM
-        optics["rlnAmplitudeContrast"] = distinct[:, 3]
+        optics["rlnVoltage"] = (distinct[:, 1] / VOLTS_PER_KILOVOLT).round(_NEW_DECIMALS)
+        optics["rlnSphericalAberration"] = (distinct[:, 2] / ANGSTROM_PER_MM).round(_NEW_DECIMALS)
+        optics["rlnAmplitudeContrast"] = distinct[:, 3].round(_NEW_DECIMALS)
     raw_box, raw_pixel_size = raw_geometry(stack)
     if raw_pixel_size is not None:
-        optics["rlnImagePixelSize"] = raw_pixel_size
+        optics["rlnImagePixelSize"] = round(raw_pixel_size, _NEW_DECIMALS)
     if raw_box:
         optics["rlnImageSize"] = raw_box
     optics["rlnImageDimensionality"] = 2

@@ -40,7 +40,7 @@ def star_parts(blocks: Mapping[str, pd.DataFrame]) -> Iterator[str]:
         yield f"\ndata_{name}\n\nloop_\n{labels}"
         for rows in row_blocks(len(table), _ROWS_AT_ONCE):
             cells = [_cells(table.iloc[rows, place]) for place in range(table.shape[1])]
-            yield "".join(map("\t".join, zip(*cells, ["\n"] * len(cells[0]), strict=True)))
+            yield "\n".join(map("\t".join, zip(*cells, strict=True))) + "\n"
         yield "\n"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem._core.files import atomic_path, check_may_write
 from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.io._cryosparc_table import cryosparc_records
@@ -31,6 +32,7 @@ def write_particles(
     latent_positions: Any = None,
     columns: Mapping[str, Any] | None = None,
     write_images: bool | None = None,
+    star_version: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write particles as a STAR file, a cryoSPARC table or a bare stack of images, whole or not at all.
@@ -41,7 +43,7 @@ def write_particles(
         The particles. Their poses, if any, are written as ``rlnAnglePsi`` and ``rlnOriginXAngst``, with
         ``rlnIsFlip`` where images are mirrored; a .cs file has no field for that and is refused.
     path : str or Path
-        ``.star``, ``.cs`` (only for particles that were read from one) or ``.mrcs`` (images alone).
+        ``.star``, ``.cs`` (particles from elsewhere get new uids) or ``.mrcs`` (images alone).
     labels : array_like of shape (n_images,), int, optional
         Class of each particle from 0, written as ``rlnClassNumber`` from 1; -1 becomes 0, no class.
     posterior : array_like of shape (n_images,), optional
@@ -54,6 +56,9 @@ def write_particles(
     write_images : bool, optional
         Whether to write the images too, as they are read (preprocessed), to a .mrcs file of the same name
         beside `path`. By default only where they are in no MRC file yet; preprocessing is not written then.
+    star_version : {"3.0", "3.1"}, optional
+        Style of a STAR file: one table, as RELION 1.x to 3.0 write, or optics groups and particles, as 3.1 to
+        5 do. By default the one that came in, 3.1 for particles from elsewhere.
     overwrite : bool, default=False
         Whether to replace files that are there.
 
@@ -68,10 +73,15 @@ def write_particles(
     ParticleDataError
         If the format cannot hold the particles.
 
+    Warns
+    -----
+    ParticleDataWarning
+        If columns have no place in the format and are left out; names them.
+
     Notes
     -----
     Columns that came in go out in their order with the same numbers, row-filtered; the STAR file has the
-    style it came in (one table up to RELION 3.0, optics and particles from 3.1 on). Names of images are
+    style it came in unless told otherwise. Names of images are
     kept as they came in: RELION takes them relative to the project's folder, `read_particles` relative to the
     file's folder or one above it. Newly written images are named relative to the file.
     """
@@ -81,13 +91,15 @@ def write_particles(
     extra = _columns(columns or {}, len(stack))
     extra |= _columns(_of_classification(posterior, latent_positions, kind), len(stack))
     if kind == ".star":
-        _write_star(stack, path, checked_labels, extra, write_images, overwrite=overwrite)
+        _write_star(stack, path, checked_labels, extra, write_images, star_version, overwrite=overwrite)
     elif kind == ".cs":
         if write_images:
             raise ParticleDataError(
                 f"{path}: a .cs file keeps its images. Write a .star file with write_images."
             )
-        records = cryosparc_records(stack, checked_labels, extra)
+        names = None if "uid" in stack.metadata.columns else names_on_disk(stack, path)
+        records, lost = cryosparc_records(stack, checked_labels, extra, names)
+        _warn_of_loss(path, lost)
         with atomic_path(path, overwrite=overwrite) as temporary, open(temporary, "wb") as stream:
             np.save(stream, records, allow_pickle=False)
     elif kind == ".mrcs":
@@ -140,6 +152,7 @@ def _write_star(
     labels: np.ndarray | None,
     columns: dict[str, np.ndarray],
     write_images: bool | None,
+    star_version: str | None,
     *,
     overwrite: bool,
 ) -> None:
@@ -155,16 +168,28 @@ def _write_star(
     if names is None:
         check_may_write(images_path, overwrite=overwrite)
         names = [f"{number:06d}@{images_path.name}" for number in range(1, len(stack) + 1)]
-    tables = relion_tables(stack, names, new_images=new_images)
+    tables = relion_tables(stack, names, new_images=new_images, version=star_version)
     if labels is not None:
         tables.particles["rlnClassNumber"] = labels + 1
     for name, values in columns.items():
         tables.particles[name] = values
+    _warn_of_loss(path, tables.lost)
     with atomic_path(path, overwrite=overwrite) as temporary:
         with open(temporary, "w", encoding="utf-8") as stream:
             stream.writelines(star_parts(tables.blocks()))
         if new_images:  # before the STAR file takes its place: it never names images that are not there
             _write_images(stack, images_path, overwrite=overwrite)
+
+
+def _warn_of_loss(path: Path, lost: list[str]) -> None:
+    """Name the columns that are left out, so that nobody misses them later without having been told."""
+    if lost:
+        warnings.warn(
+            f"{path}: {len(lost)} column{'s have' if len(lost) > 1 else ' has'} no place in this format and "
+            f"{'are' if len(lost) > 1 else 'is'} not written: {', '.join(lost)}. Keep the input file.",
+            ParticleDataWarning,
+            stacklevel=4,
+        )
 
 
 def _write_images(stack: ParticleStack, path: Path, *, overwrite: bool) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import starfile
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.io import read_mrc, read_particles, write_particles
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses, concatenate
 
@@ -282,17 +282,20 @@ def test_mirrored_images_cannot_be_written_as_cs(tmp_path):
 
 
 def test_cryosparc_particles_as_a_star_file(shared_data, tmp_path):
-    stack, _ = cryosparc_stack(shared_data)
-    write_particles(stack, tmp_path / "out.star")
+    stack, records = cryosparc_stack(shared_data)
+    with pytest.warns(ParticleDataWarning, match=r"not written: alignments2D/error, .*Keep the input file"):
+        write_particles(stack, tmp_path / "out.star")
     again = read_particles(tmp_path / "out.star", metadata_only=True)
     np.testing.assert_allclose(again.ctf.defocus_u_angstrom, stack.ctf.defocus_u_angstrom, atol=1e-5)
     np.testing.assert_allclose(again.poses.shift, stack.poses.shift, atol=1e-5)
     assert again.pixel_size == pytest.approx(stack.pixel_size)
     assert again.metadata["rlnImageName"][0].startswith("000001@J1/imported/0000903347882662660")
+    assert again.metadata["rlnClassNumber"].tolist() == (records["alignments2D/class"] + 1).tolist()
+    assert again.metadata["cryosparcUid"].tolist() == records["uid"].tolist()
 
 
-def test_only_cryosparc_particles_can_be_written_as_cs(in_memory, tmp_path):
-    with pytest.raises(ParticleDataError, match=r"Write a .star file instead"):
+def test_particles_in_memory_cannot_be_written_as_cs(in_memory, tmp_path):
+    with pytest.raises(ParticleDataError, match=r"Write a .star file first"):
         write_particles(in_memory, tmp_path / "x.cs")
     with pytest.raises(ParticleDataError, match=r"a .cs file keeps its images"):
         write_particles(in_memory, tmp_path / "x.cs", write_images=True)

@@ -1,0 +1,125 @@
+"""Particles from elsewhere as a cryoSPARC table: new uids, and what cryoSPARC has a field for."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.io._from_cryosparc import UID
+from sklearn_cryoem.io._relion_table import raw_geometry
+from sklearn_cryoem.io.cryosparc import CRYOSPARC_CTF
+from sklearn_cryoem.particles import ParticleStack, class_labels
+
+_UNUSED_OPTICS = {"shift_A": 2, "tilt_A": 2, "trefoil_A": 2, "tetra_A": 4, "anisomag": 4}
+_CARRIED = {  # RELION's columns that are written, or follow from what is
+    "rlnImageName", "rlnMicrographName", "rlnOpticsGroup", "rlnAnglePsi", "rlnOriginXAngst",
+    "rlnOriginYAngst", "rlnOriginX", "rlnOriginY", "rlnIsFlip", "rlnClassNumber",
+    "rlnMaxValueProbDistribution", "rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnVoltage",
+    "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor",
+    "rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize", "rlnImagePixelSize", "rlnImageSize",
+    "rlnOpticsGroupName", "rlnImageDimensionality",
+}  # fmt: skip
+_OURS = "smlLatent"
+
+
+def new_cryosparc_table(stack: ParticleStack, names: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Make cryoSPARC's columns of particles that did not come from it; poses are not among them.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles.
+    names : list of str
+        Name of each image, ``000001@stack.mrcs``.
+
+    Returns
+    -------
+    table : DataFrame
+        As `records_to_table` would give it.
+    lost : list of str
+        Columns of the metadata and of the optics table that have no place in it.
+
+    Raises
+    ------
+    ParticleDataError
+        If box or pixel size are not known.
+    """
+    box, pixel_size = raw_geometry(stack)
+    if not box or pixel_size is None:
+        what = "box of the images" if not box else "pixel size"
+        raise ParticleDataError(
+            f"A .cs file states box and pixel size, and the {what} is not known. Read the particles with "
+            f"{'their images (images_dir=)' if not box else 'pixel_size='}."
+        )
+    table = stack.metadata
+    index, files = _parts(names)
+    columns: dict[str, np.ndarray | list[str]] = {
+        "uid": table[UID].to_numpy(dtype=np.uint64) if UID in table.columns else _uids(names),
+        "blob/path": files,
+        "blob/idx": index.astype(np.uint32),
+        "blob/shape[0]": np.full(len(stack), box, dtype=np.uint32),
+        "blob/shape[1]": np.full(len(stack), box, dtype=np.uint32),
+        "blob/psize_A": np.full(len(stack), pixel_size, dtype=np.float32),
+        "blob/sign": np.ones(len(stack), dtype=np.float32),  # white particles
+        "blob/import_sig": np.zeros(len(stack), dtype=np.uint64),
+    }
+    if stack.ctf is not None:
+        columns |= _ctf_columns(stack)
+    if "rlnMicrographName" in table.columns:
+        micrographs = table["rlnMicrographName"].astype(str)
+        columns["location/micrograph_uid"] = _uids(micrographs.tolist(), distinct=False)
+        columns["location/micrograph_path"] = micrographs.tolist()
+    columns |= _classes(stack)
+    columns |= {f"sklearn_cryoem/{name}": table[name].to_numpy() for name in table if _OURS in str(name)}
+    optics = [] if stack.optics is None else list(stack.optics.columns)
+    lost = [
+        str(name) for name in [*table.columns, *optics] if name not in _CARRIED and _OURS not in str(name)
+    ]
+    return pd.DataFrame(columns), lost
+
+
+def _parts(names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Place in its file, from 0, and file of each image."""
+    parts = [name.partition("@") for name in names]
+    index = np.array([int(head) - 1 if at else 0 for head, at, _ in parts], dtype=np.int64)
+    return index, [tail if at else head for head, at, tail in parts]
+
+
+def _uids(names: list[str], *, distinct: bool = True) -> np.ndarray:
+    """Numbers that name particles: the same for the same name, so that files made apart agree."""
+    seen: dict[str, int] = {}
+    uids = np.empty(len(names), dtype=np.uint64)
+    for row, name in enumerate(names):
+        times = seen.get(name, 0)
+        seen[name] = times + 1
+        key = f"{name}#{times}" if distinct and times else name
+        uids[row] = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+    return uids
+
+
+def _ctf_columns(stack: ParticleStack) -> dict[str, np.ndarray | list[str]]:
+    n_images = len(stack)
+    columns: dict[str, np.ndarray | list[str]] = {
+        "ctf/type": ["imported"] * n_images,
+        "ctf/exp_group_id": stack.optics_group.astype(np.uint32),
+    }
+    for ours, (name, unit, _) in CRYOSPARC_CTF.items():
+        columns[name] = (getattr(stack.ctf, ours) / unit).astype(np.float32)
+    columns["ctf/scale_const"] = np.zeros(n_images, dtype=np.float32)
+    for name, length in _UNUSED_OPTICS.items():
+        columns |= {f"ctf/{name}[{i}]": np.zeros(n_images, dtype=np.float32) for i in range(length)}
+    return columns
+
+
+def _classes(stack: ParticleStack) -> dict[str, np.ndarray]:
+    labels = class_labels(stack)
+    columns = {}
+    if labels is not None and (labels >= 0).all():
+        columns["alignments2D/class"] = labels.astype(np.uint32)
+    if "rlnMaxValueProbDistribution" in stack.metadata.columns:
+        posterior = pd.to_numeric(stack.metadata["rlnMaxValueProbDistribution"])
+        columns["alignments2D/class_posterior"] = posterior.to_numpy(dtype=np.float32)
+    return columns
