@@ -13,7 +13,7 @@ from sklearn_cryoem.plotting.atlas import grid_cells
 
 _BLUR_IN_NODES = 0.4  # Gaussian width of the density, in node spacings
 _BINS_PER_NODE, _MOST_BINS = 6, 1024
-_GAP = 1.2  # between two panels, in node spacings
+_GAP = 0.7  # between two panels, in node spacings
 _HEADROOM = 0.5  # above a panel, for its title
 
 

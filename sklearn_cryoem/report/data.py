@@ -5,7 +5,6 @@ import shlex
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.plotting._tiles import round_length
 from sklearn_cryoem.report.atlas import Map, density_picture, flat_map, maps_side_by_side
 from sklearn_cryoem.report.sprites import average_sheet, example_sheet
@@ -13,17 +12,17 @@ from sklearn_cryoem.report.sprites import average_sheet, example_sheet
 _SHOWN_ELSEWHERE = ("rank", "keep", "reasons", "class", "number", "size")
 _MEASURES = {
     "soft_size": "soft size (particles)",
-    "resolution": "resolution of hard halves ({unit})",
-    "snr": "signal / noise in an image",
-    "information": "information (bits in 100)",
-    "strength": "low-resolution power (× typical)",
-    "contrast": "contrast of the middle (s.d.)",
-    "edge": "signal at the rim (× middle)",
+    "resolution": "hard-half resolution ({unit})",
+    "snr": "signal / noise power",
+    "information": "information (bits)",
+    "strength": "coarse power (× typical)",
+    "contrast": "contrast (s.d.)",
+    "edge": "rim signal (× middle)",
     "offset": "off centre (mask radii)",
-    "latent_spread": "latent spread (× of all)",
-    "posterior": "mean posterior (0 to 1)",
-    "stability": "stability (share of pairs)",
-    "score": "score (0 to 1)",
+    "latent_spread": "latent spread (× overall)",
+    "posterior": "mean posterior (0-1)",
+    "stability": "stable pairs (share)",
+    "score": "score (0-1)",
 }
 
 
@@ -68,7 +67,7 @@ def quality_columns(quality, sizes, unit):
 
     Parameters
     ----------
-    quality : DataFrame, mapping or None
+    quality : DataFrame or None
         As `report` takes it; without it the largest class ranks first and nothing is suggested.
     sizes : ndarray of shape (n_classes,)
         Particles of each class.
@@ -81,12 +80,7 @@ def quality_columns(quality, sizes, unit):
         `rank` (list of int, from 1), `keep` (list of bool or None), `reasons` (list of str), `measures`:
         list of {"name", "values"}.
     """
-    table = pd.DataFrame({}) if quality is None else pd.DataFrame(quality)
-    if len(table.columns) and len(table) != len(sizes):
-        raise ParticleDataError(
-            f"quality has {len(table)} rows, expected {len(sizes)}, one for each class. "
-            f"Compute it from the same fit."
-        )
+    table = pd.DataFrame() if quality is None else quality
     by_size = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable") + 1
     reasons = table["reasons"] if "reasons" in table else [""] * len(sizes)
     measures = [

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 
@@ -64,7 +65,7 @@ class Run:
         Class of each particle.
     stack : ParticleStack or None
         The particles, aligned, for examples.
-    quality : DataFrame or None
+    quality : DataFrame, mapping of arrays or None
         One row for each class; see `report`.
     tree : dict or None
         `tree_` of a deep clustering.
@@ -104,6 +105,7 @@ class Run:
                 f"the class averages have shape {self.averages.shape}, expected (n_classes, D, D). A report "
                 f"shows images; for a model of vectors there is none."
             )
+        self.quality = None if self.quality is None else pd.DataFrame(self.quality)
         for name in ("sizes", "resolution", "nodes", "quality"):
             value = getattr(self, name)
             if value is not None and len(value) != self.n_classes:

@@ -79,7 +79,9 @@ class Atlas {
 
   // All averages as discs, once, so that a frame is nothing but copies.
   roundOff() {
-    const { tile, columns, rows } = data.averages;
+    const { columns, rows } = data.averages;
+    const tile = Math.max(48, Math.min(128, Math.floor(3072 / columns)));
+    this.discSize = tile;
     const sheet = new OffscreenCanvas(tile * columns, tile * rows);
     const context = sheet.getContext("2d");
     context.beginPath();
@@ -90,7 +92,8 @@ class Atlas {
     }
     context.clip();
     if (document.documentElement.classList.contains("negative")) context.filter = "invert(1)";
-    context.drawImage(this.averages, 0, 0);
+    context.imageSmoothingQuality = "high";
+    context.drawImage(this.averages, 0, 0, sheet.width, sheet.height);
     return sheet;
   }
 
@@ -151,7 +154,8 @@ class Atlas {
   }
 
   paintDisc(context, k, x, y, radius) {
-    const { tile, columns } = data.averages;
+    const { columns } = data.averages;
+    const tile = this.discSize;
     const [column, row] = [k % columns, Math.floor(k / columns)];
     context.drawImage(this.discs, column * tile, row * tile, tile, tile, x - radius, y - radius, 2 * radius, 2 * radius);
     if (selection.has(k)) {

@@ -8,7 +8,7 @@ const filled = all.filter((k) => data.size[k] > 0);
 const count = (n) => n.toLocaleString("en-US");
 const plural = (n, word, more = word + "s") => `${count(n)} ${n === 1 ? word : more}`;
 const particles = (n) => plural(n, "particle");
-const percent = (n) => (nTotal ? `${((100 * n) / nTotal).toPrecision(n === nTotal ? 3 : 2)} %` : "0 %");
+const percent = (n) => (nTotal ? `${Number(((100 * n) / nTotal).toPrecision(n === nTotal ? 3 : 2))} %` : "0 %");
 const resolution = (k) =>
   data.resolution[k] === null ? "–" : `${Number(data.resolution[k].toPrecision(3))} ${data.unit}`;
 const totalSize = (classes) => classes.reduce((sum, k) => sum + data.size[k], 0);

@@ -1,6 +1,7 @@
 // The panel beside the views: everything that is known of one class.
 let shownClass = null;
 let waiting = null;
+let measuresOpen = true;
 
 function showDetails(k) {
   if (waiting === null) requestAnimationFrame(drawDetails);
@@ -13,7 +14,7 @@ function drawDetails() {
   if (k === shownClass) return;
   shownClass = k;
   const large = element("div", { class: "large" }, average(k), ...scaleBar());
-  byId("details").replaceChildren(large, ...headOf(k), tableOf(k), ...reasonsOf(k), ...examplesOf(k));
+  byId("details").replaceChildren(large, ...headOf(k), tableOf(k), ...reasonsOf(k), ...examplesOf(k), ...measuresOf(k));
 }
 
 function headOf(k) {
@@ -28,11 +29,24 @@ function tableOf(k) {
     ["particles", `${count(data.size[k])} (${percent(data.size[k])})`],
     ["resolution", resolution(k)],
     [data.ranked ? "quality rank" : "rank by size", `${count(data.rank[k])} of ${count(data.nClasses)}`],
-    ...data.measures.map(({ name, values }) => [name, values[k] === null ? "–" : String(values[k])]),
   ];
+  return listOf(rows);
+}
+
+function listOf(rows) {
   const list = element("dl");
   for (const [name, value] of rows) list.append(element("div", {}, element("dt", {}, name), element("dd", {}, value)));
   return list;
+}
+
+function measuresOf(k) {
+  if (!data.measures.length) return [];
+  const text = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))));
+  const rows = data.measures.map(({ name, values }) => [name, text(values[k])]);
+  const folded = element("details", {}, element("summary", {}, "Measures of quality"), listOf(rows));
+  folded.open = measuresOpen;
+  folded.addEventListener("toggle", () => (measuresOpen = folded.open));
+  return [folded];
 }
 
 function reasonsOf(k) {

@@ -34,6 +34,7 @@ function startTheme() {
 }
 
 function showTotal() {
+  byId("saved").hidden = true; // what it says is of another selection now
   const size = totalSize([...selection.chosen]);
   byId("total").textContent = selection.summary();
   byId("share").style.width = nTotal ? `${(100 * size) / nTotal}%` : "0";

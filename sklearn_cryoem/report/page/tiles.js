@@ -11,7 +11,7 @@ function addSheet(name, sheet) {
   if (!sheet) return;
   sheet.url = blobUrl(sheet.uri);
   delete sheet.uri;
-  const rule = `.${name}{background-image:url(${sheet.url});--columns:${sheet.columns};--rows:${sheet.rows}}`;
+  const rule = `.${name}{background-image:url(${sheet.url});--columns:${sheet.columns};--rows:${sheet.rows};--source:${sheet.tile}}`;
   document.head.append(element("style", {}, rule));
 }
 
