@@ -59,14 +59,18 @@ def even_blocks(n_rows: int, largest: int) -> list[slice]:
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], *, n_jobs: int | None = None
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    n_jobs: int | None = None,
+    spare: int | None = None,
 ) -> Iterator[Result]:
     """Yield `function(item)` for every item, in order, computed by up to `n_jobs` workers.
 
     Threads by default; any registered joblib backend through ``joblib.parallel_config``. Every worker has
     one BLAS thread: `n_jobs` is the only knob. OpenMP counts threads separately for each thread that calls
     it, so what uses OpenMP inside a worker (finufft) is told its number where it is called. At most
-    4 * n_jobs results wait in memory, however slowly they are consumed.
+    4 * n_jobs results wait in memory, however slowly they are consumed; fewer if `spare` says so.
 
     Parameters
     ----------
@@ -76,26 +80,31 @@ def ordered_map(
         The work, cut independently of `n_jobs`.
     n_jobs : int or None
         As in joblib; None means 1 unless a ``parallel_config`` says otherwise.
+    spare : int, optional
+        Results that are made or wait beyond one for each worker: few where each of them is large.
     """
     workers = effective_n_jobs(n_jobs)
+    window = WINDOW * workers if spare is None else workers + spare
     is_threaded = isinstance(get_active_backend(prefer="threads")[0], ThreadingBackend)
     with single_blas_threads():
         if workers == 1 and is_threaded:
             yield from map(function, items)
         elif is_threaded:
-            yield from _on_threads(function, items, workers)
+            yield from _on_threads(function, items, workers, window)
         else:
-            yield from _by_joblib(function, items, n_jobs, WINDOW * workers)
+            yield from _by_joblib(function, items, n_jobs, window)
 
 
-def _on_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def _on_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, window: int
+) -> Iterator[Result]:
     # a tenth of joblib's time for each item, and no worker waits for the others between windows
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) >= WINDOW * workers:
+                if len(waiting) >= window:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

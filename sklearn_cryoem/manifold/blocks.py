@@ -134,6 +134,11 @@ class FeatureBlock:
         norm = None if self.norm is None else self.norm[:, : layout.n_norms]
         return FeatureBlock(self.data[:, : layout.n_features], norm, self.power[:, : layout.n_shells])
 
+    def in_double(self) -> FeatureBlock:
+        """Return the same rows in double precision; itself if they are already."""
+        norm = None if self.norm is None else self.norm.astype(np.float64, copy=False)
+        return FeatureBlock(self.data.astype(np.float64, copy=False), norm, self.power)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the three arrays."""

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import ordered_map, sum_in_order
-from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout, shards
+from sklearn_cryoem._core.workers import ordered_map, row_blocks
+from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureLayout, shards
 from sklearn_cryoem.manifold.expectation import Matcher, Posterior
+from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed
 
 Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -41,6 +42,12 @@ class ClassStatistics:
     node_mass: Float64
     labels: Int
 
+    def __iadd__(self, other: ClassStatistics) -> ClassStatistics:
+        sums = self.cross, self.gram, self.node_mass
+        for mine, theirs in zip(sums, (other.cross, other.gram, other.node_mass), strict=True):
+            mine += theirs
+        return ClassStatistics(*sums, np.concatenate([self.labels, other.labels]))
+
     def __add__(self, other: ClassStatistics) -> ClassStatistics:
         return ClassStatistics(
             self.cross + other.cross,
@@ -61,11 +68,16 @@ class ClassStatistics:
         half : {0, 1}, optional
             Which half of the images; all of them by default.
         """
-        cross = self.cross.sum(axis=0) if half is None else self.cross[half]
-        gram = self.gram.sum(axis=0) if half is None else self.gram[half]
-        denominator = gram[:, layout.norm_index] + ridge[layout.shell]  # (K, P)
-        safe = np.where(denominator > 0, denominator, 1.0)  # a node without images averages to 0
-        return np.asarray(cross / safe)
+        averages = np.empty(self.cross.shape[1:])  # (K, P)
+        for rows in row_blocks(len(averages), ROWS_AT_ONCE):
+            cross, gram = (
+                sums[:, rows].sum(axis=0) if half is None else sums[half, rows]
+                for sums in (self.cross, self.gram)
+            )
+            denominator = gram[:, layout.norm_index] + ridge[layout.shell]
+            # a node without images averages to 0
+            averages[rows] = cross / np.where(denominator > 0, denominator, 1.0)
+        return averages
 
 
 def class_statistics(
@@ -84,34 +96,31 @@ def class_statistics(
     n_jobs : int, optional
         Number of workers.
     """
-    return sum_in_order(partial(_shard_classes, blocks, matcher, hard), shards(blocks), n_jobs=n_jobs)
+    return sum_in_place(partial(_shard_classes, blocks, matcher, hard), shards(blocks), n_jobs=n_jobs)
 
 
 def _shard_classes(blocks: Blocks, matcher: Matcher, hard: bool, shard: range) -> ClassStatistics:
-    parts = [_block_classes(blocks, matcher, hard, index) for index in shard]
-    labels = np.concatenate([part.labels for part in parts])
-    cross, gram, node_mass = parts[0].cross, parts[0].gram, parts[0].node_mass
-    for part in parts[1:]:
-        cross, gram, node_mass = cross + part.cross, gram + part.gram, node_mass + part.node_mass
-    return ClassStatistics(cross, gram, node_mass, labels)
-
-
-def _block_classes(blocks: Blocks, matcher: Matcher, hard: bool, index: int) -> ClassStatistics:
-    block = blocks.load(index, matcher.layout.n_shells)
-    weights: NDArray[np.floating[Any]] = matcher.posterior(block).responsibilities  # (n, K)
-    labels = weights.argmax(axis=1)
-    node_mass = weights.sum(axis=0, dtype=np.float64)
-    if hard:
-        weights = np.eye(weights.shape[1], dtype=weights.dtype)[labels]
-    # blocks begin at even rows, so parity inside the block is parity in the data
-    halves = [slice(0, None, 2), slice(1, None, 2)]
-    cross = np.stack([weights[half].T @ block.data[half] for half in halves]).astype(np.float64)
-    if block.norm is None:
-        mass = np.stack([weights[half].sum(axis=0, dtype=np.float64) for half in halves])  # (2, K)
-        gram = np.repeat(mass[:, :, None], block.power.shape[1], axis=2)  # (2, K, Q)
-    else:
-        gram = np.stack([weights[half].T @ block.norm[half] for half in halves]).astype(np.float64)
-    return ClassStatistics(cross, gram, node_mass, labels)
+    layout, n_nodes = matcher.layout, len(matcher.templates)
+    cross = np.zeros((2, n_nodes, layout.n_features))
+    gram = np.zeros((2, n_nodes, layout.n_norms))
+    node_mass, labels = np.zeros(n_nodes), []
+    for index in shard:
+        block = matcher.in_enough_digits(blocks.load(index, layout.n_shells))
+        weights: NDArray[np.floating[Any]] = matcher.posterior(block).responsibilities  # (n, K)
+        labels.append(weights.argmax(axis=1))
+        node_mass += weights.sum(axis=0)
+        if hard:
+            weights = np.eye(n_nodes, dtype=weights.dtype)[labels[-1]]
+        for half in (0, 1):
+            # blocks begin at even rows, so parity inside the block is parity in the data
+            rows = slice(half, None, 2)
+            left = transposed(weights[rows], layout.n_features)
+            add_product(cross[half], left, block.data[rows])
+            if block.norm is None:
+                gram[half] += weights[rows].sum(axis=0)[:, None]
+            else:
+                add_product(gram[half], left, block.norm[rows])
+    return ClassStatistics(cross, gram, node_mass, np.concatenate(labels))
 
 
 def map_posterior(

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sklearn_cryoem._core.workers import sum_in_order
-from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, shards
+from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureBlock, FeatureLayout, shards
+from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed
 
 Floating = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
 
-SMALLEST_POSTERIOR = 1e-30  # below it 0: subnormal numbers make products several times slower
+ENOUGH_NATS = 0.01  # products in float32 are good enough where they are this accurate
 
 
 class Posterior(NamedTuple):
@@ -27,6 +28,27 @@ class Posterior(NamedTuple):
     """(n,) log p(Y_i), Eq. (2.5), tempered if the temperature is not 1."""
 
 
+class Factors(NamedTuple):
+    """What blocks are multiplied with."""
+
+    scaled: Floating
+    """beta mu, (K, P)."""
+    half_norms: Floating
+    """1/2 beta mu^2, summed over the features that share a CTF value, (K, Q)."""
+
+    @classmethod
+    def of(cls, templates: Float64, precision: Float64, layout: FeatureLayout, dtype: DTypeLike) -> Factors:
+        """Scale templates (K, P), a few rows at a time."""
+        beta = precision[layout.shell]  # (P,)
+        scaled = np.empty(templates.shape, dtype=dtype)
+        half_norms = np.empty((len(templates), layout.n_norms), dtype=dtype)
+        for rows in row_blocks(len(templates), ROWS_AT_ONCE):
+            product = templates[rows] * beta
+            scaled[rows] = product
+            half_norms[rows] = 0.5 * layout.sum_norms(product * templates[rows])
+        return cls(scaled, half_norms)
+
+
 @dataclass(frozen=True)
 class Matcher:
     """Node templates prepared for the matrix products of Eq. (3.1). Build with `Matcher.of`.
@@ -35,20 +57,20 @@ class Matcher:
     ----------
     layout : FeatureLayout
         The shells in use.
-    scaled : ndarray of shape (K, P)
-        beta mu, in the precision of the data.
-    half_norms : ndarray of shape (K, Q)
-        1/2 beta mu^2, summed over the features that share a CTF value.
+    templates : ndarray of shape (K, P), float64
+        mu.
     precision : ndarray of shape (S,), float64
         beta of each shell.
+    factors : Factors
+        beta mu and its norms, in the precision of the data.
     temperature : float
         Above 1 the posterior is flattened: annealing.
     """
 
     layout: FeatureLayout
-    scaled: Floating
-    half_norms: Floating
+    templates: Float64
     precision: Float64
+    factors: Factors
     temperature: float = 1.0
 
     @classmethod
@@ -63,18 +85,41 @@ class Matcher:
     ) -> Matcher:
         """Prepare templates (K, P) under a noise variance for each shell (S,)."""
         precision = 1.0 / noise_variance  # (S,)
-        scaled = templates * precision[layout.shell]  # (K, P)
-        half_norms = 0.5 * layout.sum_norms(scaled * templates)  # (K, Q)
-        return cls(layout, scaled.astype(dtype), half_norms.astype(dtype), precision, temperature)
+        return cls(layout, templates, precision, Factors.of(templates, precision, layout, dtype), temperature)
+
+    @cached_property
+    def double_factors(self) -> Factors:
+        """The factors in double precision, made when they are first needed."""
+        return Factors.of(self.templates, self.precision, self.layout, np.float64)
+
+    def in_enough_digits(self, block: FeatureBlock) -> FeatureBlock:
+        """Return `block` in double precision where the digits of single precision do not suffice.
+
+        Parts of Eq. (3.1) as large as half of beta |y|^2 cancel: near the variance floor, where duplicates
+        drive the noise, that is a million nats, and float32 loses whole nats of the differences that count.
+
+        Parameters
+        ----------
+        block : FeatureBlock
+            Images, with the shells of the matcher or more.
+        """
+        if block.data.dtype == np.float64:
+            return block
+        power = block.power[:, : self.layout.n_shells]
+        largest = 0.5 * self.layout.information * float((power @ self.precision).max(initial=0.0))
+        return block.in_double() if largest * np.finfo(block.data.dtype).eps > ENOUGH_NATS else block
 
     def log_joint(self, block: FeatureBlock) -> Floating:
         """Return log p(y_i | node k) without the parts that no node changes; (n, K), Eq. (3.1)."""
-        match = block.data @ self.scaled.T  # (n, K), the first product
+        in_precision = block.data.dtype == self.factors.scaled.dtype
+        scaled, half_norms = self.factors if in_precision else self.double_factors
+        match: Floating = block.data @ scaled.T  # (n, K), the first product
         if block.norm is None:
-            match -= self.half_norms.sum(axis=1)
+            match -= half_norms.sum(axis=1)
         else:
-            match -= block.norm @ self.half_norms.T  # the second
-        match *= match.dtype.type(self.layout.information)  # Eq. (3.10)
+            match -= block.norm @ half_norms.T  # the second
+        if self.layout.information != 1.0:
+            match *= match.dtype.type(self.layout.information)  # Eq. (3.10)
         return match
 
     def log_constant(self, block: FeatureBlock) -> Float64:
@@ -83,18 +128,22 @@ class Matcher:
         return self.layout.information * (normaliser - 0.5 * (block.power @ self.precision))
 
     def posterior(self, block: FeatureBlock) -> Posterior:
-        """Responsibilities and evidence of a block, Eq. (3.1) and Eq. (2.5)."""
-        log_joint = self.log_joint(block)  # (n, K)
+        """Responsibilities and evidence of a block, Eq. (3.1) and Eq. (2.5).
+
+        Responsibilities that no sum over the nodes can tell from 0 in their precision are 0. Near the end of
+        a fit most are, and sums over images are then sparse products.
+        """
+        log_joint = self.log_joint(self.in_enough_digits(block))  # (n, K)
         if self.temperature != 1.0:
             log_joint /= log_joint.dtype.type(self.temperature)
         largest = log_joint.max(axis=1, keepdims=True)
         log_joint -= largest
         weights = np.exp(log_joint, out=log_joint)
-        total = weights.sum(axis=1, dtype=np.float64)  # (n,)
-        weights /= total[:, None].astype(weights.dtype)
-        weights[weights < SMALLEST_POSTERIOR] = 0.0
+        total = weights.sum(axis=1, keepdims=True)  # (n, 1)
+        weights *= 1.0 / total
         n_nodes = weights.shape[1]
-        log_mean = largest[:, 0].astype(np.float64) + np.log(total / n_nodes)  # prior of Eq. (2.4)
+        np.putmask(weights, weights < np.finfo(weights.dtype).eps / n_nodes, 0.0)
+        log_mean = (largest.astype(np.float64) + np.log(total / n_nodes))[:, 0]  # prior of Eq. (2.4)
         return Posterior(weights, self.temperature * log_mean + self.log_constant(block))
 
 
@@ -127,6 +176,16 @@ class Statistics:
     log_evidence: float
     n_samples: int
 
+    def __iadd__(self, other: Statistics) -> Statistics:
+        for mine, theirs in zip(self._arrays, other._arrays, strict=True):
+            mine += theirs
+        evidence = self.log_evidence + other.log_evidence
+        return Statistics(*self._arrays, evidence, self.n_samples + other.n_samples)
+
+    @property
+    def _arrays(self) -> tuple[Float64, Float64, Float64, Float64]:
+        return self.cross, self.gram, self.power, self.node_mass
+
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(
             self.cross + other.cross,
@@ -136,24 +195,6 @@ class Statistics:
             self.log_evidence + other.log_evidence,
             self.n_samples + other.n_samples,
         )
-
-
-def block_statistics(block: FeatureBlock, responsibilities: Floating, log_evidence: Float64) -> Statistics:
-    """Statistics of one block, Eq. (3.2): two matrix products in the precision of the data."""
-    node_mass = responsibilities.sum(axis=0, dtype=np.float64)  # (K,)
-    cross = responsibilities.T @ block.data  # (K, P)
-    if block.norm is None:
-        gram = np.repeat(node_mass[:, None], block.power.shape[1], axis=1)  # (K, Q), a column for each shell
-    else:
-        gram = responsibilities.T @ block.norm  # (K, Q)
-    return Statistics(
-        cross.astype(np.float64),
-        gram.astype(np.float64),
-        block.power.sum(axis=0),
-        node_mass,
-        float(log_evidence.sum()),
-        len(block),
-    )
 
 
 def e_step(
@@ -183,18 +224,32 @@ def e_step(
 
     Notes
     -----
-    O(n_images * n_nodes * n_features): four matrix products a block. Holds K (P + Q) numbers a worker.
+    O(n_images * n_nodes * n_features): four matrix products a block, two of them sparse where the
+    responsibilities are. Holds K (P + Q) numbers a worker, and as many twice more.
     """
     n_shells = matcher.layout.n_shells if n_shells is None else n_shells
-    return sum_in_order(partial(_shard_statistics, blocks, matcher, n_shells), shards(blocks), n_jobs=n_jobs)
+    return sum_in_place(partial(_shard_statistics, blocks, matcher, n_shells), shards(blocks), n_jobs=n_jobs)
 
 
 def _shard_statistics(blocks: Blocks, matcher: Matcher, n_shells: int, shard: range) -> Statistics:
-    total: Statistics | None = None
-    for index in shard:
-        block = blocks.load(index, n_shells)
-        part = block_statistics(block, *matcher.posterior(block.prefix(matcher.layout)))
-        total = part if total is None else total + part
-    if total is None:
+    if not shard:
         raise ValueError("A shard holds no block: give at least one row of data.")
-    return total
+    layout, n_nodes = blocks.layout.truncate(n_shells), len(matcher.templates)
+    cross, gram = np.zeros((n_nodes, layout.n_features)), np.zeros((n_nodes, layout.n_norms))
+    node_mass, power = np.zeros(n_nodes), np.zeros(layout.n_shells)
+    log_evidence, n_samples = 0.0, 0
+    for index in shard:
+        block = matcher.in_enough_digits(blocks.load(index, n_shells))
+        weights, evidence = matcher.posterior(block.prefix(matcher.layout))
+        left = transposed(weights, block.data.shape[1])
+        add_product(cross, left, block.data)  # Eq. (3.2)
+        if block.norm is not None:
+            add_product(gram, left, block.norm)
+        node_mass += weights.sum(axis=0)
+        power += block.power.sum(axis=0)
+        log_evidence += float(evidence.sum())
+        n_samples += len(block)
+        has_norm = block.norm is not None
+    if not has_norm:
+        gram[:] = node_mass[:, None]  # c = 1, a column for each shell
+    return Statistics(cross, gram, power, node_mass, log_evidence, n_samples)

@@ -1,0 +1,82 @@
+"""Sums over images, R^T values: dense products, or sparse ones where R is nearly one-hot.
+
+Products are those of the data's precision. A total in float64 takes them up block by block, a few columns at
+a time, so that nothing else of the size of the totals exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from sklearn_cryoem._core.workers import ordered_map, row_blocks
+
+Floating = NDArray[np.floating[Any]]
+Float64 = NDArray[np.float64]
+
+COLUMNS_AT_ONCE = 2048
+SPARSE_SHARE = (
+    0.1  # of responsibilities above 0: below it, sparse products win; at 2 % they are 5 times faster
+)
+FEWEST_COLUMNS = 512  # for fewer, finding the non-zero responsibilities takes longer than the product
+
+
+class Growing(Protocol):
+    """Sums that take up others of their kind in place."""
+
+    def __iadd__(self, other: Any, /) -> Any:
+        """Add `other` and return the sum."""
+
+
+Item = TypeVar("Item")
+Sums = TypeVar("Sums", bound="Growing")
+
+
+def transposed(weights: Floating, n_columns: int) -> Any:
+    """R^T (K, n) of responsibilities R (n, K), as a sparse matrix where that makes products faster.
+
+    Parameters
+    ----------
+    weights : ndarray of shape (n, K)
+        Responsibilities; those that do not matter are exactly 0.
+    n_columns : int
+        Columns of what it is multiplied with.
+    """
+    is_sparse = n_columns >= FEWEST_COLUMNS and np.count_nonzero(weights) < SPARSE_SHARE * weights.size
+    return sparse.csr_matrix(weights.T) if is_sparse else weights.T
+
+
+def add_product(total: Float64, left: Any, values: Floating) -> None:
+    """Add ``left @ values`` to `total` in place.
+
+    Parameters
+    ----------
+    total : ndarray of shape (K, C), float64
+        Changed in place.
+    left : matrix of shape (K, n)
+        Dense or sparse, from `transposed`.
+    values : ndarray of shape (n, C)
+        In the precision of the products.
+    """
+    for columns in row_blocks(values.shape[1], COLUMNS_AT_ONCE):
+        total[:, columns] += left @ values[:, columns]
+
+
+def sum_in_place(
+    function: Callable[[Item], Sums], items: Iterable[Item], *, n_jobs: int | None = None
+) -> Sums:
+    """Sum `function(item)` in the order of the items with ``+=``, into the arrays of the first.
+
+    At most one result waits beside those being made: sums are large, though they do not grow with the data.
+    """
+    parts = ordered_map(function, items, n_jobs=n_jobs, spare=1)
+    total = next(parts, None)
+    if total is None:
+        raise ValueError("There is nothing to add: no items were given.")
+    for part in parts:
+        total = total.__iadd__(part)
+    return total
