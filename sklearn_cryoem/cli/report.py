@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sklearn_cryoem.cli._arguments import new_command
+from sklearn_cryoem.cli._wording import in_the_shell
 from sklearn_cryoem.cli.console import CommandError
 
 PAGE = "report.html"
@@ -52,7 +53,7 @@ def run(options, console):
     )
     page.save(path, overwrite=overwrite)
     for warning in page.warnings:
-        console.warn(warning)
+        console.warn(in_the_shell(warning))
     console.say(
         f"{path} ({len(page.html) / 1e6:.1f} MB): open it in a browser, select classes, save the selection"
     )

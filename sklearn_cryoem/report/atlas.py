@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -11,9 +12,13 @@ from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.grey import png_data_uri, to_bytes
 from sklearn_cryoem.plotting.atlas import grid_cells
 
-_BLUR_IN_NODES = 0.4  # Gaussian width of the density, in node spacings
-_BINS_PER_NODE, _MOST_BINS = 6, 1024
+_BLUR, _BLUR_OF_CLASSES = (
+    0.4,
+    0.6,
+)  # Gaussian width of the density, in node spacings: of many particles, of nodes
+_BINS_PER_NODE, _MOST_BINS = 7, 1024  # an odd number, so that a node lies in the middle of a bin
 _GAP = 0.7  # between two panels, in node spacings
+_FEWEST_ON_A_CIRCLE, _MOST_ON_A_CIRCLE = 4, 60
 _HEADROOM = 0.5  # above a panel, for its title
 
 
@@ -39,16 +44,18 @@ class Map:
     place: object = None
 
 
-def flat_map(nodes):
+def flat_map(nodes, topology="grid"):
     """Lay the nodes of a latent space out on a plane.
 
-    A line runs in rows, like text; a square lies as it is; a cube lies in slices; a sphere is a map of equal
-    areas; anything else is seen along its two broadest directions.
+    A line runs in rows, like text; a ring lies on a circle, if it is short; a square lies as it is; a cube
+    lies in slices; a sphere is a map of equal areas; anything else is seen along its two broadest directions.
 
     Parameters
     ----------
     nodes : array-like of shape (n_classes, n_coordinates)
         Latent position of each class.
+    topology : str
+        Of the clusterer: on a ring and a torus the two ends of a coordinate meet.
 
     Returns
     -------
@@ -64,7 +71,10 @@ def flat_map(nodes):
         cells, axes = grid_cells(nodes, len(nodes))
     except ParticleDataError:
         return _sphere(nodes) if _is_sphere(nodes) else _cloud(nodes)
-    return (_rows, _square, _slices)[nodes.shape[1] - 1](cells, axes)
+    if topology == "ring" and _FEWEST_ON_A_CIRCLE <= len(nodes) <= _MOST_ON_A_CIRCLE:
+        return _circle(nodes)
+    lay_out = (_rows, _square, _slices)[nodes.shape[1] - 1]
+    return lay_out(cells, axes, partial(_in_spacings, axes=axes, is_closed=topology in ("ring", "torus")))
 
 
 def maps_side_by_side(maps, titles):
@@ -104,7 +114,7 @@ def density_picture(where, weights, panels):
     where : ndarray of shape (n, 2)
         Places of what is counted.
     weights : ndarray of shape (n,) or None
-        How much each counts; None for one.
+        How much each counts, for nodes; None for particles, which count one.
     panels : list
         Of the map; the picture covers all of them.
 
@@ -115,12 +125,13 @@ def density_picture(where, weights, panels):
         stands for: the 99.5th percentile, so that one crowded place leaves the rest visible.
     """
     left, top, right, bottom = _extent(panels)
+    blur = _BLUR if weights is None else _BLUR_OF_CLASSES
     fine = max(1, min(_BINS_PER_NODE, math.floor(_MOST_BINS / max(right - left, bottom - top))))
     bins = [math.ceil((bottom - top) * fine), math.ceil((right - left) * fine)]
     edges = [(top, top + bins[0] / fine), (left, left + bins[1] / fine)]
     clipped = np.clip(where[:, ::-1], [top, left], [bottom - 1e-6, right - 1e-6])
     counts, _, _ = np.histogram2d(*clipped.T, bins=bins, range=edges, weights=weights)
-    density = gaussian_filter(counts, _BLUR_IN_NODES * fine, mode="reflect") * fine**2  # (height, width)
+    density = gaussian_filter(counts, blur * fine, mode="reflect") * fine**2  # (height, width)
     peak = max(float(np.quantile(density, 0.995)), 1e-12)
     picture = to_bytes((density / peak).astype(np.float32), levels=64)
     return {
@@ -135,20 +146,34 @@ def _extent(panels):
     return float(x.min()), float(y.min()), float((x + width).max()), float((y + height).max())
 
 
-def _in_spacings(positions, axes):
+def _in_spacings(positions, *, axes, is_closed):
     """Positions (n, L) along regular axes, in node spacings: 0 is the first node."""
+    n_nodes = np.array([len(coordinates) for coordinates in axes])
     first = np.array([coordinates[0] for coordinates in axes])
     spacing = np.array([np.ptp(c) / (len(c) - 1) if len(c) > 1 else 1.0 for c in axes])
     steps = (np.asarray(positions, dtype=float) - first) / spacing
-    return np.clip(steps, -0.5, np.array([len(c) for c in axes]) - 0.5)
+    return (steps + 0.5) % n_nodes - 0.5 if is_closed else np.clip(steps, -0.5, n_nodes - 0.5)
 
 
-def _rows(cells, axes):
+def _circle(nodes):
+    """A ring: the first node to the right, the others follow upwards."""
+    radius = len(nodes) / (2 * math.pi)
+
+    def place(positions):
+        angle = math.pi * np.asarray(positions, dtype=float)[:, 0]
+        return radius * np.stack([-np.cos(angle), np.sin(angle)], axis=1)
+
+    corner = -radius - 0.5
+    caption = "a ring: one latent coordinate, whose ends meet on the right"
+    return Map(place(nodes), [(corner, corner, -2 * corner, -2 * corner, "")], caption, place)
+
+
+def _rows(cells, axes, in_spacings):
     n_nodes = len(axes[0])
     across = math.ceil(math.sqrt(1.8 * n_nodes))
 
     def place(positions):
-        along = _in_spacings(positions, axes)[:, 0]
+        along = in_spacings(positions)[:, 0]
         row = np.clip(np.floor((along + 0.5) / across), 0, (n_nodes - 1) // across)
         return np.stack([along - row * across, 1.25 * row], axis=1)
 
@@ -158,11 +183,11 @@ def _rows(cells, axes):
     return Map(place(axes[0][cells[:, 0]][:, None]), panels, caption, place)
 
 
-def _square(cells, axes):
+def _square(cells, axes, in_spacings):
     n_x, n_y = len(axes[0]), len(axes[1])
 
     def place(positions):
-        steps = _in_spacings(positions, axes)
+        steps = in_spacings(positions)
         return np.stack([steps[:, 0], n_y - 1 - steps[:, 1]], axis=1)
 
     nodes = np.stack([axes[0][cells[:, 0]], axes[1][cells[:, 1]]], axis=1)
@@ -170,13 +195,13 @@ def _square(cells, axes):
     return Map(place(nodes), [(-0.5, -0.5, n_x, n_y, "")], caption, place)
 
 
-def _slices(cells, axes):
+def _slices(cells, axes, in_spacings):
     n_x, n_y, n_z = map(len, axes)
     across = min(n_z, max(1, math.ceil(math.sqrt(1.6 * n_z * n_y / n_x))))
     step = np.array([n_x + _GAP, n_y + _GAP])
 
     def place(positions):
-        steps = _in_spacings(positions, axes)
+        steps = in_spacings(positions)
         level = np.clip(np.rint(steps[:, 2]), 0, n_z - 1)
         corner = np.stack([level % across, level // across], axis=1) * step
         return corner + np.stack([steps[:, 0], n_y - 1 - steps[:, 1]], axis=1)

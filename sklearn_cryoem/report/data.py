@@ -143,7 +143,7 @@ def _atlas(run):
 
 def _map_of(run):
     if run.nodes is not None:
-        return flat_map(run.nodes)
+        return flat_map(run.nodes, run.topology)
     if run.tree is None:
         return None
     one = Map(np.zeros((1, 2)), [(-0.5, -0.5, 1, 1, "")], "")

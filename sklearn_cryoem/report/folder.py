@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,7 @@ def run_of_folder(folder, *, images_dir=None, examples=True, quality=None):
         ),
         pixel_size=pixel_size,
         nodes=_nodes_of(classes, last),
+        topology=getattr(last, "topology", "grid"),
         positions=_positions(last, stack, missing),
         labels=labels,
         stack=stack,
@@ -183,28 +185,37 @@ def _model_or_none(folder, missing):
 
 
 def _particles_or_none(folder, summary, images_dir, missing):
-    """The labelled particles, read as the run read them, or None and a warning."""
+    """The labelled particles, read as the run read them, or None and a word on why not."""
     options = summary.get("options", {})
     path = next((folder / name for name in summary["files"] if name.startswith("particles.")), None)
-    try:
-        if path is None:
-            raise ParticleDataError(f"{SUMMARY} names no file of particles")
-        stack = read_particles(
-            path,
-            images_dir=images_dir or options.get("images_dir"),
-            pixel_size=options.get("pixel_size"),
-            ctf=not options.get("no_ctf", False),
-            invert=options.get("invert", False),
-            normalise=options.get("normalise", False) and (options.get("mask_diameter") or True),
-        )
-        stack[:1].read()
-    except (ParticleDataError, OSError, ValueError) as error:
-        missing.append(
-            f"This page shows no example particles: {error} Give the folder of the images with --images-dir."
-        )
-        return None
-    box = options.get("downsample")
-    return stack.downsample(box) if box else stack
+    problem = f"{SUMMARY} names no file of particles"
+    for place in [] if path is None else _image_folders(options, images_dir):
+        try:
+            stack = read_particles(
+                path,
+                images_dir=place,
+                pixel_size=options.get("pixel_size"),
+                ctf=not options.get("no_ctf", False),
+                invert=options.get("invert", False),
+                normalise=options.get("normalise", False) and (options.get("mask_diameter") or True),
+            )
+            stack[:1].read()
+            return stack.downsample(options["downsample"]) if options.get("downsample") else stack
+        except (ParticleDataError, OSError, ValueError) as error:
+            problem = str(error).split(". Pass ")[0]
+    missing.append(
+        f"This page shows no example particles: {problem}. Give the folder of their images with images_dir=."
+    )
+    return None
+
+
+def _image_folders(options, images_dir):
+    """Where to look for images, None being where `read_particles` looks itself."""
+    if images_dir is not None:
+        return [images_dir]
+    given = options.get("particles")  # names of images are those of the input: they may be relative to it
+    parents = [] if not isinstance(given, str) else list(Path(given).absolute().parents)[:3]
+    return [options.get("images_dir"), *parents]
 
 
 def _labels_of(stack):

@@ -59,6 +59,8 @@ class Run:
         Angstrom per pixel.
     nodes : ndarray of shape (n_classes, n_coordinates) or None
         Latent position of each class.
+    topology : str
+        Shape of the latent space, as the clusterer names it.
     positions : ndarray of shape (n_particles, n_coordinates) or None
         Latent positions of particles.
     labels : ndarray of shape (n_particles,) or None
@@ -87,6 +89,7 @@ class Run:
     folder: str | None = None
     pixel_size: float | None = None
     nodes: np.ndarray | None = None
+    topology: str = "grid"
     positions: np.ndarray | None = None
     labels: np.ndarray | None = None
     stack: object = None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem import ParticleStack
+from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.report.run import Run, Trace
 
 
@@ -83,3 +84,16 @@ def _grid(n_classes, n_coordinates):
 def run():
     """Twenty classes, three of them junk, the last one empty."""
     return make_run(20, n_junk=3)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A finished run of the command line."""
+    path = tmp_path_factory.mktemp("runs")
+    words = ["--particles", "160", "--box", "32", "--snr", "0.5", "--max-shift", "15", "--jobs", "1", "-q"]
+    assert main(["simulate", "-o", str(path / "sim"), *words]) == 0
+    few = "--align-classes 4 --align-batches 10 --align-iterations 2 --classes 3x3 --iterations 6 --jobs 1 -q"
+    assert (
+        main(["classify", str(path / "sim" / "particles.star"), "-o", str(path / "out"), *few.split()]) == 0
+    )
+    return path / "out"

@@ -4,8 +4,11 @@ import json
 import shutil
 import time
 
+import numpy as np
 import pytest
 
+from sklearn_cryoem import read_particles
+from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.report.report import Report
 from tests.report.conftest import make_run, tree_of
 
@@ -430,3 +433,26 @@ def test_in_a_notebook_the_page_works_inside_its_frame(page, saved, tmp_path):
     assert page.selected() == [3]
     page.driver.switch_to.default_content()
     assert page.complaints() == []
+
+
+def test_from_the_page_of_a_run_to_its_good_particles(page, folder, tmp_path):
+    """The whole way: report, select in the browser, save, `select`, read the subset."""
+    assert main(["report", str(folder), "-o", str(tmp_path / "page.html"), "-q"]) == 0
+    page.open(tmp_path / "page.html")
+    page.sort("size")
+    chosen = sorted(page.order()[:2])
+    for number in chosen:
+        page.tile(number).click()
+    selection = page.save()
+    assert (
+        main(["select", str(folder), "--selection", str(selection), "-o", str(tmp_path / "good.star"), "-q"])
+        == 0
+    )
+    everything = read_particles(folder / "particles.star", metadata_only=True).metadata
+    good = read_particles(tmp_path / "good.star", metadata_only=True).metadata
+    wanted = everything[everything["rlnClassNumber"].isin(chosen)]
+    assert len(good) == len(wanted) > 0
+    np.testing.assert_array_equal(
+        good["rlnImageName"].str.split("@").str[0], wanted["rlnImageName"].str.split("@").str[0]
+    )
+    assert set(good["rlnClassNumber"]) == set(chosen)
