@@ -13,6 +13,7 @@ from sklearn_cryoem.particles._rows import Immutable, read_only, row_key
 from sklearn_cryoem.particles.check import find_bad_images
 from sklearn_cryoem.particles.ctf_table import CTFTable
 from sklearn_cryoem.particles.file_source import as_source
+from sklearn_cryoem.particles.html import stack_html
 from sklearn_cryoem.particles.poses import Poses
 from sklearn_cryoem.particles.preprocess import (
     Downsample,
@@ -325,6 +326,9 @@ class ParticleStack(Immutable):
             pixel_size=None if in_pixels else self._pixel_size * factor,
             poses=self._poses.scaled(1 / factor) if in_pixels and self._poses is not None else self._poses,
         )
+
+    def _repr_html_(self) -> str:
+        return stack_html(self)
 
     def __repr__(self) -> str:
         pixel = "unknown pixel size" if self._pixel_size is None else f"{self._pixel_size:g} A/px"
