@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 from sklearn_cryoem._version import __version__
 
 if TYPE_CHECKING:
-    from sklearn_cryoem.estimators import DeepClusterer, MAPAligner, SMLClusterer, load_model, save_model
+    from sklearn_cryoem.estimators import (
+        DeepClusterer,
+        MAPAligner,
+        RealigningClusterer,
+        SMLClusterer,
+        load_model,
+        save_model,
+    )
     from sklearn_cryoem.io import read_particles, write_particles
     from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
 
@@ -21,6 +28,7 @@ _HOMES = {
     "MAPAligner": "estimators",
     "ParticleStack": "particles",
     "Poses": "particles",
+    "RealigningClusterer": "estimators",
     "SMLClusterer": "estimators",
     "load_model": "estimators",
     "read_particles": "io",
@@ -34,6 +42,7 @@ __all__ = [  # noqa: RUF022 (alphabetical but for the version)
     "MAPAligner",
     "ParticleStack",
     "Poses",
+    "RealigningClusterer",
     "SMLClusterer",
     "load_model",
     "read_particles",

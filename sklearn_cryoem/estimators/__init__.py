@@ -3,6 +3,7 @@
 from sklearn_cryoem.estimators._persistence import load_model, save_model
 from sklearn_cryoem.estimators.deep_clusterer import DeepClusterer
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
+from sklearn_cryoem.estimators.realigning_clusterer import RealigningClusterer
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 
-__all__ = ["DeepClusterer", "MAPAligner", "SMLClusterer", "load_model", "save_model"]
+__all__ = ["DeepClusterer", "MAPAligner", "RealigningClusterer", "SMLClusterer", "load_model", "save_model"]

@@ -25,7 +25,8 @@ FORMAT = "sklearn-cryoem model"
 FORMAT_VERSION = 1
 
 _HEADER = "header"
-_ESTIMATORS = ("DeepClusterer", "MAPAligner", "SMLClusterer")  # by name, from sklearn_cryoem.estimators
+# by name, from sklearn_cryoem.estimators
+_ESTIMATORS = ("DeepClusterer", "MAPAligner", "RealigningClusterer", "SMLClusterer")
 
 
 def save_model(estimator, path, *, overwrite=False):

@@ -1,0 +1,212 @@
+"""RealigningClusterer: clustering and local realignment in turn, each from what the other found."""
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin, clone
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem.estimators._inputs import as_stack
+from sklearn_cryoem.estimators._realign_round import own_references, realigned
+from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
+from sklearn_cryoem.particles import Poses
+
+
+class RealigningClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
+    """Improve the poses of particles by the class averages of a clusterer, and the classes by the poses.
+
+    Classes of a manifold are purer than those that the particles were aligned with, and so are better
+    references. A copy of the clusterer is fitted, every particle searches the poses near its own against the
+    average of its class, and so on; the last fit sees the last poses. In the fit, particles of even row
+    numbers meet averages of those of odd ones and the other way round: against an average that holds its own
+    noise, a particle stays where it is.
+
+    Parameters
+    ----------
+    clusterer : SMLClusterer or None, default=None
+        Copied and fitted in each round. By default ``SMLClusterer()``.
+    n_rounds : int, default=3
+        Realignments; the clusterer is fitted once more than that.
+    angle_range : float, default=0.2
+        How far from the poses of a round in-plane angles are searched, in radians.
+    max_shift : float or None, default=None
+        How far shifts are searched, in Angstrom (pixels where the pixel size is unknown). By default 0.04 of
+        the box.
+    n_jobs : int or None, default=None
+        Classes realigned at a time. Results are the same bits for any number.
+    verbose : int, default=0
+        1 shows progress.
+
+    Attributes
+    ----------
+    clusterer_ : SMLClusterer
+        Fitted to the particles in `poses_`.
+    poses_ : Poses
+        Poses of the training images.
+    labels_ : ndarray of shape (n_images,)
+        Class of each training image.
+    class_averages_ : ndarray of shape (n_classes, D, D)
+        Averages in the new poses.
+    class_resolution_ : ndarray of shape (n_classes,)
+        Resolution of each.
+    class_sizes_ : ndarray of shape (n_classes,)
+        Training images of each.
+    angle_change_, shift_change_ : ndarray of shape (n_rounds,)
+        Median change of the poses in each round: radians, and Angstrom (pixels where the pixel size is
+        unknown). They fall while the rounds gain, and stay level at the noise of single images.
+    n_features_in_ : int
+        Number of pixels of an image.
+
+    Notes
+    -----
+    New particles are classified, realigned against the averages of all images, and classified again; so are
+    training particles given to `predict`. Their `labels_` belong to `poses_`, found against half averages:
+    ``clusterer_.predict(stack.with_poses(poses_))``. Poses never become mirrored.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem import RealigningClusterer, SMLClusterer
+    >>> from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+    >>> stack = aligned_to_truth(make_particles("ribosome", 200, box=24, snr=1.0, random_state=0))
+    >>> model = RealigningClusterer(SMLClusterer((2, 2)), n_rounds=1).fit(stack)
+    >>> model.transform(stack[:5]).poses
+    Poses(5 particles, ...)
+    """
+
+    def __init__(
+        self, clusterer=None, *, n_rounds=3, angle_range=0.2, max_shift=None, n_jobs=None, verbose=0
+    ):
+        self.clusterer = clusterer
+        self.n_rounds = n_rounds
+        self.angle_range = angle_range
+        self.max_shift = max_shift
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        return tags
+
+    def fit(self, X, y=None):
+        """Cluster and realign in turn.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles with poses, as a MAPAligner returns them; without any they are taken as aligned.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : RealigningClusterer
+        """
+        self._check_parameters()
+        stack = with_some_poses(as_stack(X, self))
+        template = SMLClusterer(n_jobs=self.n_jobs) if self.clusterer is None else self.clusterer
+        changes = []
+        with progress(self.n_rounds, "RealigningClusterer: rounds", verbose=self.verbose) as bar:
+            for _ in range(self.n_rounds):
+                clusterer = clone(template).fit(stack)
+                references, labels = own_references(clusterer)
+                moved = realigned(self, clusterer, stack, labels, references)
+                changes.append(median_change(stack.poses, moved.poses))
+                stack = moved
+                bar.note(f"{np.degrees(changes[-1][0]):.2f} degrees, {changes[-1][1]:.3g} off the last poses")
+                bar.update()
+        self.clusterer_ = clone(template).fit(stack)
+        self.poses_ = stack.poses
+        self.angle_change_, self.shift_change_ = np.array(changes).T
+        for name in ("labels_", "class_averages_", "class_resolution_", "class_sizes_", "n_features_in_"):
+            setattr(self, name, getattr(self.clusterer_, name))
+        return self
+
+    def _check_parameters(self):
+        if self.clusterer is not None and not isinstance(self.clusterer, SMLClusterer):
+            raise TypeError(
+                f"The parameter 'clusterer' of {type(self).__name__} is a {type(self.clusterer).__name__}, "
+                "expected an SMLClusterer or None. Align with a MAPAligner before, in a Pipeline."
+            )
+        check_number("n_rounds", self.n_rounds, owner=self, minimum=1, integer=True)
+        limits = {"owner": self, "minimum": 0, "inclusive": False}
+        check_number("angle_range", self.angle_range, maximum=np.pi, **limits)
+        check_number("max_shift", self.max_shift, allow_none=True, **limits)
+
+    def fit_transform(self, X, y=None):
+        """Cluster, realign, and return the particles with their new poses.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        stack : ParticleStack
+            With `poses_`: found against half averages, so not quite those of ``fit(X).transform(X)``.
+        """
+        stack = as_stack(X, self)
+        return stack.with_poses(self.fit(stack).poses_)
+
+    def transform(self, X):
+        """Realign particles near the poses they have, each against the average of its class.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles in the frame of the training particles.
+
+        Returns
+        -------
+        stack : ParticleStack
+            The same particles with new poses.
+        """
+        check_is_fitted(self)
+        stack = with_some_poses(as_stack(X, self))
+        labels = self.clusterer_.predict(stack)
+        return realigned(self, self.clusterer_, stack, labels, self.class_averages_)
+
+    def predict(self, X):
+        """Class of each particle once it is realigned.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            As in `transform`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_images,)
+        """
+        aligned = self.transform(X)
+        return self.clusterer_.predict(aligned)
+
+    def predict_proba(self, X):
+        """Posterior probability of every class of each particle once it is realigned.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            As in `transform`.
+
+        Returns
+        -------
+        responsibilities : ndarray of shape (n_images, n_classes)
+        """
+        aligned = self.transform(X)
+        return self.clusterer_.predict_proba(aligned)
+
+
+def with_some_poses(stack):
+    """The stack, with poses that leave images as they are if it has none."""
+    return stack if stack.poses is not None else stack.with_poses(Poses.identity(len(stack)))
+
+
+def median_change(old, new):
+    """Median turn, in radians, and median displacement between two sets of poses."""
+    turn = np.abs(np.angle(np.exp(1j * (new.angle_rad - old.angle_rad))))
+    return float(np.median(turn)), float(np.median(np.hypot(*(new.shift - old.shift).T)))
