@@ -52,11 +52,11 @@ def check_parameters(estimator):
 
 def latent_basis(estimator):
     """Grids of nodes and basis functions that the parameters ask for."""
-    n_sides = _n_sides(estimator)
+    n_sides, fewest = _n_sides(estimator), TOPOLOGIES[estimator.topology].fewest_centres
     grid_shape = _shape(estimator.n_clusters, n_sides)
     if isinstance(estimator.n_basis, str):
         share = BASIS_PER_NODE ** (n_components_of(estimator) / n_sides)
-        basis_shape = tuple(max(1, round(share * side)) for side in grid_shape)
+        basis_shape = tuple(max(round(share * side), min(fewest, side)) for side in grid_shape)
     elif isinstance(estimator.n_basis, numbers.Integral):
         # an axis with a single node needs no more than one function
         long_axes = [axis for axis, side in enumerate(grid_shape) if side > 1] or [0]
@@ -66,6 +66,12 @@ def latent_basis(estimator):
         )
     else:
         basis_shape = _shape(estimator.n_basis, n_sides)
+    if any(m < min(fewest, side) for m, side in zip(basis_shape, grid_shape, strict=True)):
+        raise ValueError(
+            f"n_basis={estimator.n_basis} leaves {' x '.join(map(str, basis_shape))} basis functions, "
+            f"expected at least {fewest} along each side of topology={estimator.topology!r}: fewer see "
+            "mirror images as one. Raise n_basis, or use topology='grid'."
+        )
     return LatentBasis(grid_shape, basis_shape, float(estimator.basis_width), estimator.topology)
 
 

@@ -26,6 +26,8 @@ class Topology(ABC):
     """Dimensions of the shape that make sense."""
     default_components: int
     """The one where nothing else is asked for."""
+    fewest_centres: int
+    """Basis functions along each side that tell all points apart; fewer see some as mirror images."""
 
     @abstractmethod
     def n_sides(self, n_components: int) -> int:
@@ -57,6 +59,7 @@ class Cube(Topology):
 
     components: tuple[int, ...] = (1, 2, 3)
     default_components = 2
+    fewest_centres = 1
     is_periodic = False
 
     def n_sides(self, n_components: int) -> int:
@@ -95,6 +98,7 @@ class Torus(Cube):
     """A product of L circles, each with coordinates from -1 to 1, which are one point; a ring if L = 1."""
 
     components: tuple[int, ...] = (2, 3)
+    fewest_centres = 3
     is_periodic = True
 
     def points(self, shape: tuple[int, ...]) -> Float64:
@@ -128,6 +132,7 @@ class Sphere(Topology):
 
     components = (2,)
     default_components = 2
+    fewest_centres = FEWEST_ON_SPHERE
 
     def n_sides(self, n_components: int) -> int:
         """One: the number of points."""

@@ -123,6 +123,16 @@ def test_dimensions_that_are_left_out_follow_the_shape():
     assert SMLClusterer(16, topology="sphere", n_basis=7).fit(X).weights_.shape == (8, 5)
 
 
+@pytest.mark.parametrize(
+    ("topology", "n_clusters"), [("ring", 3), ("torus", (3, 3)), ("sphere", 4), ("ring", 2)]
+)
+def test_the_fewest_nodes_are_still_told_apart(topology, n_clusters, rng):
+    X, _ = shaped(topology, rng, n=200)
+    basis = SMLClusterer(n_clusters, topology=topology).fit(X)._manifold.basis
+    distance = np.linalg.norm(basis.phi[:, None] - basis.phi, axis=-1) + np.eye(len(basis.phi))
+    assert distance.min() > 0.1
+
+
 def test_a_grid_search_over_shapes(rng):
     X, _ = shaped("ring", rng, n=300)
     search = GridSearchCV(
@@ -144,6 +154,9 @@ def test_a_grid_search_over_shapes(rng):
         ({"topology": "sphere", "n_clusters": 3}, "enclose no sphere, expected at least 4. Ask for more"),
         ({"topology": "sphere", "n_clusters": (5, 5)}, "expected 1 side, a number of points .*'sphere'"),
         ({"topology": "ring", "n_clusters": (5, 5)}, "expected 1 side, as many as n_components"),
+        ({"topology": "ring", "n_basis": 2}, "at least 3 along each side .*'ring'.*Raise n_basis"),
+        ({"topology": "torus", "n_basis": 4}, "leaves 2 x 2 basis functions, expected at least 3"),
+        ({"topology": "sphere", "n_basis": 3}, "at least 4 along each side"),
         ({"topology": "torus", "n_basis": (5,)}, "expected 2 sides, as many as n_components"),
     ],
     ids=str,
