@@ -18,7 +18,7 @@ from sklearn_cryoem.physics.masks import mask_background, soft_disc
 from sklearn_cryoem.physics.rotation import aligned_features
 
 CACHE_BYTES = 256 * 2**20
-PIXELS_AT_ONCE = 2**18  # prepared together: small enough for the processor's caches
+PIXELS_AT_ONCE = 2**19  # prepared together: small enough for the processor's caches
 EDGE_SHARE = 0.06  # of the box: width of the mask's soft edge
 DEFAULT_MASK_SHARE = 0.9  # of the box: diameter of the mask by default
 CROP_MARGIN = 1.5  # times the box that k_max needs: rotation reads between the frequencies
