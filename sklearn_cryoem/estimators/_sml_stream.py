@@ -44,7 +44,8 @@ class ManifoldStream:
         Raises
         ------
         ValueError
-            If the first chunk is too small or a later one is of another kind.
+            If the first chunk is too small, a later one is of another kind, or parameters that lay out the
+            latent space have been changed in between.
 
         Notes
         -----
@@ -84,6 +85,13 @@ class ManifoldStream:
     def _advance_stream(self, X):
         check_parameters(self)
         check_kind(X, self)
+        begun = self._manifold.basis
+        if latent_basis(self) != begun:
+            raise ValueError(
+                f"partial_fit cannot change the latent space ({begun.topology!r}, {begun.grid_shape} "
+                f"nodes, {begun.basis_shape} basis functions, basis_width={begun.width:g}) that the first "
+                "call has laid out. Set these parameters back, or begin with a new model."
+            )
         data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=False)
         done = advance(
             self._stream,

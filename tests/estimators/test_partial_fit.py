@@ -167,6 +167,8 @@ def test_chunks_that_do_not_fit_are_refused_and_change_nothing(particles):
     ]:
         with pytest.raises(ValueError, match=message):
             learner.partial_fit(chunk)
+    with pytest.raises(ValueError, match=r"\(6, 6\) nodes.* Set these parameters back"):
+        copy.copy(learner).set_params(n_clusters=49).partial_fit(train[:50])
     np.testing.assert_array_equal(learner.weights_, weights)
     assert learner.n_images_seen_ == 200
     failed = model(alpha=-1.0)
