@@ -78,7 +78,7 @@ def measure(source, settings, model, k_max, options):
     posterior, t_expect = timed(lambda: expect(features, each, bank, space, model.log_prior(space)))
     n_clusters = len(model.references)
     _, t_sums = timed(lambda: accumulate(features, posterior, space, n_clusters, source.n_even, options.jobs))
-    search, t_pass = timed(lambda: run_pass(source, rows, model, space, n_jobs=options.jobs))
+    search, t_pass = timed(lambda: run_pass(source, rows, model, space))
     same = np.mean(search.label == posterior.best_row // space.n_shifts)
     per_image = 1e6 / source.n_images
     sys.stdout.write(

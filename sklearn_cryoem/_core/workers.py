@@ -45,15 +45,15 @@ def row_blocks(n_rows: int, block_size: int) -> list[slice]:
     return [slice(start, min(start + block_size, n_rows)) for start in range(0, n_rows, block_size)]
 
 
-def even_blocks(n_rows: int, largest: int) -> list[slice]:
+def even_blocks(n_rows: int, largest: int, shares: int = EVEN_SHARES) -> list[slice]:
     """Consecutive slices of nearly equal length, at most `largest`, that cover `n_rows`, in order.
 
-    Their number is a multiple of `EVEN_SHARES` where there are so many rows: two or four workers get the
-    same load.
+    Their number is a multiple of `shares` where there are so many rows: two or four workers get the same
+    load. What one worker does by itself takes 1.
     """
     if largest < 1:
         raise ValueError(f"largest is {largest}, expected at least 1.")
-    n_blocks = min(n_rows, EVEN_SHARES * -(-n_rows // (EVEN_SHARES * largest)))
+    n_blocks = min(n_rows, shares * -(-n_rows // (shares * largest)))
     ends = [n_rows * (i + 1) // n_blocks for i in range(n_blocks)]
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import ordered_map, row_blocks
+from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.alignment.expectation import (
     COLUMNS_PER_PRODUCT,
     POSTERIOR_FLOOR,
@@ -25,15 +25,14 @@ from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.products import (
     Int,
     Workspace,
+    add_levels,
     cells_above,
-    correlate,
     norm_orders,
     stack_real,
     synthesise,
 )
 from sklearn_cryoem.alignment.references import (
     coarser_references,
-    polar_references,
     reference_bank,
     reference_power,
     shifted_orders,
@@ -46,12 +45,10 @@ LEAST_CLASSES = 3  # every image keeps at least these for the fine search
 SAFETY = 3.0  # and classes less than this many nats below the last one kept,
 RELATIVE_SAFETY = 0.05  # or this part of the evidence: a coarse grid misses the peak by a part of its height
 MOST_CLASSES = 0.5  # where more than this part survives, an exhaustive search is quicker
-IMAGES_PER_TASK = 64  # of the coarse search
-CLASSES_PER_TASK = 4  # of the fine search
-BANK_BYTES = 400e6  # references shifted for the fine search are kept for the next images if all fit
+BANK_BYTES = 400e6  # shifted references held at once; those of the fine search are kept if all fit
 
 Bool = NDArray[np.bool_]
-ReadImages = Callable[[slice], tuple[ImageFeatures, Float32]]
+Shard = tuple[ImageFeatures, Float32]  # and the precision of each image
 
 
 class AdaptiveSearch:
@@ -59,52 +56,45 @@ class AdaptiveSearch:
 
     Parameters
     ----------
-    references : ndarray of shape (n_clusters, D, D)
-        Masked, centred.
+    values : ndarray of shape (n_clusters, n_rings, n_angles / 2), complex64
+        References on the polar grid of `space`.
     space : SearchSpace
         The search wanted; its `coarse` is that of few rings, orders, angles and shifts.
     prior, coarse_prior : LogPrior
         Log priors of classes and shifts, for both.
     n_even : int
         Even orders of the norm term.
-    n_jobs : int or None
-        Workers: a task is a block of images in the coarse search, a few classes in the fine one.
     """
 
     def __init__(
         self,
-        references: Float32,
+        values: Complex64,
         space: SearchSpace,
         prior: LogPrior,
         coarse_prior: LogPrior,
         n_even: int,
-        n_jobs: int | None = None,
     ) -> None:
         if space.coarse is None:
             raise ValueError("The search space has no coarse one. Use find_cells for an exhaustive search.")
         self.space, self.coarse = space, space.coarse
-        self.prior, self.coarse_prior, self.n_jobs = prior, coarse_prior, n_jobs
-        self._values = polar_references(references, space.grid, n_jobs)  # (n_clusters, n_rings, n_angles / 2)
-        coarser = coarser_references(self._values, self.coarse)
-        self._coarse_bank = reference_bank(coarser, self.coarse, n_even, n_jobs)
+        self.prior, self.coarse_prior, self._values = prior, coarse_prior, values
+        coarser = coarser_references(values, self.coarse)
+        self._coarse_bank = reference_bank(coarser, self.coarse, n_even)
         self._power = reference_power(self._values, space, n_even)
         self._phase = translation_phase(space.grid, -space.shifts_px)
         per_class = 8 * space.n_orders * space.n_rings * space.n_shifts
-        self._keeps_shifted = per_class * len(references) <= BANK_BYTES
+        self._keeps_shifted = per_class * len(values) <= BANK_BYTES
         self._shifted: dict[int, Float32] = {}
 
     def posterior(
-        self, read: ReadImages, blocks: Sequence[slice], floor: float = POSTERIOR_FLOOR
+        self, shards: Iterable[Shard], floor: float = POSTERIOR_FLOOR
     ) -> tuple[ImageFeatures, Posterior] | None:
         """Features of some images and their posterior of class, shift and angle, as from `expect`.
 
         Parameters
         ----------
-        read : callable
-            ``read(block)`` returns features at the rings and orders of `space` and 1 / noise variance
-            (n, n_rings).
-        blocks : sequence of slices
-            What to read; at most `IMAGES_PER_TASK` images each.
+        shards : iterable of (ImageFeatures, ndarray)
+            Features of some images at the rings and orders of `space` and 1 / noise variance (n, n_rings).
         floor : float
             Posteriors below this are set to exactly zero.
 
@@ -119,7 +109,7 @@ class AdaptiveSearch:
         has left share its matrix products. Each image first sees the class that is best at coarse
         resolution, which tells what cells of the others have to reach.
         """
-        images = _Images(list(ordered_map(partial(self._prepare, read), blocks, n_jobs=self.n_jobs)))
+        images = _Images([self._prepare(*shard) for shard in shards])
         survives = surviving(images.evidence, self.space.adaptive_fraction)
         if survives.mean() > MOST_CLASSES:
             return None
@@ -129,8 +119,7 @@ class AdaptiveSearch:
             self._refine(images, pairs, floor)
         return images.features, images.posterior(floor)
 
-    def _prepare(self, read: ReadImages, block: slice) -> _Prepared:
-        features, precision = read(block)
+    def _prepare(self, features: ImageFeatures, precision: Float32) -> _Prepared:
         coarse, n_rings, n = self.coarse, self.coarse.n_rings, len(features)
         few = features.take(slice(None), n_rings, coarse.n_orders)
         stacked = stack_real(features.orders, precision, self.space, Workspace())
@@ -142,47 +131,40 @@ class AdaptiveSearch:
         )
 
     def _refine(self, images: _Images, pairs: Bool, floor: float) -> None:
-        """Search the given (image, class) pairs."""
-        classes = np.flatnonzero(pairs.any(axis=0))
-        tasks = [classes[rows] for rows in row_blocks(len(classes), CLASSES_PER_TASK)]
+        """Search the given (image, class) pairs, class after class."""
+        work = Workspace()
+        cluster, image = np.nonzero(pairs.T)
+        for block in row_blocks(len(cluster), max(1, COLUMNS_PER_PRODUCT // self.space.n_shifts)):
+            self._search(images, image[block], cluster[block], floor, work)
 
-        def search(task: Int) -> list[tuple[NDArray[Any], ...]]:
-            work = Workspace()
-            return [
-                part
-                for z in task
-                for part in self._one_class(images, int(z), np.flatnonzero(pairs[:, z]), floor, work)
-            ]
-
-        found = [part for parts in ordered_map(search, tasks, n_jobs=self.n_jobs) for part in parts]
-        for chosen, best, bound, *cells in found:
-            images.best[chosen] = np.maximum(images.best[chosen], best)
-            images.bound[chosen] = np.logaddexp(images.bound[chosen], bound)
-            images.cells.append(tuple(cells))
-
-    def _one_class(
-        self, images: _Images, z: int, members: Int, floor: float, work: Workspace
-    ) -> Iterator[tuple[NDArray[Any], ...]]:
-        """Images, their best cell and bound of evidence; image, row, angle and log of the cells found."""
+    def _search(self, images: _Images, chosen: Int, cluster: Int, floor: float, work: Workspace) -> None:
+        """Add what a few pairs, sorted by class, say of their images."""
         space, prior = self.space, self.prior
-        bank = self._shifted_reference(z)
-        constant = prior.cluster[z] - np.log(space.n_angles)
-        for block in row_blocks(len(members), max(1, COLUMNS_PER_PRODUCT // space.n_shifts)):
-            chosen = members[block]
-            x = work("chosen", (space.n_orders, 2, len(chosen), 2 * space.n_rings))
-            np.take(images.stacked, chosen, axis=2, out=x, mode="clip")
-            norm = images.norm[:, chosen, z : z + 1]
-            level = ((constant - norm[0].real) + prior.shift).astype(np.float32)  # (n, n_shifts)
-            x = x.reshape(space.n_orders, 2 * len(chosen), -1)
-            same, mirrored, top = synthesise(correlate(x, norm[1:], level, bank, space, work), space, work)
-            top = top.reshape(level.shape)
-            best = top.max(axis=1)
-            bound = best + np.log(np.exp(top - best[:, None]).sum(axis=1))
-            threshold = threshold_of(
-                np.maximum(best, images.best[chosen]), np.logaddexp(bound, images.bound[chosen]), floor
-            )
-            image, row, angle, log = cells_above(threshold, same, mirrored, top, space)
-            yield chosen, best, bound, chosen[image], row + z * space.n_shifts, angle, log
+        norm = images.norm[:, chosen, cluster]  # (n_even, n_pairs)
+        constant = prior.cluster[cluster] - np.log(space.n_angles)
+        level = ((constant - norm[0].real)[:, None] + prior.shift).astype(np.float32)  # (n_pairs, n_shifts)
+        c = self._correlate(images, chosen, cluster, work)
+        same, mirrored, top = synthesise(add_levels(c, norm[1:, :, None], level, space), space, work)
+        top = top.reshape(level.shape)
+        best = top.max(axis=1)
+        bound = best + np.log(np.exp(top - best[:, None]).sum(axis=1))
+        np.maximum.at(images.best, chosen, best)
+        np.logaddexp.at(images.bound, chosen, bound)
+        threshold = threshold_of(images.best[chosen], images.bound[chosen], floor)
+        pair, shift, angle, log = cells_above(threshold, same, mirrored, top, space)
+        images.cells.append((chosen[pair], shift + cluster[pair] * space.n_shifts, angle, log))
+
+    def _correlate(self, images: _Images, chosen: Int, cluster: Int, work: Workspace) -> Float32:
+        """Re and Im of c_m of every pair at every shift: the pairs of a class share its products."""
+        space = self.space
+        x = work("chosen", (space.n_orders, 2, len(chosen), 2 * space.n_rings))
+        np.take(images.stacked, chosen, axis=2, out=x, mode="clip")
+        c = work("orders", (2 * space.n_even, 2, len(chosen), space.n_shifts))
+        starts = np.flatnonzero(np.diff(cluster, prepend=-1))
+        for start, end in pairwise((*starts, len(cluster))):
+            bank = self._shifted_reference(int(cluster[start]))[:, None]
+            np.matmul(x[:, :, start:end], bank, out=c[: space.n_orders, :, start:end])
+        return c.reshape(2 * space.n_even, 2 * len(chosen), -1)
 
     def _shifted_reference(self, z: int) -> Float32:
         found = self._shifted.get(z)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import even_blocks, ordered_map, row_blocks
+from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.alignment.expectation import COLUMNS_PER_PRODUCT, POSTERIOR_FLOOR, LogPrior, pair_levels
 from sklearn_cryoem.alignment.features import ImageFeatures
-from sklearn_cryoem.alignment.maximisation import CLASSES_PER_TASK, Statistics, undo_shifts
+from sklearn_cryoem.alignment.maximisation import Statistics, undo_shifts
 from sklearn_cryoem.alignment.products import (
     Int,
     Workspace,
@@ -26,6 +26,7 @@ from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import translation_phase
 
+CLASSES_AT_ONCE = 8  # whose shifts are undone
 TABLE_BYTES = 100e6  # of log posteriors of one block of images, at most
 
 
@@ -170,9 +171,7 @@ def _best_angle(tables: list[Float32], blocks: list[slice], row: Int, space: Sea
     return angle
 
 
-def dense_statistics(
-    sums: DenseSums, space: SearchSpace, n_even: int, n_jobs: int | None = None
-) -> Statistics:
+def dense_statistics(sums: DenseSums, space: SearchSpace, n_even: int) -> Statistics:
     """Statistics from sums over all images: the shifts are undone once, class by class, Eq. (4.5)."""
     n_orders, n_rings, n_shifts = space.n_orders, space.n_rings, space.n_shifts
     n_clusters = sums.denominator.shape[1]
@@ -183,8 +182,8 @@ def dense_statistics(
         part = table[:, classes]
         return undo_shifts(part[..., 0, :] + 1j * part[..., 1, :], undo, space)
 
-    blocks = even_blocks(n_clusters, CLASSES_PER_TASK)
-    numerator = np.concatenate(list(ordered_map(centred, blocks, n_jobs=n_jobs)))
+    blocks = row_blocks(n_clusters, CLASSES_AT_ONCE)
+    numerator = np.concatenate([centred(block) for block in blocks])
     denominator = np.zeros((n_clusters, n_even, n_rings), dtype=np.complex128)
     denominator[:, : len(sums.denominator)] = sums.denominator.transpose(1, 0, 2)
     mass = sums.mass.reshape(n_clusters, n_shifts)

@@ -70,7 +70,6 @@ def fit_alignment(
     rng: np.random.RandomState,
     *,
     start: AlignmentModel | None = None,
-    n_jobs: int | None = None,
     verbose: int | bool = 0,
 ) -> FittedAlignment:
     """Align a set of images without references, Eq. (4.2)-(4.5), (4.7)-(4.8).
@@ -78,22 +77,20 @@ def fit_alignment(
     Parameters
     ----------
     source : FeatureSource
-        The images.
+        The images, and who works on them.
     settings : AlignmentSettings
         What to do.
     rng : RandomState
         First references and order of the batches.
     start : AlignmentModel or None
         A model to go on from: the full passes alone follow.
-    n_jobs : int or None
-        Workers; the result does not depend on it.
     verbose : int
         1 shows progress.
     """
     n_online = settings.n_batches * settings.n_init if start is None else 0
     with progress(n_online + settings.max_iter, "aligning", verbose=verbose) as bar, single_blas_threads():
-        model = start or best_start(source, settings, rng, n_jobs=n_jobs, bar=bar)
-        return full_passes(source, settings, model, n_jobs=n_jobs, bar=bar)
+        model = start or best_start(source, settings, rng, bar=bar)
+        return full_passes(source, settings, model, bar=bar)
 
 
 def best_start(
@@ -101,7 +98,6 @@ def best_start(
     settings: AlignmentSettings,
     rng: np.random.RandomState,
     *,
-    n_jobs: int | None,
     bar: Progress,
 ) -> AlignmentModel:
     """The model of the online phase that explains a random subset best, of `settings.n_init`.
@@ -110,8 +106,8 @@ def best_start(
     """
     models = []
     for _ in range(settings.n_init):
-        first = starting_model(source, settings, rng, n_jobs)
-        models.append(online_phase(source, settings, first, rng, n_jobs=n_jobs, bar=bar))
+        first = starting_model(source, settings, rng)
+        models.append(online_phase(source, settings, first, rng, bar=bar))
     if len(models) == 1:
         return models[0]
     rows = np.sort(rng.permutation(source.n_images)[:IMAGES_TO_COMPARE])
@@ -121,7 +117,7 @@ def best_start(
     evidence = []
     for number, model in enumerate(models, start=1):
         same = replace(model, noise=noise, k_max=k_max)
-        evidence.append(run_pass(source, rows, same, space, n_jobs=n_jobs).log_evidence.mean())
+        evidence.append(run_pass(source, rows, same, space).log_evidence.mean())
         logger.info("start %d of %d: log evidence %.3f", number, len(models), evidence[-1])
     return models[int(np.argmax(evidence))]
 
@@ -132,7 +128,6 @@ def online_phase(
     model: AlignmentModel,
     rng: np.random.RandomState,
     *,
-    n_jobs: int | None,
     bar: Progress,
 ) -> AlignmentModel:
     """Many cheap updates from mini-batches, Eq. (4.8)."""
@@ -141,11 +136,13 @@ def online_phase(
     broad = True  # nothing is known at first
     for number, rows in enumerate(batches):
         space = settings.space(source.box, model.k_max)
-        result = run_pass(source, rows, model, space, n_jobs=n_jobs, broad=broad)
+        result = run_pass(source, rows, model, space, broad=broad)
         broad = result.is_broad
         batch = result.statistics
         stats = blend(stats, batch.scaled(source.n_images / len(rows)), online_step(number, len(batches)))
-        model, stats = update_model(stats, model, space.grid, settings, source.noise_fraction, n_jobs)
+        model, stats = update_model(
+            stats, model, space.grid, settings, source.noise_fraction, source.pool.n_workers
+        )
         model = rebalanced(model, batch.mass)
         if number < LAST_RESEEDING * len(batches):
             explained = mean_evidence(result.label, result.log_evidence, settings.n_references)
@@ -160,7 +157,6 @@ def full_passes(
     settings: AlignmentSettings,
     model: AlignmentModel,
     *,
-    n_jobs: int | None,
     bar: Progress,
 ) -> FittedAlignment:
     """Passes over all images until evidence, or labels and poses, stand still, Eq. (3.5)."""
@@ -171,12 +167,12 @@ def full_passes(
     for _ in range(settings.max_iter):
         space = settings.space(source.box, model.k_max)
         broad = last is not None and last.is_broad
-        result = run_pass(source, rows, model, space, n_jobs=n_jobs, broad=broad)
+        result = run_pass(source, rows, model, space, broad=broad)
         source.learn_scale(rows, result.scale)
         evidence.append(float(result.log_evidence.mean()))
         changed = 1.0 if last is None or last_space is None else _changed(last, last_space, result, space)
         model, stats = update_model(
-            result.statistics, model, space.grid, settings, source.noise_fraction, n_jobs
+            result.statistics, model, space.grid, settings, source.noise_fraction, source.pool.n_workers
         )
         same_rings = last_space is not None and space.n_rings == last_space.n_rings
         last, last_space = result, space

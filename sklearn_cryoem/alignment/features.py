@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sklearn_cryoem._core.tasks import TaskPool
 from sklearn_cryoem.alignment.known import KnownPoses
+from sklearn_cryoem.alignment.store import FeatureStore
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.masks import mask_background, soft_disc
 from sklearn_cryoem.physics.polar import (
@@ -180,15 +183,27 @@ class FeatureSource:
         self.n_even = self._count_even_orders()
         per_image = 8 * self._full_grid.n_rings * (self._full_orders + self.n_even + 0.5)
         self.kept_bytes = n_images * per_image if n_images * per_image <= cache_bytes else 0.0
-        self._kept: ImageFeatures | None = None
+        self._kept: FeatureStore | None = None
         if self.kept_bytes:
-            shape = (n_images, self._full_orders, self._full_grid.n_rings)
-            self._kept = ImageFeatures(
-                np.empty(shape, np.complex64),
-                np.empty((n_images, self.n_even, shape[2]), np.complex64),
-                np.empty((n_images, shape[2]), np.float32),
+            n_rings = self._full_grid.n_rings
+            self._kept = FeatureStore(
+                {
+                    "orders": ((n_images, self._full_orders, n_rings), np.complex64),
+                    "ctf_power": ((n_images, self.n_even, n_rings), np.complex64),
+                    "power": ((n_images, n_rings), np.float32),
+                }
             )
-            self._is_ready = np.zeros(n_images, dtype=bool)
+        self.employ(TaskPool())
+
+    def employ(self, pool: TaskPool) -> None:
+        """Let the workers of `pool` do the passes over these images, as long as the pool is open."""
+        self.pool = pool
+        if self._kept is not None and pool.folder is not None:
+            self._kept.move_to(pool.folder)
+        self.shared = pool.share(self, mapped=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("pool", "shared")}
 
     @property
     def noise_fraction(self) -> float:
@@ -217,14 +232,12 @@ class FeatureSource:
         if self._kept is None:
             grid, _ = self._grid(n_rings)
             return self._compute(rows, grid, n_orders)
-        missing = rows[~self._is_ready[rows]]
+        missing = self._kept.missing(rows)
         if missing.size:
             new = self._compute(missing, self._full_grid, self._full_orders)
-            self._kept.orders[missing] = new.orders
-            self._kept.ctf_power[missing] = new.ctf_power
-            self._kept.power[missing] = new.power
-            self._is_ready[missing] = True
-        return self._kept.take(rows, n_rings, n_orders)
+            self._kept.fill(missing, orders=new.orders, ctf_power=new.ctf_power, power=new.power)
+        kept = (self._kept[name] for name in ("orders", "ctf_power", "power"))
+        return ImageFeatures(*kept).take(rows, n_rings, n_orders)
 
     def masked_images(self, rows: Rows) -> Float32:
         """Images of `rows` with their background removed."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import even_blocks, ordered_map
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.search import SearchSpace
@@ -20,7 +19,6 @@ from sklearn_cryoem.physics.polar import angular_orders, from_angular_orders, tr
 Complex128 = NDArray[np.complex128]
 _Pairs = tuple[NDArray[np.int64], NDArray[np.int64], Float32]
 
-CLASSES_PER_TASK = 8
 DENSE = 0.1  # of all cells: where more carry weight, whole tables are quicker than lists
 
 
@@ -141,7 +139,6 @@ def accumulate(
     space: SearchSpace,
     n_clusters: int,
     n_even: int,
-    n_jobs: int | None = None,
 ) -> Statistics:
     """Statistics of a block of images given their posterior, Eq. (4.5).
 
@@ -155,8 +152,6 @@ def accumulate(
         Shifts, angles and orders.
     n_clusters, n_even : int
         Classes; even orders of the denominators.
-    n_jobs : int or None
-        Workers; a task is a few classes.
 
     Notes
     -----
@@ -169,14 +164,10 @@ def accumulate(
     ctf_power = np.ascontiguousarray(features.ctf_power.transpose(1, 0, 2))  # (n_even, n, n_rings)
     undo_shift = translation_phase(space.grid, space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
 
-    def sums_of(classes: slice) -> list[tuple[Complex64, Complex64, Float64]]:
-        return [_class_sums(part, images, ctf_power, undo_shift, space) for part in cells[classes]]
-
     n_cells = len(features) * n_clusters * space.n_shifts * space.n_angles
     cut = _full_tables if len(posterior.weight) > DENSE * n_cells else _cells_by_class
     cells: Sequence[_Cells] = cut(posterior, space, len(features), n_clusters)
-    tasks = even_blocks(n_clusters, CLASSES_PER_TASK)
-    sums = [part for task in ordered_map(sums_of, tasks, n_jobs=n_jobs) for part in task]
+    sums = [_class_sums(part, images, ctf_power, undo_shift, space) for part in cells]
     mass = np.array([part[2] for part in sums])  # (n_clusters, n_shifts)
     denominator = np.zeros((n_clusters, n_even, space.n_rings), dtype=np.complex128)
     denominator[:, : len(ctf_power)] = [part[1] for part in sums]

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem._core.workers import even_blocks
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
 from sklearn_cryoem.alignment.known import KnownPoses, to_image_frame
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.mutual import Frames
-from sklearn_cryoem.alignment.passes import posteriors, run_pass
+from sklearn_cryoem.alignment.passes import run_pass, task_rows
+from sklearn_cryoem.alignment.plan import IMAGES_PER_SHARD, Plan
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import (
     angular_orders,
     even_orders,
     from_angular_orders,
-    polar_transform,
     translation_phase,
 )
 
@@ -30,7 +29,6 @@ Int = NDArray[np.int64]
 
 FINE_POINTS = 7  # per axis of the local grid, which spans one step of the search to each side
 REFINEMENT_ROUNDS = 2
-SHARDS_PER_BUNDLE = 16  # searched, then refined, by all workers in turn
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,6 @@ def find_poses(
     settings: AlignmentSettings,
     *,
     frames: Frames | None = None,
-    n_jobs: int | None = None,
     refine: bool = True,
 ) -> ImagePoses:
     """Class and pose of every image: the most probable cell, refined in angle and shift.
@@ -86,67 +83,86 @@ def find_poses(
     Parameters
     ----------
     source : FeatureSource
-        The images; any of the model's box.
+        The images, any of the model's box, and who works on them.
     model : AlignmentModel
         A fitted model.
     settings : AlignmentSettings
         Those it was fitted with.
     frames : Frames or None
         Classes of the references and their common frame; None where each reference is a class.
-    n_jobs : int or None
-        Workers; the result does not depend on it.
     refine : bool
         Whether to go below the steps of the search.
     """
     space = settings.space(source.box, model.k_max)
-    values = polar_transform(model.references, space.grid)  # (n_clusters, n_rings, n_angles / 2)
-    n_limit = source.n_rings(settings.k_limit)
-    rows = np.arange(source.n_images)
-    known = source.known or KnownPoses.identity(source.n_images)
-    group_of = np.arange(len(values)) if frames is None else frames.group  # (n_references,)
-
-    def poses_of(shard: tuple[slice, tuple[ImageFeatures, Posterior]]) -> ImagePoses:
-        block, (features, posterior) = shard
-        reference, shift = np.divmod(posterior.best_row, space.n_shifts)
-        angle = space.angles_rad[posterior.best_angle]
-        pose = to_image_frame(angle, space.shifts_px[shift])
-        group = source.group[rows[block]]
-        noise = model.noise[:n_limit] / model.relative_precision(group, n_limit)
-        if refine:
-            precision = model.precision(group, space.n_rings)
-            angle, pose = refine_poses(
-                features, precision, values[reference], space, angle, pose, model.shift_sigma_px
-            )
-        power = features.power if n_limit == space.n_rings else source(rows[block], n_limit, 1).power
-        mirrored = np.zeros(len(reference), dtype=bool)
-        if frames is not None:
-            angle, pose, mirrored = frames.poses(reference, angle, pose)
-        final = known.take(rows[block]).followed_by(angle, pose, mirrored)
-        return ImagePoses(
-            group_of[reference],
-            final.angle_rad,
-            final.shift_px,
-            posterior.log_evidence,
-            class_posterior(posterior, group_of, group_of[reference], space.n_shifts),
-            log_noise_likelihood(power, noise, source.noise_fraction),
-            final.mirrored,
-        )
-
-    found: list[ImagePoses] = []
-    shards = _with_rows(posteriors(source, rows, model, space, n_jobs=n_jobs))
-    while bundle := list(islice(shards, SHARDS_PER_BUNDLE)):
-        found.extend(ordered_map(poses_of, bundle, n_jobs=n_jobs))
+    pool = source.pool
+    plan = pool.share(Plan(model, space, source.n_even, scale=source.scale))
+    wanted = pool.share(_Wanted(source.n_rings(settings.k_limit), frames, refine))
+    rows = task_rows(np.arange(source.n_images))
+    found = list(pool.map(_poses_of, rows, source.shared, plan, wanted))
+    pool.discard(plan)
+    pool.discard(wanted)
     return ImagePoses.concatenate(found)
 
 
-def _with_rows(
-    shards: Iterable[tuple[ImageFeatures, Posterior]],
-) -> Iterator[tuple[slice, tuple[ImageFeatures, Posterior]]]:
-    """Shards that follow each other, each with its rows."""
-    start = 0
-    for features, posterior in shards:
-        yield slice(start, start + len(features)), (features, posterior)
-        start += len(features)
+@dataclass(frozen=True)
+class _Wanted:
+    """What is asked of every image: rings of its likelihood, frame of its pose, and how fine that is."""
+
+    n_limit: int
+    frames: Frames | None
+    refine: bool
+
+
+def _poses_of(rows: Int, source: FeatureSource, plan: Plan, wanted: _Wanted) -> ImagePoses:
+    """Poses of the images of one task."""
+    source.scale = plan.scale
+    found: list[ImagePoses] = []
+    done = 0
+    for features, posterior in plan.posteriors(source, rows):
+        shards = even_blocks(len(features), IMAGES_PER_SHARD, 1)
+        for block, part in zip(shards, posterior.split(shards), strict=True):
+            some = features.take(block, plan.space.n_rings, plan.space.n_orders)
+            mine = rows[done + block.start : done + block.stop]
+            found.append(_poses_of_shard(mine, some, part, source, plan, wanted))
+        done += len(features)
+    return ImagePoses.concatenate(found)
+
+
+def _poses_of_shard(
+    rows: Int,
+    features: ImageFeatures,
+    posterior: Posterior,
+    source: FeatureSource,
+    plan: Plan,
+    wanted: _Wanted,
+) -> ImagePoses:
+    model, space, n_limit, frames = plan.model, plan.space, wanted.n_limit, wanted.frames
+    reference, shift = np.divmod(posterior.best_row, space.n_shifts)
+    angle = space.angles_rad[posterior.best_angle]
+    pose = to_image_frame(angle, space.shifts_px[shift])
+    noise = model.noise[:n_limit] / model.relative_precision(source.group[rows], n_limit)
+    if wanted.refine:
+        precision = model.precision(source.group[rows], space.n_rings)
+        angle, pose = refine_poses(
+            features, precision, plan.values[reference], space, angle, pose, model.shift_sigma_px
+        )
+    power = features.power if n_limit == space.n_rings else source(rows, n_limit, 1).power
+    mirrored = np.zeros(len(reference), dtype=bool)
+    group_of = np.arange(plan.n_references)  # each reference is a class, unless frames unite some
+    if frames is not None:
+        group_of = frames.group
+        angle, pose, mirrored = frames.poses(reference, angle, pose)
+    known = KnownPoses.identity(len(rows)) if source.known is None else source.known.take(rows)
+    final = known.followed_by(angle, pose, mirrored)
+    return ImagePoses(
+        group_of[reference],
+        final.angle_rad,
+        final.shift_px,
+        posterior.log_evidence,
+        class_posterior(posterior, group_of, group_of[reference], space.n_shifts),
+        log_noise_likelihood(power, noise, source.noise_fraction),
+        final.mirrored,
+    )
 
 
 def find_scales(
@@ -155,13 +171,12 @@ def find_scales(
     settings: AlignmentSettings,
     *,
     unit: float | None = None,
-    n_jobs: int | None = None,
 ) -> float:
     """Set the scales of `source` to the intensities of its images under a fitted model, Eq. (4.13).
 
     Parameters
     ----------
-    source, model, settings, n_jobs
+    source, model, settings
         As in `find_poses`.
     unit : float or None
         What this returned for the images that the model was fitted to; None for those themselves, whose mean
@@ -173,7 +188,7 @@ def find_scales(
     """
     source.scale = np.ones(source.n_images)
     space = settings.space(source.box, model.k_max)
-    found = run_pass(source, np.arange(source.n_images), model, space, n_jobs=n_jobs).scale
+    found = run_pass(source, np.arange(source.n_images), model, space).scale
     if found is not None:
         unit = float(found.mean()) if unit is None else unit
         source.scale = found / unit

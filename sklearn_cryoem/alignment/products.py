@@ -58,9 +58,27 @@ def correlate(
     """
     n, n_columns = level.shape
     c = work("orders", (2 * space.n_even, 2 * n, n_columns))
-    c[space.n_orders :] = 0.0
     np.matmul(stacked, bank, out=c[: space.n_orders])  # Re and Im of c_m
-    c[0, :n] += level  # order 0 is the same at every angle
+    return add_levels(c, norm, level, space)
+
+
+def add_levels(c: Float32, norm: Complex64, level: Float32, space: SearchSpace) -> Float32:
+    """Add the other terms of the log posterior to the orders of the cross term, in place.
+
+    Parameters
+    ----------
+    c : ndarray of shape (2 n_even, 2 n, n_columns)
+        Re above Im of each order; the last ones are set to zero if `space` has fewer orders.
+    norm : ndarray of shape (orders, n, n_clusters), complex64
+        Even orders 2, 4, .. of the norm term, Eq. (4.4).
+    level : ndarray of shape (n, n_columns)
+        Everything that is the same at all angles.
+    space : SearchSpace
+        Orders.
+    """
+    n, n_columns = level.shape
+    c[space.n_orders :] = 0.0
+    c[0, :n] += level
     if len(norm):
         parts = c.reshape(len(c), 2, n, norm.shape[2], -1)[1 : 1 + len(norm)]
         parts[:, 0] -= norm.real[..., None]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sklearn_cryoem._core.workers import even_blocks, ordered_map, row_blocks
+from sklearn_cryoem._core.workers import even_blocks, row_blocks
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import (
@@ -18,7 +18,7 @@ from sklearn_cryoem.physics.polar import (
     translation_phase,
 )
 
-CLASSES_PER_TASK = 4
+CLASSES_AT_ONCE = 4
 TRANSFORMS_PER_TASK = 16  # non-uniform FFTs
 
 
@@ -38,11 +38,10 @@ class ReferenceBank:
     power: Complex64
 
 
-def polar_references(references: Float32, grid: PolarGrid, n_jobs: int | None = None) -> Complex64:
-    """`polar_transform` of many references, by all workers; (n_clusters, n_rings, n_angles / 2)."""
+def polar_references(references: Float32, grid: PolarGrid) -> Complex64:
+    """`polar_transform` of many references, a few at a time; (n_clusters, n_rings, n_angles / 2)."""
     blocks = even_blocks(len(references), TRANSFORMS_PER_TASK)
-    parts = ordered_map(lambda block: polar_transform(references[block], grid), blocks, n_jobs=n_jobs)
-    return np.concatenate(list(parts))
+    return np.concatenate([polar_transform(references[block], grid) for block in blocks])
 
 
 def coarser_references(values: Complex64, space: SearchSpace) -> Complex64:
@@ -51,9 +50,7 @@ def coarser_references(values: Complex64, space: SearchSpace) -> Complex64:
     return from_angular_orders(orders, space.grid.n_angles)
 
 
-def reference_bank(
-    values: Complex64, space: SearchSpace, n_even: int, n_jobs: int | None = None
-) -> ReferenceBank:
+def reference_bank(values: Complex64, space: SearchSpace, n_even: int) -> ReferenceBank:
     """Shift the references and take their angular orders, Eq. (4.3).
 
     Parameters
@@ -64,8 +61,6 @@ def reference_bank(
         Shifts and orders.
     n_even : int
         Even orders wanted of the norm term.
-    n_jobs : int or None
-        Workers.
 
     Notes
     -----
@@ -74,14 +69,12 @@ def reference_bank(
     """
     # The image of a reference at shift u is displaced by -u: adding u to its content centres it.
     phase = translation_phase(space.grid, -space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
-    blocks = row_blocks(len(values), CLASSES_PER_TASK)
+    blocks = row_blocks(len(values), CLASSES_AT_ONCE)
     orders = np.empty((space.n_orders, 2 * space.n_rings, len(values) * space.n_shifts), dtype=np.float32)
 
-    def shift(classes: slice) -> Float32:
-        return shifted_orders(values[classes], phase, space)
-
-    for classes, part in zip(blocks, ordered_map(shift, blocks, n_jobs=n_jobs), strict=True):
-        orders[..., classes.start * space.n_shifts : classes.stop * space.n_shifts] = part
+    for classes in blocks:
+        columns = slice(classes.start * space.n_shifts, classes.stop * space.n_shifts)
+        orders[..., columns] = shifted_orders(values[classes], phase, space)
     return ReferenceBank(orders, reference_power(values, space, n_even))
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.search import SearchSpace
@@ -56,7 +55,6 @@ def image_terms(
     posterior: Posterior,
     space: SearchSpace,
     values: Complex64,
-    n_jobs: int | None = None,
 ) -> ImageTerms:
     """Cross and norm term of every image and ring, averaged over its posterior, Eq. (4.12).
 
@@ -70,8 +68,6 @@ def image_terms(
         Shifts, angles and orders.
     values : ndarray of shape (n_clusters, n_rings, n_angles / 2), complex64
         The references that the posterior was taken with, on the polar grid of `space`.
-    n_jobs : int or None
-        Workers; a task is a class. The result does not depend on it.
 
     Notes
     -----
@@ -97,7 +93,7 @@ def image_terms(
         return image, cross, _real_product(features.ctf_power[image].transpose(1, 0, 2), spread)
 
     cross, norm = np.zeros(features.power.shape), np.zeros(features.power.shape)
-    for image, class_cross, class_norm in ordered_map(terms_of, range(len(values)), n_jobs=n_jobs):
+    for image, class_cross, class_norm in map(terms_of, range(len(values))):
         cross[image] += class_cross  # every image once in a class
         norm[image] += class_norm
     return ImageTerms(cross, norm, features.power.astype(np.float64))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import even_blocks, ordered_map
+from sklearn_cryoem._core.workers import even_blocks
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.residuals import ImageTerms, group_noise, group_sums
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.alignment.update import masked_references
-from sklearn_cryoem.physics.fourier import Float64
+from sklearn_cryoem.physics.fourier import Float32, Float64
 from sklearn_cryoem.physics.polar import from_angular_orders, images_from_polar
 
 IMAGES_PER_REFERENCE = 20
@@ -23,7 +23,6 @@ def starting_model(
     source: FeatureSource,
     settings: AlignmentSettings,
     rng: np.random.RandomState,
-    n_jobs: int | None = None,
 ) -> AlignmentModel:
     """Random references and a first noise spectrum.
 
@@ -40,8 +39,6 @@ def starting_model(
         Classes, masks, first resolution.
     rng : RandomState
         Source of the subsets and angles.
-    n_jobs : int or None
-        Workers; the result does not depend on it.
     """
     box, n_images = source.box, source.n_images
     space = settings.space(box, settings.k_start)
@@ -51,11 +48,11 @@ def starting_model(
         rows = np.sort(rng.permutation(n_images)[:per_reference])
         angle = rng.uniform(0.0, 2.0 * np.pi, per_reference) * (source.known is None)
         drawn.append((rows, angle))
-    numerator, denominator = _random_sums(source, space, drawn, n_jobs)
+    numerator, denominator = _random_sums(source, space, drawn)
     level = 0.1 * denominator.mean(axis=1, keepdims=True) + 1e-9
     averages = (numerator / (denominator + level)).transpose(1, 2, 0)  # (n_references, n_rings, n_orders)
     values = from_angular_orders(averages.astype(np.complex64), space.grid.n_angles)
-    noise, relative = first_noise(source, settings, rng, n_jobs)
+    noise, relative = first_noise(source, settings, rng)
     return AlignmentModel(
         references=masked_references(images_from_polar(values, space.grid), settings),
         noise=noise,
@@ -72,7 +69,6 @@ def _random_sums(
     source: FeatureSource,
     space: SearchSpace,
     drawn: list[tuple[NDArray[np.int64], Float64]],
-    n_jobs: int | None,
 ) -> tuple[NDArray[np.complex128], Float64]:
     """Sums of turned images (n_orders, n_references, n_rings) and of C^2 (n_references, n_rings).
 
@@ -84,24 +80,30 @@ def _random_sums(
     for number, (chosen, angles) in enumerate(drawn):
         at = np.searchsorted(rows, chosen)
         member[number, at], angle[number, at] = True, angles
-    m = np.arange(space.n_orders)[:, None, None]
-
-    def sums_of(block: slice) -> tuple[NDArray[np.complex128], Float64]:
-        features = source(rows[block], space.n_rings, space.n_orders)
-        turn = np.exp(-1j * m * angle[:, block]) * member[:, block]  # (n_orders, n_references, n)
-        power = features.ctf_power[:, 0].real.astype(np.float64)  # (n, n_rings)
-        return np.matmul(turn, features.orders.transpose(1, 0, 2)), member[:, block] @ power
-
-    parts = ordered_map(sums_of, even_blocks(len(rows), IMAGES_PER_TASK), n_jobs=n_jobs)
+    tasks = [
+        (rows[block], member[:, block], angle[:, block]) for block in even_blocks(len(rows), IMAGES_PER_TASK)
+    ]
+    parts = source.pool.map(_turned_sums, tasks, source.shared, space)
     numerators, denominators = zip(*parts, strict=True)
     return np.sum(numerators, axis=0), np.sum(denominators, axis=0)
+
+
+def _turned_sums(
+    task: tuple[NDArray[np.int64], NDArray[np.bool_], Float64], source: FeatureSource, space: SearchSpace
+) -> tuple[NDArray[np.complex128], Float64]:
+    """Sums over some rows, given who is a member of which reference, and at what angle."""
+    rows, member, angle = task
+    features = source(rows, space.n_rings, space.n_orders)
+    m = np.arange(space.n_orders)[:, None, None]
+    turn = np.exp(-1j * m * angle) * member  # (n_orders, n_references, n)
+    power = features.ctf_power[:, 0].real.astype(np.float64)  # (n, n_rings)
+    return np.matmul(turn, features.orders.transpose(1, 0, 2)), member @ power
 
 
 def first_noise(
     source: FeatureSource,
     settings: AlignmentSettings,
     rng: np.random.RandomState,
-    n_jobs: int | None = None,
 ) -> tuple[Float64, Float64]:
     """Noise of every ring up to the limit (n_rings,) and of each group relative to it (n_groups, n_rings).
 
@@ -109,11 +111,15 @@ def first_noise(
     """
     rows: NDArray[np.int64] = np.sort(rng.permutation(source.n_images)[:IMAGES_FOR_NOISE])
     n_rings = source.n_rings(settings.k_limit)
-    blocks = even_blocks(len(rows), IMAGES_PER_TASK)
-    parts = list(ordered_map(lambda block: source(rows[block], n_rings, 1).power, blocks, n_jobs=n_jobs))
+    blocks = [rows[block] for block in even_blocks(len(rows), IMAGES_PER_TASK)]
+    parts = list(source.pool.map(_power, blocks, source.shared, n_rings))
     power = np.concatenate(parts).astype(np.float64)  # (n_rows, n_rings)
     noise = np.maximum(power.mean(axis=0), 1e-12) / source.noise_fraction
     nothing = np.zeros_like(power)  # explained by references
     return noise, group_noise(
         *group_sums(ImageTerms(nothing, nothing, power), source.group[rows], source.n_groups)
     )
+
+
+def _power(rows: NDArray[np.int64], source: FeatureSource, n_rings: int) -> Float32:
+    return source(rows, n_rings, 1).power

@@ -1,6 +1,6 @@
 """From the parameters of a MAPAligner and a stack to what the alignment kernels take."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -8,8 +8,9 @@ from sklearn_cryoem._core.validation import check_choice, check_number
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.known import KnownPoses
 from sklearn_cryoem.alignment.model import CLASS_PRIORS, AlignmentSettings
-from sklearn_cryoem.alignment.passes import classes_at_once
+from sklearn_cryoem.alignment.plan import classes_at_once
 from sklearn_cryoem.alignment.update import masked_references
+from sklearn_cryoem.particles import CTFTable
 from sklearn_cryoem.physics.rotation import aligned_images
 
 NOISE_MODELS = ("shell", "group")
@@ -164,14 +165,11 @@ def feature_source(stack, settings, *, keep=True, group=None, scaled=False):
             "Give ParticleStack(pixel_size=...), or drop the CTF with stack.with_ctf(None)."
         )
 
-    def evaluate_ctf(rows, radius, azimuth):
-        return stack.ctf[rows].evaluate(radius / (box * stack.pixel_size), azimuth)
-
     return FeatureSource(
         len(stack),
         box,
         stack.read,
-        None if stack.ctf is None else evaluate_ctf,
+        None if stack.ctf is None else CTFOnRings(stack.ctf, box * stack.pixel_size),
         mask_radius_px=min(settings.mask_radius_px + settings.max_shift_px, 0.5 * box - edge),
         mask_edge_px=edge,
         k_max=settings.k_limit,
@@ -181,6 +179,26 @@ def feature_source(stack, settings, *, keep=True, group=None, scaled=False):
         scale=np.ones(len(stack)) if scaled else None,
         known=known_poses(stack, settings),
     )
+
+
+@dataclass(frozen=True)
+class CTFOnRings:
+    """CTF of particles at frequencies in Fourier pixels; goes with them to worker processes.
+
+    Attributes
+    ----------
+    table : CTFTable
+        Of all particles.
+    box_angstrom : float
+        Edge of their box.
+    """
+
+    table: CTFTable
+    box_angstrom: float
+
+    def __call__(self, rows, radius, azimuth):
+        """CTF of `rows` (n, J) at frequencies (J,)."""
+        return self.table[rows].evaluate(radius / self.box_angstrom, azimuth)
 
 
 def group_codes(stack, noise_groups):

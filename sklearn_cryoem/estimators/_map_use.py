@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
 from sklearn_cryoem.estimators._inputs import as_stack
 from sklearn_cryoem.estimators._map_settings import feature_source, group_codes
@@ -99,9 +100,8 @@ class AlignsParticles:
         if stack.poses is None:  # nothing to search round
             settings = replace(settings, angle_range_rad=None)
         source = feature_source(stack, settings, keep=False, group=group)
-        if self.image_scale_ is not None:
-            unit = self._scale_unit
-            find_scales(source, self._model, settings, unit=unit, n_jobs=self.n_jobs)
-        return stack, find_poses(
-            source, self._model, settings, frames=self._frames, n_jobs=self.n_jobs, refine=refine
-        )
+        with task_pool(self.n_jobs) as pool:
+            source.employ(pool)
+            if self.image_scale_ is not None:
+                find_scales(source, self._model, settings, unit=self._scale_unit)
+            return stack, find_poses(source, self._model, settings, frames=self._frames, refine=refine)

@@ -9,6 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from sklearn_cryoem._core.memory import log_estimate
+from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.em import fit_alignment
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
 from sklearn_cryoem.estimators._inputs import as_stack
@@ -263,14 +264,16 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         log_estimate(logger, "MAPAligner", memory_estimate(source, settings))
         rng = check_random_state(self.random_state)
         start = starting_point(self, stack, settings) if self.warm_start else None
-        fit = fit_alignment(source, settings, rng, start=start, n_jobs=self.n_jobs, verbose=self.verbose)
+        with task_pool(self.n_jobs) as pool:
+            source.employ(pool)
+            fit = fit_alignment(source, settings, rng, start=start, verbose=self.verbose)
+            if self.image_scale:
+                self._scale_unit = find_scales(source, fit.model, settings)
+            self._frames, classes = unite_classes(self, fit, source, settings)
+            found = find_poses(source, fit.model, settings, frames=self._frames)
         self._settings, self._model, self._pixel_size = settings, fit.model, stack.pixel_size
         self.n_features_in_ = stack.box**2
-        if self.image_scale:
-            self._scale_unit = find_scales(source, fit.model, settings, n_jobs=self.n_jobs)
         self.image_scale_ = source.scale
-        self._frames, classes = unite_classes(self, fit, source, settings)
-        found = find_poses(source, fit.model, settings, frames=self._frames, n_jobs=self.n_jobs)
         store_results(self, fit, classes, stack, found)
         if not fit.converged and fit.changed > LABELS_IN_MOTION:
             warnings.warn(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.particles import CTFTable
@@ -85,6 +86,9 @@ class Particles:
     def ctf(self, rows, radius, azimuth):
         return self.table[rows].evaluate(radius / (BOX * PIXEL_SIZE), azimuth)
 
+    def read(self, rows):
+        return self.images[rows]
+
     def source(self, **options):
         """Features of the images as the alignment asks for them."""
         options = {
@@ -95,7 +99,7 @@ class Particles:
             **options,
         }
         ctf = None if self.table is None else self.ctf
-        return FeatureSource(len(self.images), BOX, lambda rows: self.images[rows], ctf, **options)
+        return FeatureSource(len(self.images), BOX, self.read, ctf, **options)
 
 
 def _make_particles(
@@ -161,6 +165,22 @@ def blob_image():
 def references():
     """The classes 0 to 2, upright."""
     return np.stack([_blob_image(kind) for kind in range(3)])
+
+
+@pytest.fixture
+def by_one_and_two():
+    """What a function of a source returns where one worker does the passes, and two."""
+
+    def found(make_source, function):
+        results = []
+        for n_jobs in (1, 2):
+            source = make_source()
+            with task_pool(n_jobs) as pool:
+                source.employ(pool)
+                results.append(function(source))
+        return results
+
+    return found
 
 
 @pytest.fixture

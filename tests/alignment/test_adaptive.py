@@ -5,11 +5,12 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment import adaptive, passes
+from sklearn_cryoem.alignment import adaptive, plan
 from sklearn_cryoem.alignment.adaptive import AdaptiveSearch, surviving
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.maximisation import Statistics
-from sklearn_cryoem.alignment.passes import posteriors, run_pass
+from sklearn_cryoem.alignment.passes import run_pass
+from sklearn_cryoem.alignment.plan import Plan
 
 
 @pytest.fixture
@@ -30,6 +31,10 @@ def exhaustive(space):
     return replace(space, coarse=None)
 
 
+def posteriors(source, rows, model, space):
+    return Plan(model, space, source.n_even).posteriors(source, rows)
+
+
 def joined(parts):
     return Posterior.concatenate([posterior for _, posterior in parts])
 
@@ -39,8 +44,8 @@ def test_it_finds_what_the_exhaustive_search_finds(setting, noise):
     _, source, model, space = setting(300, noise=noise)
     assert space.coarse is not None
     rows = np.arange(300)
-    found = joined(posteriors(source, rows, model, space, n_jobs=1))
-    naive = joined(posteriors(source, rows, model, exhaustive(space), n_jobs=1))
+    found = joined(posteriors(source, rows, model, space))
+    naive = joined(posteriors(source, rows, model, exhaustive(space)))
     same = (found.best_row == naive.best_row) & (found.best_angle == naive.best_angle)
     assert same.mean() >= 0.99, f"{(~same).sum()} of 300 images have another class or pose"
     lost = naive.log_evidence - found.log_evidence
@@ -49,7 +54,7 @@ def test_it_finds_what_the_exhaustive_search_finds(setting, noise):
 
 def test_its_sums_are_those_of_the_exhaustive_search(setting):
     _, source, model, space = setting(100, noise=0.5)
-    found, naive = (run_pass(source, np.arange(100), model, s, n_jobs=1) for s in (space, exhaustive(space)))
+    found, naive = (run_pass(source, np.arange(100), model, s) for s in (space, exhaustive(space)))
     assert np.mean(found.label == naive.label) >= 0.99
     for name in ("numerator", "denominator", "mass"):
         a, b = getattr(found.statistics, name), getattr(naive.statistics, name)
@@ -59,23 +64,22 @@ def test_its_sums_are_those_of_the_exhaustive_search(setting):
 def test_classes_that_no_image_wants_are_left_out_of_the_fine_search(setting, monkeypatch):
     _, source, model, space = setting(60, noise=0.3)
     searched = []
-    one_class = AdaptiveSearch._one_class
+    search = AdaptiveSearch._search
 
-    def counted(self, images, z, members, *rest):
-        searched.append(len(members))
-        return one_class(self, images, z, members, *rest)
+    def counted(self, images, chosen, *rest):
+        searched.append(len(chosen))
+        return search(self, images, chosen, *rest)
 
-    monkeypatch.setattr(AdaptiveSearch, "_one_class", counted)
-    list(posteriors(source, np.arange(60), model, space, n_jobs=1))
+    monkeypatch.setattr(AdaptiveSearch, "_search", counted)
+    list(posteriors(source, np.arange(60), model, space))
     assert 3 * 60 <= sum(searched) < 0.6 * 9 * 60
 
 
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [
-        (passes, "IMAGES_PER_SHARD", 7),
-        (passes, "IMAGES_PER_SUM", 20),
-        (adaptive, "CLASSES_PER_TASK", 1),
+        (plan, "IMAGES_PER_SHARD", 7),
+        (plan, "IMAGES_PER_SEARCH", 20),
         (adaptive, "COLUMNS_PER_PRODUCT", 1),
         (adaptive, "BANK_BYTES", 1.0),
     ],
@@ -83,17 +87,17 @@ def test_classes_that_no_image_wants_are_left_out_of_the_fine_search(setting, mo
 def test_cutting_the_work_differently_changes_nothing(setting, monkeypatch, module, name, value):
     _, source, model, space = setting(50)
     rows = np.arange(50)
-    whole = joined(posteriors(source, rows, model, space, n_jobs=1))
+    whole = joined(posteriors(source, rows, model, space))
     monkeypatch.setattr(module, name, value)
-    parts = joined(posteriors(source, rows, model, space, n_jobs=1))
+    parts = joined(posteriors(source, rows, model, space))
     np.testing.assert_allclose(parts.log_evidence, whole.log_evidence, rtol=1e-4)
     np.testing.assert_array_equal(parts.best_row, whole.best_row)
     assert len(parts.weight) == pytest.approx(len(whole.weight), rel=0.01)
 
 
-def test_two_workers_give_the_same_bits_as_one(setting):
-    _, source, model, space = setting(150)
-    one, two = (run_pass(source, np.arange(150), model, space, n_jobs=n_jobs) for n_jobs in (1, 2))
+def test_two_workers_give_the_same_bits_as_one(setting, by_one_and_two):
+    particles, _, model, space = setting(250)
+    one, two = by_one_and_two(particles.source, lambda s: run_pass(s, np.arange(250), model, space))
     np.testing.assert_array_equal(one.log_evidence, two.log_evidence)
     for field in fields(Statistics):
         np.testing.assert_array_equal(
@@ -101,12 +105,12 @@ def test_two_workers_give_the_same_bits_as_one(setting):
         )
 
 
-def test_shards_come_in_the_order_of_the_rows_with_their_own_cells(setting, monkeypatch):
+def test_blocks_come_in_the_order_of_the_rows_with_their_own_cells(setting, monkeypatch):
     _, source, model, space = setting(150)
     rows = np.arange(150)[::-1].copy()
-    monkeypatch.setattr(passes, "IMAGES_PER_SHARD", 60)
-    shards = list(posteriors(source, rows, model, space, n_jobs=1))
-    assert [len(features) for features, _ in shards] == [37, 38, 37, 38]
+    monkeypatch.setattr(plan, "IMAGES_PER_SEARCH", 60)
+    shards = list(posteriors(source, rows, model, space))
+    assert [len(features) for features, _ in shards] == [50, 50, 50]
     power = np.concatenate([features.power for features, _ in shards])
     np.testing.assert_array_equal(power, source(rows, space.n_rings, space.n_orders).power)
     for features, posterior in shards:
@@ -122,11 +126,9 @@ def test_shards_come_in_the_order_of_the_rows_with_their_own_cells(setting, monk
 def test_where_most_classes_survive_the_search_is_exhaustive(setting, monkeypatch):
     _, source, model, space = setting(60, noise=0.5)
     model = replace(model, noise=1e6 * model.noise)  # nothing tells the classes apart
-    monkeypatch.setattr(passes, "IMAGES_PER_SUM", 20)
-    monkeypatch.setattr(passes, "IMAGES_PER_SHARD", 10)
-    found, naive = (
-        joined(posteriors(source, np.arange(60), model, s, n_jobs=1)) for s in (space, exhaustive(space))
-    )
+    monkeypatch.setattr(plan, "IMAGES_PER_SEARCH", 20)
+    monkeypatch.setattr(plan, "IMAGES_PER_SHARD", 10)
+    found, naive = (joined(posteriors(source, np.arange(60), model, s)) for s in (space, exhaustive(space)))
     for field in fields(Posterior):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(naive, field.name))
 
@@ -154,4 +156,4 @@ def test_without_a_coarse_space_it_is_refused(setting):
     _, source, model, space = setting(4)
     prior = model.log_prior(space)
     with pytest.raises(ValueError, match="Use find_cells"):
-        AdaptiveSearch(model.references, exhaustive(space), prior, prior, source.n_even)
+        AdaptiveSearch(Plan(model, space, 1).values, exhaustive(space), prior, prior, source.n_even)

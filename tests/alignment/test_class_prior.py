@@ -66,9 +66,9 @@ def test_balanced_classes_are_more_even_than_uniform_and_estimated_ones(
     source, effective = particles.source(), {}
     for prior in ("estimated", "uniform", "balanced"):
         with progress(5, "passes", verbose=0) as bar:
-            fit = full_passes(source, replace(settings, class_prior=prior), start, n_jobs=1, bar=bar)
+            fit = full_passes(source, replace(settings, class_prior=prior), start, bar=bar)
         space = settings.space(32, fit.model.k_max)
-        share = run_pass(source, np.arange(300), fit.model, space, n_jobs=1).statistics.mass / 300
+        share = run_pass(source, np.arange(300), fit.model, space).statistics.mass / 300
         effective[prior] = np.exp(-xlogy(share, share).sum())
     assert effective["estimated"] < effective["uniform"] - 0.1, effective
     assert effective["uniform"] < effective["balanced"], effective

@@ -16,7 +16,7 @@ def finished(rng, make_particles, make_settings, make_model, references):
     settings = make_settings(k_start=8.0, k_limit=8.0)
     model = make_model(references, noise=0.25)
     space = settings.space(source.box, 8.0)
-    result = run_pass(source, np.arange(60), model, space, n_jobs=1)
+    result = run_pass(source, np.arange(60), model, space)
     model, stats = update_model(result.statistics, model, space.grid, settings, source.noise_fraction)
     return model, stats, space.grid, settings, source.noise_fraction
 
@@ -74,7 +74,7 @@ def test_mirrored_particles_land_on_the_average_of_the_others(
     pair = np.stack([references[0], np.roll(references[0][::-1], 1, axis=0)])
     model = make_model(pair, noise=0.09)
     space = settings.space(source.box, 8.0)
-    stats = run_pass(source, np.arange(80), model, space, n_jobs=1).statistics
+    stats = run_pass(source, np.arange(80), model, space).statistics
     frames = Frames(np.zeros(2, int), np.zeros(2), np.zeros((2, 2)), np.array([False, True]))
     classes = aligned_classes(stats, frames, model, space.grid, settings, source.noise_fraction)
     assert np.corrcoef(classes.averages[0].ravel(), pair[0].ravel())[0, 1] > 0.9

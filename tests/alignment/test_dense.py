@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment import dense, passes
+from sklearn_cryoem.alignment import adaptive, dense, passes
 from sklearn_cryoem.alignment.dense import dense_statistics, dense_sums
 from sklearn_cryoem.alignment.expectation import LogPrior, expect
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
@@ -86,7 +86,7 @@ def noisy(rng, make_particles, make_settings, make_model, references):
 def test_a_broad_pass_is_a_pass(noisy):
     source, model, space = noisy
     rows = np.arange(3, 27)
-    lists, tables = (run_pass(source, rows, model, space, n_jobs=1, broad=broad) for broad in (False, True))
+    lists, tables = (run_pass(source, rows, model, space, broad=broad) for broad in (False, True))
     assert lists.is_broad and tables.is_broad
     assert tables.occupancy == pytest.approx(lists.occupancy, rel=0.1)
     assert_same_sums(tables.statistics, lists.statistics, rtol=0.02)  # the floor is all that differs
@@ -95,10 +95,10 @@ def test_a_broad_pass_is_a_pass(noisy):
         np.testing.assert_array_equal(getattr(tables, name), getattr(lists, name))
 
 
-def test_a_broad_pass_has_the_same_bits_for_two_workers(noisy, monkeypatch):
+def test_a_broad_pass_has_the_same_bits_for_two_workers(noisy, monkeypatch, by_one_and_two):
     source, model, space = noisy
-    monkeypatch.setattr(passes, "IMAGES_PER_SHARD", 8)
-    one, two = (run_pass(source, np.arange(30), model, space, n_jobs=n_jobs, broad=True) for n_jobs in (1, 2))
+    monkeypatch.setattr(passes, "IMAGES_PER_TASK", (8, 8))
+    one, two = by_one_and_two(lambda: source, lambda s: run_pass(s, np.arange(30), model, space, broad=True))
     np.testing.assert_array_equal(one.log_evidence, two.log_evidence)
     for name in NAMES:
         np.testing.assert_array_equal(getattr(one.statistics, name), getattr(two.statistics, name))
@@ -112,11 +112,9 @@ def test_lists_serve_where_tables_cannot(noisy, rng, make_particles, monkeypatch
     elif reason == "memory":
         monkeypatch.setattr(dense, "TABLE_BYTES", 1.0)
     else:
-        monkeypatch.setattr(passes, "BANK_BYTES", 1.0)
+        monkeypatch.setattr(adaptive, "BANK_BYTES", 1.0)
     monkeypatch.setattr(passes, "_dense_pass", None)  # would fail
-    one, two = (
-        run_pass(source, np.arange(30), model, space, n_jobs=1, broad=broad) for broad in (False, True)
-    )
+    one, two = (run_pass(source, np.arange(30), model, space, broad=broad) for broad in (False, True))
     np.testing.assert_array_equal(one.log_evidence, two.log_evidence)
     assert (one.scale is None) == (reason != "scales")
 
@@ -125,4 +123,4 @@ def test_narrow_posteriors_are_not_broad(noisy):
     source, model, space = noisy
     sharp = replace(model, noise=0.01 * model.noise)
     for broad in (False, True):
-        assert not run_pass(source, np.arange(30), sharp, space, n_jobs=1, broad=broad).is_broad
+        assert not run_pass(source, np.arange(30), sharp, space, broad=broad).is_broad

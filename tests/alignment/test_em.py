@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem.alignment import passes
 from sklearn_cryoem.alignment.em import fit_alignment, full_passes, online_phase
 from sklearn_cryoem.alignment.poses import find_poses
 from sklearn_cryoem.alignment.start import starting_model
@@ -14,7 +15,7 @@ from sklearn_cryoem.alignment.start import starting_model
 
 def passes_from(source, settings, model):
     with progress(settings.max_iter, "passes", verbose=0) as bar:
-        return full_passes(source, settings, model, n_jobs=1, bar=bar)
+        return full_passes(source, settings, model, bar=bar)
 
 
 @pytest.fixture
@@ -90,12 +91,14 @@ def test_a_growing_resolution_is_not_taken_for_convergence(
     assert fitted.model.k_max > 4.0 and not fitted.converged
 
 
-def test_two_workers_give_the_same_bits_as_one(rng, make_particles, make_settings):
+def test_two_workers_give_the_same_bits_as_one(
+    rng, make_particles, make_settings, by_one_and_two, monkeypatch
+):
+    monkeypatch.setattr(passes, "IMAGES_PER_TASK", (30, 1024))
     particles = make_particles(rng, 80, kinds=(3, 4, 5))
     settings = make_settings(n_batches=3, batch_size=70, max_iter=1)
-    one, two = (
-        fit_alignment(particles.source(), settings, np.random.RandomState(0), n_jobs=n_jobs)
-        for n_jobs in (1, 2)
+    one, two = by_one_and_two(
+        particles.source, lambda s: fit_alignment(s, settings, np.random.RandomState(0))
     )
     np.testing.assert_array_equal(one.model.references, two.model.references)
     np.testing.assert_array_equal(one.model.noise, two.model.noise)
@@ -118,10 +121,8 @@ def test_the_balance_between_classes_ends_with_the_mini_batches(rng, make_partic
     short = replace(settings, n_batches=3)
     model = starting_model(source, short, np.random.RandomState(0))
     with progress(3, "batches", verbose=0) as bar:
-        after = online_phase(source, short, model, np.random.RandomState(0), n_jobs=1, bar=bar)
-        same = online_phase(
-            source, replace(short, n_batches=0), model, np.random.RandomState(0), n_jobs=1, bar=bar
-        )
+        after = online_phase(source, short, model, np.random.RandomState(0), bar=bar)
+        same = online_phase(source, replace(short, n_batches=0), model, np.random.RandomState(0), bar=bar)
     np.testing.assert_array_equal(after.balance, 0.0)
     assert np.abs(after.references - model.references).max() > 0.01
     np.testing.assert_array_equal(same.references, model.references)

@@ -52,7 +52,7 @@ def two_groups(rng, make_particles):
 
 def fitted(source, settings, model):
     with progress(settings.max_iter, "passes", verbose=0) as bar:
-        return full_passes(source, settings, model, n_jobs=1, bar=bar)
+        return full_passes(source, settings, model, bar=bar)
 
 
 def test_both_spectra_are_found_and_the_evidence_of_known_spectra_beats_the_pooled_one(
@@ -90,13 +90,13 @@ def test_images_of_unknown_groups_get_the_pooled_noise(two_groups, make_settings
     groups = replace(model, group_noise=np.full((2, RINGS), 0.5))
     space = make_settings().space(BOX, 8.0)
     rows = np.arange(20)
-    pooled = run_pass(particles.source(), rows, model, space, n_jobs=1)
-    unseen = run_pass(particles.source(group=np.full(20, -1)), rows, groups, space, n_jobs=1)
-    beyond = run_pass(particles.source(group=np.full(20, 7)), rows, groups, space, n_jobs=1)
+    pooled = run_pass(particles.source(), rows, model, space)
+    unseen = run_pass(particles.source(group=np.full(20, -1)), rows, groups, space)
+    beyond = run_pass(particles.source(group=np.full(20, 7)), rows, groups, space)
     np.testing.assert_array_equal(pooled.log_evidence, unseen.log_evidence)
     np.testing.assert_array_equal(pooled.log_evidence, beyond.log_evidence)
-    known = run_pass(particles.source(group=np.zeros(20, int)), rows, groups, space, n_jobs=1)
-    half = run_pass(particles.source(), rows, replace(model, noise=0.5 * model.noise), space, n_jobs=1)
+    known = run_pass(particles.source(group=np.zeros(20, int)), rows, groups, space)
+    half = run_pass(particles.source(), rows, replace(model, noise=0.5 * model.noise), space)
     np.testing.assert_allclose(known.log_evidence, half.log_evidence, rtol=1e-5)
 
 
@@ -106,13 +106,13 @@ def test_sums_of_a_pass_are_weighted_by_the_noise_of_each_group(two_groups, make
     relative = rng.uniform(0.5, 2.0, (2, RINGS))
     model = replace(make_model(references, noise=0.4, k_max=8), group_noise=relative)
     space, source = make_settings().space(BOX, 8.0), particles.source(group=group)
-    whole = run_pass(source, np.arange(30), model, space, n_jobs=2).statistics
+    whole = run_pass(source, np.arange(30), model, space).statistics
     values = polar_transform(references, space.grid)
     parts = []
     for g in range(2):
         rows = np.flatnonzero(group == g)
         noise = replace(model, noise=model.noise * relative[g], group_noise=np.empty((0, 0)))
-        part = run_pass(particles.source(), rows, noise, space, n_jobs=1).statistics
+        part = run_pass(particles.source(), rows, noise, space).statistics
         own = residual_power(part, polar_statistics(part, space.grid), values)
         np.testing.assert_allclose(whole.group_residual[g], own * len(rows), rtol=1e-3)
         np.testing.assert_array_equal(whole.group_images[g], len(rows))
@@ -139,7 +139,7 @@ def test_online_sums_of_groups_hold_the_images_seen(two_groups, make_settings, m
     model = replace(make_model(particles.images[:3], k_max=6), group_noise=np.ones((2, RINGS)))
     space, source = make_settings().space(BOX, 6.0), particles.source(group=group)
     one, two = (
-        run_pass(source, rows, model, space, n_jobs=1).statistics.scaled(3.0)
+        run_pass(source, rows, model, space).statistics.scaled(3.0)
         for rows in (np.arange(10), np.arange(10, 30))
     )
     np.testing.assert_array_equal(one.group_images.sum(axis=0), 10.0)

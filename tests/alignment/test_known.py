@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem.alignment import passes
 from sklearn_cryoem.alignment.em import fit_alignment, full_passes
 from sklearn_cryoem.alignment.expectation import LogPrior, expect
 from sklearn_cryoem.alignment.known import KnownPoses, to_image_frame
@@ -212,7 +213,7 @@ def test_references_keep_to_the_frame_of_the_known_poses(local, make_model, blob
     with progress(3, "passes", verbose=0) as bar:
         source = particles.source(known=known, k_max=9.0)
         model = make_model(askew, noise=0.09, k_max=9)
-        fitted = full_passes(source, passes, model, n_jobs=1, bar=bar)
+        fitted = full_passes(source, passes, model, bar=bar)
     overlap = [
         [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(fitted.model.references, other, strict=True)]
         for other in (upright, askew)
@@ -232,8 +233,8 @@ def test_turning_the_sums_takes_the_mean_angle_of_each_class_to_zero(local, make
     source = particles.source(known=known)
     offset = replace(known, angle_rad=known.angle_rad - 3 * space.angle_step_rad)
     rows = np.arange(150)
-    stats = run_pass(source, rows, model, space, n_jobs=1).statistics
-    turned = run_pass(particles.source(known=offset), rows, model, space, n_jobs=1).statistics
+    stats = run_pass(source, rows, model, space).statistics
+    turned = run_pass(particles.source(known=offset), rows, model, space).statistics
     shifted = (turned.turn_sum - stats.turn_sum) / stats.mass
     np.testing.assert_allclose(shifted, 3 * space.angle_step_rad, rtol=0.5)  # the window cuts some off
     centred = stats.turn_centred()
@@ -249,12 +250,13 @@ def test_turning_the_sums_takes_the_mean_angle_of_each_class_to_zero(local, make
     np.testing.assert_allclose(centred.shift_sum, moved)
 
 
-def test_two_workers_give_the_same_bits_as_one_round_known_poses(local):
+def test_two_workers_give_the_same_bits_as_one_round_known_poses(local, by_one_and_two, monkeypatch):
+    monkeypatch.setattr(passes, "IMAGES_PER_TASK", (20, 1024))
     particles, known, settings = local
     short = replace(settings, n_batches=2, max_iter=1)
-    one, two = (
-        fit_alignment(particles.source(known=known), short, np.random.RandomState(0), n_jobs=n_jobs)
-        for n_jobs in (1, 2)
+    one, two = by_one_and_two(
+        lambda: particles.source(known=known),
+        lambda s: fit_alignment(s, short, np.random.RandomState(0)),
     )
     np.testing.assert_array_equal(one.model.references, two.model.references)
     np.testing.assert_array_equal(one.evidence, two.evidence)

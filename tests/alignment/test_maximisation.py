@@ -115,13 +115,6 @@ def test_sums_of_parts_add_up_to_the_sums_of_the_whole(setting):
         )
 
 
-def test_two_workers_give_the_same_bits_as_one(setting):
-    _, source, features, space, posterior = setting()
-    one, two = (accumulate(features, posterior, space, N_CLUSTERS, source.n_even, n_jobs=n) for n in (1, 2))
-    for field in fields(Statistics):
-        np.testing.assert_array_equal(getattr(one, field.name), getattr(two, field.name))
-
-
 def random_statistics(rng, n_orders, n_rings, n_clusters=2, n_even=3):
     def draw(*shape):
         return rng.standard_normal(shape) + 1j * rng.standard_normal(shape)

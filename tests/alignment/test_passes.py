@@ -3,10 +3,11 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment import passes
+from sklearn_cryoem.alignment import adaptive, passes, plan
 from sklearn_cryoem.alignment.expectation import expect
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
-from sklearn_cryoem.alignment.passes import posteriors, run_pass
+from sklearn_cryoem.alignment.passes import run_pass, task_rows
+from sklearn_cryoem.alignment.plan import Plan
 from sklearn_cryoem.alignment.references import reference_bank
 from sklearn_cryoem.physics.polar import polar_transform
 
@@ -27,7 +28,7 @@ def assert_same_sums(one, other, rtol):
 def test_a_pass_is_one_e_step_and_its_sums(setting):
     source, model, space = setting
     rows = np.array([3, 7, 8, 20, 29])
-    result = run_pass(source, rows, model, space, n_jobs=1)
+    result = run_pass(source, rows, model, space)
     features = source(rows, space.n_rings, space.n_orders)
     bank = reference_bank(polar_transform(model.references, space.grid), space, source.n_even)
     precision = np.full(features.power.shape, 1 / 0.4, dtype=np.float32)
@@ -42,29 +43,36 @@ def test_a_pass_is_one_e_step_and_its_sums(setting):
 def test_true_references_tell_the_classes_apart(rng, make_particles, make_settings, make_model, references):
     particles = make_particles(rng, 30, noise=0.2, max_shift=1.0)
     space = make_settings().space(32, 10.0)
-    result = run_pass(particles.source(), np.arange(30), make_model(references, noise=0.04), space, n_jobs=1)
+    result = run_pass(particles.source(), np.arange(30), make_model(references, noise=0.04), space)
     assert np.mean(result.label == particles.kind) > 0.95
     assert result.log_evidence.min() > 0
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("IMAGES_PER_SHARD", 7), ("IMAGES_PER_SUM", 5), ("CELLS_PER_SUM", 1), ("BANK_BYTES", 1.0)],
+    ("module", "name", "value"),
+    [
+        (plan, "IMAGES_PER_SHARD", 7),
+        (plan, "SHARDS_PER_BANK", 1),
+        (passes, "IMAGES_PER_TASK", (4, 1024)),
+        (passes, "IMAGES_PER_SUM", 5),
+        (passes, "CELLS_PER_SUM", 1),
+        (adaptive, "BANK_BYTES", 1.0),
+    ],
 )
-def test_cutting_a_pass_differently_changes_nothing(setting, monkeypatch, name, value):
+def test_cutting_a_pass_differently_changes_nothing(setting, monkeypatch, module, name, value):
     source, model, space = setting
-    whole = run_pass(source, np.arange(30), model, space, n_jobs=1)
-    monkeypatch.setattr(passes, "IMAGES_PER_SHARD", 6)
-    monkeypatch.setattr(passes, name, value)
-    parts = run_pass(source, np.arange(30), model, space, n_jobs=1)
+    whole = run_pass(source, np.arange(30), model, space)
+    monkeypatch.setattr(plan, "IMAGES_PER_SHARD", 6)
+    monkeypatch.setattr(module, name, value)
+    parts = run_pass(source, np.arange(30), model, space)
     np.testing.assert_allclose(parts.log_evidence, whole.log_evidence, rtol=1e-5)
     assert_same_sums(parts.statistics, whole.statistics, rtol=1e-4)
 
 
-def test_two_workers_give_the_same_bits_as_one(setting, monkeypatch):
+def test_two_workers_give_the_same_bits_as_one(setting, monkeypatch, by_one_and_two):
     source, model, space = setting
-    monkeypatch.setattr(passes, "IMAGES_PER_SHARD", 8)
-    one, two = (run_pass(source, np.arange(30), model, space, n_jobs=n_jobs) for n_jobs in (1, 2))
+    monkeypatch.setattr(passes, "IMAGES_PER_TASK", (4, 8))
+    one, two = by_one_and_two(lambda: source, lambda s: run_pass(s, np.arange(30), model, space))
     np.testing.assert_array_equal(one.log_evidence, two.log_evidence)
     for field in fields(Statistics):
         np.testing.assert_array_equal(
@@ -74,10 +82,10 @@ def test_two_workers_give_the_same_bits_as_one(setting, monkeypatch):
 
 def test_posteriors_come_in_the_order_of_the_rows(setting, monkeypatch):
     source, model, space = setting
-    monkeypatch.setattr(passes, "IMAGES_PER_SHARD", 4)
+    monkeypatch.setattr(plan, "IMAGES_PER_SHARD", 4)
     rows = np.array([9, 2, 17, 4, 11, 0])
-    shards = list(posteriors(source, rows, model, space, n_jobs=1))
-    assert [len(features) for features, _ in shards] == [1, 2, 1, 2]
+    shards = list(Plan(model, space, source.n_even).posteriors(source, rows))
+    assert [len(features) for features, _ in shards] == [3, 3]
     power = np.concatenate([features.power for features, _ in shards])
     np.testing.assert_array_equal(power, source(rows, space.n_rings, space.n_orders).power)
 
@@ -85,7 +93,7 @@ def test_posteriors_come_in_the_order_of_the_rows(setting, monkeypatch):
 def test_an_empty_class_takes_no_image_and_gives_no_nan(setting):
     source, model, space = setting
     model = replace(model, class_weight=np.array([0.5, 0.0, 0.5]), balance=np.zeros(3))
-    stats = run_pass(source, np.arange(30), model, space, n_jobs=1).statistics
+    stats = run_pass(source, np.arange(30), model, space).statistics
     assert stats.mass[1] == 0 and not stats.numerator[1].any()
     assert all(np.isfinite(getattr(stats, field.name)).all() for field in fields(Statistics))
 
@@ -93,4 +101,22 @@ def test_an_empty_class_takes_no_image_and_gives_no_nan(setting):
 def test_a_pass_without_images_is_refused(setting):
     source, model, space = setting
     with pytest.raises(ValueError, match="needs at least one image"):
-        run_pass(source, np.arange(0), model, space, n_jobs=1)
+        run_pass(source, np.arange(0), model, space)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "sizes"),
+    [
+        (1, [1]),
+        (150, [150]),
+        (200, [100, 100]),
+        (500, [125] * 4),
+        (2000, [250] * 8),
+        (9000, [563] * 8 + [562] * 8),
+    ],
+)
+def test_tasks_are_even_and_neither_small_nor_large(n_rows, sizes):
+    rows = np.arange(n_rows)
+    tasks = task_rows(rows)
+    np.testing.assert_array_equal(np.concatenate(tasks), rows)
+    assert [len(task) for task in tasks] == sizes

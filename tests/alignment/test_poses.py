@@ -24,11 +24,11 @@ def angle_errors(found, true):
 def found(rng, make_particles, make_settings, make_model, references):
     """Particles and their poses under the true references."""
 
-    def find(n_images=40, *, noise=0.15, sigma=1.0, n_jobs=1, refine=True, **options):
+    def find(n_images=40, *, noise=0.15, sigma=1.0, refine=True, **options):
         particles = make_particles(rng, n_images, noise=noise, **options)
         model = make_model(references, noise=max(noise, 0.1) ** 2, k_max=11, shift_sigma_px=sigma)
         settings = make_settings(shift_step_px=1.0)
-        return particles, find_poses(particles.source(), model, settings, n_jobs=n_jobs, refine=refine)
+        return particles, find_poses(particles.source(), model, settings, refine=refine)
 
     return find
 
@@ -90,10 +90,12 @@ def test_a_narrow_shift_prior_draws_the_shifts_to_the_centre(
     assert lengths[1] < 0.7 * lengths[0]
 
 
-def test_poses_do_not_depend_on_the_number_of_workers(make_particles, make_settings, make_model, references):
-    particles = make_particles(np.random.default_rng(1), 70)  # more than one shard
+def test_poses_do_not_depend_on_the_number_of_workers(
+    make_particles, make_settings, make_model, references, by_one_and_two
+):
+    particles = make_particles(np.random.default_rng(1), 220)  # more than one task
     model = make_model(references, k_max=6)
-    one, two = (find_poses(particles.source(), model, make_settings(), n_jobs=n) for n in (1, 2))
+    one, two = by_one_and_two(particles.source, lambda s: find_poses(s, model, make_settings()))
     for name in ImagePoses.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 

@@ -22,7 +22,7 @@ def half_dead(rng, make_particles, make_settings, make_model, blob_image):
     settings = make_settings(n_references=6, k_start=9.0, k_limit=9.0, max_iter=6, tol=0.0)
     model = make_model(references, noise=0.09, k_max=9)
     source, space = particles.source(), settings.space(32, 9.0)
-    result = run_pass(source, np.arange(150), model, space, n_jobs=1)
+    result = run_pass(source, np.arange(150), model, space)
     model, stats = update_model(result.statistics, model, space.grid, settings, source.noise_fraction)
     return particles, source, space, settings, model, stats, result
 
@@ -39,12 +39,12 @@ def test_dead_classes_come_back_and_the_evidence_grows(half_dead):
                 current, sums = reseed(
                     current, sums, space.grid, settings, source.noise_fraction, np.random.RandomState(turn)
                 )
-            passed = run_pass(source, np.arange(150), current, space, n_jobs=1).statistics
+            passed = run_pass(source, np.arange(150), current, space).statistics
             current, sums = update_model(passed, current, space.grid, settings, source.noise_fraction)
         with progress(6, "passes", verbose=0) as bar:
-            fit = full_passes(source, settings, current, n_jobs=1, bar=bar)
+            fit = full_passes(source, settings, current, bar=bar)
         evidence.append(fit.evidence[-1])
-        last = run_pass(source, np.arange(150), fit.model, space, n_jobs=1).statistics
+        last = run_pass(source, np.arange(150), fit.model, space).statistics
         alive.append(6 - len(dead_classes(last.mass)))
     assert alive[0] == 2 and alive[1] >= 5, alive
     assert evidence[1] > evidence[0] + 1.0, evidence

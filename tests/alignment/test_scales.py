@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem.alignment import passes
 from sklearn_cryoem.alignment.em import full_passes, online_phase
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.passes import run_pass
@@ -67,7 +68,7 @@ def test_intensities_are_recovered_with_the_references(uneven, make_settings):
     settings = make_settings(k_start=10.0, k_limit=10.0, max_iter=4, tol=0.0)
     source = particles.source(scale=np.ones(200))
     with progress(4, "passes", verbose=0) as bar:
-        fitted = full_passes(source, settings, model, n_jobs=1, bar=bar).model
+        fitted = full_passes(source, settings, model, bar=bar).model
     truth = strength / strength.mean()
     assert source.scale.mean() == pytest.approx(1.0)
     assert np.median(np.abs(source.scale / truth - 1.0)) < 0.1
@@ -88,8 +89,7 @@ def test_known_intensities_raise_the_evidence(uneven, make_settings):
     particles, strength, model = uneven(60)
     space = make_settings().space(32, 10.0)
     without, with_scale = (
-        run_pass(particles.source(scale=scale), np.arange(60), model, space, n_jobs=1)
-        for scale in (None, strength)
+        run_pass(particles.source(scale=scale), np.arange(60), model, space) for scale in (None, strength)
     )
     assert without.scale is None and with_scale.scale.shape == (60,)
     strong = strength > 1.0
@@ -97,18 +97,19 @@ def test_known_intensities_raise_the_evidence(uneven, make_settings):
     assert gain[strong].mean() > 1.0 and np.all(gain[~strong] == 0.0)
 
 
-def test_scales_do_not_depend_on_workers_or_noise_groups_of_equal_noise(uneven, make_settings):
+def test_scales_do_not_depend_on_workers_or_noise_groups_of_equal_noise(
+    uneven, make_settings, by_one_and_two, monkeypatch
+):
+    monkeypatch.setattr(passes, "IMAGES_PER_TASK", (20, 1024))
     particles, _, model = uneven(70)
     space = make_settings().space(32, 8.0)
-    one, two = (
-        run_pass(particles.source(scale=np.ones(70)), np.arange(70), model, space, n_jobs=n) for n in (1, 2)
+    one, two = by_one_and_two(
+        lambda: particles.source(scale=np.ones(70)), lambda s: run_pass(s, np.arange(70), model, space)
     )
     np.testing.assert_array_equal(one.scale, two.scale)
     groups = particles.source(scale=np.ones(70), group=np.arange(70) % 2)
     same = replace(model, group_noise=np.ones((2, RINGS)))
-    np.testing.assert_allclose(
-        run_pass(groups, np.arange(70), same, space, n_jobs=1).scale, one.scale, rtol=1e-6
-    )
+    np.testing.assert_allclose(run_pass(groups, np.arange(70), same, space).scale, one.scale, rtol=1e-6)
 
 
 def test_scaled_features_keep_the_type_of_their_arrays(uneven):
@@ -122,5 +123,5 @@ def test_mini_batches_leave_the_scales_alone(uneven, make_settings):
     particles, _, model = uneven(40)
     settings, source = make_settings(n_batches=2, batch_size=20), particles.source(scale=np.ones(40))
     with progress(2, "batches", verbose=0) as bar:
-        online_phase(source, settings, model, np.random.RandomState(0), n_jobs=1, bar=bar)
+        online_phase(source, settings, model, np.random.RandomState(0), bar=bar)
     np.testing.assert_array_equal(source.scale, 1.0)

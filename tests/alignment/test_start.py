@@ -106,15 +106,13 @@ def test_images_that_are_zero_give_a_finite_start(rng, make_particles, make_sett
 
 @pytest.mark.parametrize("cache_bytes", [256e6, 0.0])
 def test_a_start_has_the_same_bits_for_two_workers(
-    rng, make_particles, make_settings, monkeypatch, cache_bytes
+    rng, make_particles, make_settings, monkeypatch, cache_bytes, by_one_and_two
 ):
     monkeypatch.setattr(start, "IMAGES_PER_TASK", 7)
     particles = make_particles(rng, 60)
-    one, two = (
-        starting_model(
-            particles.source(cache_bytes=cache_bytes), make_settings(), np.random.RandomState(0), n_jobs
-        )
-        for n_jobs in (1, 2)
+    one, two = by_one_and_two(
+        lambda: particles.source(cache_bytes=cache_bytes),
+        lambda s: starting_model(s, make_settings(), np.random.RandomState(0)),
     )
     np.testing.assert_array_equal(one.references, two.references)
     np.testing.assert_array_equal(one.noise, two.noise)

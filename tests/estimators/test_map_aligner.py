@@ -318,7 +318,7 @@ def test_the_best_of_several_starts_goes_on(stack, monkeypatch):
     noise = np.mean([start.noise for start in starts[:3]], axis=0)
     evidence = [
         em.run_pass(
-            source, np.arange(90), replace(start, noise=noise), settings.space(24, start.k_max), n_jobs=1
+            source, np.arange(90), replace(start, noise=noise), settings.space(24, start.k_max)
         ).log_evidence.mean()
         for start in starts[:3]
     ]
@@ -327,5 +327,5 @@ def test_the_best_of_several_starts_goes_on(stack, monkeypatch):
     rng = np.random.RandomState(0)
     starts.clear()
     with progress(12, "starts", verbose=0) as bar:
-        best = em.best_start(source, settings, rng, n_jobs=1, bar=bar)
+        best = em.best_start(source, settings, rng, bar=bar)
     assert best is starts[int(np.argmax(evidence))]

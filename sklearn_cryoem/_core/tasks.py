@@ -1,0 +1,268 @@
+"""Long tasks in worker processes, which share what all of them need.
+
+Threads serve tasks that spend their time in a few large matrix products (`ordered_map`). Tasks of many
+short numpy calls fight over the interpreter: they run in processes. What all tasks need is handed over once,
+through files that the processes of one machine find in memory; results come back the same way. Tasks never
+depend on `n_jobs`, and their results are taken in the order of submission: any number of workers gives the
+same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import joblib
+from joblib import effective_n_jobs
+from joblib.externals.loky import ProcessPoolExecutor
+from joblib.parallel import ThreadingBackend, get_active_backend
+from threadpoolctl import threadpool_limits
+
+from sklearn_cryoem._core.workers import WINDOW, single_blas_threads
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+
+IDLE_SECONDS = 300  # after which idle worker processes end of themselves
+KEPT_IN_WORKER = 2  # shared values that a worker process holds: images and the model in use
+SMALLEST_SHARED_MEMORY = 2e9  # bytes free
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+@dataclass(frozen=True)
+class SharedFile:
+    """A value in a file, which every process loads once; arrays of `mapped` values stay in the file."""
+
+    path: str
+    mapped: bool = False
+
+    def get(self) -> Any:
+        """The value; those of other pools, and the oldest of more than a few, are forgotten."""
+        folder = os.path.dirname(self.path)
+        for path in list(_loaded):
+            if os.path.dirname(path) != folder:
+                del _loaded[path]
+        value = _loaded.pop(self.path, None)
+        if value is None:
+            value = joblib.load(self.path, mmap_mode="r" if self.mapped else None)
+        _loaded[self.path] = value  # the last one used
+        while len(_loaded) > KEPT_IN_WORKER:
+            del _loaded[next(iter(_loaded))]
+        return value
+
+
+_loaded: dict[str, Any] = {}  # in a worker process: shared values by path, the last one used at the end
+
+
+class TaskPool:
+    """Runs tasks here and now, as long as there is but one worker; see `task_pool`."""
+
+    n_workers = 1
+
+    @property
+    def folder(self) -> Path | None:
+        """Where worker processes of this machine find shared files; None where workers are no such."""
+        return None
+
+    def share(self, value: Any, *, mapped: bool = False) -> Any:
+        """Hand over a value that many tasks take as an argument.
+
+        Parameters
+        ----------
+        value : object
+            Anything that can be pickled.
+        mapped : bool
+            Whether large arrays in it may stay in a file (then read-only) instead of the workers' memory.
+        """
+        return value
+
+    def discard(self, shared: Any) -> None:
+        """Forget a shared value that no further task takes."""
+
+    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
+        """Run ``function(*args)``, with shared arguments in their place; a function of a module."""
+        done: Future[Result] = Future()
+        done.set_result(function(*args))
+        return done
+
+    def result(self, future: Future[Result]) -> Result:
+        """What a task returned."""
+        return future.result()
+
+    def map(self, function: Callable[..., Result], items: Iterable[Item], *shared: Any) -> Iterator[Result]:
+        """Yield ``function(item, *shared)`` for every item, in order; few results wait at any time."""
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(self.submit(function, item, *shared))
+                if len(waiting) >= self.n_workers * WINDOW or self.n_workers == 1:
+                    yield self.result(waiting.popleft())
+            while waiting:
+                yield self.result(waiting.popleft())
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class ThreadPool(TaskPool):
+    """Tasks in threads, where ``joblib.parallel_config("threading")`` asks for them."""
+
+    def __init__(self, executor: Executor, n_workers: int) -> None:
+        self._executor, self.n_workers = executor, n_workers
+
+    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
+        """Run ``function(*args)`` in a thread."""
+        return self._executor.submit(function, *args)
+
+
+class ProcessPool(TaskPool):
+    """Tasks in processes of this machine; shared values and results pass through files in memory."""
+
+    def __init__(self, executor: Executor, n_workers: int, folder: Path) -> None:
+        self._executor, self.n_workers, self._folder = executor, n_workers, folder
+        self._numbers = count()
+
+    @property
+    def folder(self) -> Path:
+        """Removed when the pool is left."""
+        return self._folder
+
+    def share(self, value: Any, *, mapped: bool = False) -> SharedFile:
+        """Write `value` to a file that every worker loads once."""
+        path = str(self._folder / f"shared{next(self._numbers)}")
+        joblib.dump(value, path)
+        return SharedFile(path, mapped)
+
+    def discard(self, shared: SharedFile) -> None:
+        """Remove the file; workers that have loaded it keep it until others take its place."""
+        with suppress(OSError):
+            os.unlink(shared.path)
+
+    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
+        """Run ``function(*args)`` in a worker process."""
+        path = str(self._folder / f"result{next(self._numbers)}")
+        future: Future[Any] = self._executor.submit(_run, function, args, path)
+        return future
+
+    def result(self, future: Future[Result]) -> Result:
+        """What a task returned, from the file that the worker left.
+
+        Raises
+        ------
+        RuntimeError
+            If a worker process was killed.
+        """
+        try:
+            path: Any = future.result()
+        except BrokenExecutor as error:
+            raise RuntimeError(
+                "A worker process ended before its task was done; most often the system kills one when "
+                "memory runs out. Take fewer workers (n_jobs), or a machine with more memory."
+            ) from error
+        result: Result = joblib.load(path)
+        os.unlink(path)
+        return result
+
+
+class DaskPool(TaskPool):
+    """Tasks on a dask cluster: shared values are sent to each of its workers once."""
+
+    def __init__(self, client: Any, n_workers: int) -> None:
+        self._client, self.n_workers = client, n_workers
+        self._executor = client.get_executor()
+
+    def share(self, value: Any, *, mapped: bool = False) -> Any:
+        """Send `value` to every worker."""
+        return self._client.scatter(value, broadcast=True, hash=False)
+
+    def discard(self, shared: Any) -> None:
+        """Let the workers forget the value."""
+        shared.release()
+
+    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
+        """Run ``function(*args)`` on the cluster."""
+        future: Future[Result] = self._executor.submit(_on_one_thread, function, *args)
+        return future
+
+
+@contextmanager
+def task_pool(n_jobs: int | None = None) -> Iterator[TaskPool]:
+    """Workers for tasks of many short numpy calls: processes, unless joblib is told otherwise.
+
+    ``joblib.parallel_config`` chooses: "threading" gives threads, "dask" the workers of its cluster, which
+    must see the particles' files under the same paths. Every worker has one BLAS thread. The processes are
+    kept for the next call, and end of themselves after five idle minutes.
+
+    Parameters
+    ----------
+    n_jobs : int or None
+        As in joblib; None means 1 unless a ``parallel_config`` says otherwise.
+    """
+    n_workers = effective_n_jobs(n_jobs)
+    backend = get_active_backend(prefer="processes")[0]
+    with single_blas_threads():
+        if hasattr(backend, "client"):
+            yield DaskPool(backend.client, n_workers)
+        elif n_workers == 1:
+            yield TaskPool()
+        elif isinstance(backend, ThreadingBackend):
+            with ThreadPoolExecutor(n_workers) as executor:
+                yield ThreadPool(executor, n_workers)
+        else:
+            folder = Path(tempfile.mkdtemp(prefix="sklearn_cryoem_", dir=_folder_in_memory()))
+            try:
+                yield ProcessPool(_processes(n_workers), n_workers, folder)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+_executors: dict[int, ProcessPoolExecutor] = {}  # by number of workers: one at most
+
+
+def _processes(n_workers: int) -> ProcessPoolExecutor:
+    """The executor of the last call, or a new one where that was broken or of another size."""
+    executor = _executors.get(n_workers)
+    if executor is None or executor._flags.broken is not None or executor._flags.shutdown:
+        for old in _executors.values():
+            old.shutdown(wait=False)
+        _executors.clear()
+        executor = _executors[n_workers] = ProcessPoolExecutor(
+            n_workers, timeout=IDLE_SECONDS, env=ONE_THREAD
+        )
+        logger.debug("started an executor of %d worker processes", n_workers)
+    return executor
+
+
+def _folder_in_memory() -> str | None:
+    """Where joblib would put large arrays: its temporary folder, or shared memory where that is large."""
+    chosen = os.environ.get("JOBLIB_TEMP_FOLDER")
+    if chosen:
+        return chosen
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return None
+    return "/dev/shm" if free >= SMALLEST_SHARED_MEMORY and os.access("/dev/shm", os.W_OK) else None
+
+
+def _run(function: Callable[..., Any], args: tuple[Any, ...], path: str) -> str:
+    loaded = [arg.get() if isinstance(arg, SharedFile) else arg for arg in args]
+    joblib.dump(function(*loaded), path)
+    return path
+
+
+def _on_one_thread(function: Callable[..., Result], *args: Any) -> Result:
+    with threadpool_limits(limits=1):
+        return function(*args)

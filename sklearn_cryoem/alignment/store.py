@@ -1,0 +1,74 @@
+"""Features of all images, computed once, in memory or in files that several processes map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+
+
+class FeatureStore:
+    """Arrays with one row an image, and which rows are filled.
+
+    Parameters
+    ----------
+    shapes : dict
+        Shape and dtype of every array by name; the first axis is that of the images.
+
+    Notes
+    -----
+    A store in a folder is opened by every process that unpickles it: what one has computed all can read. Two
+    that compute the same row write the same bits. A store in memory arrives empty elsewhere.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[tuple[int, ...], type]]) -> None:
+        n_images = next(iter(shapes.values()))[0][0]
+        self._shapes = {**shapes, "is_ready": ((n_images,), np.uint8)}
+        self._folder: Path | None = None
+        self._arrays = self._new_arrays()
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._arrays[name]
+
+    def missing(self, rows: Rows) -> Rows:
+        """Those of `rows` that are not filled yet."""
+        missing: Rows = rows[self._arrays["is_ready"][rows] == 0]
+        return missing
+
+    def fill(self, rows: Rows, **values: NDArray[Any]) -> None:
+        """Set rows of every array."""
+        for name, value in values.items():
+            self._arrays[name][rows] = value
+        self._arrays["is_ready"][rows] = 1
+
+    def move_to(self, folder: Path) -> None:
+        """Go on in files of `folder`, which must outlive the store."""
+        old, self._folder = self._arrays, folder
+        for name, (shape, dtype) in self._shapes.items():
+            np.memmap(folder / name, dtype, "w+", shape=shape)
+        self._arrays = self._opened(folder)
+        if old["is_ready"].any():
+            for name, array in old.items():
+                self._arrays[name][:] = array
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_shapes": self._shapes, "_folder": self._folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._shapes, self._folder = state["_shapes"], state["_folder"]
+        self._arrays = self._new_arrays() if self._folder is None else self._opened(self._folder)
+
+    def _new_arrays(self) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {name: np.empty(*spec) for name, spec in self._shapes.items()}
+        arrays["is_ready"][:] = 0
+        return arrays
+
+    def _opened(self, folder: Path) -> dict[str, NDArray[Any]]:
+        return {
+            name: np.asarray(np.memmap(folder / name, dtype, "r+", shape=shape))
+            for name, (shape, dtype) in self._shapes.items()
+        }
