@@ -39,7 +39,7 @@ def stack_html(stack: ParticleStack) -> str:
         f'<td style="{_CELL}">{escape(value)}</td></tr>'
         for name, value in rows
     )
-    table = f'<table style="border-collapse:collapse;margin:4px 24px 4px 0">{cells}</table>'
+    table = f'<table style="border-collapse:collapse;font-size:13px;margin:4px 24px 4px 0">{cells}</table>'
     title = f"<b>ParticleStack</b> <span style='opacity:.7'>{len(stack):,} particles</span>"
     body = f'<div style="display:flex;flex-wrap:wrap;align-items:center">{table}{picture}</div>'
     return f'<div style="font-size:13px;line-height:1.4">{title}{body}</div>'

@@ -8,6 +8,7 @@ from sklearn_cryoem.report.run import Run, Trace
 _MACHINE = ("n_jobs", "verbose")  # parameters that change no result
 _LENGTHS = ("initial_resolution", "mask_diameter", "max_resolution", "max_shift", "shift_step")
 _RADIANS = ("angle_range", "angle_step")
+_GRIDS = ("classes", "grid_shape", "n_basis", "n_clusters")
 _ANGSTROM, _PIXELS = ("pixel_size",), ("downsample", "box")
 
 
@@ -123,6 +124,7 @@ def with_unit(name, text, unit):
     """The text of a parameter's value with its unit, if it is a number that has one."""
     units = {**dict.fromkeys(_LENGTHS, unit), **dict.fromkeys(_RADIANS, "rad")}
     units |= {**dict.fromkeys(_ANGSTROM, "Å"), **dict.fromkeys(_PIXELS, "px")}
+    text = text.replace(", ", " × ") if name in _GRIDS else text
     return f"{text} {units[name]}" if name in units and text[:1].isdigit() else text
 
 

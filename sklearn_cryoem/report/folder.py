@@ -2,12 +2,13 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.exceptions import ModelFileError, ParticleDataError
+from sklearn_cryoem._core.exceptions import ModelFileError, ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.estimators import load_model
 from sklearn_cryoem.io import read_mrc, read_particles
 from sklearn_cryoem.report.collect import (
@@ -151,7 +152,11 @@ def quality_of(folder, n_classes, missing):
 def facts_of(summary, parameters):
     """(heading, [(name, value), ...]) of everything the run says of itself, for people."""
     results, unit = summary["results"], "px" if summary["results"].get("pixel_size_angstrom") is None else "Å"
-    found = [(name, as_text(results[key])) for key, name in _RESULT_NAMES.items() if key in results]
+    found = [
+        (name, with_unit(key, as_text(results[key]), unit))
+        for key, name in _RESULT_NAMES.items()
+        if key in results
+    ]
     found += [(f"{name} ({unit})", as_text(results[key])) for key, name in _LENGTHS.items() if key in results]
     accuracy = [(key.replace("_", " "), as_text(v)) for key, v in results.get("accuracy", {}).items()]
     options = [
@@ -191,14 +196,7 @@ def _particles_or_none(folder, summary, images_dir, missing):
     problem = f"{SUMMARY} names no file of particles"
     for place in [] if path is None else _image_folders(options, images_dir):
         try:
-            stack = read_particles(
-                path,
-                images_dir=place,
-                pixel_size=options.get("pixel_size"),
-                ctf=not options.get("no_ctf", False),
-                invert=options.get("invert", False),
-                normalise=options.get("normalise", False) and (options.get("mask_diameter") or True),
-            )
+            stack = _read_as_before(path, options, place)
             stack[:1].read()
             return stack.downsample(options["downsample"]) if options.get("downsample") else stack
         except (ParticleDataError, OSError, ValueError) as error:
@@ -207,6 +205,20 @@ def _particles_or_none(folder, summary, images_dir, missing):
         f"This page shows no example particles: {problem}. Give the folder of their images with images_dir=."
     )
     return None
+
+
+def _read_as_before(path, options, images_dir):
+    """Particles with the options of the run; its warnings are not given twice."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ParticleDataWarning)
+        return read_particles(
+            path,
+            images_dir=images_dir,
+            pixel_size=options.get("pixel_size"),
+            ctf=not options.get("no_ctf", False),
+            invert=options.get("invert", False),
+            normalise=options.get("normalise", False) and (options.get("mask_diameter") or True),
+        )
 
 
 def _image_folders(options, images_dir):
