@@ -77,22 +77,19 @@ def _set_poses(table: pd.DataFrame, stack: ParticleStack) -> None:
     _, pixel_size = raw_geometry(stack)
     n_images = len(stack)
     sizes = None if pixel_size is None else np.full(n_images, pixel_size)
-    old_angle, old_shift = poses_of_records(table_to_records(table), sizes)
+    old_angle, old_shift, _ = poses_of_records(table_to_records(table), sizes)
     angle, shift = stack.poses.angle_rad, stack.poses.shift
     if old_angle is not None and old_shift is not None:
         turn = np.abs((angle - old_angle + np.pi) % (2 * np.pi) - np.pi)
         if (turn < _SAME_ANGLE_RAD).all() and (np.abs(shift - old_shift) < _SAME_SHIFT_ANGSTROM).all():
             return
-    unit = 1.0 if pixel_size is None else pixel_size
-    new = np.zeros(
-        n_images,
-        dtype=[
-            ("alignments2D/pose", "<f4"),
-            ("alignments2D/shift", "<f4", (2,)),
-            ("alignments2D/psize_A", "<f4"),
-        ],
-    )
-    new["alignments2D/pose"], new["alignments2D/psize_A"] = angle, unit
-    new["alignments2D/shift"] = shift / unit
+    fields = [("alignments2D/pose", "<f4"), ("alignments2D/shift", "<f4", (2,))]
+    if pixel_size is not None:
+        fields.append(("alignments2D/psize_A", "<f4"))
+    new = np.zeros(n_images, dtype=fields)
+    new["alignments2D/pose"] = angle
+    new["alignments2D/shift"] = shift if pixel_size is None else shift / pixel_size
+    if pixel_size is not None:
+        new["alignments2D/psize_A"] = pixel_size
     for name, values in records_to_table(new).items():
         table[name] = values

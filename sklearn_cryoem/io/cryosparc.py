@@ -85,7 +85,7 @@ def read_cryosparc(
         box=records["blob/shape"][:, 0].astype(np.float64) if _has(records, "blob/shape") else None,
         ctf=_ctf(records, path) if ctf else None,
     )
-    raw.angle_rad, raw.shift = poses_of_records(records, raw.pixel_size)
+    raw.angle_rad, raw.shift, raw.shift_unit_is_pixel = poses_of_records(records, raw.pixel_size, path)
     _note_sign(records, path)
     return raw, problems
 
@@ -207,22 +207,40 @@ def _ctf(records: np.ndarray, path: Path) -> dict[str, np.ndarray]:
 
 
 def poses_of_records(
-    records: np.ndarray, pixel_size: np.ndarray | None
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """RELION's psi and shift in Angstrom, of the 2-D alignment if there is one, else of the 3-D one.
+    records: np.ndarray, pixel_size: np.ndarray | None, path: Path | None = None
+) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
+    """RELION's psi and shift, of the 2-D alignment if there is one, else of the 3-D one.
 
     cryoSPARC's 2-D pose is psi in radians; its 3-D pose is a rotation vector, whose transposed matrix is
-    RELION's Euler matrix. Shifts have RELION's sign, in pixels of ``psize_A`` of the alignment itself.
+    RELION's Euler matrix. Shifts have RELION's sign, in pixels of ``psize_A`` of the alignment itself, or of
+    the images where it has none.
+
+    Returns
+    -------
+    angle_rad : ndarray of shape (n_images,) or None
+    shift : ndarray of shape (n_images, 2) or None
+    is_in_pixels : bool
+        Whether the shift is in pixels of the images, since no field gives a pixel size; else in Angstrom.
     """
     for kind in ("alignments2D", "alignments3D"):
         if _has(records, f"{kind}/pose") and _has(records, f"{kind}/shift"):
             pose = records[f"{kind}/pose"].astype(np.float64)
             angle = pose if kind == "alignments2D" else _psi_of_rotation_vector(pose)  # (n,)
+            shift = records[f"{kind}/shift"].astype(np.float64)  # (n, 2)
             unit = _optional(records, f"{kind}/psize_A", 0.0)
+            known = unit > 0
             if pixel_size is not None:
-                unit = np.where(unit > 0, unit, pixel_size)
-            return angle, records[f"{kind}/shift"].astype(np.float64) * unit[:, None]
-    return None, None
+                unit = np.where(known, unit, pixel_size)
+            elif not known.any():
+                return angle, shift, True
+            elif not known.all():
+                raise ParticleDataError(
+                    f"{path or 'The table'}: {kind}/psize_A is missing or 0 for {(~known).sum():,} of the "
+                    f"{len(known):,} particles, and there is no field blob/psize_A, so the unit of their shifts "
+                    "is not known. Pass passthrough= the file that has blob/psize_A."
+                )
+            return angle, shift * unit[:, None], False
+    return None, None, False
 
 
 def _psi_of_rotation_vector(vector: np.ndarray) -> np.ndarray:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.io import read_particles
+from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem.io import read_particles, write_particles
 from sklearn_cryoem.io._records import records_to_table, table_to_records
+from sklearn_cryoem.particles import Poses
 
 FIELDS = [
     ("uid", "<u8"),
@@ -89,6 +90,35 @@ def test_a_table_gives_images_ctf_and_poses_in_our_units(project, records, save_
 def test_shifts_without_a_pixel_size_of_their_own_are_in_image_pixels(records, save_cs):
     stack = read_particles(save_cs(without(records, "alignments2D/psize_A")))
     np.testing.assert_allclose(stack.poses.shift[:, 0], 2.0 * np.arange(9))
+
+
+def test_shifts_of_a_table_without_any_pixel_size_are_pixels_never_zero(records, save_cs):
+    """They were multiplied by 0 once."""
+    rows = np.arange(9)
+    table = without(records, "alignments2D/psize_A", "blob/psize_A", "ctf/")
+    with pytest.warns(ParticleDataWarning, match="taking 2 A from the headers"):
+        stack = read_particles(save_cs(table), ctf=False)
+    np.testing.assert_allclose(stack.poses.shift, 2.0 * np.column_stack([rows, -rows]))
+    stack = read_particles(save_cs(table), ctf=False, pixel_size=3.0)
+    np.testing.assert_allclose(stack.poses.shift, 3.0 * np.column_stack([rows, -rows]))
+    stack = read_particles(save_cs(table), ctf=False, metadata_only=True)
+    assert stack.pixel_size is None
+    np.testing.assert_allclose(stack.poses.shift, np.column_stack([rows, -rows]))
+    records["alignments2D/psize_A"][3] = 0
+    with pytest.raises(ParticleDataError, match=r"is missing or 0 for 1 of the 9 .* Pass passthrough="):
+        read_particles(save_cs(without(records, "blob/psize_A")))
+    stack = read_particles(save_cs(records))  # the images have one: theirs is taken
+    assert stack.poses.shift[3].tolist() == [6.0, -6.0] and stack.poses.shift[4].tolist() == [16.0, -16.0]
+
+
+def test_poses_of_unknown_pixel_size_are_written_without_one(records, save_cs, tmp_path):
+    table = without(records, "alignments2D/", "blob/psize_A", "ctf/")
+    stack = read_particles(save_cs(table), ctf=False, metadata_only=True)
+    poses = Poses(np.linspace(-3, 3, 9), np.random.default_rng(0).normal(size=(9, 2)))
+    write_particles(stack.with_poses(poses), tmp_path / "out.cs")
+    assert "alignments2D/psize_A" not in np.load(tmp_path / "out.cs").dtype.names
+    again = read_particles(tmp_path / "out.cs", ctf=False, metadata_only=True)
+    np.testing.assert_allclose(again.poses.shift, poses.shift, rtol=1e-6)
 
 
 def relion_euler_matrix(rot, tilt, psi):
