@@ -6,10 +6,9 @@ import linecache
 from pathlib import Path
 
 import pandas as pd
-import starfile
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.io._long_star import LONG_TABLE_BYTES, read_long_star
+from sklearn_cryoem.io._star_tables import read_tables
 
 Blocks = dict[str, pd.DataFrame | dict]
 
@@ -34,7 +33,7 @@ _OTHER_FILES = [
 
 
 def read_star_blocks(path: Path) -> Blocks:
-    """Parse a STAR file by the `starfile` library, long tables in one go.
+    """Parse a STAR file.
 
     Parameters
     ----------
@@ -54,10 +53,7 @@ def read_star_blocks(path: Path) -> Blocks:
     if path.stat().st_size == 0:
         raise ParticleDataError(f"{path}: the file is empty. Write or copy it again.")
     try:
-        if path.stat().st_size > LONG_TABLE_BYTES:
-            blocks = read_long_star(path, TEXT_LABELS)
-        else:
-            blocks = starfile.read(path, always_dict=True, parse_as_string=TEXT_LABELS)
+        blocks = read_tables(path, TEXT_LABELS)
     except (ValueError, KeyError, TypeError, IndexError, UnicodeError, pd.errors.ParserError) as error:
         reason = str(error).strip().split("\n", maxsplit=1)[0]
         raise ParticleDataError(

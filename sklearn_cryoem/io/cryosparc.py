@@ -234,10 +234,11 @@ def poses_of_records(
             elif not known.any():
                 return angle, shift, True
             elif not known.all():
+                n_unknown = int((~known).sum())
                 raise ParticleDataError(
-                    f"{path or 'The table'}: {kind}/psize_A is missing or 0 for {(~known).sum():,} of the "
-                    f"{len(known):,} particles, and there is no field blob/psize_A, so the unit of their shifts "
-                    "is not known. Pass passthrough= the file that has blob/psize_A."
+                    f"{path or 'The table'}: {kind}/psize_A is missing or 0 for {n_unknown:,} of the "
+                    f"{len(known):,} particles, and there is no blob/psize_A, so the unit of their shifts is "
+                    "not known. Pass passthrough= the file that has blob/psize_A."
                 )
             return angle, shift * unit[:, None], False
     return None, None, False

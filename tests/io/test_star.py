@@ -7,8 +7,9 @@ import starfile
 
 from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.io import read_particles
-from sklearn_cryoem.io._long_star import read_long_star
 from sklearn_cryoem.io._star_file import TEXT_LABELS, line_of_row
+from sklearn_cryoem.io._star_tables import read_tables
+from sklearn_cryoem.io._star_text import star_parts
 
 
 # ------------------------------------------------------------------------------------ versions
@@ -110,7 +111,7 @@ def test_lines_that_end_as_on_windows(project):
     content = project.write().read_bytes().replace(b"\n", b"\r\n")
     project.star.write_bytes(content)
     np.testing.assert_array_equal(read_particles(project.star).read(), project.images)
-    long_way = read_long_star(project.star, TEXT_LABELS, long_bytes=0)
+    long_way = read_tables(project.star, TEXT_LABELS)
     assert long_way["particles"]["rlnImageName"].tolist() == project.particles["rlnImageName"].tolist()
 
 
@@ -290,11 +291,11 @@ def test_images_dir_relocates_absolute_names_too(project, tmp_path):
 
 
 # ------------------------------------------------------------------------------------ the parser
-def test_long_tables_are_read_as_starfile_reads_them(shared_data):
+def test_files_are_read_as_starfile_reads_them(shared_data):
     paths = sorted((shared_data / "metadata" / "relion").rglob("*.star"))
     for path in [*paths, shared_data / "betagal" / "particles_ctf_corrected.star"]:
         expected = starfile.read(path, always_dict=True, parse_as_string=TEXT_LABELS)
-        found = read_long_star(path, TEXT_LABELS, long_bytes=0)
+        found = read_tables(path, TEXT_LABELS)
         assert list(found) == list(expected), path
         for name, block in expected.items():
             if isinstance(block, dict):
@@ -303,20 +304,65 @@ def test_long_tables_are_read_as_starfile_reads_them(shared_data):
                 pd.testing.assert_frame_equal(found[name], block)
 
 
-def test_long_files_take_the_fast_way(project, monkeypatch):
-    from sklearn_cryoem.io import _long_star, _star_file
+HEAD = "data_particles\n\nloop_\n_rlnImageName #1\n_rlnX #2\n"
 
-    seen = []
-    monkeypatch.setattr(_star_file, "LONG_TABLE_BYTES", 0)
-    read_rows = _long_star._read_rows
-    monkeypatch.setattr(_long_star, "LONG_TABLE_BYTES", 0)
-    monkeypatch.setattr(
-        _star_file, "read_long_star", lambda path, labels: read_long_star(path, labels, long_bytes=100)
-    )
-    monkeypatch.setattr(_long_star, "_read_rows", lambda *given: seen.append(1) or read_rows(*given))
-    stack = read_particles(project.write())
-    assert seen == [1]  # the particles; the optics table is short
+
+@pytest.mark.parametrize(
+    ("text", "names", "numbers"),
+    [
+        (
+            "data_particles\nloop_\n# one\n_rlnImageName #1\n  # two\n_rlnX #2\n1@a.mrcs 1\n",
+            ["1@a.mrcs"],
+            [1],
+        ),
+        (HEAD + "1@a#b.mrcs 1\n2@#.mrcs 2.5\n", ["1@a#b.mrcs", "2@#.mrcs"], [1, 2.5]),
+        (HEAD + "1@Pete's/a.mrcs 1\n2@b.mrcs 2\n", ["1@Pete's/a.mrcs", "2@b.mrcs"], [1, 2]),
+        (HEAD + '"1@my/ a.mrcs" 1\n\'2@a "b".mrcs\' 2 # c\n', ["1@my/ a.mrcs", '2@a "b".mrcs'], [1, 2]),
+        (HEAD + "\"1@it's.mrcs\" 1\n# c\n\n'2@#1.mrcs' nan\n", ["1@it's.mrcs", "2@#1.mrcs"], [1, np.nan]),
+        (HEAD + "'' 1\n\"\" <NA>\n", ["", ""], [1, np.nan]),
+    ],
+)
+def test_quotes_and_comments_are_syntax_only_where_they_can_be(tmp_path, text, names, numbers):
+    (tmp_path / "x.star").write_text(text)
+    table = read_tables(tmp_path / "x.star", TEXT_LABELS)["particles"]
+    assert table["rlnImageName"].tolist() == names
+    np.testing.assert_array_equal(table["rlnX"], numbers)
+
+
+def test_names_with_quotes_and_hashes_come_back(project, save_stack):
+    odd = project.folder / "Pete's #1" / "a b.mrcs"
+    save_stack(odd, project.images)
+    project.particles["rlnImageName"] = [f"{i + 1}@Pete's #1/a b.mrcs" for i in range(9)]
+    project.particles["rlnMicrographName"] = [
+        "a'b.mrc",
+        "#.mrc",
+        '"q.mrc',
+        "'q'",
+        "_x",
+        "data_y",
+        ";",
+        "$z",
+        "",
+    ]
+    project.star.parent.mkdir(exist_ok=True)
+    with open(project.star, "w") as file:
+        file.writelines(star_parts({"optics": project.optics, "particles": project.particles}))
+    stack = read_particles(project.star)
     np.testing.assert_array_equal(stack.read(), project.images)
+    assert stack.metadata["rlnMicrographName"].tolist() == project.particles["rlnMicrographName"].tolist()
+
+
+def test_text_that_star_cannot_hold_is_refused():
+    for text in ("two\nlines", "both \" and ' of them"):
+        with pytest.raises(ParticleDataError, match=r"column a cannot be written.*drop the column"):
+            "".join(star_parts({"": pd.DataFrame({"a": ["x", text]})}))
+
+
+@pytest.mark.parametrize(("row", "reason"), [('"open 1', "open quote"), ("'a' 1 2", "3 values for 2 labels")])
+def test_broken_rows_are_named(tmp_path, row, reason):
+    (tmp_path / "x.star").write_text(HEAD + row + "\n")
+    with pytest.raises(ParticleDataError, match=rf"x.star: cannot be parsed as STAR \(row 1 has.*{reason}"):
+        read_particles(tmp_path / "x.star")
 
 
 def test_the_line_of_a_row_skips_comments_and_other_blocks(tmp_path):
