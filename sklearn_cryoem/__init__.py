@@ -1,7 +1,7 @@
 """Reference-free 2-D alignment and deep clustering of cryo-EM particle images.
 
 The names below are the whole top level; everything else is in `sklearn_cryoem.datasets`, `metrics`,
-`plotting`, `io` and the packages under them. Names are imported when they are first used, so that
+`quality`, `plotting`, `io` and the packages under them. Names are imported when they are first used, so that
 ``import sklearn_cryoem`` and ``sklearn-cryoem --help`` cost nothing.
 """
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
         save_model,
     )
     from sklearn_cryoem.io import read_particles, write_particles
-    from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
+    from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses, select_classes
+    from sklearn_cryoem.quality import class_quality
 
 _HOMES = {
     "CTFTable": "particles",
@@ -30,9 +31,11 @@ _HOMES = {
     "Poses": "particles",
     "RealigningClusterer": "estimators",
     "SMLClusterer": "estimators",
+    "class_quality": "quality",
     "load_model": "estimators",
     "read_particles": "io",
     "save_model": "estimators",
+    "select_classes": "particles",
     "write_particles": "io",
 }
 
@@ -44,9 +47,11 @@ __all__ = [  # noqa: RUF022 (alphabetical but for the version)
     "Poses",
     "RealigningClusterer",
     "SMLClusterer",
+    "class_quality",
     "load_model",
     "read_particles",
     "save_model",
+    "select_classes",
     "write_particles",
     "__version__",
 ]

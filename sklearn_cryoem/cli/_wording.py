@@ -12,6 +12,7 @@ _ANYWHERE = {
     "mask_diameter": "--mask-diameter",
     "max_resolution": "--max-resolution",
     "max_shift": "--max-shift",
+    "passthrough=": "--passthrough",
     "pixel_size=": "--pixel-size",
 }
 _NOT_IN_THE_SHELL = (", or metadata_only=True to do without images",)

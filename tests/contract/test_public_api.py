@@ -17,7 +17,7 @@ import sklearn_cryoem
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "sklearn_cryoem"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-PUBLIC_PACKAGES = ["datasets", "estimators", "io", "metrics", "particles", "plotting"]
+PUBLIC_PACKAGES = ["datasets", "estimators", "io", "metrics", "particles", "plotting", "quality"]
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(sklearn_cryoem.__path__, prefix="sklearn_cryoem.")
@@ -39,7 +39,8 @@ def public_objects():
 def test_the_top_level_holds_these_names_and_no_others():
     assert set(sklearn_cryoem.__all__) == {
         "CTFTable", "DeepClusterer", "MAPAligner", "ParticleStack", "Poses", "RealigningClusterer",
-        "SMLClusterer", "load_model", "read_particles", "save_model", "write_particles", "__version__",
+        "SMLClusterer", "class_quality", "load_model", "read_particles", "save_model", "select_classes",
+        "write_particles", "__version__",
     }  # fmt: skip
     for name in sklearn_cryoem.__all__:
         assert getattr(sklearn_cryoem, name) is not None
