@@ -1,10 +1,14 @@
 """Features of a stack against the plain formulas, and what streaming may not change."""
 
+import warnings
+
 import joblib
 import numpy as np
 import pytest
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_cryoem import CTFTable, ParticleStack, Poses
+from sklearn_cryoem import CTFTable, ParticleStack, Poses, SMLClusterer
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import fourier_features, half_plane
@@ -132,7 +136,9 @@ def test_isotropic_ctfs_need_one_column_a_radius_and_change_nothing_else(one_vie
     values = {name: getattr(ctf, name) for name in ctf.__dataclass_fields__}
     values["defocus_v_angstrom"] = ctf.defocus_u_angstrom
     isotropic = one_view.with_ctf(CTFTable(**values))
-    values["defocus_v_angstrom"] = ctf.defocus_u_angstrom - 1.5  # just beyond the tolerance: the general path
+    values["defocus_v_angstrom"] = (
+        ctf.defocus_u_angstrom - 20.0
+    )  # just beyond the tolerance: the general path
     general = one_view.with_ctf(CTFTable(**values))
     fast, slow = FeatureBlocks(isotropic, half_plane(48)), FeatureBlocks(general, half_plane(48))
     assert fast.layout.n_norms < slow.layout.n_norms / 3
@@ -141,6 +147,66 @@ def test_isotropic_ctfs_need_one_column_a_radius_and_change_nothing_else(one_vie
         norm[:, fast.layout.norm_index], norm_slow[:, slow.layout.norm_index], atol=5e-3
     )
     np.testing.assert_allclose(data, data_slow, atol=5e-3 * np.abs(data_slow).max())
+
+
+def test_negligible_astigmatism_is_taken_at_its_mean_defocus(one_view, monkeypatch):
+    ctf = one_view.ctf
+    values = {name: getattr(ctf, name) for name in ctf.__dataclass_fields__}
+    values["defocus_v_angstrom"] = ctf.defocus_u_angstrom - 3.0
+    stack = one_view.with_ctf(CTFTable(**values))
+    fast = FeatureBlocks(stack, half_plane(48))
+    monkeypatch.setattr("sklearn_cryoem.particles.features.NEGLIGIBLE_PHASE", -1.0)
+    general = FeatureBlocks(stack, half_plane(48))
+    assert fast.layout.n_norms < general.layout.n_norms / 3
+    norm, norm_general = everything(fast)[1], everything(general)[1]
+    np.testing.assert_allclose(
+        norm[:, fast.layout.norm_index], norm_general[:, general.layout.norm_index], atol=2e-3
+    )
+
+
+def test_the_path_is_chosen_by_the_finest_frequency_in_use(one_view):
+    ctf = one_view.ctf
+    values = {name: getattr(ctf, name) for name in ctf.__dataclass_fields__}
+    values["defocus_v_angstrom"] = ctf.defocus_u_angstrom - 20.0
+    stack = one_view.with_ctf(CTFTable(**values))
+    n_norms = [FeatureBlocks(stack, half_plane(48, k_max)).layout.n_norms for k_max in (8, 23)]
+    n_coefficients = [half_plane(48, k_max).n_coefficients for k_max in (8, 23)]
+    assert n_norms[0] < n_coefficients[0] and n_norms[1] == n_coefficients[1]
+
+
+@pytest.mark.parametrize("with_ctf", [True, False])
+def test_without_astigmatism_both_paths_fit_the_same_model(with_ctf, monkeypatch):
+    stack = make_particles("ribosome", 300, box=24, snr=0.5, n_views=6, astigmatism=0.0, random_state=0)
+    stack = aligned_to_truth(stack if with_ctf else stack.with_ctf(None))
+    fast = SMLClusterer((4, 3), max_iter=15, tol=0.0, random_state=0)
+    general = clone(fast)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fast.fit(stack)
+        if with_ctf:
+            monkeypatch.setattr("sklearn_cryoem.particles.features.NEGLIGIBLE_PHASE", -1.0)
+        else:  # c = 1 in so many words
+            monkeypatch.setattr(CTFTable, "evaluate", lambda self, s, *_: np.ones((len(self), len(s)), "f4"))
+            ones = CTFTable.constant(
+                len(stack), defocus_u_angstrom=2e4, defocus_v_angstrom=1e4, astigmatism_angle_rad=0.0,
+                voltage_volts=3e5, cs_angstrom=0.0, amplitude_contrast=0.0,
+            )  # fmt: skip
+            stack = stack.with_ctf(ones)
+        general.fit(stack)
+    both = min(fast.n_iter_, general.n_iter_)  # either may end one step earlier
+    np.testing.assert_allclose(fast.log_posterior_[:both], general.log_posterior_[:both], rtol=1e-6)
+    assert np.mean(fast.labels_ == general.labels_) > 0.99
+    scale = np.abs(general.cluster_centers_).max()
+    np.testing.assert_allclose(fast.cluster_centers_, general.cluster_centers_, atol=2e-3 * scale)
+
+
+def test_blocks_of_large_images_hold_fewer_of_them(monkeypatch):
+    images = np.random.default_rng(0).standard_normal((60, 48, 48)).astype(np.float32)
+    monkeypatch.setattr("sklearn_cryoem.particles.features.BLOCK_BYTES", 2**17)
+    blocks = FeatureBlocks(ParticleStack(images), half_plane(48))
+    sizes = [len(blocks.load(index, 3)) for index in range(len(blocks))]
+    assert sum(sizes) == 60 and sizes[0] % 2 == 0
+    assert sizes[0] * 4 * blocks.layout.n_features <= 2**17 < (sizes[0] + 2) * 4 * blocks.layout.n_features
 
 
 @pytest.mark.parametrize("ctf", ["none", "isotropic", "astigmatic"])
