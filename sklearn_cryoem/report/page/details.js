@@ -52,8 +52,9 @@ function measuresOf(k) {
 function reasonsOf(k) {
   if (!data.keep) return [];
   const verdict = data.keep[k] ? "Suggested to keep" : "Suggested to leave out";
-  const why = data.reasons[k] ? `${verdict}: ${data.reasons[k]}` : verdict;
-  return [element("p", { class: data.keep[k] ? "verdict" : "verdict doubt" }, why)];
+  const why = data.reasons[k].split("; ").filter(Boolean).map((reason) => element("li", {}, reason));
+  const reasons = why.length ? [element("ul", {}, ...why)] : [];
+  return [element("div", { class: data.keep[k] ? "verdict" : "verdict doubt" }, verdict, ...reasons)];
 }
 
 function examplesOf(k) {
