@@ -65,7 +65,7 @@ def class_numbers(text):
 
 def run(options, console):
     """Read the labelled particles, select, write."""
-    from sklearn_cryoem.io import read_particles, write_particles
+    from sklearn_cryoem.io import write_particles
     from sklearn_cryoem.particles import class_labels, select_classes
 
     particles = labelled_particles(options.results)
@@ -73,7 +73,7 @@ def run(options, console):
     if output.exists() and not options.force:
         raise CommandError(f"{output} exists. Choose another --output, or pass --force to replace it.")
     numbers = chosen_numbers(options, console)
-    stack = read_particles(particles, metadata_only=True, ctf=False)
+    stack = _read(particles, output, console)
     labels = class_labels(stack)
     if labels is None:
         raise CommandError(
@@ -91,6 +91,19 @@ def run(options, console):
         f"{len(chosen):,} of {len(stack):,} particles, in {len(wanted)} of {n_classes} classes with any, "
         f"written to {output}"
     )
+
+
+def _read(particles, output, console):
+    """The particles without their images; the CTF is looked at only where it has to change its format."""
+    from sklearn_cryoem._core.exceptions import ParticleDataError
+    from sklearn_cryoem.io import read_particles
+
+    if output.suffix.lower() != particles.suffix.lower():
+        try:
+            return read_particles(particles, metadata_only=True)
+        except ParticleDataError as error:
+            console.warn(f"the CTF is not carried over: {error}")
+    return read_particles(particles, metadata_only=True, ctf=False)
 
 
 def labelled_particles(path):

@@ -138,6 +138,21 @@ def test_a_selection_of_an_earlier_run_is_warned_of(results, tmp_path, capsys):
     assert "may be other classes" in capsys.readouterr().err
 
 
+def test_select_may_change_the_format_and_keeps_all_it_can(results, tmp_path, capsys):
+    assert run("convert", results / "particles.star", tmp_path / "particles.cs") == 0
+    words = ["--classes", "1-3", "-q"]
+    assert run("select", tmp_path, *words) == 0
+    assert run("select", tmp_path, *words, "-o", tmp_path / "a.star") == 0
+    assert run("select", results, *words, "-o", tmp_path / "b.star") == 0
+    one, other = labelled(tmp_path / "a.star", results), labelled(tmp_path / "b.star", results)
+    np.testing.assert_array_equal(one.read(), other.read())
+    np.testing.assert_allclose(one.ctf.defocus_u_angstrom, other.ctf.defocus_u_angstrom, rtol=1e-6)
+    np.testing.assert_allclose(one.poses.shift, other.poses.shift, atol=1e-4)
+    np.testing.assert_array_equal(class_labels(one), class_labels(other))
+    np.testing.assert_array_equal(class_labels(one), np.load(tmp_path / "selected.cs")["alignments2D/class"])
+    assert capsys.readouterr().err == ""
+
+
 # ---------------------------------------------------------------- convert
 def test_convert_to_cryosparc_and_back(results, tmp_path, capsys):
     assert run("convert", results / "particles.star", tmp_path / "p.cs") == 0
