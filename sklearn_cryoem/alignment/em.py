@@ -15,6 +15,7 @@ from sklearn_cryoem.alignment.maximisation import Statistics, blend
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.passes import PassResult, run_pass
 from sklearn_cryoem.alignment.reseed import mean_evidence, reseed
+from sklearn_cryoem.alignment.residuals import log_noise_likelihood
 from sklearn_cryoem.alignment.schedule import next_k_max, online_step, random_batches, rebalanced
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.alignment.start import starting_model
@@ -44,6 +45,8 @@ class FittedAlignment:
         Polar grid of these sums.
     evidence : ndarray of shape (n_iter,)
         Mean log evidence of an image in each full pass, against noise alone.
+    likelihood : ndarray of shape (n_iter,)
+        The same and the mean log likelihood of noise alone, up to the rings in use.
     resolved : ndarray of shape (n_iter,), int
         Last ring that the best reference resolves after each full pass.
     n_iter : int
@@ -58,6 +61,7 @@ class FittedAlignment:
     statistics: Statistics
     grid: PolarGrid
     evidence: Float64
+    likelihood: Float64
     resolved: NDArray[np.int64]
     n_iter: int
     converged: bool
@@ -159,9 +163,10 @@ def full_passes(
     *,
     bar: Progress,
 ) -> FittedAlignment:
-    """Passes over all images until evidence, or labels and poses, stand still, Eq. (3.5)."""
+    """Passes over all images until their likelihood, or labels and poses, stand still, Eq. (3.5)."""
     rows = np.arange(source.n_images)
     evidence: list[float] = []
+    likelihood: list[float] = []
     resolved: list[int] = []
     converged, last, last_space = False, None, None
     for _ in range(settings.max_iter):
@@ -170,6 +175,7 @@ def full_passes(
         result = run_pass(source, rows, model, space, broad=broad)
         source.learn_scale(rows, result.scale)
         evidence.append(float(result.log_evidence.mean()))
+        likelihood.append(evidence[-1] + _log_noise(result.statistics, model, source.noise_fraction))
         changed = 1.0 if last is None or last_space is None else _changed(last, last_space, result, space)
         model, stats = update_model(
             result.statistics, model, space.grid, settings, source.noise_fraction, source.pool.n_workers
@@ -180,13 +186,29 @@ def full_passes(
         model = replace(model, k_max=next_k_max(model, settings, None))
         _report(bar, f"pass {len(evidence)}", model, source.box)
         if same_rings and (
-            abs(evidence[-1] - evidence[-2]) <= settings.tol * abs(evidence[-1]) or changed <= FEW_CHANGES
+            abs(likelihood[-1] - likelihood[-2]) <= settings.tol * abs(evidence[-1]) or changed <= FEW_CHANGES
         ):
             converged = True
             break
     n_iter = len(evidence)
     return FittedAlignment(
-        model, stats, space.grid, np.array(evidence), np.array(resolved), n_iter, converged, changed
+        model,
+        stats,
+        space.grid,
+        np.array(evidence),
+        np.array(likelihood),
+        np.array(resolved),
+        n_iter,
+        converged,
+        changed,
+    )
+
+
+def _log_noise(stats: Statistics, model: AlignmentModel, noise_fraction: float) -> float:
+    """Mean of log p(image | noise alone): evidence is against noise, whose level changes between passes."""
+    power = stats.power / np.maximum(stats.n_images, 1e-9)  # (n_rings,)
+    return float(
+        log_noise_likelihood(power[None].astype(np.float32), model.noise[: len(power)], noise_fraction)[0]
     )
 
 

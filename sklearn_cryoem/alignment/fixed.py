@@ -19,14 +19,13 @@ def poses_against(
     *,
     class_weight: Float64,
     shift_sigma_px: float,
-    n_jobs: int | None = None,
 ) -> ImagePoses:
     """Poses of images against references that are not theirs to change.
 
     Parameters
     ----------
     source : FeatureSource
-        The images; with known poses, those searched round.
+        The images, with known poses, those searched round, and who works on them.
     references : ndarray of shape (n_references, D, D)
         In the frame of the known poses; masked here.
     noise_variance : ndarray of shape (n_rings,)
@@ -37,8 +36,6 @@ def poses_against(
         Prior weight of each reference.
     shift_sigma_px : float
         Standard deviation of each coordinate of the shift left over, Eq. (4.1).
-    n_jobs : int or None
-        Workers; the result does not depend on it.
     """
     model = AlignmentModel(
         references=masked_references(references, settings),
@@ -49,4 +46,4 @@ def poses_against(
         k_max=settings.k_limit,
         resolution=np.full(len(references), int(settings.k_limit)),
     )
-    return find_poses(source, model, settings, n_jobs=n_jobs)
+    return find_poses(source, model, settings)

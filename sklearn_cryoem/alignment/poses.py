@@ -16,6 +16,7 @@ from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.mutual import Frames
 from sklearn_cryoem.alignment.passes import run_pass, task_rows
 from sklearn_cryoem.alignment.plan import IMAGES_PER_SHARD, Plan
+from sklearn_cryoem.alignment.residuals import log_noise_likelihood
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import (
@@ -193,25 +194,6 @@ def find_scales(
         unit = float(found.mean()) if unit is None else unit
         source.scale = found / unit
     return 1.0 if unit is None else unit
-
-
-def log_noise_likelihood(power: Float32, noise: Float64, noise_fraction: float) -> Float64:
-    """Log p(image | noise alone) of Eq. (1.3) by the quadrature of Eq. (4.3); (n_images,).
-
-    Parameters
-    ----------
-    power : ndarray of shape (n_images, n_rings)
-        Mean of |F|^2 round each ring.
-    noise : ndarray of shape (n_rings,) or (n_images, n_rings)
-        Noise variance per pixel, of all images or of each.
-    noise_fraction : float
-        Part of the noise that passes the image mask: the masked image has that fraction of the degrees of
-        freedom.
-    """
-    area = 2.0 * np.pi * np.arange(1.0, power.shape[1] + 1.0)
-    constant = -0.5 * noise_fraction * (area * np.log(2.0 * np.pi * noise)).sum(axis=-1)
-    log: Float64 = constant - 0.5 * (power.astype(np.float64) * (area / noise)).sum(axis=-1)
-    return log
 
 
 def class_posterior(posterior: Posterior, group_of: Int, cluster: Int, n_shifts: int) -> Float64:

@@ -163,3 +163,22 @@ def _real_product(one: Complex64, other: Complex64) -> Float64:
     product = one.real * other.real + one.imag * other.imag  # (n_orders, n_images, n_rings)
     total: Float64 = 2.0 * product.sum(axis=0, dtype=np.float64) - product[0]  # order 0 counts once
     return total
+
+
+def log_noise_likelihood(power: Float32, noise: Float64, noise_fraction: float) -> Float64:
+    """Log p(image | noise alone) of Eq. (1.3) by the quadrature of Eq. (4.3); (n_images,).
+
+    Parameters
+    ----------
+    power : ndarray of shape (n_images, n_rings)
+        Mean of |F|^2 round each ring.
+    noise : ndarray of shape (n_rings,) or (n_images, n_rings)
+        Noise variance per pixel, of all images or of each.
+    noise_fraction : float
+        Part of the noise that passes the image mask: the masked image has that fraction of the degrees of
+        freedom.
+    """
+    area = 2.0 * np.pi * np.arange(1.0, power.shape[1] + 1.0)
+    constant = -0.5 * noise_fraction * (area * np.log(2.0 * np.pi * noise)).sum(axis=-1)
+    log: Float64 = constant - 0.5 * (power.astype(np.float64) * (area / noise)).sum(axis=-1)
+    return log

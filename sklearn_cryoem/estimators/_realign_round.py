@@ -68,7 +68,6 @@ def _realign_class(stack, settings, noise, task):
         settings,
         class_weight=np.ones(1),
         shift_sigma_px=max(SHIFT_SIGMA * settings.max_shift_px, 0.5),
-        n_jobs=1,
     )
 
 

@@ -67,14 +67,13 @@ def add_product(total: Float64, left: Any, values: Floating) -> None:
 
 
 def sum_in_place(
-    function: Callable[[Item], Sums], items: Iterable[Item], *, n_jobs: int | None = None, spare: int = 1
+    function: Callable[[Item], Sums], items: Iterable[Item], *, n_jobs: int | None = None
 ) -> Sums:
     """Sum `function(item)` in the order of the items with ``+=``, into the arrays of the first.
 
-    At most `spare` results wait beside those being made: sums are large, though they do not grow with the
-    data.
+    At most one result waits beside those being made: sums are large, though they do not grow with the data.
     """
-    parts = ordered_map(function, items, n_jobs=n_jobs, spare=spare)
+    parts = ordered_map(function, items, n_jobs=n_jobs, spare=1)
     total = next(parts, None)
     if total is None:
         raise ValueError("There is nothing to add: no items were given.")

@@ -10,9 +10,9 @@ from sklearn_cryoem.alignment.em import full_passes
 from sklearn_cryoem.alignment.expectation import LogPrior, expect
 from sklearn_cryoem.alignment.maximisation import accumulate, blend
 from sklearn_cryoem.alignment.passes import run_pass
-from sklearn_cryoem.alignment.poses import find_poses, log_noise_likelihood
+from sklearn_cryoem.alignment.poses import find_poses
 from sklearn_cryoem.alignment.references import reference_bank, ring_power
-from sklearn_cryoem.alignment.residuals import group_noise, group_sums, image_terms
+from sklearn_cryoem.alignment.residuals import group_noise, group_sums, image_terms, log_noise_likelihood
 from sklearn_cryoem.alignment.update import polar_statistics, residual_power, solve_references
 from sklearn_cryoem.physics.polar import polar_transform
 

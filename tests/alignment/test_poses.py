@@ -7,10 +7,10 @@ from sklearn_cryoem.alignment.poses import (
     ImagePoses,
     class_posterior,
     find_poses,
-    log_noise_likelihood,
     to_image_frame,
 )
 from sklearn_cryoem.alignment.references import reference_bank
+from sklearn_cryoem.alignment.residuals import log_noise_likelihood
 from sklearn_cryoem.physics.polar import polar_transform
 from sklearn_cryoem.physics.rotation import aligned_images
 

@@ -7,8 +7,8 @@ import pytest
 
 from sklearn_cryoem.alignment.expectation import LogPrior, Posterior, expect
 from sklearn_cryoem.alignment.maximisation import accumulate
-from sklearn_cryoem.alignment.poses import log_noise_likelihood
 from sklearn_cryoem.alignment.references import reference_bank, ring_power
+from sklearn_cryoem.alignment.residuals import log_noise_likelihood
 from sklearn_cryoem.alignment.update import (
     PolarStatistics,
     polar_statistics,
