@@ -17,6 +17,11 @@ _ANYWHERE = {
 }
 _NOT_IN_THE_SHELL = (", or metadata_only=True to do without images",)
 _OF_ESTIMATOR = {
+    "DeepClusterer": {
+        "images_per_subclass": "--images-per-subclass",
+        "max_subclasses": "--max-subclasses",
+        "min_class_size": "--min-class-size",
+    },
     "MAPAligner": {
         "max_iter": "--align-iterations",
         "n_batches": "--align-batches",

@@ -15,6 +15,7 @@ from sklearn_cryoem.cli._classes import (
     tell_suggestion,
     write_classes,
 )
+from sklearn_cryoem.cli._estimators import make_aligner, make_clusterer
 from sklearn_cryoem.cli.console import CommandError
 
 LEFT_OUT = "left_out.csv"
@@ -104,40 +105,10 @@ def classify(stack, options, folder):
     -------
     Outcome
     """
-    from sklearn_cryoem.estimators import MAPAligner, SMLClusterer
-
-    machine = {
-        "n_jobs": options.jobs,
-        "random_state": options.seed,
-        "verbose": 0 if options.quiet else 1,
-    }
-    shared = {"mask_diameter": options.mask_diameter, "max_resolution": options.max_resolution}
-    clusterer = SMLClusterer(
-        options.classes,
-        n_components=options.latent_dim,
-        n_basis=options.basis,
-        **_given(shared),
-        **_given({"max_iter": options.iterations}),
-        **machine,
-    )
+    clusterer = make_clusterer(options)
     refuse_early(clusterer, stack)
-    aligner = None
-    if options.skip_align:
-        if stack.poses is None:
-            raise CommandError(
-                "the particles have no in-plane angles and shifts, which --skip-align relies on. "
-                "Leave it out, or give a file with rlnAnglePsi, rlnOriginXAngst and rlnOriginYAngst."
-            )
-    else:
-        aligner = MAPAligner(
-            options.align_classes,
-            **_given(shared),
-            **_given({"max_shift": options.max_shift, "max_iter": options.align_iterations}),
-            **_given({"n_batches": options.align_batches, "n_init": options.align_starts}),
-            **_given({"n_references": options.align_references}),
-            **_given({"noise": "group" if options.noise_groups else None}),
-            **machine,
-        )
+    aligner = make_aligner(options, stack)
+    if aligner is not None:
         with folder.timed("align"):
             stack = aligner.fit_transform(stack)
     with folder.timed("cluster"):
@@ -164,11 +135,6 @@ def refuse_early(clusterer, stack):
     latent_basis(trial)
     few, space = trial._open(stack[:2])
     space.blocks(few)
-
-
-def _given(parameters):
-    """Only what the user gave: the estimator knows its own defaults best."""
-    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def write(outcome, folder, console):
@@ -263,22 +229,33 @@ def draw(outcome, classes, folder):
         latent_positions=outcome.positions,
         counts=classes["size"],
     )
-    figures = {GALLERY: gallery.figure, ATLAS: atlas.figure, CONVERGENCE: _draw_convergence(outcome)}
+    figures = {GALLERY: gallery.figure, ATLAS: atlas.figure, CONVERGENCE: draw_convergence(outcome)}
     if aligner is not None:
-        sizes = np.bincount(aligner.labels_, minlength=len(aligner.class_averages_))
-        figures[ALIGNMENT_GALLERY] = plot_class_averages(
-            aligner.class_averages_,
-            counts=sizes,
-            resolutions=aligner.class_resolution_,
-            pixel_size=stack.pixel_size,
-            numbers=True,
-        ).figure
+        figures[ALIGNMENT_GALLERY] = draw_alignment(aligner, stack.pixel_size)
+    save_figures(figures, folder)
+
+
+def draw_alignment(aligner, pixel_size):
+    """Figure of the classes of an alignment."""
+    from sklearn_cryoem.plotting import plot_class_averages
+
+    return plot_class_averages(
+        aligner.class_averages_,
+        counts=np.bincount(aligner.labels_, minlength=len(aligner.class_averages_)),
+        resolutions=aligner.class_resolution_,
+        pixel_size=pixel_size,
+        numbers=True,
+    ).figure
+
+
+def save_figures(figures, folder):
+    """Write figures by file name."""
     for name, figure in figures.items():
         with folder.writing(name) as path:
             figure.savefig(path, dpi=_DPI, pil_kwargs={"compress_level": 4})
 
 
-def _draw_convergence(outcome):
+def draw_convergence(outcome):
     """Aligner above, clusterer below, each with an axis of its own: their objectives do not compare."""
     from matplotlib.figure import Figure
 

@@ -5,12 +5,12 @@ import sys
 import traceback
 
 from sklearn_cryoem._version import __version__
-from sklearn_cryoem.cli import classify, convert, demo, info, report, select, simulate
+from sklearn_cryoem.cli import classify, convert, deep, demo, info, report, select, simulate
 from sklearn_cryoem.cli._arguments import add_talking
 from sklearn_cryoem.cli._wording import in_the_shell
 from sklearn_cryoem.cli.console import CommandError, Console, reporting
 
-COMMANDS = (demo, classify, report, select, convert, info, simulate)
+COMMANDS = (demo, classify, deep, report, select, convert, info, simulate)
 
 OK, FAILED, INTERRUPTED = 0, 1, 130  # argparse itself exits with 2 when the command line is wrong
 

@@ -63,7 +63,7 @@ def memory_needed(blocks, basis, n_jobs):
     layout = blocks.layout
     n_workers = abs(n_jobs or 1)
     n_nodes, n_columns = len(basis.nodes), layout.n_features + layout.n_norms
-    statistics = 8.0 * n_nodes * n_columns * (2 * n_workers + 2)
+    statistics = 8.0 * n_nodes * n_columns * 2 * (n_workers + 1)  # of class averages, by halves
     weights = 8.0 * 3 * basis.phi.shape[1] * layout.n_features
     block = 16.0 * blocks.n_samples / len(blocks) * n_columns * n_workers
     return statistics + weights + block + getattr(blocks, "cache_bytes", 0)

@@ -96,7 +96,9 @@ def class_statistics(
     n_jobs : int, optional
         Number of workers.
     """
-    return sum_in_place(partial(_shard_classes, blocks, matcher, hard), shards(blocks), n_jobs=n_jobs)
+    # sums of two halves are twice as large as those of an E-step, so that none of them waits
+    shard = partial(_shard_classes, blocks, matcher, hard)
+    return sum_in_place(shard, shards(blocks), n_jobs=n_jobs, spare=0)
 
 
 def _shard_classes(blocks: Blocks, matcher: Matcher, hard: bool, shard: range) -> ClassStatistics:

@@ -67,13 +67,14 @@ def add_product(total: Float64, left: Any, values: Floating) -> None:
 
 
 def sum_in_place(
-    function: Callable[[Item], Sums], items: Iterable[Item], *, n_jobs: int | None = None
+    function: Callable[[Item], Sums], items: Iterable[Item], *, n_jobs: int | None = None, spare: int = 1
 ) -> Sums:
     """Sum `function(item)` in the order of the items with ``+=``, into the arrays of the first.
 
-    At most one result waits beside those being made: sums are large, though they do not grow with the data.
+    At most `spare` results wait beside those being made: sums are large, though they do not grow with the
+    data.
     """
-    parts = ordered_map(function, items, n_jobs=n_jobs, spare=1)
+    parts = ordered_map(function, items, n_jobs=n_jobs, spare=spare)
     total = next(parts, None)
     if total is None:
         raise ValueError("There is nothing to add: no items were given.")
