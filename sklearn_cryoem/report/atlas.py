@@ -17,9 +17,9 @@ _BLUR, _BLUR_OF_CLASSES = (
     0.6,
 )  # Gaussian width of the density, in node spacings: of many particles, of nodes
 _BINS_PER_NODE, _MOST_BINS = 7, 1024  # an odd number, so that a node lies in the middle of a bin
-_GAP = 0.7  # between two panels, in node spacings
+_GAP = 0.6  # between two panels, in node spacings
 _FEWEST_ON_A_CIRCLE, _MOST_ON_A_CIRCLE = 4, 60
-_HEADROOM = 0.5  # above a panel, for its title
+_HEADROOM = 0.2  # above a panel, for its title
 
 
 @dataclass
@@ -103,7 +103,7 @@ def maps_side_by_side(maps, titles):
         xy.append(one.xy + np.array([x - left, y - top]))
         panels.append((x, y, width, height, title))
         x, row = x + width + _GAP, max(row, height)
-    return Map(np.concatenate(xy), panels, "one frame for each first class, its sub-classes inside")
+    return Map(np.concatenate(xy), panels, "a frame for each first class")
 
 
 def density_picture(where, weights, panels):

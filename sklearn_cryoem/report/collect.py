@@ -1,5 +1,7 @@
 """From fitted estimators to the facts of a run."""
 
+from dataclasses import replace
+
 import numpy as np
 from sklearn.pipeline import Pipeline
 
@@ -39,7 +41,6 @@ def run_of_estimators(model, stack=None, *, latent_positions=None, quality=None,
             f"a report cannot be made of {type(last).__name__}: it has no class_averages_. Give a fitted "
             f"MAPAligner, SMLClusterer or DeepClusterer, a Pipeline that ends in one, or the folder of a run."
         )
-    fitted = [*steps, last.first_] if hasattr(last, "first_") else steps
     n_classes = len(last.class_averages_)
     labels = np.asarray(last.labels_)
     if stack is not None and len(stack) != len(labels):
@@ -62,8 +63,8 @@ def run_of_estimators(model, stack=None, *, latent_positions=None, quality=None,
         quality=quality,
         tree=getattr(last, "tree_", None),
         first_averages=first_averages_of(last),
-        traces=[trace for step in fitted for trace in traces_of(step)],
-        facts=[parameters_of(step, getattr(stack, "pixel_size", None)) for step in steps],
+        traces=[trace for step in steps for trace in traces_of(step)],
+        facts=[parameters_of(step, getattr(stack, "pixel_size", None)) for step in described(steps)],
     )
 
 
@@ -83,9 +84,11 @@ def first_averages_of(model):
 
 
 def traces_of(step):
-    """How a fit went: one Trace, or none for what keeps no record (a deep clustering)."""
+    """How a fit went, as Traces: of a deep clustering its first classification and the largest class."""
     if isinstance(step, Pipeline):
         return [trace for _, inner in step.steps for trace in traces_of(inner)]
+    if hasattr(step, "first_"):
+        return [*traces_of(step.first_), *_trace_of_largest(step)]
     if hasattr(step, "pass_resolution_"):
         reached = np.asarray(step.pass_resolution_, dtype=float)
         return [
@@ -106,6 +109,24 @@ def traces_of(step):
             )
         ]  # fmt: skip
     return []
+
+
+def _trace_of_largest(deep):
+    """How the largest class of a deep clustering was divided."""
+    sizes = np.bincount(deep.first_labels_, minlength=len(deep.clusterers_))
+    divided = [k for k, clusterer in enumerate(deep.clusterers_) if clusterer is not None]
+    if not divided:
+        return []
+    largest = max(divided, key=lambda k: sizes[k])
+    (trace,) = traces_of(deep.clusterers_[largest])
+    return [replace(trace, title=f"Clustering inside class {largest + 1}, the largest")]
+
+
+def described(steps):
+    """The steps and those inside them, as far as their parameters are worth a table of their own."""
+    first = getattr(steps[-1], "first_", None)
+    inner = [step for _, step in first.steps] if isinstance(first, Pipeline) else [first]
+    return steps if first is None else [*steps, *inner]
 
 
 def parameters_of(step, pixel_size):
@@ -130,10 +151,10 @@ def with_unit(name, text, unit):
 
 def as_text(value):
     """A parameter or a result as text for people."""
-    if value is None:
-        return "default"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    if value is None or isinstance(value, bool):
+        return {None: "default", True: "yes", False: "no"}[value]
+    if hasattr(value, "get_params"):
+        return type(value).__name__
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     if isinstance(value, int):

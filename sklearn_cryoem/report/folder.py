@@ -13,6 +13,7 @@ from sklearn_cryoem.estimators import load_model
 from sklearn_cryoem.io import read_mrc, read_particles
 from sklearn_cryoem.report.collect import (
     as_text,
+    described,
     first_averages_of,
     parameters_of,
     traces_of,
@@ -21,13 +22,14 @@ from sklearn_cryoem.report.collect import (
 from sklearn_cryoem.report.run import Run
 
 SUMMARY, AVERAGES, MODEL = "summary.json", "class_averages.mrcs", "model.npz"
-QUALITY = "quality.csv"
+QUALITY, TREE = "quality.csv", "tree.json"
 _LATENT = re.compile(r"^(?:sklearn_cryoem/)?smlLatent([1-9])$")  # as they are called in .star and .cs files
 _RESULT_NAMES = {
     "n_particles": "particles", "n_left_out": "particles left out", "box_px": "box (px)",
     "pixel_size_angstrom": "pixel size (Å)", "n_classes": "classes", "grid_shape": "grid of classes",
     "n_classes_with_particles": "classes with particles", "n_classes_suggested": "classes suggested to keep",
     "n_particles_suggested": "particles in these", "n_effective_classes": "effective classes",
+    "n_first_classes": "first classes", "n_first_classes_divided": "first classes divided",
     "n_iter_cluster": "iterations of the clustering", "converged": "clustering converged",
     "log_posterior_per_particle": "log posterior (nats per particle)",
     "n_references_align": "references of the alignment", "n_classes_align": "classes of the alignment",
@@ -66,7 +68,6 @@ def run_of_folder(folder, *, images_dir=None, examples=True, quality=None):
     model = _model_or_none(folder, missing)
     steps = [] if model is None else [step for _, step in getattr(model, "steps", [("", model)])]
     last = steps[-1] if steps else None
-    fitted = [*steps, last.first_] if hasattr(last, "first_") else steps
     stack = _particles_or_none(folder, summary, images_dir, missing) if examples else None
     labels = None if stack is None else _labels_of(stack)
     return Run(
@@ -85,10 +86,12 @@ def run_of_folder(folder, *, images_dir=None, examples=True, quality=None):
         labels=labels,
         stack=stack,
         quality=quality_of(folder, len(averages), missing) if quality is None else quality,
-        tree=getattr(last, "tree_", None),
+        tree=getattr(last, "tree_", None) or tree_of(folder),
         first_averages=first_averages_of(last),
-        traces=[trace for step in fitted for trace in traces_of(step)],
-        facts=facts_of(summary, [parameters_of(step, pixel_size) for step in steps]),
+        traces=[trace for step in steps for trace in traces_of(step)],
+        facts=facts_of(
+            summary, [parameters_of(step, pixel_size) for step in described(steps)] if steps else []
+        ),
         warnings=list(summary.get("warnings", [])),
         missing=missing,
     )
@@ -147,6 +150,19 @@ def quality_of(folder, n_classes, missing):
         missing.append(f"Classes are not judged here: {QUALITY} cannot be used ({error}).")
         return None
     return table
+
+
+def tree_of(folder):
+    """The tree that a deep clustering wrote, with classes counted from 0 as in `tree_`, or None."""
+    path = folder / TREE
+    if not path.is_file():
+        return None
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    for first in tree["classes"]:
+        first["first_class"] -= 1
+        for subclass in first["subclasses"]:
+            subclass["label"] = subclass.pop("class_number") - 1
+    return tree
 
 
 def facts_of(summary, parameters):

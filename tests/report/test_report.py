@@ -245,7 +245,9 @@ def test_a_report_of_an_aligner_or_a_deep_clusterer(stack):
     deep = DeepClusterer(SMLClusterer((2, 2), max_iter=8), images_per_subclass=20, random_state=0).fit(
         aligned
     )
-    data = data_of(report(deep, aligned, examples=False).html)
+    page = report(deep, aligned, examples=False).html
+    assert "Parameters of DeepClusterer" in page and ", the largest</figcaption>" in page
+    data = data_of(page)
     assert len(data["tree"]["parents"]) == 4 and data["tree"]["averages"] is not None
     assert data["examples"] is None
 
@@ -305,6 +307,19 @@ def test_moved_images_and_a_lost_model_are_told_and_cost_only_their_part(folder,
         == 0
     )
     assert data_of((tmp_path / "b.html").read_text(encoding="utf-8"))["examples"] is not None
+
+
+def test_the_folder_of_a_deep_clustering_has_a_tree_even_without_its_model(folder, tmp_path, capsys):
+    deep = tmp_path / "deep"
+    shutil.copytree(folder, deep)
+    (deep / "model.npz").unlink()
+    first = {"first_class": 1, "n_images": 160, "is_whole": False}
+    leaves = [{"class_number": number, "n_images": 1} for number in range(1, 10)]
+    (deep / "tree.json").write_text(json.dumps({"classes": [{**first, "subclasses": leaves}]}))
+    assert main(["report", str(deep), "--no-particles"]) == 0
+    assert "no convergence" in capsys.readouterr().err
+    (parent,) = data_of((deep / "report.html").read_text(encoding="utf-8"))["tree"]["parents"]
+    assert parent["number"] == 1 and parent["children"] == list(range(9))
 
 
 def test_what_is_no_run_is_refused_in_one_line(folder, tmp_path, capsys):
