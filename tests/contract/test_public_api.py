@@ -17,7 +17,7 @@ import sklearn_cryoem
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "sklearn_cryoem"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-PUBLIC_PACKAGES = ["datasets", "estimators", "io", "metrics", "particles", "plotting", "quality"]
+PUBLIC_PACKAGES = ["datasets", "estimators", "io", "metrics", "particles", "plotting", "quality", "report"]
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(sklearn_cryoem.__path__, prefix="sklearn_cryoem.")
