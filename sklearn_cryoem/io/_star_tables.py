@@ -3,12 +3,13 @@
 The `starfile` library walks through a file line by line (10 s and 2 GB of memory for a million particles),
 stops at comments among the labels, and takes every # and ' for syntax, though names of files may hold them.
 Here it reads the skeleton of a file, every block with its labels but without the rows of tables. Rows without
-quotes and comments are read by pandas in one go, with the settings that `starfile` gives it; others value by
-value. Tests hold both to `starfile` on every file that it can read.
+quoted values and comments are read by pandas in one go, much as by `starfile`; others value by value. Tests
+hold both to `starfile` on every file that it can read.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import itertools
 import mmap
@@ -20,6 +21,7 @@ from pathlib import Path
 import pandas as pd
 import starfile
 
+_SYNTAX = re.compile(rb"""(?:^|\s)["'#]""")  # what begins a value: inside one, these are letters
 _NAN = ["nan", "NaN", "<NA>"]
 _VALUE = re.compile(
     r"""
@@ -119,7 +121,7 @@ def _read_skeleton(content: mmap.mmap, loops: list[_Loop], text_labels: list[str
 
 
 def _read_rows(rows: bytes, labels: list[str], text_labels: list[str]) -> pd.DataFrame:
-    if any(mark in rows for mark in (b"#", b"'", b'"')):
+    if any(mark in rows for mark in (b"#", b"'", b'"')) and _SYNTAX.search(rows):
         table = _read_values(rows.decode("utf-8"), labels)
     else:
         table = pd.read_csv(
@@ -129,6 +131,7 @@ def _read_rows(rows: bytes, labels: list[str], text_labels: list[str]) -> pd.Dat
             dtype={place: str for place, label in enumerate(labels) if label in text_labels},
             keep_default_na=False,
             na_values=_NAN,
+            quoting=csv.QUOTE_NONE,
             engine="c",
         )
     table.columns = labels
@@ -142,7 +145,7 @@ def _read_values(rows: str, labels: list[str]) -> pd.DataFrame:
     """Rows with quotes or comments among them, value by value; a short row is filled up with NaN."""
     columns: list[list[str | float]] = [[] for _ in labels]
     for number, line in enumerate(rows.splitlines(), start=1):
-        values = _values(line, number)
+        values = _values(line, number) if _SYNTAX.search(line.encode()) else line.split()
         if not values:
             continue
         if len(values) > len(labels):
