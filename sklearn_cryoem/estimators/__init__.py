@@ -2,8 +2,17 @@
 
 from sklearn_cryoem.estimators._persistence import load_model, save_model
 from sklearn_cryoem.estimators.deep_clusterer import DeepClusterer
+from sklearn_cryoem.estimators.eigen_images import EigenImages
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
 from sklearn_cryoem.estimators.realigning_clusterer import RealigningClusterer
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 
-__all__ = ["DeepClusterer", "MAPAligner", "RealigningClusterer", "SMLClusterer", "load_model", "save_model"]
+__all__ = [
+    "DeepClusterer",
+    "EigenImages",
+    "MAPAligner",
+    "RealigningClusterer",
+    "SMLClusterer",
+    "load_model",
+    "save_model",
+]

@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 
 _HEADER = "header"
 # by name, from sklearn_cryoem.estimators
-_ESTIMATORS = ("DeepClusterer", "MAPAligner", "RealigningClusterer", "SMLClusterer")
+_ESTIMATORS = ("DeepClusterer", "EigenImages", "MAPAligner", "RealigningClusterer", "SMLClusterer")
 
 
 def save_model(estimator, path, *, overwrite=False):
