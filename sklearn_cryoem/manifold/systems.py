@@ -14,7 +14,7 @@ Int = NDArray[np.int64]
 
 USUAL_STEPS = 8  # of conjugate gradients, for choosing between the two ways: 4 to 8 were seen
 MOST_STEPS = 40  # beyond, the systems have little in common and are solved one by one
-TOLERANCE = 1e-10  # of the residual in the norm of the mean system; float32 products have 1e-7
+TOLERANCE = 1e-9  # of the residual in the norm of the mean system; float32 products have 1e-7
 
 
 class Solution(NamedTuple):
