@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from sklearn_cryoem.io._star_version import holds_something
+
 _OURS = "sklearn_cryoem/"
 UID = "cryosparcUid"  # by which a subset finds back into its project
 _WRITTEN = (  # anew by `relion_tables`, from the stack itself
@@ -52,8 +54,7 @@ def relion_columns(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         if column.startswith(_OURS):
             plain[column.removeprefix(_OURS)] = table[column].to_numpy()
         elif "/" in column and field not in (*_WRITTEN, *_TAKEN) and not _is_coordinate(field, plain):
-            values = table[column].to_numpy()
-            if values.dtype.kind not in "fiub" or np.any(values != 0):
+            if holds_something(table[column]):
                 lost[field] = None
     return plain, list(lost)
 

@@ -47,7 +47,7 @@ def to_one_table(
     for name in optics.columns:
         if name in _OF_OPTICS:
             table[name] = optics[name].to_numpy()[place]
-        elif name not in (*_IMPLIED, "rlnImagePixelSize"):
+        elif name not in (*_IMPLIED, "rlnImagePixelSize") and holds_something(optics[name]):
             lost.append(str(name))
     if len(optics) > 1:
         if "rlnBeamTiltClass" in table.columns:
@@ -123,6 +123,12 @@ def to_optics_groups(
         if in_pixels in table.columns:
             table = _renamed(table, in_pixels, in_angstrom, pixel_size)
     return table, optics
+
+
+def holds_something(column: pd.Series) -> bool:
+    """Whether a column is worth a word when it is left out: not if it is nothing but zeros."""
+    values = column.to_numpy()
+    return values.dtype.kind not in "fiub" or bool(np.any(values != 0))
 
 
 def _renamed(table: pd.DataFrame, old: str, new: str, factor: float) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import pandas as pd
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.io._from_cryosparc import UID
 from sklearn_cryoem.io._relion_table import raw_geometry
+from sklearn_cryoem.io._star_version import holds_something
 from sklearn_cryoem.io.cryosparc import CRYOSPARC_CTF
 from sklearn_cryoem.particles import ParticleStack, class_labels
 
@@ -74,9 +75,12 @@ def new_cryosparc_table(stack: ParticleStack, names: list[str]) -> tuple[pd.Data
         columns["location/micrograph_path"] = micrographs.tolist()
     columns |= _classes(stack)
     columns |= {f"sklearn_cryoem/{name}": table[name].to_numpy() for name in table if _OURS in str(name)}
-    optics = [] if stack.optics is None else list(stack.optics.columns)
+    tables = [table] if stack.optics is None else [table, stack.optics]
     lost = [
-        str(name) for name in [*table.columns, *optics] if name not in _CARRIED and _OURS not in str(name)
+        str(name)
+        for part in tables
+        for name in part.columns
+        if name not in _CARRIED and _OURS not in str(name) and name != UID and holds_something(part[name])
     ]
     return pd.DataFrame(columns), lost
 

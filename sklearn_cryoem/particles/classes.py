@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from sklearn_cryoem.particles.stack import ParticleStack
@@ -67,7 +68,8 @@ def class_labels(stack: ParticleStack) -> NDArray[np.int64] | None:
     if column not in metadata.columns:
         return None
     first = 1 if column == RELION_CLASS else 0
-    return np.asarray(metadata[column].to_numpy(dtype=np.float64) - first).astype(np.int64)
+    numbers = pd.to_numeric(metadata[column], errors="coerce").to_numpy(dtype=np.float64)
+    return np.where(np.isfinite(numbers), numbers - first, -1).astype(np.int64)  # NaN after joining others
 
 
 def select_classes(stack: ParticleStack, labels: Any, classes: Any) -> ParticleStack:

@@ -79,6 +79,7 @@ def test_classes_survive_slicing_joining_writing_and_reading(project):
         stack.metadata.iloc[[8, 7, 5, 3, 2, 0]].reset_index(drop=True)
     )
     assert again.optics.equals(stack.optics)
+    assert class_labels(concatenate([again[:2], stack[:2]])).tolist() == [2, 0, -1, -1]
     once_more = select_classes(again, None, [2])
     assert class_labels(once_more).tolist() == [2, 2, 2]
 
