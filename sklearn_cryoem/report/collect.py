@@ -1,5 +1,6 @@
 """From fitted estimators to the facts of a run."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -50,7 +51,7 @@ def run_of_estimators(model, stack=None, *, latent_positions=None, quality=None,
         )
     return Run(
         name=name or type(last).__name__,
-        source=type(last).__name__,
+        source=source_of(last, labels),
         averages=last.class_averages_,
         sizes=np.bincount(labels, minlength=n_classes),
         resolution=last.class_resolution_,
@@ -66,6 +67,12 @@ def run_of_estimators(model, stack=None, *, latent_positions=None, quality=None,
         traces=[trace for step in steps for trace in traces_of(step)],
         facts=[parameters_of(step, getattr(stack, "pixel_size", None)) for step in described(steps)],
     )
+
+
+def source_of(model, labels):
+    """What a selection says it was made from: another fit gives other labels, hence another fingerprint."""
+    fingerprint = hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()[:12]
+    return {"estimator": type(model).__name__, "n_classes": len(model.class_averages_), "labels": fingerprint}
 
 
 def posed(stack, steps):

@@ -11,6 +11,7 @@ import pandas as pd
 from sklearn_cryoem._core.exceptions import ModelFileError, ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.estimators import load_model
 from sklearn_cryoem.io import read_mrc, read_particles
+from sklearn_cryoem.particles import class_labels
 from sklearn_cryoem.report.collect import (
     as_text,
     described,
@@ -69,7 +70,7 @@ def run_of_folder(folder, *, images_dir=None, examples=True, quality=None):
     steps = [] if model is None else [step for _, step in getattr(model, "steps", [("", model)])]
     last = steps[-1] if steps else None
     stack = _particles_or_none(folder, summary, images_dir, missing) if examples else None
-    labels = None if stack is None else _labels_of(stack)
+    labels = None if stack is None else class_labels(stack)
     return Run(
         name=folder.resolve().name,
         source=source_of(folder, summary),
@@ -244,15 +245,6 @@ def _image_folders(options, images_dir):
     given = options.get("particles")  # names of images are those of the input: they may be relative to it
     parents = [] if not isinstance(given, str) else list(Path(given).absolute().parents)[:3]
     return [options.get("images_dir"), *parents]
-
-
-def _labels_of(stack):
-    """Class of each particle, from 0, out of the columns that were written."""
-    metadata = stack.metadata
-    for column in ("rlnClassNumber", "alignments2D/class"):
-        if column in metadata:
-            return metadata[column].to_numpy(dtype=np.int64) - (column == "rlnClassNumber")
-    return None
 
 
 def _nodes_of(classes, model):

@@ -52,7 +52,7 @@ class Run:
         In Angstrom, or pixels where `pixel_size` is None; not finite where there is none.
     source : dict or str
         What a saved selection says that it was made from; of a folder its name, when it was written and how
-        many classes it has.
+        many classes it has; of an estimator its name, its number of classes and a fingerprint of its labels.
     folder : str or None
         Folder of the run, for the command that writes a subset.
     pixel_size : float or None

@@ -20,7 +20,7 @@ from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.report import Report, report
 from sklearn_cryoem.report.charts import chart
-from sklearn_cryoem.report.collect import as_text, with_unit
+from sklearn_cryoem.report.collect import as_text, source_of, with_unit
 from sklearn_cryoem.report.data import page_data
 from sklearn_cryoem.report.render import SCRIPTS, STYLES
 from sklearn_cryoem.report.run import Trace
@@ -231,6 +231,12 @@ def test_a_report_of_a_pipeline_shows_both_fits(stack):
     page = report(model, stack, title="mine")
     data = data_of(page.html)
     assert data["size"] == model[-1].class_sizes_.tolist() and sum(data["size"]) == 150
+    assert data["source"]["estimator"] == "SMLClusterer" and data["source"]["n_classes"] == 6
+    assert (
+        source_of(model[-1], model[-1].labels_)
+        == data["source"]
+        != source_of(model[-1], model[-1].labels_[::-1])
+    )
     assert data["folder"] is None and data["examples"]["first"][-1] > 0
     assert "<title>mine - 2-D classes</title>" in page.html and repr(page).startswith(
         "Report(mine: 150 particles"

@@ -14,9 +14,11 @@ function save() {
   link.remove();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
   const done = `${selection.summary()}. Saved as selection.json.`;
-  if (data.folder === null) return tell([element("p", {}, done)]);
-  const command = `sklearn-cryoem select ${data.folder} --selection selection.json -o good.star`;
-  tell([element("p", {}, `${done} To write these particles:`), element("code", { tabindex: "0" }, command)]);
+  const command =
+    data.folder === null
+      ? 'good = select_classes(stack, model.labels_, read_selection("selection.json").labels)'
+      : `sklearn-cryoem select ${data.folder} --selection selection.json -o good.star`;
+  tell([element("p", {}, `${done} These particles:`), element("code", { tabindex: "0" }, command)]);
 }
 
 // The classes of a file, from 0, or an error that says what is wrong with it.
@@ -38,8 +40,8 @@ function readSelection(text) {
 function otherSource(source) {
   if (!source) return null;
   if (typeof source === "string" || typeof data.source === "string") return source === data.source ? null : String(source.folder ?? source);
-  const differs = ["written_at", "n_classes"].some((key) => source[key] && data.source[key] && source[key] !== data.source[key]);
-  return differs ? [source.folder, source.written_at].filter(Boolean).join(", written ") : null;
+  const differs = ["written_at", "n_classes", "labels"].some((key) => source[key] && data.source[key] && source[key] !== data.source[key]);
+  return differs ? [source.folder ?? source.estimator, source.written_at].filter(Boolean).join(", written ") || "unknown" : null;
 }
 
 async function open(file) {
