@@ -63,6 +63,11 @@ def write_class_averages(
         If a file exists and `overwrite` is False.
     ValueError
         If the shapes disagree, or `path` is no .mrcs file.
+
+    Notes
+    -----
+    Averages of this library are corrected for the amplitude of the CTF: tell RELION so, with
+    ``relion_refine --ref x_model.star --ctf --ctf_corrected_ref``.
     """
     path = Path(path)
     averages = np.asarray(class_averages)
