@@ -120,7 +120,7 @@ def _examples(run):
     finite = run.resolution[np.isfinite(run.resolution) & (run.sizes > 0)]
     finest = float(finite.min()) if finite.size else None
     sheet = example_sheet(run.stack, run.labels, run.n_classes, finest)
-    return {**sheet, "limit": f"{sheet['limit']:.2g} {run.unit}"}
+    return {**sheet, "aligned": run.stack.poses is not None, "limit": f"{sheet['limit']:.2g} {run.unit}"}
 
 
 def _atlas(run):

@@ -67,7 +67,8 @@ function examplesOf(k) {
     one.title = `particle ${count(data.examples.particle[i])} of the file`;
     strip.append(one);
   }
-  const title = `${to - from} of ${particles(data.size[k])}, turned, centred, to ${data.examples.limit}`;
+  const posed = data.examples.aligned ? "turned, centred, " : "";
+  const title = `${to - from} of ${particles(data.size[k])}, ${posed}to ${data.examples.limit}`;
   return [element("h3", {}, title), strip];
 }
 
