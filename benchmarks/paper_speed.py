@@ -74,7 +74,7 @@ def main() -> None:
 
 def sweep(folder, options):
     """Small fits against K and N, then the extrapolation."""
-    nodes, images, n = (100, 300, 1000), (4000, 16_000, 32_000), 4000
+    nodes, images, n = (100, 300, 1000), (4000, 16_000, 32_000), 16_000
     if options.quick:
         nodes, images, n = (100, 225), (1000, 4000), 1000
     report_title()
