@@ -5,7 +5,6 @@ from sklearn_cryoem.manifold import systems
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.systems import conjugate_gradients, solve_systems
 
-
 SMALL, LARGE = LatentBasis((6, 5), (4, 3), 0.75), LatentBasis((12, 10), (9, 8), 0.75)
 
 
