@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -239,10 +240,14 @@ def _processes(n_workers: int) -> ProcessPoolExecutor:
             old.shutdown(wait=False)
         _executors.clear()
         executor = _executors[n_workers] = ProcessPoolExecutor(
-            n_workers, timeout=IDLE_SECONDS, env=ONE_THREAD
+            n_workers, timeout=IDLE_SECONDS, env=ONE_THREAD, initializer=_leave_ctrl_c
         )
         logger.debug("started an executor of %d worker processes", n_workers)
     return executor
+
+
+def _leave_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked for the work answers it
 
 
 def _folder_in_memory() -> str | None:

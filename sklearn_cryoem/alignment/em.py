@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+import warnings
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sklearn_cryoem._core.keeping import ForgetfulKeeper, Keeper, random_tuple
 from sklearn_cryoem._core.progress import Progress, progress
 from sklearn_cryoem._core.workers import single_blas_threads
 from sklearn_cryoem.alignment.features import FeatureSource
@@ -19,11 +21,12 @@ from sklearn_cryoem.alignment.residuals import log_noise_likelihood
 from sklearn_cryoem.alignment.schedule import next_k_max, online_step, random_batches, rebalanced
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.alignment.start import starting_model
+from sklearn_cryoem.alignment.state import FittedAlignment, OnlineState, PassState
 from sklearn_cryoem.alignment.update import update_model
-from sklearn_cryoem.physics.fourier import Float64
-from sklearn_cryoem.physics.polar import PolarGrid
 
 logger = logging.getLogger(__name__)
+
+Rows = NDArray[np.int64]
 
 LAST_RESEEDING = 0.8  # of the mini-batches: dead references start again only before
 IMAGES_TO_COMPARE = 1000  # seen by every start before the best is chosen
@@ -31,41 +34,12 @@ FEW_CHANGES = 0.01  # of the images: labels and poses stand still
 TOLERATED_STEPS = 1.5  # of the search, in angle and shift: neighbouring cells of one peak
 
 
-@dataclass(frozen=True)
-class FittedAlignment:
-    """Outcome of `fit_alignment`.
+class StoppedEarly(Exception):
+    """Mini-batches were interrupted; carries the model that they had reached."""
 
-    Attributes
-    ----------
-    model : AlignmentModel
-        The last model.
-    statistics : Statistics
-        Sums of the last pass, in the frames of the model's references.
-    grid : PolarGrid
-        Polar grid of these sums.
-    evidence : ndarray of shape (n_iter,)
-        Mean log evidence of an image in each full pass, against noise alone.
-    likelihood : ndarray of shape (n_iter,)
-        The same and the mean log likelihood of noise alone, up to the rings in use.
-    resolved : ndarray of shape (n_iter,), int
-        Last ring that the best reference resolves after each full pass.
-    n_iter : int
-        Full passes made.
-    converged : bool
-        Whether the passes stopped of themselves.
-    changed : float
-        Fraction of the images whose reference or pose changed in the last pass.
-    """
-
-    model: AlignmentModel
-    statistics: Statistics
-    grid: PolarGrid
-    evidence: Float64
-    likelihood: Float64
-    resolved: NDArray[np.int64]
-    n_iter: int
-    converged: bool
-    changed: float
+    def __init__(self, model: AlignmentModel) -> None:
+        super().__init__("The mini-batches were interrupted.")
+        self.model = model
 
 
 def fit_alignment(
@@ -74,6 +48,7 @@ def fit_alignment(
     rng: np.random.RandomState,
     *,
     start: AlignmentModel | None = None,
+    keeper: Keeper | None = None,
     verbose: int | bool = 0,
 ) -> FittedAlignment:
     """Align a set of images without references, Eq. (4.2)-(4.5), (4.7)-(4.8).
@@ -88,13 +63,31 @@ def fit_alignment(
         First references and order of the batches.
     start : AlignmentModel or None
         A model to go on from: the full passes alone follow.
+    keeper : Keeper or None
+        Keeps the state from time to time; a state that it has is gone on from, with the same bits.
     verbose : int
         1 shows progress.
+
+    Notes
+    -----
+    Ctrl-C ends the mini-batches or the passes, and what was learnt is used. Before the first pass ends there
+    is nothing to use.
     """
+    keeper = keeper or ForgetfulKeeper()
+    found = keeper.load()
     n_online = settings.n_batches * settings.n_init if start is None else 0
     with progress(n_online + settings.max_iter, "aligning", verbose=verbose) as bar, single_blas_threads():
-        model = start or best_start(source, settings, rng, bar=bar)
-        return full_passes(source, settings, model, bar=bar)
+        if isinstance(found, PassState):
+            bar.update(n_online + len(found.evidence))
+            return full_passes(source, settings, found, keeper=keeper, bar=bar)
+        try:
+            model = start or best_start(source, settings, rng, keeper=keeper, found=found, bar=bar)
+        except StoppedEarly as early:  # one pass, to use what was learnt; the state kept is that before
+            state = PassState(early.model, scale=source.scale)
+            return replace(
+                full_passes(source, replace(settings, max_iter=1), state, bar=bar), interrupted=True
+            )
+        return full_passes(source, settings, PassState(model, scale=source.scale), keeper=keeper, bar=bar)
 
 
 def best_start(
@@ -103,15 +96,22 @@ def best_start(
     rng: np.random.RandomState,
     *,
     bar: Progress,
+    keeper: Keeper | None = None,
+    found: OnlineState | None = None,
 ) -> AlignmentModel:
     """The model of the online phase that explains a random subset best, of `settings.n_init`.
 
     All are compared at the lowest resolution and with the mean noise that they reach.
     """
-    models = []
-    for _ in range(settings.n_init):
-        first = starting_model(source, settings, rng)
-        models.append(online_phase(source, settings, first, rng, bar=bar))
+    models = [] if found is None else list(found.candidates)
+    bar.update(settings.n_batches * len(models))
+    while len(models) < settings.n_init:
+        if found is None:
+            first = starting_model(source, settings, rng)
+            state = OnlineState.before(first, rng, tuple(models))
+        else:
+            state, found = found, None
+        models.append(online_phase(source, settings, state, rng, keeper=keeper, bar=bar))
     if len(models) == 1:
         return models[0]
     rows = np.sort(rng.permutation(source.n_images)[:IMAGES_TO_COMPARE])
@@ -129,78 +129,139 @@ def best_start(
 def online_phase(
     source: FeatureSource,
     settings: AlignmentSettings,
-    model: AlignmentModel,
+    state: OnlineState,
     rng: np.random.RandomState,
     *,
     bar: Progress,
+    keeper: Keeper | None = None,
 ) -> AlignmentModel:
-    """Many cheap updates from mini-batches, Eq. (4.8)."""
-    stats: Statistics | None = None
+    """Many cheap updates from mini-batches, Eq. (4.8); `rng` is taken to where `state` left it."""
+    rng.set_state(state.drawn_with)
     batches = random_batches(source.n_images, settings.batch_size, settings.n_batches, rng)
-    broad = True  # nothing is known at first
-    for number, rows in enumerate(batches):
-        space = settings.space(source.box, model.k_max)
-        result = run_pass(source, rows, model, space, broad=broad)
-        broad = result.is_broad
-        batch = result.statistics
-        stats = blend(stats, batch.scaled(source.n_images / len(rows)), online_step(number, len(batches)))
-        model, stats = update_model(
-            stats, model, space.grid, settings, source.noise_fraction, source.pool.n_workers
-        )
-        model = rebalanced(model, batch.mass)
-        if number < LAST_RESEEDING * len(batches):
-            explained = mean_evidence(result.label, result.log_evidence, settings.n_references)
-            model, stats = reseed(model, stats, space.grid, settings, source.noise_fraction, rng, explained)
-        model = replace(model, k_max=next_k_max(model, settings, (number + 1) / len(batches)))
-        _report(bar, f"batch {number + 1}", model, source.box)
-    return replace(model, balance=np.zeros_like(model.balance))
+    if state.number:
+        rng.set_state(state.rng)
+        bar.update(state.number)
+    try:
+        for number in range(state.number, len(batches)):
+            model, stats, broad = _after_batch(source, settings, state, batches[number], rng, len(batches))
+            state = replace(
+                state, rng=random_tuple(rng), number=number + 1, model=model, stats=stats, broad=broad
+            )
+            if keeper is not None:
+                keeper.keep(state)
+            _report(bar, f"batch {number + 1}", model, source.box)
+    except KeyboardInterrupt:
+        if keeper is not None:
+            keeper.keep(state, now=True)
+        _say_interrupted(f"after {state.number} of {len(batches)} mini-batches")
+        raise StoppedEarly(replace(state.model, balance=np.zeros_like(state.model.balance))) from None
+    return replace(state.model, balance=np.zeros_like(state.model.balance))
+
+
+def _after_batch(
+    source: FeatureSource,
+    settings: AlignmentSettings,
+    state: OnlineState,
+    rows: Rows,
+    rng: np.random.RandomState,
+    n_batches: int,
+) -> tuple[AlignmentModel, Statistics, bool]:
+    """Model and statistics after one more mini-batch, and whether its posteriors were broad."""
+    model, number = state.model, state.number
+    space = settings.space(source.box, model.k_max)
+    result = run_pass(source, rows, model, space, broad=state.broad)
+    batch = result.statistics
+    step = online_step(number, n_batches)
+    stats = blend(state.stats, batch.scaled(source.n_images / len(rows)), step)
+    model, stats = update_model(
+        stats, model, space.grid, settings, source.noise_fraction, source.pool.n_workers
+    )
+    model = rebalanced(model, batch.mass)
+    if number < LAST_RESEEDING * n_batches:
+        explained = mean_evidence(result.label, result.log_evidence, settings.n_references)
+        model, stats = reseed(model, stats, space.grid, settings, source.noise_fraction, rng, explained)
+    model = replace(model, k_max=next_k_max(model, settings, (number + 1) / n_batches))
+    return model, stats, result.is_broad
 
 
 def full_passes(
     source: FeatureSource,
     settings: AlignmentSettings,
-    model: AlignmentModel,
+    state: PassState,
     *,
     bar: Progress,
+    keeper: Keeper | None = None,
 ) -> FittedAlignment:
     """Passes over all images until their likelihood, or labels and poses, stand still, Eq. (3.5)."""
-    rows = np.arange(source.n_images)
-    evidence: list[float] = []
-    likelihood: list[float] = []
-    resolved: list[int] = []
-    converged, last, last_space = False, None, None
-    for _ in range(settings.max_iter):
-        space = settings.space(source.box, model.k_max)
-        broad = last is not None and last.is_broad
-        result = run_pass(source, rows, model, space, broad=broad)
-        source.learn_scale(rows, result.scale)
-        evidence.append(float(result.log_evidence.mean()))
-        likelihood.append(evidence[-1] + _log_noise(result.statistics, model, source.noise_fraction))
-        changed = 1.0 if last is None or last_space is None else _changed(last, last_space, result, space)
-        model, stats = update_model(
-            result.statistics, model, space.grid, settings, source.noise_fraction, source.pool.n_workers
-        )
-        same_rings = last_space is not None and space.n_rings == last_space.n_rings
-        last, last_space = result, space
-        resolved.append(int(model.resolution.max()))
-        model = replace(model, k_max=next_k_max(model, settings, None))
-        _report(bar, f"pass {len(evidence)}", model, source.box)
-        if same_rings and (
-            abs(likelihood[-1] - likelihood[-2]) <= settings.tol * abs(evidence[-1]) or changed <= FEW_CHANGES
-        ):
-            converged = True
-            break
-    n_iter = len(evidence)
+    source.scale = state.scale
+    interrupted = False
+    if keeper is not None:
+        keeper.keep(state, now=True)
+    try:
+        while not state.converged and len(state.evidence) < settings.max_iter:
+            state = _after_pass(source, settings, state)
+            if keeper is not None:
+                keeper.keep(state, now=True)
+            _report(bar, f"pass {len(state.evidence)}", state.model, source.box)
+    except KeyboardInterrupt:
+        if state.stats is None:
+            raise
+        interrupted = True
+        _say_interrupted(f"after {len(state.evidence)} full passes")
+    if state.stats is None:
+        raise ValueError("An alignment needs at least one full pass. Set max_iter to 1 or more.")
+    grid = settings.space(source.box, state.k_max).grid
+    figures = np.array(state.evidence), np.array(state.likelihood), np.array(state.resolved)
+    n_iter = len(state.evidence)
     return FittedAlignment(
-        model,
+        state.model, state.stats, grid, *figures, n_iter, state.converged, state.changed, interrupted
+    )
+
+
+def _after_pass(source: FeatureSource, settings: AlignmentSettings, state: PassState) -> PassState:
+    """One more pass over all images, and the update of the model."""
+    rows = np.arange(source.n_images)
+    space = settings.space(source.box, state.model.k_max)
+    result = run_pass(source, rows, state.model, space, broad=state.broad)
+    source.learn_scale(rows, result.scale)
+    evidence = [*state.evidence, float(result.log_evidence.mean())]
+    noise = _log_noise(result.statistics, state.model, source.noise_fraction)
+    likelihood = [*state.likelihood, evidence[-1] + noise]
+    changed, same_rings = 1.0, False
+    if state.evidence:
+        last_space = settings.space(source.box, state.k_max)
+        changed = _changed(state, last_space, result, space)
+        same_rings = space.n_rings == last_space.n_rings
+    model, stats = update_model(
+        result.statistics, state.model, space.grid, settings, source.noise_fraction, source.pool.n_workers
+    )
+    converged = same_rings and (
+        abs(likelihood[-1] - likelihood[-2]) <= settings.tol * abs(evidence[-1]) or changed <= FEW_CHANGES
+    )
+    return PassState(
+        replace(model, k_max=next_k_max(model, settings, None)),
         stats,
-        space.grid,
-        np.array(evidence),
-        np.array(likelihood),
-        np.array(resolved),
-        n_iter,
-        converged,
+        evidence,
+        likelihood,
+        [*state.resolved, int(model.resolution.max())],
+        state.model.k_max,
+        result.label,
+        result.best_shift,
+        result.best_angle,
+        result.is_broad,
         changed,
+        converged,
+        source.scale,
+    )
+
+
+def _say_interrupted(when: str) -> None:
+    warnings.warn(
+        f"The alignment was interrupted {when} and ends with what it has learnt; Ctrl-C again leaves at "
+        "once. Fit again with warm_start=True to go on from here, or with the same checkpoint to go on from "
+        "the last state kept there.",
+        UserWarning,
+        stacklevel=2,
     )
 
 
@@ -212,8 +273,10 @@ def _log_noise(stats: Statistics, model: AlignmentModel, noise_fraction: float) 
     )
 
 
-def _changed(old: PassResult, old_space: SearchSpace, new: PassResult, space: SearchSpace) -> float:
+def _changed(old: PassState, old_space: SearchSpace, new: PassResult, space: SearchSpace) -> float:
     """Fraction of the images with another reference, or a pose more than a step of the search away."""
+    if old.label is None or old.best_shift is None or old.best_angle is None:
+        return 1.0
     turn = old_space.angles_rad[old.best_angle] - space.angles_rad[new.best_angle]
     moved = old_space.shifts_px[old.best_shift] - space.shifts_px[new.best_shift]
     same = (

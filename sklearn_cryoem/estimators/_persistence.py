@@ -54,14 +54,39 @@ def save_model(estimator, path, *, overwrite=False):
     (it has moved on), and a model loaded back has None there. Predictions never depend on it.
     """
     arrays = {}
+    model = _encode(estimator, type(estimator).__name__, arrays)
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        _write(temporary, model, arrays)
+
+
+def write_state(state, path):
+    """Write a dataclass of this library, such as the state of a running fit, in the format of `save_model`.
+
+    Parameters
+    ----------
+    state : dataclass
+        Of numbers, text, arrays, lists, tuples and other dataclasses of this library.
+    path : path-like
+        File to write, under this very name.
+    """
+    arrays = {}
+    _write(path, _encode(state, "state", arrays), arrays)
+
+
+def read_state(path):
+    """Read back what `write_state` wrote; the same as `load_model`."""
+    return load_model(path)
+
+
+def _write(path, model, arrays):
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "written_by": f"sklearn-cryoem {__version__}",
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "model": _encode(estimator, type(estimator).__name__, arrays),
+        "model": model,
     }
-    with atomic_path(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file:
+    with open(path, "wb") as file:
         np.savez(file, **{_HEADER: np.array(json.dumps(header, allow_nan=False))}, **arrays)
 
 

@@ -12,6 +12,7 @@ from sklearn_cryoem._core.memory import log_estimate
 from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.em import fit_alignment
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
+from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.estimators._inputs import as_stack
 from sklearn_cryoem.estimators._map_results import store_results, unite_classes
 from sklearn_cryoem.estimators._map_settings import (
@@ -101,6 +102,10 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
     adaptive_fraction : float, default=0.999
         A coarse search rules out the classes beyond those that hold this part of its posterior, Eq. (4.6);
         the others are searched in full. 1 searches all: slower, and hardly ever different.
+    checkpoint : path-like or None, default=None
+        Folder where the state of a running fit is kept, every half minute and after every pass: the same fit,
+        known by its parameters, data and seed, goes on from there after it was killed, and ends with the same
+        bits. The file goes when the fit has ended. Needs `random_state` to be an int.
     warm_start : bool, default=False
         Whether another `fit` goes on from the references of the last one, with full passes alone. With
         `angle_range` the poses of the stack have to be in the frame of its classes, as `poses_` are.
@@ -198,6 +203,7 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         max_iter=5,
         tol=0.01,
         adaptive_fraction=0.999,
+        checkpoint=None,
         warm_start=False,
         n_jobs=None,
         random_state=None,
@@ -223,6 +229,7 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         self.max_iter = max_iter
         self.tol = tol
         self.adaptive_fraction = adaptive_fraction
+        self.checkpoint = checkpoint
         self.warm_start = warm_start
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -264,9 +271,10 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         log_estimate(logger, "MAPAligner", memory_estimate(source, settings))
         rng = check_random_state(self.random_state)
         start = starting_point(self, stack, settings) if self.warm_start else None
+        kept = checkpoint_of(self, stack)
         with task_pool(self.n_jobs) as pool:
             source.employ(pool)
-            fit = fit_alignment(source, settings, rng, start=start, verbose=self.verbose)
+            fit = fit_alignment(source, settings, rng, start=start, keeper=kept, verbose=self.verbose)
             if self.image_scale:
                 self._scale_unit = find_scales(source, fit.model, settings)
             self._frames, classes = unite_classes(self, fit, source, settings)
@@ -275,6 +283,8 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         self.n_features_in_ = stack.box**2
         self.image_scale_ = source.scale
         store_results(self, fit, classes, stack, found)
+        if not fit.interrupted:
+            kept.remove()
         if not fit.converged and fit.changed > LABELS_IN_MOTION:
             warnings.warn(
                 f"MAPAligner stopped at max_iter={self.max_iter} while {fit.changed:.0%} of the images still "

@@ -9,6 +9,7 @@ from scipy.special import softmax, xlogy
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem.alignment.em import full_passes
 from sklearn_cryoem.alignment.passes import run_pass
+from sklearn_cryoem.alignment.state import PassState
 from sklearn_cryoem.alignment.update import EMPTY_SHARE, class_weights
 
 
@@ -66,7 +67,9 @@ def test_balanced_classes_are_more_even_than_uniform_and_estimated_ones(
     source, effective = particles.source(), {}
     for prior in ("estimated", "uniform", "balanced"):
         with progress(5, "passes", verbose=0) as bar:
-            fit = full_passes(source, replace(settings, class_prior=prior), start, bar=bar)
+            fit = full_passes(
+                source, replace(settings, class_prior=prior), PassState(start, scale=source.scale), bar=bar
+            )
         space = settings.space(32, fit.model.k_max)
         share = run_pass(source, np.arange(300), fit.model, space).statistics.mass / 300
         effective[prior] = np.exp(-xlogy(share, share).sum())

@@ -11,11 +11,17 @@ from sklearn_cryoem.alignment import passes
 from sklearn_cryoem.alignment.em import fit_alignment, full_passes, online_phase
 from sklearn_cryoem.alignment.poses import find_poses
 from sklearn_cryoem.alignment.start import starting_model
+from sklearn_cryoem.alignment.state import OnlineState, PassState
+
+
+def begun(model):
+    rng = np.random.RandomState(0)
+    return OnlineState.before(model, rng), rng
 
 
 def passes_from(source, settings, model):
     with progress(settings.max_iter, "passes", verbose=0) as bar:
-        return full_passes(source, settings, model, bar=bar)
+        return full_passes(source, settings, PassState(model, scale=source.scale), bar=bar)
 
 
 @pytest.fixture
@@ -122,8 +128,8 @@ def test_the_balance_between_classes_ends_with_the_mini_batches(rng, make_partic
     short = replace(settings, n_batches=3)
     model = starting_model(source, short, np.random.RandomState(0))
     with progress(3, "batches", verbose=0) as bar:
-        after = online_phase(source, short, model, np.random.RandomState(0), bar=bar)
-        same = online_phase(source, replace(short, n_batches=0), model, np.random.RandomState(0), bar=bar)
+        after = online_phase(source, short, *begun(model), bar=bar)
+        same = online_phase(source, replace(short, n_batches=0), *begun(model), bar=bar)
     np.testing.assert_array_equal(after.balance, 0.0)
     assert np.abs(after.references - model.references).max() > 0.01
     np.testing.assert_array_equal(same.references, model.references)

@@ -13,6 +13,7 @@ from sklearn_cryoem.alignment.passes import run_pass
 from sklearn_cryoem.alignment.poses import find_poses
 from sklearn_cryoem.alignment.references import reference_bank, ring_power
 from sklearn_cryoem.alignment.residuals import group_noise, group_sums, image_terms, log_noise_likelihood
+from sklearn_cryoem.alignment.state import PassState
 from sklearn_cryoem.alignment.update import polar_statistics, residual_power, solve_references
 from sklearn_cryoem.physics.polar import polar_transform
 
@@ -52,7 +53,7 @@ def two_groups(rng, make_particles):
 
 def fitted(source, settings, model):
     with progress(settings.max_iter, "passes", verbose=0) as bar:
-        return full_passes(source, settings, model, bar=bar)
+        return full_passes(source, settings, PassState(model, scale=source.scale), bar=bar)
 
 
 def test_both_spectra_are_found_and_the_evidence_of_known_spectra_beats_the_pooled_one(

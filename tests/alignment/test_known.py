@@ -16,6 +16,7 @@ from sklearn_cryoem.alignment.passes import run_pass
 from sklearn_cryoem.alignment.poses import find_poses
 from sklearn_cryoem.alignment.references import reference_bank
 from sklearn_cryoem.alignment.start import starting_model
+from sklearn_cryoem.alignment.state import PassState
 from sklearn_cryoem.physics.polar import polar_transform
 from sklearn_cryoem.physics.rotation import aligned_images
 
@@ -213,7 +214,7 @@ def test_references_keep_to_the_frame_of_the_known_poses(local, make_model, blob
     with progress(3, "passes", verbose=0) as bar:
         source = particles.source(known=known, k_max=9.0)
         model = make_model(askew, noise=0.09, k_max=9)
-        fitted = full_passes(source, passes, model, bar=bar)
+        fitted = full_passes(source, passes, PassState(model, scale=source.scale), bar=bar)
     overlap = [
         [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(fitted.model.references, other, strict=True)]
         for other in (upright, askew)

@@ -10,6 +10,7 @@ from sklearn_cryoem.alignment.em import full_passes
 from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.passes import run_pass
 from sklearn_cryoem.alignment.reseed import dead_classes, mean_evidence, reseed
+from sklearn_cryoem.alignment.state import PassState
 from sklearn_cryoem.alignment.update import polar_statistics, solve_references, update_model
 from sklearn_cryoem.physics.polar import polar_transform
 
@@ -42,7 +43,7 @@ def test_dead_classes_come_back_and_the_evidence_grows(half_dead):
             passed = run_pass(source, np.arange(150), current, space).statistics
             current, sums = update_model(passed, current, space.grid, settings, source.noise_fraction)
         with progress(6, "passes", verbose=0) as bar:
-            fit = full_passes(source, settings, current, bar=bar)
+            fit = full_passes(source, settings, PassState(current, scale=source.scale), bar=bar)
         evidence.append(fit.evidence[-1])
         last = run_pass(source, np.arange(150), fit.model, space).statistics
         alive.append(6 - len(dead_classes(last.mass)))

@@ -12,8 +12,14 @@ from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.passes import run_pass
 from sklearn_cryoem.alignment.poses import find_scales
 from sklearn_cryoem.alignment.residuals import ImageTerms, image_scale
+from sklearn_cryoem.alignment.state import OnlineState, PassState
 
 RINGS = 13
+
+
+def begun(model):
+    rng = np.random.RandomState(0)
+    return OnlineState.before(model, rng), rng
 
 
 @pytest.fixture
@@ -68,7 +74,7 @@ def test_intensities_are_recovered_with_the_references(uneven, make_settings):
     settings = make_settings(k_start=10.0, k_limit=10.0, max_iter=4, tol=0.0)
     source = particles.source(scale=np.ones(200))
     with progress(4, "passes", verbose=0) as bar:
-        fitted = full_passes(source, settings, model, bar=bar).model
+        fitted = full_passes(source, settings, PassState(model, scale=source.scale), bar=bar).model
     truth = strength / strength.mean()
     assert source.scale.mean() == pytest.approx(1.0)
     assert np.median(np.abs(source.scale / truth - 1.0)) < 0.1
@@ -123,5 +129,5 @@ def test_mini_batches_leave_the_scales_alone(uneven, make_settings):
     particles, _, model = uneven(40)
     settings, source = make_settings(n_batches=2, batch_size=20), particles.source(scale=np.ones(40))
     with progress(2, "batches", verbose=0) as bar:
-        online_phase(source, settings, model, np.random.RandomState(0), bar=bar)
+        online_phase(source, settings, *begun(model), bar=bar)
     np.testing.assert_array_equal(source.scale, 1.0)

@@ -1,0 +1,94 @@
+"""State of a running fit in a file that appears whole or not at all."""
+
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+
+import joblib
+import numpy as np
+
+from sklearn_cryoem._core.files import atomic_path
+from sklearn_cryoem._core.keeping import ForgetfulKeeper
+from sklearn_cryoem._version import __version__
+from sklearn_cryoem.estimators._persistence import read_state, write_state
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN = 30.0
+NOT_PART_OF_A_RUN = ("checkpoint", "n_jobs", "verbose")  # they change how, not what is computed
+
+
+class CheckpointFile:
+    """The state of one fit, of these parameters to these data.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self._last = time.monotonic()
+
+    def load(self):
+        """Return the state that was kept last, or None."""
+        if not self.path.exists():
+            return None
+        state = read_state(self.path)
+        logger.info("going on from %s", self.path)
+        return state
+
+    def keep(self, state, *, now=False):
+        """Write the state if the last time is long ago, or `now`."""
+        if not now and time.monotonic() - self._last < SECONDS_BETWEEN:
+            return
+        with atomic_path(self.path, overwrite=True) as temporary:
+            write_state(state, temporary)
+        self._last = time.monotonic()
+
+    def remove(self):
+        """Remove the file of a fit that has ended."""
+        self.path.unlink(missing_ok=True)
+
+
+class _NoFile(ForgetfulKeeper):
+    def remove(self):
+        """There is nothing to remove."""
+
+
+def checkpoint_of(estimator, data):
+    """Where the state of this fit is kept: a file in the folder `estimator.checkpoint`, or nowhere.
+
+    Its name tells the class, the parameters, the data and the version: only the same fit goes on from it.
+
+    Parameters
+    ----------
+    estimator : estimator
+        With a parameter `checkpoint`: a folder, made where there is none, or None.
+    data : ParticleStack or ndarray
+        What is fitted.
+
+    Raises
+    ------
+    ValueError
+        If the random state of the estimator is not an int: two fits would not be the same run.
+    """
+    if estimator.checkpoint is None:
+        return _NoFile()
+    name = type(estimator).__name__
+    if not isinstance(estimator.random_state, int | np.integer):
+        raise ValueError(
+            f"{name}(checkpoint={str(estimator.checkpoint)!r}) needs random_state to be an int; it is "
+            f"{estimator.random_state!r}. A fit that was interrupted is known again by its seed."
+        )
+    parameters = {k: v for k, v in estimator.get_params().items() if k not in NOT_PART_OF_A_RUN}
+    key = json.dumps([__version__, name, joblib.hash(parameters), joblib.hash(data)])
+    folder = Path(estimator.checkpoint)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{name}(checkpoint={str(folder)!r}): this is a file. Give a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return CheckpointFile(folder / f"{name.lower()}-{digest}.npz")
