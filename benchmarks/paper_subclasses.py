@@ -71,11 +71,11 @@ def rings(case, options):
         truth = stack.truth
         angle = (truth["angle_rad"] + truth["rot_rad"]).to_numpy()
         aligned = stack.with_poses(Poses(angle, truth[["shift_x", "shift_y"]].to_numpy()))
-    eigen = EigenImages(8, max_resolution=35.0, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs)
+    eigen = EigenImages(6, max_resolution=35.0, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs)
     sml = make_pipeline(eigen, SMLClusterer(36, max_iter=300, n_jobs=options.jobs))
     names = ["11-fold", "10-fold", "12-fold"]
     tell(f"\nRings, {case} views: {stack!r}")
-    return compare(case, stack, aligned, sml, "SML on 8 eigen-images", 36, 10, names, options)
+    return compare(case, stack, aligned, sml, "SML on 6 eigen-images", 36, 10, names, options)
 
 
 def proteasomes(case, options):
@@ -162,7 +162,7 @@ def _cone(axis, degrees, rng, n_images):
 def compare(case, stack, aligned, sml, sml_name, n_classes, n_map_classes, names, options):
     """Run and measure all methods; return whether SML reaches the bar for every minority."""
     structure = stack.truth["structure"].to_numpy()
-    few = EigenImages(8, max_resolution=35.0, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs)
+    few = EigenImages(6, max_resolution=35.0, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs)
     everything = EigenImages(20, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs)
     kmeans = KMeans(n_classes, n_init=3, random_state=options.seed)
     map_classes = MAPAligner(
@@ -173,7 +173,7 @@ def compare(case, stack, aligned, sml, sml_name, n_classes, n_map_classes, names
         sml_name: timed(sml_name, sml, aligned, structure, names),
         "k-means": timed("PCA(20) + k-means", make_pipeline(everything, kmeans), aligned, structure, names),
         "on the same": timed(
-            "k-means on 8 eigen-images", make_pipeline(few, kmeans), aligned, structure, names
+            "k-means on 6 eigen-images", make_pipeline(few, kmeans), aligned, structure, names
         ),
         "MAP": timed(f"MAP, {n_map_classes} classes", map_classes, stack, structure, names),
     }
