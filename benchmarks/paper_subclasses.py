@@ -163,7 +163,7 @@ def compare(case, stack, aligned, sml, sml_name, n_classes, n_map_classes, names
     """Run and measure all methods; return whether SML reaches the bar for every minority."""
     structure = stack.truth["structure"].to_numpy()
     few = EigenImages(6, max_resolution=35.0, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs)
-    everything = EigenImages(20, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs)
+    everything = EigenImages(20, max_resolution=20.0, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs)
     kmeans = KMeans(n_classes, n_init=3, random_state=options.seed)
     map_classes = MAPAligner(
         n_map_classes, mask_diameter=MASK_DIAMETER, max_shift=50.0, n_jobs=options.jobs,
