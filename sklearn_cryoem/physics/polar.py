@@ -7,8 +7,12 @@ of Im F: h is real, and correlating two images over all rotations is correlating
 
 from __future__ import annotations
 
+import os
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import finufft
 import numpy as np
@@ -17,6 +21,8 @@ from scipy import fft
 
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.rotation import NUFFT_TOLERANCE
+
+PLANS_KEPT = 12  # in each thread, half a megabyte each at 64 pixels
 
 
 @dataclass(frozen=True)
@@ -241,7 +247,23 @@ def even_orders(values: NDArray[np.floating], n_even: int) -> Complex64:
     return orders * np.float32(1.0 / half)
 
 
+_planned = threading.local()  # plans of each thread: making one takes as long as a dozen transforms
+
+
 def _plan(kind: int, n_images: int, sign: int, grid: PolarGrid) -> finufft.Plan:
+    """A plan made before, or a new one in the place of the one used least recently."""
+    plans: OrderedDict[Any, finufft.Plan] = vars(_planned).setdefault("plans", OrderedDict())
+    key = (os.getpid(), kind, n_images, sign, grid)
+    if key in plans:
+        plans.move_to_end(key)
+        return plans[key]
+    while len(plans) >= PLANS_KEPT:
+        plans.popitem(last=False)
+    plans[key] = _new_plan(kind, n_images, sign, grid)
+    return plans[key]
+
+
+def _new_plan(kind: int, n_images: int, sign: int, grid: PolarGrid) -> finufft.Plan:
     # upsampling by 1.25 instead of 2: a smaller FFT for a wider kernel, faster at these sizes
     plan = finufft.Plan(
         kind, (grid.box, grid.box), n_trans=n_images, eps=NUFFT_TOLERANCE, isign=sign, dtype="complex64",
