@@ -91,7 +91,7 @@ def test_few_values_stay_and_those_of_other_pools_go(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
         for number in range(4):
             path = str(tmp_path / folder / str(number))
-            tasks.joblib.dump(number, path)
+            tasks._dump(number, path)
             assert SharedFile(path).get() == number
     assert list(tasks._loaded) == [str(tmp_path / "two" / n) for n in ("2", "3")]
 
