@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sklearn_cryoem.cli._arguments import add_machine, add_output, count, new_command
+from sklearn_cryoem.cli._classes import CLASS_FILES, QUALITY, SUGGESTED, tell_suggestion, write_classes
 from sklearn_cryoem.cli._outputs import RunFolder, as_json, options_as_dict
 from sklearn_cryoem.cli.classify import add_classification, add_reading
 from sklearn_cryoem.cli.console import CommandError
@@ -72,7 +73,7 @@ def output_names(suffix, *, align):
     """Every file of a run except the summary."""
     from sklearn_cryoem.cli import _workflow as flow
 
-    names = [flow.labelled_name(suffix), flow.AVERAGES, TREE, flow.GALLERY, flow.ATLAS, flow.CONVERGENCE]
+    names = [flow.labelled_name(suffix), *CLASS_FILES, TREE, flow.GALLERY, flow.ATLAS, flow.CONVERGENCE]
     return [*names, flow.MODEL, *([flow.ALIGNMENT_AVERAGES, flow.ALIGNMENT_GALLERY] if align else [])]
 
 
@@ -105,11 +106,21 @@ def write(deep, stack, options, folder):
     from sklearn_cryoem.cli import _workflow as flow
     from sklearn_cryoem.estimators import save_model
     from sklearn_cryoem.io import write_mrc, write_particles
+    from sklearn_cryoem.quality import class_quality
 
     labelled = folder / flow.labelled_name(options.particles.suffix)
+    with folder.timed("judge"):
+        quality = class_quality(
+            stack,
+            deep.labels_,
+            n_classes=len(deep.class_sizes_),
+            mask_diameter=options.mask_diameter,
+            max_resolution=options.max_resolution,
+            n_jobs=options.jobs,
+        )
     with folder.timed("write"):
         write_particles(stack, labelled, labels=deep.labels_, overwrite=folder.force)
-        write_mrc(folder / flow.AVERAGES, deep.class_averages_, stack.pixel_size, overwrite=folder.force)
+        write_classes(deep.class_averages_, stack.pixel_size, quality, folder)
         if not options.skip_align:
             averages = deep.first_.class_averages_
             write_mrc(folder / flow.ALIGNMENT_AVERAGES, averages, stack.pixel_size, overwrite=folder.force)
@@ -118,6 +129,7 @@ def write(deep, stack, options, folder):
             path.write_text(json.dumps(as_json(numbered(deep.tree_)), indent=1) + "\n", encoding="utf-8")
     with folder.timed("draw"):
         draw(deep, stack, folder, aligned=not options.skip_align)
+    kept = quality["keep"].to_numpy()
     return {
         "n_particles": len(stack),
         "box_px": stack.box,
@@ -127,6 +139,8 @@ def write(deep, stack, options, folder):
         "n_classes": len(deep.class_sizes_),
         "n_classes_with_particles": np.count_nonzero(deep.class_sizes_),
         "n_effective_classes": deep.n_effective_clusters_,
+        "n_classes_suggested": np.count_nonzero(kept),
+        "n_particles_suggested": deep.class_sizes_[kept].sum(),
         "converged": deep.converged_,
         "finest_class_resolution": np.min(deep.class_resolution_),
         "classes": {
@@ -188,10 +202,13 @@ def tell(results, deep, folder, console):
         + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in folder.seconds.items())
     )
     largest = int(np.argmax(np.bincount(deep.first_labels_))) + 1
+    tell_suggestion(results, console)
     console.say(f"results in {folder.path}:")
     what = {
         flow.AVERAGES: "averages of the sub-classes, in the order of their numbers",
         TREE: "classes and their sub-classes, with sizes",
+        QUALITY: "figures, rank and suggestion for each sub-class",
+        SUGGESTED: "the suggested selection, for sklearn-cryoem select",
         flow.GALLERY: "sub-classes by size, with number and resolution",
         flow.ATLAS: f"manifold of the largest class, {largest}",
         flow.CONVERGENCE: "objectives of its fits",

@@ -36,7 +36,8 @@ def test_it_writes_all_that_it_promises(divided):
     summary = json.loads((divided / "summary.json").read_text())
     assert summary["command"] == "deep"
     assert set(summary["files"]) == {
-        "particles.star", "class_averages.mrcs", "tree.json", "gallery.png", "atlas.png", "convergence.png",
+        "particles.star", "class_averages.mrcs", "class_averages_model.star", "quality.csv",
+        "suggested.json", "tree.json", "gallery.png", "atlas.png", "convergence.png",
         "model.npz", "alignment_averages.mrcs", "alignment_gallery.png", "summary.json",
     }  # fmt: skip
     for name in summary["files"]:
@@ -55,6 +56,17 @@ def test_tree_labels_averages_and_model_agree(divided, simulated):
     np.testing.assert_array_equal(model.labels_ + 1, number)
     with mrcfile.open(divided / "class_averages.mrcs") as file:
         np.testing.assert_array_equal(file.data, model.class_averages_)
+
+
+def test_the_suggested_sub_classes_become_a_subset(divided, simulated, tmp_path):
+    suggested = json.loads((divided / "suggested.json").read_text())["classes"]
+    assert suggested
+    good = tmp_path / "good.star"
+    assert run("select", divided, "--keep-suggested", "-o", good) == 0
+    number = read_particles(good, images_dir=simulated.parent).metadata["rlnClassNumber"]
+    assert set(number) <= set(suggested)
+    sizes = json.loads((divided / "summary.json").read_text())["results"]
+    assert len(number) == sizes["n_particles_suggested"]
 
 
 def test_poses_of_the_file_can_be_used_and_its_first_classes_are_of_the_clusterer(
