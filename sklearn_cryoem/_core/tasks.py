@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import joblib
 from joblib import effective_n_jobs
-from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky import ProcessPoolExecutor, process_executor
 from joblib.parallel import ThreadingBackend, get_active_backend
 from threadpoolctl import threadpool_limits
 
@@ -244,14 +244,16 @@ def _processes(n_workers: int) -> ProcessPoolExecutor:
             old.shutdown(wait=False)
         _executors.clear()
         executor = _executors[n_workers] = ProcessPoolExecutor(
-            n_workers, timeout=IDLE_SECONDS, env=ONE_THREAD, initializer=_leave_ctrl_c
+            n_workers, timeout=IDLE_SECONDS, env=ONE_THREAD, initializer=_begin_worker
         )
         logger.debug("started an executor of %d worker processes", n_workers)
     return executor
 
 
-def _leave_ctrl_c() -> None:
+def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked for the work answers it
+    # what workers hold between tasks (images mapped, references prepared) is no leak to be restarted for
+    process_executor._USE_PSUTIL = False
 
 
 def _folder_in_memory() -> str | None:
