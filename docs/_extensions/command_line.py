@@ -1,0 +1,29 @@
+"""The help of a command, as the command itself prints it."""
+
+import argparse
+import os
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+os.environ["COLUMNS"] = "100"
+
+
+class CommandHelp(SphinxDirective):
+    """``{command-help} classify``: what ``sklearn-cryoem classify --help`` says."""
+
+    required_arguments = 1
+
+    def run(self):
+        """Make a literal block of it."""
+        from sklearn_cryoem.cli.main import build_parser
+
+        action = next(one for one in build_parser()._actions if isinstance(one, argparse._SubParsersAction))
+        text = action.choices[self.arguments[0]].format_help()
+        return [nodes.literal_block(text, text, language="text")]
+
+
+def setup(app):
+    """Register the directive."""
+    app.add_directive("command-help", CommandHelp)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,14 @@
+"""Figures of the package live outside pyplot: the gallery takes the one that a cell ends with."""
+
+from matplotlib.figure import Figure
+from sphinx_gallery.scrapers import figure_rst
+
+
+def last_figure(block, block_vars, gallery_conf):
+    """Save the figure that is the last value of a cell, as a notebook would show it."""
+    value = block_vars["example_globals"].pop("___", None)
+    if block[0] != "code" or not isinstance(value, Figure):
+        return ""
+    path = next(iter(block_vars["image_path_iterator"]))
+    value.savefig(path, format="png", dpi=100, bbox_inches="tight")
+    return figure_rst([path], gallery_conf["src_dir"])

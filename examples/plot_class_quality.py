@@ -1,0 +1,59 @@
+"""
+Which classes to keep: quality, selection, report
+=================================================
+
+A third of what a picker finds is ice, carbon or nothing. ``class_quality`` measures every class from its
+particles and says which to keep, and why not the others; ``select_classes`` takes those, and
+``write_particles`` hands them on to RELION or cryoSPARC.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from sklearn_cryoem import MAPAligner, class_quality, read_particles, select_classes, write_particles
+from sklearn_cryoem.datasets import make_particles
+from sklearn_cryoem.plotting import plot_class_averages
+from sklearn_cryoem.report import report
+
+# %%
+# Particles with 30 % junk, aligned without a reference.
+stack = make_particles(
+    "ribosome", 600, box=32, snr=0.5, n_views=8, max_shift=20.0, junk_fraction=0.3, random_state=0
+)
+aligner = MAPAligner(10, n_batches=60, max_iter=6, random_state=0)
+aligned = aligner.fit_transform(stack)
+
+# %%
+# One row a class. Ranks go from 1; what speaks against a class is in ``reasons``.
+table = class_quality(aligned, aligner.labels_, n_classes=10, posterior=aligner.class_posterior_)
+print(table[["size", "resolution", "information", "rank", "keep", "reasons"]].to_string())
+
+# %%
+plot_class_averages(
+    aligner.class_averages_, counts=table["size"], resolutions=table["resolution"], numbers=True
+).figure
+
+# %%
+# The particles of the classes to keep. The truth tells how well that went.
+good = select_classes(aligned, aligner.labels_, np.flatnonzero(table["keep"]))
+junk = stack.truth["is_junk"].to_numpy()
+left = good.truth["is_junk"].to_numpy()
+print(f"junk before: {junk.mean():.1%} of {len(stack)} particles; after: {left.mean():.1%} of {len(good)}")
+print(f"good particles kept: {np.sum(~left) / np.sum(~junk):.1%}")
+
+# %%
+# The same by eye: one HTML page in which classes are clicked. ``page.save("report.html")`` writes it; as
+# the last value of a notebook cell it shows itself.
+page = report(aligner, aligned, quality=table)
+print(page)
+
+# %%
+# To RELION and back: particles that were simulated in memory need image files first, those that were read
+# have them.
+folder = Path(tempfile.mkdtemp())
+with_files = make_particles("ribosome", 50, box=32, snr=0.5, path=folder / "images.mrcs", random_state=0)
+write_particles(with_files, folder / "good.star", labels=np.zeros(50, dtype=int))
+print((folder / "good.star").read_text()[:900])
+print(len(read_particles(folder / "good.star")), "particles read again")

@@ -1,0 +1,58 @@
+"""
+Deep clustering: classes inside classes
+=======================================
+
+The second strategy of deep clustering aligns and classifies the particles first, as a 2-D classification
+does, and then lays a manifold inside every class. Two structures that differ in a detail share the
+classes of the alignment, since their views count for more than the detail; inside a class the views are
+nearly the same, and the detail is what is left.
+"""
+
+import numpy as np
+
+from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer
+from sklearn_cryoem.datasets import make_particles
+from sklearn_cryoem.plotting import plot_class_averages
+
+# %%
+# Regulatory particles of the proteasome, one in five still attached to a core particle, in forty views.
+stack = make_particles(
+    ["rp", "rp-cp"], 1200, weights=[0.8, 0.2], n_views=40, box=32, snr=0.3, max_shift=20.0, random_state=0
+)
+attached = stack.truth["structure"].to_numpy() == 1
+
+# %%
+# Four classes first; each gets a sub-class for every 25 of its particles.
+deep = DeepClusterer(
+    MAPAligner(4, n_batches=60, max_iter=6, random_state=0),
+    SMLClusterer(max_iter=60, tol=0.05),
+    images_per_subclass=25,
+    random_state=0,
+).fit(stack)
+plot_class_averages(deep.first_.class_averages_, counts=np.bincount(deep.first_labels_)).figure
+
+# %%
+# The tree: which flat classes are part of which first class.
+for number, flat in enumerate(deep.children_):
+    sizes = ", ".join(str(size) for size in deep.class_sizes_[flat])
+    print(f"class {number + 1}: {len(flat)} sub-classes of {sizes} particles")
+
+# %%
+# The sub-classes of the largest class.
+flat = deep.children_[np.bincount(deep.first_labels_).argmax()]
+plot_class_averages(
+    deep.class_averages_[flat], counts=deep.class_sizes_[flat], pixel_size=stack.pixel_size
+).figure
+
+
+# %%
+# What the sub-classes are worth: how well one can tell, class by class, what a particle is.
+def purity(labels):
+    right = sum(
+        max(np.sum(attached[labels == one]), np.sum(~attached[labels == one])) for one in np.unique(labels)
+    )
+    return right / len(labels)
+
+
+print(f"right by the commoner structure of each class:     {purity(deep.first_labels_):.3f}")
+print(f"right by the commoner structure of each sub-class: {purity(deep.labels_):.3f}")
