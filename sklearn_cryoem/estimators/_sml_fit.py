@@ -9,6 +9,7 @@ from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 from sklearn_cryoem.manifold.classes import class_statistics, effective_count
+from sklearn_cryoem.manifold.crossfit import cross_fit
 from sklearn_cryoem.manifold.fit import fit_manifold
 from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision
 from sklearn_cryoem.manifold.schedule import Schedule
@@ -42,18 +43,24 @@ def learn(estimator, blocks, basis, space, rng):
             bar.note(f"{trace.objective[-1]:.4f} nats per image{limit}")
             bar.update()
 
+        common = {
+            "noise": estimator.noise,
+            "dtype": space.dtype,
+            "n_jobs": n_jobs,
+            "after_iteration": after_iteration,
+        }
+        alpha, n_shells, trace = prior_precision(estimator.alpha, basis, power), blocks.layout.n_shells, None
+        schedule = Schedule.of(n_first, n_shells, temperature, estimator.max_iter)
+        max_iter, n_folds, n_cross = estimator.max_iter, min(estimator.n_folds, blocks.n_samples // 2), 0
+        if isinstance(space, ImageSpace) and n_folds > 1:
+            n_cross = schedule.cross_fitted_iterations(max_iter)
+        if n_cross:
+            start, trace = cross_fit(
+                blocks, basis, start, power.mean, alpha, schedule, n_cross, n_folds=n_folds, **common
+            )
+            schedule, max_iter = Schedule.of(n_shells, n_shells, 1.0, max_iter), max_iter - n_cross
         fit = fit_manifold(
-            blocks,
-            basis,
-            start,
-            prior_precision(estimator.alpha, basis, power),
-            Schedule.of(n_first, blocks.layout.n_shells, temperature, estimator.max_iter),
-            noise=estimator.noise,
-            max_iter=estimator.max_iter,
-            tol=estimator.tol,
-            dtype=space.dtype,
-            n_jobs=n_jobs,
-            after_iteration=after_iteration,
+            blocks, basis, start, alpha, schedule, max_iter=max_iter, tol=estimator.tol, trace=trace, **common
         )
     return fit, moments
 

@@ -5,9 +5,11 @@ import numbers
 import numpy as np
 
 from sklearn_cryoem._core.validation import check_choice, check_number
+from sklearn_cryoem.estimators._sml_space import ImageSpace
 from sklearn_cryoem.manifold.grid import LatentBasis, nearest_grid
 from sklearn_cryoem.manifold.topology import FEWEST_ON_SPHERE, TOPOLOGIES
 
+IMAGE_WIDTH, VECTOR_WIDTH = 0.5, 0.75  # in spacings of the basis functions
 BASIS_PER_NODE = 0.8  # along each axis, as in ROME
 
 _POSITIVE = {"minimum": 0.0, "inclusive": False}
@@ -30,11 +32,15 @@ def check_parameters(estimator):
             f"n_clusters={given['n_clusters']} nodes enclose no sphere, expected at least "
             f"{FEWEST_ON_SPHERE}. Ask for more, or for topology='grid'."
         )
-    check_number("basis_width", given["basis_width"], owner=estimator, **_POSITIVE)
+    if isinstance(given["basis_width"], str):
+        check_choice("basis_width", given["basis_width"], ("auto",), owner=estimator)
+    else:
+        check_number("basis_width", given["basis_width"], owner=estimator, **_POSITIVE)
     check_number("initial_resolution", given["initial_resolution"], owner=estimator, **_POSITIVE)
     for name in ("max_resolution", "mask_diameter"):
         check_number(name, given[name], owner=estimator, allow_none=True, **_POSITIVE)
     check_number("initial_temperature", given["initial_temperature"], owner=estimator, minimum=1.0)
+    check_number("n_folds", given["n_folds"], owner=estimator, minimum=1, integer=True)
     check_number("max_iter", given["max_iter"], owner=estimator, minimum=1, integer=True)
     check_number("tol", given["tol"], owner=estimator, minimum=0.0)
     if isinstance(given["alpha"], str):
@@ -48,6 +54,14 @@ def check_parameters(estimator):
         "position": ("mean", "mode"),
     }.items():
         check_choice(name, given[name], choices, owner=estimator)
+
+
+def _width(estimator):
+    """Width of the Gaussians: narrow ones suit images, which change much from one view to the next."""
+    if not isinstance(estimator.basis_width, str):
+        return float(estimator.basis_width)
+    on_images = isinstance(getattr(estimator, "_space", None), ImageSpace)
+    return IMAGE_WIDTH if on_images and isinstance(estimator.n_basis, str) else VECTOR_WIDTH
 
 
 def latent_basis(estimator):
@@ -72,7 +86,7 @@ def latent_basis(estimator):
             f"expected at least {fewest} along each side of topology={estimator.topology!r}: fewer see "
             "mirror images as one. Raise n_basis, or use topology='grid'."
         )
-    return LatentBasis(grid_shape, basis_shape, float(estimator.basis_width), estimator.topology)
+    return LatentBasis(grid_shape, basis_shape, _width(estimator), estimator.topology)
 
 
 def n_components_of(estimator):

@@ -17,6 +17,11 @@ from sklearn_cryoem.estimators._sml_use import ManifoldPrediction
 
 logger = logging.getLogger(__name__)
 
+FEWEST_TO_COLLAPSE, COLLAPSED_SHARE = (
+    20,
+    0.1,
+)  # nodes, and the share of them in use, for a map to count as lost
+
 
 class SMLClusterer(
     ManifoldStream,
@@ -48,13 +53,18 @@ class SMLClusterer(
     n_basis : "auto", int or tuple of int, default="auto"
         Number of Gaussian basis functions, or the shape of their grid; by default 0.8 of the nodes along each
         axis (0.64 of them on a sphere). Fewer make a stiffer manifold.
-    basis_width : float, default=0.75
-        Standard deviation of the Gaussians in units of their spacing (on a sphere the side of the square that
+    basis_width : "auto" or float, default="auto"
+        Standard deviation of the Gaussians in units of their spacing, by default 0.5 for images,
+        and 0.75 for vectors or where `n_basis` is given (on a sphere the side of the square that
         has the area of one of them). From about 2 on the systems for the
         weights become singular where `alpha` does not hold them.
     alpha : "auto" or float, default="auto"
         Prior precision of the weights. By default one for each shell, from the power of the signal that the
         data hold, Eq. (3.11), measured once before the fit.
+    n_folds : int, default=4
+        For up to 40 iterations images are compared with templates that the other folds alone have made,
+        Eq. (3.12): small classes of noisy images otherwise hold on to the noise of their images. Ordinary
+        iterations follow. 1 leaves it out; vectors are never held out.
     noise : {"shell", "white"}, default="shell"
         One noise variance for each radial shell, or one for all, Eq. (3.4).
     init : {"pca", "random"}, default="pca"
@@ -117,7 +127,8 @@ class SMLClusterer(
     n_effective_clusters_ : float
         exp(entropy of `class_sizes_`), Eq. (3.8).
     log_posterior_ : ndarray of shape (n_iter,)
-        Objective (3.5) after each iteration, per image. It never falls within a stage.
+        Objective (3.5) after each iteration, per image. It never falls within a stage. For cross-fitted
+        iterations, each of which is a stage, the log likelihood of held-out images.
     stage_ : ndarray of shape (n_iter,)
         Number of the stage: frequencies or temperature changed where it does, and with them the objective.
     resolution_ : ndarray of shape (n_iter,)
@@ -154,8 +165,9 @@ class SMLClusterer(
         n_components=None,
         topology="grid",
         n_basis="auto",
-        basis_width=0.75,
+        basis_width="auto",
         alpha="auto",
+        n_folds=4,
         noise="shell",
         init="pca",
         initial_resolution=40.0,
@@ -176,6 +188,7 @@ class SMLClusterer(
         self.n_basis = n_basis
         self.basis_width = basis_width
         self.alpha = alpha
+        self.n_folds = n_folds
         self.noise = noise
         self.init = init
         self.initial_resolution = initial_resolution
@@ -227,6 +240,7 @@ class SMLClusterer(
         self.n_images_seen_ = blocks.n_samples
         self._store_manifold(fit)
         self._store(summarise(self, blocks, self._manifold, self._space))
+        self._check_collapse(stacklevel + 1)
         if not fit.converged:
             gain = fit.trace.last_gain
             how = (
@@ -241,6 +255,21 @@ class SMLClusterer(
                 stacklevel=stacklevel,
             )
         return blocks
+
+    def _check_collapse(self, stacklevel):
+        """A map of images that uses few of many nodes has lost the signal: it has not converged."""
+        n_nodes = len(self.latent_nodes_)
+        if self.alpha != "auto" or isinstance(self._space, VectorSpace) or n_nodes < FEWEST_TO_COLLAPSE:
+            return  # whoever gives a number for alpha may want one template
+        if self.n_effective_clusters_ < COLLAPSED_SHARE * n_nodes:
+            self.converged_ = False
+            warnings.warn(
+                f"The map of SMLClusterer collapsed: its {n_nodes} classes are worth "
+                f"{self.n_effective_clusters_:.1f} equal ones. Lower initial_temperature, give more "
+                "particles, or ask for fewer n_clusters.",
+                ConvergenceWarning,
+                stacklevel=stacklevel,
+            )
 
     def _open(self, X):
         """Check training data; return them with the feature space that they span."""

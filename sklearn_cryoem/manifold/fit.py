@@ -66,23 +66,28 @@ class Trace:
         Shells it was measured on.
     temperature : list of float
         Temperature it was measured at.
+    is_held_out : list of bool
+        Whether it is the likelihood of held-out images, Eq. (3.12), which every iteration is a stage of its
+        own for.
     """
 
     objective: list[float] = field(default_factory=list)
     n_shells: list[int] = field(default_factory=list)
     temperature: list[float] = field(default_factory=list)
+    is_held_out: list[bool] = field(default_factory=list)
 
-    def append(self, objective: float, stage: Stage) -> None:
+    def append(self, objective: float, stage: Stage, *, is_held_out: bool = False) -> None:
         """Add an iteration."""
         self.objective.append(objective)
         self.n_shells.append(stage.n_shells)
         self.temperature.append(stage.temperature)
+        self.is_held_out.append(is_held_out)
 
     @property
     def stage(self) -> NDArray[np.int64]:
         """Number of the stage of each iteration; objectives can be compared inside a stage alone."""
         pairs = list(zip(self.n_shells, self.temperature, strict=True))
-        changes = [i > 0 and pairs[i] != pairs[i - 1] for i in range(len(pairs))]
+        changes = [i > 0 and (pairs[i] != pairs[i - 1] or self.is_held_out[i - 1]) for i in range(len(pairs))]
         return np.cumsum(changes, dtype=np.int64)
 
     @property
@@ -115,6 +120,7 @@ def fit_manifold(
     tol: float = 1e-3,
     dtype: DTypeLike = np.float32,
     n_jobs: int | None = None,
+    trace: Trace | None = None,
     after_iteration: Callable[[Trace], None] | None = None,
 ) -> ManifoldFit:
     """Fit the manifold by expectation maximisation.
@@ -141,6 +147,8 @@ def fit_manifold(
         Precision of the matrix products: that of the blocks.
     n_jobs : int, optional
         Number of workers.
+    trace : Trace, optional
+        Of the iterations that led to `start`, to which those of this fit are added.
     after_iteration : callable, optional
         Called with the trace after each iteration.
 
@@ -154,7 +162,10 @@ def fit_manifold(
     """
     floor = SMALLEST_VARIANCE * start.noise_variance
     weights, noise_variance = start.weights, start.noise_variance.copy()
-    trace, matched = Trace(), Stage(schedule.first_shells, schedule.stage(0).temperature)
+    trace, matched = (
+        Trace() if trace is None else trace,
+        Stage(schedule.first_shells, schedule.stage(0).temperature),
+    )
     for iteration in range(max_iter + 1):
         stage = schedule.stage(iteration)
         matched = Stage(matched.n_shells, stage.temperature)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 MOST_MARCHING_ITERATIONS = 20
+MOST_CROSS_FITTED_ITERATIONS = 40  # the map keeps getting better to about here
 
 
 class Stage(NamedTuple):
@@ -50,3 +51,8 @@ class Schedule:
         done = iteration / self.n_iterations
         n_shells = round(self.first_shells * (self.n_shells / self.first_shells) ** done)
         return Stage(n_shells, 1.0 + (self.initial_temperature - 1.0) * (1.0 - done))
+
+    def cross_fitted_iterations(self, max_iter: int) -> int:
+        """Count cross-fitted iterations, Eq. (3.12): 40, at most 4/5 of `max_iter`; 0 if that is too few."""
+        n_iterations = min(MOST_CROSS_FITTED_ITERATIONS, 4 * max_iter // 5)
+        return n_iterations if n_iterations > self.n_iterations else 0

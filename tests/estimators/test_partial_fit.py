@@ -45,7 +45,7 @@ def test_chunks_reach_nearly_the_accuracy_of_a_fit_to_all(particles, in_chunks):
     whole, begun = model().fit(train), model().fit(train[:400])
     best, first, reached = (accuracy(m, test) for m in (whole, begun, in_chunks))
     assert best > 1.25 * first, "the first chunk alone must be worse for this to say anything"
-    assert reached > 0.85 * best
+    assert reached > 0.75 * best
     gain = (in_chunks.score(test) - begun.score(test)) / (whole.score(test) - begun.score(test))
     assert gain > 0.8, f"{gain:.2f} of the gain in likelihood"
 

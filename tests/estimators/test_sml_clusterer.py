@@ -12,6 +12,7 @@ from sklearn.model_selection import GridSearchCV
 
 from sklearn_cryoem import ParticleStack, SMLClusterer
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.estimators import sml_clusterer
 from sklearn_cryoem.estimators._sml_fit import class_resolution
 from sklearn_cryoem.metrics import fourier_ring_correlation, fraction_within
 
@@ -218,12 +219,29 @@ def test_default_settings_do_not_warn_and_a_short_run_says_what_to_do(stack):
         warnings.simplefilter("error")
         SMLClusterer(16).fit(stack)
     with pytest.warns(
-        ConvergenceWarning, match=r"max_iter=3 .*gained .* nats per image .*Raise max_iter or tol"
+        ConvergenceWarning, match=r"max_iter=10 .*gained .* nats per image .*Raise max_iter or tol"
     ):
-        model = SMLClusterer(16, max_iter=3).fit(stack)
+        model = SMLClusterer(16, max_iter=10, tol=1e-9).fit(stack)
     with pytest.warns(ConvergenceWarning, match=r"max_iter=1 .*let finer detail in.*Raise max_iter"):
         SMLClusterer(16, max_iter=1).fit(stack)
-    assert model.n_iter_ == 3 == len(model.log_posterior_) and not model.converged_
+    assert model.n_iter_ == 10 == len(model.log_posterior_) and not model.converged_
+
+
+def test_a_collapsed_map_has_not_converged(stack, monkeypatch):
+    monkeypatch.setattr(sml_clusterer, "COLLAPSED_SHARE", 1.5)  # every map counts as collapsed
+    with pytest.warns(ConvergenceWarning, match=r"collapsed: its 25 classes are worth .*Lower initial_temp"):
+        model = SMLClusterer(25).fit(stack)
+    assert not model.converged_
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert SMLClusterer(9).fit(stack).converged_  # few nodes may all be alike
+
+
+@pytest.mark.parametrize("max_iter", [1, 2, 3, 5])
+def test_few_iterations_still_reach_the_full_resolution_where_they_can(stack, max_iter):
+    with pytest.warns(ConvergenceWarning):
+        model = SMLClusterer((3, 3), max_iter=max_iter, tol=0.0).fit(stack)
+    assert model.n_iter_ == max_iter and np.isfinite(model.class_averages_).all()
 
 
 def test_the_grid_and_the_memory_are_stated_before_the_work(stack, caplog):
@@ -251,6 +269,7 @@ def test_the_grid_and_the_memory_are_stated_before_the_work(stack, caplog):
         ({"initial_temperature": 0.5}, ValueError, "'initial_temperature' of SMLClusterer must be"),
         ({"max_resolution": 1e4}, ValueError, "expected at least 2. Ask for a finer resolution"),
         ({"mask_diameter": 1e4}, ValueError, "Choose a little more than the particle's diameter"),
+        ({"n_folds": 0}, ValueError, r"'n_folds' of SMLClusterer must be an int in \[1"),
         ({"max_iter": 0}, ValueError, r"'max_iter' of SMLClusterer must be an int in \[1"),
         ({"tol": -1}, ValueError, "'tol' of SMLClusterer must be"),
     ],

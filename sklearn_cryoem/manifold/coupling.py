@@ -1,0 +1,89 @@
+"""How much alike neighbouring nodes are at each frequency: the prior of cross-fitted EM, Eq. (3.13)."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem.manifold.blocks import FeatureLayout
+from sklearn_cryoem.manifold.expectation import Statistics
+from sklearn_cryoem.manifold.grid import LatentBasis
+from sklearn_cryoem.manifold.systems import solve_systems
+
+Float64 = NDArray[np.float64]
+
+TURN = 2.0  # radians times shell times share of the box: how far a view turns until a shell has changed
+WIDEST = 3.5  # steps between nodes
+NARROWEST = 0.35  # below it neighbours have little in common, and every node is for itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Coupling:
+    """Basis of each shell for templates mu = Phi_q W_q, and the prior precision of its weights. See `of`.
+
+    Attributes
+    ----------
+    bases : list of ndarray of shape (K, M_q + 1) or None
+        Phi of each shell; None where nodes are independent about the mean of the data.
+    alpha : ndarray of shape (S,)
+        Prior precision of the weights of each shell.
+    mean : ndarray of shape (P,)
+        Mean of the data.
+    """
+
+    bases: list[Float64 | None]
+    alpha: Float64
+    mean: Float64
+
+    @classmethod
+    def of(cls, basis: LatentBasis, alpha: Float64, layout: FeatureLayout, mean: Float64) -> Coupling:
+        """Couple nodes at each shell as far as an image changes little from one to the next, Eq. (3.13).
+
+        Parameters
+        ----------
+        basis : LatentBasis
+            Gives the nodes.
+        alpha : ndarray of shape (S,)
+            Prior precision of its weights: templates get the variance that they would have with it.
+        layout : FeatureLayout
+            Shells, and the share of the box that the particle fills.
+        mean : ndarray of shape (P,)
+            Mean of the data.
+        """
+        diameter = np.sqrt(4.0 * layout.information / np.pi)  # of the mask, as a share of the box
+        step = np.sqrt(4.0 * np.pi / len(basis.nodes))  # radians between nodes that share all views
+        widths = TURN / (np.pi * diameter * np.arange(1, layout.n_shells + 1)) / step  # (S,)
+        bases: list[Float64 | None] = []
+        mean_square = np.ones(layout.n_shells)
+        for shell, width in enumerate(np.minimum(widths, WIDEST)):
+            if width < NARROWEST:
+                bases.append(None)
+                continue
+            wide = dataclasses.replace(basis, basis_shape=basis.grid_shape, width=float(width))
+            bases.append(wide.phi)
+            mean_square[shell] = wide.mean_square
+        return cls(bases, alpha * mean_square / basis.mean_square, mean)
+
+    def templates(
+        self, statistics: Statistics, noise_variance: Float64, layout: FeatureLayout, *, n_jobs: int | None
+    ) -> Float64:
+        """Templates (K, P) that maximise the expected log posterior; c^2 is that of the shell, Eq. (3.3)."""
+        ridge = self.alpha[: layout.n_shells] * noise_variance / layout.information  # (S,)
+        solve = partial(self._solve_shell, statistics, ridge, layout)
+        return np.hstack(list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs)))
+
+    def _solve_shell(
+        self, statistics: Statistics, ridge: Float64, layout: FeatureLayout, shell: int
+    ) -> Float64:
+        features, phi = layout.features_of(shell), self.bases[shell]
+        gram, cross = statistics.gram[:, shell, None], statistics.cross[:, features]
+        if phi is None:
+            mean = self.mean[features]
+            denominator = np.maximum(gram + ridge[shell], np.finfo(np.float64).tiny)  # alpha may be 0
+            return np.asarray((cross - gram * mean) / denominator + mean)
+        column = np.zeros(cross.shape[1], dtype=np.int64)
+        return np.asarray(phi @ solve_systems(phi, gram, float(ridge[shell]), phi.T @ cross, column).weights)
