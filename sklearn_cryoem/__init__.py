@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from sklearn_cryoem.io import read_particles, write_particles
     from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses, select_classes
-    from sklearn_cryoem.quality import class_quality
+    from sklearn_cryoem.quality import check_particles, class_quality
 
 _HOMES = {
     "CTFTable": "particles",
@@ -31,6 +31,7 @@ _HOMES = {
     "Poses": "particles",
     "RealigningClusterer": "estimators",
     "SMLClusterer": "estimators",
+    "check_particles": "quality",
     "class_quality": "quality",
     "load_model": "estimators",
     "read_particles": "io",
@@ -47,6 +48,7 @@ __all__ = [  # noqa: RUF022 (alphabetical but for the version)
     "Poses",
     "RealigningClusterer",
     "SMLClusterer",
+    "check_particles",
     "class_quality",
     "load_model",
     "read_particles",

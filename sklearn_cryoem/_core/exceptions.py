@@ -1,5 +1,9 @@
 """The errors and warnings of the library. Each message says what was found, what was expected, what to do."""
 
+import re
+
+_NAME = re.compile(r"\[([a-z]+(?:-[a-z]+)*)\]$")
+
 
 class ParticleDataError(ValueError):
     """A particle file, its metadata or its pixels cannot be used as they are."""
@@ -10,4 +14,16 @@ class ModelFileError(ValueError):
 
 
 class ParticleDataWarning(UserWarning):
-    """Particle data can be used, but something about them is suspicious or was left out."""
+    """Particle data can be used, but something about them is suspicious or was left out.
+
+    Attributes
+    ----------
+    name : str or None
+        Short name of what was found, under which the documentation has more of it; the message ends with it.
+    """
+
+    @property
+    def name(self) -> str | None:
+        """Short name of what was found; None if it has none."""
+        match = _NAME.search(str(self))
+        return None if match is None else match[1]

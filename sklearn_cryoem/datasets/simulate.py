@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import check_random_state
 
-from sklearn_cryoem._core.exceptions import ParticleDataWarning
 from sklearn_cryoem._core.files import check_may_write
+from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_choice, check_number
 from sklearn_cryoem._core.workers import ordered_map, row_blocks
@@ -245,10 +244,10 @@ def _warn_if_it_wraps(volume: Volume, side: float) -> None:
     power = volume.array.astype(np.float64) ** 2
     outside = power[radius > 0.5 * side].sum() / max(power.sum(), np.finfo(float).tiny)
     if outside > 0.01:
-        warnings.warn(
+        notify(
+            "phantom-wraps",
             f"{100 * outside:.0f} % of the volume's power lies outside the {side:g} A of the images and "
             "wraps round. Raise box or pixel_size.",
-            ParticleDataWarning,
             stacklevel=4,
         )
 

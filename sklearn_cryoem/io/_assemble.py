@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 
-from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem.io._locate import ImageFinder
 from sklearn_cryoem.io._raw import RawParticles, RowProblems, check_ctf
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
 from sklearn_cryoem.particles.absent_source import AbsentSource
 from sklearn_cryoem.particles.check import find_bad_images
 from sklearn_cryoem.particles.file_source import FileSource
+from sklearn_cryoem.particles.geometry import pixel_sizes_differ
 from sklearn_cryoem.particles.mrc_files import FrameFile, inspect_mrc
 from sklearn_cryoem.particles.sources import ImageSource
 
@@ -60,6 +61,10 @@ def assemble(
     else:
         source, header_size = _open_images(raw, problems, images_dir)
     size = _one_pixel_size(raw, problems, pixel_size, header_size)
+    if pixel_size is None and size is not None and isinstance(source, FileSource):
+        differing = pixel_sizes_differ(size, [file.pixel_size for file in source.files])
+        if differing is not None:
+            notify("pixel-size-differs", f"{raw.path}: {differing}", stacklevel=3)
     if check_images and not metadata_only:
         _check_pixels(source, problems, verbose)
     problems.check_any_left()
@@ -170,10 +175,10 @@ def _source(
 def _warn_of_truncation(files: list[FrameFile]) -> None:
     truncated = [file.path for file in files if file.n_whole_images < file.n_images]
     if truncated:
-        warnings.warn(
+        notify(
+            "stack-truncated",
             f"{len(truncated)} stack(s) are truncated, though the particles used of them are whole: "
             f"{truncated[0]}. Copy or extract them again.",
-            ParticleDataWarning,
             stacklevel=6,
         )
 
@@ -186,10 +191,10 @@ def _one_pixel_size(
         return float(given)
     if raw.pixel_size is None:
         if header_size is not None:
-            warnings.warn(
+            notify(
+                "pixel-size-from-header",
                 f"{raw.path}: the metadata do not give a pixel size; taking {header_size:g} A from the "
                 "headers of the images. Pass pixel_size= to be sure.",
-                ParticleDataWarning,
                 stacklevel=4,
             )
         elif problems.keep.any() and (need := _needs_pixel_size(raw)):

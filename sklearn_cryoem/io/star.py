@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem.io._raw import (
     ANGSTROM_PER_MM,
     RADIANS_PER_DEGREE,
@@ -241,11 +241,11 @@ def _warn_of_poor_fits(table: _Table) -> None:
     if merit is None or resolution is None:
         return
     if np.median(merit) < _POOR_FIGURE_OF_MERIT and np.median(resolution) > _POOR_RESOLUTION_ANGSTROM:
-        warnings.warn(
+        notify(
+            "ctf-fit-poor",
             f"{table.path}: the CTF fits look poor (median figure of merit {np.median(merit):.3f}, fitted to "
             f"{np.median(resolution):.1f} A). A wrong defocus blurs every class average: estimate the CTF "
             "again, or read with ctf=False.",
-            ParticleDataWarning,
             stacklevel=4,
         )
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import atomic_path, check_may_write
+from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.io._cryosparc_table import cryosparc_records
 from sklearn_cryoem.io._image_names import names_on_disk
@@ -184,10 +184,10 @@ def _write_star(
 def _warn_of_loss(path: Path, lost: list[str]) -> None:
     """Name the columns that are left out, so that nobody misses them later without having been told."""
     if lost:
-        warnings.warn(
+        notify(
+            "columns-lost",
             f"{path}: {len(lost)} column{'s have' if len(lost) > 1 else ' has'} no place in this format and "
             f"{'are' if len(lost) > 1 else 'is'} not written: {', '.join(lost)}. Keep the input file.",
-            ParticleDataWarning,
             stacklevel=4,
         )
 

@@ -1,6 +1,7 @@
-"""How good classes are, and which to keep: measured from the particles, whoever made the classes."""
+"""How good classes are, which to keep, and what is wrong with particles: measured from the images."""
 
+from sklearn_cryoem.quality.checks import Finding, check_particles
 from sklearn_cryoem.quality.suggestion import suggest_classes
 from sklearn_cryoem.quality.table import class_quality
 
-__all__ = ["class_quality", "suggest_classes"]
+__all__ = ["Finding", "check_particles", "class_quality", "suggest_classes"]

@@ -39,8 +39,8 @@ def public_objects():
 def test_the_top_level_holds_these_names_and_no_others():
     assert set(sklearn_cryoem.__all__) == {
         "CTFTable", "DeepClusterer", "MAPAligner", "ParticleStack", "Poses", "RealigningClusterer",
-        "SMLClusterer", "class_quality", "load_model", "read_particles", "save_model", "select_classes",
-        "write_particles", "__version__",
+        "SMLClusterer", "check_particles", "class_quality", "load_model", "read_particles", "save_model",
+        "select_classes", "write_particles", "__version__",
     }  # fmt: skip
     for name in sklearn_cryoem.__all__:
         assert getattr(sklearn_cryoem, name) is not None

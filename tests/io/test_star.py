@@ -173,7 +173,8 @@ def test_several_pixel_sizes_are_refused_by_group(project):
     project.write()
     with pytest.raises(ParticleDataError, match=r"\{1: \[1.25\], 2: \[1.24\]\}.*optics_groups=.*pixel_size="):
         read_particles(project.star)
-    assert read_particles(project.star, optics_groups=[2]).pixel_size == pytest.approx(1.24)
+    with pytest.warns(ParticleDataWarning, match=r"1.24 A per pixel, the headers of the images 2 A"):
+        assert read_particles(project.star, optics_groups=[2]).pixel_size == pytest.approx(1.24)
     assert read_particles(project.star, pixel_size=1.245).pixel_size == 1.245
 
 

@@ -1,0 +1,232 @@
+"""Mistakes that show in the images themselves: contrast, normalisation, CTF, pixel size, mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem._core.notices import NOTICES, Notice, notify
+from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.file_source import FileSource
+from sklearn_cryoem.particles.geometry import box_problem, pixel_sizes_differ
+from sklearn_cryoem.particles.preprocess import TransformedSource
+from sklearn_cryoem.physics.masks import pixel_radius
+from sklearn_cryoem.quality.ctf_fit import ctf_fit
+
+Images = NDArray[np.float32]
+
+MOST_IMAGES, MOST_BYTES = 400, 2**27
+_N_GROUPS, _GROUP_SIZE = 10, 20  # micrographs looked at, if they have that many particles
+_DARK_SHARE, _DARK_ERRORS = 0.55, 4.0  # of the images; standard errors that their mean contrast lies below 0
+_LEVEL, _SPREAD = 1.0, 0.5  # of the background's standard deviation: its mean, and its range over images
+_POOR_SHARE = 0.25  # of the match of the best defocus: a worse one does not fit
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that looks wrong with particles.
+
+    Attributes
+    ----------
+    name : str
+        Short name, under which the documentation has more of it.
+    text : str
+        What was found, with its numbers, and what to do.
+    """
+
+    name: str
+    text: str
+
+    @property
+    def notice(self) -> Notice:
+        """What it means and what to do, in general."""
+        return NOTICES[self.name]
+
+    def __str__(self) -> str:
+        return f"{self.text} [{self.name}]"
+
+
+def check_particles(
+    stack: ParticleStack, *, mask_diameter: float | None = None, warn: bool = True
+) -> list[Finding]:
+    """Look at some particles for mistakes that would spoil any classification.
+
+    Found are particles that are dark on a bright ground, images that are not normalised, a CTF that does not
+    fit the power spectrum, a pixel size that differs from that of the image headers, and a box too tight for
+    the mask. At most 400 images are read, in a second or two.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles.
+    mask_diameter : float, optional
+        That is meant to be used, in Angstrom (pixels where the pixel size is unknown).
+    warn : bool, default=True
+        Whether to give a warning for each finding as well.
+
+    Returns
+    -------
+    list of Finding
+        Empty if all looks well.
+
+    Raises
+    ------
+    ParticleDataError
+        If an image cannot be read.
+
+    Warns
+    -----
+    ParticleDataWarning
+        For each finding; its ``name`` is that of the finding.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem import check_particles
+    >>> from sklearn_cryoem.datasets import make_particles
+    >>> stack = make_particles("ribosome", 100, box=32, random_state=0)
+    >>> check_particles(stack)
+    []
+    >>> [finding.name for finding in check_particles(stack.invert_contrast(), warn=False)]
+    ['dark-particles']
+    """
+    check_number(
+        "mask_diameter", mask_diameter, owner="check_particles", minimum=0, inclusive=False, allow_none=True
+    )
+    found = list(_findings(stack, mask_diameter)) if len(stack) else []
+    for finding in found if warn else ():
+        notify(finding.name, finding.text, stacklevel=2)
+    return found
+
+
+def _findings(stack: ParticleStack, mask_diameter: float | None) -> Iterator[Finding]:
+    pixel_sizes = _differing_pixel_size(stack)
+    if pixel_sizes is not None:
+        yield pixel_sizes
+    problem = None if mask_diameter is None else box_problem(stack.box, stack.pixel_size, mask_diameter)
+    if problem is not None:
+        yield Finding(*problem)
+    rows, group = rows_to_look_at(stack)
+    images = stack.read(rows)
+    for finding in (_dark(images), _not_normalised(images), _wrong_ctf(images, stack, rows, group)):
+        if finding is not None:
+            yield finding
+
+
+def rows_to_look_at(stack: ParticleStack) -> tuple[np.ndarray, np.ndarray]:
+    """Choose some particles: of a few noise groups that are large enough, else spread over all.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles.
+
+    Returns
+    -------
+    rows : ndarray of shape (n_rows,), int
+        Ascending.
+    group : ndarray of shape (n_rows,), int
+        Number of the group of each from 0; all 0 where groups are too small to be told apart.
+    """
+    most = int(np.clip(MOST_BYTES // (4 * stack.box**2), _GROUP_SIZE, MOST_IMAGES))
+    _, code, size = np.unique(stack.noise_group, return_inverse=True, return_counts=True)
+    large = np.flatnonzero(size >= _GROUP_SIZE)
+    if size[large].sum() < 0.5 * len(stack):
+        rows = np.unique(np.linspace(0, len(stack) - 1, most).astype(np.int64))
+        return rows, np.zeros(len(rows), dtype=np.int64)
+    n_groups = min(_N_GROUPS, len(large), max(1, most // _GROUP_SIZE))
+    chosen = large[np.linspace(0, len(large) - 1, n_groups).astype(np.int64)]
+    members = [_spread(np.flatnonzero(code.reshape(-1) == number), most // n_groups) for number in chosen]
+    group = np.repeat(np.arange(n_groups), [len(part) for part in members])
+    rows = np.concatenate(members)
+    order = np.argsort(rows)
+    return rows[order], group[order]
+
+
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    return rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))]
+
+
+def centre_above_rim(images: Images) -> np.ndarray:
+    """Mean of the inner half of each image less the mean of its rim, along the radius.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n_images, D, D)
+        White particles on black have a positive contrast.
+
+    Returns
+    -------
+    ndarray of shape (n_images,)
+    """
+    box = images.shape[1]
+    radius = pixel_radius(box) / (box / 2)  # (D, D)
+    inside, rim = radius < 0.5, (radius > 0.8) & (radius < 1.0)
+    return np.asarray(images[:, inside].mean(axis=1) - images[:, rim].mean(axis=1))
+
+
+def _dark(images: Images) -> Finding | None:
+    contrast = centre_above_rim(images)  # (n_images,)
+    dark = float(np.mean(contrast < 0))
+    sure = contrast.mean() * math.sqrt(max(len(images) - 1, 0)) < -_DARK_ERRORS * contrast.std()
+    if dark <= _DARK_SHARE or not sure:
+        return None
+    return Finding(
+        "dark-particles",
+        f"the particles look dark on a bright ground (in {dark:.0%} of {len(images)} images the middle is "
+        "darker than the rim), and averages will be of no use. Read with invert=True, or without it if it "
+        "was given.",
+    )
+
+
+def _not_normalised(images: Images) -> Finding | None:
+    box = images.shape[1]
+    background = images[:, pixel_radius(box) > 0.375 * box].astype(np.float64)  # (n_images, n_pixels)
+    mean, sd = background.mean(axis=1), background.std(axis=1)
+    seen = sd > 1e-6 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)
+    if seen.sum() < max(2, 0.5 * len(images)):  # masked to a constant: nothing to judge by
+        return None
+    mean, sd = mean[seen], sd[seen]
+    level = float(np.median(np.abs(mean) / sd))
+    low, high = np.percentile(sd, [10, 90])
+    expected = 2.6 / math.sqrt(2 * background.shape[1])  # that range of equal ones, of white noise
+    spread = max(float((high - low) / np.median(sd)) - expected, 0.0)
+    if level <= _LEVEL and spread <= _SPREAD:
+        return None
+    return Finding(
+        "not-normalised",
+        f"the images are not normalised: their background has a mean of {level:.2g} standard deviations "
+        f"(median of {len(mean)} images), and its standard deviation goes from {low:.3g} to {high:.3g}. Read "
+        "with normalise=True, or extract again with normalisation.",
+    )
+
+
+def _wrong_ctf(images: Images, stack: ParticleStack, rows: np.ndarray, group: np.ndarray) -> Finding | None:
+    if stack.ctf is None or stack.pixel_size is None:
+        return None
+    fit = ctf_fit(images, stack.ctf[rows], group, stack.pixel_size)
+    if fit is None or not fit.is_sure or fit.given > _POOR_SHARE * fit.best:
+        return None
+    return Finding(
+        "ctf-does-not-fit",
+        "the CTF does not fit the particles: the power spectrum round them has the rings of a defocus of "
+        f"about {1e-4 * fit.best_defocus_angstrom:.2g} um (match {fit.best:.1f}), and the metadata say "
+        f"{1e-4 * fit.given_defocus_angstrom:.2g} um (match {fit.given:.1f}). Estimate the CTF again, or "
+        "read with ctf=False.",
+    )
+
+
+def _differing_pixel_size(stack: ParticleStack) -> Finding | None:
+    source = stack.images
+    while isinstance(source, TransformedSource):
+        source = source.source
+    if not isinstance(source, FileSource) or stack.pixel_size is None:
+        return None
+    raw = stack.pixel_size * stack.box / source.box
+    used = np.unique(source.file_index)
+    text = pixel_sizes_differ(raw, [source.files[number].pixel_size for number in used])
+    return None if text is None else Finding("pixel-size-differs", text)
