@@ -28,7 +28,6 @@ import joblib
 from joblib import effective_n_jobs
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
 from joblib.parallel import ThreadingBackend, get_active_backend
-from threadpoolctl import threadpool_limits
 
 from sklearn_cryoem._core.workers import WINDOW, single_blas_threads
 
@@ -182,24 +181,26 @@ class ProcessPool(TaskPool):
 
 
 class DaskPool(TaskPool):
-    """Tasks on a dask cluster: shared values are sent to each of its workers once."""
+    """Tasks on a dask cluster: shared values are sent to each of its workers once; see `cluster`."""
 
-    def __init__(self, client: Any, n_workers: int) -> None:
-        self._client, self.n_workers = client, n_workers
-        self._executor = client.get_executor()
+    def __init__(self, cluster: Any, n_workers: int) -> None:
+        self.cluster, self.n_workers = cluster, n_workers
 
     def share(self, value: Any, *, mapped: bool = False) -> Any:
         """Send `value` to every worker."""
-        return self._client.scatter(value, broadcast=True, hash=False)
+        return self.cluster.share(value)
 
     def discard(self, shared: Any) -> None:
         """Let the workers forget the value."""
-        shared.release()
+        self.cluster.discard(shared)
 
-    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
+    def submit(self, function: Callable[..., Result], *args: Any) -> Any:
         """Run ``function(*args)`` on the cluster."""
-        future: Future[Result] = self._executor.submit(_on_one_thread, function, *args)
-        return future
+        return self.cluster.submit(function, *args)
+
+    def result(self, future: Any) -> Any:
+        """What a task returned; tasks of a worker that was lost are done by another."""
+        return self.cluster.result(future)
 
 
 @contextmanager
@@ -219,7 +220,9 @@ def task_pool(n_jobs: int | None = None) -> Iterator[TaskPool]:
     backend = get_active_backend(prefer="processes")[0]
     with single_blas_threads():
         if hasattr(backend, "client"):
-            yield DaskPool(backend.client, n_workers)
+            from sklearn_cryoem._core.cluster import Cluster
+
+            yield DaskPool(Cluster(backend.client), n_workers)
         elif n_workers == 1:
             yield TaskPool()
         elif isinstance(backend, ThreadingBackend):
@@ -282,8 +285,3 @@ def _dump(value: Any, path: str) -> None:
 def _load(path: str) -> Any:
     with open(path, "rb") as file:
         return pickle.load(file)
-
-
-def _on_one_thread(function: Callable[..., Result], *args: Any) -> Result:
-    with threadpool_limits(limits=1):
-        return function(*args)

@@ -64,12 +64,14 @@ def ordered_map(
     *,
     n_jobs: int | None = None,
     spare: int | None = None,
+    here: bool = False,
 ) -> Iterator[Result]:
     """Yield `function(item)` for every item, in order, computed by up to `n_jobs` workers.
 
-    Threads by default; any registered joblib backend through ``joblib.parallel_config``. Every worker has
-    one BLAS thread: `n_jobs` is the only knob. OpenMP counts threads separately for each thread that calls
-    it, so what uses OpenMP inside a worker (finufft) is told its number where it is called. At most
+    Threads by default; any registered joblib backend through ``joblib.parallel_config``. On a dask cluster
+    `function` is sent to each worker once, and what was lost with a worker is done by another. Every worker
+    has one BLAS thread: `n_jobs` is the only knob. OpenMP counts threads separately for each thread that
+    calls it, so what uses OpenMP inside a worker (finufft) is told its number where it is called. At most
     4 * n_jobs results wait in memory, however slowly they are consumed; fewer if `spare` says so.
 
     Parameters
@@ -82,15 +84,22 @@ def ordered_map(
         As in joblib; None means 1 unless a ``parallel_config`` says otherwise.
     spare : int, optional
         Results that are made or wait beyond one for each worker: few where each of them is large.
+    here : bool
+        Whether threads of this process do the work in any case: tasks that are too short to be sent away.
     """
     workers = effective_n_jobs(n_jobs)
     window = WINDOW * workers if spare is None else workers + spare
-    is_threaded = isinstance(get_active_backend(prefer="threads")[0], ThreadingBackend)
+    backend = get_active_backend(prefer="threads")[0]
+    is_threaded = here or isinstance(backend, ThreadingBackend)
+    if here:
+        workers = min(workers, os.cpu_count() or 1)
     with single_blas_threads():
         if workers == 1 and is_threaded:
             yield from map(function, items)
         elif is_threaded:
             yield from _on_threads(function, items, workers, window)
+        elif hasattr(backend, "client"):
+            yield from _on_cluster(backend.client, function, items, window)
         else:
             yield from _by_joblib(function, items, n_jobs, window)
 
@@ -121,6 +130,23 @@ def _by_joblib(
     with Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator") as parallel:
         while some := list(islice(remaining, window)):
             yield from parallel(delayed(_call)(function, item, parent) for item in some)
+
+
+def _on_cluster(
+    client: Any, function: Callable[[Item], Result], items: Iterable[Item], window: int
+) -> Iterator[Result]:
+    from sklearn_cryoem._core.cluster import Cluster
+
+    cluster = Cluster(client)
+    shared = cluster.share(function)
+    try:
+        yield from cluster.map(_applied, items, window, shared)
+    finally:
+        cluster.discard(shared)
+
+
+def _applied(item: Item, function: Callable[[Item], Result]) -> Result:
+    return function(item)
 
 
 @contextmanager

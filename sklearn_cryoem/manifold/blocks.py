@@ -180,6 +180,8 @@ class ArrayBlocks:
         Rows of a block; even.
     """
 
+    sent_once = True  # to each worker of a cluster; see _core.cluster
+
     def __init__(
         self,
         values: Floating,

@@ -58,6 +58,8 @@ class FeatureBlocks:
     where astigmatism is negligible, their distinct radii: fewer products, and fewer systems in the M-step.
     """
 
+    sent_once = True  # to each worker of a cluster; see _core.cluster
+
     def __init__(
         self,
         stack: ParticleStack,

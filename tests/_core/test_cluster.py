@@ -1,0 +1,207 @@
+"""A dask cluster of two processes: same bits, each value sent once, and a killed worker costs time alone."""
+
+import os
+import signal
+from functools import partial
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import cloudpickle
+import numpy as np
+import pytest
+from joblib import parallel_config
+
+from sklearn_cryoem import MAPAligner, SMLClusterer
+from sklearn_cryoem._core import cluster as cluster_module
+from sklearn_cryoem._core.tasks import task_pool
+from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.io import read_particles, write_mrc
+from sklearn_cryoem.manifold import blocks as blocks_module
+from sklearn_cryoem.manifold.expectation import e_step
+from sklearn_cryoem.particles.features import FeatureBlocks
+
+distributed = pytest.importorskip(
+    "distributed", reason="dask is not installed: pip install sklearn-cryoem[dask]"
+)
+dask = pytest.importorskip("dask")
+TWO_PROCESSES = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of dask and tornado
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+class Table:
+    """Stands for a stack: large, and part of every task."""
+
+    sent_once = True
+
+    def __init__(self, n):
+        self.values = np.arange(float(n))
+
+
+def picked(table, item):
+    return os.getpid(), table.values[item]
+
+
+def times(item, factor):
+    return item * factor
+
+
+def dies_once(item, mark):
+    if item == 3 and not os.path.exists(mark):
+        open(mark, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+@pytest.fixture(scope="module")
+def client():
+    soon = {"distributed.comm.timeouts.connect": "3s"}  # the dead are given up by then
+    with dask.config.set(soon), distributed.LocalCluster(**TWO_PROCESSES) as local:
+        with distributed.Client(local) as client:
+            yield client
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stack") / "particles.mrcs"
+    made = make_particles("ribosome", 2000, box=24, snr=1.0, n_views=3, max_shift=15.0, random_state=0)
+    write_mrc(path, made.read(), made.pixel_size)
+    return read_particles(path).with_ctf(made.ctf).with_poses(aligned_to_truth(made).poses)
+
+
+@pytest.fixture
+def kill_a_worker(client, monkeypatch):
+    """Kill a worker process when some results have been taken; return those that were killed."""
+    client.wait_for_workers(2, timeout=60)
+    killed, taken, result = [], [], cluster_module.Cluster.result
+
+    def result_and_kill(self, sending):
+        taken.append(sending)
+        if len(taken) == 12:
+            process = next(iter(client.run(os.getpid).values()))
+            os.kill(process, signal.SIGKILL)
+            killed.append(process)
+        return result(self, sending)
+
+    monkeypatch.setattr(cluster_module.Cluster, "result", result_and_kill)
+    return killed
+
+
+def bytes_moved(monkeypatch, work):
+    """Bytes of shared values, tasks and results of ``work()`` on the cluster."""
+    moved = []
+    submit, result, send = (getattr(cluster_module.Cluster, name) for name in ("submit", "result", "_send"))
+
+    def counting_submit(self, function, *args):
+        moved.append(len(cloudpickle.dumps([a.name if hasattr(a, "name") else a for a in args])))
+        return submit(self, function, *args)
+
+    def counting_result(self, sending):
+        found = result(self, sending)
+        moved.append(len(cloudpickle.dumps(found)))
+        return found
+
+    def counting_send(self, parcel, workers):
+        before = self.bytes_sent
+        send(self, parcel, workers)
+        moved.append(self.bytes_sent - before)
+
+    with monkeypatch.context() as patch, parallel_config("dask"):
+        patch.setattr(cluster_module.Cluster, "submit", counting_submit)
+        patch.setattr(cluster_module.Cluster, "result", counting_result)
+        patch.setattr(cluster_module.Cluster, "_send", counting_send)
+        work()
+    return sum(moved)
+
+
+def test_a_shared_value_reaches_every_task_in_order(client):
+    with parallel_config("dask"), task_pool() as pool:
+        factor = pool.share(np.arange(3.0))
+        found = list(pool.map(times, range(20), factor))
+        pool.discard(factor)
+    np.testing.assert_array_equal(found, np.outer(np.arange(20), np.arange(3.0)))
+
+
+def test_what_is_sent_once_is_not_sent_again_with_the_next_pass(client, monkeypatch):
+    sent = []
+    send = cluster_module.Cluster._send
+    monkeypatch.setattr(
+        cluster_module.Cluster,
+        "_send",
+        lambda self, parcel, workers: sent.append(len(self._packed(parcel))) or send(self, parcel, workers),
+    )
+    table = Table(100_000)
+    with parallel_config("dask"):
+        for _ in range(2):
+            found = list(ordered_map(partial(picked, table), range(40)))
+    assert [value for _, value in found] == list(range(40))
+    processes = {process for process, _ in found}
+    assert os.getpid() not in processes
+    assert sum(n > 100_000 for n in sent) == 2, "the table goes to each of two workers once"
+    assert all(n < 2_000 for n in sent if n <= 100_000)
+
+
+def test_a_killed_worker_costs_time_alone(client, tmp_path):
+    with parallel_config("dask"), task_pool() as pool:
+        mark = pool.share(str(tmp_path / "mark"))
+        assert list(pool.map(dies_once, range(12), mark)) == list(range(12))
+    assert (tmp_path / "mark").exists()
+
+
+def test_a_task_that_kills_every_worker_is_reported(monkeypatch):
+    dead = distributed.scheduler.KilledWorker("task", SimpleNamespace(address="tcp://node:1"), 3)
+    future = SimpleNamespace(result=Mock(side_effect=dead))
+    cluster = cluster_module.Cluster(SimpleNamespace(submit=lambda *args, **kwargs: future))
+    with pytest.raises(RuntimeError, match=r"4 workers .* more memory"):
+        cluster.result(cluster.submit(times, 1, 2))
+
+
+def assert_same_fit(model, other):
+    for name, value in vars(other).items():
+        if name.endswith("_") and isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(getattr(model, name), value, err_msg=name)
+
+
+def clusterer():
+    return SMLClusterer((4, 4), max_iter=40, tol=0.1, random_state=0)
+
+
+def aligner():
+    return MAPAligner(3, n_batches=4, max_iter=2, max_shift=15.0, random_state=0)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("make", [clusterer, aligner])
+def test_a_fit_on_the_cluster_has_the_same_bits_though_a_worker_is_killed(stack, make, kill_a_worker):
+    with parallel_config("dask"):
+        far = make().fit(stack)
+    assert len(kill_a_worker) == 1
+    assert_same_fit(far, make().fit(stack))
+
+
+def test_an_iteration_moves_as_many_bytes_for_twice_the_particles(client, stack, monkeypatch):
+    monkeypatch.setattr(blocks_module, "N_SHARDS", 2)
+    model, moved = clusterer().fit(stack[:500]), []
+    for n in (1000, 2000):  # two blocks and four
+        blocks = FeatureBlocks(stack[:n], model._space.plane)
+        matcher = model._manifold.matcher(blocks.layout, dtype=np.float32)
+        once = bytes_moved(monkeypatch, partial(e_step, blocks, matcher))
+        moved.append((once, bytes_moved(monkeypatch, partial(e_step, blocks, matcher))))
+    (first, small), (first_of_more, large) = moved
+    assert abs(large - small) < 100
+    assert first > small, "the first also sends the table of all particles"
+    assert first_of_more > large
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_mini_batch_moves_as_many_bytes_whatever_the_number_of_particles(client, stack, monkeypatch):
+    moved = []
+    for n in (1000, 2000):
+        model = MAPAligner(3, n_references=3, n_batches=6, batch_size=200, max_iter=1, random_state=0)
+        few = MAPAligner(3, n_references=3, n_batches=2, batch_size=200, max_iter=1, random_state=0)
+        more, less = (bytes_moved(monkeypatch, partial(m.fit, stack[:n])) for m in (model, few))
+        moved.append(more - less)
+    assert moved[1] < 1.2 * moved[0]
