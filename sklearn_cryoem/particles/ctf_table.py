@@ -104,7 +104,7 @@ class CTFTable(Immutable):
         Parameters
         ----------
         frequency : ndarray of shape (J,)
-            |s| in 1/Angstrom.
+            ``|s|`` in 1/Angstrom.
         azimuth : ndarray of shape (J,)
             atan2(ky, kx) in radians.
         rotation_rad : ndarray of shape (n_images,), optional
@@ -137,7 +137,7 @@ class CTFTable(Immutable):
         )  # (n_images, J)
 
     def is_isotropic(self, tolerance_angstrom: float = 1.0) -> bool:
-        """Whether no particle's astigmatism |du - dv| exceeds `tolerance_angstrom`."""
+        """Whether no particle's astigmatism ``|du - dv|`` exceeds `tolerance_angstrom`."""
         split = np.abs(self.defocus_u_angstrom - self.defocus_v_angstrom)
         return bool((split <= tolerance_angstrom).all())
 
