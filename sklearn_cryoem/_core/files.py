@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def room_for(what: str, remedy: str) -> Iterator[None]:
+    """Turn the system's word for a full disk into a message that says what to do.
+
+    Parameters
+    ----------
+    what : str
+        What is being written.
+    remedy : str
+        What to do about it.
+
+    Raises
+    ------
+    OSError
+        Of the same number, if the disk is full, a quota used up, or a limit on the size of files reached.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(error.errno, f"No room for {what} ({os.strerror(error.errno)}). {remedy}") from error
 
 
 @contextmanager
@@ -26,6 +53,8 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
         If `path` exists and `overwrite` is false; checked before any work and again before the renaming.
     FileNotFoundError
         If the folder of `path` does not exist.
+    OSError
+        If the disk is full; the message says so.
     """
     target = Path(path)
     check_may_write(target, overwrite=overwrite)
@@ -33,7 +62,8 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with room_for(str(target), "Make room, or write elsewhere; no half-written file is left behind."):
+            yield temporary
         check_may_write(target, overwrite=overwrite)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)

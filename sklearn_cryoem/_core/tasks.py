@@ -29,6 +29,7 @@ from joblib import effective_n_jobs
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
 from joblib.parallel import ThreadingBackend, get_active_backend
 
+from sklearn_cryoem._core.files import room_for
 from sklearn_cryoem._core.workers import WINDOW, single_blas_threads
 
 logger = logging.getLogger(__name__)
@@ -278,7 +279,9 @@ def _run(function: Callable[..., Any], args: tuple[Any, ...], path: str) -> str:
 
 
 def _dump(value: Any, path: str) -> None:
-    with open(path, "wb") as file:  # joblib's own pickler, written in Python, takes ten times as long
+    remedy = "Point JOBLIB_TEMP_FOLDER to a folder with more room, or take n_jobs=1."
+    # joblib's own pickler, written in Python, takes ten times as long
+    with room_for(f"what workers share in {os.path.dirname(path)}", remedy), open(path, "wb") as file:
         pickle.dump(value, file, protocol=pickle.HIGHEST_PROTOCOL)
 
 

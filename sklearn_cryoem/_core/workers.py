@@ -10,11 +10,12 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
-from threading import Lock
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import Any, Protocol, TypeVar
 
 from joblib import Parallel, delayed, effective_n_jobs
@@ -109,17 +110,66 @@ def _on_threads(
 ) -> Iterator[Result]:
     # a tenth of joblib's time for each item, and no worker waits for the others between windows
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= window:
-                    yield waiting.popleft().result()
-            while waiting:
+    pool = DaemonThreads(workers)
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= window:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    except (KeyboardInterrupt, SystemExit):
+        pool.leave()  # whoever wants to go does not wait for a thread that waits for a stalled disk
+        raise
+    finally:
+        for future in waiting:
+            future.cancel()
+        pool.close()
+
+
+class DaemonThreads:
+    """Threads that the interpreter does not wait for when it ends: `ThreadPoolExecutor` would.
+
+    Parameters
+    ----------
+    n_threads : int
+        How many.
+    """
+
+    def __init__(self, n_threads: int) -> None:
+        self._tasks: SimpleQueue[Any] = SimpleQueue()
+        self._threads = [Thread(target=self._work, daemon=True) for _ in range(n_threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+        """Have ``function(item)`` done by the next thread that is free."""
+        future: Future[Result] = Future()
+        self._tasks.put((future, function, item))
+        return future
+
+    def close(self) -> None:
+        """Let the threads end, and wait until they have."""
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def leave(self) -> None:
+        """Let the threads end, and wait for none of them."""
+        for _ in self._threads:
+            self._tasks.put(None)
+        self._threads = []
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, function, item = task
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(item))
+                except BaseException as error:
+                    future.set_exception(error)
+            del task, future, function, item
 
 
 def _by_joblib(

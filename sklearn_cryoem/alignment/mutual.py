@@ -203,7 +203,9 @@ class _Forest:
         """Loss of uniting every pair, below the diagonal; infinite elsewhere."""
         n = len(self.values)
         table = np.full((n, n), np.inf)
-        rows = ordered_map(lambda i: self.losses(i, np.arange(i)), list(range(1, n)), n_jobs=n_jobs, here=True)
+        rows = ordered_map(
+            lambda i: self.losses(i, np.arange(i)), list(range(1, n)), n_jobs=n_jobs, here=True
+        )
         for i, row in enumerate(rows, start=1):
             table[i, :i] = row
         return table

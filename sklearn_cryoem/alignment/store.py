@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sklearn_cryoem._core.files import room_for
 
 Rows = NDArray[np.int64]
 
@@ -49,7 +53,7 @@ class FeatureStore:
         """Go on in files of `folder`, which must outlive the store."""
         old, self._folder = self._arrays, folder
         for name, (shape, dtype) in self._shapes.items():
-            np.memmap(folder / name, dtype, "w+", shape=shape)
+            _make_file(folder / name, math.prod(shape) * np.dtype(dtype).itemsize)
         self._arrays = self._opened(folder)
         if old["is_ready"].any():
             for name, array in old.items():
@@ -72,3 +76,13 @@ class FeatureStore:
             name: np.asarray(np.memmap(folder / name, dtype, "r+", shape=shape))
             for name, (shape, dtype) in self._shapes.items()
         }
+
+
+def _make_file(path: Path, n_bytes: int) -> None:
+    """A file of zeros that has its place on the disk: a map of one that has not kills who writes beyond."""
+    remedy = "Point JOBLIB_TEMP_FOLDER to a folder with more room, or take n_jobs=1."
+    with room_for(f"{n_bytes / 1e6:.0f} MB of features in {path.parent}", remedy), open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        else:
+            file.truncate(n_bytes)

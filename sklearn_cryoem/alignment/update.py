@@ -188,7 +188,8 @@ def update_model(
 
     blocks = even_blocks(len(references), TRANSFORMS_PER_TASK)
     images, values = (
-        np.concatenate(part) for part in zip(*ordered_map(masked, blocks, n_jobs=n_jobs, here=True), strict=True)
+        np.concatenate(part)
+        for part in zip(*ordered_map(masked, blocks, n_jobs=n_jobs, here=True), strict=True)
     )
     floor = SMALLEST_NOISE * stats.power / np.maximum(stats.n_images, 1e-9) + TINY_POWER
     residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction

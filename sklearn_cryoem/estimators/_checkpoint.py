@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import joblib
@@ -45,8 +47,16 @@ class CheckpointFile:
         """Write the state if the last time is long ago, or `now`."""
         if not now and time.monotonic() - self._last < SECONDS_BETWEEN:
             return
-        with atomic_path(self.path, overwrite=True) as temporary:
-            write_state(state, temporary)
+        try:
+            with atomic_path(self.path, overwrite=True) as temporary:
+                write_state(state, temporary)
+        except OSError as error:  # what was computed is worth more than its copy
+            warnings.warn(
+                f"The state of the fit could not be kept: {error}. The fit goes on; if it is killed, it will "
+                "go on from the last state kept, or from the start.",
+                UserWarning,
+                stacklevel=2,
+            )
         self._last = time.monotonic()
 
     def remove(self):
@@ -90,5 +100,12 @@ def checkpoint_of(estimator, data):
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{name}(checkpoint={str(folder)!r}): this is a file. Give a folder.")
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:  # said now, not after the first half minute
+        raise PermissionError(
+            f"{name}(checkpoint={str(folder)!r}): nothing can be written there ({error.strerror}). Give a "
+            "folder of your own."
+        ) from error
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return CheckpointFile(folder / f"{name.lower()}-{digest}.npz")

@@ -43,8 +43,9 @@ class FilePool:
         """Lend an open descriptor of `file` to this thread alone."""
         descriptor = self._take(file.path)
         if descriptor is None:
-            descriptor = _open_unchanged(file)
+            descriptor = _open(file)
         try:
+            _check_unchanged(file, descriptor)
             yield descriptor
         finally:
             self._give_back(descriptor, file.path)
@@ -72,19 +73,21 @@ def _close_all(idle: OrderedDict[int, str]) -> None:
         os.close(idle.popitem()[0])
 
 
-def _open_unchanged(file: FrameFile) -> int:
+def _open(file: FrameFile) -> int:
     try:
-        descriptor = os.open(file.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        return os.open(file.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
         raise ParticleDataError(
             f"{file.path}: cannot be opened any more ({error.strerror}). Put it back, or read the particles "
             "again with images_dir= set to where the images are now."
         ) from error
+
+
+def _check_unchanged(file: FrameFile, descriptor: int) -> None:
+    """Raise if the file was written to since the particles were read from it; a moment's work."""
     status = os.fstat(descriptor)
     if status.st_size != file.size or abs(status.st_mtime_ns - file.mtime_ns) > _CLOCK_SLACK_NS:
-        os.close(descriptor)
         raise ParticleDataError(f"{file.path}: has changed since these particles were read. Read them again.")
-    return descriptor
 
 
 class FileSource(Immutable):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,8 @@ def inspect_mrc(path: str | Path) -> FrameFile:
         If the file is not MRC, is compressed, holds complex numbers, or its images are not square.
     """
     status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ParticleDataError(f"{path}: this is no file, but a folder, pipe or device. Give an .mrcs file.")
     header, oddities = _read_header(path, status.st_size)
     mode = int(header.mode)
     nx, ny, nz = int(header.nx), int(header.ny), int(header.nz)
