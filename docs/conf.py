@@ -42,7 +42,7 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_preprocess_types = False
 
-myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
 suppress_warnings = ["config.cache"]
@@ -55,13 +55,13 @@ sphinx_gallery_conf = {
     "doc_module": ("sklearn_cryoem",),
     "image_scrapers": ("matplotlib", last_figure),
     "capture_repr": (),
-    "reference_url": {"sklearn_cryoem": None},
     "show_memory": False,
     "min_reported_time": 5,
     "write_computation_times": False,
     "plot_gallery": "True",
     "abort_on_example_error": True,
     "remove_config_comments": True,
+    "within_subsection_order": "gallery.in_order",
     "download_all_examples": False,
     "show_signature": False,
 }

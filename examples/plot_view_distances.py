@@ -52,7 +52,7 @@ print(f"{'by chance':24s} within 10 degrees {fraction_within(chance, views):6.1%
 figure, axes = plt.subplots(layout="constrained")
 bins = np.arange(0, 181, 4)
 for name, label in labels.items():
-    distances = np.degrees(view_distances(label, views))
+    distances = view_distances(label, views)
     axes.hist(distances, bins, density=True, histtype="step", lw=2, label=name)
 axes.plot(bins, np.sin(np.radians(bins)) / 2 * np.pi / 180, color="0.6", ls="--", label="by chance")
 axes.set(xlabel="angle between views of a same-class pair (degrees)", ylabel="density", xlim=(0, 180))

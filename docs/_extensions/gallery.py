@@ -3,10 +3,19 @@
 from matplotlib.figure import Figure
 from sphinx_gallery.scrapers import figure_rst
 
+ORDER = ("ribosome_views", "view_distances", "manifold_atlas", "rings_in_a_class", "deep_clustering",
+         "class_quality", "realignment", "streaming", "choose_model")  # fmt: skip
+
+
+def in_order(filename):
+    """Place of an example in the gallery: as above, others behind."""
+    name = filename.removeprefix("plot_").removesuffix(".py")
+    return (ORDER.index(name) if name in ORDER else len(ORDER), name)
+
 
 def last_figure(block, block_vars, gallery_conf):
     """Save the figure that is the last value of a cell, as a notebook would show it."""
-    value = block_vars["example_globals"].pop("___", None)
+    value = block_vars["example_globals"].get("___")
     if block[0] != "code" or not isinstance(value, Figure):
         return ""
     path = next(iter(block_vars["image_path_iterator"]))

@@ -1,0 +1,123 @@
+"""The documentation tells the truth: its Python runs, its commands parse, its links lead somewhere."""
+
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    page for page in DOCS.rglob("*.md") if "decisions" not in page.parts and "_build" not in page.parts
+)
+PUBLIC_PACKAGES = ["datasets", "estimators", "io", "metrics", "particles", "plotting", "quality", "report"]
+
+
+def name_of(page):
+    return page.relative_to(DOCS).as_posix()
+
+
+def blocks(page, language):
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # toys: few particles a class
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    from sklearn_cryoem import write_particles
+    from sklearn_cryoem.datasets import make_particles
+
+    monkeypatch.chdir(tmp_path)
+    stack = make_particles("ribosome", 120, box=24, snr=1.0, n_views=5, path="particles.mrcs", random_state=0)
+    write_particles(stack, "particles.star")
+    namespace = {}
+    for number, block in enumerate(blocks(page, "python"), start=1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=name_of)
+def test_the_commands_of_a_page_parse(page):
+    from sklearn_cryoem.cli.main import build_parser
+
+    for line in "".join(blocks(page, "bash")).splitlines():
+        words = re.sub(r"\s+#.*", "", line).split()
+        if words[:1] == ["sklearn-cryoem"] and not words[1].startswith("-"):
+            assert build_parser().parse_args(words[1:]).command == words[1]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_links_of_a_page_lead_somewhere(page):
+    text = re.sub(r"```.*?```|\$[^$]+\$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
+        path = (page.parent / target).resolve()
+        if "auto_examples" in path.parts:  # made from examples/ when the pages are built
+            path = ROOT / "examples" / f"{path.stem}.py" if path.stem != "index" else ROOT / "examples"
+        assert path.exists(), target
+
+
+def test_the_reference_names_every_public_thing_once():
+    text = (DOCS / "api.rst").read_text(encoding="utf-8")
+    named = re.findall(r"^   ([\w.]+)$", text, re.MULTILINE)
+    assert len(named) == len(set(named))
+    found = {name.rsplit(".", 1)[-1]: name for name in named}
+    for package in PUBLIC_PACKAGES:
+        for name in importlib.import_module(f"sklearn_cryoem.{package}").__all__:
+            assert name in found, f"sklearn_cryoem.{package}.{name} is missing in docs/api.rst"
+    package = importlib.import_module("sklearn_cryoem")
+    for path in named:
+        thing = package
+        for part in path.split("."):
+            thing = getattr(thing, part)
+
+
+def test_every_command_has_its_help_in_the_reference():
+    from sklearn_cryoem.cli.main import build_parser
+
+    listed = re.findall(
+        r"^```\{command-help\} (\w+)$", (DOCS / "command_line.md").read_text("utf-8"), re.MULTILINE
+    )
+    known = re.search(r"\{([\w,]+)\}", build_parser().format_usage())
+    commands = known[1].split(",") if known else build_parser()._subparsers._group_actions[0].choices
+    assert sorted(listed) == sorted(commands)
+
+
+# ---------------------------------------------------------------- pictures of the conventions
+@pytest.fixture(scope="module")
+def drawing():
+    spec = importlib.util.spec_from_file_location("draw_conventions", DOCS / "draw_conventions.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def centre_of_mass(image):
+    weight = np.clip(image - np.median(image), 0, None)
+    axis = np.arange(len(image)) - len(image) // 2
+    return np.array([(weight.sum(axis=0) * axis).sum(), (weight.sum(axis=1) * axis).sum()]) / weight.sum()
+
+
+def test_pictures_of_the_conventions_show_what_is_said(drawing):
+    average, (x, y) = drawing.particles(), drawing.OFFSET
+    moved = centre_of_mass(drawing.particles(0.0, (x, y))) - centre_of_mass(average)
+    np.testing.assert_allclose(moved, [-x, -y], atol=0.2)  # adding the shift brings it back
+    before, after = (np.arctan2(*centre_of_mass(image)[::-1]) for image in (average, drawing.particles(40.0)))
+    assert np.degrees(before - after) % 360 == pytest.approx(
+        40, abs=2
+    )  # counter-clockwise of its class average
+    again = drawing.undone(drawing.particles(drawing.PSI_DEGREES, drawing.OFFSET))
+    assert np.corrcoef(again.ravel(), average.ravel())[0, 1] > 0.99
+
+
+def test_pictures_of_the_conventions_can_be_drawn_again(drawing, tmp_path):
+    for draw in (drawing.draw_axes, drawing.draw_pose, drawing.draw_ctf):
+        draw(tmp_path)
+    drawn = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert drawn == sorted(path.name for path in (DOCS / "images").glob("conventions_*.png"))
