@@ -3,14 +3,8 @@
 import math
 from pathlib import Path
 
-import numpy as np
-
+from sklearn_cryoem.cli._wording import in_the_shell
 from sklearn_cryoem.cli.console import CommandError
-
-SMALL_MASK = 0.25  # of the box: particles are extracted in boxes one and a half to three times their size
-LOOKED_AT = 200  # images, spread over all
-DARK_PART = 0.75  # of them
-DARK_T = 5.0  # standard errors that their mean contrast lies below 0
 
 
 def check_options(options, stack, console):
@@ -39,16 +33,11 @@ def check_options(options, stack, console):
     unit = "px" if stack.pixel_size is None else "A"
     pixel = stack.pixel_size or 1.0
     side = stack.box * pixel
-    shift, mask, finest = options.max_shift, options.mask_diameter, options.max_resolution
+    shift, finest = options.max_shift, options.max_resolution
     if shift is not None and shift > side / 2 and not options.skip_align:
         raise CommandError(
             f"--max-shift is {shift:g} {unit}, more than half the box ({side / 2:.4g} {unit}). Give how far "
             f"particles are off the centre of their boxes, at most."
-        )
-    if mask is not None and mask < SMALL_MASK * side:
-        console.warn(
-            f"--mask-diameter {mask:g} {unit} is {mask / side:.0%} of the box ({side:.4g} {unit}). Particles "
-            f"are larger as a rule: make sure that it is in {'pixels' if unit == 'px' else 'Angstrom'}."
         )
     if finest is not None and finest < 2 * pixel:
         console.warn(
@@ -57,47 +46,33 @@ def check_options(options, stack, console):
         )
 
 
-def question_contrast(stack, console, *, inverted):
-    """Warn if the particles look dark on a bright ground.
+def question_particles(stack, console, *, mask_diameter=None, pixel_size=None):
+    """Look at some particles and warn of what looks wrong with them.
 
     Parameters
     ----------
     stack : ParticleStack
-        What was read; some images spread over it are looked at.
+        What was read.
     console : Console
-        Says the warning.
-    inverted : bool
-        Whether the user asked for inversion: then the remedy is to leave that out.
-    """
-    rows = np.unique(np.linspace(0, len(stack) - 1, LOOKED_AT).astype(int))
-    contrast = centre_above_rim(stack.read(rows))  # (n_rows,)
-    dark = np.mean(contrast < 0)
-    too_sure = contrast.mean() * math.sqrt(len(rows) - 1) < -DARK_T * contrast.std()
-    if dark > DARK_PART and too_sure:
-        remedy = "Leave --invert out" if inverted else "Pass --invert"
-        console.warn(
-            f"the particles look dark on a bright ground (in {dark:.0%} of {len(rows)} images the middle is "
-            f"darker than the rim), and averages will be of no use. {remedy}."
-        )
-
-
-def centre_above_rim(images):
-    """Mean of the inner half of each image less the mean of its rim, along the radius.
-
-    Parameters
-    ----------
-    images : ndarray of shape (n_images, D, D)
-        White particles on black have a positive contrast.
+        Says the warnings.
+    mask_diameter : float or None
+        That the user asked for.
+    pixel_size : float or None
+        That the user gave, who then knows that the files say otherwise.
 
     Returns
     -------
-    ndarray of shape (n_images,)
+    list of Finding
+        What was warned of.
     """
-    box = images.shape[1]
-    axis = np.arange(box) - box // 2
-    radius = np.hypot(axis[:, None], axis) / (box / 2)  # (D, D)
-    inside, rim = radius < 0.5, (radius > 0.8) & (radius < 1.0)
-    return images[:, inside].mean(axis=1) - images[:, rim].mean(axis=1)
+    from sklearn_cryoem.quality import check_particles
+
+    found = check_particles(stack, mask_diameter=mask_diameter, warn=False)
+    if pixel_size is not None:
+        found = [finding for finding in found if finding.name != "pixel-size-differs"]
+    for finding in found:
+        console.warn(in_the_shell(str(finding)))
+    return found
 
 
 def where_images_are(written, stack, options):
@@ -119,15 +94,15 @@ def where_images_are(written, stack, options):
     -------
     Path or None
     """
-    from sklearn_cryoem.io._locate import ImageFinder
+    from sklearn_cryoem.io import find_image
 
     column = next((name for name in ("rlnImageName", "blob/path") if name in stack.metadata), None)
     if column is None:
         return None
     name = str(stack.metadata[column].iloc[0]).rpartition("@")[2].lstrip(">")
-    found = ImageFinder(options.particles, options.images_dir).find(name)
-    if found is None or ImageFinder(written).find(name) is not None:
+    found = find_image(name, options.particles, images_dir=options.images_dir)
+    if found is None or find_image(name, written) is not None:
         return None
     if options.images_dir is not None:
         return Path(options.images_dir)
-    return Path(str(Path(found).absolute()).removesuffix(str(Path(name))))
+    return Path(str(found.absolute()).removesuffix(str(Path(name))))

@@ -26,14 +26,17 @@ def places_and_posterior(clusterer, stack):
     positions : ndarray of shape (n_images, n_components)
     posterior : ndarray of shape (n_images,)
     """
-    both = clusterer._posteriors(stack, partial(_place_and_certainty, clusterer))
-    return both[:, :-1], both[:, -1]
+    basis, mode = clusterer._manifold.basis, clusterer.position
+    nodes = basis.nodes if mode == "mode" else basis.embedding  # as clusterer.transform has it
+    both = clusterer._posteriors(stack, partial(_place_and_certainty, nodes, mode))
+    places = both[:, :-1]
+    return places if mode == "mode" else basis.space.unembed(places), both[:, -1]
 
 
-def _place_and_certainty(clusterer, posterior):
+def _place_and_certainty(nodes, mode, posterior):
     from sklearn_cryoem.manifold.classes import latent_positions
 
-    places = latent_positions(posterior, clusterer.latent_nodes_, clusterer.position)
+    places = latent_positions(posterior, nodes, mode)
     return np.column_stack([places, posterior.responsibilities.max(axis=1)])
 
 

@@ -1,5 +1,7 @@
 """From the options of a command line to the estimators they ask for."""
 
+import math
+
 from sklearn_cryoem.cli.console import CommandError
 
 
@@ -11,6 +13,7 @@ def make_clusterer(options):
         options.classes,
         n_components=options.latent_dim,
         n_basis=options.basis,
+        topology=options.topology,
         **_given(_shared(options)),
         **_given({"max_iter": options.iterations}),
         **machine(options),
@@ -41,6 +44,8 @@ def make_aligner(options, stack):
         **_given({"n_batches": options.align_batches, "n_init": options.align_starts}),
         **_given({"n_references": options.align_references}),
         **_given({"noise": "group" if options.noise_groups else None}),
+        **_given({"angle_range": None if options.angle_range is None else math.radians(options.angle_range)}),
+        align_mirrored=options.align_mirrored,
         **machine(options),
     )
 

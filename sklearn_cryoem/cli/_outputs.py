@@ -14,6 +14,7 @@ import numpy as np
 
 from sklearn_cryoem._core.files import atomic_path
 from sklearn_cryoem._version import __version__
+from sklearn_cryoem.cli._config import RUN, run_text
 from sklearn_cryoem.cli.console import CommandError
 
 SUMMARY = "summary.json"
@@ -39,7 +40,7 @@ class RunFolder:
     """
 
     def __init__(self, path, names, *, force=False):
-        self.path, self.names, self.force = path, [*names, SUMMARY], force
+        self.path, self.names, self.force = path, [*names, RUN, SUMMARY], force
         self.written_at = datetime.now(UTC).isoformat(timespec="seconds")  # of the run, in all of its files
         self.seconds = {}  # stage -> wall-clock seconds
         self._started = time.perf_counter()
@@ -91,7 +92,7 @@ class RunFolder:
             writer.writerows(rows)
 
     def write_summary(self, command, options, results, warnings):
-        """Write `summary.json`, the sign that the run is complete.
+        """Write `run.yaml`, and then `summary.json`, the sign that the run is complete.
 
         Parameters
         ----------
@@ -104,6 +105,8 @@ class RunFolder:
         warnings : list of str
             What it warned of.
         """
+        with self.writing(RUN) as path:
+            path.write_text(run_text(command, options), encoding="utf-8")
         summary = {
             "command": command,
             "written_at": self.written_at,
@@ -112,7 +115,7 @@ class RunFolder:
             "results": results,
             "warnings": warnings,
             "seconds": {**self.seconds, "total": time.perf_counter() - self._started},
-            "files": [name for name in self.names if (self.path / name).exists()] + [SUMMARY],
+            "files": [name for name in self.names[:-1] if (self.path / name).exists()] + [SUMMARY],
         }
         with self.writing(SUMMARY) as path:
             path.write_text(json.dumps(as_json(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -146,5 +149,5 @@ def as_json(value):
 
 def options_as_dict(options):
     """What the command line was, without what is only about talking."""
-    hidden = {"run", "quiet", "verbose", "debug", "command", "force"}
+    hidden = {"run", "quiet", "verbose", "debug", "command", "force", "config"}
     return {key: value for key, value in vars(options).items() if key not in hidden}

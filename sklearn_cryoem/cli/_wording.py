@@ -23,6 +23,8 @@ _OF_ESTIMATOR = {
         "min_class_size": "--min-class-size",
     },
     "MAPAligner": {
+        "align_mirrored": "--align-mirrored",
+        "angle_range": "--angle-range",
         "max_iter": "--align-iterations",
         "n_batches": "--align-batches",
         "n_clusters": "--align-classes",
@@ -34,6 +36,7 @@ _OF_ESTIMATOR = {
         "n_basis": "--basis",
         "n_clusters": "--classes",
         "n_components": "--latent-dim",
+        "topology": "--topology",
     },
 }
 

@@ -228,6 +228,7 @@ def draw(outcome, classes, folder):
         clusterer.latent_nodes_,
         latent_positions=outcome.positions,
         counts=classes["size"],
+        topology=clusterer.topology,
     )
     figures = {GALLERY: gallery.figure, ATLAS: atlas.figure, CONVERGENCE: draw_convergence(outcome)}
     if aligner is not None:

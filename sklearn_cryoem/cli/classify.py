@@ -5,6 +5,7 @@ from pathlib import Path
 from sklearn_cryoem.cli._arguments import (
     add_machine,
     add_output,
+    angle,
     count,
     count_or_auto,
     count_or_grid,
@@ -12,6 +13,7 @@ from sklearn_cryoem.cli._arguments import (
     positive,
     whole,
 )
+from sklearn_cryoem.cli._config import add_config
 from sklearn_cryoem.cli._outputs import RunFolder, options_as_dict
 from sklearn_cryoem.cli.console import CommandError
 
@@ -32,6 +34,7 @@ def add_parser(commands):
     )  # fmt: skip
     parser.add_argument("particles", metavar="PARTICLES", type=Path, help="a .star, .cs or .mrcs file")
     add_output(parser)
+    add_config(parser)
     add_reading(parser.add_argument_group("reading"))
     add_classification(parser)
     add_machine(parser.add_argument_group("machine"))
@@ -94,6 +97,14 @@ def add_classification(parser):
         help="particles are off centre by at most this, in Angstrom (default: chosen from the box)",
     )  # fmt: skip
     align.add_argument(
+        "--angle-range", metavar="DEG", type=angle,
+        help="search this far round the in-plane angles of the file, in degrees (default: all angles)",
+    )  # fmt: skip
+    align.add_argument(
+        "--align-mirrored", action="store_true",
+        help="let mirror images share classes: the same view from opposite sides",
+    )  # fmt: skip
+    align.add_argument(
         "--noise-groups", action="store_true",
         help="a noise spectrum for each micrograph, instead of one for all particles",
     )  # fmt: skip
@@ -106,13 +117,13 @@ def add_classification(parser):
         help="number of classes, rounded to a regular grid, or the grid itself: 10x10",
     )  # fmt: skip
     cluster.add_argument(
-        "--latent-dim",
-        metavar="L",
-        type=count,
-        choices=(1, 2, 3),
-        default=2,
-        help="dimension of the manifold",
-    )
+        "--latent-dim", metavar="L", type=count, choices=(1, 2, 3),
+        help="dimension of the manifold (default: that of its shape, 2 for a grid)",
+    )  # fmt: skip
+    cluster.add_argument(
+        "--topology", choices=("grid", "ring", "torus", "sphere"), default="grid",
+        help="shape of the manifold; closed ones for motions and views that come round",
+    )  # fmt: skip
     cluster.add_argument(
         "--basis", metavar="N", type=count_or_auto, default="auto",
         help="basis functions of the manifold: fewer are smoother",
@@ -135,7 +146,9 @@ def run(options, console):
             stack, n_left_out = _workflow.read(options, folder, console)
         console.say(f"{stack!r}")
         _advice.check_options(options, stack, console)
-        _advice.question_contrast(stack, console, inverted=options.invert)
+        _advice.question_particles(
+            stack, console, mask_diameter=options.mask_diameter, pixel_size=options.pixel_size
+        )
         outcome = _workflow.classify(stack, options, folder)
         results = _workflow.write(outcome, folder, console)
         results["n_left_out"] = n_left_out

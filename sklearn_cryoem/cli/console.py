@@ -1,6 +1,7 @@
 """What the command line says, and where: the only module that prints."""
 
 import logging
+import re
 import sys
 import warnings
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 from sklearn_cryoem.cli._wording import in_the_shell
 
 _PROGRESS_LOGGER = "sklearn_cryoem"  # progress lines come under the package's own name, the rest below it
+
+_NAME = re.compile(r"\[[a-z]+(?:-[a-z]+)*\]$")  # that a warning about particles ends with
 
 
 class CommandError(Exception):
@@ -26,6 +29,7 @@ class Console:
     def __init__(self, *, quiet=False):
         self.quiet = quiet
         self.warnings = []  # every warning of the run, for its summary
+        self._told = set()  # names of those that have one
 
     def say(self, text=""):
         """Print a line for people, unless quiet."""
@@ -43,7 +47,14 @@ class Console:
         print(text, flush=True)
 
     def warn(self, text):
-        """Print a warning and keep it."""
+        """Print a warning and keep it, unless one of the same name was told before.
+
+        What is seen while particles are read is seen again when they are looked at, and by the estimators.
+        """
+        name = _NAME.search(text)
+        if name is not None and name[0] in self._told:
+            return
+        self._told.add(name[0] if name is not None else text)
         self.warnings.append(text)
         print(f"warning: {text}", file=sys.stderr, flush=True)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from sklearn_cryoem.cli._arguments import add_machine, add_output, count, new_command
 from sklearn_cryoem.cli._classes import CLASS_FILES, QUALITY, SUGGESTED, tell_suggestion, write_classes
+from sklearn_cryoem.cli._config import add_config
 from sklearn_cryoem.cli._outputs import RunFolder, as_json, options_as_dict
 from sklearn_cryoem.cli.classify import add_classification, add_reading
 from sklearn_cryoem.cli.console import CommandError
@@ -31,6 +32,7 @@ def add_parser(commands):
     )  # fmt: skip
     parser.add_argument("particles", metavar="PARTICLES", type=Path, help="a .star, .cs or .mrcs file")
     add_output(parser)
+    add_config(parser)
     add_reading(parser.add_argument_group("reading"))
     deep = parser.add_argument_group("sub-classes")
     deep.add_argument(
@@ -61,7 +63,9 @@ def run(options, console):
         console.say(f"{stack!r}")
         if options.skip_align:
             _advice.check_options(options, stack, console)
-        _advice.question_contrast(stack, console, inverted=options.invert)
+        _advice.question_particles(
+            stack, console, mask_diameter=options.mask_diameter, pixel_size=options.pixel_size
+        )
         deep, stack = divide(stack, options, folder)
         results = write(deep, stack, options, folder)
         results["n_left_out"] = n_left_out
@@ -181,7 +185,7 @@ def draw(deep, stack, folder, *, aligned):
         positions = clusterer.transform(stack[np.flatnonzero(deep.first_labels_ == k)])
         figures[flow.ATLAS] = plot_manifold_atlas(
             clusterer.class_averages_, clusterer.latent_nodes_, latent_positions=positions,
-            counts=clusterer.class_sizes_,
+            counts=clusterer.class_sizes_, topology=clusterer.topology,
         ).figure  # fmt: skip
         outcome = flow.Outcome(stack, deep.first_ if aligned else None, clusterer, "")
         figures[flow.CONVERGENCE] = flow.draw_convergence(outcome)

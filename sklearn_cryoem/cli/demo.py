@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sklearn_cryoem.cli._arguments import add_machine, add_output, count, new_command
+from sklearn_cryoem.cli._config import add_config
 from sklearn_cryoem.cli._outputs import RunFolder, options_as_dict
 
 SIMULATED_STACK, SIMULATED_STAR, TRUTH = "simulated.mrcs", "simulated.star", "truth.csv"
@@ -25,6 +26,7 @@ def add_parser(commands):
         description=_DESCRIPTION,
     )  # fmt: skip
     add_output(parser, default=Path("demo"))
+    add_config(parser)
     parser.add_argument("--particles", metavar="N", type=count, default=2000, help="number of particles")
     parser.add_argument("--align-classes", metavar="N", type=count, default=20, help="classes while aligning")
     parser.add_argument("--classes", metavar="N", type=count, default=64, help="classes on the manifold")

@@ -13,6 +13,7 @@ from sklearn_cryoem.cli.console import CommandError
 
 _PARTICLE_SUFFIXES = (".star", ".cs", ".csg", ".mrcs")
 _LENGTHS = ("longest_shift", "finest_class_resolution", "alignment_resolution")
+_FOUND = "found"
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 
 
@@ -22,23 +23,26 @@ def add_parser(commands):
         commands, "info", run,
         summary="say what is in a file or a finished run",
         description="Say what is in a particle file (.star, .cs, .mrcs), a map (.mrc), a model (.npz) or the "
-        "folder of a finished run. No image is read, save for a map.",
+        "folder of a finished run. A few hundred images of particles are looked at for mistakes.",
     )  # fmt: skip
     parser.add_argument("path", metavar="FILE_OR_FOLDER", type=Path)
     parser.add_argument("--images-dir", metavar="DIR", type=Path, help="where the image stacks are, if moved")
+    parser.add_argument("--no-checks", action="store_true", help="read no image: tell what the file says")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     return parser
 
 
 def run(options, console):
     """Find out what it is and describe it."""
-    path = options.path
+    path, problem = options.path, ""
     if not path.exists():
         raise CommandError(f"there is no {path}. Check the path.")
     if path.is_dir():
         facts = describe_run(path)
     elif path.suffix in _PARTICLE_SUFFIXES:
-        facts = describe_particles(path, options.images_dir)
+        facts, problem = describe_particles(path, options.images_dir)
+        if not problem and not options.no_checks:
+            facts["checks"] = check_images(path, options.images_dir, console)
     elif path.suffix in _MAP_SUFFIXES:
         facts = describe_map(path)
     elif path.suffix == ".npz":
@@ -50,15 +54,17 @@ def run(options, console):
         )
     if options.json:
         console.data(json.dumps(as_json(facts), indent=2, allow_nan=False))
-        return
-    console.quiet = False  # the description is what was asked for
-    console.say(f"{path}: {facts.pop('kind')}")
-    unit = "px" if facts.get("pixel_size_angstrom") is None else "angstrom"
-    console.table([(_title(name, unit), _text(value)) for name, value in facts.items()])
+    else:
+        console.quiet = False  # the description is what was asked for
+        console.say(f"{path}: {facts.pop('kind')}")
+        unit = "px" if facts.get("pixel_size_angstrom") is None else "angstrom"
+        console.table([(_title(name, unit), _text(value)) for name, value in facts.items()])
+    if problem:
+        raise CommandError(problem)
 
 
 def describe_particles(path, images_dir=None):
-    """Facts of a particle file, in reading order; no image is read.
+    """Facts of a particle file, in reading order, and why its images cannot be used; no image is read.
 
     Parameters
     ----------
@@ -69,7 +75,9 @@ def describe_particles(path, images_dir=None):
 
     Returns
     -------
-    dict
+    facts : dict
+    problem : str
+        Empty if all images are there.
     """
     stack, images, no_ctf = _as_much_as_can_be_read(path, images_dir)
     ctf, poses = stack.ctf, stack.poses
@@ -97,8 +105,30 @@ def describe_particles(path, images_dir=None):
     facts["in_plane_poses"] = "none" if poses is None else "yes"
     if poses is not None:
         facts["longest_shift"] = float(np.hypot(*poses.shift.T).max(initial=0.0))
+        facts["mirrored_particles"] = int(poses.mirrored.sum())
     facts["columns"] = [str(name) for name in stack.metadata.columns]
-    return facts
+    return facts, "" if images == _FOUND else images
+
+
+def check_images(path, images_dir, console):
+    """Names of what looks wrong with the images of a particle file; what it is goes to the console.
+
+    Parameters
+    ----------
+    path, images_dir
+        As in `describe_particles`.
+    console : Console
+        Says the warnings.
+
+    Returns
+    -------
+    list of str
+    """
+    from sklearn_cryoem.cli._advice import question_particles
+
+    stack, _, _ = _as_much_as_can_be_read(path, images_dir)
+    found = question_particles(stack, console)
+    return [finding.name for finding in found] or ["nothing looks wrong"]
 
 
 def _as_much_as_can_be_read(path, images_dir):
@@ -107,7 +137,7 @@ def _as_much_as_can_be_read(path, images_dir):
 
     no_ctf = "none; it will be taken as 1"
     try:
-        return read_particles(path, images_dir=images_dir), "found", no_ctf
+        return read_particles(path, images_dir=images_dir), _FOUND, no_ctf
     except ParticleDataError as error:
         problem = in_the_shell(str(error))
     try:
@@ -115,7 +145,7 @@ def _as_much_as_can_be_read(path, images_dir):
     except ParticleDataError:
         pass  # not the images, then
     try:
-        return read_particles(path, images_dir=images_dir, ctf=False), "found", problem
+        return read_particles(path, images_dir=images_dir, ctf=False), _FOUND, problem
     except ParticleDataError as error:
         images = in_the_shell(str(error))
     return read_particles(path, metadata_only=True, ctf=False), images, problem

@@ -1,18 +1,22 @@
 """Entry point of `sklearn-cryoem`: parse, run a command, turn failure into one line and an exit code."""
 
 import argparse
+import os
+import signal
 import sys
 import traceback
+from contextlib import contextmanager
 
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.cli import classify, convert, deep, demo, info, report, select, simulate
 from sklearn_cryoem.cli._arguments import add_talking
+from sklearn_cryoem.cli._config import configured
 from sklearn_cryoem.cli._wording import in_the_shell
 from sklearn_cryoem.cli.console import CommandError, Console, reporting
 
 COMMANDS = (demo, classify, deep, report, select, convert, info, simulate)
 
-OK, FAILED, INTERRUPTED = 0, 1, 130  # argparse itself exits with 2 when the command line is wrong
+OK, FAILED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143  # argparse exits with 2, too
 
 _EPILOG = """\
 exit codes:
@@ -20,13 +24,20 @@ exit codes:
   1    the data or the machine stood in the way; the last line says how to go on
   2    the command line is wrong
   130  interrupted with Ctrl-C
+  143  terminated
 
 Lengths and resolutions are in Angstrom unless a line says pixels. Start with: sklearn-cryoem demo
+Completion with the tab key (pip install argcomplete): eval "$(register-python-argcomplete sklearn-cryoem)"
 """
 
 
 def build_parser():
     """The parser of the whole command line."""
+    return _parsers()[0]
+
+
+def _parsers():
+    """The parser of the whole command line, and those of its commands by name."""
     parser = argparse.ArgumentParser(
         prog="sklearn-cryoem",
         description="Reference-free 2-D alignment and deep clustering of cryo-EM particle images.",
@@ -37,7 +48,65 @@ def build_parser():
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for module in COMMANDS:
         add_talking(module.add_parser(commands))
-    return parser
+    return parser, dict(commands.choices)
+
+
+def parse(argv):
+    """Options of a command line, with those of a --config file under them.
+
+    Parameters
+    ----------
+    argv : list of str
+        Arguments after the program's name.
+
+    Returns
+    -------
+    argparse.Namespace
+
+    Raises
+    ------
+    CommandError
+        If the file of --config cannot be used.
+    """
+    parser, commands = _parsers()
+    complete(parser)
+    tokens, spare = configured(argv, commands)
+    options, rest = parser.parse_known_args([*tokens, *spare])
+    if rest and rest != spare:
+        commands[argv[0]].error(f"unrecognized arguments: {' '.join(rest[: len(rest) - len(spare)] or rest)}")
+    return options
+
+
+def complete(parser):
+    """Answer a shell that asks what could come next, where argcomplete is installed."""
+    if "_ARGCOMPLETE" in os.environ:
+        try:
+            import argcomplete
+        except ImportError:
+            return
+        argcomplete.autocomplete(parser)
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end."""
+
+
+@contextmanager
+def ending_on_request():
+    """Within the block, SIGTERM ends the run as Ctrl-C does: what was begun is taken away."""
+
+    def end(number, frame):
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(argv=None):
@@ -51,13 +120,23 @@ def main(argv=None):
     Returns
     -------
     int
-        Exit code: 0 done, 1 failed, 130 interrupted. A wrong command line exits with 2 (SystemExit).
+        Exit code: 0 done, 1 failed, 2 wrong --config file, 130 interrupted, 143 terminated. A wrong
+        command line exits with 2 (SystemExit).
     """
-    options = build_parser().parse_args(argv)
+    try:
+        options = parse(sys.argv[1:] if argv is None else list(argv))
+    except CommandError as error:
+        Console().error(str(error))
+        return WRONG
     console = Console(quiet=options.quiet)
     try:
-        with reporting(console, verbosity=options.verbose):
+        with ending_on_request(), reporting(console, verbosity=options.verbose):
             options.run(options, console)
+    except Terminated:
+        console.error(
+            "terminated. Files already written are whole; without summary.json no run is complete."
+        )
+        return TERMINATED
     except KeyboardInterrupt:
         console.error(
             "interrupted. Files already written are whole; a run without summary.json is not complete."

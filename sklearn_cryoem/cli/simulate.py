@@ -11,6 +11,7 @@ from sklearn_cryoem.cli._arguments import (
     not_negative,
     positive,
 )
+from sklearn_cryoem.cli._config import add_config
 from sklearn_cryoem.cli._outputs import RunFolder, options_as_dict
 from sklearn_cryoem.cli.console import CommandError
 
@@ -27,6 +28,7 @@ def add_parser(commands):
         f"write {STACK}, {STAR} and {TRUTH} (view, angle in radians, shift in Angstrom, structure, junk).",
     )  # fmt: skip
     add_output(parser)
+    add_config(parser)
     what = parser.add_argument_group("what is imaged (several make a mixed set)")
     what.add_argument("--volume", metavar="FILE", type=Path, nargs="+", help="density maps (.mrc)")
     what.add_argument(

@@ -1,5 +1,6 @@
 """Files: reading and writing particles, maps and stacks. Strict by default, permissive on request."""
 
+from sklearn_cryoem.io._locate import find_image
 from sklearn_cryoem.io.classes import write_class_averages
 from sklearn_cryoem.io.mrc import read_mrc, write_mrc
 from sklearn_cryoem.io.read import read_particles
@@ -8,6 +9,7 @@ from sklearn_cryoem.io.write import write_particles
 
 __all__ = [
     "Selection",
+    "find_image",
     "read_mrc",
     "read_particles",
     "read_selection",

@@ -60,5 +60,27 @@ class ImageFinder:
         )
 
 
+def find_image(name: str, metadata_path: str | Path, *, images_dir: str | Path | None = None) -> Path | None:
+    """Where an image file is that a metadata file names.
+
+    Parameters
+    ----------
+    name : str
+        As it stands in the metadata, without the number before the @.
+    metadata_path : str or Path
+        The file that names it; names are looked for from its folder, from those above it and from the working
+        directory.
+    images_dir : str or Path, optional
+        Where to look instead.
+
+    Returns
+    -------
+    Path or None
+        None if there is no such file.
+    """
+    found = ImageFinder(Path(metadata_path), images_dir).find(name)
+    return None if found is None else Path(found)
+
+
 def _parts(name: str) -> tuple[str, ...]:
     return PurePosixPath(name.replace("\\", "/")).parts or (name,)

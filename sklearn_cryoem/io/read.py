@@ -20,6 +20,8 @@ from sklearn_cryoem.particles import ParticleStack
 
 logger = logging.getLogger(__name__)
 
+_STACKS = (".mrcs", ".mrc")
+
 
 def read_particles(
     path: str | Path,
@@ -116,7 +118,7 @@ def read_particles(
     stack = assemble(
         raw,
         problems,
-        images_dir=images_dir,
+        images_dir=None if path.suffix.lower() in _STACKS else images_dir,  # a stack is where it is
         pixel_size=pixel_size,
         check_images=check_images or permissive,
         metadata_only=metadata_only,
@@ -141,7 +143,7 @@ def _read_metadata(
         return read_star(path, permissive=permissive, ctf=ctf)
     if kind in (".cs", ".csg"):
         return read_cryosparc(path, permissive=permissive, ctf=ctf, passthrough=passthrough)
-    if kind in (".mrcs", ".mrc"):
+    if kind in _STACKS:
         return read_image_stack(path, permissive=permissive)
     raise ParticleDataError(
         f"{path}: particles are read from .star, .cs, .csg, .mrcs and .mrc files, not from "

@@ -2,11 +2,10 @@
 
 from argparse import Namespace
 
-import numpy as np
 import pytest
 
 from sklearn_cryoem import ParticleStack
-from sklearn_cryoem.cli._advice import centre_above_rim, check_options, question_contrast
+from sklearn_cryoem.cli._advice import check_options, question_particles
 from sklearn_cryoem.cli._wording import in_the_shell
 from sklearn_cryoem.cli.console import CommandError, Console
 from sklearn_cryoem.cli.main import main
@@ -43,7 +42,6 @@ def test_what_makes_no_sense_is_refused(given, remedy, stack):
 @pytest.mark.parametrize(
     ("given", "remedy"),
     [
-        ({"mask_diameter": 25.0}, "7% of the box (360 A)"),
         ({"max_resolution": 3.0}, "30 A is the limit"),
     ],
 )
@@ -65,32 +63,33 @@ def test_lengths_are_in_pixels_without_a_pixel_size(stack, capsys):
     bare = ParticleStack(stack.read())
     with pytest.raises(CommandError, match=r"half the box \(12 px\)"):
         check_options(options(max_shift=13.0), bare, Console())
-    check_options(options(mask_diameter=5.0), bare, Console())
+    question_particles(bare, Console(), mask_diameter=5.0)
     assert "it is in pixels" in capsys.readouterr().err
 
 
 def test_dark_particles_are_noticed_whichever_way_they_became_so(stack, capsys):
     console = Console()
-    question_contrast(stack, console, inverted=False)
-    assert console.warnings == []
-    question_contrast(stack.invert_contrast(), console, inverted=False)
-    question_contrast(stack.invert_contrast(), console, inverted=True)
-    assert [text[-15:] for text in console.warnings] == [" Pass --invert.", "e --invert out."]
+    assert question_particles(stack, console) == [] and console.warnings == []
+    found = question_particles(stack.invert_contrast(), console)
+    assert [finding.name for finding in found] == ["dark-particles"]
+    question_particles(stack.invert_contrast(), console)  # told once
+    assert len(console.warnings) == 1 and "Read with --invert, or without it" in console.warnings[0]
+    assert console.warnings[0].endswith("[dark-particles]")
+
+
+def test_a_mask_in_the_wrong_unit_is_questioned_in_the_words_of_the_option(stack, capsys):
+    console = Console()
+    question_particles(stack, console, mask_diameter=25.0)
+    assert "--mask-diameter 25 A is 7% of the box (360 A)" in console.warnings[0]
+    assert console.warnings[0] in capsys.readouterr().err
 
 
 def test_noise_alone_has_no_contrast(rng):
     console = Console()
-    question_contrast(ParticleStack(rng.normal(size=(200, 16, 16))), console, inverted=False)
+    question_particles(ParticleStack(rng.normal(size=(200, 16, 16))), console)
     for _ in range(5):  # of so few nothing can be said
-        question_contrast(ParticleStack(rng.normal(size=(1, 16, 16))), console, inverted=False)
+        question_particles(ParticleStack(rng.normal(size=(1, 16, 16))), console)
     assert console.warnings == []
-
-
-def test_contrast_is_centre_less_rim():
-    axis = np.arange(32) - 16
-    radius = np.hypot(axis[:, None], axis)
-    images = np.stack([3.0 * (radius < 10), -2.0 * (radius < 10)])
-    np.testing.assert_allclose(centre_above_rim(images), [3.0, -2.0])
 
 
 def test_real_particles_are_bright(shared_data):
@@ -98,7 +97,7 @@ def test_real_particles_are_bright(shared_data):
 
     real = read_particles(shared_data / "betagal" / "particles_ctf_corrected.star")
     console = Console()
-    question_contrast(real, console, inverted=False)
+    question_particles(real, console)
     assert console.warnings == []
 
 
@@ -126,8 +125,9 @@ def test_info_describes_labels_of_a_stack_without_ctf(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "found" in text and "--no-ctf" in text and "30" in text
     (tmp_path / "particles.mrcs").unlink()
-    assert main(["info", str(out / "particles.star")]) == 0
-    assert "--images-dir" in capsys.readouterr().out
+    assert main(["info", str(out / "particles.star")]) == 1
+    text = capsys.readouterr()
+    assert "--images-dir" in text.out and text.err.startswith("error: ") and "--images-dir" in text.err
 
 
 def test_a_larger_box_is_refused_in_the_words_of_the_option(tmp_path, capsys):

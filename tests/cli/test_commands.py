@@ -233,9 +233,10 @@ def test_info_knows_particles_runs_models_and_maps(classified, simulated, capsys
 
 def test_info_speaks_even_where_images_are_gone(classified, simulated, tmp_path, capsys):
     (tmp_path / "moved.star").write_text((simulated / "particles.star").read_text())
-    assert run("info", tmp_path / "moved.star") == 0
-    text = capsys.readouterr().out
-    assert "defocus angstrom" in text and "particles.mrcs" in text
+    assert run("info", tmp_path / "moved.star") == 1
+    text = capsys.readouterr()
+    assert "defocus angstrom" in text.out and "particles.mrcs" in text.out
+    assert text.err.startswith("error: ") and "Pass --images-dir" in text.err
 
 
 @pytest.mark.parametrize(

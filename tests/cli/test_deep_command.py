@@ -39,6 +39,7 @@ def test_it_writes_all_that_it_promises(divided):
         "particles.star", "class_averages.mrcs", "class_averages_model.star", "quality.csv",
         "suggested.json", "tree.json", "gallery.png", "atlas.png", "convergence.png",
         "model.npz", "alignment_averages.mrcs", "alignment_gallery.png", "summary.json",
+            "run.yaml",
     }  # fmt: skip
     for name in summary["files"]:
         assert (divided / name).stat().st_size > 0

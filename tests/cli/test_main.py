@@ -37,7 +37,9 @@ def test_help_names_units_and_defaults(name, capsys):
     assert done.value.code == 0
     assert "--quiet" in text and "--debug" in text
     if name != "info":
-        assert "--force" in text and "Angstrom" in " ".join(text.split()).replace(" A,", " Angstrom")
+        assert "--force" in text
+    if name not in ("info", "report", "select"):
+        assert "Angstrom" in " ".join(text.split()).replace(" A,", " Angstrom")
 
 
 def test_the_main_help_lists_commands_and_exit_codes(capsys):

@@ -14,7 +14,7 @@ def test_the_summary_comes_last_and_lists_what_is_there(tmp_path):
             folder.write_csv("truth.csv", ["x", "y"], [(1, 2)])
         folder.write_summary("simulate", {"box": 64}, {"resolution": np.array([8.0, np.inf])}, ["a warning"])
     summary = json.loads((tmp_path / "a" / "out" / "summary.json").read_text())
-    assert summary["files"] == ["truth.csv", "summary.json"]
+    assert summary["files"] == ["truth.csv", "run.yaml", "summary.json"]
     assert summary["results"] == {"resolution": [8.0, None]}
     assert summary["warnings"] == ["a warning"] and summary["options"] == {"box": 64}
     assert 0 <= summary["seconds"]["write"] <= summary["seconds"]["total"]

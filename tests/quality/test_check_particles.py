@@ -12,7 +12,7 @@ from sklearn_cryoem._core.notices import NOTICES, notify
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.io import write_mrc
 from sklearn_cryoem.particles import CTFTable
-from sklearn_cryoem.quality.checks import rows_to_look_at
+from sklearn_cryoem.quality.checks import centre_above_rim, rows_to_look_at
 from sklearn_cryoem.quality.ctf_fit import ctf_fit
 
 
@@ -181,3 +181,10 @@ def test_every_warning_has_a_name_that_survives(simulated):
 def test_a_mask_that_cannot_be_is_refused(simulated, bad):
     with pytest.raises(ValueError, match="'mask_diameter' of check_particles must be a finite number"):
         check_particles(simulated, mask_diameter=bad)
+
+
+def test_contrast_is_centre_less_rim():
+    axis = np.arange(32) - 16
+    radius = np.hypot(axis[:, None], axis)
+    images = np.stack([3.0 * (radius < 10), -2.0 * (radius < 10)])
+    np.testing.assert_allclose(centre_above_rim(images), [3.0, -2.0])
