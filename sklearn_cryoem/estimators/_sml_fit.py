@@ -25,7 +25,7 @@ FRC_PIXELS = 2**20  # transformed at once: transforms are many times larger than
 def learn(estimator, blocks, basis, space, rng):
     """Fit the manifold with the parameters of `estimator`; return a `ManifoldFit` and the `Moments`."""
     n_jobs = estimator.n_jobs
-    log_estimate(logger, "SMLClusterer.fit", memory_needed(blocks, basis, n_jobs))
+    log_estimate(logger, "SMLClusterer.fit", memory_needed(blocks, basis, n_jobs, estimator.n_folds))
     moments = measure_moments(blocks, n_jobs=n_jobs)
     power = power_of(moments, blocks.layout)
     n_first = space.first_shells(estimator.initial_resolution)
@@ -65,13 +65,16 @@ def learn(estimator, blocks, basis, space, rng):
     return fit, moments
 
 
-def memory_needed(blocks, basis, n_jobs):
+def memory_needed(blocks, basis, n_jobs, n_folds=1):
     """Bytes that a fit holds at most, beyond the images given."""
     layout = blocks.layout
     n_workers = abs(n_jobs or 1)
     n_nodes, n_columns = len(basis.nodes), layout.n_features + layout.n_norms
     statistics = 8.0 * n_nodes * n_columns * 2 * (n_workers + 1)  # of class averages, by halves
     weights = 8.0 * 3 * basis.phi.shape[1] * layout.n_features
+    if layout.n_shells > 1 and n_folds > 1:  # cross-fitted: statistics and templates of every fold
+        folds = 8.0 * n_nodes * layout.n_features * n_folds * (n_workers + 3)
+        statistics = max(statistics, folds)
     block = 16.0 * blocks.n_samples / len(blocks) * n_columns * n_workers
     return statistics + weights + block + getattr(blocks, "cache_bytes", 0)
 
