@@ -37,15 +37,15 @@ nitpick_ignore_regex = [("py:(class|obj|data|exc|meth)", r"(?!sklearn_cryoem\.).
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_typehints = "none"
-autodoc_default_options = {"inherited-members": False}
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 napoleon_preprocess_types = False
 
 myst_enable_extensions = ["dollarmath", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
-suppress_warnings = ["config.cache"]
+suppress_warnings = ["config.cache"]  # a function among the settings of the gallery
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",

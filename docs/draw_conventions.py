@@ -96,7 +96,7 @@ def draw_ctf(folder):
     ).reshape(128, 128)  # fmt: skip
     show(right, rings, "astigmatism angle 30°", darkest=-1.0)
     ends = 64 + 58 * np.array([np.cos(np.radians(30)), np.sin(np.radians(30))])
-    arrow(right, (64, 64), ends, "defocus U", (-52, -14))
+    arrow(right, (64, 64), ends, "defocus U", (-92, 8))
     save(figure, folder, "conventions_ctf.png")
 
 

@@ -1,5 +1,7 @@
 """One entry for each warning about particle data, from the registry that the warnings come from."""
 
+import re
+
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
@@ -17,9 +19,15 @@ class Notices(SphinxDirective):
         """Section of one notice."""
         section = nodes.section(ids=[notice.name], names=[notice.name])
         section += nodes.title("", "", nodes.literal("", notice.name))
-        section += nodes.paragraph("", notice.meaning)
-        section += nodes.paragraph("", "", nodes.strong("", "Do: "), nodes.Text(notice.remedy))
+        section += nodes.paragraph("", "", *marked(notice.meaning))
+        section += nodes.paragraph("", "", nodes.strong("", "Do: "), *marked(notice.remedy))
         return section
+
+
+def marked(text):
+    """Text with options and parameters as literals."""
+    parts = re.split(r"(--[\w-]+|\b\w+=\w*)", text)
+    return [nodes.literal("", part) if index % 2 else nodes.Text(part) for index, part in enumerate(parts)]
 
 
 def setup(app):
