@@ -11,6 +11,7 @@ import datetime
 import importlib
 import json
 import math
+import os
 import zipfile
 
 import numpy as np
@@ -178,6 +179,8 @@ def _encode(value, where, arrays):  # noqa: PLR0911 (one line for each kind of v
         return {"$float": repr(float(value))}
     if value is None or isinstance(value, str | bool | int | float):
         return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
         return {"$scalar": value.dtype.str, "value": value.item()}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufcU":

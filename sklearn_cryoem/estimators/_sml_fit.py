@@ -1,6 +1,7 @@
 """The steps of SMLClusterer.fit: measure the data, choose a start, run EM, summarise the classes."""
 
 import logging
+from functools import partial
 
 import numpy as np
 
@@ -10,10 +11,11 @@ from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 from sklearn_cryoem.manifold.classes import class_statistics, effective_count
 from sklearn_cryoem.manifold.crossfit import cross_fit
-from sklearn_cryoem.manifold.fit import fit_manifold
+from sklearn_cryoem.manifold.fit import StoppedEarly, fit_manifold
 from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision
 from sklearn_cryoem.manifold.schedule import Schedule
 from sklearn_cryoem.manifold.start import pca_start, random_start
+from sklearn_cryoem.manifold.state import FitState
 from sklearn_cryoem.metrics import fourier_ring_correlation, resolution_from_frc
 
 logger = logging.getLogger(__name__)
@@ -22,47 +24,83 @@ FRC_THRESHOLD = 0.143
 FRC_PIXELS = 2**20  # transformed at once: transforms are many times larger than the averages
 
 
-def learn(estimator, blocks, basis, space, rng):
+def learn(estimator, blocks, basis, space, rng, keeper):
     """Fit the manifold with the parameters of `estimator`; return a `ManifoldFit` and the `Moments`."""
     n_jobs = estimator.n_jobs
-    log_estimate(logger, "SMLClusterer.fit", memory_needed(blocks, basis, n_jobs, estimator.n_folds))
+    log_estimate(logger, "SMLClusterer.fit", memory_needed(blocks, basis, n_jobs))
     moments = measure_moments(blocks, n_jobs=n_jobs)
     power = power_of(moments, blocks.layout)
-    n_first = space.first_shells(estimator.initial_resolution)
-    if estimator.init == "pca":
-        start = pca_start(blocks, basis, power, n_first, rng=rng, n_jobs=n_jobs)
-    else:
-        start = random_start(basis, power, blocks.layout.truncate(n_first), rng=rng)
-    temperature = estimator.initial_temperature if isinstance(space, ImageSpace) else 1.0
-    unit = "px" if getattr(space, "pixel_size", None) is None else "A"
     with progress(estimator.max_iter, "SMLClusterer", verbose=estimator.verbose) as bar:
-
-        def after_iteration(trace):
-            detail = space.resolution(trace.n_shells[-1])
-            limit = f", details to {detail:.3g} {unit}" if np.isfinite(detail) else ""  # vectors have none
-            bar.note(f"{trace.objective[-1]:.4f} nats per image{limit}")
-            bar.update()
-
-        common = {
-            "noise": estimator.noise,
-            "dtype": space.dtype,
-            "n_jobs": n_jobs,
-            "after_iteration": after_iteration,
-        }
-        alpha, n_shells, trace = prior_precision(estimator.alpha, basis, power), blocks.layout.n_shells, None
-        schedule = Schedule.of(n_first, n_shells, temperature, estimator.max_iter)
-        max_iter, n_folds, n_cross = estimator.max_iter, min(estimator.n_folds, blocks.n_samples // 2), 0
-        if isinstance(space, ImageSpace) and n_folds > 1:
-            n_cross = schedule.cross_fitted_iterations(max_iter)
-        if n_cross:
-            start, trace = cross_fit(
-                blocks, basis, start, power.mean, alpha, schedule, n_cross, n_folds=n_folds, **common
-            )
-            schedule, max_iter = Schedule.of(n_shells, n_shells, 1.0, max_iter), max_iter - n_cross
-        fit = fit_manifold(
-            blocks, basis, start, alpha, schedule, max_iter=max_iter, tol=estimator.tol, trace=trace, **common
-        )
+        try:
+            fit = _fit(estimator, blocks, basis, space, power, rng, keeper, bar)
+        except StoppedEarly as early:
+            fit = early.fit
     return fit, moments
+
+
+def _fit(estimator, blocks, basis, space, power, rng, keeper, bar):
+    """Start, cross-fitted EM, EM: whatever `keeper` does not have already."""
+    common = {
+        "noise": estimator.noise,
+        "dtype": space.dtype,
+        "n_jobs": estimator.n_jobs,
+        "keeper": keeper,
+        "after_iteration": partial(_tell, bar, space),
+    }
+    alpha, n_shells = prior_precision(estimator.alpha, basis, power), blocks.layout.n_shells
+    n_first, max_iter = space.first_shells(estimator.initial_resolution), estimator.max_iter
+    temperature = estimator.initial_temperature if isinstance(space, ImageSpace) else 1.0
+    schedule = Schedule.of(n_first, n_shells, temperature, max_iter)
+    n_folds, n_cross = min(estimator.n_folds, blocks.n_samples // 2), 0
+    if isinstance(space, ImageSpace) and n_folds > 1:
+        n_cross = schedule.cross_fitted_iterations(max_iter)
+    found, start, trace = keeper.load(), None, None
+    if found is not None:
+        bar.update(len(found.trace.objective))
+    else:
+        start = _start(estimator, blocks, basis, power, n_first, rng)
+    if n_cross:
+        if not isinstance(found, FitState):
+            start, trace = cross_fit(
+                blocks,
+                basis,
+                start,
+                power.mean,
+                alpha,
+                schedule,
+                n_cross,
+                n_folds=n_folds,
+                found=found,
+                **common,
+            )
+            found = None
+        schedule, max_iter = Schedule.of(n_shells, n_shells, 1.0, max_iter), max_iter - n_cross
+    return fit_manifold(
+        blocks,
+        basis,
+        start,
+        alpha,
+        schedule,
+        max_iter=max_iter,
+        tol=estimator.tol,
+        trace=trace,
+        found=found,
+        **common,
+    )
+
+
+def _start(estimator, blocks, basis, power, n_first, rng):
+    if estimator.init == "pca":
+        return pca_start(blocks, basis, power, n_first, rng=rng, n_jobs=estimator.n_jobs)
+    return random_start(basis, power, blocks.layout.truncate(n_first), rng=rng)
+
+
+def _tell(bar, space, trace):
+    unit = "px" if getattr(space, "pixel_size", None) is None else "A"
+    detail = space.resolution(trace.n_shells[-1])
+    limit = f", details to {detail:.3g} {unit}" if np.isfinite(detail) else ""  # vectors have none
+    bar.note(f"{trace.objective[-1]:.4f} nats per image{limit}")
+    bar.update()
 
 
 def memory_needed(blocks, basis, n_jobs, n_folds=1):

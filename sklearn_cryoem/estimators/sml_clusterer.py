@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Cluster
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
+from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
 from sklearn_cryoem.estimators._sml_fit import learn, manifold_attributes, summarise
 from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
@@ -89,6 +90,10 @@ class SMLClusterer(
         Largest number of EM iterations, marching included.
     tol : float, default=0.01
         Converged when an iteration gains less than this in the objective, in nats per image.
+    checkpoint : path-like or None, default=None
+        Folder where the state of a running fit is kept, every half minute: the same fit, known by its
+        parameters, data and seed, goes on from there after it was killed, and ends with the same bits. The
+        file goes when the fit has ended. Needs `random_state` to be an int.
     n_jobs : int or None, default=None
         Number of workers. Results are the same bits for any number.
     random_state : int, RandomState instance or None, default=None
@@ -178,6 +183,7 @@ class SMLClusterer(
         position="mean",
         max_iter=100,
         tol=0.01,
+        checkpoint=None,
         n_jobs=None,
         random_state=None,
         verbose=0,
@@ -199,6 +205,7 @@ class SMLClusterer(
         self.position = position
         self.max_iter = max_iter
         self.tol = tol
+        self.checkpoint = checkpoint
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
@@ -235,11 +242,15 @@ class SMLClusterer(
         basis = latent_basis(self)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         logger.info("n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape)
-        fit, self._moments = learn(self, blocks, basis, self._space, np.random.default_rng(seed))
+        kept = checkpoint_of(self, data)
+        fit, self._moments = learn(self, blocks, basis, self._space, np.random.default_rng(seed), kept)
         self._manifold, self._layout, self._stream = fit.manifold, blocks.layout, None
         self.n_images_seen_ = blocks.n_samples
         self._store_manifold(fit)
         self._store(summarise(self, blocks, self._manifold, self._space))
+        if fit.interrupted:
+            return blocks
+        kept.remove()
         self._check_collapse(stacklevel + 1)
         if not fit.converged:
             gain = fit.trace.last_gain

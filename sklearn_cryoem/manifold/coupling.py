@@ -74,7 +74,7 @@ class Coupling:
         """Templates (K, P) that maximise the expected log posterior; c^2 is that of the shell, Eq. (3.3)."""
         ridge = self.alpha[: layout.n_shells] * noise_variance / layout.information  # (S,)
         solve = partial(self._solve_shell, statistics, ridge, layout)
-        return np.hstack(list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs)))
+        return np.hstack(list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, here=True)))
 
     def _solve_shell(
         self, statistics: Statistics, ridge: Float64, layout: FeatureLayout, shell: int

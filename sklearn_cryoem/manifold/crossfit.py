@@ -7,6 +7,7 @@ Cross-fitted EM has no such pull. It finds the map, and ordinary EM only settles
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +16,16 @@ from functools import partial
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, shards
+from sklearn_cryoem._core.keeping import ForgetfulKeeper, Keeper
+from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, shards
 from sklearn_cryoem.manifold.coupling import Coupling
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics
-from sklearn_cryoem.manifold.fit import Trace
+from sklearn_cryoem.manifold.fit import StoppedEarly, interrupted_fit
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.maximisation import SMALLEST_VARIANCE, solve_weights, update_noise
 from sklearn_cryoem.manifold.schedule import Schedule, Stage
 from sklearn_cryoem.manifold.start import Start
+from sklearn_cryoem.manifold.state import CrossFitState, FitState, Trace, say_interrupted
 from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed
 
 Float64 = NDArray[np.float64]
@@ -130,7 +133,7 @@ def _rows_of(block: FeatureBlock, rows: slice) -> FeatureBlock:
 def cross_fit(
     blocks: Blocks,
     basis: LatentBasis,
-    start: Start,
+    start: Start | None,
     mean: Float64,
     alpha: Float64,
     schedule: Schedule,
@@ -140,6 +143,8 @@ def cross_fit(
     noise: str = "shell",
     dtype: DTypeLike = np.float32,
     n_jobs: int | None = None,
+    keeper: Keeper | None = None,
+    found: CrossFitState | None = None,
     after_iteration: Callable[[Trace], None] | None = None,
 ) -> tuple[Start, Trace]:
     """Fit the manifold so that every image is compared with templates of other images alone, Eq. (3.12).
@@ -150,8 +155,8 @@ def cross_fit(
         The data, of at least `n_folds` rows.
     basis : LatentBasis
         Nodes and Phi.
-    start : Start
-        Weights of the first shells and noise of all.
+    start : Start or None
+        Weights of the first shells and noise of all; None where `found` takes its place.
     mean : ndarray of shape (P,)
         CTF-corrected mean of the data.
     alpha : ndarray of shape (S,)
@@ -168,6 +173,10 @@ def cross_fit(
         Precision of the matrix products: that of the blocks.
     n_jobs : int, optional
         Number of workers. The result is the same bits for any number.
+    keeper : Keeper, optional
+        Keeps the state from time to time.
+    found : CrossFitState, optional
+        A state of the same fit, to go on from in the place of `start`, with the same bits.
     after_iteration : callable, optional
         Called with the trace after each iteration.
 
@@ -178,6 +187,11 @@ def cross_fit(
     trace : Trace
         Its objective is the mean log likelihood of held-out images.
 
+    Raises
+    ------
+    StoppedEarly
+        After Ctrl-C, with what was learnt.
+
     Notes
     -----
     One pass over the data and `n_folds` M-steps an iteration, with c^2 averaged over shells, and `n_folds`
@@ -185,32 +199,74 @@ def cross_fit(
     """
     blocks = ShellNorms(blocks)
     coupling = Coupling.of(basis, alpha, blocks.layout, mean)
-    trace, floor = Trace(), SMALLEST_VARIANCE * start.noise_variance
-    variance, templates = start.noise_variance.copy(), [basis.phi @ start.weights] * n_folds
-    n_matched = schedule.first_shells
-    for iteration in range(n_iterations):
-        stage = schedule.stage(iteration)
-        matched, used = blocks.layout.truncate(n_matched), slice(0, stage.n_shells)
-        matchers = [
-            Matcher.of(mu, variance[:n_matched], matched, dtype=dtype, temperature=stage.temperature)
-            for mu in templates
-        ]
-        statistics = fold_statistics(blocks, matchers, stage.n_shells, n_jobs=n_jobs)
-        total, layout = statistics.total(), blocks.layout.truncate(stage.n_shells)
-        before = variance[used].copy()
-        templates = [
-            coupling.templates(_without(total, part), before, layout, n_jobs=n_jobs)
-            for part in statistics.folds
-        ]
-        variance[used] = _held_out_noise(statistics, templates, layout=layout, noise=noise, floor=floor[used])
-        trace.append(
-            total.log_evidence / total.n_samples, Stage(n_matched, stage.temperature), is_held_out=True
-        )
-        if after_iteration is not None:
-            after_iteration(trace)
-        n_matched = stage.n_shells
-    weights = solve_weights(total, basis, before, alpha[used], layout, n_jobs=n_jobs)
-    return Start(weights, variance), trace
+    keeper, state = keeper or ForgetfulKeeper(), found
+    if state is None:
+        if start is None:
+            raise ValueError("A fit needs a start, or a state to go on from: give start= or found=.")
+        floor, templates = SMALLEST_VARIANCE * start.noise_variance, [basis.phi @ start.weights] * n_folds
+        state = CrossFitState(0, templates, start.noise_variance, floor, schedule.first_shells, Trace())
+    try:
+        while state.iteration < n_iterations:
+            stage = schedule.stage(state.iteration)
+            statistics = _held_out_pass(blocks, state, stage, dtype, n_jobs)
+            before, total = state.variance[: stage.n_shells], statistics.total()
+            state = _after_m_steps(statistics, total, coupling, state, stage, blocks.layout, noise, n_jobs)
+            if after_iteration is not None:
+                after_iteration(state.trace)
+            if state.iteration < n_iterations:  # the last is followed by what keeps the next state
+                keeper.keep(state)
+        used = slice(0, stage.n_shells)
+        layout = blocks.layout.truncate(stage.n_shells)
+        weights = solve_weights(total, basis, before, alpha[used], layout, n_jobs=n_jobs)
+    except KeyboardInterrupt:
+        if not state.iteration:  # nothing was learnt
+            raise
+        if state.iteration < n_iterations:
+            keeper.keep(state, now=True)
+        say_interrupted(state.trace)
+        mean_of_folds = np.mean(state.templates, axis=0)
+        weights = np.asarray(np.linalg.lstsq(basis.phi, mean_of_folds, rcond=None)[0], dtype=np.float64)
+        reached = FitState(0, weights, state.variance, state.floor, state.n_matched, state.trace)
+        raise StoppedEarly(interrupted_fit(basis, reached, alpha, blocks.layout)) from None
+    return Start(weights, state.variance), state.trace
+
+
+def _held_out_pass(
+    blocks: Blocks, state: CrossFitState, stage: Stage, dtype: DTypeLike, n_jobs: int | None
+) -> FoldStatistics:
+    """E-step in which every fold is compared with its own templates."""
+    n_matched = state.n_matched
+    matched, variance = blocks.layout.truncate(n_matched), state.variance[:n_matched]
+    matchers = [
+        Matcher.of(mu, variance, matched, dtype=dtype, temperature=stage.temperature)
+        for mu in state.templates
+    ]
+    return fold_statistics(blocks, matchers, stage.n_shells, n_jobs=n_jobs)
+
+
+def _after_m_steps(
+    statistics: FoldStatistics,
+    total: Statistics,
+    coupling: Coupling,
+    state: CrossFitState,
+    stage: Stage,
+    layout: FeatureLayout,
+    noise: str,
+    n_jobs: int | None,
+) -> CrossFitState:
+    """State with the templates that each fold gets from the others, and the noise left of held-out images."""
+    used, layout = slice(0, stage.n_shells), layout.truncate(stage.n_shells)
+    variance, trace = state.variance.copy(), copy.deepcopy(state.trace)
+    templates = [
+        coupling.templates(_without(total, part), state.variance[used], layout, n_jobs=n_jobs)
+        for part in statistics.folds
+    ]
+    variance[used] = _held_out_noise(
+        statistics, templates, layout=layout, noise=noise, floor=state.floor[used]
+    )
+    matched = Stage(state.n_matched, stage.temperature)
+    trace.append(total.log_evidence / total.n_samples, matched, is_held_out=True)
+    return CrossFitState(state.iteration + 1, templates, variance, state.floor, stage.n_shells, trace)
 
 
 def _without(total: Statistics, part: Statistics) -> Statistics:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sklearn_cryoem._core.keeping import ForgetfulKeeper, Keeper
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics, e_step
 from sklearn_cryoem.manifold.grid import LatentBasis
@@ -19,6 +21,7 @@ from sklearn_cryoem.manifold.maximisation import (
 )
 from sklearn_cryoem.manifold.schedule import Schedule, Stage
 from sklearn_cryoem.manifold.start import Start
+from sklearn_cryoem.manifold.state import FitState, Trace, say_interrupted
 
 Float64 = NDArray[np.float64]
 
@@ -55,63 +58,19 @@ class Manifold:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """How the fit went; the lists hold one entry for each iteration.
-
-    Attributes
-    ----------
-    objective : list of float
-        Objective (3.5) after the iteration, divided by the number of images.
-    n_shells : list of int
-        Shells it was measured on.
-    temperature : list of float
-        Temperature it was measured at.
-    is_held_out : list of bool
-        Whether it is the likelihood of held-out images, Eq. (3.12), which every iteration is a stage of its
-        own for.
-    """
-
-    objective: list[float] = field(default_factory=list)
-    n_shells: list[int] = field(default_factory=list)
-    temperature: list[float] = field(default_factory=list)
-    is_held_out: list[bool] = field(default_factory=list)
-
-    def append(self, objective: float, stage: Stage, *, is_held_out: bool = False) -> None:
-        """Add an iteration."""
-        self.objective.append(objective)
-        self.n_shells.append(stage.n_shells)
-        self.temperature.append(stage.temperature)
-        self.is_held_out.append(is_held_out)
-
-    @property
-    def stage(self) -> NDArray[np.int64]:
-        """Number of the stage of each iteration; objectives can be compared inside a stage alone."""
-        pairs = list(zip(self.n_shells, self.temperature, strict=True))
-        changes = [i > 0 and (pairs[i] != pairs[i - 1] or self.is_held_out[i - 1]) for i in range(len(pairs))]
-        return np.cumsum(changes, dtype=np.int64)
-
-    @property
-    def last_gain(self) -> float:
-        """Gain of the last iteration over the one before; infinite where they cannot be compared."""
-        stage = self.stage
-        if len(stage) < 2 or stage[-1] != stage[-2]:
-            return float("inf")
-        return self.objective[-1] - self.objective[-2]
-
-
-@dataclass(frozen=True)
 class ManifoldFit:
-    """What the EM loop returns."""
+    """What the EM loop returns; `interrupted` if Ctrl-C ended it."""
 
     manifold: Manifold
     trace: Trace
     converged: bool
+    interrupted: bool = False
 
 
 def fit_manifold(
     blocks: Blocks,
     basis: LatentBasis,
-    start: Start,
+    start: Start | None,
     alpha: Float64,
     schedule: Schedule,
     *,
@@ -121,6 +80,8 @@ def fit_manifold(
     dtype: DTypeLike = np.float32,
     n_jobs: int | None = None,
     trace: Trace | None = None,
+    keeper: Keeper | None = None,
+    found: FitState | None = None,
     after_iteration: Callable[[Trace], None] | None = None,
 ) -> ManifoldFit:
     """Fit the manifold by expectation maximisation.
@@ -131,8 +92,8 @@ def fit_manifold(
         The data.
     basis : LatentBasis
         Nodes and Phi.
-    start : Start
-        Weights of the first shells and noise of all.
+    start : Start or None
+        Weights of the first shells and noise of all; None where `found` takes its place.
     alpha : ndarray of shape (S,)
         Prior precision of the weights.
     schedule : Schedule
@@ -149,6 +110,10 @@ def fit_manifold(
         Number of workers.
     trace : Trace, optional
         Of the iterations that led to `start`, to which those of this fit are added.
+    keeper : Keeper, optional
+        Keeps the state from time to time.
+    found : FitState, optional
+        A state of the same fit, to go on from in the place of `start` and `trace`, with the same bits.
     after_iteration : callable, optional
         Called with the trace after each iteration.
 
@@ -158,34 +123,84 @@ def fit_manifold(
 
     Notes
     -----
-    One pass over the data an iteration, and one more for the objective of the last.
+    One pass over the data an iteration, and one more for the objective of the last. Ctrl-C ends the fit with
+    the parameters of the last M-step.
     """
-    floor = SMALLEST_VARIANCE * start.noise_variance
-    weights, noise_variance = start.weights, start.noise_variance.copy()
-    trace, matched = (
-        Trace() if trace is None else trace,
-        Stage(schedule.first_shells, schedule.stage(0).temperature),
-    )
-    for iteration in range(max_iter + 1):
-        stage = schedule.stage(iteration)
-        matched = Stage(matched.n_shells, stage.temperature)
-        layout = blocks.layout.truncate(matched.n_shells)
-        current = Manifold(basis, weights, noise_variance[: matched.n_shells], alpha[: matched.n_shells])
-        matcher = current.matcher(layout, dtype=dtype, temperature=stage.temperature)
-        statistics = e_step(blocks, matcher, n_shells=stage.n_shells, n_jobs=n_jobs)
-        if iteration > 0:
-            trace.append(_objective(statistics, current, layout), matched)
-            if after_iteration is not None:
-                after_iteration(trace)
-        is_final = matched == Stage(schedule.n_shells, 1.0)
-        if iteration == max_iter or (is_final and trace.last_gain < tol):
-            break
-        layout = blocks.layout.truncate(stage.n_shells)
-        used = slice(0, stage.n_shells)
-        weights = solve_weights(statistics, basis, noise_variance[used], alpha[used], layout, n_jobs=n_jobs)
-        noise_variance[used] = update_noise(statistics, basis.phi @ weights, layout, noise, floor[used])
-        matched = stage
-    return ManifoldFit(current, trace, converged=is_final and trace.last_gain < tol)
+    state = found
+    if state is None:
+        if start is None:
+            raise ValueError("A fit needs a start, or a state to go on from: give start= or found=.")
+        floor = SMALLEST_VARIANCE * start.noise_variance
+        trace = Trace() if trace is None else trace
+        state = FitState(0, start.weights, start.noise_variance, floor, schedule.first_shells, trace)
+    keeper = keeper or ForgetfulKeeper()
+    keeper.keep(state, now=bool(state.trace.objective))
+    try:
+        while True:
+            stage, n_matched = schedule.stage(state.iteration), state.n_matched
+            trace = copy.deepcopy(state.trace)
+            layout, current = blocks.layout.truncate(n_matched), _manifold(basis, state, alpha)
+            matcher = current.matcher(layout, dtype=dtype, temperature=stage.temperature)
+            statistics = e_step(blocks, matcher, n_shells=stage.n_shells, n_jobs=n_jobs)
+            matched = Stage(n_matched, stage.temperature)
+            if state.iteration > 0:
+                trace.append(_objective(statistics, current, layout), matched)
+                if after_iteration is not None:
+                    after_iteration(trace)
+            is_final = matched == Stage(schedule.n_shells, 1.0)
+            if state.iteration == max_iter or (is_final and trace.last_gain < tol):
+                return ManifoldFit(current, trace, converged=is_final and trace.last_gain < tol)
+            state = _after_m_step(
+                statistics, basis, replace(state, trace=trace), alpha, blocks.layout, stage, noise, n_jobs
+            )
+            keeper.keep(state)
+    except KeyboardInterrupt:
+        if not state.trace.objective:  # nothing was learnt
+            raise
+        keeper.keep(state, now=True)
+        say_interrupted(state.trace)
+        return interrupted_fit(basis, state, alpha, blocks.layout)
+
+
+def _after_m_step(
+    statistics: Statistics,
+    basis: LatentBasis,
+    state: FitState,
+    alpha: Float64,
+    layout: FeatureLayout,
+    stage: Stage,
+    noise: str,
+    n_jobs: int | None,
+) -> FitState:
+    """State with the weights and the noise that the statistics of an E-step give, Eq. (3.3)-(3.4)."""
+    layout, used = layout.truncate(stage.n_shells), slice(0, stage.n_shells)
+    variance = state.noise_variance.copy()
+    weights = solve_weights(statistics, basis, variance[used], alpha[used], layout, n_jobs=n_jobs)
+    variance[used] = update_noise(statistics, basis.phi @ weights, layout, noise, state.floor[used])
+    return FitState(state.iteration + 1, weights, variance, state.floor, stage.n_shells, state.trace)
+
+
+def _manifold(basis: LatentBasis, state: FitState, alpha: Float64) -> Manifold:
+    used = slice(0, state.n_matched)
+    return Manifold(basis, state.weights, state.noise_variance[used], alpha[used])
+
+
+def interrupted_fit(
+    basis: LatentBasis, state: FitState, alpha: Float64, layout: FeatureLayout
+) -> ManifoldFit:
+    """What an interrupted fit has learnt; shells that it has not come to have templates of zero."""
+    weights = np.zeros((len(state.weights), layout.n_features))
+    weights[:, : state.weights.shape[1]] = state.weights
+    manifold = Manifold(basis, weights, state.noise_variance, alpha)
+    return ManifoldFit(manifold, state.trace, converged=False, interrupted=True)
+
+
+class StoppedEarly(Exception):
+    """Cross-fitted EM was interrupted; carries what it had learnt."""
+
+    def __init__(self, fit: ManifoldFit) -> None:
+        super().__init__("The fit was interrupted.")
+        self.fit = fit
 
 
 def _objective(statistics: Statistics, manifold: Manifold, layout: FeatureLayout) -> float:
