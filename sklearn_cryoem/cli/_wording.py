@@ -14,6 +14,7 @@ _ANYWHERE = {
     "max_shift": "--max-shift",
     "passthrough=": "--passthrough",
     "pixel_size=": "--pixel-size",
+    "rescale=True": "--rescale",
 }
 _NOT_IN_THE_SHELL = (", or metadata_only=True to do without images",)
 _OF_ESTIMATOR = {

@@ -67,6 +67,7 @@ def read(options, folder, console):
         images_dir=options.images_dir,
         pixel_size=options.pixel_size,
         invert=options.invert,
+        rescale=options.rescale,
         ctf=not options.no_ctf,
         normalise=options.normalise and (options.mask_diameter or True),
         permissive=options.permissive,

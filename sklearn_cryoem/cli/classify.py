@@ -47,6 +47,9 @@ def add_reading(group):
     group.add_argument(
         "--pixel-size", metavar="A", type=positive, help="Angstrom per pixel (default: what the file says)"
     )
+    group.add_argument(
+        "--rescale", action="store_true", help="bring particles of several pixel sizes and boxes to one"
+    )
     group.add_argument("--invert", action="store_true", help="invert the contrast: for dark particles")
     group.add_argument("--no-ctf", action="store_true", help="take the CTF as 1, even if the file has one")
     group.add_argument(

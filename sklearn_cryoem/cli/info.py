@@ -137,18 +137,18 @@ def _as_much_as_can_be_read(path, images_dir):
 
     no_ctf = "none; it will be taken as 1"
     try:
-        return read_particles(path, images_dir=images_dir), _FOUND, no_ctf
+        return read_particles(path, images_dir=images_dir, rescale=True), _FOUND, no_ctf
     except ParticleDataError as error:
         problem = in_the_shell(str(error))
     try:
-        return read_particles(path, metadata_only=True), problem, no_ctf
+        return read_particles(path, metadata_only=True, rescale=True), problem, no_ctf
     except ParticleDataError:
         pass  # not the images, then
     try:
-        return read_particles(path, images_dir=images_dir, ctf=False), _FOUND, problem
+        return read_particles(path, images_dir=images_dir, ctf=False, rescale=True), _FOUND, problem
     except ParticleDataError as error:
         images = in_the_shell(str(error))
-    return read_particles(path, metadata_only=True, ctf=False), images, problem
+    return read_particles(path, metadata_only=True, ctf=False, rescale=True), images, problem
 
 
 def describe_map(path):

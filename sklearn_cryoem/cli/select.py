@@ -100,10 +100,10 @@ def _read(particles, output, console):
 
     if output.suffix.lower() != particles.suffix.lower():
         try:
-            return read_particles(particles, metadata_only=True)
+            return read_particles(particles, metadata_only=True, rescale=True)
         except ParticleDataError as error:
             console.warn(f"the CTF is not carried over: {error}")
-    return read_particles(particles, metadata_only=True, ctf=False)
+    return read_particles(particles, metadata_only=True, ctf=False, rescale=True)
 
 
 def labelled_particles(path):

@@ -149,8 +149,8 @@ def _check_boxes(raw: RawParticles, problems: RowProblems, files: list[FrameFile
             f"wrong box: {raw.image_name(row)} has {box[row]} px, most have {most} px "
             f"(boxes by optics group: {by_group})"
         ),
-        "Bring all particles to one box and pixel size by extracting them again, or choose some with "
-        "optics_groups=.",
+        "Pass rescale=True to bring groups of several boxes and pixel sizes to one, choose some with "
+        "optics_groups=, or extract all in one box.",
     )
 
 
@@ -216,7 +216,7 @@ def _one_pixel_size(
         by_group = {int(g): np.unique(sizes[groups == g]).round(4).tolist() for g in np.unique(groups)}
         raise ParticleDataError(
             f"{raw.path}: the particles have several pixel sizes (Angstrom by optics group: {by_group}). "
-            "Rescale them to one by extracting again, choose groups of one size with optics_groups=, or, if "
+            "Pass rescale=True to bring them to one, choose groups of one size with optics_groups=, or, if "
             "the difference is negligible, pass the common pixel_size=."
         )
     return float(np.median(sizes))

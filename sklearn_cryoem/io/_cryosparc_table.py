@@ -7,10 +7,10 @@ import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.io._records import records_to_table, table_to_records
-from sklearn_cryoem.io._relion_table import raw_geometry
 from sklearn_cryoem.io._to_cryosparc import new_cryosparc_table
 from sklearn_cryoem.io.cryosparc import poses_of_records
 from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.frame import pixel_growth
 
 _SAME_ANGLE_RAD = 1e-6
 _SAME_SHIFT_ANGSTROM = 1e-4
@@ -74,9 +74,10 @@ def cryosparc_records(
 
 def _set_poses(table: pd.DataFrame, stack: ParticleStack) -> None:
     """Write the poses as a 2-D alignment, unless the table gives the same already."""
-    _, pixel_size = raw_geometry(stack)
     n_images = len(stack)
-    sizes = None if pixel_size is None else np.full(n_images, pixel_size)
+    sizes = None
+    if stack.pixel_size is not None:  # of the images where they lie
+        sizes = np.full(n_images, stack.pixel_size) / pixel_growth(stack.images)
     old_angle, old_shift, _ = poses_of_records(table_to_records(table), sizes)
     angle, shift = stack.poses.angle_rad, stack.poses.shift
     if old_angle is not None and old_shift is not None:
@@ -84,12 +85,12 @@ def _set_poses(table: pd.DataFrame, stack: ParticleStack) -> None:
         if (turn < _SAME_ANGLE_RAD).all() and (np.abs(shift - old_shift) < _SAME_SHIFT_ANGSTROM).all():
             return
     fields = [("alignments2D/pose", "<f4"), ("alignments2D/shift", "<f4", (2,))]
-    if pixel_size is not None:
+    if sizes is not None:
         fields.append(("alignments2D/psize_A", "<f4"))
     new = np.zeros(n_images, dtype=fields)
     new["alignments2D/pose"] = angle
-    new["alignments2D/shift"] = shift if pixel_size is None else shift / pixel_size
-    if pixel_size is not None:
-        new["alignments2D/psize_A"] = pixel_size
+    new["alignments2D/shift"] = shift if sizes is None else shift / sizes[:, None]
+    if sizes is not None:
+        new["alignments2D/psize_A"] = sizes
     for name, values in records_to_table(new).items():
         table[name] = values

@@ -67,6 +67,16 @@ class RowProblems:
         self.keep[rows] = False
         self.why[rows] = [reason(int(row)) for row in rows]
 
+    def part(self, rows: np.ndarray) -> RowProblems:
+        """A copy in which only the rows of a mask are left, to be handed back by `take_over`."""
+        own = RowProblems(self._path, len(self.keep), permissive=self._permissive)
+        own.keep, own.why, own.name_row = self.keep & rows, self.why.copy(), self.name_row
+        return own
+
+    def take_over(self, part: RowProblems, rows: np.ndarray) -> None:
+        """Note what was found among the rows of a mask."""
+        self.keep[rows], self.why[rows] = part.keep[rows], part.why[rows]
+
     def check_any_left(self) -> None:
         """Raise ParticleDataError if every particle was dropped."""
         if len(self.keep) and not self.keep.any():

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.io._from_cryosparc import relion_columns
 from sklearn_cryoem.io._image_names import raw_source
 from sklearn_cryoem.io._raw import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT
 from sklearn_cryoem.io._star_version import STAR_VERSIONS, to_one_table, to_optics_groups
 from sklearn_cryoem.io.star import RELION_CTF
 from sklearn_cryoem.particles import CTFTable, ParticleStack
+from sklearn_cryoem.particles.frame import pixel_growth
 
 _NEW_DECIMALS = 6  # RELION's own
 _OPTICS_LABELS = ("voltage_volts", "cs_angstrom", "amplitude_contrast")
@@ -74,13 +76,14 @@ def relion_tables(
         _set_ctf(table, optics, stack.ctf)
     if stack.poses is not None:
         _set_poses(table, stack, old_style=old_style, new_images=new_images)
+    converts = version is not None and (version == "3.0") == (optics is not None)
+    if not converts:
+        return RelionTables(table, optics, lost)
     box, pixel_size = (stack.box, stack.pixel_size) if new_images else raw_geometry(stack)
-    if version == "3.0" and optics is not None:
+    if version == "3.0":
         table, dropped = to_one_table(table, optics, pixel_size)
         return RelionTables(table, None, lost + dropped)
-    if version == "3.1" and optics is None:
-        return RelionTables(*to_optics_groups(table, pixel_size, box), lost)
-    return RelionTables(table, optics, lost)
+    return RelionTables(*to_optics_groups(table, pixel_size, box), lost)
 
 
 def set_column(table: pd.DataFrame, name: str, values: np.ndarray, *, period: float | None = None) -> None:
@@ -128,11 +131,21 @@ def _micrographs(stack: ParticleStack) -> list[str]:
 
 
 def raw_geometry(stack: ParticleStack) -> tuple[int, float | None]:
-    """Box and pixel size of the images where they lie, before lazy down-sampling."""
+    """Box and pixel size of the images where they lie, before lazy down-sampling.
+
+    Raises
+    ------
+    ParticleDataError
+        If images of several pixel sizes were brought to one.
+    """
     source = raw_source(stack)
-    if stack.pixel_size is None or not source.box:
-        return source.box, stack.pixel_size
-    return source.box, stack.pixel_size * stack.box / source.box
+    growth = pixel_growth(stack.images)
+    if isinstance(growth, np.ndarray):
+        raise ParticleDataError(
+            "These images have several pixel sizes where they lie, and were rescaled to one: this format "
+            "would have to give one for all. Write the format that came in, or new images (a .mrcs file)."
+        )
+    return source.box, None if stack.pixel_size is None else stack.pixel_size / growth
 
 
 def _set_image_size(stack: ParticleStack, table: pd.DataFrame, optics: pd.DataFrame | None) -> None:
@@ -165,12 +178,14 @@ def _set_poses(table: pd.DataFrame, stack: ParticleStack, *, old_style: bool, ne
     set_column(table, "rlnAnglePsi", (psi + 180.0) % 360.0 - 180.0, period=360.0)
     if stack.poses.mirrored.any() or "rlnIsFlip" in table.columns:
         table["rlnIsFlip"] = stack.poses.mirrored.astype(np.int64)
-    raw_pixel_size = stack.pixel_size if new_images else raw_geometry(stack)[1]
+    growth = np.asarray(1.0 if new_images else pixel_growth(stack.images)).reshape(
+        -1, 1
+    )  # (1 or n_images, 1)
     if stack.pixel_size is None:
-        scale = 1.0 if new_images or not stack.box else raw_geometry(stack)[0] / stack.box
+        scale = growth
         in_pixels, in_angstrom = stack.poses.shift * scale, None
     else:
-        in_pixels, in_angstrom = stack.poses.shift / raw_pixel_size, stack.poses.shift
+        in_pixels, in_angstrom = stack.poses.shift * growth / stack.pixel_size, stack.poses.shift
     has_angstrom, has_pixels = "rlnOriginXAngst" in table.columns, "rlnOriginX" in table.columns
     if in_angstrom is not None and (has_angstrom or not old_style):
         set_column(table, "rlnOriginXAngst", in_angstrom[:, 0])

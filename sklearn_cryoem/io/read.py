@@ -12,6 +12,7 @@ import pandas as pd
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.io._assemble import assemble
+from sklearn_cryoem.io._frames import assemble_in_one_frame
 from sklearn_cryoem.io._raw import RawParticles, RowProblems
 from sklearn_cryoem.io.cryosparc import read_cryosparc
 from sklearn_cryoem.io.mrc import read_image_stack
@@ -30,6 +31,7 @@ def read_particles(
     pixel_size: float | None = None,
     ctf: bool = True,
     optics_groups: int | Sequence[int] | None = None,
+    rescale: bool = False,
     invert: bool = False,
     normalise: bool | float = False,
     permissive: bool = False,
@@ -54,6 +56,9 @@ def read_particles(
         Whether CTF parameters are needed. With False the CTF is taken as 1.
     optics_groups : int or sequence of int, optional
         Keep these optics groups only.
+    rescale : bool, default=False
+        Bring particles of several pixel sizes or boxes to one frame: the largest pixels among them, and the
+        largest box that lies within all of theirs. Without it such a file is refused.
     invert : bool, default=False
         Invert the contrast when images are read: for dark particles, as the microscope gives them. RELION
         and this library want white particles.
@@ -115,7 +120,7 @@ def read_particles(
         )
     raw, problems = _read_metadata(path, permissive=permissive, ctf=ctf, passthrough=passthrough)
     left_out = _choose_optics_groups(raw, problems, optics_groups)
-    stack = assemble(
+    stack = (assemble_in_one_frame if rescale and pixel_size is None else assemble)(
         raw,
         problems,
         images_dir=None if path.suffix.lower() in _STACKS else images_dir,  # a stack is where it is

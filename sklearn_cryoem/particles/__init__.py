@@ -3,6 +3,7 @@
 from sklearn_cryoem.particles.classes import class_labels, select_classes, with_classes
 from sklearn_cryoem.particles.concatenate import concatenate
 from sklearn_cryoem.particles.ctf_table import CTFTable
+from sklearn_cryoem.particles.frame import rescale
 from sklearn_cryoem.particles.poses import Poses
 from sklearn_cryoem.particles.stack import ParticleStack
 
@@ -12,6 +13,7 @@ __all__ = [
     "Poses",
     "class_labels",
     "concatenate",
+    "rescale",
     "select_classes",
     "with_classes",
 ]

@@ -10,18 +10,23 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem.particles.ctf_table import CTFTable
+from sklearn_cryoem.particles.frame import common_frame
+from sklearn_cryoem.particles.frame import rescale as rescaled
 from sklearn_cryoem.particles.poses import Poses
 from sklearn_cryoem.particles.sources import ConcatenatedSource
 from sklearn_cryoem.particles.stack import ParticleStack
 
 
-def concatenate(stacks: Sequence[ParticleStack]) -> ParticleStack:
-    """Join stacks of one box and pixel size end to end; copies no pixel.
+def concatenate(stacks: Sequence[ParticleStack], *, rescale: bool = False) -> ParticleStack:
+    """Join stacks end to end; copies no pixel.
 
     Parameters
     ----------
     stacks : sequence of ParticleStack
         At least one. CTF, poses and truth must be present in all of them or in none.
+    rescale : bool, default=False
+        Bring stacks of several pixel sizes and boxes to one frame: the largest pixels, and the largest box of
+        them that lies within all boxes. Images are resampled when they are read.
 
     Returns
     -------
@@ -32,14 +37,21 @@ def concatenate(stacks: Sequence[ParticleStack]) -> ParticleStack:
     Raises
     ------
     ValueError
-        If boxes or pixel sizes differ, or only some stacks have a CTF, poses or truth.
+        If boxes or pixel sizes differ and `rescale` is False, or only some stacks have a CTF, poses or truth.
     """
     stacks = list(stacks)
     if not stacks:
         raise ValueError("concatenate: got no stack, expected at least one ParticleStack.")
+    if rescale:
+        pixel_size, box = common_frame(stacks)
+        stacks = [rescaled(stack, pixel_size, box) for stack in stacks]
     for what, values, remedy in [
-        ("box", {stack.box for stack in stacks}, "Bring them to one box with stack.downsample(box)."),
-        ("pixel size", {stack.pixel_size for stack in stacks}, "Rescale them to one pixel size first."),
+        (
+            "box",
+            {stack.box for stack in stacks},
+            "Pass rescale=True, or bring them to one box with stack.downsample(box).",
+        ),
+        ("pixel size", {stack.pixel_size for stack in stacks}, "Rescale them to one with rescale=True."),
     ]:
         if len(values) > 1:
             raise ValueError(f"concatenate: the stacks differ in {what}: {sorted(values, key=str)}. {remedy}")

@@ -222,6 +222,16 @@ class ConcatenatedSource(Immutable):
         source, own_row = self.part_of(row)
         return source.locate(own_row)
 
+    @property
+    def parts(self) -> list[tuple[ImageSource, np.ndarray, np.ndarray]]:
+        """Each source that is used, the rows that come from it, and their places there."""
+        places = [np.flatnonzero(self._owner == number) for number in range(len(self._sources))]
+        return [
+            (source, rows, self._own_row[rows])
+            for source, rows in zip(self._sources, places, strict=True)
+            if len(rows)
+        ]
+
     def part_of(self, row: int) -> tuple[ImageSource, int]:
         """Source that one row comes from, and the row's place there."""
         return self._sources[self._owner[row]], int(self._own_row[row])

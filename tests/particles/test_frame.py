@@ -1,0 +1,71 @@
+"""Stacks of several pixel sizes and boxes in one frame."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from sklearn_cryoem import ParticleStack
+from sklearn_cryoem.datasets import make_particles
+from sklearn_cryoem.datasets.truth import aligned_to_truth
+from sklearn_cryoem.particles import concatenate, rescale
+from sklearn_cryoem.particles.frame import common_frame, pixel_growth
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """The same views of one phantom in two frames."""
+    how = {"snr": 1e4, "max_shift": 12.0, "defocus": (12e3, 12e3), "astigmatism": 0.0, "random_state": 4}
+    return [
+        aligned_to_truth(make_particles("ribosome", 12, box=box, pixel_size=size, **how))
+        for box, size in ((72, 5.0), (60, 6.5))
+    ]
+
+
+def test_the_same_particles_are_alike_in_the_common_frame(mixed):
+    assert common_frame(mixed) == (6.5, 54)
+    joined = concatenate(mixed, rescale=True)
+    assert joined.shape == (24, 54, 54) and joined.pixel_size == 6.5
+    images = joined.read()
+    for one, other in zip(images[:12], images[12:], strict=True):
+        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.995
+    np.testing.assert_array_equal(joined.poses.shift[:12], mixed[0].poses.shift)
+    np.testing.assert_array_equal(joined.ctf.defocus_u_angstrom[12:], mixed[1].ctf.defocus_u_angstrom)
+
+
+def test_rows_of_both_are_read_in_any_order_and_travel(mixed):
+    joined = concatenate(mixed, rescale=True)
+    order = np.random.default_rng(0).permutation(24)
+    np.testing.assert_array_equal(joined[order].read(), joined.read()[order])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(joined[order])).read(), joined.read(order))
+    assert "resampled to 54 px that are 1.3 times larger" in repr(joined)
+
+
+def test_growth_of_pixels_is_known_through_all_steps(mixed):
+    joined = concatenate(mixed, rescale=True)
+    np.testing.assert_allclose(pixel_growth(joined.images), [1.3] * 12 + [1.0] * 12)
+    assert pixel_growth(mixed[0].downsample(36).invert_contrast().images) == 2.0
+    assert pixel_growth(concatenate([mixed[0], mixed[0]]).images) == 1.0
+    np.testing.assert_allclose(pixel_growth(joined.downsample(27)[[0, 23]].images), [2.6, 2.0])
+
+
+def test_without_being_asked_nothing_is_rescaled(mixed):
+    with pytest.raises(ValueError, match=r"differ in box: \[60, 72\]. Pass rescale=True"):
+        concatenate(mixed)
+    with pytest.raises(ValueError, match=r"differ in pixel size: .*Rescale them to one with rescale=True"):
+        concatenate([mixed[0], rescale(mixed[1], 6.5, 60)[:3].downsample(60), rescale(mixed[0], 5.5, 60)][1:])
+    alike = concatenate([mixed[0], mixed[0]], rescale=True)
+    np.testing.assert_array_equal(alike.read([0, 12]), mixed[0].read([0, 0]))
+
+
+def test_frames_that_cannot_be_are_refused(mixed):
+    bare = ParticleStack(mixed[0].read())
+    with pytest.raises(ValueError, match=r"has no pixel size. Give it one"):
+        rescale(bare, 6.0)
+    with pytest.raises(ValueError, match=r"stack\(s\) \[1\] have no pixel size.*Give it"):
+        concatenate([mixed[0], bare], rescale=True)
+    with pytest.raises(ValueError, match="Take pixels of 5 A or larger"):
+        rescale(mixed[0], 4.0)
+    with pytest.raises(ValueError, match="a box of 4 to 60"):
+        rescale(mixed[0], 6.0, 61)
+    assert rescale(mixed[0], 6.0).shape == (12, 60, 60)
