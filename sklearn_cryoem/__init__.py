@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sklearn_cryoem._version import __version__
 
 if TYPE_CHECKING:
+    from sklearn_cryoem._core.memory import set_memory_limit
     from sklearn_cryoem.estimators import (
         DeepClusterer,
         MAPAligner,
@@ -37,6 +38,7 @@ _HOMES = {
     "read_particles": "io",
     "save_model": "estimators",
     "select_classes": "particles",
+    "set_memory_limit": "_core.memory",
     "write_particles": "io",
 }
 
@@ -54,6 +56,7 @@ __all__ = [  # noqa: RUF022 (alphabetical but for the version)
     "read_particles",
     "save_model",
     "select_classes",
+    "set_memory_limit",
     "write_particles",
     "__version__",
 ]

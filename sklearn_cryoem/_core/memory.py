@@ -1,8 +1,118 @@
-"""Memory is stated before work starts."""
+"""Memory is stated before work starts, and caches follow from how much there may be."""
 
 from __future__ import annotations
 
 import logging
+import os
+import re
+from pathlib import Path
+
+VARIABLE = "SKLEARN_CRYOEM_MEMORY_LIMIT"
+DEFAULT_SHARE = 0.5  # of what the machine, or the container, has
+CACHE_SHARE = 0.25  # of the limit: features that are kept for the next pass
+DEFAULT_CACHE_BYTES = 256 * 2**20  # as long as nobody sets a limit: the same bits on any machine of 1 GB
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_TEXT = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)i?b?\s*", re.IGNORECASE)
+_UNLIMITED = 2**60  # what version 1 of control groups writes where there is no limit, and more
+
+_limit: list[float] = []  # that of set_memory_limit
+
+
+def set_memory_limit(limit: float | str | None) -> None:
+    """Say how much memory fits may use, in this process and its workers together.
+
+    Parameters
+    ----------
+    limit : float, str or None
+        Bytes, or text such as ``"16 GB"``. None goes back to the default: the environment variable
+        ``SKLEARN_CRYOEM_MEMORY_LIMIT``, or half of what the machine or its container has.
+
+    Raises
+    ------
+    ValueError
+        If this is no amount of memory.
+
+    Notes
+    -----
+    A quarter of a limit that was set is for features kept from one pass to the next; without one, 256 MB are.
+    A fit whose estimate is above the limit says so in a warning, and goes on: what it needs beyond caches
+    follows from the number of classes, the box and `n_jobs`.
+
+    Features that are kept were computed up to the finest resolution, others up to that of the pass. So labels
+    and averages may differ in their last digits between limits so low that not all features can be kept, and
+    others. Between limits that keep all, or none, they have the same bits.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem import set_memory_limit
+    >>> set_memory_limit("16 GB")
+    >>> set_memory_limit(None)
+    """
+    _limit[:] = [] if limit is None else [_bytes_of(limit, "limit")]
+
+
+def memory_limit() -> float:
+    """Bytes that fits may use."""
+    if _limit:
+        return _limit[0]
+    given = os.environ.get(VARIABLE)
+    return _bytes_of(given, VARIABLE) if given else DEFAULT_SHARE * machine_memory()
+
+
+def cache_bytes() -> float:
+    """Bytes of features that one estimator may keep from one pass to the next."""
+    share = CACHE_SHARE * memory_limit()
+    return share if _limit or os.environ.get(VARIABLE) else min(share, DEFAULT_CACHE_BYTES)
+
+
+def machine_memory() -> float:
+    """Bytes that the machine has, or that the control group of this process may use if that is less."""
+    try:
+        physical = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # no POSIX
+        physical = 8.0 * 2**30
+    return min([physical, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _group_limits(membership: Path, root: Path) -> list[float]:
+    """Limits of the control groups of this process and of those above them."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    limits = []
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+            continue
+        top = root / "memory" if controllers else root
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        inside = top / name.lstrip("/")
+        for folder in [inside, *inside.parents]:
+            if not folder.is_relative_to(top):
+                break
+            try:
+                text = (folder / file).read_text().strip()
+            except OSError:
+                continue
+            if text.isdigit() and int(text) < _UNLIMITED:
+                limits.append(float(text))
+    return limits
+
+
+def _bytes_of(limit: float | str, name: str) -> float:
+    match = _TEXT.fullmatch(limit) if isinstance(limit, str) else None
+    if match:
+        n_bytes = float(match[1]) * _UNITS[match[2].lower()]
+    elif isinstance(limit, str):
+        n_bytes = 0.0
+    else:
+        n_bytes = float(limit)
+    if not n_bytes > 0:
+        raise ValueError(
+            f"{name} is {limit!r}, expected an amount of memory. Give bytes, or text like '16 GB'."
+        )
+    return n_bytes
 
 
 def format_bytes(n_bytes: float) -> str:
@@ -16,5 +126,13 @@ def format_bytes(n_bytes: float) -> str:
 
 
 def log_estimate(logger: logging.Logger, what: str, n_bytes: float) -> None:
-    """Log at INFO how much memory `what` is about to need."""
+    """Log at INFO how much memory `what` is about to need, and at WARNING if that is above the limit."""
     logger.info("%s needs about %s of memory beyond the images given.", what, format_bytes(n_bytes))
+    if n_bytes > memory_limit():
+        logger.warning(
+            "%s needs about %s of memory, more than the limit of %s. Ask for fewer classes or workers, a "
+            "coarser max_resolution, or give more with sklearn_cryoem.set_memory_limit.",
+            what,
+            format_bytes(n_bytes),
+            format_bytes(memory_limit()),
+        )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sklearn_cryoem._core.memory import cache_bytes
 from sklearn_cryoem._core.validation import check_choice, check_number
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.known import KnownPoses
@@ -174,7 +175,7 @@ def feature_source(stack, settings, *, keep=True, group=None, scaled=False):
         mask_edge_px=edge,
         k_max=settings.k_limit,
         reference_radius_px=settings.mask_radius_px + edge,
-        cache_bytes=256e6 if keep else 0.0,
+        cache_bytes=cache_bytes() if keep else 0.0,
         group=group,
         scale=np.ones(len(stack)) if scaled else None,
         known=known_poses(stack, settings),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sklearn_cryoem._core.memory import cache_bytes as default_cache_bytes
 from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.manifold.blocks import BLOCK_SIZE, FeatureBlock, FeatureLayout
 from sklearn_cryoem.particles.stack import ParticleStack
@@ -18,7 +19,6 @@ from sklearn_cryoem.physics.fourier import Complex64, Float32, HalfPlane, fourie
 from sklearn_cryoem.physics.masks import mask_background, soft_disc
 from sklearn_cryoem.physics.rotation import aligned_features
 
-CACHE_BYTES = 256 * 2**20
 BLOCK_BYTES = 64 * 2**20  # of a block; as many images as fit, up to BLOCK_SIZE
 NEGLIGIBLE_PHASE = 1e-3  # radians of CTF phase; astigmatism below it at the finest frequency is left out
 PIXELS_AT_ONCE = 2**19  # prepared together: small enough for the processor's caches
@@ -43,8 +43,8 @@ class FeatureBlocks:
         default 0.9 of the box.
     block_size : int
         Images of a block, at most; even. Fewer where they would take more than 64 MB.
-    cache_bytes : int
-        Prepared features kept in memory, at most.
+    cache_bytes : float, optional
+        Prepared features kept in memory, at most; by default as `set_memory_limit` says.
 
     Raises
     ------
@@ -66,7 +66,7 @@ class FeatureBlocks:
         plane: HalfPlane,
         mask_diameter: float | None = None,
         block_size: int = BLOCK_SIZE,
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: float | None = None,
     ) -> None:
         if plane.box != stack.box:
             raise ValueError(
@@ -86,6 +86,7 @@ class FeatureBlocks:
         per_image = 4 * (self.layout.n_features + (self.layout.n_norms if stack.ctf is not None else 0))
         # even: half sets are the even and the odd rows of every block
         self._block_size = max(2, min(block_size, 2 * int(BLOCK_BYTES // (2 * per_image))))
+        cache_bytes = default_cache_bytes() if cache_bytes is None else cache_bytes
         self._n_cached = int(cache_bytes // (per_image * self._block_size))
         self.cache_bytes = min(cache_bytes, per_image * self.n_samples)
         self._cache: dict[int, FeatureBlock] = {}

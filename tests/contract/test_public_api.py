@@ -40,7 +40,7 @@ def test_the_top_level_holds_these_names_and_no_others():
     assert set(sklearn_cryoem.__all__) == {
         "CTFTable", "DeepClusterer", "MAPAligner", "ParticleStack", "Poses", "RealigningClusterer",
         "SMLClusterer", "check_particles", "class_quality", "load_model", "read_particles", "save_model",
-        "select_classes", "write_particles", "__version__",
+        "select_classes", "set_memory_limit", "write_particles", "__version__",
     }  # fmt: skip
     for name in sklearn_cryoem.__all__:
         assert getattr(sklearn_cryoem, name) is not None
