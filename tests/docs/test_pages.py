@@ -113,7 +113,7 @@ def test_pictures_of_the_conventions_show_what_is_said(drawing):
         40, abs=2
     )  # counter-clockwise of its class average
     again = drawing.undone(drawing.particles(drawing.PSI_DEGREES, drawing.OFFSET))
-    assert np.corrcoef(again.ravel(), average.ravel())[0, 1] > 0.99
+    assert np.corrcoef(again.ravel(), average.ravel())[0, 1] > 0.97
 
 
 def test_pictures_of_the_conventions_can_be_drawn_again(drawing, tmp_path):
