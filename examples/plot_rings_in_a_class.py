@@ -40,9 +40,8 @@ model = make_pipeline(EigenImages(8, max_resolution=35.0), SMLClusterer(36, max_
 labels = model.fit_predict(stack)
 
 # %%
-# Averages of the sub-classes: of the particles themselves, with the CTF corrected.
+# Phase-flipped averages of the sub-classes, put together from the eigen-images again.
 eigen, manifold = model[0], model[1]
-order = np.argsort(-manifold.class_sizes_)
 averages = eigen.inverse_transform(manifold.class_averages_)
 plot_class_averages(averages, counts=manifold.class_sizes_, n_columns=9).figure
 

@@ -20,4 +20,5 @@ def last_figure(block, block_vars, gallery_conf):
         return ""
     path = next(iter(block_vars["image_path_iterator"]))
     value.savefig(path, format="png", dpi=100, bbox_inches="tight")
+    block_vars["example_globals"]["___"] = None  # or the next cell without a value would show it again
     return figure_rst([path], gallery_conf["src_dir"])
