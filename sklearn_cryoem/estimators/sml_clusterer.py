@@ -18,10 +18,8 @@ from sklearn_cryoem.estimators._sml_use import ManifoldPrediction
 
 logger = logging.getLogger(__name__)
 
-FEWEST_TO_COLLAPSE, COLLAPSED_SHARE = (
-    20,
-    0.1,
-)  # nodes, and the share of them in use, for a map to count as lost
+FEWEST_TO_COLLAPSE = 20  # nodes
+COLLAPSED = 2.0  # effective classes: few distinct views may leave most nodes empty, but not all but one
 
 
 class SMLClusterer(
@@ -268,11 +266,11 @@ class SMLClusterer(
         return blocks
 
     def _check_collapse(self, stacklevel):
-        """A map of images that uses few of many nodes has lost the signal: it has not converged."""
+        """A map of images whose many nodes are one class has lost the signal: it has not converged."""
         n_nodes = len(self.latent_nodes_)
         if self.alpha != "auto" or isinstance(self._space, VectorSpace) or n_nodes < FEWEST_TO_COLLAPSE:
             return  # whoever gives a number for alpha may want one template
-        if self.n_effective_clusters_ < COLLAPSED_SHARE * n_nodes:
+        if self.n_effective_clusters_ < COLLAPSED:
             self.converged_ = False
             warnings.warn(
                 f"The map of SMLClusterer collapsed: its {n_nodes} classes are worth "

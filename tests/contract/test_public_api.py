@@ -87,6 +87,10 @@ def test_modules_stay_readable(path):
     assert n_lines <= 350, f"{n_lines} lines; would two modules be clearer?"
 
 
+# what one run hands to its own workers; nothing of it is ever read from a file that somebody else wrote
+BETWEEN_PROCESSES = {"sklearn_cryoem/_core/tasks.py", "sklearn_cryoem/_core/cluster.py"}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=label)
 def test_only_the_command_line_prints_and_nothing_pickles_or_asserts(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -98,7 +102,8 @@ def test_only_the_command_line_prints_and_nothing_pickles_or_asserts(path):
     imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     if label(path) != "sklearn_cryoem/cli/console.py":
         assert "print" not in calls, "print in a library; use logging, or the console of the command line"
-    assert not imports & {"pickle", "dill", "cloudpickle"}
+    if label(path) not in BETWEEN_PROCESSES:
+        assert not imports & {"pickle", "dill", "cloudpickle"}
     asserts = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
     assert not asserts, f"assert is no validation (python -O drops it): lines {asserts}"
 
