@@ -2,7 +2,7 @@
 Which classes to keep: quality, selection, report
 =================================================
 
-A third of what a picker finds is ice, carbon or nothing. ``class_quality`` measures every class from its
+Much of what a picker finds is ice, carbon or nothing. ``class_quality`` measures every class from its
 particles and says which to keep, and why not the others; ``select_classes`` takes those, and
 ``write_particles`` hands them on to RELION or cryoSPARC.
 """

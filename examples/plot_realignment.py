@@ -7,7 +7,6 @@ make better references: ``RealigningClusterer`` takes fits of an ``SMLClusterer`
 the poses in turn.
 """
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from sklearn_cryoem import Poses, RealigningClusterer, SMLClusterer
@@ -40,6 +39,8 @@ for name, poses in (("before", rough.poses), ("after", model.poses_)):
     )
 
 # %%
+# Class averages with the poses as they were, and with those that were found. Resolutions flatter, since halves share
+# their poses, and end at 24 A, the finest detail of these images; compare them with each other alone.
 before = SMLClusterer(9, max_iter=60, tol=0.05).fit(rough)
 plot_class_averages(
     before.class_averages_, counts=before.class_sizes_, resolutions=before.class_resolution_, title="before"
@@ -49,13 +50,3 @@ plot_class_averages(
 plot_class_averages(
     model.class_averages_, counts=model.class_sizes_, resolutions=model.class_resolution_, title="after"
 ).figure
-
-# %%
-# Resolutions flatter, before and after alike, since halves share their poses; compare them with each other
-# alone.
-figure, axes = plt.subplots(layout="constrained")
-for label, fitted in (("before", before), ("after", model)):
-    resolution = fitted.class_resolution_
-    axes.plot(np.sort(resolution[np.isfinite(resolution)]), "o-", label=label)
-axes.set(xlabel="class, finest first", ylabel="resolution (A)")
-axes.legend()
