@@ -39,8 +39,8 @@ for name, poses in (("before", rough.poses), ("after", model.poses_)):
     )
 
 # %%
-# Class averages with the poses as they were, and with those that were found. Resolutions flatter, since halves share
-# their poses, and end at 24 A, the finest detail of these images; compare them with each other alone.
+# Class averages with the poses as they were, and with those that were found. Resolutions flatter, since
+# halves share their poses, and end at 24 A, the finest detail of these images: compare them with each other.
 before = SMLClusterer(9, max_iter=60, tol=0.05).fit(rough)
 plot_class_averages(
     before.class_averages_, counts=before.class_sizes_, resolutions=before.class_resolution_, title="before"
