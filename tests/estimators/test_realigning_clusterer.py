@@ -76,7 +76,7 @@ def test_a_class_without_a_reference_leaves_its_particles_alone(stack, fitted):
     same = fitted.labels_ == fitted.labels_[0]
     np.testing.assert_array_equal(moved.poses.angle_rad[same], stack.poses.angle_rad[same])
     np.testing.assert_array_equal(moved.poses.shift[same], stack.poses.shift[same])
-    assert not np.any(moved.poses.angle_rad[~same] == stack.poses.angle_rad[~same])
+    assert np.mean(moved.poses.angle_rad[~same] == stack.poses.angle_rad[~same]) < 0.05
 
 
 def test_new_particles_are_realigned_and_classified(stack, fitted):
