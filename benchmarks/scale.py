@@ -3,17 +3,19 @@
     python benchmarks/scale.py [--full] [--n 2000,4000] [--box 64] [--align 10] [--cluster 50]
         [--runs 1,2,dask] [--folder DIR] [--memory 4GB] [--batches 200] [--iterations 100]
 
-Particles of a 70S-like phantom with CTF, shifts and SNR 0.1 are simulated straight to a float16 stack in DIR
-(kept if it is named: a second call reads it). Every run is a process of its own: n_jobs=1, n_jobs=2, or a dask
-cluster of two processes. It aligns, then clusters what it aligned. Memory is the proportional set size of the
-process and all its children, read five times a second, less what it was before the fit; the estimate is what
-the library logged before it began. Accuracy is the fraction of pairs of one class whose views lie within 10
+Particles of a phantom with CTF, shifts and SNR 0.1 are simulated straight to a float16 stack in DIR (kept if
+it is named: a second call reads it). Every run is a process of its own: n_jobs=1, n_jobs=2, or a dask cluster
+of two processes. It aligns, then clusters what it aligned. Memory is the proportional set size of the process
+and all its children, read five times a second, less what it was before the fit; the estimate is what the
+library logged before it began. Accuracy is the fraction of pairs of one class whose views lie within 10
 degrees (chance: 0.0076).
 
 --full is N = 25,000, 50,000 and 100,000 of 128 px, K = 100 and 500 classes: 3.3 GB of disk for the largest.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import logging
 import os
@@ -25,7 +27,7 @@ import tempfile
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from joblib import parallel_config
@@ -147,6 +149,9 @@ class Meter(logging.Handler):
     """Wall and CPU time, peak memory of this process and its children, and the estimate that was logged."""
 
     def __enter__(self):
+        gc.collect()
+        with suppress(OSError, AttributeError):  # what the last fit has freed is given back first
+            ctypes.CDLL(None).malloc_trim(0)
         self.estimate, self.peak, self.is_over = 0.0, 0.0, False
         logger = logging.getLogger("sklearn_cryoem")
         logger.setLevel(logging.INFO)

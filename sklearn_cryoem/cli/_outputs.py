@@ -4,9 +4,10 @@ import csv
 import json
 import math
 import platform
+import shutil
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -15,6 +16,7 @@ import numpy as np
 from sklearn_cryoem._core.files import atomic_path
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.cli._config import RUN, run_text
+from sklearn_cryoem.cli._resume import UNFINISHED
 from sklearn_cryoem.cli.console import CommandError
 
 SUMMARY = "summary.json"
@@ -40,14 +42,15 @@ class RunFolder:
     """
 
     def __init__(self, path, names, *, force=False):
-        self.path, self.names, self.force = path, [*names, RUN, SUMMARY], force
+        goes_on = (path / UNFINISHED).is_dir()  # what lies there is of a run that was killed
+        self.path, self.names, self.force = path, [*names, RUN, SUMMARY], force or goes_on
         self.written_at = datetime.now(UTC).isoformat(timespec="seconds")  # of the run, in all of its files
         self.seconds = {}  # stage -> wall-clock seconds
         self._started = time.perf_counter()
         if path.exists() and not path.is_dir():
             raise CommandError(f"{path} is a file. Give the name of a folder to --output.")
         taken = [name for name in self.names if (path / name).exists()]
-        if taken and not force:
+        if taken and not self.force:
             raise CommandError(
                 f"{path} already holds {', '.join(taken[:3])}{' and more' if len(taken) > 3 else ''}. "
                 f"Choose another --output, or pass --force to replace these files."
@@ -65,6 +68,8 @@ class RunFolder:
         return self
 
     def __exit__(self, kind, error, trace):
+        with suppress(OSError):  # it is kept if something is in it
+            (self.path / UNFINISHED).rmdir()
         if error is not None and self._made and not any(self.path.iterdir()):
             self.path.rmdir()
 
@@ -119,6 +124,7 @@ class RunFolder:
         }
         with self.writing(SUMMARY) as path:
             path.write_text(json.dumps(as_json(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
 
 
 def versions():

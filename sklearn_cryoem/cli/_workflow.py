@@ -16,6 +16,7 @@ from sklearn_cryoem.cli._classes import (
     write_classes,
 )
 from sklearn_cryoem.cli._estimators import make_aligner, make_clusterer
+from sklearn_cryoem.cli._resume import UnfinishedRun
 from sklearn_cryoem.cli.console import CommandError
 
 LEFT_OUT = "left_out.csv"
@@ -109,11 +110,13 @@ def classify(stack, options, folder):
     clusterer = make_clusterer(options)
     refuse_early(clusterer, stack)
     aligner = make_aligner(options, stack)
+    unfinished = UnfinishedRun(folder)
     if aligner is not None:
         with folder.timed("align"):
-            stack = aligner.fit_transform(stack)
+            aligner = unfinished.fit(aligner, stack)
+            stack = stack.with_poses(aligner.poses_)
     with folder.timed("cluster"):
-        clusterer.fit(stack)
+        clusterer = unfinished.fit(clusterer, stack)
     return Outcome(stack, aligner, clusterer, labelled_name(options.particles.suffix))
 
 
