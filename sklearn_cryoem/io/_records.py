@@ -11,6 +11,8 @@ import re
 import numpy as np
 import pandas as pd
 
+_ODD_BYTES = "surrogateescape"  # what is not UTF-8 is written as it came
+
 
 def records_to_table(records: np.ndarray) -> pd.DataFrame:
     """Turn a structured array into a table, one column for each number: ``name`` or ``name[i]``."""
@@ -18,8 +20,8 @@ def records_to_table(records: np.ndarray) -> pd.DataFrame:
     for name in records.dtype.names:
         field = records[name]
         if field.dtype.kind in "SU":
-            columns[name] = np.char.decode(field, "utf-8") if field.dtype.kind == "S" else field
-            columns[name] = columns[name].astype(object)
+            text = np.char.decode(field, "utf-8", _ODD_BYTES) if field.dtype.kind == "S" else field
+            columns[name] = text.astype(object)
         elif field.ndim == 1:
             columns[name] = field
         else:
@@ -39,7 +41,7 @@ def table_to_records(table: pd.DataFrame) -> np.ndarray:
         name = match[1] if match else str(column)
         values = table.iloc[:, place].to_numpy()
         if values.dtype.kind not in "fiub":
-            values = np.array([str(value).encode() for value in values], dtype=np.bytes_)
+            values = np.array([str(value).encode("utf-8", _ODD_BYTES) for value in values], dtype=np.bytes_)
         fields.setdefault(name, []).append(values)
         if match:
             shapes[name] = tuple(int(side) for side in match[3].split("x")) if match[3] else ()

@@ -105,6 +105,13 @@ def find_particles(blocks: Blocks, path: Path) -> tuple[str, pd.DataFrame, pd.Da
             f"{path}: block data_{name} holds no particle. Check the job that wrote it for an empty "
             "selection."
         )
+    for table, block in ((particles, name), (optics, "optics")):
+        twice = [] if table is None else table.columns[table.columns.duplicated()].tolist()
+        if twice:
+            raise ParticleDataError(
+                f"{path}, block data_{block}: column {twice[0]} is there twice. Remove one of them, with its "
+                "values."
+            )
     if _are_subtomograms(particles, optics):
         raise ParticleDataError(
             f"{path}: these are sub-tomograms (3-D), not particle images. "

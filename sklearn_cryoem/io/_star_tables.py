@@ -18,10 +18,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import starfile
 
 _SYNTAX = re.compile(rb"""(?:^|\s)["'#]""")  # what begins a value: inside one, these are letters
+_NAME = "rlnImageName"
 _NAN = ["nan", "NaN", "<NA>"]
 _VALUE = re.compile(
     r"""
@@ -122,7 +124,7 @@ def _read_skeleton(content: mmap.mmap, loops: list[_Loop], text_labels: list[str
 
 def _read_rows(rows: bytes, labels: list[str], text_labels: list[str]) -> pd.DataFrame:
     if any(mark in rows for mark in (b"#", b"'", b'"')) and _SYNTAX.search(rows):
-        table = _read_values(rows.decode("utf-8"), labels)
+        table, short = _read_values(rows.decode("utf-8"), labels)
     else:
         table = pd.read_csv(
             io.BytesIO(rows),
@@ -134,25 +136,53 @@ def _read_rows(rows: bytes, labels: list[str], text_labels: list[str]) -> pd.Dat
             quoting=csv.QUOTE_NONE,
             engine="c",
         )
+        short = _short_rows(rows, table, len(labels))
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise ValueError(f"label {twice[0]} is there twice")
     table.columns = labels
+    _blank(table, short)
     for label in labels:
         if label not in text_labels and not pd.api.types.is_numeric_dtype(table[label]):
             table[label] = _numbers_if_possible(table[label])
     return table
 
 
-def _read_values(rows: str, labels: list[str]) -> pd.DataFrame:
+def _short_rows(rows: bytes, table: pd.DataFrame, n_labels: int) -> list[int]:
+    """Places of rows with fewer values than labels, which pandas fills up with NaN or empty text."""
+    last = table.iloc[:, -1]
+    suspects = np.flatnonzero((last.isna() | (last.astype(object) == "")).to_numpy())
+    if not suspects.size or table.shape[1] != n_labels:
+        return []
+    lines = [line for line in rows.splitlines() if line.strip()]
+    return [int(row) for row in suspects if len(lines[row].split()) < n_labels]
+
+
+def _blank(table: pd.DataFrame, short: list[int]) -> None:
+    """Take the name off particles in short rows: who knows which value is missing, and they are reported."""
+    if not short:
+        return
+    if _NAME not in table.columns:
+        raise ValueError(f"row {short[0] + 1} has fewer values than the {table.shape[1]} labels")
+    table.loc[short, _NAME] = float("nan")
+
+
+def _read_values(rows: str, labels: list[str]) -> tuple[pd.DataFrame, list[int]]:
     """Rows with quotes or comments among them, value by value; a short row is filled up with NaN."""
     columns: list[list[str | float]] = [[] for _ in labels]
+    short: list[int] = []
     for number, line in enumerate(rows.splitlines(), start=1):
         values = _values(line, number) if _SYNTAX.search(line.encode()) else line.split()
         if not values:
             continue
         if len(values) > len(labels):
             raise ValueError(f"row {number} has {len(values)} values for {len(labels)} labels")
+        if len(values) < len(labels):
+            short.append(len(columns[0]))
         for column, value in itertools.zip_longest(columns, values, fillvalue="nan"):
             column.append(float("nan") if value in _NAN else value)
-    return pd.DataFrame({place: pd.Series(column, dtype="str") for place, column in enumerate(columns)})
+    table = pd.DataFrame({place: pd.Series(column, dtype="str") for place, column in enumerate(columns)})
+    return table, short
 
 
 def _values(line: str, number: int) -> list[str]:

@@ -72,7 +72,7 @@ def read_cryosparc(
         records = _join(records, load_records(other), path, other)
     _check_has_images(records, path)
     problems = RowProblems(path, len(records), permissive=permissive)
-    code, names = pd.factorize(np.char.decode(_as_bytes(records["blob/path"]), "utf-8").astype(object))
+    code, names = pd.factorize(_image_paths(records, path))
     raw = RawParticles(
         path=path,
         metadata=records_to_table(records),
@@ -86,6 +86,9 @@ def read_cryosparc(
         ctf=_ctf(records, path) if ctf else None,
     )
     raw.angle_rad, raw.shift, raw.shift_unit_is_pixel = poses_of_records(records, raw.pixel_size, path)
+    if raw.angle_rad is not None and raw.shift is not None:
+        odd = ~(np.isfinite(raw.angle_rad) & np.isfinite(raw.shift).all(axis=1))
+        problems.add(odd, "the pose or shift of its alignment is NaN or infinite", "Repair or drop the row.")
     _note_sign(records, path)
     return raw, problems
 
@@ -103,12 +106,26 @@ def load_records(path: Path) -> np.ndarray:
         )
     try:
         records = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # numpy evaluates the header: a damaged one can raise nearly anything
         what = "the file is empty" if not magic else f"cannot be read as a cryoSPARC table ({error})"
         raise ParticleDataError(f"{path}: {what}. Copy or export it again.") from error
     if not isinstance(records, np.ndarray) or records.dtype.names is None:
         raise ParticleDataError(f"{path}: an array without named fields, so not a cryoSPARC table. Check it.")
+    odd = [name for name in records.dtype.names if not (name.isascii() and name.isprintable())]
+    if odd:
+        raise ParticleDataError(
+            f"{path}: a field is called {odd[0]!a}, so the table is damaged. Copy or export it again."
+        )
     return records
+
+
+def _image_paths(records: np.ndarray, path: Path) -> np.ndarray:
+    try:
+        return np.char.decode(_as_bytes(records["blob/path"]), "utf-8").astype(object)
+    except UnicodeError as error:
+        raise ParticleDataError(
+            f"{path}: field blob/path is not UTF-8 text, so the table is damaged. Copy or export it again."
+        ) from error
 
 
 def _as_bytes(field: np.ndarray) -> np.ndarray:

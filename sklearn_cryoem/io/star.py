@@ -37,6 +37,7 @@ RELION_CTF = {
 _IGNORED = [
     "rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike", "rlnMagMat00", "rlnMagMat01",
 ]  # fmt: skip
+_MOST_FRAMES = 2**31  # in one file
 _POOR_FIGURE_OF_MERIT = 0.05
 _POOR_RESOLUTION_ANGSTROM = 8.0
 
@@ -177,7 +178,7 @@ def _image_names(table: _Table) -> tuple[list[str], np.ndarray, np.ndarray]:
     number = [head if at else "1" for head, at, _ in parts]  # a name without @ is a file of one image
     file = np.array([tail if at else head for head, at, tail in parts], dtype=object)
     frame = pd.to_numeric(pd.Series(number, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~((frame >= 1) & (frame == np.floor(frame)))
+    bad = ~((frame >= 1) & (frame == np.floor(frame)) & (frame < _MOST_FRAMES))
     table.problems.add(
         bad,
         lambda row: (
