@@ -1,5 +1,6 @@
 """The documentation tells the truth: its Python runs, its commands parse, its links lead somewhere."""
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -89,6 +90,30 @@ def test_every_command_has_its_help_in_the_reference():
     known = re.search(r"\{([\w,]+)\}", build_parser().format_usage())
     commands = known[1].split(",") if known else build_parser()._subparsers._group_actions[0].choices
     assert sorted(listed) == sorted(commands)
+
+
+def messages_of_warnings():
+    """Text of every `warnings.warn` outside the registry of notices, without its numbers."""
+    for path in sorted((ROOT / "sklearn_cryoem").rglob("*.py")):
+        if path.name == "notices.py":
+            continue
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "warnings.warn":
+                parts = [node.value for node in ast.walk(call.args[0]) if isinstance(node, ast.Constant)]
+                yield path.name, "".join(part for part in parts if isinstance(part, str))
+
+
+def test_every_warning_has_an_entry_and_every_entry_a_warning():
+    text = (DOCS / "guide" / "troubleshooting.md").read_text(encoding="utf-8")
+    assert "```{notices}" in text  # those of the registry, by name
+    entries = re.findall(r'^"(.+?)".*\n: ', text, re.MULTILINE)
+    messages = list(messages_of_warnings())
+    assert len(entries) >= 6 and len(messages) >= 6
+    for file, message in messages:
+        plain = message.replace("=", "")
+        assert any(entry in plain for entry in entries), f"no entry for the warning of {file}: {message}"
+    for entry in entries:
+        assert any(entry in message.replace("=", "") for _, message in messages), f"no warning says {entry!r}"
 
 
 # ---------------------------------------------------------------- pictures of the conventions
