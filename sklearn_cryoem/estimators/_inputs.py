@@ -3,8 +3,10 @@
 import numpy as np
 from sklearn.utils.validation import validate_data
 
+from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import check_images
 from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.geometry import box_problem
 
 
 def is_images(X):
@@ -48,6 +50,25 @@ def as_stack(X, owner):
             f"{type(owner).__name__} got 0 particles, expected at least 1. Give a stack with particles."
         )
     return X
+
+
+def question_mask(owner, stack, *, stacklevel):
+    """Warn if the mask that was asked for leaves no background in the box.
+
+    Parameters
+    ----------
+    owner : estimator
+        With `mask_diameter`.
+    stack : ParticleStack
+        What it is fitted to.
+    stacklevel : int
+        1 blames the caller of this function.
+    """
+    if owner.mask_diameter is None:
+        return
+    problem = box_problem(stack.box, stack.pixel_size, owner.mask_diameter)
+    if problem is not None and problem[0] == "box-too-tight":
+        notify(problem[0], f"{type(owner).__name__}: {problem[1]}", stacklevel=stacklevel + 1)
 
 
 def as_vectors(X, owner, *, reset):

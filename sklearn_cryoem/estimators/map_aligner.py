@@ -13,7 +13,7 @@ from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.em import fit_alignment
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
-from sklearn_cryoem.estimators._inputs import as_stack
+from sklearn_cryoem.estimators._inputs import as_stack, question_mask
 from sklearn_cryoem.estimators._map_results import store_results, unite_classes
 from sklearn_cryoem.estimators._map_settings import (
     alignment_settings,
@@ -258,6 +258,7 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         """
         check_parameters(self)
         stack = as_stack(X, self)
+        question_mask(self, stack, stacklevel=2)
         settings = alignment_settings(self, stack)
         if len(stack) < settings.n_references:
             raise ValueError(

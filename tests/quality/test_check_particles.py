@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from sklearn_cryoem import ParticleStack, check_particles, read_particles
+from sklearn_cryoem import MAPAligner, ParticleStack, check_particles, read_particles
 from sklearn_cryoem._core.exceptions import ParticleDataWarning
 from sklearn_cryoem._core.notices import NOTICES, notify
 from sklearn_cryoem.datasets import make_particles
@@ -188,3 +188,11 @@ def test_contrast_is_centre_less_rim():
     radius = np.hypot(axis[:, None], axis)
     images = np.stack([3.0 * (radius < 10), -2.0 * (radius < 10)])
     np.testing.assert_allclose(centre_above_rim(images), [3.0, -2.0])
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_an_aligner_says_where_its_mask_leaves_no_background(simulated):
+    aligner = MAPAligner(2, mask_diameter=48 * simulated.pixel_size, n_batches=2, max_iter=1, random_state=0)
+    with pytest.warns(ParticleDataWarning, match=r"MAPAligner: mask_diameter .*\[box-too-tight\]") as caught:
+        aligner.fit(simulated[:40])
+    assert [w.filename for w in caught if "box-too-tight" in str(w.message)] == [__file__]
