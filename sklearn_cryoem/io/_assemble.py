@@ -79,6 +79,15 @@ def _open_images(
     problems.check_any_left()
     n_images = np.array([0 if file is None else file.n_images for file in files])[raw.file_code]
     n_whole = np.array([0 if file is None else file.n_whole_images for file in files])[raw.file_code]
+    if "rlnImageName" in raw.metadata.columns:
+        unnumbered = ~raw.metadata["rlnImageName"].astype(str).str.contains("@", regex=False).to_numpy(bool)
+        problems.add(
+            unnumbered & (n_images > 1),
+            lambda row: (
+                f"{raw.file_names[raw.file_code[row]]} holds {n_images[row]} images, and no number says which"
+            ),
+            "Write its number before an @, such as 000001@stack.mrcs.",
+        )
     problems.add(
         raw.frame >= n_images,
         lambda row: f"{raw.image_name(row)} does not exist, its file holds {n_images[row]} images",

@@ -147,7 +147,7 @@ BROKEN = {
     "a label lost": ("x.star", star("_rlnDefocusV #6\n", ""), CUT_OFF),
     "no loop_": ("x.star", STAR.replace("loop_\n", ""), r"(cannot be parsed|no block has|Repair that value)"),
     "decimal commas": ("x.star", star("15010.5", "15010,5"), r"'15010,5', not a number. Repair that value"),
-    "merge conflict": ("x.star", star(ROW, f"<<<<<<< HEAD\n{ROW}"), r"is missing or not a number. Repair that value"),
+    "merge conflict": ("x.star", star(ROW, f"<<<<<<< HEAD\n{ROW}"), r"is missing or not a number. Repair"),
     "a word for a defocus": (
         "x.star",
         star("15010.5", "none"),
