@@ -87,13 +87,13 @@ def complete(parser):
         argcomplete.autocomplete(parser)
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end."""
+class Terminated(SystemExit):
+    """The process was asked to end: no fit makes use of what it has learnt, as it does after Ctrl-C."""
 
 
 @contextmanager
 def ending_on_request():
-    """Within the block, SIGTERM ends the run as Ctrl-C does: what was begun is taken away."""
+    """Within the block, SIGTERM ends the run at once; states of fits that were kept stay."""
 
     def end(number, frame):
         raise Terminated
