@@ -21,6 +21,7 @@ MASK_EDGE_FRACTION = 0.05  # of the box
 SMALLEST_START = 6.0  # Fourier pixels
 IMAGES_PER_REFERENCE_AND_BATCH, SMALLEST_BATCH = 4, 200
 REFERENCES_PER_CLASS = 2.5
+PROCESS_BYTES = 110e6  # of a worker process before it does anything: interpreter and libraries
 IMAGES_PER_REFERENCE = 40  # at least, where there are more references than classes
 
 
@@ -219,10 +220,11 @@ def group_codes(stack, noise_groups):
     return np.where(noise_groups[place] == stack.noise_group, place, -1)
 
 
-def memory_estimate(source, settings):
-    """Bytes that a fit needs at its finest resolution, images not counted."""
+def memory_estimate(source, settings, n_workers=1):
+    """Bytes that a fit and its workers need at its finest resolution, images not counted."""
     space = settings.space(source.box, settings.k_limit)
     per_class = 8 * space.n_orders * space.n_rings * space.n_shifts
     bank = per_class * min(settings.n_references, classes_at_once(space))
     statistics = 48 * space.n_orders * space.n_rings * settings.n_references
-    return bank + statistics + source.kept_bytes + 64e6
+    workers = n_workers * (bank + (PROCESS_BYTES if n_workers > 1 else 0.0))
+    return workers + statistics + source.kept_bytes + 64e6

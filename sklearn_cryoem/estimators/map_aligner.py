@@ -269,11 +269,11 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         self.noise_groups_ = np.unique(stack.noise_group) if self.noise == "group" else None
         group = group_codes(stack, self.noise_groups_)
         source = feature_source(stack, settings, group=group, scaled=self.image_scale)
-        log_estimate(logger, "MAPAligner", memory_estimate(source, settings))
         rng = check_random_state(self.random_state)
         start = starting_point(self, stack, settings) if self.warm_start else None
         kept = checkpoint_of(self, stack)
         with task_pool(self.n_jobs) as pool:
+            log_estimate(logger, "MAPAligner", memory_estimate(source, settings, pool.n_workers))
             source.employ(pool)
             fit = fit_alignment(source, settings, rng, start=start, keeper=kept, verbose=self.verbose)
             if self.image_scale:
