@@ -8,6 +8,7 @@ import numpy as np
 from sklearn_cryoem._core.memory import log_estimate
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem.estimators._sml_noise import pooling
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 from sklearn_cryoem.manifold.classes import class_statistics, effective_count
 from sklearn_cryoem.manifold.crossfit import cross_fit
@@ -41,7 +42,7 @@ def learn(estimator, blocks, basis, space, rng, keeper):
 def _fit(estimator, blocks, basis, space, power, rng, keeper, bar):
     """Start, cross-fitted EM, EM: whatever `keeper` does not have already."""
     common = {
-        "noise": estimator.noise,
+        "noise": pooling(estimator.noise),
         "dtype": space.dtype,
         "n_jobs": estimator.n_jobs,
         "keeper": keeper,

@@ -5,6 +5,7 @@ import numbers
 import numpy as np
 
 from sklearn_cryoem._core.validation import check_choice, check_number
+from sklearn_cryoem.estimators._sml_noise import NOISE_MODELS
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 from sklearn_cryoem.manifold.grid import LatentBasis, nearest_grid
 from sklearn_cryoem.manifold.topology import FEWEST_ON_SPHERE, TOPOLOGIES
@@ -48,7 +49,7 @@ def check_parameters(estimator):
     else:
         check_number("alpha", given["alpha"], owner=estimator, minimum=0.0)
     for name, choices in {
-        "noise": ("white", "shell"),
+        "noise": NOISE_MODELS,
         "init": ("pca", "random"),
         "class_average": ("soft", "hard"),
         "position": ("mean", "mode"),

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from sklearn_cryoem.estimators._inputs import is_images
+from sklearn_cryoem.estimators._sml_noise import NoiseOfParts
 from sklearn_cryoem.manifold.blocks import ArrayBlocks
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import HalfPlane, fourier_features, half_plane, images_from_features
@@ -28,6 +29,15 @@ class VectorSpace:
     def blocks(self, vectors):
         """Feature blocks of vectors, in the precision of the training vectors."""
         return ArrayBlocks(vectors.astype(self.dtype, copy=False), offset=self.mean)
+
+    def learn_noise(self, vectors, noise, n_jobs):
+        """Raise where the noise is not one of all vectors; return the same space, and blocks."""
+        if noise in ("group", "image"):
+            raise ValueError(
+                f"noise={noise!r} needs particle images, found vectors, which have neither groups nor a "
+                "spectrum. Give a ParticleStack, or use noise='shell'."
+            )
+        return self, self.blocks(vectors)
 
     def to_data(self, features):
         """Vectors (..., n_features) of features."""
@@ -59,6 +69,7 @@ class ImageSpace:
     pixel_size: float | None
     mask_diameter: float | None
     dtype: str = "<f4"
+    noise: NoiseOfParts | None = None
 
     @classmethod
     def of(cls, stack, max_resolution, mask_diameter):
@@ -94,7 +105,27 @@ class ImageSpace:
                 f"The stack has pixel_size={other}, the model was fitted with pixel_size={mine}. "
                 "Resample the particles to the same pixel size, or fit again."
             )
-        return FeatureBlocks(stack, self.plane, self.mask_diameter)
+        blocks = FeatureBlocks(stack, self.plane, self.mask_diameter)
+        return blocks if self.noise is None else self.noise.whitened(blocks)
+
+    def learn_noise(self, stack, noise, n_jobs):
+        """Return this space with the noise of groups or images, Eq. (3.14), and blocks of `stack`.
+
+        Parameters
+        ----------
+        stack : ParticleStack
+            Whose groups are added to those that are known.
+        noise : {"white", "shell", "group", "image"}
+            With the first two nothing is measured.
+        n_jobs : int or None
+            Number of workers.
+        """
+        if noise not in ("group", "image"):
+            return self, self.blocks(stack)
+        raw = dataclasses.replace(self, noise=None).blocks(stack)
+        known = self.noise
+        parts = NoiseOfParts.of(raw, noise, n_jobs) if known is None else known.extended(raw, n_jobs)
+        return dataclasses.replace(self, noise=parts), parts.whitened(raw, n_jobs)
 
     def to_data(self, features):
         """Images (..., D, D), float32, of real features (..., 2 J)."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
 from sklearn_cryoem.estimators._sml_fit import class_attributes, manifold_attributes
+from sklearn_cryoem.estimators._sml_noise import noise_attributes, pooling
 from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
 from sklearn_cryoem.estimators._sml_space import check_kind
 from sklearn_cryoem.manifold.classes import effective_count
@@ -93,12 +94,14 @@ class ManifoldStream:
                 "call has laid out. Set these parameters back, or begin with a new model."
             )
         data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=False)
+        self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs)
+        self._store(noise_attributes(self._space, blocks))
         done = advance(
             self._stream,
-            self._space.blocks(data),
+            blocks,
             self._manifold,
             alpha=self.alpha,
-            noise=self.noise,
+            noise=pooling(self.noise),
             hard=self.class_average == "hard",
             dtype=self._space.dtype,
             n_jobs=self.n_jobs,

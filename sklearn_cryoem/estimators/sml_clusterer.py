@@ -11,6 +11,7 @@ from sklearn.utils import check_random_state
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
 from sklearn_cryoem.estimators._sml_fit import learn, manifold_attributes, summarise
+from sklearn_cryoem.estimators._sml_noise import noise_attributes
 from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
 from sklearn_cryoem.estimators._sml_space import ImageSpace, VectorSpace
 from sklearn_cryoem.estimators._sml_stream import ManifoldStream
@@ -64,8 +65,10 @@ class SMLClusterer(
         For up to 40 iterations images are compared with templates that the other folds alone have made,
         Eq. (3.12): small classes of noisy images otherwise hold on to the noise of their images. Ordinary
         iterations follow. 1 leaves it out; vectors are never held out.
-    noise : {"shell", "white"}, default="shell"
-        One noise variance for each radial shell, or one for all, Eq. (3.4).
+    noise : {"shell", "white", "group", "image"}, default="shell"
+        One noise variance for each radial shell, or one for all, Eq. (3.4). With "group" the shells of each
+        `noise_group` of the stack (micrographs, or optics groups) have noise of their own, with "image" each
+        image has a factor of its own, measured once before the fit, Eq. (3.14).
     init : {"pca", "random"}, default="pca"
         Start on the plane of the first principal components, or with random weights.
     initial_resolution : float, default=40.0
@@ -122,7 +125,12 @@ class SMLClusterer(
     weights_ : ndarray of shape (n_basis + 1, n_features)
         W of Eq. (2.2); the bias comes last.
     noise_variance_ : ndarray of shape (n_shells,)
-        Noise variance of each radial shell, from shell 1.
+        Noise variance of each radial shell, from shell 1; of an image of average noise.
+    noise_groups_ : ndarray of shape (n_groups,) or None
+        Numbers of the noise groups seen, with ``noise="group"``. Particles of any other group are taken to
+        have average noise.
+    relative_noise_ : ndarray of shape (n_groups, n_shells) or (n_images,) or None
+        Noise of each group and shell, or of each training image, in units of `noise_variance_`.
     alpha_ : ndarray of shape (n_shells,)
         Prior precision of the weights in each shell.
     class_sizes_, soft_class_sizes_ : ndarray of shape (n_nodes,)
@@ -236,7 +244,8 @@ class SMLClusterer(
         """Fit the manifold to X and return its feature blocks; warn at `stacklevel`."""
         check_parameters(self)
         data, self._space = self._open(X)
-        blocks = self._space.blocks(data)
+        self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs)
+        self._store(noise_attributes(self._space, blocks))
         basis = latent_basis(self)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         logger.info("n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape)

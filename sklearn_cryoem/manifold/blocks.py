@@ -120,11 +120,14 @@ class FeatureBlock:
         c^2; None where c = 1, and then Q = S.
     power : ndarray of shape (n, S), float64
         Sum of y^2 over each shell.
+    log_noise : ndarray of shape (n, S) or None
+        Log of the noise that y and c were divided by, Eq. (3.14), in units of that of the shell; None for 0.
     """
 
     data: Floating
     norm: Floating | None
     power: Float64
+    log_noise: Float64 | None = None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -132,12 +135,14 @@ class FeatureBlock:
     def prefix(self, layout: FeatureLayout) -> FeatureBlock:
         """Return the first shells alone, as views."""
         norm = None if self.norm is None else self.norm[:, : layout.n_norms]
-        return FeatureBlock(self.data[:, : layout.n_features], norm, self.power[:, : layout.n_shells])
+        power, log_noise = self.power[:, : layout.n_shells], self.log_noise
+        log_noise = None if log_noise is None else log_noise[:, : layout.n_shells]
+        return FeatureBlock(self.data[:, : layout.n_features], norm, power, log_noise)
 
     def in_double(self) -> FeatureBlock:
         """Return the same rows in double precision; itself if they are already."""
         norm = None if self.norm is None else self.norm.astype(np.float64, copy=False)
-        return FeatureBlock(self.data.astype(np.float64, copy=False), norm, self.power)
+        return FeatureBlock(self.data.astype(np.float64, copy=False), norm, self.power, self.log_noise)
 
     @property
     def nbytes(self) -> int:

@@ -62,7 +62,7 @@ class ShellNorms:
         if block.norm is None:
             return block
         share = self._share[: block.norm.shape[1], :n_shells].astype(block.norm.dtype, copy=False)
-        return FeatureBlock(block.data, block.norm @ share, block.power)
+        return FeatureBlock(block.data, block.norm @ share, block.power, block.log_noise)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def _shard_folds(blocks: Blocks, matchers: list[Matcher], n_shells: int, shard: 
 
 def _rows_of(block: FeatureBlock, rows: slice) -> FeatureBlock:
     norm = None if block.norm is None else block.norm[rows]
-    return FeatureBlock(block.data[rows], norm, block.power[rows])
+    log_noise = None if block.log_noise is None else block.log_noise[rows]
+    return FeatureBlock(block.data[rows], norm, block.power[rows], log_noise)
 
 
 def cross_fit(

@@ -124,7 +124,10 @@ class Matcher:
 
     def log_constant(self, block: FeatureBlock) -> Float64:
         """Return const_i of Eq. (3.1): -1/2 beta |y_i|^2 and the normaliser of the Gaussian; (n,)."""
-        normaliser = 0.5 * float(self.layout.shell_sizes @ np.log(self.precision / (2.0 * np.pi)))
+        sizes = self.layout.shell_sizes
+        normaliser: Float64 | float = 0.5 * float(sizes @ np.log(self.precision / (2.0 * np.pi)))
+        if block.log_noise is not None:
+            normaliser = normaliser - 0.5 * (block.log_noise @ sizes)  # Eq. (3.14)
         return self.layout.information * (normaliser - 0.5 * (block.power @ self.precision))
 
     def posterior(self, block: FeatureBlock) -> Posterior:

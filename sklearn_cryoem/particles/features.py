@@ -6,6 +6,7 @@ again each time they are asked for, and then only up to the resolution that is a
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from sklearn_cryoem._core.memory import cache_bytes as default_cache_bytes
 from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.manifold.blocks import BLOCK_SIZE, FeatureBlock, FeatureLayout
+from sklearn_cryoem.manifold.noise import RowNoise
 from sklearn_cryoem.particles.stack import ParticleStack
 from sklearn_cryoem.physics.ctf import electron_wavelength
 from sklearn_cryoem.physics.fourier import Complex64, Float32, HalfPlane, fourier_features, fourier_resize
@@ -90,6 +92,7 @@ class FeatureBlocks:
         self._n_cached = int(cache_bytes // (per_image * self._block_size))
         self.cache_bytes = min(cache_bytes, per_image * self.n_samples)
         self._cache: dict[int, FeatureBlock] = {}
+        self.noise: RowNoise | None = None
 
     def _mask_of(self, diameter: float | None) -> tuple[float, float]:
         """Radius of the flat part and width of the edge in pixels; the edge is centred on the diameter."""
@@ -133,6 +136,24 @@ class FeatureBlocks:
     def __len__(self) -> int:
         return -(-self.n_samples // self._block_size)
 
+    def rows_of(self, index: int) -> slice:
+        """Rows of the stack that block `index` holds."""
+        start = index * self._block_size
+        return slice(start, min(start + self._block_size, self.n_samples))
+
+    def whitened(self, noise: RowNoise) -> FeatureBlocks:
+        """Return the same blocks, images and CTF being divided by the root of their noise, Eq. (3.14).
+
+        Parameters
+        ----------
+        noise : RowNoise
+            Of each image of the stack.
+        """
+        blocks, ready = copy.copy(self), self._cache
+        blocks.noise = noise
+        blocks._cache = {i: noise.whiten(block, self.rows_of(i), self.layout) for i, block in ready.items()}
+        return blocks
+
     def shells_at(self, k_max: float) -> int:
         """Count the shells whose every coefficient has a radius of at most about `k_max`; at least 1."""
         return int(np.clip(np.floor(k_max), 1, self.layout.n_shells))
@@ -147,8 +168,8 @@ class FeatureBlocks:
         return self._cache[index].prefix(layout)
 
     def _prepare(self, index: int, layout: FeatureLayout) -> FeatureBlock:
-        start = index * self._block_size
-        stop = min(start + self._block_size, self.n_samples)
+        own = self.rows_of(index)
+        start, stop = own.start, own.stop
         n_kept = layout.n_features // 2
         plane = self.plane
         if n_kept < plane.n_coefficients:
@@ -172,7 +193,8 @@ class FeatureBlocks:
                     ctf = np.take(ctf, layout.norm_index[::2], axis=1)  # (n, J)
                 np.multiply(features.real, ctf, out=data[here, 0::2])
                 np.multiply(features.imag, ctf, out=data[here, 1::2])
-        return FeatureBlock(data, norm, power)
+        block = FeatureBlock(data, norm, power)
+        return block if self.noise is None else self.noise.whiten(block, own, layout)
 
     def _features(self, rows: slice, plane: HalfPlane) -> Complex64:
         """Features of masked and aligned images, Eq. (2.1)."""

@@ -1,0 +1,260 @@
+"""Noise of groups of images, or of each image, in units of that of all: Eq. (3.14).
+
+It is measured once, before the fit. Images divided by its root have the noise of their shell alone, so
+nothing else knows of it but the log likelihood, which keeps the determinant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sklearn_cryoem._core.workers import ordered_map, sum_in_order
+from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, start_blocks
+from sklearn_cryoem.manifold.prior import measure_power
+
+Float64 = NDArray[np.float64]
+Int = NDArray[np.int64]
+
+LEVEL_VALUES = 20.0  # of average noise added to a group's: levels differ by about a third
+SHELL_VALUES = 200.0  # of the group's own level added to each shell's: colours differ by about a tenth
+SMALLEST, LARGEST = 0.1, 10.0  # times the noise of all; beyond it something else is wrong with an image
+
+
+class RowBlocks(Blocks, Protocol):
+    """Blocks that know which rows of the data they hold."""
+
+    def rows_of(self, index: int) -> slice:
+        """Rows of block `index`."""
+
+
+@dataclass(frozen=True)
+class NoiseSums:
+    """Noise found and noise expected in each group and shell, summed over images; they add over blocks.
+
+    Attributes
+    ----------
+    found, expected : ndarray of shape (G, S), float64
+        Sums of squares, those of images whose signal is strong counting less.
+    """
+
+    found: Float64
+    expected: Float64
+
+    def __add__(self, other: NoiseSums) -> NoiseSums:
+        return NoiseSums(self.found + other.found, self.expected + other.expected)
+
+
+@dataclass(frozen=True)
+class NoiseReference:
+    """What the noise of an image is compared with. Build with `NoiseReference.of`.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (P,)
+        Mean image.
+    signal, noise : ndarray of shape (S,)
+        Power of the signal behind the CTF, and of the noise of all images, by Eq. (3.11).
+    pooled : ndarray of shape (S,)
+        Noise of all images by the measure that groups are found by, over `noise`: what is systematic in that
+        measure is gone from the ratio.
+    """
+
+    mean: Float64
+    signal: Float64
+    noise: Float64
+    pooled: Float64
+
+    @classmethod
+    def of(
+        cls, blocks: RowBlocks, known: RowNoise | None = None, *, n_jobs: int | None = None
+    ) -> NoiseReference:
+        """Measure all images together, Eq. (3.11); a few passes over at most 10,000 of them.
+
+        Parameters
+        ----------
+        blocks : RowBlocks
+            The images.
+        known : RowNoise, optional
+            What is known of their noise, which would pass for signal where it goes with c^2 by chance.
+        n_jobs : int, optional
+            Number of workers.
+        """
+        power = measure_power(blocks, n_jobs=n_jobs)
+        first = cls(power.mean, power.signal, power.noise, np.ones(blocks.layout.n_shells))
+        if known is not None:
+            slopes = sum_in_order(
+                partial(_slope_sums, blocks, first, known), start_blocks(blocks), n_jobs=n_jobs
+            )
+            first = replace(first, signal=slopes.signal(power.signal))
+        everyone = np.zeros(blocks.n_samples, dtype=np.int64)
+        task = partial(_group_sums, blocks, first, everyone, 1)
+        sums = sum_in_order(task, start_blocks(blocks), n_jobs=n_jobs)
+        return replace(first, pooled=np.maximum(sums.found / sums.expected, SMALLEST)[0])
+
+    @property
+    def level(self) -> Float64:
+        """Noise that groups are compared with; (S,)."""
+        return self.noise * self.pooled
+
+    def image_sums(self, block: FeatureBlock, layout: FeatureLayout) -> NoiseSums:
+        """Noise found and expected in each image of a block; (n, S) each."""
+        power, ctf_power = self.powers(block, layout)
+        expected = self.noise * layout.shell_sizes
+        weight = (1.0 + ctf_power * (self.signal / expected)) ** -2
+        return NoiseSums(weight * (power - ctf_power * self.signal), weight * expected * self.pooled)
+
+    def powers(self, block: FeatureBlock, layout: FeatureLayout) -> tuple[Float64, Float64]:
+        """Sums of (y - c mean)^2 and of c^2 over the shells of each image of a block; (n, S) each."""
+        sizes = layout.shell_sizes.astype(np.float64)
+        power = block.power - 2.0 * layout.sum_shells(block.data * self.mean.astype(block.data.dtype))
+        squares = layout.sum_shells(self.mean**2)
+        if block.norm is None:
+            return power + squares, np.broadcast_to(sizes, power.shape)
+        norm = block.norm.astype(np.float64)  # (n, Q)
+        shell = np.flatnonzero(np.diff(layout.shell[layout.norm_starts], prepend=-1))
+        values = np.diff(layout.norm_starts, append=layout.n_features)  # features of each column; (Q,)
+        power = power + np.add.reduceat(norm * layout.sum_norms(self.mean**2), shell, axis=1)
+        return power, np.add.reduceat(norm * values, shell, axis=1)
+
+
+@dataclass(frozen=True)
+class _SlopeSums:
+    """Sums over images for the slope of their power V over c^2, the noise h of each being known; (9, S)."""
+
+    sums: Float64
+
+    def __add__(self, other: _SlopeSums) -> _SlopeSums:
+        return _SlopeSums(self.sums + other.sums)
+
+    def signal(self, otherwise: Float64) -> Float64:
+        """Slope of each shell, or what is given where c^2 is the same in all images; (S,)."""
+        one, u, uu, u_v, u_c, uu_v, uu_c, uu_vc, uu_cc = self.sums
+        v, c, centre = u_v / one, u_c / one, uu_c / uu  # means of V / h and c^2 / h, and of c^2
+        left = u_c - centre * u
+        covariance = uu_vc - centre * uu_v - v * left  # of V - h v with c^2
+        spread = uu_cc - centre * uu_c - c * left
+        has_slope = spread > 1e-4 * uu_cc
+        slope = covariance / np.where(has_slope, spread, 1.0)
+        return np.where(has_slope, np.clip(slope, 0.0, v / np.maximum(c, 1e-3)), otherwise)
+
+
+def _slope_sums(blocks: RowBlocks, reference: NoiseReference, known: RowNoise, index: int) -> _SlopeSums:
+    layout = blocks.layout
+    power, ctf_power = reference.powers(blocks.load(index, layout.n_shells), layout)
+    v, c = power / layout.shell_sizes, ctf_power / layout.shell_sizes
+    u = 1.0 / known.of(blocks.rows_of(index), layout.n_shells)  # (n, S)
+    terms = (np.ones_like(u), u, u**2, u * v, u * c, u**2 * v, u**2 * c, u**2 * v * c, (u * c) ** 2)
+    return _SlopeSums(np.stack([term.sum(axis=0) for term in terms]))
+
+
+def group_noise(
+    blocks: RowBlocks, reference: NoiseReference, code: Int, n_groups: int, *, n_jobs: int | None = None
+) -> Float64:
+    """Noise of each group and shell as a multiple of that of all images, Eq. (3.14); (G, S).
+
+    Parameters
+    ----------
+    blocks : RowBlocks
+        The images.
+    reference : NoiseReference
+        Noise of all.
+    code : ndarray of shape (n_samples,)
+        Group of each image, from 0.
+    n_groups : int
+        Number of groups.
+    n_jobs : int, optional
+        Number of workers.
+    """
+    task = partial(_group_sums, blocks, reference, code, n_groups)
+    sums = sum_in_order(task, range(len(blocks)), n_jobs=n_jobs)
+    information = blocks.layout.information
+    level = _level(sums, reference, information)  # (G, 1)
+    values = sums.expected * (information / reference.level)  # worth so many independent ones; (G, S)
+    own = sums.found * (information / reference.level)
+    relative = (own + SHELL_VALUES * level) / (values + SHELL_VALUES)
+    return np.asarray(np.clip(relative, SMALLEST, LARGEST))
+
+
+def image_noise(blocks: RowBlocks, reference: NoiseReference, *, n_jobs: int | None = None) -> Float64:
+    """Noise of each image, over all shells, as a multiple of that of all images, Eq. (3.14); (n, 1).
+
+    Parameters
+    ----------
+    blocks : RowBlocks
+        The images.
+    reference : NoiseReference
+        Noise of all.
+    n_jobs : int, optional
+        Number of workers.
+    """
+
+    def levels(index: int) -> Float64:
+        sums = reference.image_sums(blocks.load(index, blocks.layout.n_shells), blocks.layout)
+        return np.clip(_level(sums, reference, blocks.layout.information), SMALLEST, LARGEST)
+
+    return np.concatenate(list(ordered_map(levels, range(len(blocks)), n_jobs=n_jobs, here=True)))
+
+
+def _level(sums: NoiseSums, reference: NoiseReference, information: float) -> Float64:
+    """One number for all shells of a group, drawn to 1 where the group is small; (G, 1)."""
+    found = information * (sums.found / reference.level).sum(axis=1, keepdims=True)
+    expected = information * (sums.expected / reference.level).sum(axis=1, keepdims=True)
+    return np.asarray((np.maximum(found, 0.0) + LEVEL_VALUES) / (expected + LEVEL_VALUES))
+
+
+def _group_sums(
+    blocks: RowBlocks, reference: NoiseReference, code: Int, n_groups: int, index: int
+) -> NoiseSums:
+    layout, mine = blocks.layout, code[blocks.rows_of(index)]
+    images = reference.image_sums(blocks.load(index, layout.n_shells), layout)
+    found, expected = np.zeros((n_groups, layout.n_shells)), np.zeros((n_groups, layout.n_shells))
+    np.add.at(found, mine, images.found)
+    np.add.at(expected, mine, images.expected)
+    return NoiseSums(found, expected)
+
+
+@dataclass(frozen=True)
+class RowNoise:
+    """Noise of each image in units of that of its shell.
+
+    Attributes
+    ----------
+    table : ndarray of shape (G, S) or (G, 1)
+        Of every group.
+    code : ndarray of shape (n_samples,)
+        Row of the table of each image.
+    """
+
+    table: Float64
+    code: Int
+
+    def of(self, rows: slice, n_shells: int) -> Float64:
+        """Noise of some images in the first shells; (n, S)."""
+        relative = self.table[self.code[rows], :n_shells]
+        return np.broadcast_to(relative, (len(relative), n_shells))
+
+    def whiten(self, block: FeatureBlock, rows: slice, layout: FeatureLayout) -> FeatureBlock:
+        """Divide images and their CTF by the root of their noise, so that Eq. (3.1) holds as it stands.
+
+        Parameters
+        ----------
+        block : FeatureBlock
+            Rows `rows` of the data.
+        rows : slice
+            Which they are.
+        layout : FeatureLayout
+            Of the shells of the block.
+        """
+        relative = self.of(rows, layout.n_shells)
+        inverse = (1.0 / relative).astype(block.data.dtype)
+        data = block.data * inverse[:, layout.shell]  # c y, both divided by the root
+        if block.norm is None:
+            norm = inverse  # c = 1, a column for each shell
+        else:
+            norm = block.norm * inverse[:, layout.shell[layout.norm_starts]]
+        return FeatureBlock(data, norm, block.power / relative, np.log(relative))
