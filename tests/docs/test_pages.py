@@ -27,7 +27,18 @@ def blocks(page, language):
     )
 
 
-WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+NEEDS_A_CLUSTER = (
+    DOCS / "cluster.md"
+)  # a scheduler at an address: its own tests are tests/_core/test_cluster.py
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page != NEEDS_A_CLUSTER]
+
+
+def test_the_python_of_the_cluster_page_compiles_and_imports_what_there_is():
+    for block in blocks(NEEDS_A_CLUSTER, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("sklearn_cryoem"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # toys: few particles a class
