@@ -158,7 +158,8 @@ class ProcessPool(TaskPool):
     def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
         """Run ``function(*args)`` in a worker process."""
         path = str(self._folder / f"result{next(self._numbers)}")
-        future: Future[Any] = self._executor.submit(_run, function, args, path)
+        with _deaths_reported():
+            future: Future[Any] = self._executor.submit(_run, function, args, path)
         return future
 
     def result(self, future: Future[Result]) -> Result:
@@ -169,16 +170,23 @@ class ProcessPool(TaskPool):
         RuntimeError
             If a worker process was killed.
         """
-        try:
+        with _deaths_reported():
             path: Any = future.result()
-        except BrokenExecutor as error:
-            raise RuntimeError(
-                "A worker process ended before its task was done; most often the system kills one when "
-                "memory runs out. Take fewer workers (n_jobs), or a machine with more memory."
-            ) from error
         result: Result = _load(path)
         os.unlink(path)
         return result
+
+
+@contextmanager
+def _deaths_reported() -> Iterator[None]:
+    """Say what it means that a worker process has ended, whoever notices first."""
+    try:
+        yield
+    except BrokenExecutor as error:
+        raise RuntimeError(
+            "A worker process ended before its task was done; most often the system kills one when "
+            "memory runs out. Take fewer workers (n_jobs), or a machine with more memory."
+        ) from error
 
 
 class DaskPool(TaskPool):
