@@ -1,9 +1,11 @@
-"""Progress of long work: a tqdm bar where tqdm is installed, log lines elsewhere, silence unless asked."""
+"""Progress of long work: a tqdm bar where somebody looks on, log lines elsewhere, silence unless asked."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,10 +24,21 @@ class Progress:
     description : str
         What is being done, shown to the left.
     verbose : int or bool
-        0 shows nothing. 1 or more shows a bar on stderr, or logs at level INFO where tqdm is missing.
+        0 shows nothing. 1 or more shows a bar in a terminal or a notebook; where stderr goes elsewhere, or
+        tqdm is missing, it logs at level INFO.
+    on_step : callable or None
+        Called with the number of steps whenever some are done, whatever is shown.
     """
 
-    def __init__(self, total: int, description: str, *, verbose: int | bool) -> None:
+    def __init__(
+        self,
+        total: int,
+        description: str,
+        *,
+        verbose: int | bool,
+        on_step: Callable[[int], None] | None = None,
+    ) -> None:
+        self._on_step = on_step
         self._total, self._description, self._done, self._note = total, description, 0, ""
         self._bar: Any = _bar(total, description) if verbose else None
         self._logs = bool(verbose) and self._bar is None
@@ -45,6 +58,8 @@ class Progress:
     def update(self, n: int = 1) -> None:
         """Count `n` more steps as done."""
         self._done += n
+        if self._on_step is not None:
+            self._on_step(n)
         if self._bar is not None:
             self._bar.update(n)
         elif self._logs and time.monotonic() - self._last_line > SECONDS_BETWEEN_LOG_LINES:
@@ -61,14 +76,19 @@ class Progress:
         logger.info("%s: %d of %d %s", self._description, self._done, self._total, self._note)
 
 
-def progress(total: int, description: str, *, verbose: int | bool) -> Progress:
+def progress(
+    total: int, description: str, *, verbose: int | bool, on_step: Callable[[int], None] | None = None
+) -> Progress:
     """Return a `Progress`; the name reads better where it is used: ``with progress(...) as bar``."""
-    return Progress(total, description, verbose=verbose)
+    return Progress(total, description, verbose=verbose, on_step=on_step)
 
 
 def _bar(total: int, description: str) -> Any:
     try:
         from tqdm.auto import tqdm
     except ImportError:
+        return None
+    in_notebook = "notebook" in tqdm.__mro__[1].__module__ or "notebook" in tqdm.__module__
+    if not (in_notebook or sys.stderr.isatty()):
         return None
     return tqdm(total=total, desc=description, leave=True, dynamic_ncols=True)

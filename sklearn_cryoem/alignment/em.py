@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -50,6 +51,7 @@ def fit_alignment(
     start: AlignmentModel | None = None,
     keeper: Keeper | None = None,
     verbose: int | bool = 0,
+    on_step: Callable[[int], None] | None = None,
 ) -> FittedAlignment:
     """Align a set of images without references, Eq. (4.2)-(4.5), (4.7)-(4.8).
 
@@ -67,6 +69,8 @@ def fit_alignment(
         Keeps the state from time to time; a state that it has is gone on from, with the same bits.
     verbose : int
         1 shows progress.
+    on_step : callable or None
+        Called with the number of mini-batches or passes that are done, as they are.
 
     Notes
     -----
@@ -76,7 +80,8 @@ def fit_alignment(
     keeper = keeper or ForgetfulKeeper()
     found = keeper.load()
     n_online = settings.n_batches * settings.n_init if start is None else 0
-    with progress(n_online + settings.max_iter, "aligning", verbose=verbose) as bar, single_blas_threads():
+    total = n_online + settings.max_iter
+    with progress(total, "aligning", verbose=verbose, on_step=on_step) as bar, single_blas_threads():
         if isinstance(found, PassState):
             bar.update(n_online + len(found.evidence))
             return full_passes(source, settings, found, keeper=keeper, bar=bar)

@@ -214,7 +214,11 @@ def _encode_estimator(estimator, where, arrays):
     parameters = estimator.get_params(deep=False)
     if isinstance(parameters.get("random_state"), np.random.RandomState | np.random.Generator):
         parameters["random_state"] = None
-    learned = {name: value for name, value in vars(estimator).items() if name not in parameters}
+    learned = {
+        name: value
+        for name, value in vars(estimator).items()
+        if name not in parameters and not name.startswith("_skl_")  # callbacks are no part of a model
+    }
     return {
         "$estimator": type(estimator).__name__,
         "parameters": {name: _encode(v, f"{where}.{name}", arrays) for name, v in parameters.items()},

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn_cryoem._core.memory import log_estimate
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem.estimators._callbacks import FitTask
 from sklearn_cryoem.estimators._sml_noise import pooling
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 from sklearn_cryoem.manifold.classes import class_statistics, effective_count
@@ -31,11 +32,14 @@ def learn(estimator, blocks, basis, space, rng, keeper):
     log_estimate(logger, "SMLClusterer.fit", memory_needed(blocks, basis, n_jobs))
     moments = measure_moments(blocks, n_jobs=n_jobs)
     power = power_of(moments, blocks.layout)
-    with progress(estimator.max_iter, "SMLClusterer", verbose=estimator.verbose) as bar:
+    task = FitTask(estimator, estimator.max_iter + 1, "iteration", blocks)
+    total, verbose = estimator.max_iter, estimator.verbose
+    with progress(total, "SMLClusterer", verbose=verbose, on_step=task.step) as bar:
         try:
             fit = _fit(estimator, blocks, basis, space, power, rng, keeper, bar)
         except StoppedEarly as early:
             fit = early.fit
+    task.end()
     return fit, moments
 
 

@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 
+from sklearn_cryoem.estimators._callbacks import FRAMES, with_callbacks
 from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
 from sklearn_cryoem.estimators._sml_fit import class_attributes, manifold_attributes
 from sklearn_cryoem.estimators._sml_noise import noise_attributes, pooling
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 class ManifoldStream:
     """Incremental learning for an estimator with a `_manifold`, its feature `_space` and a `_stream`."""
 
+    @with_callbacks
     def partial_fit(self, X, y=None):
         """Learn from a chunk of particles, for data that arrive while the microscope runs, Eq. (3.20).
 
@@ -69,7 +71,7 @@ class ManifoldStream:
                 f"partial_fit got {len(X)} images in its first call, expected at least {n_weights}: as many "
                 "as basis functions. Collect more for the first call, or ask for fewer n_clusters or n_basis."
             )
-        blocks = self._learn(X, stacklevel=4)
+        blocks = self._learn(X, stacklevel=4 + FRAMES)
         hard, dtype = self.class_average == "hard", self._space.dtype
         self._stream = begin_stream(
             blocks, self._manifold, self._moments, hard=hard, dtype=dtype, n_jobs=self.n_jobs

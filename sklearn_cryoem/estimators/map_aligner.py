@@ -12,6 +12,7 @@ from sklearn_cryoem._core.memory import log_estimate
 from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.em import fit_alignment
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
+from sklearn_cryoem.estimators._callbacks import FRAMES, FitTask, TakesCallbacks, with_callbacks
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.estimators._inputs import as_stack, question_mask
 from sklearn_cryoem.estimators._map_results import store_results, unite_classes
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 LABELS_IN_MOTION = 0.5  # fraction of labels changing in the last pass above which the user is warned
 
 
-class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator):
+class MAPAligner(AlignsParticles, TakesCallbacks, ClusterMixin, TransformerMixin, BaseEstimator):
     """Align particle images without a reference, and sort them into classes, by maximum a posteriori.
 
     Every image is a reference of one of `n_clusters` classes, turned, shifted and multiplied by its own CTF,
@@ -242,6 +243,7 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         return tags
 
     # ---------------------------------------------------------------- learning
+    @with_callbacks
     def fit(self, X, y=None):
         """Align particles and find their classes.
 
@@ -272,10 +274,14 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         rng = check_random_state(self.random_state)
         start = starting_point(self, stack, settings) if self.warm_start else None
         kept = checkpoint_of(self, stack)
+        n_online = 0 if start is not None else settings.n_init * settings.n_batches
+        task = FitTask(self, n_online + settings.max_iter, "mini-batch or pass", stack)
         with task_pool(self.n_jobs) as pool:
             log_estimate(logger, "MAPAligner", memory_estimate(source, settings, pool.n_workers))
             source.employ(pool)
-            fit = fit_alignment(source, settings, rng, start=start, keeper=kept, verbose=self.verbose)
+            fit = fit_alignment(
+                source, settings, rng, start=start, keeper=kept, verbose=self.verbose, on_step=task.step
+            )
             if self.image_scale:
                 self._scale_unit = find_scales(source, fit.model, settings)
             self._frames, classes = unite_classes(self, fit, source, settings)
@@ -286,12 +292,13 @@ class MAPAligner(AlignsParticles, ClusterMixin, TransformerMixin, BaseEstimator)
         store_results(self, fit, classes, stack, found)
         if not fit.interrupted:
             kept.remove()
+        task.end()
         if not fit.converged and fit.changed > LABELS_IN_MOTION:
             warnings.warn(
                 f"MAPAligner stopped at max_iter={self.max_iter} while {fit.changed:.0%} of the images still "
                 "changed their class or pose in a pass. Raise max_iter, or n_batches.",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=2 + FRAMES,
             )
         return self
 

@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Cluster
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
+from sklearn_cryoem.estimators._callbacks import FRAMES, TakesCallbacks, with_callbacks
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
 from sklearn_cryoem.estimators._sml_fit import learn, manifold_attributes, summarise
@@ -25,6 +26,7 @@ COLLAPSED = 2.0  # effective classes: few distinct views may leave most nodes em
 
 class SMLClusterer(
     ManifoldStream,
+    TakesCallbacks,
     ManifoldPrediction,
     ClassNamePrefixFeaturesOutMixin,
     ClusterMixin,
@@ -223,6 +225,7 @@ class SMLClusterer(
         return tags
 
     # ---------------------------------------------------------------- learning
+    @with_callbacks
     def fit(self, X, y=None):
         """Fit the manifold to particles.
 
@@ -237,7 +240,7 @@ class SMLClusterer(
         -------
         self : SMLClusterer
         """
-        self._learn(X, stacklevel=3)
+        self._learn(X, stacklevel=3 + FRAMES)
         return self
 
     def _learn(self, X, *, stacklevel):

@@ -2,6 +2,7 @@
 
 import builtins
 import logging
+import sys
 
 import pytest
 
@@ -19,14 +20,31 @@ def test_silent_progress_writes_nothing(capfd, caplog):
     assert not caplog.records
 
 
-def test_a_bar_goes_to_stderr_where_tqdm_is_installed(capfd):
+def test_a_bar_goes_to_a_terminal_where_tqdm_is_installed(capfd, monkeypatch):
     pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with progress(3, "EM iterations", verbose=1) as bar:
         bar.update(3)
     out, err = capfd.readouterr()
     assert out == ""
     assert "EM iterations" in err
     assert "3/3" in err
+
+
+def test_log_lines_replace_the_bar_where_stderr_is_no_terminal(capfd, caplog, monkeypatch):
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOG_LINES", -1.0)
+    with caplog.at_level(logging.INFO), progress(3, "EM", verbose=1) as bar:
+        bar.update(2)
+    assert capfd.readouterr() == ("", "")
+    assert "EM: 2 of 3" in caplog.text
+
+
+def test_whoever_listens_hears_of_every_step():
+    heard = []
+    with progress(3, "EM", verbose=0, on_step=heard.append) as bar:
+        bar.update()
+        bar.update(2)
+    assert heard == [1, 2]
 
 
 def test_log_lines_replace_the_bar_where_tqdm_is_missing(monkeypatch, caplog):
