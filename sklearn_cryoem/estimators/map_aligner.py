@@ -260,7 +260,7 @@ class MAPAligner(AlignsParticles, TakesCallbacks, ClusterMixin, TransformerMixin
         """
         check_parameters(self)
         stack = as_stack(X, self)
-        question_mask(self, stack, stacklevel=2)
+        question_mask(self, stack, stacklevel=2 + FRAMES)
         settings = alignment_settings(self, stack)
         if len(stack) < settings.n_references:
             raise ValueError(
