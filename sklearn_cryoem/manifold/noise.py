@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sklearn_cryoem._core.workers import ordered_map, sum_in_order
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, start_blocks
-from sklearn_cryoem.manifold.prior import measure_power
+from sklearn_cryoem.manifold.prior import LEAST_NOISE, measure_power
 
 Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -85,7 +85,8 @@ class NoiseReference:
             Number of workers.
         """
         power = measure_power(blocks, n_jobs=n_jobs)
-        first = cls(power.mean, power.signal, power.noise, np.ones(blocks.layout.n_shells))
+        noise = np.maximum(power.noise, LEAST_NOISE * power.variance)  # a single shell has none by itself
+        first = cls(power.mean, power.signal, noise, np.ones(blocks.layout.n_shells))
         if known is not None:
             slopes = sum_in_order(
                 partial(_slope_sums, blocks, first, known), start_blocks(blocks), n_jobs=n_jobs

@@ -153,6 +153,13 @@ def test_images_without_a_ctf_have_noise_of_groups_too(group):
     np.testing.assert_allclose(model.relative_noise_[1] / model.relative_noise_[0], RATIO, rtol=0.25)
 
 
+@pytest.mark.parametrize("noise", ["group", "image"])
+def test_the_smallest_images_have_one_shell(noise):
+    images = np.random.default_rng(0).normal(size=(20, 4, 4)).astype(np.float32)
+    model = SMLClusterer(4, noise=noise).fit(ParticleStack(images))
+    np.testing.assert_allclose(model.relative_noise_, 1.0, rtol=0.75)
+
+
 def test_errors_say_what_to_do(mixed):
     vectors = np.random.default_rng(0).normal(size=(50, 4))
     with pytest.raises(ValueError, match="use noise='shell'"):
