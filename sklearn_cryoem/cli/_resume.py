@@ -3,7 +3,7 @@
 `RunFolder` removes that with its last file.
 """
 
-from sklearn_cryoem.cli.console import CommandError
+from sklearn_cryoem.cli.console import Interrupted
 
 UNFINISHED = "unfinished"
 
@@ -37,7 +37,7 @@ class UnfinishedRun:
 
         Raises
         ------
-        CommandError
+        Interrupted
             If Ctrl-C ended the fit; what it has reached is kept.
         """
         from sklearn_cryoem.estimators import load_model, save_model
@@ -52,7 +52,7 @@ class UnfinishedRun:
             return load_model(done)
         estimator.fit(stack)
         if state.exists():
-            raise CommandError("interrupted. The same command goes on from here.")
+            raise Interrupted("interrupted. The same command goes on from here.")
         estimator.set_params(checkpoint=None)
         save_model(estimator, done)
         return estimator

@@ -16,7 +16,12 @@ _ANYWHERE = {
     "pixel_size=": "--pixel-size",
     "rescale=True": "--rescale",
 }
-_NOT_IN_THE_SHELL = (", or metadata_only=True to do without images",)
+_NOT_IN_THE_SHELL = (
+    ", or metadata_only=True to do without images",
+    " Fit again with warm_start=True to go on from here, or with the same checkpoint to go on from the last "
+    "state kept there.",
+    " Fit again with the same checkpoint to go on from here.",
+)
 _OF_ESTIMATOR = {
     "DeepClusterer": {
         "images_per_subclass": "--images-per-subclass",

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn_cryoem.cli._classes import (
     AVERAGES,
     CLASS_FILES,
+    CLASS_STAR,
     QUALITY,
     SUGGESTED,
     measure_classes,
@@ -313,6 +314,7 @@ def tell(results, folder, console):
     console.say(f"results in {folder.path}:")
     what = {
         AVERAGES: "class averages, in the order of the class numbers",
+        CLASS_STAR: "the same for --ref of relion_refine, with sizes and resolutions",
         QUALITY: "quality of the classes, with rank, suggestion and reasons",
         SUGGESTED: "classes to keep by that, for sklearn-cryoem select",
         GALLERY: "class averages by size, with class number and resolution",
@@ -321,6 +323,7 @@ def tell(results, folder, console):
         ALIGNMENT_GALLERY: "classes of the alignment",
         MODEL: "fitted model, for sklearn_cryoem.load_model",
         "summary.json": "parameters, versions, times, sizes and resolutions",
+        "run.yaml": "options, to repeat the run with --config",
     }
     labelled = next(name for name in folder.names if name.startswith("particles."))
     written = [(name, text) for name, text in what.items() if (folder / name).exists()]

@@ -17,6 +17,8 @@ from sklearn_cryoem.cli._config import add_config
 from sklearn_cryoem.cli._outputs import RunFolder, options_as_dict
 from sklearn_cryoem.cli.console import CommandError
 
+DEFAULT_CLASSES = 100
+
 _EPILOG = """\
 The class of each particle is written as rlnClassNumber (counted from 1) into the labelled particles; class
 averages stand in the same order in class_averages.mrcs. The model is loaded with sklearn_cryoem.load_model.
@@ -116,7 +118,7 @@ def add_classification(parser):
     )
     cluster = parser.add_argument_group("clustering")
     cluster.add_argument(
-        "--classes", metavar="N", type=count_or_grid, default=100,
+        "--classes", metavar="N", type=count_or_grid, default=DEFAULT_CLASSES,
         help="number of classes, rounded to a regular grid, or the grid itself: 10x10",
     )  # fmt: skip
     cluster.add_argument(

@@ -17,6 +17,10 @@ class CommandError(Exception):
     """A user's mistake or a missing means; its text is the whole message, with the remedy in it."""
 
 
+class Interrupted(CommandError):
+    """Ctrl-C ended a run that can go on; its text says how."""
+
+
 class Console:
     """Speaks to the person at the terminal: results on stdout, warnings and errors on stderr.
 

@@ -6,10 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from sklearn_cryoem.cli._arguments import add_machine, add_output, count, new_command
-from sklearn_cryoem.cli._classes import CLASS_FILES, QUALITY, SUGGESTED, tell_suggestion, write_classes
+from sklearn_cryoem.cli._classes import (
+    CLASS_FILES,
+    CLASS_STAR,
+    QUALITY,
+    SUGGESTED,
+    tell_suggestion,
+    write_classes,
+)
 from sklearn_cryoem.cli._config import add_config
 from sklearn_cryoem.cli._outputs import RunFolder, as_json, options_as_dict
-from sklearn_cryoem.cli.classify import add_classification, add_reading
+from sklearn_cryoem.cli.classify import DEFAULT_CLASSES, add_classification, add_reading
 from sklearn_cryoem.cli.console import CommandError
 
 TREE = "tree.json"
@@ -63,14 +70,34 @@ def run(options, console):
         console.say(f"{stack!r}")
         if options.skip_align:
             _advice.check_options(options, stack, console)
+        elif options.classes != DEFAULT_CLASSES:
+            console.warn(
+                "--classes is not used without --skip-align: first classes are --align-classes, and "
+                "sub-classes follow from --images-per-subclass."
+            )
         _advice.question_particles(
             stack, console, mask_diameter=options.mask_diameter, pixel_size=options.pixel_size
         )
         deep, stack = divide(stack, options, folder)
+        if hint := undivided(deep, options):
+            console.warn(hint)
         results = write(deep, stack, options, folder)
         results["n_left_out"] = n_left_out
         folder.write_summary("deep", options_as_dict(options), results, console.warnings)
     tell(results, deep, folder, console)
+
+
+def undivided(deep, options):
+    """What to say where no class was large enough to be divided; empty where one was."""
+    if any(clusterer is not None for clusterer in deep.clusterers_):
+        return ""
+    fewer = "--classes" if options.skip_align else "--align-classes"
+    smallest = options.min_class_size or 2 * options.images_per_subclass
+    return (
+        f"No class was divided: the largest has {np.bincount(deep.first_labels_).max():,} particles, and "
+        f"classes of fewer than {smallest:,} stay whole. Take fewer {fewer}, or a smaller "
+        "--images-per-subclass and --min-class-size."
+    )
 
 
 def output_names(suffix, *, align):
@@ -211,6 +238,7 @@ def tell(results, deep, folder, console):
     what = {
         flow.AVERAGES: "averages of the sub-classes, in the order of their numbers",
         TREE: "classes and their sub-classes, with sizes",
+        CLASS_STAR: "the same for --ref of relion_refine, with sizes and resolutions",
         QUALITY: "figures, rank and suggestion for each sub-class",
         SUGGESTED: "the suggested selection, for sklearn-cryoem select",
         flow.GALLERY: "sub-classes by size, with number and resolution",
@@ -219,6 +247,7 @@ def tell(results, deep, folder, console):
         flow.ALIGNMENT_GALLERY: "first classes",
         flow.MODEL: "fitted model, for sklearn_cryoem.load_model",
         "summary.json": "parameters, versions, times, sizes and resolutions",
+        "run.yaml": "options, to repeat the run with --config",
     }
     labelled = next(name for name in folder.names if name.startswith("particles."))
     written = [(name, text) for name, text in what.items() if (folder / name).exists()]

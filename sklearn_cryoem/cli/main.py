@@ -12,7 +12,7 @@ from sklearn_cryoem.cli import classify, convert, deep, demo, info, report, sele
 from sklearn_cryoem.cli._arguments import add_talking
 from sklearn_cryoem.cli._config import configured
 from sklearn_cryoem.cli._wording import in_the_shell
-from sklearn_cryoem.cli.console import CommandError, Console, reporting
+from sklearn_cryoem.cli.console import CommandError, Console, Interrupted, reporting
 
 COMMANDS = (demo, classify, deep, report, select, convert, info, simulate)
 
@@ -149,7 +149,7 @@ def main(argv=None):
         if options.debug:
             traceback.print_exc()
         console.error(explain(error))
-        return FAILED
+        return INTERRUPTED if isinstance(error, Interrupted) else FAILED
     return OK
 
 

@@ -293,7 +293,7 @@ class MAPAligner(AlignsParticles, TakesCallbacks, ClusterMixin, TransformerMixin
         if not fit.interrupted:
             kept.remove()
         task.end()
-        if not fit.converged and fit.changed > LABELS_IN_MOTION:
+        if not fit.interrupted and not fit.converged and fit.changed > LABELS_IN_MOTION:
             warnings.warn(
                 f"MAPAligner stopped at max_iter={self.max_iter} while {fit.changed:.0%} of the images still "
                 "changed their class or pose in a pass. Raise max_iter, or n_batches.",

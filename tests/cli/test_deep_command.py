@@ -90,3 +90,11 @@ def test_it_says_what_it_did_and_refuses_what_it_cannot_do(simulated, divided, t
     assert "--force" in capsys.readouterr().err
     assert run("deep", tmp_path / "no.star", "-o", tmp_path / "b", *FEW) == 1
     assert "there is no" in capsys.readouterr().err
+
+
+def test_a_run_that_divides_nothing_says_what_to_change(simulated, tmp_path, capsys):
+    assert run("deep", simulated, "-o", tmp_path / "out", "--min-class-size", 1000, "--classes", 3, *FEW) == 0
+    said = capsys.readouterr().err
+    assert "No class was divided" in said
+    assert "fewer than 1,000 stay whole. Take fewer --align-classes" in said
+    assert "--classes is not used without --skip-align" in said

@@ -55,7 +55,7 @@ def test_the_same_command_goes_on_where_the_clustering_was_interrupted(star, tmp
     assert classify(star, whole) == 0
     with monkeypatch.context() as patch:
         interrupt(patch, crossfit, "fold_statistics", 2)
-        assert classify(star, cut) != 0
+        assert classify(star, cut) == 130
     assert not (cut / "summary.json").exists()
     assert len(list((cut / UNFINISHED).glob("smlclusterer-*.npz"))) == 1
     with monkeypatch.context() as patch:
@@ -78,8 +78,11 @@ def test_ctrl_c_during_the_alignment_says_how_to_go_on(star, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         interrupt(patch, em, "_after_pass", 1)
-        assert classify(star, tmp_path / "out") != 0
-    assert "The same command goes on from here" in capsys.readouterr().err
+        assert classify(star, tmp_path / "out") == 130
+    said = capsys.readouterr().err
+    assert "The same command goes on from here" in said
+    assert "warm_start" not in said
+    assert "still changed" not in said  # it was not stopped by --align-iterations
     assert len(list((tmp_path / "out" / UNFINISHED).glob("mapaligner-*.npz"))) == 1
     assert classify(star, tmp_path / "out") == 0
 
