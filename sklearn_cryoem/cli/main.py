@@ -133,9 +133,7 @@ def main(argv=None):
         with ending_on_request(), reporting(console, verbosity=options.verbose):
             options.run(options, console)
     except Terminated:
-        console.error(
-            "terminated. Files already written are whole; without summary.json no run is complete."
-        )
+        console.error("terminated. Files already written are whole; without summary.json no run is complete.")
         return TERMINATED
     except KeyboardInterrupt:
         console.error(

@@ -133,7 +133,8 @@ def test_single_precision_gives_way_where_it_would_lose_nats(rng):
 def test_duplicates_never_lower_the_objective(rng, as_images):
     shape = (5, 16, 16) if as_images else (6, 40)
     originals = 10.0 * rng.standard_normal(shape).astype(np.float32)
-    model = SMLClusterer((4, 3), n_folds=1, max_iter=40, tol=0, random_state=0).fit(np.repeat(originals, 25, axis=0))
+    model = SMLClusterer((4, 3), n_folds=1, max_iter=40, tol=0, random_state=0)
+    model.fit(np.repeat(originals, 25, axis=0))
     same = model.stage_[1:] == model.stage_[:-1]
     steps = np.diff(model.log_posterior_)[same]
     assert steps.min() > -1e-3, f"fell by {-steps.min():.3g} nats an image"
