@@ -241,6 +241,9 @@ def task_pool(n_jobs: int | None = None) -> Iterator[TaskPool]:
             folder = Path(tempfile.mkdtemp(prefix="sklearn_cryoem_", dir=_folder_in_memory()))
             try:
                 yield ProcessPool(_processes(n_workers), n_workers, folder)
+            except (KeyboardInterrupt, SystemExit):
+                _end_processes()  # which do not hear Ctrl-C, and may wait for a file that never comes
+                raise
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -260,6 +263,12 @@ def _processes(n_workers: int) -> ProcessPoolExecutor:
         )
         logger.debug("started an executor of %d worker processes", n_workers)
     return executor
+
+
+def _end_processes() -> None:
+    for executor in _executors.values():
+        executor.shutdown(wait=False, kill_workers=True)
+    _executors.clear()
 
 
 def _begin_worker() -> None:
