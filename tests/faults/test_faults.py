@@ -260,9 +260,10 @@ def test_a_worker_that_the_system_kills_is_reported_and_the_state_kept(made, tmp
 
 # ---------------------------------------------------------------- a stalled mount
 STALLED = """
-import os, sys, threading
+import os, signal, sys, threading
 from sklearn_cryoem import MAPAligner, SMLClusterer
 from sklearn_cryoem.io import read_particles
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 path, kind, n_jobs = sys.argv[1], sys.argv[2], int(sys.argv[3])
 stack = read_particles(path)
 os.unlink(path)
