@@ -14,7 +14,7 @@ import io
 import logging
 import pickle
 import uuid
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from threading import Lock
@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 import cloudpickle
 
-from sklearn_cryoem._core.workers import single_blas_threads
+from sklearn_cryoem._core.workers import in_order, single_blas_threads
 
 logger = logging.getLogger(__name__)
 
@@ -127,17 +127,7 @@ class Cluster:
         self, function: Callable[..., Any], items: Iterable[Any], window: int, *shared: Any
     ) -> Iterator[Any]:
         """Yield ``function(item, *shared)`` for every item, in order; at most `window` are under way."""
-        waiting: deque[Sending] = deque()
-        try:
-            for item in items:
-                waiting.append(self.submit(function, item, *shared))
-                if len(waiting) >= window:
-                    yield self.result(waiting.popleft())
-            while waiting:
-                yield self.result(waiting.popleft())
-        finally:
-            for sending in waiting:
-                sending.cancel()
+        return in_order(lambda item: self.submit(function, item, *shared), self.result, items, window)
 
     def _wait(self, sending: Sending) -> Any:
         from distributed import KilledWorker

@@ -15,7 +15,6 @@ import pickle
 import shutil
 import signal
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -30,7 +29,7 @@ from joblib.externals.loky import ProcessPoolExecutor, process_executor
 from joblib.parallel import ThreadingBackend, get_active_backend
 
 from sklearn_cryoem._core.files import room_for
-from sklearn_cryoem._core.workers import WINDOW, single_blas_threads
+from sklearn_cryoem._core.workers import WINDOW, in_order, single_blas_threads
 
 logger = logging.getLogger(__name__)
 
@@ -105,17 +104,8 @@ class TaskPool:
 
     def map(self, function: Callable[..., Result], items: Iterable[Item], *shared: Any) -> Iterator[Result]:
         """Yield ``function(item, *shared)`` for every item, in order; few results wait at any time."""
-        waiting: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                waiting.append(self.submit(function, item, *shared))
-                if len(waiting) >= self.n_workers * WINDOW or self.n_workers == 1:
-                    yield self.result(waiting.popleft())
-            while waiting:
-                yield self.result(waiting.popleft())
-        finally:
-            for future in waiting:
-                future.cancel()
+        window = 1 if self.n_workers == 1 else self.n_workers * WINDOW
+        return in_order(lambda item: self.submit(function, item, *shared), self.result, items, window)
 
 
 class ThreadPool(TaskPool):

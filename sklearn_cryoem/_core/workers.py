@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -34,7 +34,15 @@ class Addable(Protocol):
         """Return the sum."""
 
 
+class Cancellable(Protocol):
+    """A task under way."""
+
+    def cancel(self) -> Any:
+        """Let it not begin, if it has not yet."""
+
+
 Item = TypeVar("Item")
+Task = TypeVar("Task", bound=Cancellable)
 Result = TypeVar("Result")
 Statistics = TypeVar("Statistics", bound=Addable)
 
@@ -109,22 +117,43 @@ def _on_threads(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int, window: int
 ) -> Iterator[Result]:
     # a tenth of joblib's time for each item, and no worker waits for the others between windows
-    waiting: deque[Future[Result]] = deque()
     pool = DaemonThreads(workers)
     try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= window:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from in_order(partial(pool.submit, function), Future.result, items, window)
     except (KeyboardInterrupt, SystemExit):
         pool.leave()  # whoever wants to go does not wait for a thread that waits for a stalled disk
         raise
     finally:
-        for future in waiting:
-            future.cancel()
         pool.close()
+
+
+def in_order(
+    submit: Callable[[Item], Task], result: Callable[[Task], Result], items: Iterable[Item], window: int
+) -> Iterator[Result]:
+    """Yield ``result(submit(item))`` for every item, in order, with at most `window` tasks under way.
+
+    Parameters
+    ----------
+    submit : callable
+        Begins the task of an item; what it returns can be cancelled.
+    result : callable
+        Waits for a task and returns what came of it.
+    items : iterable
+        The work.
+    window : int
+        Tasks that are done or wait at any time; those left when the consumer stops are cancelled.
+    """
+    waiting: deque[Task] = deque()
+    try:
+        for item in items:
+            waiting.append(submit(item))
+            if len(waiting) >= window:
+                yield result(waiting.popleft())
+        while waiting:
+            yield result(waiting.popleft())
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 class DaemonThreads:

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn_cryoem._core.files import atomic_path
 from sklearn_cryoem._core.keeping import ForgetfulKeeper
 from sklearn_cryoem._version import __version__
-from sklearn_cryoem.estimators._persistence import read_state, write_state
+from sklearn_cryoem.estimators._persistence import load_model, write_state
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class CheckpointFile:
         """Return the state that was kept last, or None."""
         if not self.path.exists():
             return None
-        state = read_state(self.path)
+        state = load_model(self.path)
         logger.info("going on from %s", self.path)
         return state
 

@@ -9,6 +9,16 @@ from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.geometry import box_problem
 
 
+class TakesImages:
+    """What an estimator of images alone tells scikit-learn: no plain vectors. Comes before other bases."""
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        return tags
+
+
 def is_images(X):
     """Whether X is a stack, a three-dimensional array or a list of images, rather than plain vectors."""
     if isinstance(X, list | tuple):

@@ -74,11 +74,6 @@ def write_state(state, path):
     _write(path, _encode(state, "state", arrays), arrays)
 
 
-def read_state(path):
-    """Read back what `write_state` wrote; the same as `load_model`."""
-    return load_model(path)
-
-
 def _write(path, model, arrays):
     header = {
         "format": FORMAT,

@@ -9,11 +9,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem._core.workers import ordered_map, sum_in_order
-from sklearn_cryoem.estimators._inputs import as_stack
+from sklearn_cryoem.estimators._inputs import TakesImages, as_stack
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 
 
-class EigenImages(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Reduce aligned particles to their coordinates along the eigen-images of the set.
 
     Phases are flipped where the CTF is negative. For classes of a few hundred particles: a manifold has far
@@ -58,12 +58,6 @@ class EigenImages(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.max_resolution = max_resolution
         self.mask_diameter = mask_diameter
         self.n_jobs = n_jobs
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.input_tags.three_d_array = True
-        return tags
 
     def fit(self, X, y=None):
         """Find the eigen-images of particles.

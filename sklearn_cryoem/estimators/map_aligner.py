@@ -14,7 +14,7 @@ from sklearn_cryoem.alignment.em import fit_alignment
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
 from sklearn_cryoem.estimators._callbacks import FRAMES, FitTask, TakesCallbacks, with_callbacks
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
-from sklearn_cryoem.estimators._inputs import as_stack, question_mask
+from sklearn_cryoem.estimators._inputs import TakesImages, as_stack, question_mask
 from sklearn_cryoem.estimators._map_results import store_results, unite_classes
 from sklearn_cryoem.estimators._map_settings import (
     alignment_settings,
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 LABELS_IN_MOTION = 0.5  # fraction of labels changing in the last pass above which the user is warned
 
 
-class MAPAligner(AlignsParticles, TakesCallbacks, ClusterMixin, TransformerMixin, BaseEstimator):
+class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, TransformerMixin, BaseEstimator):
     """Align particle images without a reference, and sort them into classes, by maximum a posteriori.
 
     Every image is a reference of one of `n_clusters` classes, turned, shifted and multiplied by its own CTF,
@@ -235,12 +235,6 @@ class MAPAligner(AlignsParticles, TakesCallbacks, ClusterMixin, TransformerMixin
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.input_tags.three_d_array = True
-        return tags
 
     # ---------------------------------------------------------------- learning
     @with_callbacks

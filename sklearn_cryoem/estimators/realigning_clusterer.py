@@ -6,13 +6,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.estimators._inputs import as_stack
+from sklearn_cryoem.estimators._inputs import TakesImages, as_stack
 from sklearn_cryoem.estimators._realign_round import own_references, realigned
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.particles import Poses
 
 
-class RealigningClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
+class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstimator):
     """Improve the poses of particles by the class averages of a clusterer, and the classes by the poses.
 
     Classes of a manifold are purer than those that the particles were aligned with, and so are better
@@ -82,12 +82,6 @@ class RealigningClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
         self.max_shift = max_shift
         self.n_jobs = n_jobs
         self.verbose = verbose
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.input_tags.three_d_array = True
-        return tags
 
     def fit(self, X, y=None):
         """Cluster and realign in turn.

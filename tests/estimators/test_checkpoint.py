@@ -1,11 +1,7 @@
 """Checkpoints of a fit: killed at any moment, the same call goes on and ends with the same bits."""
 
 import hashlib
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 
 import numpy as np
@@ -45,33 +41,20 @@ print(digest(MAPAligner(checkpoint=sys.argv[1], **OPTIONS).fit(stack)), flush=Tr
 """
 
 
-def start(folder, here):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *filter(None, sys.path)])}
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SCRIPT), str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert process.stdout.readline().strip() == "ready"
-    return process
-
-
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, request):
+def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, start_fit):
     began = time.monotonic()
     expected = digest(MAPAligner(**OPTIONS).fit(stack))
     duration = time.monotonic() - began
-    here = str(request.path.parent)
     rng = np.random.default_rng()  # truly random moments: any of them has to do
     for _ in range(3):
-        process = start(tmp_path, here)
+        process = start_fit(SCRIPT, tmp_path)
         time.sleep(rng.uniform(0.0, duration))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         for kept in tmp_path.glob("mapaligner-*.npz"):
             _checkpoint.CheckpointFile(kept).load()  # whole, whenever the process died
-    process = start(tmp_path, here)
+    process = start_fit(SCRIPT, tmp_path)
     found, _ = process.communicate(timeout=120)
     assert found.strip() == expected
     assert not list(tmp_path.glob("mapaligner-*.npz"))

@@ -1,10 +1,7 @@
 """Checkpoints of SMLClusterer: killed or interrupted at any moment, the same call ends with the same bits."""
 
 import hashlib
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -69,30 +66,17 @@ def interrupt_after(monkeypatch, module, name, n_passes):
     monkeypatch.setattr(module, name, interrupted)
 
 
-def start(folder, here):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *filter(None, sys.path)])}
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert process.stdout.readline().strip() == "ready"
-    return process
-
-
-def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, request):
+def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, start_fit):
     began = time.monotonic()
     expected = digest(SMLClusterer(**OPTIONS).fit(stack))
     duration = time.monotonic() - began
-    here = str(request.path.parent)
     rng = np.random.default_rng()  # truly random moments: any of them has to do
     for _ in range(3):
-        process = start(tmp_path, here)
+        process = start_fit(SCRIPT, tmp_path)
         time.sleep(rng.uniform(0.0, duration))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    found, _ = start(tmp_path, here).communicate(timeout=120)
+    found, _ = start_fit(SCRIPT, tmp_path).communicate(timeout=120)
     assert found.strip() == expected
     assert not list(tmp_path.glob("smlclusterer-*.npz"))
 
