@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ def class_star_path(path: str | Path) -> Path:
     """Path of the STAR file of class averages in `path`: ``x_model.star``, a name that RELION knows."""
     path = Path(path)
     return path.with_name(f"{path.stem}_model.star")
+
+
+def name_in_project(path: str | Path) -> str:
+    """Name of a file from the working directory, as RELION names files; absolute where it is not under it."""
+    path = Path(os.path.abspath(path))  # a link stays a link: its target may be outside of the project
+    folder = Path.cwd()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def write_class_averages(
@@ -66,6 +74,10 @@ def write_class_averages(
 
     Notes
     -----
+    The STAR file names the stack as RELION does, from the project's folder, where its programs are started:
+    here the working directory. A stack that is not under it is named by its absolute path. So
+    ``relion_refine --ref out/x_model.star`` and RELION's display find it from there.
+
     Averages of this library are corrected for the amplitude of the CTF: tell RELION so, with
     ``relion_refine --ref x_model.star --ctf --ctf_corrected_ref``.
     """
@@ -76,7 +88,8 @@ def write_class_averages(
             f"{path}: class averages of shape {averages.shape}, expected (n_classes, D, D) and a .mrcs file. "
             "Give the stack and change the suffix."
         )
-    table = pd.DataFrame({"rlnReferenceImage": [f"{i:06d}@{path.name}" for i in range(1, len(averages) + 1)]})
+    name = name_in_project(path)
+    table = pd.DataFrame({"rlnReferenceImage": [f"{i:06d}@{name}" for i in range(1, len(averages) + 1)]})
     if sizes is not None:
         size = _per_class("sizes", sizes, len(averages)).astype(np.float64)
         table["rlnClassDistribution"] = np.round(size / max(size.sum(), 1e-300), 6)

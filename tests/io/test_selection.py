@@ -135,7 +135,8 @@ def test_posterior_and_latent_positions_have_names_in_both_formats(project, shar
 
 
 # ------------------------------------------------------------------------------------ class averages
-def test_class_averages_come_with_their_list(tmp_path):
+def test_class_averages_come_with_their_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     averages = np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)
     star = write_class_averages(
         tmp_path / "c.mrcs", averages, 2.5, sizes=[10, 0, 30], resolutions=[12.5, np.inf, np.nan],
@@ -148,6 +149,22 @@ def test_class_averages_come_with_their_list(tmp_path):
     assert table["rlnClassDistribution"].tolist() == [0.25, 0.0, 0.75]
     assert table["rlnEstimatedResolution"].tolist() == [12.5, 999.0, 999.0]
     assert table["clsKeep"].tolist() == [1, 0, 1]
+
+
+def test_the_list_of_class_averages_names_them_from_the_working_directory(tmp_path, monkeypatch):
+    averages = np.ones((1, 8, 8), np.float32)
+    project, run, elsewhere = tmp_path / "project", tmp_path / "project" / "out", tmp_path / "elsewhere"
+    run.mkdir(parents=True)
+    elsewhere.mkdir()
+    monkeypatch.chdir(project)
+    for path, name in [
+        ("out/c.mrcs", "out/c.mrcs"),  # as RELION has it
+        (run / "c.mrcs", "out/c.mrcs"),
+        ("../elsewhere/c.mrcs", str(elsewhere / "c.mrcs")),  # RELION knows no other way to name it
+    ]:
+        star = write_class_averages(path, averages, overwrite=True)
+        table = starfile.read(star, always_dict=True)["model_classes"]
+        assert np.atleast_1d(table["rlnReferenceImage"]).tolist() == [f"000001@{name}"]
 
 
 def test_class_averages_are_written_both_or_neither(tmp_path):

@@ -1,5 +1,6 @@
 """RELION goes on from what we write: our classes, poses, averages and subsets in its own programs."""
 
+import contextlib
 import shutil
 import subprocess
 import warnings
@@ -55,17 +56,19 @@ def classified(tmp_path_factory):
         aligned, folder / "ours.star", labels=aligner.labels_, posterior=aligner.class_posterior_,
         latent_positions=np.random.default_rng(0).normal(size=(len(stack), 2)), write_images=True,
     )  # fmt: skip
-    write_class_averages(
-        folder / "classes.mrcs", aligner.class_averages_, stack.pixel_size,
-        sizes=np.bincount(aligner.labels_, minlength=K), resolutions=aligner.class_resolution_,
-        columns={"clsRank": np.arange(1, K + 1)},
-    )  # fmt: skip
+    (folder / "out").mkdir()
+    with contextlib.chdir(folder):  # the project's folder, where RELION is started too
+        write_class_averages(
+            "out/classes.mrcs", aligner.class_averages_, stack.pixel_size,
+            sizes=np.bincount(aligner.labels_, minlength=K), resolutions=aligner.class_resolution_,
+            columns={"clsRank": np.arange(1, K + 1)},
+        )  # fmt: skip
     return folder, aligned, aligner
 
 
 def refine(folder, star, out):
     (folder / out).mkdir()
-    relion(f"{REFINE} --i {star} --ref classes_model.star --o {out}/run", folder)
+    relion(f"{REFINE} --i {star} --ref out/classes_model.star --o {out}/run", folder)
     data = starfile.read(folder / out / "run_it001_data.star")["particles"]
     averages, _ = read_mrc(folder / out / "run_it001_classes.mrcs")
     return data, averages
@@ -163,11 +166,11 @@ def test_relion_reads_the_list_of_classes(classified):
     """`relion_refine --ref` above reads the images; this the values beside them."""
     folder, _, aligner = classified
     done = subprocess.run(
-        "relion_star_printtable classes_model.star data_model_classes rlnReferenceImage rlnClassDistribution "
-        "rlnEstimatedResolution".split(),
+        "relion_star_printtable out/classes_model.star data_model_classes rlnReferenceImage "
+        "rlnClassDistribution rlnEstimatedResolution".split(),
         cwd=folder, capture_output=True, text=True, check=True,
     )  # fmt: skip
     rows = [line.split() for line in done.stdout.strip().splitlines()]
-    assert [row[0] for row in rows] == [f"{number:06d}@classes.mrcs" for number in range(1, K + 1)]
+    assert [row[0] for row in rows] == [f"{number:06d}@out/classes.mrcs" for number in range(1, K + 1)]
     np.testing.assert_allclose([float(row[1]) for row in rows], np.bincount(aligner.labels_) / 240, atol=1e-6)
     np.testing.assert_allclose([float(row[2]) for row in rows], aligner.class_resolution_, atol=1e-3)
