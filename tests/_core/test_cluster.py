@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import cloudpickle
+import dask
+import distributed
 import numpy as np
 import pytest
 from joblib import parallel_config
@@ -15,16 +17,14 @@ from sklearn_cryoem import MAPAligner, SMLClusterer
 from sklearn_cryoem._core import cluster as cluster_module
 from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem.alignment.passes import run_pass, task_rows
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.estimators._map_settings import feature_source
 from sklearn_cryoem.io import read_particles, write_mrc
-from sklearn_cryoem.manifold import blocks as blocks_module
+from sklearn_cryoem.manifold.blocks import N_SHARDS, shards
 from sklearn_cryoem.manifold.expectation import e_step
 from sklearn_cryoem.particles.features import FeatureBlocks
 
-distributed = pytest.importorskip(
-    "distributed", reason="dask is not installed: pip install sklearn-cryoem[dask]"
-)
-dask = pytest.importorskip("dask")
 TWO_PROCESSES = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of dask and tornado
@@ -173,6 +173,42 @@ def aligner():
     return MAPAligner(3, n_batches=4, max_iter=2, max_shift=15.0, random_state=0)
 
 
+def test_an_iteration_moves_as_many_bytes_for_four_times_the_particles(client, stack, monkeypatch):
+    model, moved = clusterer().fit(stack[:500]), []
+    for n in (500, 2000):
+        blocks = FeatureBlocks(stack[:n], model._space.plane, block_size=30)  # 16 tasks either way
+        assert len(shards(blocks)) == N_SHARDS
+        matcher = model._manifold.matcher(blocks.layout, dtype=np.float32)
+        first, *later = [bytes_moved(monkeypatch, partial(e_step, blocks, matcher)) for _ in range(4)]
+        moved.append(min(later))  # a worker that had no task in the first is sent the table in a later one
+        assert first > moved[-1], "the first also sends the table of all particles"
+    small, large = moved
+    assert abs(large - small) < 0.01 * small
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_the_aligner_moves_nothing_for_a_particle_but_its_class_and_pose(client, stack, monkeypatch):
+    model = aligner().fit(stack[:500])
+    space = model._settings.space(stack.box, model._model.k_max)
+
+    def bytes_of(n_particles, rows):
+        source = feature_source(stack[:n_particles], model._settings)
+        with parallel_config("dask"), task_pool() as pool:
+            source.employ(pool)
+            _, *later = [
+                bytes_moved(monkeypatch, partial(run_pass, source, rows, model._model, space))
+                for _ in range(3)
+            ]
+        return min(later)
+
+    batch = np.arange(0, 500, 2)  # a mini-batch of 250 images
+    assert bytes_of(2000, batch) == pytest.approx(bytes_of(500, batch), rel=0.01)
+    rows = np.arange(2000)
+    assert len(task_rows(rows[:900])) == len(task_rows(rows))
+    of_an_image = (bytes_of(2000, rows) - bytes_of(2000, rows[:900])) / 1100
+    assert 16 < of_an_image < 64 < 24 * 24 * 4
+
+
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("make", [clusterer, aligner])
 def test_a_fit_on_the_cluster_has_the_same_bits_though_a_worker_is_killed(stack, make, kill_a_worker):
@@ -180,28 +216,3 @@ def test_a_fit_on_the_cluster_has_the_same_bits_though_a_worker_is_killed(stack,
         far = make().fit(stack)
     assert len(kill_a_worker) == 1
     assert_same_fit(far, make().fit(stack))
-
-
-def test_an_iteration_moves_as_many_bytes_for_twice_the_particles(client, stack, monkeypatch):
-    monkeypatch.setattr(blocks_module, "N_SHARDS", 2)
-    model, moved = clusterer().fit(stack[:500]), []
-    for n in (1000, 2000):  # two blocks and four
-        blocks = FeatureBlocks(stack[:n], model._space.plane)
-        matcher = model._manifold.matcher(blocks.layout, dtype=np.float32)
-        once = bytes_moved(monkeypatch, partial(e_step, blocks, matcher))
-        moved.append((once, bytes_moved(monkeypatch, partial(e_step, blocks, matcher))))
-    (first, small), (first_of_more, large) = moved
-    assert abs(large - small) < 100
-    assert first > small, "the first also sends the table of all particles"
-    assert first_of_more > large
-
-
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_a_mini_batch_moves_as_many_bytes_whatever_the_number_of_particles(client, stack, monkeypatch):
-    moved = []
-    for n in (1000, 2000):
-        model = MAPAligner(3, n_references=3, n_batches=6, batch_size=200, max_iter=1, random_state=0)
-        few = MAPAligner(3, n_references=3, n_batches=2, batch_size=200, max_iter=1, random_state=0)
-        more, less = (bytes_moved(monkeypatch, partial(m.fit, stack[:n])) for m in (model, few))
-        moved.append(more - less)
-    assert moved[1] < 1.2 * moved[0]
