@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from sklearn_cryoem._core.workers import ordered_map, row_blocks
 from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureLayout, shards
 from sklearn_cryoem.manifold.expectation import Matcher, Posterior
-from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed
+from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed, with_digits_of
 
+Sums = NDArray[Any]  # float32 or float64
 Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
 
@@ -27,20 +28,25 @@ class ClassStatistics:
 
     Attributes
     ----------
-    cross : ndarray of shape (2, K, P), float64
-        R^T (c y) of each half.
-    gram : ndarray of shape (2, K, Q), float64
-        R^T c^2 of each half.
+    cross : ndarray of shape (2, K, P)
+        R^T (c y) of each half; of one shard in the precision of the data, else float64.
+    gram : ndarray of shape (2, K, Q)
+        R^T c^2 of each half; likewise.
     node_mass : ndarray of shape (K,), float64
         Soft class sizes.
     labels : ndarray of shape (n,), int
         Most probable node of each image.
     """
 
-    cross: Float64
-    gram: Float64
+    cross: Sums
+    gram: Sums
     node_mass: Float64
     labels: Int
+
+    def in_double(self) -> ClassStatistics:
+        """Return the same sums in float64: the total that those of other shards are added to."""
+        cross, gram = (sums.astype(np.float64, copy=False) for sums in (self.cross, self.gram))
+        return ClassStatistics(cross, gram, self.node_mass, self.labels)
 
     def __iadd__(self, other: ClassStatistics) -> ClassStatistics:
         sums = self.cross, self.gram, self.node_mass
@@ -103,8 +109,9 @@ def class_statistics(
 
 def _shard_classes(blocks: Blocks, matcher: Matcher, hard: bool, shard: range) -> ClassStatistics:
     layout, n_nodes = matcher.layout, len(matcher.templates)
-    cross = np.zeros((2, n_nodes, layout.n_features))
-    gram = np.zeros((2, n_nodes, layout.n_norms))
+    dtype = matcher.factors.scaled.dtype
+    cross: Sums = np.zeros((2, n_nodes, layout.n_features), dtype)
+    gram: Sums = np.zeros((2, n_nodes, layout.n_norms), dtype)
     node_mass, labels = np.zeros(n_nodes), []
     for index in shard:
         block = matcher.in_enough_digits(blocks.load(index, layout.n_shells))
@@ -113,6 +120,7 @@ def _shard_classes(blocks: Blocks, matcher: Matcher, hard: bool, shard: range) -
         node_mass += weights.sum(axis=0)
         if hard:
             weights = np.eye(n_nodes, dtype=weights.dtype)[labels[-1]]
+        cross, gram = with_digits_of(block.data, cross, gram)
         for half in (0, 1):
             # blocks begin at even rows, so parity inside the block is parity in the data
             rows = slice(half, None, 2)

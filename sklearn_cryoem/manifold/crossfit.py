@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -26,8 +27,9 @@ from sklearn_cryoem.manifold.maximisation import SMALLEST_VARIANCE, solve_weight
 from sklearn_cryoem.manifold.schedule import Schedule, Stage
 from sklearn_cryoem.manifold.start import Start
 from sklearn_cryoem.manifold.state import CrossFitState, FitState, Trace, say_interrupted
-from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed
+from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed, with_digits_of
 
+Sums = NDArray[Any]  # float32 or float64
 Float64 = NDArray[np.float64]
 
 
@@ -71,6 +73,10 @@ class FoldStatistics:
 
     folds: list[Statistics]
 
+    def in_double(self) -> FoldStatistics:
+        """Return the same sums in float64: the total that those of other shards are added to."""
+        return FoldStatistics([part.in_double() for part in self.folds])
+
     def __iadd__(self, other: FoldStatistics) -> FoldStatistics:
         pairs = zip(self.folds, other.folds, strict=True)
         return FoldStatistics([mine.__iadd__(theirs) for mine, theirs in pairs])
@@ -104,8 +110,9 @@ def fold_statistics(
 
 def _shard_folds(blocks: Blocks, matchers: list[Matcher], n_shells: int, shard: range) -> FoldStatistics:
     layout, n_nodes, n_folds = blocks.layout.truncate(n_shells), len(matchers[0].templates), len(matchers)
-    cross = np.zeros((n_folds, n_nodes, layout.n_features))
-    gram = np.zeros((n_folds, n_nodes, layout.n_norms))
+    dtype = matchers[0].factors.scaled.dtype
+    cross: Sums = np.zeros((n_folds, n_nodes, layout.n_features), dtype)
+    gram: Sums = np.zeros((n_folds, n_nodes, layout.n_norms), dtype)
     power, node_mass = np.zeros((n_folds, layout.n_shells)), np.zeros((n_folds, n_nodes))
     evidence, n_samples = [0.0] * n_folds, [0] * n_folds
     for index in shard:
@@ -114,6 +121,7 @@ def _shard_folds(blocks: Blocks, matchers: list[Matcher], n_shells: int, shard: 
             part = matcher.in_enough_digits(_rows_of(block, slice(fold, None, n_folds)))
             weights, log_evidence = matcher.posterior(part.prefix(matcher.layout))
             left = transposed(weights, part.data.shape[1])
+            cross, gram = with_digits_of(part.data, cross, gram)
             add_product(cross[fold], left, part.data)
             mass = weights.sum(axis=0, dtype=np.float64)
             gram[fold] += mass[:, None] if part.norm is None else left @ part.norm

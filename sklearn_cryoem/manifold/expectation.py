@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -11,10 +12,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureBlock, FeatureLayout, shards
-from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed
+from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed, with_digits_of
 
 Floating = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
+Sums = NDArray[Any]  # float32 or float64
 
 ENOUGH_NATS = 0.01  # products in float32 are good enough where they are this accurate
 
@@ -158,10 +160,10 @@ class Statistics:
 
     Attributes
     ----------
-    cross : ndarray of shape (K, P), float64
-        B' = R^T (c y).
-    gram : ndarray of shape (K, Q), float64
-        G' = R^T c^2.
+    cross : ndarray of shape (K, P)
+        B' = R^T (c y); of one shard in the precision of the data, else float64.
+    gram : ndarray of shape (K, Q)
+        G' = R^T c^2; likewise.
     power : ndarray of shape (S,), float64
         Sum of y^2 over each shell.
     node_mass : ndarray of shape (K,), float64
@@ -172,12 +174,17 @@ class Statistics:
         Number of images.
     """
 
-    cross: Float64
-    gram: Float64
+    cross: Sums
+    gram: Sums
     power: Float64
     node_mass: Float64
     log_evidence: float
     n_samples: int
+
+    def in_double(self) -> Statistics:
+        """Return the same sums in float64: the total that those of other shards are added to."""
+        cross, gram = (sums.astype(np.float64, copy=False) for sums in (self.cross, self.gram))
+        return dataclasses.replace(self, cross=cross, gram=gram)
 
     def __iadd__(self, other: Statistics) -> Statistics:
         for mine, theirs in zip(self._arrays, other._arrays, strict=True):
@@ -186,7 +193,7 @@ class Statistics:
         return Statistics(*self._arrays, evidence, self.n_samples + other.n_samples)
 
     @property
-    def _arrays(self) -> tuple[Float64, Float64, Float64, Float64]:
+    def _arrays(self) -> tuple[Sums, Sums, Float64, Float64]:
         return self.cross, self.gram, self.power, self.node_mass
 
     def __add__(self, other: Statistics) -> Statistics:
@@ -228,7 +235,8 @@ def e_step(
     Notes
     -----
     O(n_images * n_nodes * n_features): four matrix products a block, two of them sparse where the
-    responsibilities are. Holds K (P + Q) numbers a worker, and as many twice more.
+    responsibilities are. Holds K (P + Q) numbers in float64, and as many in the precision of the data for
+    each worker and one more.
     """
     n_shells = matcher.layout.n_shells if n_shells is None else n_shells
     return sum_in_place(partial(_shard_statistics, blocks, matcher, n_shells), shards(blocks), n_jobs=n_jobs)
@@ -238,13 +246,16 @@ def _shard_statistics(blocks: Blocks, matcher: Matcher, n_shells: int, shard: ra
     if not shard:
         raise ValueError("A shard holds no block: give at least one row of data.")
     layout, n_nodes = blocks.layout.truncate(n_shells), len(matcher.templates)
-    cross, gram = np.zeros((n_nodes, layout.n_features)), np.zeros((n_nodes, layout.n_norms))
+    dtype = matcher.factors.scaled.dtype
+    cross: Sums = np.zeros((n_nodes, layout.n_features), dtype)
+    gram: Sums = np.zeros((n_nodes, layout.n_norms), dtype)
     node_mass, power = np.zeros(n_nodes), np.zeros(layout.n_shells)
     log_evidence, n_samples = 0.0, 0
     for index in shard:
         block = matcher.in_enough_digits(blocks.load(index, n_shells))
         weights, evidence = matcher.posterior(block.prefix(matcher.layout))
         left = transposed(weights, block.data.shape[1])
+        cross, gram = with_digits_of(block.data, cross, gram)
         add_product(cross, left, block.data)  # Eq. (3.2)
         if block.norm is not None:
             add_product(gram, left, block.norm)

@@ -1,7 +1,7 @@
 """Sums over images, R^T values: dense products, or sparse ones where R is nearly one-hot.
 
-Products are those of the data's precision. A total in float64 takes them up block by block, a few columns at
-a time, so that nothing else of the size of the totals exists.
+Products are those of the data's precision, and so are the sums over one shard, which take them up block by
+block, a few columns at a time, so that nothing else of their size exists. Sums of shards are in float64.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ FEWEST_COLUMNS = 512  # for fewer, finding the non-zero responsibilities takes l
 class Growing(Protocol):
     """Sums that take up others of their kind in place."""
 
+    def in_double(self) -> Any:
+        """Return the same sums in float64: the total that those of other shards are added to."""
+
     def __iadd__(self, other: Any, /) -> Any:
         """Add `other` and return the sum."""
 
@@ -50,13 +53,18 @@ def transposed(weights: Floating, n_columns: int) -> Any:
     return sparse.csr_matrix(weights.T) if is_sparse else weights.T
 
 
-def add_product(total: Float64, left: Any, values: Floating) -> None:
+def with_digits_of(values: Floating, *sums: Floating) -> tuple[Floating, ...]:
+    """Sums in the precision of `values`, if that is more than their own."""
+    return tuple(each.astype(np.result_type(each, values), copy=False) for each in sums)
+
+
+def add_product(total: Floating, left: Any, values: Floating) -> None:
     """Add ``left @ values`` to `total` in place.
 
     Parameters
     ----------
-    total : ndarray of shape (K, C), float64
-        Changed in place.
+    total : ndarray of shape (K, C)
+        Changed in place; see `with_digits_of`.
     left : matrix of shape (K, n)
         Dense or sparse, from `transposed`.
     values : ndarray of shape (n, C)
@@ -69,15 +77,16 @@ def add_product(total: Float64, left: Any, values: Floating) -> None:
 def sum_in_place(
     function: Callable[[Item], Sums], items: Iterable[Item], *, n_jobs: int | None = None, spare: int = 1
 ) -> Sums:
-    """Sum `function(item)` in the order of the items with ``+=``, into the arrays of the first.
+    """Sum `function(item)` in the order of the items with ``+=``, in float64.
 
     At most `spare` results wait beside those being made: sums are large, though they do not grow with the
     data.
     """
-    parts = ordered_map(function, items, n_jobs=n_jobs, spare=spare)
-    total = next(parts, None)
+    total: Any = None
+    for part in ordered_map(function, items, n_jobs=n_jobs, spare=spare):
+        total = part.in_double() if total is None else total.__iadd__(part)
+        del part  # before the next is made
     if total is None:
         raise ValueError("There is nothing to add: no items were given.")
-    for part in parts:
-        total = total.__iadd__(part)
-    return total
+    summed: Sums = total
+    return summed
