@@ -26,11 +26,11 @@ class VectorSpace:
         """Space of the training vectors (n_samples, n_features)."""
         return cls(vectors.mean(axis=0, dtype=np.float64), vectors.dtype.str)
 
-    def blocks(self, vectors):
-        """Feature blocks of vectors, in the precision of the training vectors."""
+    def blocks(self, vectors, cache_folder=None):
+        """Feature blocks of vectors, in the precision of the training vectors; nothing is prepared."""
         return ArrayBlocks(vectors.astype(self.dtype, copy=False), offset=self.mean)
 
-    def learn_noise(self, vectors, noise, n_jobs):
+    def learn_noise(self, vectors, noise, n_jobs, cache_folder=None):
         """Raise where the noise is not one of all vectors; return the same space, and blocks."""
         if noise in ("group", "image"):
             raise ValueError(
@@ -95,8 +95,8 @@ class ImageSpace:
         """Side of the box, in Angstrom or pixels."""
         return self.plane.box * (self.pixel_size or 1.0)
 
-    def blocks(self, stack):
-        """Feature blocks of a stack of the same box and pixel size."""
+    def blocks(self, stack, cache_folder=None):
+        """Feature blocks of a stack of the same box and pixel size; those in the cache folder are used."""
         mine, other = self.pixel_size, stack.pixel_size
         if (mine is None) != (other is None) or (
             mine is not None and abs(other / mine - 1) > PIXEL_SIZE_TOLERANCE
@@ -106,9 +106,11 @@ class ImageSpace:
                 "Resample the particles to the same pixel size, or fit again."
             )
         blocks = FeatureBlocks(stack, self.plane, self.mask_diameter)
+        if cache_folder is not None:
+            blocks = blocks.kept_in(cache_folder, may_write=False)
         return blocks if self.noise is None else self.noise.whitened(blocks)
 
-    def learn_noise(self, stack, noise, n_jobs):
+    def learn_noise(self, stack, noise, n_jobs, cache_folder=None):
         """Return this space with the noise of groups or images, Eq. (3.14), and blocks of `stack`.
 
         Parameters
@@ -119,11 +121,14 @@ class ImageSpace:
             With the first two nothing is measured.
         n_jobs : int or None
             Number of workers.
+        cache_folder : path-like or None
+            Where prepared features are to be kept.
         """
+        raw, known = dataclasses.replace(self, noise=None).blocks(stack), self.noise
+        if cache_folder is not None:
+            raw = raw.kept_in(cache_folder)
         if noise not in ("group", "image"):
-            return self, self.blocks(stack)
-        raw = dataclasses.replace(self, noise=None).blocks(stack)
-        known = self.noise
+            return self, raw if known is None else known.whitened(raw)
         parts = NoiseOfParts.of(raw, noise, n_jobs) if known is None else known.extended(raw, n_jobs)
         return dataclasses.replace(self, noise=parts), parts.whitened(raw, n_jobs)
 

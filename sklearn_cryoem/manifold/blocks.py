@@ -9,14 +9,16 @@ radii for CTFs without astigmatism, and the number of Fourier coefficients other
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from functools import cached_property, partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem._core.workers import DaemonThreads, in_order, row_blocks
 
 Floating = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
@@ -168,6 +170,14 @@ class Blocks(Protocol):
         """Return block `index`, its first `n_shells` shells."""
 
 
+@runtime_checkable
+class ReadBlocks(Blocks, Protocol):
+    """Blocks that come from files: reading is a step of its own, which a thread takes ahead of its time."""
+
+    def fetch(self, index: int, n_shells: int) -> Callable[[], FeatureBlock]:
+        """Read what block `index` is made of; what is returned makes it and returns it as `load` does."""
+
+
 class ArrayBlocks:
     """Blocks of an array in memory.
 
@@ -215,6 +225,38 @@ class ArrayBlocks:
             return FeatureBlock(values, None, power)
         ctf = self._ctf[rows, : layout.n_norms].astype(values.dtype, copy=False)  # (n, Q)
         return FeatureBlock(ctf[:, layout.norm_index] * values, ctf**2, power)
+
+
+def in_turn(blocks: Blocks, indices: range, n_shells: int) -> Iterator[FeatureBlock]:
+    """Yield the first `n_shells` shells of blocks, reading the next one while one is worked on.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        The data. Where they have no `fetch`, there is nothing to read.
+    indices : range
+        Which blocks.
+    n_shells : int
+        How much of them.
+
+    Raises
+    ------
+    Exception
+        What reading a block raises, when it is that block's turn.
+    """
+    if len(indices) < 2 or not isinstance(blocks, ReadBlocks):
+        yield from (blocks.load(index, n_shells) for index in indices)
+        return
+    reader = DaemonThreads(1)
+    try:
+        read = partial(reader.submit, partial(blocks.fetch, n_shells=n_shells))
+        yield from map(_made, in_order(read, Future.result, indices, window=2))
+    finally:
+        reader.leave()  # nobody waits for a thread that waits for a stalled disk
+
+
+def _made(make: Callable[[], FeatureBlock]) -> FeatureBlock:
+    return make()
 
 
 def shards(blocks: Blocks) -> list[range]:

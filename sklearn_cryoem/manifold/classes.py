@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.workers import ordered_map, row_blocks
-from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureLayout, shards
+from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureLayout, in_turn, shards
 from sklearn_cryoem.manifold.expectation import Matcher, Posterior
 from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed, with_digits_of
 
@@ -113,8 +113,8 @@ def _shard_classes(blocks: Blocks, matcher: Matcher, hard: bool, shard: range) -
     cross: Sums = np.zeros((2, n_nodes, layout.n_features), dtype)
     gram: Sums = np.zeros((2, n_nodes, layout.n_norms), dtype)
     node_mass, labels = np.zeros(n_nodes), []
-    for index in shard:
-        block = matcher.in_enough_digits(blocks.load(index, layout.n_shells))
+    for loaded in in_turn(blocks, shard, layout.n_shells):
+        block = matcher.in_enough_digits(loaded)
         weights: NDArray[np.floating[Any]] = matcher.posterior(block).responsibilities  # (n, K)
         labels.append(weights.argmax(axis=1))
         node_mass += weights.sum(axis=0)

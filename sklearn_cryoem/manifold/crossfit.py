@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sklearn_cryoem._core.keeping import ForgetfulKeeper, Keeper
-from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, shards
+from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, ReadBlocks, in_turn, shards
 from sklearn_cryoem.manifold.coupling import Coupling
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics
 from sklearn_cryoem.manifold.fit import StoppedEarly, interrupted_fit
@@ -60,7 +60,16 @@ class ShellNorms:
 
     def load(self, index: int, n_shells: int) -> FeatureBlock:
         """Return block `index`, its first `n_shells` shells, with c^2 (n, S)."""
-        block = self._blocks.load(index, n_shells)
+        return self._pooled(partial(self._blocks.load, index, n_shells), n_shells)
+
+    def fetch(self, index: int, n_shells: int) -> Callable[[], FeatureBlock]:
+        """Read what block `index` is made of, if it comes from files."""
+        if not isinstance(self._blocks, ReadBlocks):
+            return partial(self.load, index, n_shells)
+        return partial(self._pooled, self._blocks.fetch(index, n_shells), n_shells)
+
+    def _pooled(self, make: Callable[[], FeatureBlock], n_shells: int) -> FeatureBlock:
+        block = make()
         if block.norm is None:
             return block
         share = self._share[: block.norm.shape[1], :n_shells].astype(block.norm.dtype, copy=False)
@@ -115,8 +124,7 @@ def _shard_folds(blocks: Blocks, matchers: list[Matcher], n_shells: int, shard: 
     gram: Sums = np.zeros((n_folds, n_nodes, layout.n_norms), dtype)
     power, node_mass = np.zeros((n_folds, layout.n_shells)), np.zeros((n_folds, n_nodes))
     evidence, n_samples = [0.0] * n_folds, [0] * n_folds
-    for index in shard:
-        block = blocks.load(index, n_shells)
+    for block in in_turn(blocks, shard, n_shells):
         for fold, matcher in enumerate(matchers):
             part = matcher.in_enough_digits(_rows_of(block, slice(fold, None, n_folds)))
             weights, log_evidence = matcher.posterior(part.prefix(matcher.layout))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sklearn_cryoem._core.workers import row_blocks
-from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureBlock, FeatureLayout, shards
+from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureBlock, FeatureLayout, in_turn, shards
 from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed, with_digits_of
 
 Floating = NDArray[np.floating[Any]]
@@ -251,8 +251,8 @@ def _shard_statistics(blocks: Blocks, matcher: Matcher, n_shells: int, shard: ra
     gram: Sums = np.zeros((n_nodes, layout.n_norms), dtype)
     node_mass, power = np.zeros(n_nodes), np.zeros(layout.n_shells)
     log_evidence, n_samples = 0.0, 0
-    for index in shard:
-        block = matcher.in_enough_digits(blocks.load(index, n_shells))
+    for loaded in in_turn(blocks, shard, n_shells):
+        block = matcher.in_enough_digits(loaded)
         weights, evidence = matcher.posterior(block.prefix(matcher.layout))
         left = transposed(weights, block.data.shape[1])
         cross, gram = with_digits_of(block.data, cross, gram)

@@ -1,20 +1,30 @@
 """From a stack to the feature blocks of the manifold kernels: mask, crop, rotate, apply the CTF.
 
 Nothing of size n_images x n_pixels is held: the first blocks are kept in a bounded cache, the others are made
-again each time they are asked for, and then only up to the resolution that is asked for.
+again each time they are asked for, and then only up to the resolution that is asked for; or they are kept in
+files.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import joblib
 import numpy as np
 
 from sklearn_cryoem._core.memory import cache_bytes as default_cache_bytes
 from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem._version import __version__
 from sklearn_cryoem.manifold.blocks import BLOCK_SIZE, FeatureBlock, FeatureLayout
 from sklearn_cryoem.manifold.noise import RowNoise
+from sklearn_cryoem.particles.feature_files import FORMAT, FeatureFiles
 from sklearn_cryoem.particles.stack import ParticleStack
 from sklearn_cryoem.physics.ctf import electron_wavelength
 from sklearn_cryoem.physics.fourier import Complex64, Float32, HalfPlane, fourier_features, fourier_resize
@@ -24,6 +34,7 @@ from sklearn_cryoem.physics.rotation import aligned_features
 BLOCK_BYTES = 64 * 2**20  # of a block; as many images as fit, up to BLOCK_SIZE
 NEGLIGIBLE_PHASE = 1e-3  # radians of CTF phase; astigmatism below it at the finest frequency is left out
 PIXELS_AT_ONCE = 2**19  # prepared together: small enough for the processor's caches
+PARTS_AHEAD = 32  # of a block, so many pixels each, read while another is worked on: 64 MB
 EDGE_SHARE = 0.06  # of the box: width of the mask's soft edge
 DEFAULT_MASK_SHARE = 0.9  # of the box: diameter of the mask by default
 CROP_MARGIN = 1.5  # times the box that k_max needs: rotation reads between the frequencies
@@ -92,6 +103,7 @@ class FeatureBlocks:
         self._n_cached = int(cache_bytes // (per_image * self._block_size))
         self.cache_bytes = min(cache_bytes, per_image * self.n_samples)
         self._cache: dict[int, FeatureBlock] = {}
+        self._files: FeatureFiles | None = None
         self.noise: RowNoise | None = None
 
     def _mask_of(self, diameter: float | None) -> tuple[float, float]:
@@ -158,31 +170,105 @@ class FeatureBlocks:
         """Count the shells whose every coefficient has a radius of at most about `k_max`; at least 1."""
         return int(np.clip(np.floor(k_max), 1, self.layout.n_shells))
 
+    def kept_in(self, folder: str | os.PathLike[str], *, may_write: bool = True) -> FeatureBlocks:
+        """Return the same blocks, whose features are read from files; those that are missing are written.
+
+        Files are named after all that features follow from: which images (their files with size and time of
+        change, or their pixels), poses, CTF, mask, coefficients, and the version of the package.
+
+        Parameters
+        ----------
+        folder : path-like
+            Where sets of features lie; one process or many may use it at the same time.
+        may_write : bool
+            Whether features that are missing are written; otherwise what is there is used.
+
+        Raises
+        ------
+        OSError
+            If there is no room for what is missing, or nothing can be written.
+        """
+        blocks = copy.copy(self)
+        blocks._cache = dict(self._cache)
+        blocks._files = FeatureFiles(
+            folder,
+            self._key(),
+            self.layout,
+            has_norm=self.stack.ctf is not None,
+            n_samples=self.n_samples,
+            block_size=self._block_size,
+            may_write=may_write,
+        )
+        if may_write:
+            blocks._files.claim()
+        return blocks
+
+    def _key(self) -> str:
+        """Digest of all that the features follow from; their noise, which divides them later, is no part."""
+        stack, plane = self.stack, self.plane
+        numbers = (plane.box, float(plane.k_max), self._radius_px, self._edge_px, stack.pixel_size)
+        images = joblib.hash((stack.images, stack.ctf, stack.poses))
+        parts = [FORMAT, __version__, sys.byteorder, numbers, self._block_size, images]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
     def load(self, index: int, n_shells: int) -> FeatureBlock:
         """Return block `index`, its first `n_shells` shells; the first blocks come from the cache."""
-        layout = self.layout.truncate(n_shells)
-        if index >= self._n_cached:
-            return self._prepare(index, layout)
-        if index not in self._cache:
-            self._cache[index] = self._prepare(index, self.layout)
-        return self._cache[index].prefix(layout)
+        return self.fetch(index, n_shells)()
 
-    def _prepare(self, index: int, layout: FeatureLayout) -> FeatureBlock:
+    def fetch(self, index: int, n_shells: int) -> Callable[[], FeatureBlock]:
+        """Read block `index`, or its images; what is returned makes its first `n_shells` shells of them."""
+        layout = self.layout.truncate(n_shells)
+        if index in self._cache:
+            return partial(self._cache[index].prefix, layout)
+        made = self.layout if index < self._n_cached else layout
+        block = None if self._files is None else self._files.read(index, made)
+        if block is not None:
+            return partial(self._finished, index, block, made, layout)
+        if self._files is not None and self._files.may_write:
+            made = self.layout
+        ahead = [self.stack.read(rows) for rows in self._parts(index)[:PARTS_AHEAD]]
+        return partial(self._made, index, ahead, made, layout)
+
+    def _made(
+        self, index: int, ahead: list[Float32], made: FeatureLayout, layout: FeatureLayout
+    ) -> FeatureBlock:
+        """Prepare a block whose first parts have been read, and write it where it is to be kept."""
+        block = self._prepare(index, ahead, made)
+        if self._files is not None and self._files.may_write:
+            self._files.write(index, block)
+        return self._finished(index, block, made, layout)
+
+    def _finished(
+        self, index: int, block: FeatureBlock, made: FeatureLayout, layout: FeatureLayout
+    ) -> FeatureBlock:
+        """Shells of `layout` of a block that has those of `made`, divided by their noise."""
+        if self.noise is not None:
+            block = self.noise.whiten(block, self.rows_of(index), made)
+        if index < self._n_cached:
+            self._cache[index] = block
+        return block if made is layout else block.prefix(layout)
+
+    def _parts(self, index: int) -> list[slice]:
+        """Rows of the stack that are prepared together, of the block."""
         own = self.rows_of(index)
-        start, stop = own.start, own.stop
-        n_kept = layout.n_features // 2
-        plane = self.plane
+        parts = row_blocks(own.stop - own.start, max(1, PIXELS_AT_ONCE // self.stack.box**2))
+        return [slice(own.start + part.start, own.start + part.stop) for part in parts]
+
+    def _prepare(self, index: int, ahead: list[Float32], layout: FeatureLayout) -> FeatureBlock:
+        """Features of a block, the images of whose first parts are `ahead`."""
+        own, n_kept, plane = self.rows_of(index), layout.n_features // 2, self.plane
         if n_kept < plane.n_coefficients:
             plane = HalfPlane(
                 plane.box, float(plane.radius[n_kept - 1]), plane.kx[:n_kept], plane.ky[:n_kept]
             )
-        data = np.empty((stop - start, layout.n_features), dtype=np.float32)
-        has_norm = self.stack.ctf is not None
-        norm = np.empty((stop - start, layout.n_norms), dtype=np.float32) if has_norm else None
-        power = np.empty((stop - start, layout.n_shells))
-        for here in row_blocks(stop - start, max(1, PIXELS_AT_ONCE // self.stack.box**2)):
-            rows = slice(start + here.start, start + here.stop)
-            features = self._features(rows, plane)  # (n, J)
+        n_rows, has_norm = own.stop - own.start, self.stack.ctf is not None
+        data = np.empty((n_rows, layout.n_features), dtype=np.float32)
+        norm = np.empty((n_rows, layout.n_norms), dtype=np.float32) if has_norm else None
+        power = np.empty((n_rows, layout.n_shells))
+        for number, rows in enumerate(self._parts(index)):
+            here = slice(rows.start - own.start, rows.stop - own.start)
+            images = ahead[number] if number < len(ahead) else self.stack.read(rows)
+            features = self._features(images, rows, plane)  # (n, J)
             power[here] = _shell_powers(features, layout)
             if norm is None:
                 data[here] = features.view(np.float32)
@@ -193,16 +279,15 @@ class FeatureBlocks:
                     ctf = np.take(ctf, layout.norm_index[::2], axis=1)  # (n, J)
                 np.multiply(features.real, ctf, out=data[here, 0::2])
                 np.multiply(features.imag, ctf, out=data[here, 1::2])
-        block = FeatureBlock(data, norm, power)
-        return block if self.noise is None else self.noise.whiten(block, own, layout)
+        return FeatureBlock(data, norm, power)
 
-    def _features(self, rows: slice, plane: HalfPlane) -> Complex64:
+    def _features(self, images: Float32, rows: slice, plane: HalfPlane) -> Complex64:
         """Features of masked and aligned images, Eq. (2.1)."""
         poses, box = self.stack.poses, plane.box
         shift = None if poses is None else poses.shift_px(self.stack.pixel_size)[rows]  # (n, 2)
         # the content moves by `shift` to be centred, so the particle lies at minus that
         centres = None if shift is None else -shift
-        images = mask_background(self.stack.read(rows), self._radius_px, self._edge_px, centres)
+        images = mask_background(images, self._radius_px, self._edge_px, centres)
         if poses is None:
             return fourier_features(images, plane)
         images, plane, shift = _cropped(images, plane, shift)

@@ -1,0 +1,271 @@
+"""Prepared features in files: made once, then read by every pass, fit, process and host that sees the folder.
+
+A set of features has a folder named after all that they follow from, and each block a file there. A file is
+a header and segments, each a run of neighbouring shells of all images of the block: power (n, S'), data
+(n, P') and c^2 (n, Q'), where there is a CTF. So the first shells, which frequency marching asks for, are one
+piece of the file. Files are read, not mapped: mapped pages would count as memory of the process.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from sklearn_cryoem._core.files import atomic_path, room_for
+from sklearn_cryoem._core.memory import format_bytes
+from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem.manifold.blocks import FeatureBlock, FeatureLayout
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # of the files, and of how features are prepared: raise it when either changes
+SEGMENT_COLUMNS = 512  # features of a segment, at least
+ABANDONED_SECONDS = 3600.0  # a temporary file as old as this belongs to nobody
+_MAGIC = b"cryo-EM features"
+_FIXED = struct.Struct("<16s32sQQ")  # magic, key, number of the block, number of segments
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some neighbouring shells: which features, columns of c^2 and shells they are."""
+
+    shells: slice
+    features: slice
+    norms: slice
+
+
+class FeatureFiles:
+    """Feature blocks of a stack in the files of a folder.
+
+    Parameters
+    ----------
+    folder : path-like
+        Where sets of features lie, each in a folder of its own.
+    key : str
+        Digest (32 characters) of all that the features follow from.
+    layout : FeatureLayout
+        Of all shells.
+    has_norm : bool
+        Whether there is a c^2.
+    n_samples, block_size : int
+        Rows of the data, and of each block but the last.
+    may_write : bool
+        Whether blocks that are missing are to be written.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        key: str,
+        layout: FeatureLayout,
+        *,
+        has_norm: bool,
+        n_samples: int,
+        block_size: int,
+        may_write: bool,
+    ) -> None:
+        self.folder = Path(folder).absolute() / f"features-{key}"
+        self.layout, self.may_write = layout, may_write
+        self._key, self._has_norm = key, has_norm
+        self._n_rows = [rows.stop - rows.start for rows in row_blocks(n_samples, block_size)]
+        self._segments = list(_segments(layout))
+        self._header_bytes = _FIXED.size + 4 * len(self._segments)
+        self._checked: set[tuple[int, int]] = set()  # segments whose sum has been compared
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.features"
+
+    def _columns(self, segment: Segment) -> tuple[int, int, int]:
+        """Shells, features and columns of c^2 of a segment."""
+        n_norms = segment.norms.stop - segment.norms.start if self._has_norm else 0
+        n_shells = segment.shells.stop - segment.shells.start
+        return n_shells, segment.features.stop - segment.features.start, n_norms
+
+    def _segment_bytes(self, n_rows: int, segment: Segment) -> int:
+        n_shells, n_features, n_norms = self._columns(segment)
+        return n_rows * (8 * n_shells + 4 * (n_features + n_norms))
+
+    def n_bytes(self, index: int) -> int:
+        """Size of the file of a block."""
+        n_rows = self._n_rows[index]
+        return self._header_bytes + sum(self._segment_bytes(n_rows, segment) for segment in self._segments)
+
+    def _is_there(self, index: int) -> bool:
+        try:
+            return self._path(index).stat().st_size == self.n_bytes(index)
+        except FileNotFoundError:
+            return False
+
+    def claim(self) -> None:
+        """Say how much room the blocks take, and see to it that there is so much.
+
+        Raises
+        ------
+        OSError
+            If the disk has not room for those that are missing, or nothing can be written there.
+        """
+        missing = [index for index in range(len(self._n_rows)) if not self._is_there(index)]
+        needed = sum(map(self.n_bytes, missing))
+        total = sum(map(self.n_bytes, range(len(self._n_rows))))
+        if not missing:
+            logger.info("%s of prepared features are read from %s.", format_bytes(total), self.folder)
+            return
+        self._make_folder()
+        free = shutil.disk_usage(self.folder).free
+        logger.info(
+            "Prepared features take %s in %s, of which %s are there already; %s are free.",
+            format_bytes(total),
+            self.folder,
+            format_bytes(total - needed),
+            format_bytes(free),
+        )
+        if needed > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"Prepared features need {format_bytes(needed)} more in {self.folder}, where "
+                f"{format_bytes(free)} are free. Make room, name another cache_folder, ask for a coarser "
+                "max_resolution, or fit without cache_folder",
+            )
+
+    def _make_folder(self) -> None:
+        """Make the folder with its manifest, and sweep out what killed writers have left."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for old in self.folder.glob(".*"):
+                if time.time() - old.stat().st_mtime > ABANDONED_SECONDS:
+                    old.unlink(missing_ok=True)
+            with atomic_path(self.folder / "manifest.json", overwrite=True) as temporary:
+                temporary.write_text(json.dumps(self._manifest(), indent=1) + "\n")
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            raise type(error)(
+                error.errno,
+                f"Prepared features cannot be written to {self.folder} ({error.strerror}). Give a "
+                "cache_folder of your own",
+            ) from error
+
+    def _manifest(self) -> dict[str, Any]:
+        """What is in the folder, for people: files are checked by themselves."""
+        return {
+            "what": "Prepared features of particle images. Delete this folder to have its room back.",
+            "format": FORMAT,
+            "key": self._key,
+            "images": sum(self._n_rows),
+            "files": len(self._n_rows),
+            "bytes": sum(map(self.n_bytes, range(len(self._n_rows)))),
+            "shells": self.layout.n_shells,
+            "features": self.layout.n_features,
+            "columns of c^2": self.layout.n_norms if self._has_norm else 0,
+        }
+
+    # ---------------------------------------------------------------- blocks
+    def read(self, index: int, layout: FeatureLayout) -> FeatureBlock | None:
+        """Return the shells of `layout` of a block; None if there is no file of it that is whole and true.
+
+        Parameters
+        ----------
+        index : int
+            Number of the block.
+        layout : FeatureLayout
+            The first shells of that of the files.
+        """
+        try:
+            with open(self._path(index), "rb", buffering=0) as file:
+                block = self._read_from(file, index, layout)
+        except FileNotFoundError:
+            return None
+        if block is None:
+            logger.warning("%s is damaged, and not used.", self._path(index))
+        return block
+
+    def _read_from(self, file: BinaryIO, index: int, layout: FeatureLayout) -> FeatureBlock | None:
+        n_rows, header = self._n_rows[index], file.read(self._header_bytes)
+        if os.fstat(file.fileno()).st_size != self.n_bytes(index) or header[: _FIXED.size] != self._head(
+            index
+        ):
+            return None
+        sums = np.frombuffer(header, dtype="<u4", offset=_FIXED.size)
+        wanted = [segment for segment in self._segments if segment.shells.start < layout.n_shells]
+        power = np.empty((n_rows, layout.n_shells))
+        data = np.empty((n_rows, layout.n_features), dtype=np.float32)
+        norm = np.empty((n_rows, layout.n_norms), dtype=np.float32) if self._has_norm else None
+        room = np.empty(max(self._segment_bytes(n_rows, segment) for segment in wanted), dtype=np.uint8)
+        for number, segment in enumerate(wanted):
+            buffer = room[: self._segment_bytes(n_rows, segment)]
+            if file.readinto(memoryview(buffer)) != len(buffer):
+                return None
+            if (index, number) not in self._checked:
+                if zlib.crc32(buffer) != sums[number]:
+                    return None
+                self._checked.add((index, number))
+            self._spread(buffer, segment, FeatureBlock(data, norm, power))
+        return FeatureBlock(data, norm, power)
+
+    def _spread(self, buffer: np.ndarray, segment: Segment, block: FeatureBlock) -> None:
+        """Copy what a segment holds to its columns of a block, which may end within it."""
+        parts = zip(self._columns(segment), (8, 4, 4), strict=True)
+        stops = np.cumsum([0] + [len(block) * size * n_columns for n_columns, size in parts])
+        targets = (block.power, segment.shells), (block.data, segment.features), (block.norm, segment.norms)
+        for (target, columns), start, stop in zip(targets, stops, stops[1:], strict=False):
+            if target is not None:
+                values = buffer[start:stop].view(target.dtype).reshape(len(block), -1)
+                mine = target[:, columns]
+                mine[:] = values[:, : mine.shape[1]]
+
+    def write(self, index: int, block: FeatureBlock) -> None:
+        """Write all shells of a block: the file appears whole, or not at all.
+
+        Raises
+        ------
+        OSError
+            If the disk is full.
+        """
+        what = f"prepared features in {self.folder}"
+        remedy = (
+            "Make room there, name another cache_folder, or fit without one. The files that are there are "
+            "whole, and the same fit takes them up; delete the folder to have their room back."
+        )
+        with room_for(what, remedy), atomic_path(self._path(index), overwrite=True) as temporary:
+            with open(temporary, "wb") as file:
+                file.write(bytes(self._header_bytes))
+                sums = [self._write_segment(file, segment, block) for segment in self._segments]
+                file.seek(0)
+                file.write(self._head(index) + np.array(sums, dtype="<u4").tobytes())
+
+    def _write_segment(self, file: BinaryIO, segment: Segment, block: FeatureBlock) -> int:
+        """Write a segment and return its sum."""
+        parts = [block.power[:, segment.shells], block.data[:, segment.features]]
+        if block.norm is not None:
+            parts.append(block.norm[:, segment.norms])
+        total = 0
+        for part in parts:
+            values = np.ascontiguousarray(part)
+            file.write(values.data)
+            total = zlib.crc32(values.data, total)
+        return total
+
+    def _head(self, index: int) -> bytes:
+        return _FIXED.pack(_MAGIC, self._key.encode(), index, len(self._segments))
+
+
+def _segments(layout: FeatureLayout) -> Iterator[Segment]:
+    """Cut the shells into runs of at least `SEGMENT_COLUMNS` features, but for the last."""
+    first = 0
+    for shell in range(layout.n_shells):
+        stop, is_last = layout.features_of(shell).stop, shell == layout.n_shells - 1
+        start = int(layout.shell_starts[first])
+        if stop - start >= SEGMENT_COLUMNS or is_last:
+            norms = slice(int(layout.norm_index[start]), int(layout.norm_index[stop - 1]) + 1)
+            yield Segment(slice(first, shell + 1), slice(start, stop), norms)
+            first = shell + 1
