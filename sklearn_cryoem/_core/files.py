@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from sklearn_cryoem._core.memory import format_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -90,6 +93,30 @@ def check_may_write(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise FileExistsError(f"{target} is a folder. Give the name of a file.")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists. Choose another name, or pass overwrite=True to replace it.")
+
+
+def check_room(path: str | os.PathLike[str], n_bytes: int) -> None:
+    """Raise before a long write if the disk has no room for what will be written.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to write; its folder exists.
+    n_bytes : int
+        That it will have.
+
+    Raises
+    ------
+    OSError
+        ENOSPC, if there is less room. More is not proof that it will do: quotas are not seen.
+    """
+    free = shutil.disk_usage(Path(path).parent).free
+    if free < n_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"No room for {path}: it will have {format_bytes(n_bytes)}, and {format_bytes(free)} are free. "
+            "Make room, or write elsewhere",
+        )
 
 
 def _umask() -> int:

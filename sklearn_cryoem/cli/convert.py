@@ -6,8 +6,10 @@ from sklearn_cryoem.cli._arguments import new_command, positive
 from sklearn_cryoem.cli.console import CommandError
 
 _EPILOG = """\
-Images are not copied: the new file names them where they are. A .mrcs file gets the images themselves. What
-the new format has no place for is named in a warning.
+Images are not copied: the new file names them where they are. Names are kept, unless the images would not be
+found by them from the new file; then a STAR file names them from the folder in which the command runs, the
+project's for RELION, or absolutely. With --float32, and in a .mrcs file, the images themselves are written.
+What the new format has no place for is named in a warning.
 """
 
 
@@ -29,6 +31,11 @@ def add_parser(commands):
     )  # fmt: skip
     parser.add_argument("--images-dir", metavar="DIR", type=Path, help="where the image stacks are, if moved")
     parser.add_argument(
+        "--float32", action="store_true",
+        help="write the images too, as 32-bit numbers, to one .mrcs file beside the STAR file: for programs "
+        "that do not read half precision, as RELION up to 3.1",
+    )  # fmt: skip
+    parser.add_argument(
         "--passthrough",
         metavar="FILE",
         type=Path,
@@ -46,19 +53,91 @@ def run(options, console):
     """Read, write, and say what it is now."""
     from sklearn_cryoem.io import read_particles, write_particles
 
-    if not options.input.exists():
-        raise CommandError(f"there is no {options.input}. Check the path.")
-    if options.output.exists() and not options.force:
-        raise CommandError(f"{options.output} exists. Choose another name, or pass --force to replace it.")
-    if options.output.exists() and options.output.samefile(options.input):
-        raise CommandError(f"{options.output} is the input itself. Choose another name.")
+    _check_paths(options)
+    writes_images = options.float32 or options.output.suffix.lower() == ".mrcs"
     stack = read_particles(
         options.input,
         images_dir=options.images_dir,
         pixel_size=options.pixel_size,
         ctf=not options.no_ctf,
         passthrough=options.passthrough,
-        metadata_only=options.output.suffix.lower() != ".mrcs" and options.images_dir is None,
+        metadata_only=not writes_images and options.images_dir is None,
     )
-    write_particles(stack, options.output, star_version=options.star_version, overwrite=options.force)
+    if options.float32:
+        _keep_own_images(stack, options.output)
+    elif not writes_images:
+        stack = named_for(options.output, stack, options.input, console, images_dir=options.images_dir)
+    write_particles(
+        stack,
+        options.output,
+        write_images=True if options.float32 else None,
+        star_version=options.star_version,
+        project=Path.cwd(),
+        overwrite=options.force,
+        verbose=0 if options.quiet else 1,
+    )
     console.say(f"{len(stack):,} particles from {options.input} written to {options.output}")
+    if options.float32:
+        console.say(f"their images, as 32-bit numbers, are in {options.output.with_suffix('.mrcs')}")
+
+
+def _check_paths(options):
+    """Refuse what cannot be read or must not be written over."""
+    if not options.input.exists():
+        raise CommandError(f"there is no {options.input}. Check the path.")
+    if options.float32 and options.output.suffix.lower() != ".star":
+        raise CommandError(
+            f"--float32 writes a STAR file and its images, and {options.output} is none. Give a .star file."
+        )
+    targets = [options.output] + ([options.output.with_suffix(".mrcs")] if options.float32 else [])
+    for path in targets:
+        if path.exists() and path.samefile(options.input):
+            raise CommandError(f"{path} is the input itself. Choose another name.")
+        if path.exists() and not options.force:
+            raise CommandError(f"{path} exists. Choose another name, or pass --force to replace it.")
+
+
+def _keep_own_images(stack, output):
+    """Refuse to replace images that are being read, and that the input names."""
+    from sklearn_cryoem.io._image_names import image_files
+
+    path = output.with_suffix(".mrcs")
+    if path.exists() and any(path.samefile(file) for file in image_files(stack)):
+        raise CommandError(f"{path} holds the images that are read. Choose another name.")
+
+
+def named_for(output, stack, source, console, *, images_dir=None):
+    """The stack with names by which its images are found from a new table; says so where names change.
+
+    Parameters
+    ----------
+    output : Path
+        The table to write.
+    stack : ParticleStack
+        As read from `source`.
+    source : Path
+        The table that was read.
+    console : Console
+        Hears of names that change, or would have to.
+    images_dir : Path or None
+        Where the images are, if moved.
+
+    Returns
+    -------
+    ParticleStack
+    """
+    from sklearn_cryoem.io import rename_images
+
+    renamed_stack, renamed = rename_images(stack, source, output, images_dir=images_dir)
+    if not renamed:
+        return stack
+    old, new = next(iter(renamed.items()))
+    if output.suffix.lower() == ".cs":  # they count from the folder of a cryoSPARC project, wherever that is
+        folder = images_dir if images_dir is not None else Path(str(Path(new)).removesuffix(str(Path(old))))
+        console.say(
+            f"images are named as before, for cryoSPARC: commands here find {old} with --images-dir {folder}"
+        )
+        return stack
+    more = f" ({len(renamed) - 1:,} more like it)" if len(renamed) > 1 else ""
+    console.say(f"so that images are found from {output}, {old} is named {new}{more}")
+    return renamed_stack

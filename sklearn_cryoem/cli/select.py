@@ -10,11 +10,13 @@ from sklearn_cryoem.cli._arguments import new_command
 from sklearn_cryoem.cli._classes import SUGGESTED
 from sklearn_cryoem.cli._outputs import SUMMARY
 from sklearn_cryoem.cli.console import CommandError
+from sklearn_cryoem.cli.convert import named_for
 
 _LABELLED = ("particles.star", "particles.cs")
 _EPILOG = """\
-Every column and the order of the particles are kept, and the images stay where they are. Without --output the
-particles go to selected.star (or .cs) in the folder of the results.
+Every column and the order of the particles are kept, and the images stay where they are; a STAR file from
+where they would not be found by their names gives them new ones. Without --output the particles go to
+selected.star (or .cs) in the folder of the results.
 """
 
 
@@ -84,7 +86,7 @@ def run(options, console):
         wanted = np.setdiff1d(labels[labels >= 0], wanted)
     if not len(wanted):
         raise CommandError("that leaves no particle. Choose other classes.")
-    chosen = select_classes(stack, labels, wanted)
+    chosen = named_for(output, select_classes(stack, labels, wanted), particles, console)
     write_particles(chosen, output, overwrite=options.force)
     n_classes = len(np.unique(labels[labels >= 0]))
     console.say(

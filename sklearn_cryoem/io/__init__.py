@@ -1,6 +1,7 @@
 """Files: reading and writing particles, maps and stacks. Strict by default, permissive on request."""
 
 from sklearn_cryoem.io._locate import find_image
+from sklearn_cryoem.io._renaming import rename_images
 from sklearn_cryoem.io.classes import write_class_averages
 from sklearn_cryoem.io.mrc import read_mrc, write_mrc
 from sklearn_cryoem.io.read import read_particles
@@ -13,6 +14,7 @@ __all__ = [
     "read_mrc",
     "read_particles",
     "read_selection",
+    "rename_images",
     "write_class_averages",
     "write_mrc",
     "write_particles",

@@ -20,6 +20,31 @@ def raw_source(stack: ParticleStack) -> ImageSource:
     return source
 
 
+def image_files(stack: ParticleStack) -> list[str]:
+    """Paths of the files that hold the images of a stack, each once; none for images in memory.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles.
+
+    Returns
+    -------
+    list of str
+        Absolute, sorted.
+    """
+    sources, paths = [stack.images], set()
+    while sources:
+        source = sources.pop()
+        if isinstance(source, TransformedSource):
+            sources.append(source.source)
+        elif isinstance(source, ConcatenatedSource):
+            sources += [part for part, _, _ in source.parts]
+        elif isinstance(source, FileSource):
+            paths |= {source.files[index].path for index in set(source.file_index.tolist())}
+    return sorted(paths)
+
+
 def names_on_disk(stack: ParticleStack, path: Path) -> list[str] | None:
     """Name every image as RELION does, ``000001@stack.mrcs``; None if some are in no MRC file.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.files import atomic_path
+from sklearn_cryoem.io._renaming import name_in_project
 from sklearn_cryoem.io._star_text import star_text
 from sklearn_cryoem.io.mrc import write_mrc
 
@@ -21,13 +21,6 @@ def class_star_path(path: str | Path) -> Path:
     """Path of the STAR file of class averages in `path`: ``x_model.star``, a name that RELION knows."""
     path = Path(path)
     return path.with_name(f"{path.stem}_model.star")
-
-
-def name_in_project(path: str | Path) -> str:
-    """Name of a file from the working directory, as RELION names files; absolute where it is not under it."""
-    path = Path(os.path.abspath(path))  # a link stays a link: its target may be outside of the project
-    folder = Path.cwd()
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def write_class_averages(

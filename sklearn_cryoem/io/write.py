@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem._core.files import atomic_path, check_may_write
+from sklearn_cryoem._core.files import atomic_path, check_may_write, check_room
 from sklearn_cryoem._core.notices import notify
+from sklearn_cryoem._core.progress import Progress, progress
 from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.io._cryosparc_table import cryosparc_records
 from sklearn_cryoem.io._image_names import names_on_disk
 from sklearn_cryoem.io._relion_table import relion_tables
+from sklearn_cryoem.io._renaming import name_in_project
 from sklearn_cryoem.io._star_text import star_parts
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.classes import check_labels
@@ -33,7 +36,9 @@ def write_particles(
     columns: Mapping[str, Any] | None = None,
     write_images: bool | None = None,
     star_version: str | None = None,
+    project: str | Path | None = None,
     overwrite: bool = False,
+    verbose: int = 0,
 ) -> None:
     """Write particles as a STAR file, a cryoSPARC table or a bare stack of images, whole or not at all.
 
@@ -59,8 +64,13 @@ def write_particles(
     star_version : {"3.0", "3.1"}, optional
         Style of a STAR file: one table, as RELION 1.x to 3.0 write, or optics groups and particles, as 3.1 to
         5 do. By default the one that came in, 3.1 for particles from elsewhere.
+    project : str or Path, optional
+        Folder from which newly written images are named, RELION's project, in which its programs are started:
+        absolute if they are not under it. By default they are named from the folder of `path`.
     overwrite : bool, default=False
         Whether to replace files that are there.
+    verbose : int, default=0
+        Whether to show progress while images are written.
 
     Raises
     ------
@@ -68,6 +78,8 @@ def write_particles(
         If a file exists and `overwrite` is False.
     FileNotFoundError
         If the folder does not exist.
+    OSError
+        If the disk has no room for the images; known before the first is written.
     ValueError
         If labels, posterior, latent positions or columns do not have one value per particle.
     ParticleDataError
@@ -83,7 +95,7 @@ def write_particles(
     Columns that came in go out in their order with the same numbers, row-filtered; the STAR file has the
     style it came in unless told otherwise. Names of images are
     kept as they came in: RELION takes them relative to the project's folder, `read_particles` relative to the
-    file's folder or one above it. Newly written images are named relative to the file.
+    file's folder or one above it; `rename_images` is for tables that are written where neither finds them.
     """
     path = Path(path)
     kind = path.suffix.lower()
@@ -91,7 +103,10 @@ def write_particles(
     extra = _columns(columns or {}, len(stack))
     extra |= _columns(_of_classification(posterior, latent_positions, kind), len(stack))
     if kind == ".star":
-        _write_star(stack, path, checked_labels, extra, write_images, star_version, overwrite=overwrite)
+        images = _Images(
+            path.with_suffix(".mrcs"), write_images, project, overwrite=overwrite, verbose=verbose
+        )
+        _write_star(stack, path, checked_labels, extra, images, star_version)
     elif kind == ".cs":
         if write_images:
             raise ParticleDataError(
@@ -105,7 +120,7 @@ def write_particles(
     elif kind == ".mrcs":
         if checked_labels is not None or extra:
             raise ParticleDataError(f"{path}: a .mrcs file holds no labels or columns. Write a .star file.")
-        _write_images(stack, path, overwrite=overwrite)
+        _Images(path, wanted=True, project=None, overwrite=overwrite, verbose=verbose).write(stack)
     else:
         raise ParticleDataError(
             f"{path}: particles are written to .star, .cs or .mrcs files. Change the suffix."
@@ -146,39 +161,77 @@ def _columns(columns: Mapping[str, Any], n_images: int) -> dict[str, np.ndarray]
     return checked
 
 
+@dataclass(frozen=True)
+class _Images:
+    """A stack that may be written, and how."""
+
+    path: Path
+    wanted: bool | None
+    project: str | Path | None
+    overwrite: bool
+    verbose: int
+
+    def names(self, n_images: int) -> list[str]:
+        """Name of each image in it."""
+        name = self.path.name if self.project is None else name_in_project(self.path, self.project)
+        return [f"{number:06d}@{name}" for number in range(1, n_images + 1)]
+
+    def check(self, stack: ParticleStack) -> None:
+        """Raise if they cannot be written."""
+        if len(stack) == 0:
+            raise ParticleDataError(f"{self.path}: there is no image to write. Give a stack with particles.")
+        check_may_write(self.path, overwrite=self.overwrite)
+        check_room(self.path, 4 * len(stack) * stack.box**2)
+
+    def write(self, stack: ParticleStack) -> None:
+        """Write the images block by block, if there is room for them."""
+        self.check(stack)
+        rows = row_blocks(len(stack), max(1, _BLOCK_BYTES // (4 * stack.box**2)))
+        with (
+            atomic_path(self.path, overwrite=self.overwrite) as temporary,
+            progress(len(stack), self.path.name, verbose=self.verbose) as bar,
+        ):
+            blocks = _read_blocks(stack, rows, bar)
+            write_mrc_blocks(temporary, blocks, stack.shape, pixel_size=stack.pixel_size, is_stack=True)
+
+
+def _read_blocks(stack: ParticleStack, rows: list[slice], bar: Progress) -> Iterator[np.ndarray]:
+    for block in rows:
+        images = stack.read(block)
+        yield images
+        bar.update(len(images))
+
+
 def _write_star(
     stack: ParticleStack,
     path: Path,
     labels: np.ndarray | None,
     columns: dict[str, np.ndarray],
-    write_images: bool | None,
+    images: _Images,
     star_version: str | None,
-    *,
-    overwrite: bool,
 ) -> None:
-    check_may_write(path, overwrite=overwrite)
-    images_path = path.with_suffix(".mrcs")
-    names = None if write_images else names_on_disk(stack, path)
-    if names is None and write_images is False:
+    check_may_write(path, overwrite=images.overwrite)
+    names = None if images.wanted else names_on_disk(stack, path)
+    if names is None and images.wanted is False:
         raise ParticleDataError(
             f"{path}: the images are in no MRC file that it could name. Leave write_images=None: they are "
             "written beside it."
         )
     new_images = names is None
     if names is None:
-        check_may_write(images_path, overwrite=overwrite)
-        names = [f"{number:06d}@{images_path.name}" for number in range(1, len(stack) + 1)]
+        images.check(stack)
+        names = images.names(len(stack))
     tables = relion_tables(stack, names, new_images=new_images, version=star_version)
     if labels is not None:
         tables.particles["rlnClassNumber"] = labels + 1
     for name, values in columns.items():
         tables.particles[name] = values
     _warn_of_loss(path, tables.lost)
-    with atomic_path(path, overwrite=overwrite) as temporary:
+    with atomic_path(path, overwrite=images.overwrite) as temporary:
         with open(temporary, "w", encoding="utf-8") as stream:
             stream.writelines(star_parts(tables.blocks()))
         if new_images:  # before the STAR file takes its place: it never names images that are not there
-            _write_images(stack, images_path, overwrite=overwrite)
+            images.write(stack)
 
 
 def _warn_of_loss(path: Path, lost: list[str]) -> None:
@@ -190,12 +243,3 @@ def _warn_of_loss(path: Path, lost: list[str]) -> None:
             f"{'are' if len(lost) > 1 else 'is'} not written: {', '.join(lost)}. Keep the input file.",
             stacklevel=4,
         )
-
-
-def _write_images(stack: ParticleStack, path: Path, *, overwrite: bool) -> None:
-    if len(stack) == 0:
-        raise ParticleDataError(f"{path}: there is no image to write. Give a stack with particles.")
-    rows = row_blocks(len(stack), max(1, _BLOCK_BYTES // (4 * stack.box**2)))
-    blocks = (stack.read(block) for block in rows)
-    with atomic_path(path, overwrite=overwrite) as temporary:
-        write_mrc_blocks(temporary, blocks, stack.shape, pixel_size=stack.pixel_size, is_stack=True)

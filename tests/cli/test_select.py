@@ -1,6 +1,10 @@
 """From a folder of results to a subset, and from one program's files to another's."""
 
 import json
+import shutil
+import subprocess
+import types
+from pathlib import Path
 
 import mrcfile
 import numpy as np
@@ -57,7 +61,8 @@ def test_classify_writes_what_quality_needs(results):
     assert {"smlLatent1", "smlLatent2", "rlnMaxValueProbDistribution"} <= set(stack.metadata.columns)
     assert stack.metadata["rlnMaxValueProbDistribution"].between(0.1, 1).all()
     classes = starfile.read(results / "class_averages_model.star")
-    assert classes["rlnReferenceImage"].tolist() == [f"00000{i}@class_averages.mrcs" for i in range(1, 7)]
+    names = [f"00000{i}@{results / 'class_averages.mrcs'}" for i in range(1, 7)]  # it ran elsewhere
+    assert classes["rlnReferenceImage"].tolist() == names
     np.testing.assert_allclose(classes["rlnClassDistribution"], quality["size"] / 200, atol=1e-6)
 
 
@@ -73,9 +78,13 @@ def test_select_by_numbers_selection_and_suggestion_agree(results, tmp_path, cap
     assert outputs[0].read_text() == outputs[1].read_text() == outputs[2].read_text()
     whole, chosen = labelled(results / "particles.star", results), labelled(outputs[0], results)
     rows = np.flatnonzero(np.isin(whole.metadata["rlnClassNumber"], suggested))
-    pd.testing.assert_frame_equal(chosen.metadata, whole.metadata.iloc[rows].reset_index(drop=True))
-    np.testing.assert_array_equal(chosen.read(), whole.read(rows))
+    as_they_were = whole.metadata.iloc[rows].reset_index(drop=True)
+    elsewhere = as_they_were["rlnImageName"].str.replace("@", f"@{results.parent}/")
+    pd.testing.assert_frame_equal(chosen.metadata, as_they_were.assign(rlnImageName=elsewhere))
+    np.testing.assert_array_equal(read_particles(outputs[0]).read(), whole.read(rows))
     assert f"{len(rows)} of 200 particles" in capsys.readouterr().out
+    assert run("select", results, "--keep-suggested", "-o", results / "beside.star", "-q") == 0
+    pd.testing.assert_frame_equal(read_particles(results / "beside.star").metadata, as_they_were)
 
 
 def test_select_writes_beside_the_results_and_replaces_nothing_unasked(results, capsys):
@@ -158,7 +167,7 @@ def test_convert_to_cryosparc_and_back(results, tmp_path, capsys):
     assert run("convert", results / "particles.star", tmp_path / "p.cs") == 0
     assert run("convert", tmp_path / "p.cs", tmp_path / "back.star") == 0
     assert "warning" not in capsys.readouterr().err
-    before, after = labelled(results / "particles.star", results), labelled(tmp_path / "back.star", results)
+    before, after = read_particles(results / "particles.star"), labelled(tmp_path / "back.star", results)
     np.testing.assert_array_equal(after.read(), before.read())
     np.testing.assert_allclose(after.poses.shift, before.poses.shift, atol=1e-4)
     np.testing.assert_allclose(after.poses.angle_rad, before.poses.angle_rad, atol=1e-6)
@@ -169,6 +178,128 @@ def test_convert_to_cryosparc_and_back(results, tmp_path, capsys):
     assert run("convert", tmp_path / "back.star", tmp_path / "again.cs") == 0
     first, second = np.load(tmp_path / "p.cs"), np.load(tmp_path / "again.cs")
     assert first["uid"].tolist() == second["uid"].tolist() and len(set(first["uid"])) == 200
+
+
+def test_convert_to_another_folder_keeps_images_to_be_found(results, tmp_path, monkeypatch, capsys):
+    """As they were where that does; else from the project, which is where the command runs, or absolute."""
+    project, name = results.parent, "000001@particles.mrcs"
+    monkeypatch.chdir(tmp_path)
+    for folder, first in [
+        (project, name),
+        (results, name),
+        (tmp_path, f"000001@{project / 'particles.mrcs'}"),
+    ]:
+        assert run("convert", results / "particles.star", folder / "moved.star") == 0
+        said = f"particles.mrcs is named {project / 'particles.mrcs'}"
+        assert (said in capsys.readouterr().out) == (folder == tmp_path)
+        moved = read_particles(folder / "moved.star")
+        assert moved.metadata["rlnImageName"].iloc[0] == first
+        np.testing.assert_array_equal(moved.read([7]), read_particles(results / "particles.star").read([7]))
+    monkeypatch.chdir(project.parent)
+    assert run("convert", results / "particles.star", tmp_path / "again.star", "-q") == 0
+    names = read_particles(tmp_path / "again.star").metadata["rlnImageName"]
+    assert names.iloc[0] == f"000001@{project.name}/particles.mrcs"
+    assert run("convert", results / "particles.star", tmp_path / "p.cs") == 0
+    assert f"find particles.mrcs with --images-dir {project.name}\n" in capsys.readouterr().out
+    back = read_particles(tmp_path / "p.cs", images_dir=project.name)  # its names are cryoSPARC's business
+    np.testing.assert_array_equal(back.read([7]), read_particles(results / "particles.star").read([7]))
+
+
+def test_convert_names_images_that_were_moved(results, tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "lost").mkdir()
+    shutil.copy(results / "particles.star", tmp_path / "lost")
+    shutil.copy(results.parent / "particles.mrcs", tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    assert run("convert", "lost/particles.star", "as_it_was.star", "-q") == 0, "there is nothing to look for"
+    assert run("convert", "lost/particles.star", "found.star", "--images-dir", "images", "-q") == 0
+    names = read_particles("found.star").metadata["rlnImageName"]
+    assert names.iloc[-1] == "000200@images/particles.mrcs"
+    kept = starfile.read("as_it_was.star")["particles"]["rlnImageName"]
+    assert kept.iloc[-1] == "000200@particles.mrcs"
+
+
+def test_another_stack_of_the_same_name_is_not_taken_for_the_images(results, tmp_path, monkeypatch):
+    """A STAR file that is moved beside other images of the same name would silently mean those."""
+    with mrcfile.new(tmp_path / "particles.mrcs", np.zeros((200, 32, 32), np.float32)) as mrc:
+        mrc.set_image_stack()
+    monkeypatch.chdir(tmp_path)
+    assert run("convert", results / "particles.star", "moved.star", "-q") == 0
+    assert read_particles("moved.star").read([0]).any()
+
+
+# ---------------------------------------------------------------- convert --float32
+@pytest.fixture
+def half_precision(results, tmp_path, monkeypatch):
+    """The particles in a project whose stacks are of 16-bit numbers, two of them, rows mixed."""
+    stack = read_particles(results / "particles.star")
+    images, blocks = stack.read(), starfile.read(results / "particles.star")
+    (tmp_path / "Extract").mkdir()
+    for number, part in enumerate((images[:80], images[80:])):
+        with mrcfile.new(tmp_path / "Extract" / f"m{number}.mrcs", part.astype(np.float16)) as mrc:
+            mrc.set_image_stack()
+            mrc.voxel_size = stack.pixel_size
+    names = [f"{i % 80 + 1:06d}@Extract/m0.mrcs" for i in range(80)]
+    names += [f"{i + 1:06d}@Extract/m1.mrcs" for i in range(120)]
+    order = np.random.default_rng(0).permutation(200)
+    blocks["particles"] = blocks["particles"].assign(rlnImageName=names).iloc[order]
+    starfile.write(blocks, tmp_path / "half.star")
+    monkeypatch.chdir(tmp_path)
+    return images[order].astype(np.float16).astype(np.float32), [names[row] for row in order]
+
+
+def test_float32_writes_the_images_and_a_table_of_them(half_precision, tmp_path, capsys):
+    images, names = half_precision
+    (tmp_path / "whole").mkdir()
+    assert run("convert", "half.star", "whole/p.star", "--float32") == 0
+    assert "32-bit numbers, are in whole/p.mrcs" in capsys.readouterr().out
+    with mrcfile.open("whole/p.mrcs") as mrc:
+        assert mrc.header.mode == 2 and mrc.is_image_stack()
+        np.testing.assert_array_equal(mrc.data, images)
+    new, old = read_particles("whole/p.star"), read_particles("half.star")
+    table = new.metadata
+    assert table["rlnImageName"].iloc[-1] == "000200@whole/p.mrcs", "as RELION counts from its project"
+    assert table["rlnImageOriginalName"].tolist() == names
+    others = table.drop(columns=["rlnImageName", "rlnImageOriginalName"])
+    pd.testing.assert_frame_equal(others, old.metadata.drop(columns="rlnImageName"))
+    pd.testing.assert_frame_equal(new.optics, old.optics)
+    np.testing.assert_array_equal(new.read(), images)
+
+
+def test_float32_replaces_nothing_that_it_needs(half_precision, tmp_path, capsys):
+    assert run("convert", "half.star", "p.star", "--float32", "-q") == 0
+    before = (tmp_path / "p.mrcs").read_bytes()
+    for words, remedy in [
+        (("p.star", "q.cs"), "Give a .star file"),
+        (("half.star", "p.star"), "pass --force"),
+        (("p.star", "p.star", "--force"), "the input itself"),
+        (("p.mrcs", "p.star", "--force"), "the input itself"),
+    ]:
+        assert run("convert", *words, "--float32") == 1
+        assert remedy in capsys.readouterr().err
+    shutil.copy("p.star", "other.star")
+    Path("p.star").unlink()
+    assert run("convert", "other.star", "p.star", "--float32", "--force") == 1
+    assert "holds the images that are read" in capsys.readouterr().err
+    assert (tmp_path / "p.mrcs").read_bytes() == before
+    assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+
+
+def test_float32_on_a_full_disk_says_so_first(half_precision, monkeypatch, tmp_path, capsys):
+    before = sorted(path.name for path in tmp_path.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=800_000))
+    assert run("convert", "half.star", "p.star", "--float32") == 1
+    assert "No room for p.mrcs: it will have 800.0 kB, and 781.2 kB are free" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(shutil.which("relion_stack_create") is None, reason="RELION is not installed")
+def test_relion_takes_the_float32_copy(half_precision):
+    images, _ = half_precision
+    assert run("convert", "half.star", "whole.star", "--float32", "-q") == 0
+    command = ["relion_stack_create", "--i", "whole.star", "--o", "theirs"]
+    subprocess.run(command, capture_output=True, check=True)
+    np.testing.assert_array_equal(read_mrc("theirs.mrcs")[0], images)
 
 
 def test_convert_says_what_is_lost(results, tmp_path, capsys):
