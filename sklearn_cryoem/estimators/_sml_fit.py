@@ -23,7 +23,7 @@ from sklearn_cryoem.metrics import fourier_ring_correlation, resolution_from_frc
 logger = logging.getLogger(__name__)
 
 FRC_THRESHOLD = 0.143
-FRC_PIXELS = 2**20  # transformed at once: transforms are many times larger than the averages
+FRC_PIXELS = 2**17  # transformed at once: transforms are ten times larger than the averages
 
 
 def learn(estimator, blocks, basis, space, rng, keeper):
@@ -134,9 +134,12 @@ def manifold_attributes(manifold, space):
 
 def summarise(estimator, blocks, manifold, space):
     """Fitted attributes that need one more pass over the data: labels, averages, sizes, resolutions."""
-    matcher = manifold.matcher(blocks.layout, dtype=space.dtype)
-    hard = estimator.class_average == "hard"
-    statistics = class_statistics(blocks, matcher, hard=hard, n_jobs=estimator.n_jobs)
+    statistics = class_statistics(
+        blocks,
+        manifold.matcher(blocks.layout, dtype=space.dtype),
+        hard=estimator.class_average == "hard",
+        n_jobs=estimator.n_jobs,
+    )
     return class_attributes(statistics, blocks.layout, manifold, space)
 
 

@@ -228,6 +228,7 @@ def cross_fit(
             statistics = _held_out_pass(blocks, state, stage, dtype, n_jobs)
             before, total = state.variance[: stage.n_shells], statistics.total()
             state = _after_m_steps(statistics, total, coupling, state, stage, blocks.layout, noise, n_jobs)
+            del statistics  # before those of the next pass are made
             if after_iteration is not None:
                 after_iteration(state.trace)
             if state.iteration < n_iterations:  # the last is followed by what keeps the next state

@@ -140,8 +140,12 @@ def fit_manifold(
             stage, n_matched = schedule.stage(state.iteration), state.n_matched
             trace = copy.deepcopy(state.trace)
             layout, current = blocks.layout.truncate(n_matched), _manifold(basis, state, alpha)
-            matcher = current.matcher(layout, dtype=dtype, temperature=stage.temperature)
-            statistics = e_step(blocks, matcher, n_shells=stage.n_shells, n_jobs=n_jobs)
+            statistics = e_step(
+                blocks,
+                current.matcher(layout, dtype=dtype, temperature=stage.temperature),
+                n_shells=stage.n_shells,
+                n_jobs=n_jobs,
+            )
             matched = Stage(n_matched, stage.temperature)
             if state.iteration > 0:
                 trace.append(_objective(statistics, current, layout), matched)
@@ -153,6 +157,7 @@ def fit_manifold(
             state = _after_m_step(
                 statistics, basis, replace(state, trace=trace), alpha, blocks.layout, stage, noise, n_jobs
             )
+            del statistics  # before those of the next pass are made
             keeper.keep(state)
     except KeyboardInterrupt:
         if not state.trace.objective:  # nothing was learnt
