@@ -62,6 +62,12 @@ class Console:
         self.warnings.append(text)
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
+    @property
+    def notices(self):
+        """Names of the warnings about particles that were told, in order."""
+        found = (_NAME.search(text) for text in self.warnings)
+        return [match[0].strip("[]") for match in found if match is not None]
+
     def error(self, text):
         """Print an error."""
         print(f"error: {text}", file=sys.stderr, flush=True)

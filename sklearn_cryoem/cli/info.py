@@ -111,7 +111,7 @@ def describe_particles(path, images_dir=None):
 
 
 def check_images(path, images_dir, console):
-    """Names of what looks wrong with the images of a particle file; what it is goes to the console.
+    """Names of what looks wrong with a particle file and its images; what it is goes to the console.
 
     Parameters
     ----------
@@ -123,12 +123,13 @@ def check_images(path, images_dir, console):
     Returns
     -------
     list of str
+        Of what reading the file warned of (a poor fit of the CTF), then of what its images show.
     """
     from sklearn_cryoem.cli._advice import question_particles
 
     stack, _, _ = _as_much_as_can_be_read(path, images_dir)
-    found = question_particles(stack, console)
-    return [finding.name for finding in found] or ["nothing looks wrong"]
+    question_particles(stack, console)
+    return console.notices or ["nothing looks wrong"]
 
 
 def _as_much_as_can_be_read(path, images_dir):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import starfile
 import yaml
 
 from sklearn_cryoem import load_model, read_particles
@@ -176,10 +178,22 @@ def test_info_shows_mirrors_and_what_looks_wrong(simulated, tmp_path, capsys):
     assert "checks" not in json.loads(capsys.readouterr().out)
 
 
+def test_info_lists_what_reading_the_file_warned_of(simulated, tmp_path, capsys):
+    blocks = starfile.read(simulated / "particles.star")
+    blocks["particles"] = blocks["particles"].assign(rlnCtfFigureOfMerit=0.01, rlnCtfMaxResolution=15.0)
+    starfile.write(blocks, tmp_path / "poor.star")
+    words = ["info", tmp_path / "poor.star", "--images-dir", simulated]
+    assert run(*words) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"checks +ctf-fit-poor\n", out) and "figure of merit 0.010" in err
+    assert run(*words, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["checks"] == ["ctf-fit-poor"]
+
+
 def test_info_warns_of_the_wrong_ctf(shared_data, capsys):
     assert run("info", "--json", shared_data / "betagal" / "Extract" / "job009" / "particles.star") == 0
     out = capsys.readouterr()
-    assert json.loads(out.out)["checks"] == ["ctf-does-not-fit"]
+    assert json.loads(out.out)["checks"] == ["ctf-fit-poor", "ctf-does-not-fit"]
     assert out.err.count("warning: ") == 2 and "[ctf-fit-poor]" in out.err and "Estimate the CTF" in out.err
     assert run("info", "--json", shared_data / "betagal" / "particles_ctf_corrected.star") == 0
     assert json.loads(capsys.readouterr().out)["checks"] == ["nothing looks wrong"]
