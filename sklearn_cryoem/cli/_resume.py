@@ -25,7 +25,7 @@ class UnfinishedRun:
 
         Parameters
         ----------
-        estimator : MAPAligner or SMLClusterer
+        estimator : MAPAligner, SMLClusterer or DeepClusterer
             With its parameters.
         stack : ParticleStack
             The particles.
@@ -40,19 +40,13 @@ class UnfinishedRun:
         Interrupted
             If Ctrl-C ended the fit; what it has reached is kept.
         """
-        from sklearn_cryoem.estimators import load_model, save_model
-        from sklearn_cryoem.estimators._checkpoint import checkpoint_of
+        from sklearn_cryoem.estimators._deep_keep import fit_once
 
         if estimator.random_state is None:
             return estimator.fit(stack)
-        estimator.set_params(checkpoint=self.path)
-        state = checkpoint_of(estimator, stack).path
-        done = state.with_suffix(".done.npz")
-        if done.exists():
-            return load_model(done)
-        estimator.fit(stack)
-        if state.exists():
-            raise Interrupted("interrupted. The same command goes on from here.")
-        estimator.set_params(checkpoint=None)
-        save_model(estimator, done)
-        return estimator
+        try:
+            return fit_once(estimator, stack, self.path).fitted
+        except KeyboardInterrupt:
+            if not self.path.is_dir() or not any(self.path.iterdir()):
+                raise
+            raise Interrupted("interrupted. The same command goes on from here.") from None

@@ -16,6 +16,7 @@ from sklearn_cryoem.cli._classes import (
 )
 from sklearn_cryoem.cli._config import add_config
 from sklearn_cryoem.cli._outputs import RunFolder, as_json, options_as_dict
+from sklearn_cryoem.cli._resume import UnfinishedRun
 from sklearn_cryoem.cli.classify import DEFAULT_CLASSES, add_classification, add_reading
 from sklearn_cryoem.cli.console import CommandError
 
@@ -110,6 +111,8 @@ def output_names(suffix, *, align):
 
 def divide(stack, options, folder):
     """Fit a DeepClusterer as the options say; return it with the particles in its poses."""
+    from sklearn.base import clone
+
     from sklearn_cryoem.cli._estimators import machine, make_aligner, make_clusterer
     from sklearn_cryoem.cli._workflow import refuse_early
     from sklearn_cryoem.estimators import DeepClusterer
@@ -117,10 +120,11 @@ def divide(stack, options, folder):
     clusterer = make_clusterer(options)
     refuse_early(clusterer, stack)
     first = make_aligner(options, stack) or clusterer
+    unfinished = UnfinishedRun(folder)
     with folder.timed("classify"):
-        first.fit(stack)
+        unfinished.fit(clone(first), stack)
     deep = DeepClusterer(
-        first,
+        first,  # not the one just fitted, whose result is found where it was kept: poses are not searched again
         make_clusterer(options).set_params(verbose=0),
         images_per_subclass=options.images_per_subclass,
         min_class_size=options.min_class_size,
@@ -128,7 +132,7 @@ def divide(stack, options, folder):
         **machine(options),
     )
     with folder.timed("divide"):
-        deep.fit(stack)
+        deep = unfinished.fit(deep, stack)
     return deep, stack.with_poses(deep.poses_)
 
 

@@ -6,6 +6,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_cryoem.estimators._deep_keep import fit_steps_once
 from sklearn_cryoem.estimators._inputs import is_images
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
@@ -46,7 +47,7 @@ def is_prefit(first):
     return True
 
 
-def classify_training(first, data):
+def classify_training(first, data, folder=None):
     """Fit `first` unless it is fitted; return it, the particles as it aligned them, and their classes.
 
     Parameters
@@ -55,6 +56,8 @@ def classify_training(first, data):
         Left untouched: a copy is fitted.
     data : ParticleStack or ndarray of shape (n_samples, n_features)
         Training data.
+    folder : path-like or None
+        Where a fit that is under way keeps its state, and one that is done its result.
 
     Returns
     -------
@@ -62,15 +65,17 @@ def classify_training(first, data):
     data : ParticleStack or ndarray
         With the poses that `fitted` found, if it aligns.
     labels : ndarray of shape (n_samples,), int
+    parts : list of Part
+        Files that may go when everything is done.
     """
     if is_prefit(first):
         fitted = first.estimator if isinstance(first, FrozenEstimator) else first
-        return fitted, *classify_new(fitted, data)
-    fitted = clone(first).fit(data)
+        return fitted, *classify_new(fitted, data), []
+    fitted, parts = fit_steps_once(clone(first), data, folder, _aligned_training)
     *before, last = _steps(fitted)
     for step in before:
         data = _aligned_training(step, data)
-    return fitted, _aligned_training(last, data, is_last=True), last.labels_
+    return fitted, _aligned_training(last, data, is_last=True), last.labels_, parts
 
 
 def classify_new(fitted, data):

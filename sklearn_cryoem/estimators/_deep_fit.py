@@ -9,6 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem.estimators._deep_keep import fit_once
 from sklearn_cryoem.manifold.classes import effective_count
 
 
@@ -33,7 +34,7 @@ def n_subclasses(size, images_per_subclass, min_class_size, max_subclasses):
     return int(min(max(size // images_per_subclass, 2), most))
 
 
-def fit_subclasses(second, data, rows, counts, seeds, *, n_jobs, verbose):
+def fit_subclasses(second, data, rows, counts, seeds, *, folder=None, n_jobs, verbose):
     """Fit a copy of `second` to every class that is divided.
 
     Parameters
@@ -48,6 +49,8 @@ def fit_subclasses(second, data, rows, counts, seeds, *, n_jobs, verbose):
         Sub-classes of each; 1 leaves it whole.
     seeds : ndarray of shape (n_classes,), int
         Seed of each.
+    folder : path-like or None
+        Where classes under way keep their states, and those that are done their results.
     n_jobs : int or None
         Classes fitted at a time. A class that is alone gets all workers.
     verbose : int
@@ -57,6 +60,8 @@ def fit_subclasses(second, data, rows, counts, seeds, *, n_jobs, verbose):
     -------
     clusterers : list of SMLClusterer or None
         None for classes that stay whole.
+    parts : list of Part
+        Files that may go when everything is done.
     """
     divided = sorted((k for k in range(len(rows)) if counts[k] > 1), key=lambda k: -len(rows[k]))
     inner = n_jobs if len(divided) == 1 else 1  # workers are not nested
@@ -64,22 +69,23 @@ def fit_subclasses(second, data, rows, counts, seeds, *, n_jobs, verbose):
         (clone(second).set_params(n_clusters=counts[k], n_jobs=inner, random_state=int(seeds[k])), rows[k])
         for k in divided
     ]
-    clusterers = [None] * len(rows)
+    clusterers, parts = [None] * len(rows), []
     with (
         progress(len(tasks), "DeepClusterer: classes", verbose=verbose) as bar,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", ConvergenceWarning)  # told once for all classes, by the caller
-        fits = ordered_map(partial(_fit_class, data), tasks, n_jobs=1 if len(tasks) == 1 else n_jobs)
-        for k, fitted in zip(divided, fits, strict=True):
-            clusterers[k] = fitted
+        fits = ordered_map(partial(_fit_class, data, folder), tasks, n_jobs=1 if len(tasks) == 1 else n_jobs)
+        for k, part in zip(divided, fits, strict=True):
+            clusterers[k] = part.fitted
+            parts.append(part)
             bar.update()
-    return clusterers
+    return clusterers, parts
 
 
-def _fit_class(data, task):
+def _fit_class(data, folder, task):
     clusterer, rows = task
-    return clusterer.fit(data[rows])
+    return fit_once(clusterer, data[rows], folder)
 
 
 def summarise(clusterers, rows, n_samples, averages, resolution):

@@ -8,6 +8,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state, get_tags
 
 from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.estimators._deep_first import (
     check_first,
     classes_of,
@@ -48,6 +49,10 @@ class DeepClusterer(
         By default twice `images_per_subclass`.
     max_subclasses : int or None, default=None
         Sub-classes of one class, at most.
+    checkpoint : path-like or None, default=None
+        Folder where the state of the fits under way is kept, and the classes that are done: the same fit goes
+        on from there after it was killed or interrupted, and ends with the same bits. Files go when the fit
+        has ended. Needs `random_state`, and that of a `first` of one's own, to be an int.
     n_jobs : int or None, default=None
         Classes that are divided at a time; a `first` of one's own has its own. Results are the same bits for
         any number.
@@ -112,6 +117,7 @@ class DeepClusterer(
         images_per_subclass=30,
         min_class_size=None,
         max_subclasses=None,
+        checkpoint=None,
         n_jobs=None,
         random_state=None,
         verbose=0,
@@ -121,6 +127,7 @@ class DeepClusterer(
         self.images_per_subclass = images_per_subclass
         self.min_class_size = min_class_size
         self.max_subclasses = max_subclasses
+        self.checkpoint = checkpoint
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
@@ -155,22 +162,26 @@ class DeepClusterer(
         first = self.first
         if first is None:
             first = default_first(data, n_jobs=self.n_jobs, random_state=seed, verbose=self.verbose)
-        self.first_, data, self.first_labels_ = classify_training(first, data)
+        checkpoint_of(self, data)  # raises what stands in the way of a checkpoint before anything is fitted
+        self.first_, data, self.first_labels_, parts = classify_training(first, data, self.checkpoint)
         averages, resolution = classes_of(self.first_)
         rows = [np.flatnonzero(self.first_labels_ == k) for k in range(len(averages))]
         rule = self.images_per_subclass, self.min_class_size, self.max_subclasses
-        self.clusterers_ = fit_subclasses(
+        self.clusterers_, of_classes = fit_subclasses(
             SMLClusterer() if self.second is None else self.second,
             data,
             rows,
             [n_subclasses(len(members), *rule) for members in rows],
             rng.randint(2**31 - 1, size=len(rows)),
+            folder=self.checkpoint,
             n_jobs=self.n_jobs,
             verbose=self.verbose,
         )
         for name, value in summarise(self.clusterers_, rows, len(data), averages, resolution).items():
             setattr(self, name, value)
         self.poses_ = data.poses if is_images(X) else None
+        for part in [*parts, *of_classes]:
+            part.remove()
         self._tell_convergence()
         return self
 
