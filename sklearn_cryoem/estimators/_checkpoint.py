@@ -19,7 +19,7 @@ from sklearn_cryoem.estimators._persistence import load_model, write_state
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN = 30.0
-NOT_PART_OF_A_RUN = ("checkpoint", "n_jobs", "verbose")  # they change how, not what is computed
+NOT_PART_OF_A_RUN = ("checkpoint", "cache_folder", "n_jobs", "verbose")  # they say how, not what
 
 
 class CheckpointFile:

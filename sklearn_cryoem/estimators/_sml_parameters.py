@@ -1,6 +1,7 @@
 """Checks of the parameters of SMLClusterer, and the grids that follow from them."""
 
 import numbers
+import os
 
 import numpy as np
 
@@ -41,6 +42,11 @@ def check_parameters(estimator):
     for name in ("max_resolution", "mask_diameter"):
         check_number(name, given[name], owner=estimator, allow_none=True, **_POSITIVE)
     check_number("initial_temperature", given["initial_temperature"], owner=estimator, minimum=1.0)
+    if not isinstance(given["cache_folder"], str | os.PathLike | None):
+        raise TypeError(
+            f"The parameter 'cache_folder' of {type(estimator).__name__} is {given['cache_folder']!r}, "
+            "expected the path of a folder, or None."
+        )
     check_number("n_folds", given["n_folds"], owner=estimator, minimum=1, integer=True)
     check_number("max_iter", given["max_iter"], owner=estimator, minimum=1, integer=True)
     check_number("tol", given["tol"], owner=estimator, minimum=0.0)

@@ -20,7 +20,7 @@ class ManifoldPrediction:
         check_is_fitted(self)
         check_kind(X, self)
         data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=False)
-        blocks = self._space.blocks(data)
+        blocks = self._space.blocks(data, self.cache_folder)
         matcher = self._manifold.matcher(blocks.layout, dtype=self._space.dtype)
         return np.concatenate(list(map_posterior(function, blocks, matcher, n_jobs=self.n_jobs)))
 

@@ -97,6 +97,12 @@ class SMLClusterer(
         Folder where the state of a running fit is kept, every half minute: the same fit, known by its
         parameters, data and seed, goes on from there after it was killed, and ends with the same bits. The
         file goes when the fit has ended. Needs `random_state` to be an int.
+    cache_folder : path-like or None, default=None
+        Folder where the prepared (masked, aligned, transformed) features of images are kept, for those that
+        do not fit into memory: made once instead of in each iteration, and read again by the next fit,
+        `predict`, and workers and machines that see the folder. Their size is logged before anything is
+        written, and must be free. Each set of images, poses and resolution has a sub-folder; delete it, or
+        all, to have the room back. Of no use for vectors, which nothing is prepared of.
     n_jobs : int or None, default=None
         Number of workers. Results are the same bits for any number.
     random_state : int, RandomState instance or None, default=None
@@ -159,7 +165,7 @@ class SMLClusterer(
     -----
     A stack without poses is taken as aligned already. Time goes as n_images * n_nodes * n_frequencies; memory
     does not depend on n_images but for the labels: blocks of images are prepared again in each iteration
-    once 256 MB of them are kept.
+    once 256 MB of them are kept, or read from `cache_folder`.
 
     Examples
     --------
@@ -192,6 +198,7 @@ class SMLClusterer(
         max_iter=100,
         tol=0.01,
         checkpoint=None,
+        cache_folder=None,
         n_jobs=None,
         random_state=None,
         verbose=0,
@@ -214,6 +221,7 @@ class SMLClusterer(
         self.max_iter = max_iter
         self.tol = tol
         self.checkpoint = checkpoint
+        self.cache_folder = cache_folder
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
@@ -247,7 +255,7 @@ class SMLClusterer(
         """Fit the manifold to X and return its feature blocks; warn at `stacklevel`."""
         check_parameters(self)
         data, self._space = self._open(X)
-        self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs)
+        self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs, self.cache_folder)
         self._store(noise_attributes(self._space, blocks))
         basis = latent_basis(self)
         seed = check_random_state(self.random_state).randint(2**31 - 1)

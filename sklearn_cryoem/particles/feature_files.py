@@ -105,7 +105,7 @@ class FeatureFiles:
     def _is_there(self, index: int) -> bool:
         try:
             return self._path(index).stat().st_size == self.n_bytes(index)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def claim(self) -> None:
@@ -148,8 +148,8 @@ class FeatureFiles:
                     old.unlink(missing_ok=True)
             with atomic_path(self.folder / "manifest.json", overwrite=True) as temporary:
                 temporary.write_text(json.dumps(self._manifest(), indent=1) + "\n")
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            raise type(error)(
+        except OSError as error:
+            raise OSError(
                 error.errno,
                 f"Prepared features cannot be written to {self.folder} ({error.strerror}). Give a "
                 "cache_folder of your own",
@@ -183,7 +183,7 @@ class FeatureFiles:
         try:
             with open(self._path(index), "rb", buffering=0) as file:
                 block = self._read_from(file, index, layout)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         if block is None:
             logger.warning("%s is damaged, and not used.", self._path(index))
