@@ -1,10 +1,15 @@
+import threading
+from functools import partial
+
 import numpy as np
+import pytest
 
 from sklearn_cryoem.manifold.blocks import (
     BLOCK_SIZE,
     MAX_START_SAMPLES,
     ArrayBlocks,
     FeatureLayout,
+    in_turn,
     shards,
     start_blocks,
 )
@@ -67,3 +72,57 @@ def test_shards_and_start_blocks_are_cut_by_the_data_alone(rng):
         n_rows = sum(len(blocks.load(index, 1)) for index in chosen)
         assert chosen == sorted(set(chosen)) and n_rows <= max(MAX_START_SAMPLES, BLOCK_SIZE)
     assert chosen[0] == 0 and chosen[-1] == len(blocks) - 1
+
+
+class SlowBlocks(ArrayBlocks):
+    """Blocks that come from a disk, which tells what it has read."""
+
+    def __init__(self, n_blocks, stalled=None, broken=None):
+        super().__init__(np.random.default_rng(0).normal(size=(2 * n_blocks, 3)), block_size=2)
+        self.was_read = [threading.Event() for _ in range(n_blocks)]
+        self.stalled, self.broken = stalled, broken
+        self.go_on = threading.Event()
+        self.readers = set()
+
+    def fetch(self, index, n_shells):
+        self.readers.add(threading.get_ident())
+        if index == self.stalled:
+            self.go_on.wait(30)
+        if index == self.broken:
+            raise OSError("the disk is broken")
+        self.was_read[index].set()
+        return partial(self.load, index, n_shells)
+
+
+def test_the_next_block_is_read_while_one_is_worked_on():
+    blocks = SlowBlocks(6)
+    for index, block in enumerate(in_turn(blocks, range(6), 1)):
+        if index < 5:
+            assert blocks.was_read[index + 1].wait(30)
+        assert not any(later.is_set() for later in blocks.was_read[index + 2 :])  # and no other
+        np.testing.assert_array_equal(block.data, blocks.load(index, 1).data)
+    assert index == 5 and len(blocks.readers) == 1 and threading.get_ident() not in blocks.readers
+
+
+def test_what_reading_raises_is_raised_when_it_is_the_blocks_turn():
+    turns = in_turn(blocks := SlowBlocks(4, broken=2), range(1, 4), 1)
+    np.testing.assert_array_equal(next(turns).data, blocks.load(1, 1).data)
+    with pytest.raises(OSError, match="the disk is broken"):
+        next(turns)
+
+
+def test_nobody_waits_for_a_stalled_disk_after_leaving():
+    turns = in_turn(blocks := SlowBlocks(3, stalled=1), range(3), 1)
+    next(turns)
+    turns.close()  # would wait for half a minute
+    assert not blocks.was_read[1].is_set()
+    blocks.go_on.set()
+
+
+def test_blocks_in_memory_need_no_thread(make_blocks, rng, monkeypatch):
+    blocks = make_blocks(rng)[0]
+    monkeypatch.setattr("sklearn_cryoem.manifold.blocks.DaemonThreads", lambda _: pytest.fail("a thread"))
+    n_shells = blocks.layout.n_shells
+    for index, block in enumerate(in_turn(blocks, range(len(blocks)), n_shells)):
+        np.testing.assert_array_equal(block.data, blocks.load(index, n_shells).data)
+    assert index == len(blocks) - 1

@@ -1,5 +1,6 @@
 """Features of a stack against the plain formulas, and what streaming may not change."""
 
+import threading
 import warnings
 
 import joblib
@@ -10,6 +11,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_cryoem import CTFTable, ParticleStack, Poses, SMLClusterer
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.manifold.blocks import in_turn
+from sklearn_cryoem.particles import features
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import fourier_features, half_plane
 from sklearn_cryoem.physics.masks import soft_disc
@@ -266,3 +269,55 @@ def test_a_ctf_needs_a_pixel_size(one_view):
     stack = ParticleStack(one_view.read(), ctf=one_view.ctf)
     with pytest.raises(ValueError, match="Give pixel_size in Angstrom"):
         FeatureBlocks(stack, half_plane(48))
+
+
+class SlowSource:
+    """Images on a slow disk, which tells which rows it was asked for, and by whom."""
+
+    is_in_memory = False
+
+    def __init__(self, images):
+        self.images, self.box, self.nbytes = images, images.shape[1], images.nbytes
+        self.asked, self.arrived = [], threading.Condition()
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, rows=None, *, check=True):
+        with self.arrived:
+            self.asked.append((rows.start, rows.stop, threading.get_ident()))
+            self.arrived.notify_all()
+        return self.images[rows]
+
+    def take(self, rows):
+        return SlowSource(self.images[rows])
+
+    def describe(self):
+        return "on a slow disk"
+
+    def locate(self, row):
+        return f"image {row}"
+
+
+@pytest.mark.parametrize("parts_ahead", [1, 32])
+def test_images_of_the_next_block_are_read_while_one_is_worked_on(one_view, monkeypatch, parts_ahead):
+    monkeypatch.setattr(features, "PIXELS_AT_ONCE", 10 * 48**2)
+    monkeypatch.setattr(features, "PARTS_AHEAD", parts_ahead)
+    source = SlowSource(one_view.read())
+    slow = ParticleStack(source, pixel_size=one_view.pixel_size, ctf=one_view.ctf, poses=one_view.poses)
+    blocks, same = (FeatureBlocks(s, half_plane(48), block_size=20, cache_bytes=0) for s in (slow, one_view))
+    for index, block in enumerate(in_turn(blocks, range(len(blocks)), 9)):
+        expected = same.load(index, 9)
+        for name in ("data", "norm", "power"):
+            np.testing.assert_array_equal(getattr(block, name), getattr(expected, name))
+        n_read = min(20 * (index + 1) + 10 * min(parts_ahead, 2), len(slow))
+
+        def is_there(n_read=n_read):
+            return max(stop for _, stop, _ in source.asked) >= n_read
+
+        with source.arrived:
+            assert source.arrived.wait_for(is_there, 30)
+    rows = sorted((start, stop) for start, stop, _ in source.asked)
+    assert rows == [(start, start + 10) for start in range(0, 100, 10)]  # each once
+    readers = {reader for _, _, reader in source.asked}
+    assert len(readers) == (2 if parts_ahead == 1 else 1) and len(readers - {threading.get_ident()}) == 1
