@@ -124,7 +124,7 @@ def divide(stack, options, folder):
     with folder.timed("classify"):
         unfinished.fit(clone(first), stack)
     deep = DeepClusterer(
-        first,  # not the one just fitted, whose result is found where it was kept: poses are not searched again
+        first,  # of which the fit just made is found where it was kept; poses are not searched again
         make_clusterer(options).set_params(verbose=0),
         images_per_subclass=options.images_per_subclass,
         min_class_size=options.min_class_size,

@@ -124,9 +124,9 @@ def digest_of_pipeline(model):
 
 
 def test_a_checkpoint_needs_a_seed(stack, tmp_path):
-    with pytest.raises(ValueError, match="DeepClusterer.*needs random_state to be an int"):
+    with pytest.raises(ValueError, match=r"DeepClusterer.*needs random_state to be an int"):
         DeepClusterer(checkpoint=tmp_path).fit(stack)
-    with pytest.raises(ValueError, match="MAPAligner.*needs random_state to be an int"):
+    with pytest.raises(ValueError, match=r"MAPAligner.*needs random_state to be an int"):
         DeepClusterer(MAPAligner(3), checkpoint=tmp_path, random_state=0).fit(stack)
 
 
