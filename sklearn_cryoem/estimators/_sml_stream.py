@@ -9,7 +9,7 @@ from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
 from sklearn_cryoem.estimators._sml_fit import class_attributes, manifold_attributes
 from sklearn_cryoem.estimators._sml_noise import noise_attributes, pooling
 from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
-from sklearn_cryoem.estimators._sml_space import check_kind
+from sklearn_cryoem.estimators._sml_space import ImageSpace, check_kind
 from sklearn_cryoem.manifold.classes import effective_count
 from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
 
@@ -74,15 +74,31 @@ class ManifoldStream:
         blocks = self._learn(X, stacklevel=4 + FRAMES)
         hard, dtype = self.class_average == "hard", self._space.dtype
         self._stream = begin_stream(
-            blocks, self._manifold, self._moments, hard=hard, dtype=dtype, n_jobs=self.n_jobs
+            blocks,
+            self._manifold,
+            self._moments,
+            n_folds=self._n_folds(blocks.n_samples),
+            hard=hard,
+            dtype=dtype,
+            n_jobs=self.n_jobs,
         )
+
+    def _n_folds(self, n_samples):
+        """Folds of the stream: those of `fit`."""
+        return max(1, min(self.n_folds, n_samples // 2)) if isinstance(self._space, ImageSpace) else 1
 
     def _resumed_stream(self):
         """What `fit` would have remembered, as far as its results tell."""
         space = self._space
         halves = np.stack([space.to_features(half) for half in self.half_averages_])  # (2, K, P)
         return resume_stream(
-            self._manifold, self._moments, self._layout, halves, self.soft_class_sizes_, self.labels_
+            self._manifold,
+            self._moments,
+            self._layout,
+            halves,
+            self.soft_class_sizes_,
+            self.labels_,
+            n_folds=self._n_folds(self.n_images_seen_),
         )
 
     def _advance_stream(self, X):
@@ -111,13 +127,16 @@ class ManifoldStream:
         stream = self._stream = done.stream
         self._manifold, self.n_images_seen_ = done.manifold, stream.n_seen
         self._store(manifold_attributes(self._manifold, self._space))
-        self._store(class_attributes(stream.classes, stream.layout, self._manifold, self._space))
+        self._store(class_attributes(done.classes, stream.layout, self._manifold, self._space))
         self.class_sizes_ = stream.class_counts
         self.n_effective_clusters_ = effective_count(stream.class_counts)
-        self.soft_class_sizes_ = stream.classes.node_mass * (stream.n_seen / stream.n_effective)
+        mass = done.classes.node_mass
+        self.soft_class_sizes_ = mass * (stream.n_seen / mass.sum())
         n_sweeps = len(done.objective)
+        # likelihoods of held-out images are stages of their own, as in `fit`
+        stages = np.arange(1, n_sweeps + 1) if stream.n_folds > 1 else np.ones(n_sweeps, dtype=np.int64)
         self.log_posterior_ = np.append(self.log_posterior_, done.objective)
-        self.stage_ = np.append(self.stage_, np.full(n_sweeps, self.stage_[-1] + 1))
+        self.stage_ = np.append(self.stage_, self.stage_[-1] + stages)
         self.resolution_ = np.append(self.resolution_, np.full(n_sweeps, self.resolution_[-1]))
         self.n_iter_ += n_sweeps
         logger.info(

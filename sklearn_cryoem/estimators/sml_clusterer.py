@@ -150,8 +150,10 @@ class SMLClusterer(
         iterations, each of which is a stage, the log likelihood of held-out images.
     stage_ : ndarray of shape (n_iter,)
         Number of the stage: frequencies or temperature changed where it does, and with them the objective.
-    resolution_ : ndarray of shape (n_iter,)
-        Resolution limit of each iteration.
+    resolution_, temperature_ : ndarray of shape (n_iter,)
+        Resolution limit and temperature of each iteration.
+    held_out_ : ndarray of shape (n_iter,), bool
+        Whether it is cross-fitted, its objective that of held-out images.
     n_iter_ : int
         Number of iterations.
     n_images_seen_ : int
@@ -318,6 +320,7 @@ class SMLClusterer(
         self._store(manifold_attributes(fit.manifold, self._space))
         self.log_posterior_ = np.array(trace.objective)
         self.stage_, self.resolution_ = trace.stage, self._space.resolution(trace.n_shells)
+        self.temperature_, self.held_out_ = np.array(trace.temperature), np.array(trace.is_held_out, bool)
         self.n_iter_, self.converged_ = len(trace.objective), fit.converged
 
     def _store(self, attributes):

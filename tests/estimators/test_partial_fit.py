@@ -57,6 +57,8 @@ def test_attributes_tell_of_all_chunks(particles, in_chunks):
     assert in_chunks.labels_.shape == (400,)
     np.testing.assert_array_equal(in_chunks.predict(particles[0][1600:]), in_chunks.labels_)
     assert len(in_chunks.log_posterior_) == len(in_chunks.stage_) == len(in_chunks.resolution_)
+    assert len(in_chunks.temperature_) == len(in_chunks.held_out_) == in_chunks.n_iter_
+    assert not in_chunks.held_out_[-1] and in_chunks.temperature_[-1] == 1
     assert in_chunks.n_iter_ == len(in_chunks.stage_)
     begun = model().fit(particles[0][:400])
     assert in_chunks.stage_[-1] == begun.stage_[-1] + n_chunks - 1

@@ -56,7 +56,8 @@ def test_attributes_have_the_shapes_they_promise(stack, fitted):
         "labels_": (n,), "class_averages_": (nodes, box, box), "half_averages_": (2, nodes, box, box),
         "class_resolution_": (nodes,), "cluster_centers_": (nodes, box, box), "latent_nodes_": (nodes, 2),
         "class_sizes_": (nodes,), "soft_class_sizes_": (nodes,), "log_posterior_": (fitted.n_iter_,),
-        "stage_": (fitted.n_iter_,), "resolution_": (fitted.n_iter_,),
+        "stage_": (fitted.n_iter_,), "resolution_": (fitted.n_iter_,), "temperature_": (fitted.n_iter_,),
+        "held_out_": (fitted.n_iter_,),
     }  # fmt: skip
     for name, shape in shapes.items():
         assert getattr(fitted, name).shape == shape, name
@@ -64,6 +65,13 @@ def test_attributes_have_the_shapes_they_promise(stack, fitted):
     assert fitted.noise_variance_.shape == fitted.alpha_.shape == (15,)
     assert fitted.class_sizes_.sum() == n and fitted.soft_class_sizes_.sum() == pytest.approx(n, rel=1e-4)
     assert 1 < fitted.n_effective_clusters_ <= nodes
+
+
+def test_cross_fitted_iterations_come_first_and_are_told(fitted):
+    n_held_out = int(fitted.held_out_.sum())
+    assert 0 < n_held_out < fitted.n_iter_ and fitted.held_out_[:n_held_out].all()
+    assert (np.diff(fitted.stage_[:n_held_out]) == 1).all(), "each is a stage of its own"
+    assert (np.diff(fitted.temperature_) <= 0).all() and (fitted.temperature_[~fitted.held_out_] == 1).all()
 
 
 def test_predictions_agree_with_the_fit_and_with_each_other(stack, fitted):
