@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
+
+from joblib import effective_n_jobs
+from joblib.parallel import ThreadingBackend, get_active_backend
 
 VARIABLE = "SKLEARN_CRYOEM_MEMORY_LIMIT"
 DEFAULT_SHARE = 0.5  # of what the machine, or the container, has
 CACHE_SHARE = 0.25  # of the limit: features that are kept for the next pass
 DEFAULT_CACHE_BYTES = 256 * 2**20  # as long as nobody sets a limit: the same bits on any machine of 1 GB
+PROCESS_BYTES = 110e6  # of a worker process before it does anything: interpreter and libraries
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _TEXT = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)i?b?\s*", re.IGNORECASE)
 _UNLIMITED = 2**60  # what version 1 of control groups writes where there is no limit, and more
@@ -113,6 +118,46 @@ def _bytes_of(limit: float | str, name: str) -> float:
             f"{name} is {limit!r}, expected an amount of memory. Give bytes, or text like '16 GB'."
         )
     return n_bytes
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many share the work, and how many of them are processes of their own.
+
+    Attributes
+    ----------
+    n : int
+        Workers.
+    n_processes : int
+        Those that share no memory with the caller: all or none.
+    is_cluster : bool
+        Whether values are sent to them as messages.
+    """
+
+    n: int
+    n_processes: int = 0
+    is_cluster: bool = False
+
+    @classmethod
+    def of(cls, n_jobs: int | None, *, prefer: str) -> Workers:
+        """Those that `n_jobs` and ``joblib.parallel_config`` ask for.
+
+        Parameters
+        ----------
+        n_jobs : int or None
+            As in joblib.
+        prefer : {"threads", "processes"}
+            What is taken where ``parallel_config`` does not say.
+        """
+        n, backend = effective_n_jobs(n_jobs), get_active_backend(prefer=prefer)[0]
+        if hasattr(backend, "client"):
+            return cls(n, n, is_cluster=True)
+        return cls(n, 0 if n == 1 or isinstance(backend, ThreadingBackend) else n)
+
+    @property
+    def own_bytes(self) -> float:
+        """Bytes of the worker processes before they do anything."""
+        return PROCESS_BYTES * self.n_processes
 
 
 def format_bytes(n_bytes: float) -> str:

@@ -9,6 +9,7 @@ from sklearn_cryoem._core.memory import log_estimate
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.estimators._callbacks import FitTask
+from sklearn_cryoem.estimators._sml_memory import memory_needed
 from sklearn_cryoem.estimators._sml_noise import pooling
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 from sklearn_cryoem.manifold.classes import class_statistics, effective_count
@@ -29,7 +30,9 @@ FRC_PIXELS = 2**17  # transformed at once: transforms are ten times larger than 
 def learn(estimator, blocks, basis, space, rng, keeper):
     """Fit the manifold with the parameters of `estimator`; return a `ManifoldFit` and the `Moments`."""
     n_jobs = estimator.n_jobs
-    log_estimate(logger, "SMLClusterer.fit", memory_needed(blocks, basis, n_jobs))
+    n_folds = _schedule(estimator, blocks, space)[2]
+    needed = memory_needed(blocks, basis, n_jobs, n_folds, np.dtype(space.dtype).itemsize)
+    log_estimate(logger, "SMLClusterer.fit", needed)
     moments = measure_moments(blocks, n_jobs=n_jobs)
     power = power_of(moments, blocks.layout)
     task = FitTask(estimator, estimator.max_iter + 1, "iteration", blocks)
@@ -53,12 +56,8 @@ def _fit(estimator, blocks, basis, space, power, rng, keeper, bar):
         "after_iteration": partial(_tell, bar, space),
     }
     alpha, n_shells = prior_precision(estimator.alpha, basis, power), blocks.layout.n_shells
-    n_first, max_iter = space.first_shells(estimator.initial_resolution), estimator.max_iter
-    temperature = estimator.initial_temperature if isinstance(space, ImageSpace) else 1.0
-    schedule = Schedule.of(n_first, n_shells, temperature, max_iter)
-    n_folds, n_cross = min(estimator.n_folds, blocks.n_samples // 2), 0
-    if isinstance(space, ImageSpace) and n_folds > 1:
-        n_cross = schedule.cross_fitted_iterations(max_iter)
+    schedule, n_cross, n_folds = _schedule(estimator, blocks, space)
+    n_first, max_iter = schedule.first_shells, estimator.max_iter
     found, start, trace = keeper.load(), None, None
     if found is not None:
         bar.update(len(found.trace.objective))
@@ -94,6 +93,17 @@ def _fit(estimator, blocks, basis, space, power, rng, keeper, bar):
     )
 
 
+def _schedule(estimator, blocks, space):
+    """Schedule, iterations that are cross-fitted, and in how many folds: 1 where there are none."""
+    n_first, n_shells = space.first_shells(estimator.initial_resolution), blocks.layout.n_shells
+    is_images = isinstance(space, ImageSpace)
+    temperature = estimator.initial_temperature if is_images else 1.0
+    schedule = Schedule.of(n_first, n_shells, temperature, estimator.max_iter)
+    n_folds = min(estimator.n_folds, blocks.n_samples // 2)
+    n_cross = schedule.cross_fitted_iterations(estimator.max_iter) if is_images and n_folds > 1 else 0
+    return schedule, n_cross, n_folds if n_cross else 1
+
+
 def _start(estimator, blocks, basis, power, n_first, rng):
     if estimator.init == "pca":
         return pca_start(blocks, basis, power, n_first, rng=rng, n_jobs=estimator.n_jobs)
@@ -106,20 +116,6 @@ def _tell(bar, space, trace):
     limit = f", details to {detail:.3g} {unit}" if np.isfinite(detail) else ""  # vectors have none
     bar.note(f"{trace.objective[-1]:.4f} nats per image{limit}")
     bar.update()
-
-
-def memory_needed(blocks, basis, n_jobs, n_folds=1):
-    """Bytes that a fit holds at most, beyond the images given."""
-    layout = blocks.layout
-    n_workers = abs(n_jobs or 1)
-    n_nodes, n_columns = len(basis.nodes), layout.n_features + layout.n_norms
-    statistics = 8.0 * n_nodes * n_columns * 2 * (n_workers + 1)  # of class averages, by halves
-    weights = 8.0 * 3 * basis.phi.shape[1] * layout.n_features
-    if layout.n_shells > 1 and n_folds > 1:  # cross-fitted: statistics and templates of every fold
-        folds = 8.0 * n_nodes * layout.n_features * n_folds * (n_workers + 3)
-        statistics = max(statistics, folds)
-    block = 16.0 * blocks.n_samples / len(blocks) * n_columns * n_workers
-    return statistics + weights + block + getattr(blocks, "cache_bytes", 0)
 
 
 def manifold_attributes(manifold, space):
