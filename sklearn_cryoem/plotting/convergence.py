@@ -7,6 +7,7 @@ from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.plotting._tiles import ACCENT, FAINT, INK, new_axes
 
 _RESOLUTION_COLOUR = "#b2182b"
+CROSS_FITTED, FITTED = "cross-fitted: fit to held-out images", "EM: fit to all images"
 
 
 def plot_convergence(
@@ -14,6 +15,8 @@ def plot_convergence(
     *,
     resolution=None,
     stage=None,
+    held_out=None,
+    temperature=None,
     label=None,
     resolution_label="resolution limit (Å)",
     title="Convergence",
@@ -31,6 +34,12 @@ def plot_convergence(
         Anything that changes when the objective itself changes (frequencies, temperature, images): values
         across a change cannot be compared. By default where `resolution` does. What a pass of a `MAPAligner`
         reaches, `pass_resolution_`, is what the next one uses: ``stage=[0, *pass_resolution_[:-1]]``.
+    held_out : array-like of shape (n_iter,), bool, default=None
+        `estimator.held_out_`: which iterations are cross-fitted, the first ones. Their objective is how well
+        templates of some images foretell others, that of the rest how well the templates fit their own
+        images: they are shaded, and named in the picture.
+    temperature : array-like of shape (n_iter,), default=None
+        `estimator.temperature_`. Held-out values compare while it and `resolution` are the same.
     label : str, default=None
         Name of the objective, at the vertical axis.
     resolution_label : str
@@ -53,31 +62,29 @@ def plot_convergence(
     -----
     Where the objective changes, the line is broken (a faint vertical line marks it) and what came before is
     moved up or down to join: what can be seen is the gain within stages. The values of the last stage are the
-    true ones.
+    true ones. Cross-fitted iterations are drawn from where all detail is in and the temperature has fallen:
+    before, their objective changes by more than they gain.
     """
     trace = np.asarray(log_posterior, dtype=float).ravel()  # (n_iter,)
-    if trace.size == 0:
-        raise ParticleDataError("log_posterior is empty. Fit the estimator for at least one iteration first.")
-    for name, values in (("resolution", resolution), ("stage", stage)):
-        if values is not None and np.shape(values) != trace.shape:
-            raise ParticleDataError(
-                f"{name} has shape {np.shape(values)}, expected {trace.shape} like log_posterior. "
-                f"Pass one value for each iteration of the same fit."
-            )
+    given = {"resolution": resolution, "stage": stage, "held_out": held_out, "temperature": temperature}
+    _check_lengths(trace, given)
     if ax is None:
         ax = new_axes(6.4, 3.8)
     iterations = np.arange(1, len(trace) + 1)
-    stage = resolution if stage is None else stage
-    stage = np.zeros(len(trace)) if stage is None else np.asarray(stage)
-    breaks = np.flatnonzero(stage[1:] != stage[:-1]) + 1
-    trace = joined(trace, breaks)
-    for part in np.split(np.arange(len(trace)), breaks):
-        ax.plot(iterations[part], trace[part], color=ACCENT, lw=1.6, marker="o", ms=3.5)
-    for first in breaks:
-        ax.axvline(iterations[first] - 0.5, color=FAINT, lw=0.6, alpha=0.35, zorder=0)
+    parts, held_out = pieces(len(trace), **given)
+    trace = joined(trace, np.array([part[0] for part in parts[1:]], dtype=int))
+    for number, part in enumerate(parts):
+        if not held_out[part[0]]:
+            ax.plot(iterations[part], trace[part], color=ACCENT, lw=1.6, marker="o", ms=3.5)
+            if number:
+                ax.axvline(iterations[part[0]] - 0.5, color=FAINT, lw=0.6, alpha=0.35, zorder=0)
+        elif is_drawn(number, parts, held_out):
+            ax.plot(iterations[part], trace[part], color=ACCENT, lw=1.2, ls="--", marker="o", ms=3.5, mfc="w")
+    if held_out.any():
+        _shade(ax, held_out)
     ax.set_xlabel("iteration", color=INK)
     ax.set_ylabel(label or "log posterior", color=ACCENT)
-    ax.set_title(title, color=INK, fontsize=11)
+    ax.set_title(title, color=INK, fontsize=11, pad=18 if held_out.any() else None)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlim(0.5, len(trace) + 0.5)
     ax.grid(axis="y", color=FAINT, alpha=0.25, lw=0.6)
@@ -85,6 +92,79 @@ def plot_convergence(
     if resolution is not None:
         _resolution_steps(ax, iterations, np.asarray(resolution, dtype=float), resolution_label)
     return ax
+
+
+def pieces(n_iter, *, resolution=None, stage=None, held_out=None, temperature=None):
+    """Iterations whose objectives compare with each other, piece by piece.
+
+    Parameters
+    ----------
+    n_iter : int
+        Number of iterations.
+    resolution, stage, held_out, temperature : array-like of shape (n_iter,) or None
+        As for `plot_convergence`.
+
+    Returns
+    -------
+    pieces : list of ndarray of int
+        Iterations from 0, in order.
+    held_out : ndarray of shape (n_iter,), bool
+        All False where it is not known.
+    """
+    stage = resolution if stage is None else stage
+    stage = np.zeros(n_iter) if stage is None else np.asarray(stage)
+    changes = stage[1:] != stage[:-1]
+    held_out = np.zeros(n_iter, dtype=bool) if held_out is None else np.asarray(held_out, dtype=bool)
+    known = [np.asarray(values) for values in (resolution, temperature) if values is not None]
+    both = held_out[1:] & held_out[:-1]  # each is a stage of its own, for nothing makes them rise
+    changes[both] = False
+    for values in known:
+        changes |= both & (values[1:] != values[:-1])
+    return np.split(np.arange(n_iter), np.flatnonzero(changes) + 1), held_out
+
+
+def is_drawn(number, parts, held_out):
+    """Whether piece `number` is worth drawing: of the cross-fitted ones only the last, after all changes.
+
+    Parameters
+    ----------
+    number : int
+        Of the piece, from 0.
+    parts : list of ndarray of int
+        All pieces.
+    held_out : ndarray of shape (n_iter,), bool
+        Both from `pieces`.
+
+    Returns
+    -------
+    bool
+    """
+    ends_them = number + 1 == len(parts) or not held_out[parts[number + 1][0]]
+    return ends_them or not held_out[parts[number][0]]
+
+
+def _check_lengths(trace, given):
+    if trace.size == 0:
+        raise ParticleDataError("log_posterior is empty. Fit the estimator for at least one iteration first.")
+    for name, values in given.items():
+        if values is not None and np.shape(values) != trace.shape:
+            raise ParticleDataError(
+                f"{name} has shape {np.shape(values)}, expected {trace.shape} like log_posterior. "
+                f"Pass one value for each iteration of the same fit."
+            )
+
+
+def _shade(ax, held_out):
+    """A band behind the cross-fitted iterations; above it, and beyond, what was measured there."""
+    end = np.flatnonzero(held_out)[-1] + 1.5
+    ax.axvspan(0.5, end, color=ACCENT, alpha=0.07, lw=0, zorder=0)
+    for x, text, side in ((end, CROSS_FITTED, "right"), (end, FITTED, "left")):
+        if side == "left" and held_out.all():
+            continue
+        ax.annotate(
+            text, (x, 1.0), xycoords=("data", "axes fraction"), xytext=(-5 if side == "right" else 5, 3),
+            textcoords="offset points", ha=side, va="bottom", fontsize=8, color=INK,
+        )  # fmt: skip
 
 
 def joined(trace, breaks):

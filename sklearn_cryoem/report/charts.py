@@ -3,7 +3,14 @@
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from sklearn_cryoem.plotting.convergence import joined, resolution_ticks
+from sklearn_cryoem.plotting.convergence import (
+    CROSS_FITTED,
+    FITTED,
+    is_drawn,
+    joined,
+    pieces,
+    resolution_ticks,
+)
 
 LEFT, RIGHT, TOP, BOTTOM = 88.0, 560.0, 16.0, 266.0  # frame of the plot in a picture of 640 x 320
 
@@ -25,20 +32,20 @@ def chart(trace, unit):
     """
     values = np.asarray(trace.objective, dtype=float)
     n_iter = len(values)
-    stage = trace.resolution if trace.stage is None else trace.stage
-    stage = np.zeros(n_iter) if stage is None else np.nan_to_num(np.asarray(stage, dtype=float))
-    breaks = np.flatnonzero(stage[1:] != stage[:-1]) + 1
-    curve = joined(values, breaks)
+    parts, held_out = _pieces(trace, n_iter)
+    curve = joined(values, np.array([part[0] for part in parts[1:]], dtype=int))
+    drawn = [part for number, part in enumerate(parts) if is_drawn(number, parts, held_out)]
+    seen = np.concatenate(drawn)  # iterations
     x_of = _scale(0.5, n_iter + 0.5, LEFT, RIGHT)
-    ticks = _ticks(curve.min(), curve.max())
+    ticks = _ticks(curve[seen].min(), curve[seen].max())
     y_of = _scale(ticks[0], ticks[-1], BOTTOM, TOP)
     x, y = x_of(np.arange(1, n_iter + 1)), y_of(curve)
-    pieces = [_path(x[part], y[part]) for part in np.split(np.arange(n_iter), breaks)]
     iterations = [i for i in MaxNLocator(8, integer=True).tick_values(1, n_iter) if 1 <= i <= n_iter]
     shown = {
         "title": trace.title, "label": f"{trace.label} (nats per particle)",
-        "pieces": pieces, "whole": _path(x, y),
-        "breaks": [_number(x_of(first + 0.5)) for first in breaks],
+        "pieces": [_path(x[part], y[part]) for part in drawn], "whole": _path(x[seen], y[seen]),
+        "breaks": [_number(x_of(part[0] + 0.5)) for part in parts[1:] if not held_out[part[0]]],
+        "band": _band(held_out, x_of),
         "x_ticks": [(_number(x_of(i)), f"{i:.0f}") for i in iterations],
         "y_ticks": [(_number(y_of(tick)), f"{tick:,.6g}") for tick in ticks],
         "steps": "", "r_ticks": [], "r_label": f"{trace.resolution_label} ({unit})",
@@ -52,9 +59,31 @@ def chart(trace, unit):
             _number(y[i]),
             _words(i, values[i], None if heights is None else trace.resolution[i], unit),
         )
-        for i in range(n_iter)
+        for i in seen
     ]
     return shown
+
+
+def _pieces(trace, n_iter):
+    """Iterations that compare, and which are cross-fitted; not finite resolutions are all alike."""
+    given = {
+        name: None if values is None else np.nan_to_num(np.asarray(values, dtype=float))
+        for name, values in (
+            ("resolution", trace.resolution), ("stage", trace.stage), ("temperature", trace.temperature),
+        )
+    }  # fmt: skip
+    return pieces(n_iter, held_out=trace.held_out, **given)
+
+
+def _band(held_out, x_of):
+    """Where a band behind the cross-fitted iterations ends, and the words above it and beyond; or None."""
+    if not held_out.any():
+        return None
+    end = x_of(np.flatnonzero(held_out)[-1] + 1.5)
+    return {
+        "left": _number(LEFT), "width": _number(end - LEFT), "end": _number(end),
+        "inside": CROSS_FITTED, "beyond": "" if held_out.all() else FITTED,
+    }  # fmt: skip
 
 
 def _add_resolution(shown, resolution, x):

@@ -111,8 +111,8 @@ def traces_of(step):
     if hasattr(step, "stage_"):
         return [
             Trace(
-                "Clustering", step.log_posterior_, "log posterior", step.resolution_, "resolution limit",
-                step.stage_,
+                "Clustering", step.log_posterior_, "objective", step.resolution_, "resolution limit",
+                step.stage_, getattr(step, "held_out_", None), getattr(step, "temperature_", None),
             )
         ]  # fmt: skip
     return []

@@ -26,6 +26,8 @@ class Trace:
         What that resolution is.
     stage : array-like of shape (n_iter,) or None
         Changes where the objective itself changes.
+    held_out, temperature : array-like of shape (n_iter,) or None
+        As for `plot_convergence`.
     """
 
     title: str
@@ -34,6 +36,8 @@ class Trace:
     resolution: np.ndarray | None = None
     resolution_label: str = "resolution"
     stage: np.ndarray | None = None
+    held_out: np.ndarray | None = None
+    temperature: np.ndarray | None = None
 
 
 @dataclass

@@ -3,7 +3,7 @@ import pytest
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.plotting import plot_convergence
-from sklearn_cryoem.plotting.convergence import joined, resolution_ticks
+from sklearn_cryoem.plotting.convergence import CROSS_FITTED, FITTED, joined, resolution_ticks
 
 
 def test_the_line_is_broken_where_the_objective_changes():
@@ -46,7 +46,47 @@ def test_one_iteration_is_enough(tmp_path):
     assert [tick for tick in ax.get_xticks() if 0.5 <= tick <= 1.5] == [1]
 
 
-@pytest.mark.parametrize("name", ["resolution", "stage"])
+def cross_fitted(n_marching=3, n_settled=4, n_em=5):
+    """A fit in which detail comes in, then the temperature falls, then EM begins."""
+    n_held_out = 2 * n_marching + n_settled
+    n_iter = n_held_out + n_em
+    return {
+        "resolution": np.repeat([40.0, 20.0, 10.0], [1, n_marching - 1, n_iter - n_marching]),
+        "temperature": np.r_[
+            np.full(n_marching, 2.0), np.linspace(2, 1.1, n_marching), np.ones(n_iter - 2 * n_marching)
+        ],
+        "held_out": np.arange(n_iter) < n_held_out,
+        "stage": np.r_[np.arange(n_held_out), np.full(n_em, n_held_out)],
+    }
+
+
+def test_cross_fitted_iterations_are_shaded_named_and_drawn_where_they_compare():
+    given = cross_fitted()
+    objective = np.r_[
+        -900.0, -500, -400, -390, -380, -370, -100, -99, -98.5, -98.4, -102, -101, -100, -99, -98
+    ]
+    ax = plot_convergence(objective, **given)
+    lines = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [line.get_xdata().tolist() for line in lines] == [[7, 8, 9, 10], [11, 12, 13, 14, 15]]
+    assert [line.get_linestyle() for line in lines] == ["--", "-"]
+    gain = np.diff(lines[0].get_ydata())
+    np.testing.assert_allclose(gain, [1, 0.5, 0.1])  # of held-out images, as measured
+    np.testing.assert_array_equal(lines[1].get_ydata(), objective[10:])
+    assert [text.get_text() for text in ax.texts] == [CROSS_FITTED, FITTED]
+    (band,) = ax.patches
+    assert band.get_x() == 0.5 and band.get_x() + band.get_width() == 10.5
+    low, high = ax.get_ylim()
+    assert -110 < low < high < -95, "what is not drawn takes no room"
+
+
+def test_a_fit_that_was_interrupted_while_cross_fitted_is_drawn_too():
+    given = {name: values[:2] for name, values in cross_fitted().items()}
+    ax = plot_convergence([-9.0, -5.0], **given)
+    assert [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "o"] == [[2]]
+    assert [text.get_text() for text in ax.texts] == [CROSS_FITTED]
+
+
+@pytest.mark.parametrize("name", ["resolution", "stage", "held_out", "temperature"])
 def test_arrays_that_do_not_fit_are_named(name):
     with pytest.raises(ParticleDataError, match="one value for each iteration"):
         plot_convergence([1, 2, 3], **{name: [1, 2]})

@@ -217,6 +217,20 @@ def test_a_chart_joins_stages_and_keeps_true_values_in_its_words():
     assert heights[1] == heights[2] and heights[0] > heights[1] > heights[3]
 
 
+def test_a_chart_shades_cross_fitted_iterations_and_draws_those_that_compare():
+    trace = Trace(
+        "t", [-90.0, -50.0, -20.0, -19.0, -21.0, -20.5], resolution=[40, 20, 10, 10, 10, 10],
+        stage=[0, 1, 2, 3, 4, 4], held_out=[True] * 4 + [False] * 2, temperature=[2, 1.5, 1, 1, 1, 1],
+    )  # fmt: skip
+    shown = chart(trace, "Å")
+    assert [words.partition(":")[0] for _, _, words in shown["dots"]] == [
+        f"iteration {i}" for i in (3, 4, 5, 6)
+    ]
+    assert len(shown["pieces"]) == 2 and len(shown["breaks"]) == 1
+    assert shown["band"]["end"] == shown["breaks"][0] and "held-out" in shown["band"]["inside"]
+    assert chart(Trace("t", [-9.0, -8.0], held_out=[False, False]), "Å")["band"] is None
+
+
 @pytest.mark.parametrize("values", [[3.0], [3.0, 3.0]])
 def test_a_flat_or_single_iteration_is_drawn_inside_the_frame(values):
     shown = chart(Trace("t", values, resolution=[np.inf] * len(values)), "px")
