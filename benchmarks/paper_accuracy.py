@@ -1,7 +1,7 @@
 """The paper's comparison of classifications on simulated views of the 70S ribosome.
 
     python benchmarks/paper_accuracy.py VOLUME.mrc [--snr 0.02,0.01,0.005] [--n 4000] [--nodes 225]
-        [--poses true,aligned] [--methods sml2,map,...] [--relion STAR] [--plots DIR] [--full]
+        [--poses true,aligned] [--methods sml2,map,...] [--plots DIR] [--keep DIR] [--full]
 
 All views, CTF with astigmatism, shifts up to 10 Angstrom. The measure is the paper's: angles between the
 views of all pairs of one class (peak and median of their histogram, fraction within 10 degrees; chance has
@@ -11,19 +11,29 @@ after the CTF: what an image holds in all grows with the number of its pixels, h
 "true" poses are perfect; "aligned" ones come from MAPAligner with 50 classes, whose frames differ, so equal
 views may lie turned against one another and land in different classes. At these SNR 64 px images are at the
 edge of what can be aligned at all: give --box 128 --pixel-size 2.5 for four times the pixels, and hours.
-MAP classification (MAPAligner) gets the true poses and searches only round them, or finds its own.
 
+MAP classification is there three times: MAPAligner as it comes, which starts with its classes balanced and
+gives them equal weights; plain EM from single images with estimated weights, as in the literature; and RELION
+where it is installed. With true poses none of them searches any. RELION gets images centred below the pixel,
+with their angles, and a minute of CPU time an iteration; with --keep it goes on where it was killed, and
+methods that have ended are not run again.
+
+CPU seconds are those of this process and of RELION; with --jobs the aligner's workers are not counted.
 --full is the paper's size: 50,000 images, 300 nodes; hours.
 """
 
 import argparse
 import sys
+import tempfile
 import time
 import warnings
+from functools import cached_property
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from accuracy_figures import BINS, draw_all
+from relion_run import find_relion, fixed_pose_options, particles_of, run_relion, write_centred
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
@@ -37,16 +47,19 @@ from sklearn_cryoem.physics.fourier import half_plane
 
 MASK_DIAMETER = 270.0  # Angstrom: the ribosome
 ALIGNING_CLASSES = 50  # the aligner makes 2.5 times as many references
-BINS = np.arange(0.0, 182.0, 2.0)
+FINEST = 20.0  # Angstrom: RELION compares images up to here
 METHODS = {
     "sml1": "SML, 1-D",
     "sml2": "SML, 2-D",
     "sml2r": "SML, 2-D, random start",
     "sml3": "SML, 3-D",
-    "map": "MAP classification",
+    "map": "MAPAligner",
+    "em": "MAP, estimated weights",
+    "relion": "RELION",
     "pca": "PCA + k-means",
     "gmm": "Gaussian mixture",
 }
+MAP_METHODS = tuple(METHODS[method] for method in ("map", "em", "relion"))
 
 
 def main() -> None:
@@ -54,18 +67,17 @@ def main() -> None:
     warnings.simplefilter("ignore", ConvergenceWarning)
     mpl.use("Agg")
     volume = load_volume(options.volume)
-    for snr in options.snr:
-        raw = make_particles(
-            volume, options.n, box=options.box, pixel_size=options.pixel_size, snr=snr, max_shift=10.0,
-            defocus=(10000.0, 25000.0), astigmatism=500.0, random_state=options.seed,
-        )  # fmt: skip
-        directions = raw.truth[["view_x", "view_y", "view_z"]].to_numpy()
-        for poses in options.poses:
-            sys.stdout.write(f"SNR {snr:g}, {poses} poses: {raw!r}\n")
-            results = compare(raw, poses, directions, options)
-            print_ratios(results)
-            if options.plots:
-                draw(results, f"snr{snr:g}_{poses}", options.plots)
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for snr in options.snr:
+            for poses in options.poses:
+                case = Case(volume, snr, poses, options, options.keep or Path(scratch))
+                sys.stdout.write(f"SNR {snr:g}, {poses} poses: {case.raw!r}\n")
+                found[snr, poses] = compare(case)
+                print_ratios(found[snr, poses])
+    if options.plots:
+        images = f"{options.n:,} images of {options.box} px, {options.pixel_size:g} Å/px"
+        draw_all(found, f"{images}, {options.nodes} classes", options.plots)
 
 
 def parse():
@@ -77,20 +89,22 @@ def parse():
     parser.add_argument("--box", type=int, default=64, help="pixels (64)")
     parser.add_argument("--pixel-size", type=float, default=5.0, help="Angstrom (5)")
     parser.add_argument("--poses", type=listed(str), default=["true"], help="true,aligned")
-    parser.add_argument("--methods", type=listed(str), default=list(METHODS), help=",".join(METHODS))
-    parser.add_argument("--relion", type=Path, help="STAR file of RELION's classes of the same images")
+    parser.add_argument("--methods", type=listed(str), help=f"{','.join(METHODS)} (all that can be run)")
+    parser.add_argument("--relion", help="path of relion_refine")
+    parser.add_argument("--relion-iter", type=int, default=25, help="its iterations (25)")
     parser.add_argument("--plots", type=Path, help="folder for the figures")
+    parser.add_argument("--keep", type=Path, help="folder for the classes found, which are not found again")
     parser.add_argument("--jobs", type=int, help="number of workers")
     parser.add_argument("--seed", type=int, default=0, help="of images and starts (0)")
     parser.add_argument("--full", action="store_true", help="50,000 images, 300 nodes")
     options = parser.parse_args()
     if options.full:
         options.n, options.nodes = 50_000, 300
-    unknown = set(options.methods) - set(METHODS)
-    if unknown:
-        parser.error(f"no such method: {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
-    if options.relion and (len(options.snr) > 1 or len(options.poses) > 1):
-        parser.error("--relion holds the classes of one set: give one --snr and one of --poses")
+    if options.methods is None:
+        options.methods = [method for method in METHODS if method != "relion" or has_relion(options.relion)]
+    for name, known in (("methods", METHODS), ("poses", ("true", "aligned"))):
+        if unknown := set(getattr(options, name)) - set(known):
+            parser.error(f"no such {name}: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     return options
 
 
@@ -98,74 +112,152 @@ def listed(kind):
     return lambda text: [kind(item) for item in text.split(",")]
 
 
-# ---------------------------------------------------------------- methods
-def compare(raw, poses, directions, options):
-    """Name -> angles between views of one class, and class sizes, ranked."""
-    stack, aligner = aligned_to_truth(raw), None
-    if poses == "aligned":
-        aligner = MAPAligner(
-            ALIGNING_CLASSES, mask_diameter=MASK_DIAMETER, max_shift=15.0, n_jobs=options.jobs,
-            random_state=options.seed,
-        ).fit(raw)  # fmt: skip
-        stack = raw.with_poses(aligner.poses_)
-    flipped = phase_flipped(stack, options.box) if {"pca", "gmm"} & set(options.methods) else None
-    results = {}
-    for method in options.methods:
-        start = time.perf_counter()
-        for note, labels in labels_of(method, stack, flipped, aligner, options):
-            name = METHODS[method] + note
-            results[name] = tell(name, labels, directions, time.perf_counter() - start)
-            start = time.perf_counter()
-    if options.relion:
-        from sklearn_cryoem import read_particles
+def has_relion(path):
+    """Whether there is a RELION to run; one that was named must be there."""
+    try:
+        find_relion(path)
+    except FileNotFoundError as error:
+        if path:
+            raise
+        sys.stdout.write(f"Without RELION: {error}\n")
+        return False
+    return True
 
-        labels = read_particles(options.relion).metadata["rlnClassNumber"].to_numpy()
-        results["RELION"] = tell("RELION", labels, directions, float("nan"))
+
+# ---------------------------------------------------------------- images
+class Case:
+    """A set of images with their poses, made when they are needed, and the folder of what is found."""
+
+    def __init__(self, volume, snr, poses, options, folder):
+        self.options, self.poses = options, poses
+        self.raw = make_particles(
+            volume, options.n, box=options.box, pixel_size=options.pixel_size, snr=snr, max_shift=10.0,
+            defocus=(10000.0, 25000.0), astigmatism=500.0, random_state=options.seed,
+        )  # fmt: skip
+        self.directions = self.raw.truth[["view_x", "view_y", "view_z"]].to_numpy()
+        size = f"{options.n}_{options.box}px_{options.pixel_size:g}A_K{options.nodes}"
+        self.folder = folder / f"{size}_snr{snr:g}_{poses}_seed{options.seed}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def aligner(self):
+        """What finds the poses where they are not the true ones."""
+        return MAPAligner(
+            ALIGNING_CLASSES, mask_diameter=MASK_DIAMETER, max_shift=15.0, n_jobs=self.options.jobs,
+            random_state=self.options.seed,
+        ).fit(self.raw)  # fmt: skip
+
+    @cached_property
+    def stack(self):
+        """Images with their poses."""
+        return (
+            aligned_to_truth(self.raw) if self.poses == "true" else self.raw.with_poses(self.aligner.poses_)
+        )
+
+    @cached_property
+    def components(self):
+        """Principal components of the aligned and masked images with the signs of their CTF."""
+        blocks = FeatureBlocks(self.stack, half_plane(self.options.box), MASK_DIAMETER)
+        index, flipped = blocks.layout.norm_index, []
+        for number in range(len(blocks)):
+            block = blocks.load(number, blocks.layout.n_shells)
+            flipped.append(block.data / np.sqrt(np.maximum(block.norm[:, index], 1e-12)))  # c y / |c|
+        return PCA(50, svd_solver="covariance_eigh").fit_transform(np.concatenate(flipped))
+
+
+# ---------------------------------------------------------------- methods
+def compare(case):
+    """Name -> what `tell` returns."""
+    results = {}
+    for method in case.options.methods:
+        for note, labels, seconds in kept(method, case):
+            name = METHODS[method] + note
+            results[name] = tell(name, labels, case.directions, seconds)
     return results
 
 
-def labels_of(method, stack, flipped, aligner, options):
-    """Yield notes and labels: one, or one for each number of components."""
-    n, seed = options.nodes, options.seed
+def kept(method, case):
+    """Yield notes, labels and CPU seconds of a method: of an earlier run, or as it runs now."""
+    path = case.folder / f"{method}.npz"
+    if not path.exists():
+        outcomes = list(timed(labels_of(method, case)))
+        columns = dict(zip(("notes", "labels", "seconds"), zip(*outcomes, strict=True), strict=True))
+        np.savez_compressed(path, **columns)
+        return outcomes
+    with np.load(path) as found:
+        notes, seconds = (found[name].tolist() for name in ("notes", "seconds"))
+        return list(zip(notes, found["labels"], seconds, strict=True))
+
+
+def timed(outcomes):
+    """Notes, labels and CPU seconds from notes, labels and the seconds of other processes."""
+    start = time.process_time()
+    for note, labels, elsewhere in outcomes:
+        yield note, labels, time.process_time() - start + elsewhere
+        start = time.process_time()
+
+
+def labels_of(method, case):
+    """Yield notes, labels, CPU seconds of other processes: one, or one for each number of components."""
+    options, n, seed = case.options, case.options.nodes, case.options.seed
     if method.startswith("sml"):
         init = "random" if method.endswith("r") else "pca"
         model = SMLClusterer(
             n, n_components=int(method[3]), init=init, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs,
             random_state=seed,
         )  # fmt: skip
-        yield "", model.fit_predict(stack)
-    elif method == "map":
-        if aligner is not None:
-            yield f", {ALIGNING_CLASSES} classes", aligner.labels_
-            return
-        search = {"angle_range": 0.1, "max_shift": options.pixel_size}
-        model = MAPAligner(
-            n, n_references=n, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs, random_state=seed, **search
-        )
-        yield "", model.fit(stack).labels_
+        yield "", model.fit_predict(case.stack), 0.0
     elif method == "pca":
         for n_axes in (10, 20, 50):
-            scores = PCA(n_axes, svd_solver="covariance_eigh").fit_transform(flipped)
-            yield f" ({n_axes})", KMeans(n, n_init=3, random_state=seed).fit_predict(scores)
-    else:
-        scores = PCA(10, svd_solver="covariance_eigh").fit_transform(flipped)
+            clusters = KMeans(n, n_init=3, random_state=seed)
+            yield f" ({n_axes})", clusters.fit_predict(case.components[:, :n_axes]), 0.0
+    elif method == "gmm":
         mixture = GaussianMixture(n, covariance_type="diag", random_state=seed, reg_covar=1e-3)
-        yield " (10)", mixture.fit_predict(scores)
+        yield " (10)", mixture.fit_predict(case.components[:, :10]), 0.0
+    elif method == "relion":
+        yield relion_labels(case)
+    else:
+        if case.poses == "aligned" and method == "map":
+            yield f", {ALIGNING_CLASSES} classes", case.aligner.labels_, 0.0
+        yield "", map_labels(method, case), 0.0
 
 
-def phase_flipped(stack, box):
-    """Features of the aligned and masked images with the signs of their CTF."""
-    blocks = FeatureBlocks(stack, half_plane(box), MASK_DIAMETER)
-    index, flipped = blocks.layout.norm_index, []
-    for number in range(len(blocks)):
-        block = blocks.load(number, blocks.layout.n_shells)
-        flipped.append(block.data / np.sqrt(np.maximum(block.norm[:, index], 1e-12)))  # c y / |c|
-    return np.concatenate(flipped)
+def map_labels(method, case):
+    """Classes of MAPAligner: as it comes, or plain EM; found poses may still move a little."""
+    options = case.options
+    more = {"angle_range": 0.0, "max_shift": 0.0}
+    if case.poses == "aligned":
+        more = {"angle_range": 0.1, "max_shift": options.pixel_size}
+    if method == "em":
+        more |= {"n_batches": 0, "max_iter": 40, "tol": 0.0, "class_prior": "estimated"}
+    model = MAPAligner(
+        options.nodes, n_references=options.nodes, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs,
+        random_state=options.seed, **more,
+    )  # fmt: skip
+    return model.fit(case.stack).labels_
+
+
+def relion_labels(case):
+    """Note, classes and CPU seconds of RELION at fixed poses."""
+    options, relion = case.options, find_relion(case.options.relion)
+    star = case.folder / "relion" / "particles.star"
+    if not star.exists():
+        write_centred(case.stack, star)
+    more = fixed_pose_options(
+        n_classes=options.nodes, iterations=options.relion_iter, mask_diameter=MASK_DIAMETER, finest=FINEST,
+        seed=options.seed + 1, threads=options.jobs or 1,
+    )  # fmt: skip
+    costs, found = run_relion(relion, star, star.parent / "run", more, reuse=True)
+    particles, row = particles_of(found, star, options.n)
+    labels = np.empty(options.n, dtype=int)
+    labels[row] = particles.metadata["rlnClassNumber"].to_numpy() - 1
+    seconds = float("nan") if costs["continued"] else costs["cpu_s"]
+    return f" {relion.version}, {options.relion_iter} iterations", labels, seconds
 
 
 # ---------------------------------------------------------------- what is told
 def tell(name, labels, directions, seconds):
-    """Print a line; return the angles, the fraction within 10 degrees, and the ranked sizes."""
+    """Print a line; return histogram of angles, fraction within 10 degrees, effective classes, sizes."""
     angles = view_distances(labels, directions, random_state=0)
     counts = np.histogram(angles, BINS)[0]
     peak = 0.5 * (BINS[counts.argmax()] + BINS[counts.argmax() + 1])
@@ -182,40 +274,17 @@ def tell(name, labels, directions, seconds):
 
 
 def print_ratios(results):
-    """SML in two dimensions against the best of the others, and MAP's effective classes."""
+    """SML in two dimensions against the best of the others, and the effective classes of MAP."""
     ours = results.get(METHODS["sml2"])
     others = {name: found["fraction"] for name, found in results.items() if not name.startswith("SML")}
     if ours is None or not others:
         return
     best = max(others, key=others.get)
-    sys.stdout.write(f"  SML, 2-D has {ours['fraction'] / others[best]:.2f} times the pairs of {best}")
+    sys.stdout.write(f"  SML, 2-D has {ours['fraction'] / others[best]:.2f} times the pairs of {best}\n")
     for name, found in results.items():
-        if name.startswith(METHODS["map"]):
-            sys.stdout.write(f" and {ours['effective'] / found['effective']:.2f} times the classes of MAP")
-    sys.stdout.write("\n")
-
-
-def draw(results, stem, folder):
-    """Figures 2d and 2f (histograms), 2e and 2g (sizes); supplementary 2 and 3: other dimensions and SNR."""
-    import matplotlib.pyplot as plt
-
-    folder.mkdir(parents=True, exist_ok=True)
-    groups = {"figure_2": lambda name: "1-D" not in name and "3-D" not in name,
-              "supplementary": lambda name: name.startswith("SML")}  # fmt: skip
-    for group, belongs in groups.items():
-        figure, (views, sizes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-        for name, found in results.items():
-            if belongs(name):
-                share = found["counts"] / max(found["counts"].sum(), 1)
-                views.plot(0.5 * (BINS[1:] + BINS[:-1]), share, label=name)
-                sizes.plot(np.arange(1, len(found["sizes"]) + 1), found["sizes"])
-        chance = np.diff(-np.cos(np.radians(BINS))) / 2
-        views.plot(0.5 * (BINS[1:] + BINS[:-1]), chance, "k:", label="chance")
-        views.set(xlabel="angle between views of one class (degrees)", ylabel="share of pairs")
-        views.legend(fontsize="small")
-        sizes.set(xlabel="class, ranked", ylabel="particles", yscale="log")
-        figure.savefig(folder / f"{group}_{stem}.png", dpi=150)
-        plt.close(figure)
+        if name.startswith(MAP_METHODS):
+            ratio = ours["effective"] / found["effective"]
+            sys.stdout.write(f"  SML, 2-D has {ratio:.2f} times the effective classes of {name}\n")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from measured import measured
-from relion_run import find_relion, refine_options, run_relion
+from relion_run import find_relion, particles_of, refine_options, run_relion
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
 from sklearn_cryoem import MAPAligner, read_particles, write_particles
@@ -184,12 +184,7 @@ def run_theirs(relion, method, star, truth, n_classes, options):
 # ---------------------------------------------------------------- the scores
 def report(program, note, costs, found, star, truth, n_classes, options):
     """Score a STAR file with labels and poses, print its line, append it to the JSON file, return it."""
-    stack = read_particles(found, images_dir=star.parent, metadata_only=True)
-    frame = stack.metadata["rlnImageName"].str.split("@").str[0].astype(int).to_numpy() - 1
-    if not np.array_equal(np.sort(frame), np.arange(len(truth))):
-        raise ValueError(
-            f"{found} does not hold each of the {len(truth)} particles once. Look at its run's log."
-        )
+    stack, frame = particles_of(found, star, len(truth))
     labels = stack.metadata["rlnClassNumber"].to_numpy() - 1
     figures = scores(labels, stack.poses, truth.iloc[frame].reset_index(drop=True), options.pixel_size)
     case = {"set": star.parent.name, "n_classes": n_classes, "program": program, "note": note}
