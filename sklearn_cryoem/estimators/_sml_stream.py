@@ -24,9 +24,9 @@ class ManifoldStream:
         """Learn from a chunk of particles, for data that arrive while the microscope runs, Eq. (3.20).
 
         The first call fits its chunk as `fit` does; each further one improves the manifold by a few passes
-        over its own chunk and by what is remembered of those before, which counts the less the longer ago it
-        was. Noise and prior follow. Nothing of the images is kept. After `fit` it goes on from what was
-        fitted, as if every class had seen the same mean CTF.
+        over its own chunk and the last images before it, cross-fitted as in `fit`, and by what is remembered
+        of older ones, which counts the less the longer ago they were. Noise and prior follow. After `fit` it
+        goes on from what was fitted, as if every class had seen the same mean CTF.
 
         Parameters
         ----------
@@ -41,8 +41,9 @@ class ManifoldStream:
         -------
         self : SMLClusterer
             `labels_` are those of the chunk, `class_sizes_` count all labels given so far, and averages, soft
-            sizes and noise are decayed means over all chunks. `log_posterior_` and `stage_` go on, with a
-            stage for each chunk, on which alone its objective is measured.
+            sizes and noise are those of the last images and decayed means over older ones. `log_posterior_`
+            and `stage_` go on: each sweep over images at hand adds the likelihood of held-out ones, a
+            stage of its own; with `n_folds=1` and for vectors their objective (3.5), a stage a chunk.
 
         Raises
         ------
@@ -52,8 +53,9 @@ class ManifoldStream:
 
         Notes
         -----
-        The same chunks in the same order give the same bits. What is remembered takes about three times the
-        memory of the templates, in double precision.
+        The same chunks in the same order give the same bits. The features of the last images are kept, in
+        model files too: of 2,000, or eight for each node if that is more, or what 256 MB hold. What is
+        remembered of the others takes about three times the memory of the templates, in double precision.
         """
         if not hasattr(self, "_manifold"):
             self._begin_stream(X)
@@ -138,6 +140,8 @@ class ManifoldStream:
         self.log_posterior_ = np.append(self.log_posterior_, done.objective)
         self.stage_ = np.append(self.stage_, self.stage_[-1] + stages)
         self.resolution_ = np.append(self.resolution_, np.full(n_sweeps, self.resolution_[-1]))
+        self.temperature_ = np.append(self.temperature_, np.ones(n_sweeps))
+        self.held_out_ = np.append(self.held_out_, np.full(n_sweeps, stream.n_folds > 1))
         self.n_iter_ += n_sweeps
         logger.info(
             "%d images seen, %.4f nats per image of the last %d",

@@ -276,7 +276,7 @@ def _after_m_steps(
     used, layout = slice(0, stage.n_shells), layout.truncate(stage.n_shells)
     variance, trace = state.variance.copy(), copy.deepcopy(state.trace)
     templates = [
-        coupling.templates(_without(total, part), state.variance[used], layout, n_jobs=n_jobs)
+        coupling.templates(without(total, part), state.variance[used], layout, n_jobs=n_jobs)
         for part in statistics.folds
     ]
     variance[used] = _held_out_noise(
@@ -287,7 +287,7 @@ def _after_m_steps(
     return CrossFitState(state.iteration + 1, templates, variance, state.floor, stage.n_shells, trace)
 
 
-def _without(total: Statistics, part: Statistics) -> Statistics:
+def without(total: Statistics, part: Statistics) -> Statistics:
     """Statistics of the images that are not in one fold."""
     return Statistics(
         total.cross - part.cross,

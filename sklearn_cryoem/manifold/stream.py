@@ -1,4 +1,4 @@
-"""Incremental EM: statistics that decay as chunks of images go by, Eq. (3.20)."""
+"""Incremental EM: the last images are matched again, sums of older ones decay, Eq. (3.20)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
-from sklearn_cryoem.manifold.classes import ClassStatistics, class_statistics
-from sklearn_cryoem.manifold.expectation import Statistics, e_step
+from sklearn_cryoem.manifold.classes import ClassStatistics, class_statistics, map_posterior
+from sklearn_cryoem.manifold.crossfit import ShellNorms
+from sklearn_cryoem.manifold.expectation import Posterior, Statistics, e_step
 from sklearn_cryoem.manifold.fit import Manifold
-from sklearn_cryoem.manifold.maximisation import SMALLEST_VARIANCE, log_prior, solve_weights, update_noise
 from sklearn_cryoem.manifold.prior import Moments, measure_moments, power_of, prior_precision
+from sklearn_cryoem.manifold.sweeps import Sweeps, add_up
+from sklearn_cryoem.manifold.window import Window, admit
 
 Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 DECAY = 0.7  # exponent kappa of Eq. (3.20): 1 never forgets, 0.5 is the least that still converges
-SWEEPS = 3  # E- and M-steps on each chunk
 
 
 @dataclass(frozen=True)
@@ -29,28 +30,36 @@ class Stream:
     Attributes
     ----------
     layout : FeatureLayout
-        Columns of the sums: as fine as the finest chunk needed.
-    statistics : Statistics
-        Decayed sums of Eq. (3.2), scaled to `n_effective` images.
-    classes : ClassStatistics
-        Decayed sums of the class averages, scaled likewise; its labels are those of the last chunk.
+        Columns; c^2 is averaged over each shell.
+    window : Window or None
+        The last images; None after `resume_stream`.
+    n_folds : int
+        Folds in which images are held out, Eq. (3.12); 1 for ordinary EM.
+    left : Statistics
+        Decayed sums, Eq. (3.2), over the images that have left the window; its number of images is how
+        many they are worth.
+    left_noise : ndarray of shape (S,)
+        Decayed mean of the noise when they left.
+    left_classes : ClassStatistics
+        Decayed sums of their class averages, scaled likewise; without labels.
     class_counts : ndarray of shape (K,), int
         Labels given so far.
     moments : Moments
         Plain sums over all images.
-    n_seen : int
-        Images so far.
-    n_effective : int
-        How many images the decayed sums are worth.
+    n_seen, n_left : int
+        Images so far, and those of them that have left the window.
     """
 
     layout: FeatureLayout
-    statistics: Statistics
-    classes: ClassStatistics
+    window: Window | None
+    n_folds: int
+    left: Statistics
+    left_noise: Float64
+    left_classes: ClassStatistics
     class_counts: Int
     moments: Moments
     n_seen: int
-    n_effective: int
+    n_left: int
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,10 @@ class Advance:
 
     manifold: Manifold
     stream: Stream
+    classes: ClassStatistics
+    """Sums for the class averages of all images, old ones decayed; its labels are those of the chunk."""
     objective: list[float]
-    """Objective (3.5) on the chunk alone before each sweep, divided by its images."""
+    """Of each sweep over the images at hand, for each image: log likelihood of held-out ones, or (3.5)."""
 
 
 def begin_stream(
@@ -68,6 +79,7 @@ def begin_stream(
     manifold: Manifold,
     moments: Moments,
     *,
+    n_folds: int,
     hard: bool = False,
     dtype: DTypeLike,
     n_jobs: int | None = None,
@@ -82,6 +94,8 @@ def begin_stream(
         Its fit.
     moments : Moments
         Its moments.
+    n_folds : int
+        Folds in which images are held out, Eq. (3.12); 1 for ordinary EM.
     hard : bool
         Class averages count each image for its most probable node alone.
     dtype : dtype
@@ -89,17 +103,16 @@ def begin_stream(
     n_jobs : int, optional
         Number of workers.
     """
-    matcher = manifold.matcher(blocks.layout, dtype=dtype)
-    classes = class_statistics(blocks, matcher, hard=hard, n_jobs=n_jobs)
-    return Stream(
-        blocks.layout,
-        e_step(blocks, matcher, n_jobs=n_jobs),
-        classes,
-        np.bincount(classes.labels, minlength=len(manifold.basis.nodes)),
-        moments,
-        blocks.n_samples,
-        blocks.n_samples,
-    )
+    shells = ShellNorms(blocks)
+    stream = _nothing(shells.layout, manifold, pooled_moments(moments, blocks.layout), n_folds)
+    leaving, window = admit(None, shells, n_folds, len(manifold.basis.nodes))
+    matcher = manifold.matcher(shells.layout, dtype=dtype)
+    if leaving:
+        sums = add_up([e_step(part, matcher, n_jobs=n_jobs) for part in leaving])
+        classes = [class_statistics(part, matcher, hard=hard, n_jobs=n_jobs) for part in leaving]
+        stream, window = _let_go(stream, sums, manifold.noise_variance, classes), window.owned()
+    counts = np.bincount(most_probable(blocks, manifold, dtype, n_jobs), minlength=len(manifold.basis.nodes))
+    return dataclasses.replace(stream, window=window, class_counts=counts, n_seen=blocks.n_samples)
 
 
 def resume_stream(
@@ -109,8 +122,10 @@ def resume_stream(
     half_averages: Float64,
     node_mass: Float64,
     labels: Int,
+    *,
+    n_folds: int,
 ) -> Stream:
-    """What `begin_stream` would remember, as far as it follows from the results of a fit.
+    """What is left of a fit, as far as it follows from its results: all its images have gone by.
 
     Parameters
     ----------
@@ -126,29 +141,31 @@ def resume_stream(
         Soft class sizes.
     labels : ndarray of shape (n,)
         Class of each image.
+    n_folds : int
+        Folds in which images are held out, Eq. (3.12); 1 for ordinary EM.
 
     Notes
     -----
     Sums of c^2 are lost. Every class is taken to have the mean c^2 of all images, half of it in each half;
     then averages, Eq. (3.6), and noise, Eq. (3.4), give the other sums back.
     """
+    moments = pooled_moments(moments, layout)
+    shells = dataclasses.replace(layout, norm_index=layout.shell)
     ridge = manifold.alpha * manifold.noise_variance / layout.information  # (S,)
-    half_gram = 0.5 * node_mass[:, None] * (moments.c2 / moments.n_samples)  # (K, Q)
+    half_gram = 0.5 * node_mass[:, None] * (moments.c2 / moments.n_samples)  # (K, S)
     gram = np.stack([half_gram, half_gram])
-    cross = half_averages * (half_gram[:, layout.norm_index] + ridge[layout.shell])  # (2, K, P)
+    cross = half_averages * (half_gram + ridge)[:, layout.shell]  # (2, K, P)
     whole, templates = cross.sum(axis=0), manifold.templates  # (K, P)
     explained = layout.sum_shells((whole * templates).sum(axis=0))  # (S,)
-    norms = (2.0 * half_gram[:, layout.norm_index] * templates**2).sum(axis=0)  # (P,)
-    residual = manifold.noise_variance * layout.shell_sizes * len(labels)
-    power = residual + 2.0 * explained - layout.sum_shells(norms)  # (S,)
-    return Stream(
-        layout,
-        Statistics(whole, gram.sum(axis=0), power, node_mass, 0.0, len(labels)),
-        ClassStatistics(cross, gram, node_mass, labels),
-        np.bincount(labels, minlength=len(node_mass)),
-        moments,
-        len(labels),
-        len(labels),
+    norms = (2.0 * half_gram * layout.sum_shells(templates**2)).sum(axis=0)  # (S,)
+    power = manifold.noise_variance * layout.shell_sizes * len(labels) + 2.0 * explained - norms  # (S,)
+    return dataclasses.replace(
+        _nothing(shells, manifold, moments, n_folds),
+        left=Statistics(whole, gram.sum(axis=0), power, node_mass.astype(np.float64), 0.0, len(labels)),
+        left_classes=ClassStatistics(cross, gram, node_mass.astype(np.float64), labels[:0]),
+        class_counts=np.bincount(labels, minlength=len(node_mass)),
+        n_seen=len(labels),
+        n_left=len(labels),
     )
 
 
@@ -186,71 +203,67 @@ def advance(
 
     Notes
     -----
-    Four passes over the chunk; nothing of the images is kept.
+    Seven passes over the window and the chunk, and one more over the chunk.
     """
-    own, layout = blocks.layout, common_layout(stream.layout, blocks.layout)
-    found = _refine_moments(measure_moments(blocks, n_jobs=n_jobs), own, layout)
-    moments = _refine_moments(stream.moments, stream.layout, layout) + found
-    power = power_of(moments, layout)
-    precision = prior_precision(alpha, manifold.basis, power)
-    floor = SMALLEST_VARIANCE * power.variance
-    n_seen = stream.n_seen + blocks.n_samples
-    step = (blocks.n_samples / n_seen) ** DECAY  # Eq. (3.20)
-    n_effective = round(1.0 / ((1.0 - step) ** 2 / stream.n_effective + step**2 / blocks.n_samples))
-    shares = ((1.0 - step) * n_effective / stream.n_effective, step * n_effective / blocks.n_samples)
-    remembered = _refine_statistics(stream.statistics, stream.layout, layout)
-    objective = []
-    for _ in range(SWEEPS):
-        fresh = e_step(blocks, manifold.matcher(own, dtype=dtype), n_jobs=n_jobs)
-        penalty = log_prior(manifold.weights, manifold.alpha, own)
-        objective.append((fresh.log_evidence + penalty) / blocks.n_samples)
-        statistics = _mix_statistics(remembered, _refine_statistics(fresh, own, layout), shares, n_effective)
-        weights = solve_weights(
-            statistics, manifold.basis, manifold.noise_variance, precision, layout, n_jobs=n_jobs
-        )
-        variance = update_noise(statistics, manifold.basis.phi @ weights, layout, noise, floor)
-        manifold = Manifold(manifold.basis, weights, variance, precision)
-    chunk = class_statistics(blocks, manifold.matcher(own, dtype=dtype), hard=hard, n_jobs=n_jobs)
-    before = _refine_classes(stream.classes, stream.layout, layout)
-    classes = _mix_classes(before, _refine_classes(chunk, own, layout), shares)
-    counts = stream.class_counts + np.bincount(chunk.labels, minlength=len(stream.class_counts))
-    return Advance(
-        manifold,
-        Stream(layout, statistics, classes, counts, moments, n_seen, n_effective),
-        objective,
+    moments = stream.moments + pooled_moments(measure_moments(blocks, n_jobs=n_jobs), blocks.layout)
+    basis, layout, power = manifold.basis, stream.layout, power_of(moments, stream.layout)
+    leaving, window = admit(stream.window, ShellNorms(blocks), stream.n_folds, len(basis.nodes))
+    parts: list[Blocks] = [*leaving, window]
+    sweeps = Sweeps.of(basis, prior_precision(alpha, basis, power), power, layout, noise, dtype, n_jobs)
+    swept = sweeps.run(parts, stream.n_folds, stream.left, stream.left_noise, manifold)
+    manifold = swept.manifold
+    matcher = manifold.matcher(layout, dtype=dtype)
+    *old, new = [class_statistics(part, matcher, hard=hard, n_jobs=n_jobs) for part in parts]
+    if swept.leaving is not None:
+        stream, window = _let_go(stream, swept.leaving, manifold.noise_variance, old), window.owned()
+    labels = most_probable(blocks, manifold, dtype, n_jobs)  # with c^2 of each coefficient, as `predict`
+    stream = dataclasses.replace(
+        stream,
+        window=window,
+        class_counts=stream.class_counts + np.bincount(labels, minlength=len(stream.class_counts)),
+        moments=moments,
+        n_seen=stream.n_seen + blocks.n_samples,
+    )
+    classes = dataclasses.replace(stream.left_classes + new, labels=labels)
+    return Advance(manifold, stream, classes, swept.objective)
+
+
+def pooled_moments(moments: Moments, layout: FeatureLayout) -> Moments:
+    """Moments whose c^2 and c^4 are averaged over each shell of their layout: chunks may differ in it."""
+    c2, c4 = (layout.sum_shells(m[layout.norm_index]) / layout.shell_sizes for m in (moments.c2, moments.c4))
+    return dataclasses.replace(moments, c2=c2, c4=c4)
+
+
+def _nothing(layout: FeatureLayout, manifold: Manifold, moments: Moments, n_folds: int) -> Stream:
+    """Remember nothing but moments."""
+    n_nodes, n_features, n_shells = len(manifold.basis.nodes), layout.n_features, layout.n_shells
+    cross, gram = np.zeros((n_nodes, n_features)), np.zeros((n_nodes, n_shells))
+    none = Statistics(cross, gram, np.zeros(n_shells), np.zeros(n_nodes), 0.0, 0)
+    classes = ClassStatistics(
+        np.stack([cross, cross]), np.stack([gram, gram]), np.zeros(n_nodes), np.zeros(0, dtype=np.int64)
+    )
+    counts, noise = np.zeros(n_nodes, dtype=np.int64), manifold.noise_variance
+    return Stream(layout, None, n_folds, none, noise, classes, counts, moments, 0, 0)
+
+
+def _let_go(stream: Stream, sums: Statistics, noise: Float64, classes: list[ClassStatistics]) -> Stream:
+    """Let images that leave the window join the decayed sums, Eq. (3.20)."""
+    n_leaving, worth = sums.n_samples, stream.left.n_samples
+    n_left = stream.n_left + n_leaving
+    step = (n_leaving / n_left) ** DECAY  # Eq. (3.20); 1 for the first
+    old = (1.0 - step) ** 2 / worth if worth else 0.0
+    n_effective = round(1.0 / (old + step**2 / n_leaving))
+    a, b = (1.0 - step) * n_effective / max(worth, 1), step * n_effective / n_leaving
+    return dataclasses.replace(
+        stream,
+        left=_mix_statistics(stream.left, sums, a, b, n_effective),
+        left_noise=(1.0 - step) * stream.left_noise + step * noise,
+        left_classes=_mix_classes(stream.left_classes, add_up(classes), a, b),
+        n_left=n_left,
     )
 
 
-def common_layout(first: FeatureLayout, second: FeatureLayout) -> FeatureLayout:
-    """Coarsest layout whose columns of c^2 are parts of those of both.
-
-    Chunks with and without astigmatism, or without a CTF, share their features but not their columns of c^2.
-    """
-    starts = np.union1d(first.norm_starts, second.norm_starts)
-    norm_index = np.searchsorted(starts, np.arange(first.n_features), side="right") - 1
-    return FeatureLayout(first.shell, norm_index.astype(np.int64), first.information)
-
-
-def _columns(layout: FeatureLayout, wanted: FeatureLayout) -> Int:
-    """Column of c^2 in `layout` that each column in `wanted`, a finer one, is a part of."""
-    return layout.norm_index[wanted.norm_starts]
-
-
-def _refine_statistics(sums: Statistics, layout: FeatureLayout, wanted: FeatureLayout) -> Statistics:
-    return dataclasses.replace(sums, gram=sums.gram[:, _columns(layout, wanted)])
-
-
-def _refine_classes(sums: ClassStatistics, layout: FeatureLayout, wanted: FeatureLayout) -> ClassStatistics:
-    return dataclasses.replace(sums, gram=sums.gram[:, :, _columns(layout, wanted)])
-
-
-def _refine_moments(sums: Moments, layout: FeatureLayout, wanted: FeatureLayout) -> Moments:
-    columns = _columns(layout, wanted)
-    return dataclasses.replace(sums, c2=sums.c2[columns], c4=sums.c4[columns])
-
-
-def _mix_statistics(old: Statistics, new: Statistics, shares: tuple[float, float], worth: int) -> Statistics:
-    a, b = shares
+def _mix_statistics(old: Statistics, new: Statistics, a: float, b: float, worth: int) -> Statistics:
     return Statistics(
         a * old.cross + b * new.cross,
         a * old.gram + b * new.gram,
@@ -261,11 +274,20 @@ def _mix_statistics(old: Statistics, new: Statistics, shares: tuple[float, float
     )
 
 
-def _mix_classes(old: ClassStatistics, new: ClassStatistics, shares: tuple[float, float]) -> ClassStatistics:
-    a, b = shares
+def _mix_classes(old: ClassStatistics, new: ClassStatistics, a: float, b: float) -> ClassStatistics:
     return ClassStatistics(
         a * old.cross + b * new.cross,
         a * old.gram + b * new.gram,
         a * old.node_mass + b * new.node_mass,
-        new.labels,
+        old.labels,
     )
+
+
+def most_probable(blocks: Blocks, manifold: Manifold, dtype: DTypeLike, n_jobs: int | None) -> Int:
+    """Class of each image; (n,)."""
+    matcher = manifold.matcher(blocks.layout, dtype=dtype)
+    return np.concatenate(list(map_posterior(_node, blocks, matcher, n_jobs=n_jobs)))
+
+
+def _node(posterior: Posterior) -> Int:
+    return np.asarray(posterior.responsibilities.argmax(axis=1))

@@ -9,6 +9,7 @@ from sklearn.exceptions import NotFittedError
 
 from sklearn_cryoem import SMLClusterer, load_model, save_model
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.manifold.sweeps import N_SWEEPS
 from sklearn_cryoem.metrics import fraction_within
 
 
@@ -58,10 +59,10 @@ def test_attributes_tell_of_all_chunks(particles, in_chunks):
     np.testing.assert_array_equal(in_chunks.predict(particles[0][1600:]), in_chunks.labels_)
     assert len(in_chunks.log_posterior_) == len(in_chunks.stage_) == len(in_chunks.resolution_)
     assert len(in_chunks.temperature_) == len(in_chunks.held_out_) == in_chunks.n_iter_
-    assert not in_chunks.held_out_[-1] and in_chunks.temperature_[-1] == 1
+    assert in_chunks.held_out_[-1] and in_chunks.temperature_[-1] == 1
     assert in_chunks.n_iter_ == len(in_chunks.stage_)
     begun = model().fit(particles[0][:400])
-    assert in_chunks.stage_[-1] == begun.stage_[-1] + n_chunks - 1
+    assert in_chunks.stage_[-1] == begun.stage_[-1] + (n_chunks - 1) * N_SWEEPS
     assert in_chunks.class_averages_.shape == (36, 32, 32)
     # averages of five times as many images are better resolved
     assert np.median(in_chunks.class_resolution_) < np.median(begun.class_resolution_)

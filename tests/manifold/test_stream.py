@@ -1,17 +1,20 @@
+
 import numpy as np
 import pytest
 
 from sklearn_cryoem.manifold import stream as module
+from sklearn_cryoem.manifold import sweeps, window
 from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
 from sklearn_cryoem.manifold.classes import class_statistics
+from sklearn_cryoem.manifold.crossfit import ShellNorms
 from sklearn_cryoem.manifold.expectation import e_step
 from sklearn_cryoem.manifold.fit import fit_manifold
 from sklearn_cryoem.manifold.grid import LatentBasis
-from sklearn_cryoem.manifold.maximisation import solve_weights
 from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision
 from sklearn_cryoem.manifold.schedule import Schedule
 from sklearn_cryoem.manifold.start import pca_start
-from sklearn_cryoem.manifold.stream import advance, begin_stream, common_layout, resume_stream
+from sklearn_cryoem.manifold.stream import advance, begin_stream, pooled_moments, resume_stream
+from sklearn_cryoem.manifold.window import admit
 
 BASIS = LatentBasis((5,), (4,), 1.0)
 
@@ -32,36 +35,89 @@ def fitted(blocks, rng):
 def begun(make_blocks, rng):
     blocks = make_blocks(rng)[0]
     manifold, moments = fitted(blocks, rng)
-    return begin_stream(blocks, manifold, moments, dtype=np.float64), manifold, blocks
+    return begin_stream(blocks, manifold, moments, n_folds=2, dtype=np.float64), manifold, blocks
 
 
-def test_without_decay_sums_are_those_of_all_images(begun, make_blocks, rng, monkeypatch):
-    stream, manifold, first = begun
+@pytest.fixture
+def small_window(monkeypatch):
+    monkeypatch.setattr(window, "MOST_IMAGES", 40)
+    monkeypatch.setattr(window, "MOST_PER_NODE", 0)
+
+
+def rows_of(blocks):
+    return np.concatenate([blocks.load(i, blocks.layout.n_shells).data for i in range(len(blocks))])
+
+
+@pytest.mark.parametrize("n_folds", [1, 2, 3])
+def test_the_window_keeps_the_newest_rows_and_lets_every_row_go_once(make_blocks, rng, small_window, n_folds):
+    chunks = [ShellNorms(make_blocks(rng, n=n)[0]) for n in (25, 31, 1, 700, 8, 16)]
+    held, gone = None, []
+    for chunk in chunks:
+        leaving, held = admit(held, chunk, n_folds, n_nodes=5)
+        gone += [rows_of(part) for part in leaving]
+        assert 1 <= held.n_samples <= 40
+        assert not sum(part.n_samples for part in leaving) % (2 * n_folds) or len(chunk) > 1
+    everything = np.concatenate([rows_of(chunk) for chunk in chunks])
+    np.testing.assert_array_equal(np.concatenate([*gone, rows_of(held)]), everything)
+
+
+def test_without_decay_sums_are_those_of_all_images(begun, make_blocks, rng, monkeypatch, small_window):
+    _, manifold, first = begun
+    begun = begin_stream(first, manifold, measure_moments(first), n_folds=1, dtype=np.float64)
     chunk = make_blocks(rng, n=25)[0]
     monkeypatch.setattr(module, "DECAY", 1.0)
-    monkeypatch.setattr(module, "SWEEPS", 1)
-    done = advance(stream, chunk, manifold, alpha="auto", dtype=np.float64)
-    expected = [
-        e_step(blocks, manifold.matcher(blocks.layout, dtype=np.float64)) for blocks in (first, chunk)
-    ]
-    for name in ("cross", "gram", "power", "node_mass", "log_evidence", "n_samples"):
-        total = getattr(expected[0], name) + getattr(expected[1], name)
-        np.testing.assert_allclose(getattr(done.stream.statistics, name), total, rtol=1e-10, atol=1e-12)
-    assert done.stream.n_seen == done.stream.n_effective == 85
-    assert len(done.objective) == 1 and done.stream.class_counts.sum() == 85
+    monkeypatch.setattr(sweeps, "N_ORDINARY_SWEEPS", 1)
+    assert begun.window.n_samples == 40 and begun.left.n_samples == begun.n_left == 20
+    done = advance(begun, chunk, manifold, alpha="auto", dtype=np.float64).stream
+    assert done.left.n_samples == done.n_left == 46 and done.window.n_samples == 39 and done.n_seen == 85
+    matcher = manifold.matcher(begun.layout, dtype=np.float64)
+    expected = e_step(ShellNorms(first), matcher) + e_step(ShellNorms(chunk), matcher)
+    found = done.left + e_step(done.window, matcher)
+    for name in ("cross", "gram", "power", "node_mass", "n_samples"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-12)
+    assert done.class_counts.sum() == 85
 
 
-def test_old_chunks_count_less_and_the_manifold_follows_the_new(begun, make_blocks, rng):
-    stream, manifold, _ = begun
+@pytest.mark.parametrize("n_folds", [1, 3])
+def test_old_chunks_count_less_and_the_manifold_follows_the_new(
+    begun, make_blocks, rng, small_window, n_folds
+):
+    _, manifold, first = begun
+    stream = begin_stream(first, manifold, measure_moments(first), n_folds=n_folds, dtype=np.float64)
+    n_sweeps = sweeps.N_SWEEPS if n_folds > 1 else sweeps.N_ORDINARY_SWEEPS
     for _ in range(4):
-        chunk = make_blocks(rng)[0]
-        done = advance(stream, chunk, manifold, alpha="auto", dtype=np.float64)
-        assert len(done.objective) == module.SWEEPS and np.isfinite(done.objective).all()
+        done = advance(stream, make_blocks(rng)[0], manifold, alpha="auto", dtype=np.float64)
+        assert len(done.objective) == n_sweeps and np.isfinite(done.objective).all()
         stream, manifold = done.stream, done.manifold
-    assert stream.n_seen == 300 and 60 < stream.n_effective < 300
-    np.testing.assert_allclose(stream.statistics.node_mass.sum(), stream.n_effective, rtol=1e-6)
-    np.testing.assert_allclose(stream.classes.node_mass.sum(), stream.n_effective, rtol=1e-6)
+    assert stream.n_seen == 300 and stream.n_left == 300 - stream.window.n_samples
+    assert 60 < stream.left.n_samples < stream.n_left
+    np.testing.assert_allclose(stream.left.node_mass.sum(), stream.left.n_samples, rtol=1e-6)
+    n_worth = stream.left.n_samples + stream.window.n_samples
+    np.testing.assert_allclose(done.classes.node_mass.sum(), n_worth, rtol=1e-6)
+    assert len(done.classes.labels) == 60
     assert np.isfinite(manifold.weights).all() and (manifold.noise_variance > 0).all()
+
+
+def test_templates_of_a_fold_hear_nothing_of_its_own_images(begun, make_blocks, rng, monkeypatch):
+    stream, manifold, _ = begun
+    monkeypatch.setattr(module, "measure_moments", lambda *args, **kwargs: stream.moments)
+    monkeypatch.setattr(sweeps, "N_SWEEPS", 2)
+    used = []
+    original = sweeps.fold_statistics
+
+    def watched(blocks, matchers, n_shells, **options):
+        used.append([matcher.templates for matcher in matchers])
+        return original(blocks, matchers, n_shells, **options)
+
+    monkeypatch.setattr(sweeps, "fold_statistics", watched)
+    chunk = ShellNorms(make_blocks(rng, n=40)[0])
+    changed = admit(None, chunk, 2, 5)[1].owned()
+    changed.data[::2] += rng.standard_normal(changed.data[::2].shape)  # images of fold 0 alone
+    for blocks in (chunk, changed):
+        advance(stream, blocks, manifold, alpha=0.1, dtype=np.float64)
+    (_, before), (_, after) = used[:2], used[2:]
+    np.testing.assert_allclose(after[0], before[0], rtol=1e-9, atol=1e-12)
+    assert np.abs(after[1] - before[1]).max() > 1e-3
 
 
 def test_alpha_follows_the_signal_unless_it_is_a_number(begun, make_blocks, rng):
@@ -69,44 +125,29 @@ def test_alpha_follows_the_signal_unless_it_is_a_number(begun, make_blocks, rng)
     chunk = make_blocks(rng)[0]
     by_data, by_hand = (advance(stream, chunk, manifold, alpha=a, dtype=np.float64) for a in ("auto", 0.5))
     np.testing.assert_array_equal(by_hand.manifold.alpha, 0.5)
-    both = power_of(stream.moments + measure_moments(chunk), chunk.layout)
+    both = power_of(stream.moments + pooled_moments(measure_moments(chunk), chunk.layout), stream.layout)
     np.testing.assert_allclose(by_data.manifold.alpha, prior_precision("auto", BASIS, both))
 
 
 def test_chunks_with_and_without_astigmatism_share_their_sums(rng):
     shell = np.repeat([0, 1], [4, 8])
-    plain, isotropic, full = (
-        FeatureLayout(shell, index) for index in (shell, np.repeat([0, 1, 2], 4), np.repeat(np.arange(6), 2))
-    )
-    assert common_layout(plain, full).n_norms == 6 and common_layout(isotropic, full).n_norms == 6
-    assert common_layout(plain, plain).n_norms == 2
+    layouts = [FeatureLayout(shell, i) for i in (np.repeat([0, 1, 2], 4), np.repeat(np.arange(6), 2), shell)]
 
-    def chunk(layout, n=40):
+    def chunk(layout, n=40, has_ctf=True):
         clean = np.sin(np.arange(12) * rng.uniform(-1, 1, (n, 1)))
-        ctf = rng.uniform(0.2, 1, (n, layout.n_norms))
+        ctf = rng.uniform(0.2, 1, (n, layout.n_norms)) if has_ctf else np.ones((n, layout.n_norms))
         values = ctf[:, layout.norm_index] * clean + 0.2 * rng.standard_normal(clean.shape)
-        return ArrayBlocks(values, ctf=ctf, layout=layout)
+        return ArrayBlocks(values, ctf=ctf if has_ctf else None, layout=layout)
 
-    first, second = chunk(isotropic), chunk(full)
+    first = chunk(layouts[0])
     manifold, moments = fitted(first, rng)
-    done = advance(begin_stream(first, manifold, moments, dtype=np.float64), second, manifold,
-                   alpha=0.1, dtype=np.float64)  # fmt: skip
-    assert done.stream.layout.n_norms == 6 and done.stream.statistics.gram.shape == (5, 6)
-    third = advance(done.stream, chunk(plain), done.manifold, alpha=0.1, dtype=np.float64)
-    assert third.stream.n_seen == 120 and np.isfinite(third.manifold.weights).all()
-
-
-def test_finer_columns_change_no_weights(begun):
-    stream, manifold, blocks = begun
-    finest = common_layout(
-        blocks.layout, FeatureLayout(blocks.layout.shell, np.arange(blocks.layout.n_features))
-    )
-    refined = module._refine_statistics(stream.statistics, blocks.layout, finest)
-    coarse, fine = (
-        solve_weights(sums, BASIS, manifold.noise_variance, manifold.alpha, layout)
-        for sums, layout in ((stream.statistics, blocks.layout), (refined, finest))
-    )
-    np.testing.assert_allclose(fine, coarse, rtol=1e-7, atol=1e-9)
+    stream = begin_stream(first, manifold, moments, n_folds=2, dtype=np.float64)
+    for layout, has_ctf in ((layouts[1], True), (layouts[2], True), (layouts[2], False)):
+        done = advance(stream, chunk(layout, has_ctf=has_ctf), manifold, alpha=0.1, dtype=np.float64)
+        stream, manifold = done.stream, done.manifold
+    assert stream.n_seen == 160 and np.isfinite(manifold.weights).all()
+    assert stream.window.norm.shape == (160, 2)
+    np.testing.assert_array_equal(stream.window.norm[120:], 1.0)
 
 
 def test_what_a_fit_would_remember_follows_from_its_results(begun, kind):
@@ -115,11 +156,17 @@ def test_what_a_fit_would_remember_follows_from_its_results(begun, kind):
     classes = class_statistics(blocks, manifold.matcher(layout, dtype=np.float64))
     ridge = manifold.alpha * manifold.noise_variance / layout.information
     halves = np.stack([classes.averages(ridge, layout, half) for half in (0, 1)])
-    again = resume_stream(manifold, stream.moments, layout, halves, classes.node_mass, classes.labels)
-    assert (again.n_seen, again.n_effective) == (60, 60)
+    again = resume_stream(
+        manifold, measure_moments(blocks), layout, halves, classes.node_mass, classes.labels, n_folds=2
+    )
+    assert (again.n_seen, again.n_left, again.left.n_samples) == (60, 60, 60) and again.window is None
     np.testing.assert_array_equal(again.class_counts, stream.class_counts)
+    shells = ShellNorms(blocks)
+    expected = e_step(shells, manifold.matcher(shells.layout, dtype=np.float64))
     if kind in ("plain", "no CTF"):  # then only the split into halves is not known
-        np.testing.assert_allclose(again.statistics.gram, stream.statistics.gram)
-    difference = np.linalg.norm(again.statistics.cross - stream.statistics.cross)
-    assert difference < 0.25 * np.linalg.norm(stream.statistics.cross)
-    np.testing.assert_allclose(again.statistics.power, stream.statistics.power, rtol=0.3)
+        np.testing.assert_allclose(again.left.gram, expected.gram)
+    difference = np.linalg.norm(again.left.cross - expected.cross)
+    assert difference < 0.25 * np.linalg.norm(expected.cross)
+    np.testing.assert_allclose(again.left.power, expected.power, rtol=0.3)
+    done = advance(again, blocks, manifold, alpha="auto", dtype=np.float64)
+    assert done.stream.n_seen == 120 and done.stream.window.n_samples == 60
