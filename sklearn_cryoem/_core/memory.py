@@ -70,6 +70,15 @@ def cache_bytes() -> float:
     return share if _limit or os.environ.get(VARIABLE) else min(share, DEFAULT_CACHE_BYTES)
 
 
+def bytes_at_once(most: float, share: float) -> float:
+    """`most` bytes of what every worker holds at once; `share` of the limit where that is less.
+
+    It does not depend on the number of workers, so that blocks which follow from it, and with them the last
+    digits of sums, do not either.
+    """
+    return min(most, share * memory_limit())
+
+
 def machine_memory() -> float:
     """Bytes that the machine has, or that the control group of this process may use if that is less."""
     try:

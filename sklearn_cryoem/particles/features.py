@@ -19,6 +19,7 @@ from typing import Any
 import joblib
 import numpy as np
 
+from sklearn_cryoem._core.memory import bytes_at_once
 from sklearn_cryoem._core.memory import cache_bytes as default_cache_bytes
 from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem._version import __version__
@@ -31,7 +32,7 @@ from sklearn_cryoem.physics.fourier import Complex64, Float32, HalfPlane, fourie
 from sklearn_cryoem.physics.masks import mask_background, soft_disc
 from sklearn_cryoem.physics.rotation import aligned_features
 
-BLOCK_BYTES = 64 * 2**20  # of a block; as many images as fit, up to BLOCK_SIZE
+BLOCK_BYTES, BLOCK_SHARE = 64 * 2**20, 1 / 64  # of a block, and of the memory limit, at most; or BLOCK_SIZE
 NEGLIGIBLE_PHASE = 1e-3  # radians of CTF phase; astigmatism below it at the finest frequency is left out
 PIXELS_AT_ONCE = 2**19  # prepared together: small enough for the processor's caches
 PARTS_AHEAD = 32  # of a block, so many pixels each, read while another is worked on: 64 MB
@@ -55,7 +56,8 @@ class FeatureBlocks:
         (Angstrom, or pixels if the pixel size is unknown). The disc lies about the particle, not the box. By
         default 0.9 of the box.
     block_size : int
-        Images of a block, at most; even. Fewer where they would take more than 64 MB.
+        Images of a block, at most; even. Fewer where they would take more than 64 MB, or than 1/64 of the
+        memory limit.
     cache_bytes : float, optional
         Prepared features kept in memory, at most; by default as `set_memory_limit` says.
 
@@ -98,7 +100,8 @@ class FeatureBlocks:
         self.layout = self._layout()
         per_image = 4 * (self.layout.n_features + (self.layout.n_norms if stack.ctf is not None else 0))
         # even: half sets are the even and the odd rows of every block
-        self._block_size = max(2, min(block_size, 2 * int(BLOCK_BYTES // (2 * per_image))))
+        block_bytes = bytes_at_once(BLOCK_BYTES, BLOCK_SHARE)
+        self._block_size = max(2, min(block_size, 2 * int(block_bytes // (2 * per_image))))
         cache_bytes = default_cache_bytes() if cache_bytes is None else cache_bytes
         self._n_cached = int(cache_bytes // (per_image * self._block_size))
         self.cache_bytes = min(cache_bytes, per_image * self.n_samples)

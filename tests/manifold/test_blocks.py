@@ -74,6 +74,16 @@ def test_shards_and_start_blocks_are_cut_by_the_data_alone(rng):
     assert chosen[0] == 0 and chosen[-1] == len(blocks) - 1
 
 
+@pytest.mark.parametrize(
+    ("n_samples", "n_shards"), [(300, 1), (60_000, 16), (131_072, 32), (260_000, 48), (1_000_000, 64)]
+)
+def test_much_data_are_cut_into_more_tasks_of_nearly_one_size(n_samples, n_shards):
+    blocks = ArrayBlocks(np.zeros((n_samples, 1), np.float32), layout=FeatureLayout.plain(1))
+    sizes = [len(shard) for shard in shards(blocks)]
+    assert len(sizes) == n_shards
+    assert max(sizes) - min(sizes) <= 1
+
+
 class SlowBlocks(ArrayBlocks):
     """Blocks that come from a disk, which tells what it has read."""
 
