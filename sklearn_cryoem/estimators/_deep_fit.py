@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
+from sklearn_cryoem._core.exceptions import ParticleDataWarning
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.estimators._deep_keep import fit_once
@@ -75,6 +76,7 @@ def fit_subclasses(second, data, rows, counts, seeds, *, folder=None, n_jobs, ve
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", ConvergenceWarning)  # told once for all classes, by the caller
+        warnings.filterwarnings("ignore", r"(?s).*\[box-too-tight\]$", ParticleDataWarning)  # so is this
         fits = ordered_map(partial(_fit_class, data, folder), tasks, n_jobs=1 if len(tasks) == 1 else n_jobs)
         for k, part in zip(divided, fits, strict=True):
             clusterers[k] = part.fitted

@@ -1,6 +1,9 @@
 """What estimators take: a stack, images, or plain vectors, told apart in one place."""
 
+import warnings
+
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import validate_data
 
 from sklearn_cryoem._core.notices import notify
@@ -79,6 +82,35 @@ def question_mask(owner, stack, *, stacklevel):
     problem = box_problem(stack.box, stack.pixel_size, owner.mask_diameter)
     if problem is not None and problem[0] == "box-too-tight":
         notify(problem[0], f"{type(owner).__name__}: {problem[1]}", stacklevel=stacklevel + 1)
+
+
+def question_vectors(owner, vectors, n_nodes, *, stacklevel):
+    """Warn of fewer distinct vectors than classes, as `KMeans` does; a look at few rows unless they repeat.
+
+    Parameters
+    ----------
+    owner : estimator
+        With `n_clusters`.
+    vectors : ndarray of shape (n_samples, n_features)
+        What it is fitted to.
+    n_nodes : int
+        Classes of its map.
+    stacklevel : int
+        1 blames the caller of this function.
+    """
+    enough, distinct = min(n_nodes, len(vectors)), set()
+    for row in vectors:
+        distinct.add((row + 0.0).tobytes())  # -0.0 is 0.0
+        if len(distinct) >= enough:
+            return
+    found = f"{len(distinct)} distinct vector{'s' if len(distinct) > 1 else ''}"
+    warnings.warn(
+        f"{type(owner).__name__} found {found} among {len(vectors)}, fewer than its {n_nodes} classes "
+        f"(n_clusters={owner.n_clusters}): the others stay empty. Ask for fewer n_clusters, or "
+        "look for constant columns and repeated rows in the data.",
+        ConvergenceWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 def as_vectors(X, owner, *, reset):

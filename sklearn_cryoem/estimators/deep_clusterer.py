@@ -17,7 +17,7 @@ from sklearn_cryoem.estimators._deep_first import (
 )
 from sklearn_cryoem.estimators._deep_fit import fit_subclasses, n_subclasses, summarise
 from sklearn_cryoem.estimators._deep_use import DescendsTree
-from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
+from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images, question_mask
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 
 
@@ -157,6 +157,7 @@ class DeepClusterer(
         data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=True)
         if is_images(X):
             self.n_features_in_ = data.box**2
+            self._question_mask(data)
         rng = check_random_state(self.random_state)
         seed = rng.randint(2**31 - 1)
         first = self.first
@@ -184,6 +185,14 @@ class DeepClusterer(
             part.remove()
         self._tell_convergence()
         return self
+
+    def _question_mask(self, stack):
+        """Question the mask of the sub-classes, unless the first classification will question the same."""
+        second = self.second
+        given = {} if self.first is None else self.first.get_params()
+        first_masks = [value for name, value in given.items() if name.endswith("mask_diameter")]
+        if second is not None and second.mask_diameter not in first_masks:
+            question_mask(second, stack, stacklevel=3)
 
     def _check_parameters(self):
         check_first(self.first, self)

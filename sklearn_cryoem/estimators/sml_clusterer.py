@@ -10,7 +10,13 @@ from sklearn.utils import check_random_state
 
 from sklearn_cryoem.estimators._callbacks import FRAMES, TakesCallbacks, with_callbacks
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
-from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
+from sklearn_cryoem.estimators._inputs import (
+    as_stack,
+    as_vectors,
+    is_images,
+    question_mask,
+    question_vectors,
+)
 from sklearn_cryoem.estimators._sml_fit import learn, manifold_attributes, summarise
 from sklearn_cryoem.estimators._sml_noise import noise_attributes
 from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
@@ -260,6 +266,10 @@ class SMLClusterer(
         self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs, self.cache_folder)
         self._store(noise_attributes(self._space, blocks))
         basis = latent_basis(self)
+        if isinstance(self._space, VectorSpace):
+            question_vectors(self, data, len(basis.nodes), stacklevel=stacklevel)
+        else:
+            question_mask(self, data, stacklevel=stacklevel)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         logger.info("n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape)
         kept = checkpoint_of(self, data)
