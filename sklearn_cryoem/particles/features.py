@@ -33,6 +33,7 @@ from sklearn_cryoem.physics.masks import mask_background, soft_disc
 from sklearn_cryoem.physics.rotation import aligned_features
 
 BLOCK_BYTES, BLOCK_SHARE = 64 * 2**20, 1 / 64  # of a block, and of the memory limit, at most; or BLOCK_SIZE
+FEWEST_ROWS = 64  # of a block: folds and half sets are taken from each
 NEGLIGIBLE_PHASE = 1e-3  # radians of CTF phase; astigmatism below it at the finest frequency is left out
 PIXELS_AT_ONCE = 2**19  # prepared together: small enough for the processor's caches
 PARTS_AHEAD = 32  # of a block, so many pixels each, read while another is worked on: 64 MB
@@ -101,7 +102,7 @@ class FeatureBlocks:
         per_image = 4 * (self.layout.n_features + (self.layout.n_norms if stack.ctf is not None else 0))
         # even: half sets are the even and the odd rows of every block
         block_bytes = bytes_at_once(BLOCK_BYTES, BLOCK_SHARE)
-        self._block_size = max(2, min(block_size, 2 * int(block_bytes // (2 * per_image))))
+        self._block_size = min(block_size, max(FEWEST_ROWS, 2 * int(block_bytes // (2 * per_image))))
         cache_bytes = default_cache_bytes() if cache_bytes is None else cache_bytes
         self._n_cached = int(cache_bytes // (per_image * self._block_size))
         self.cache_bytes = min(cache_bytes, per_image * self.n_samples)

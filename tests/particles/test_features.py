@@ -9,7 +9,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_cryoem import CTFTable, ParticleStack, Poses, SMLClusterer
+from sklearn_cryoem import CTFTable, ParticleStack, Poses, SMLClusterer, set_memory_limit
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.manifold.blocks import in_turn
 from sklearn_cryoem.particles import features
@@ -250,6 +250,15 @@ def test_the_cache_stays_within_its_bytes_and_does_not_travel(one_view):
     assert 0 < held <= 400_000
     joblib.hash(blocks)
     assert blocks.__getstate__()["_cache"] == {}
+
+
+def test_the_lowest_memory_limit_leaves_every_fold_images(one_view):
+    set_memory_limit(1.0)
+    try:
+        blocks = FeatureBlocks(one_view, half_plane(48))
+    finally:
+        set_memory_limit(None)
+    assert [len(blocks.load(index, 2)) for index in range(len(blocks))] == [64, 36]
 
 
 @pytest.mark.parametrize(
