@@ -8,10 +8,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from sklearn_cryoem._core.memory import format_bytes
 
+RANDOM_LETTERS = 8  # that tempfile puts into the names of temporary files
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -72,6 +74,19 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what processes that were killed while they wrote `path` have left beside it.
+
+    Parameters
+    ----------
+    path : path-like
+        A file that `atomic_path` writes, and that nobody is writing now.
+    """
+    target = Path(path)
+    for left in target.parent.glob(f".{escape(target.stem)}-{'?' * RANDOM_LETTERS}{escape(target.suffix)}"):
+        left.unlink(missing_ok=True)
 
 
 def check_may_write(path: str | os.PathLike[str], *, overwrite: bool) -> None:

@@ -7,13 +7,14 @@ import platform
 import shutil
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-from sklearn_cryoem._core.files import atomic_path
+from sklearn_cryoem._core.files import atomic_path, remove_leftovers
+from sklearn_cryoem._core.locks import FolderInUseError, folder_lock
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.cli._config import RUN, run_text
 from sklearn_cryoem.cli._resume import UNFINISHED
@@ -56,13 +57,23 @@ class RunFolder:
                 f"Choose another --output, or pass --force to replace these files."
             )
         self._made = not path.exists()
+        self._own = ExitStack()  # the folder is this run's alone
         try:
             path.mkdir(parents=True, exist_ok=True)
+            self._own.enter_context(folder_lock(path))
             (path / SUMMARY).unlink(missing_ok=True)  # from here on, what lies there is not a finished run
+        except FolderInUseError as error:
+            raise CommandError(
+                f"{path} is being written by another run ({error}). Wait until it ends, or choose another "
+                "--output."
+            ) from error
         except OSError as error:
+            self._own.close()
             raise CommandError(
                 f"{path} cannot be written to ({error.strerror}). Choose another --output."
             ) from error
+        for name in self.names:
+            remove_leftovers(path / name)  # of a run that was killed while it wrote
 
     def __enter__(self):
         return self
@@ -70,6 +81,7 @@ class RunFolder:
     def __exit__(self, kind, error, trace):
         with suppress(OSError):  # it is kept if something is in it
             (self.path / UNFINISHED).rmdir()
+        self._own.close()
         if error is not None and self._made and not any(self.path.iterdir()):
             self.path.rmdir()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 
-from sklearn_cryoem._core.files import atomic_path
+from sklearn_cryoem._core.files import atomic_path, remove_leftovers
 from sklearn_cryoem._core.keeping import ForgetfulKeeper
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.estimators._persistence import load_model, write_state
@@ -60,8 +60,9 @@ class CheckpointFile:
         self._last = time.monotonic()
 
     def remove(self):
-        """Remove the file of a fit that has ended."""
+        """Remove the file of a fit that has ended, and what was half-written when it was killed."""
         self.path.unlink(missing_ok=True)
+        remove_leftovers(self.path)
 
 
 class _NoFile(ForgetfulKeeper):

@@ -17,7 +17,7 @@ class Part(NamedTuple):
     def remove(self):
         """Remove the file."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            CheckpointFile(self.path).remove()
 
 
 def fit_once(estimator, data, folder):

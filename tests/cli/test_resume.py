@@ -1,5 +1,13 @@
 """A run of the command line that was killed or interrupted: the same command goes on, same result."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
 import pytest
 
 from sklearn_cryoem import MAPAligner, load_model
@@ -94,3 +102,111 @@ def test_a_run_that_fails_before_its_first_state_leaves_no_folder(star, tmp_path
     monkeypatch.setattr(MAPAligner, "fit", fails)
     assert classify(star, tmp_path / "out") != 0
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- killed
+SCRIPT = """
+import sys
+from sklearn_cryoem.cli.main import main
+from sklearn_cryoem.estimators import _checkpoint
+_checkpoint.SECONDS_BETWEEN = 0.0
+print("ready", flush=True)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(command, star, folder):
+    """Start the command in a process of its own; returns when it has begun."""
+    words = [
+        command,
+        star,
+        "-o",
+        folder,
+        *WORDS,
+        *(["--images-per-subclass", 20] if command == "deep" else []),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MPLBACKEND": "Agg"},
+    )
+    assert process.stdout.readline().strip() == "ready"
+    return process
+
+
+def finish(process):
+    """Exit code and what was said on the error stream."""
+    _, said = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+def contents(folder):
+    """What a run has written, without dates and times."""
+    found = {}
+    for path in folder.iterdir():
+        if path.suffix == ".mrcs":
+            found[path.name] = path.read_bytes()[1024:]
+        elif path.suffix == ".npz":
+            with np.load(path) as archive:
+                found[path.name] = {
+                    name: archive[name].tobytes() for name in archive.files if name != "header"
+                }
+                found["model"] = json.loads(str(archive["header"]))["model"]
+        elif path.name == "summary.json":
+            summary = json.loads(path.read_text())
+            found[path.name] = {key: summary[key] for key in ("results", "warnings", "files")}
+        elif path.name == "suggested.json":
+            found[path.name] = json.loads(path.read_text())["classes"]
+        elif path.name not in ("run.yaml", ".running"):  # one names the folder, the other the process
+            lines = path.read_bytes().splitlines()
+            found[path.name] = [line for line in lines if b"created" not in line.lower()]
+    return found
+
+
+@pytest.mark.parametrize("command", ["classify", "deep"])
+def test_a_command_killed_at_random_moments_ends_with_the_same_files(command, star, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    began = time.monotonic()
+    assert finish(start(command, star, whole))[0] == 0
+    duration = time.monotonic() - began
+    seed = np.random.SeedSequence().entropy  # other moments in every run: any of them has to do
+    moments = np.random.default_rng(seed).uniform(0.0, 0.8 * duration, size=3)
+    for moment in moments:
+        process = start(command, star, cut)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    code, said = finish(start(command, star, cut))
+    how = f"killed after {moments} s; seed {seed}"
+    if "already holds" not in said:  # else the last one was done before it was killed
+        assert code == 0, f"{how}: {said}"
+    found, expected = contents(cut), contents(whole)
+    assert set(found) == set(expected), how
+    for name, value in expected.items():
+        assert found[name] == value, f"{name} differs; {how}"
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(star, tmp_path, capsys):
+    first = start("classify", star, tmp_path / "out")
+    while not (tmp_path / "out" / UNFINISHED).is_dir():
+        assert first.poll() is None
+        time.sleep(0.01)
+    assert classify(star, tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert f"is being written by another run (process {first.pid} on" in said
+    assert "choose another --output" in said
+    assert finish(first)[0] == 0
+    assert not (tmp_path / "out" / ".running").exists()
+
+
+def test_a_run_that_was_killed_locks_nobody_out(star, tmp_path):
+    first = start("classify", star, tmp_path / "out")
+    while not (tmp_path / "out" / UNFINISHED).is_dir():
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert (tmp_path / "out" / ".running").exists()
+    assert classify(star, tmp_path / "out") == 0
+    assert not (tmp_path / "out" / ".running").exists()

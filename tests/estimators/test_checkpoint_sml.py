@@ -70,15 +70,16 @@ def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path,
     began = time.monotonic()
     expected = digest(SMLClusterer(**OPTIONS).fit(stack))
     duration = time.monotonic() - began
-    rng = np.random.default_rng()  # truly random moments: any of them has to do
-    for _ in range(3):
+    seed = np.random.SeedSequence().entropy  # other moments in every run: any of them has to do
+    moments = np.random.default_rng(seed).uniform(0.0, duration, size=3)
+    for moment in moments:
         process = start_fit(SCRIPT, tmp_path)
-        time.sleep(rng.uniform(0.0, duration))
+        time.sleep(moment)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     found, _ = start_fit(SCRIPT, tmp_path).communicate(timeout=120)
-    assert found.strip() == expected
-    assert not list(tmp_path.glob("smlclusterer-*.npz"))
+    assert found.strip() == expected, f"killed after {moments} s; seed {seed}"
+    assert not list(tmp_path.iterdir())  # nor what was half-written
 
 
 @pytest.mark.parametrize("options", [{}, {"n_folds": 1}, {"init": "random", "initial_temperature": 2.0}])
