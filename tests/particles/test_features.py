@@ -204,12 +204,12 @@ def test_without_astigmatism_both_paths_fit_the_same_model(with_ctf, monkeypatch
 
 
 def test_blocks_of_large_images_hold_fewer_of_them(monkeypatch):
-    images = np.random.default_rng(0).standard_normal((60, 48, 48)).astype(np.float32)
-    monkeypatch.setattr("sklearn_cryoem.particles.features.BLOCK_BYTES", 2**17)
+    images = np.random.default_rng(0).standard_normal((100, 48, 48)).astype(np.float32)
+    monkeypatch.setattr("sklearn_cryoem.particles.features.BLOCK_BYTES", 2**19)
     blocks = FeatureBlocks(ParticleStack(images), half_plane(48))
     sizes = [len(blocks.load(index, 3)) for index in range(len(blocks))]
-    assert sum(sizes) == 60 and sizes[0] % 2 == 0
-    assert sizes[0] * 4 * blocks.layout.n_features <= 2**17 < (sizes[0] + 2) * 4 * blocks.layout.n_features
+    assert sum(sizes) == 100 and sizes[0] % 2 == 0
+    assert sizes[0] * 4 * blocks.layout.n_features <= 2**19 < (sizes[0] + 2) * 4 * blocks.layout.n_features
 
 
 @pytest.mark.parametrize("ctf", ["none", "isotropic", "astigmatic"])
