@@ -16,6 +16,7 @@ DEFAULT_SHARE = 0.5  # of what the machine, or the container, has
 CACHE_SHARE = 0.25  # of the limit: features that are kept for the next pass
 DEFAULT_CACHE_BYTES = 256 * 2**20  # as long as nobody sets a limit: the same bits on any machine of 1 GB
 PROCESS_BYTES = 110e6  # of a worker process before it does anything: interpreter and libraries
+SENT_PROCESS_BYTES = 45e6  # of those libraries in a worker of a cluster, which runs already
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _TEXT = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)i?b?\s*", re.IGNORECASE)
 _UNLIMITED = 2**60  # what version 1 of control groups writes where there is no limit, and more
@@ -77,6 +78,15 @@ def bytes_at_once(most: float, share: float) -> float:
     digits of sums, do not either.
     """
     return min(most, share * memory_limit())
+
+
+def kept_by_worker(share: float, most: float, n_workers: int) -> float:
+    """Bytes that each worker may keep of what it could make again: its part of `share` of a limit that was set.
+
+    Without one, no more than `most`. Results do not depend on it.
+    """
+    mine = share * memory_limit() / n_workers
+    return mine if _limit or os.environ.get(VARIABLE) else min(mine, most)
 
 
 def machine_memory() -> float:
@@ -166,7 +176,7 @@ class Workers:
     @property
     def own_bytes(self) -> float:
         """Bytes of the worker processes before they do anything."""
-        return PROCESS_BYTES * self.n_processes
+        return (SENT_PROCESS_BYTES if self.is_cluster else PROCESS_BYTES) * self.n_processes
 
 
 def format_bytes(n_bytes: float) -> str:

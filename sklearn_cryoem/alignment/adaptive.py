@@ -45,7 +45,7 @@ LEAST_CLASSES = 3  # every image keeps at least these for the fine search
 SAFETY = 3.0  # and classes less than this many nats below the last one kept,
 RELATIVE_SAFETY = 0.05  # or this part of the evidence: a coarse grid misses the peak by a part of its height
 MOST_CLASSES = 0.5  # where more than this part survives, an exhaustive search is quicker
-BANK_BYTES = 400e6  # shifted references held at once; those of the fine search are kept if all fit
+BANK_BYTES = 400e6  # of shifted references that an exhaustive search holds at once, or an adaptive one keeps
 
 Bool = NDArray[np.bool_]
 Shard = tuple[ImageFeatures, Float32]  # and the precision of each image
@@ -64,6 +64,8 @@ class AdaptiveSearch:
         Log priors of classes and shifts, for both.
     n_even : int
         Even orders of the norm term.
+    kept_bytes : float, optional
+        Shifted references that are kept for the next images, at most; the others are made again.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class AdaptiveSearch:
         prior: LogPrior,
         coarse_prior: LogPrior,
         n_even: int,
+        kept_bytes: float | None = None,
     ) -> None:
         if space.coarse is None:
             raise ValueError("The search space has no coarse one. Use find_cells for an exhaustive search.")
@@ -82,8 +85,7 @@ class AdaptiveSearch:
         self._coarse_bank = reference_bank(coarser, self.coarse, n_even)
         self._power = reference_power(self._values, space, n_even)
         self._phase = translation_phase(space.grid, -space.shifts_px)
-        per_class = 8 * space.n_orders * space.n_rings * space.n_shifts
-        self._keeps_shifted = per_class * len(values) <= BANK_BYTES
+        self._most_kept = (BANK_BYTES if kept_bytes is None else kept_bytes) // space.shifted_bytes
         self._shifted: dict[int, Float32] = {}
 
     def posterior(
@@ -170,7 +172,7 @@ class AdaptiveSearch:
         found = self._shifted.get(z)
         if found is None:
             found = shifted_orders(self._values[z : z + 1], self._phase, self.space)
-            if self._keeps_shifted:
+            if len(self._shifted) < self._most_kept:
                 self._shifted[z] = found
         return found
 

@@ -27,7 +27,6 @@ from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import translation_phase
 
 CLASSES_AT_ONCE = 8  # whose shifts are undone
-TABLE_BYTES = 100e6  # of log posteriors of one block of images, at most
 
 
 @dataclass(frozen=True)
@@ -61,24 +60,20 @@ class DenseSums:
     log_evidence: Float64
     n_cells: int
 
-    def __add__(self, other: DenseSums) -> DenseSums:
+    def __iadd__(self, other: DenseSums) -> DenseSums:
+        for name in ("numerator", "denominator", "mass", "power"):
+            mine = getattr(self, name)
+            mine += getattr(other, name)
         return DenseSums(
-            self.numerator + other.numerator,
-            self.denominator + other.denominator,
-            self.mass + other.mass,
-            self.power + other.power,
+            self.numerator,
+            self.denominator,
+            self.mass,
+            self.power,
             np.concatenate([self.row, other.row]),
             np.concatenate([self.angle, other.angle]),
             np.concatenate([self.log_evidence, other.log_evidence]),
             self.n_cells + other.n_cells,
         )
-
-
-def fits_dense(space: SearchSpace, n_clusters: int, n_images: int) -> bool:
-    """Whether all angles are searched, and log posteriors of so many images stay within `TABLE_BYTES`."""
-    if space.angle_range_rad is not None:
-        return False
-    return 4.0 * n_images * n_clusters * space.n_shifts * space.n_angles <= TABLE_BYTES
 
 
 def dense_sums(

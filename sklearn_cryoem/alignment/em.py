@@ -15,11 +15,18 @@ from sklearn_cryoem._core.progress import Progress, progress
 from sklearn_cryoem._core.workers import single_blas_threads
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.maximisation import Statistics, blend
+from sklearn_cryoem.alignment.memory import announce, memory_needed
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.passes import PassResult, run_pass
 from sklearn_cryoem.alignment.reseed import mean_evidence, reseed
 from sklearn_cryoem.alignment.residuals import log_noise_likelihood
-from sklearn_cryoem.alignment.schedule import next_k_max, online_step, random_batches, rebalanced
+from sklearn_cryoem.alignment.schedule import (
+    next_k_max,
+    online_limit,
+    online_step,
+    random_batches,
+    rebalanced,
+)
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.alignment.start import starting_model
 from sklearn_cryoem.alignment.state import FittedAlignment, OnlineState, PassState
@@ -81,6 +88,7 @@ def fit_alignment(
     found = keeper.load()
     n_online = settings.n_batches * settings.n_init if start is None else 0
     total = n_online + settings.max_iter
+    announce(source, settings, online_limit(settings), 0.0, logger)
     with progress(total, "aligning", verbose=verbose, on_step=on_step) as bar, single_blas_threads():
         if isinstance(found, PassState):
             bar.update(n_online + len(found.evidence))
@@ -199,11 +207,12 @@ def full_passes(
 ) -> FittedAlignment:
     """Passes over all images until their likelihood, or labels and poses, stand still, Eq. (3.5)."""
     source.scale = state.scale
-    interrupted = False
+    interrupted, said = False, memory_needed(source, settings, online_limit(settings))
     if keeper is not None:
         keeper.keep(state, now=True)
     try:
         while not state.converged and len(state.evidence) < settings.max_iter:
+            said = announce(source, settings, state.model.k_max, said, logger)
             state = _after_pass(source, settings, state)
             if keeper is not None:
                 keeper.keep(state, now=True)

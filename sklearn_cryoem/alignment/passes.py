@@ -17,7 +17,7 @@ from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
 from sklearn_cryoem.alignment.model import AlignmentModel
-from sklearn_cryoem.alignment.plan import Plan
+from sklearn_cryoem.alignment.plan import Plan, Room
 from sklearn_cryoem.alignment.residuals import group_sums, image_scale, image_terms
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Float64
@@ -98,7 +98,8 @@ def run_pass(
     """
     if not len(rows):
         raise ValueError("A pass needs at least one image; no rows were given.")
-    plan = source.pool.share(Plan(model, space, source.n_even, broad, source.scale))
+    room = Room.of(source.pool.n_workers)
+    plan = source.pool.share(Plan(model, space, source.n_even, broad, source.scale, room))
     result = reduce(add, source.pool.map(pass_over, task_rows(rows), source.shared, plan))
     source.pool.discard(plan)
     return result
@@ -170,7 +171,7 @@ def _dense_pass(source: FeatureSource, rows: Rows, plan: Plan) -> PassResult:
     shards = even_blocks(len(rows), planned.IMAGES_PER_SHARD, 1)
     sums = dense_sums(*plan.read(source, rows[shards[0]]), plan.bank, plan.space, prior)
     for block in shards[1:]:
-        sums = sums + dense_sums(*plan.read(source, rows[block]), plan.bank, plan.space, prior)
+        sums += dense_sums(*plan.read(source, rows[block]), plan.bank, plan.space, prior)
     statistics = dense_statistics(sums, plan.space, source.n_even)
     label, shift = np.divmod(sums.row, plan.space.n_shifts)
     occupancy = _occupancy(sums.n_cells, len(rows), plan)

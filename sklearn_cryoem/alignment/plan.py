@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sklearn_cryoem._core.memory import bytes_at_once, kept_by_worker
 from sklearn_cryoem._core.workers import even_blocks, row_blocks
 from sklearn_cryoem.alignment import adaptive
 from sklearn_cryoem.alignment.adaptive import AdaptiveSearch
-from sklearn_cryoem.alignment.dense import fits_dense
 from sklearn_cryoem.alignment.expectation import (
     POSTERIOR_FLOOR,
     Cells,
@@ -31,6 +31,48 @@ Rows = NDArray[np.int64]
 IMAGES_PER_SHARD = 64
 IMAGES_PER_SEARCH = 512  # of an adaptive one: many images share the products of each class
 SHARDS_PER_BANK = 8  # where the bank does not fit: images that each group of classes sees in turn
+BANK_SHARE = 0.1  # of the memory limit, or BANK_BYTES: classes that an exhaustive search sees at once
+TABLE_BYTES, TABLE_SHARE = 100e6, 0.025  # of log posteriors of one block of images, and of the limit, at most
+KEPT_SHARE = 0.25  # of a memory limit that was set: references that all workers keep shifted
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much memory a worker may take; it follows from the limit of the process that plans the work.
+
+    Attributes
+    ----------
+    bank : float
+        Bytes of the shifted references that an exhaustive search holds at once. Blocks follow from it, and so
+        may the last digits of results: it is the same for any number of workers.
+    tables : float
+        Bytes of whole tables of posteriors, likewise.
+    kept : float
+        Bytes of shifted references that an adaptive search keeps; results do not depend on it.
+    """
+
+    bank: float
+    tables: float
+    kept: float
+
+    @classmethod
+    def of(cls, n_workers: int = 1) -> Room:
+        """Room of each of some workers."""
+        return cls(
+            bytes_at_once(adaptive.BANK_BYTES, BANK_SHARE),
+            bytes_at_once(TABLE_BYTES, TABLE_SHARE),
+            kept_by_worker(KEPT_SHARE, adaptive.BANK_BYTES, n_workers),
+        )
+
+    def classes_at_once(self, space: SearchSpace) -> int:
+        """How many classes, shifted to every shift of `space`, an exhaustive search holds; at least 1."""
+        return max(1, int(self.bank // space.shifted_bytes))
+
+    def fits_dense(self, space: SearchSpace, n_references: int) -> bool:
+        """Whether all angles are searched, and whole tables of posteriors can be held."""
+        cells = n_references * space.n_shifts * space.n_angles
+        fits = n_references <= self.classes_at_once(space) and 4.0 * IMAGES_PER_SHARD * cells <= self.tables
+        return fits and space.angle_range_rad is None
 
 
 @dataclass(frozen=True)
@@ -51,6 +93,8 @@ class Plan:
         Whether posteriors are expected to be broad: whole tables of them are then quicker than lists.
     scale : ndarray of shape (all images,) or None
         Intensity of every image, Eq. (4.13), where the source has scales.
+    room : Room
+        Memory of each worker.
     """
 
     model: AlignmentModel
@@ -58,6 +102,7 @@ class Plan:
     n_even: int
     broad: bool = False
     scale: Float64 | None = None
+    room: Room = field(default_factory=Room.of)
 
     @property
     def n_references(self) -> int:
@@ -67,8 +112,7 @@ class Plan:
     @property
     def fits_dense(self) -> bool:
         """Whether whole tables of posteriors can be held."""
-        fits = self.n_references <= classes_at_once(self.space)
-        return fits and fits_dense(self.space, self.n_references, IMAGES_PER_SHARD)
+        return self.room.fits_dense(self.space, self.n_references)
 
     @cached_property
     def values(self) -> Complex64:
@@ -86,7 +130,7 @@ class Plan:
         if self.space.coarse is None:
             return None
         priors = self.model.log_prior(self.space), self.model.log_prior(self.space.coarse)
-        return AdaptiveSearch(self.values, self.space, *priors, self.n_even)
+        return AdaptiveSearch(self.values, self.space, *priors, self.n_even, self.room.kept)
 
     def read(self, source: FeatureSource, rows: Rows) -> tuple[ImageFeatures, Float32]:
         """Features of `rows` and the precision of each (n, n_rings)."""
@@ -119,7 +163,7 @@ class Plan:
     ) -> Iterator[tuple[ImageFeatures, Posterior]]:
         """Whole search; where the bank does not fit it is made for a group of classes at a time."""
         prior = self.model.log_prior(self.space)
-        groups = row_blocks(self.n_references, classes_at_once(self.space))
+        groups = row_blocks(self.n_references, self.room.classes_at_once(self.space))
         shards = even_blocks(len(rows), IMAGES_PER_SHARD, 1)
         for bundle in row_blocks(len(shards), SHARDS_PER_BANK):
             images = [self.read(source, rows[block]) for block in shards[bundle]]
@@ -133,9 +177,3 @@ class Plan:
 
     def _part_of_bank(self, group: slice) -> ReferenceBank:
         return reference_bank(self.values[group], self.space, self.n_even)
-
-
-def classes_at_once(space: SearchSpace) -> int:
-    """How many classes, shifted to every shift of `space`, fit in the memory for them; at least 1."""
-    per_class = 8 * space.n_orders * space.n_rings * space.n_shifts
-    return max(1, int(adaptive.BANK_BYTES // per_class))

@@ -15,7 +15,7 @@ from sklearn_cryoem.alignment.known import KnownPoses, to_image_frame
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.mutual import Frames
 from sklearn_cryoem.alignment.passes import run_pass, task_rows
-from sklearn_cryoem.alignment.plan import IMAGES_PER_SHARD, Plan
+from sklearn_cryoem.alignment.plan import IMAGES_PER_SHARD, Plan, Room
 from sklearn_cryoem.alignment.residuals import log_noise_likelihood
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
@@ -96,7 +96,8 @@ def find_poses(
     """
     space = settings.space(source.box, model.k_max)
     pool = source.pool
-    plan = pool.share(Plan(model, space, source.n_even, scale=source.scale))
+    room = Room.of(pool.n_workers)
+    plan = pool.share(Plan(model, space, source.n_even, scale=source.scale, room=room))
     wanted = pool.share(_Wanted(source.n_rings(settings.k_limit), frames, refine))
     rows = task_rows(np.arange(source.n_images))
     found = list(pool.map(_poses_of, rows, source.shared, plan, wanted))

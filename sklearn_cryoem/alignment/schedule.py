@@ -31,6 +31,11 @@ def online_step(batch: int, n_batches: int) -> float:
     return LAST_STEP + (FIRST_STEP - LAST_STEP) * (1.0 - batch / n_batches)
 
 
+def online_limit(settings: AlignmentSettings) -> float:
+    """Finest resolution that mini-batches come to, in Fourier pixels."""
+    return min(ONLINE_GROWTH * settings.k_start, settings.k_limit)
+
+
 def next_k_max(model: AlignmentModel, settings: AlignmentSettings, progress: float | None) -> float:
     """Resolution of the next iteration, Eq. (4.7): what the best reference resolves, and a little more.
 

@@ -74,6 +74,11 @@ class SearchSpace:
         return self.n_shifts * self.n_orders * (8 * self.n_rings + 2 * symmetry * self.n_angles)
 
     @property
+    def shifted_bytes(self) -> int:
+        """Bytes of one reference at every shift."""
+        return 8 * self.n_orders * self.n_rings * self.n_shifts
+
+    @property
     def n_even(self) -> int:
         """How many of the orders are even."""
         return (self.n_orders + 1) // 2

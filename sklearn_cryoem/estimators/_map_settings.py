@@ -9,7 +9,6 @@ from sklearn_cryoem._core.validation import check_choice, check_number
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.known import KnownPoses
 from sklearn_cryoem.alignment.model import CLASS_PRIORS, AlignmentSettings
-from sklearn_cryoem.alignment.plan import classes_at_once
 from sklearn_cryoem.alignment.update import masked_references
 from sklearn_cryoem.particles import CTFTable
 from sklearn_cryoem.physics.rotation import aligned_images
@@ -21,7 +20,6 @@ MASK_EDGE_FRACTION = 0.05  # of the box
 SMALLEST_START = 6.0  # Fourier pixels
 IMAGES_PER_REFERENCE_AND_BATCH, SMALLEST_BATCH = 4, 200
 REFERENCES_PER_CLASS = 2.5
-PROCESS_BYTES = 110e6  # of a worker process before it does anything: interpreter and libraries
 IMAGES_PER_REFERENCE = 40  # at least, where there are more references than classes
 
 
@@ -218,13 +216,3 @@ def group_codes(stack, noise_groups):
     place = np.searchsorted(noise_groups, stack.noise_group)
     place = np.minimum(place, len(noise_groups) - 1)
     return np.where(noise_groups[place] == stack.noise_group, place, -1)
-
-
-def memory_estimate(source, settings, n_workers=1):
-    """Bytes that a fit and its workers need at its finest resolution, images not counted."""
-    space = settings.space(source.box, settings.k_limit)
-    per_class = 8 * space.n_orders * space.n_rings * space.n_shifts
-    bank = per_class * min(settings.n_references, classes_at_once(space))
-    statistics = 48 * space.n_orders * space.n_rings * settings.n_references
-    workers = n_workers * (bank + (PROCESS_BYTES if n_workers > 1 else 0.0))
-    return workers + statistics + source.kept_bytes + 64e6

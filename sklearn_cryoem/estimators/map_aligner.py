@@ -8,7 +8,6 @@ from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
-from sklearn_cryoem._core.memory import log_estimate
 from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.em import fit_alignment
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
@@ -21,7 +20,6 @@ from sklearn_cryoem.estimators._map_settings import (
     check_parameters,
     feature_source,
     group_codes,
-    memory_estimate,
     starting_point,
 )
 from sklearn_cryoem.estimators._map_use import AlignsParticles
@@ -271,7 +269,6 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
         n_online = 0 if start is not None else settings.n_init * settings.n_batches
         task = FitTask(self, n_online + settings.max_iter, "mini-batch or pass", stack)
         with task_pool(self.n_jobs) as pool:
-            log_estimate(logger, "MAPAligner", memory_estimate(source, settings, pool.n_workers))
             source.employ(pool)
             fit = fit_alignment(
                 source, settings, rng, start=start, keeper=kept, verbose=self.verbose, on_step=task.step

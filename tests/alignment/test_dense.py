@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment import adaptive, dense, passes
+from sklearn_cryoem.alignment import adaptive, dense, passes, plan
 from sklearn_cryoem.alignment.dense import dense_statistics, dense_sums
 from sklearn_cryoem.alignment.expectation import LogPrior, expect
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
@@ -70,7 +70,8 @@ def test_sums_of_blocks_add_up_to_those_of_all_images(setting):
         dense_sums(features.take(rows, space.n_rings, space.n_orders), precision[rows], bank, space, prior)
         for rows in (slice(0, 4), slice(4, 9))
     ]
-    added = parts[0] + parts[1]
+    added = parts[0]
+    added += parts[1]
     one, two = (dense_statistics(sums, space, source.n_even) for sums in (added, whole))
     assert_same_sums(one, two, rtol=1e-5)
     np.testing.assert_array_equal(added.row, whole.row)
@@ -110,7 +111,7 @@ def test_lists_serve_where_tables_cannot(noisy, rng, make_particles, monkeypatch
     if reason == "scales":
         source = make_particles(rng, 30, noise=3.0).source(scale=np.ones(30))
     elif reason == "memory":
-        monkeypatch.setattr(dense, "TABLE_BYTES", 1.0)
+        monkeypatch.setattr(plan, "TABLE_BYTES", 1.0)
     else:
         monkeypatch.setattr(adaptive, "BANK_BYTES", 1.0)
     monkeypatch.setattr(passes, "_dense_pass", None)  # would fail

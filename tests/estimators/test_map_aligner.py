@@ -10,13 +10,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn_cryoem import CTFTable, MAPAligner, ParticleStack, Poses
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem.alignment import em
+from sklearn_cryoem.alignment.memory import memory_needed
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import map_aligner
 from sklearn_cryoem.estimators._map_settings import (
     alignment_settings,
     feature_source,
     group_codes,
-    memory_estimate,
 )
 from sklearn_cryoem.physics.rotation import aligned_images
 
@@ -166,13 +166,13 @@ def test_labels_still_in_motion_are_reported_with_the_number(stack, monkeypatch)
 def test_memory_is_stated_before_work_starts(stack, caplog):
     with caplog.at_level(logging.INFO, logger="sklearn_cryoem"):
         MAPAligner(**QUICK).fit(stack)
-    assert "MAPAligner needs about" in caplog.text
+    assert "MAPAligner, up to 11 of 11 Fourier pixels, needs about" in caplog.text
 
 
 def test_two_hundred_classes_of_large_images_need_less_than_two_gigabytes():
     stack = ParticleStack(np.zeros((4, 128, 128), np.float32), pixel_size=2.0)
     settings = alignment_settings(MAPAligner(200, n_references=500), stack)
-    assert memory_estimate(feature_source(stack, settings), settings) < 2e9
+    assert memory_needed(feature_source(stack, settings), settings, settings.k_limit) < 2e9
 
 
 def test_noise_of_groups_follows_the_numbers_of_the_stack(stack):
