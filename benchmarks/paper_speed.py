@@ -1,27 +1,35 @@
 """Time and memory of SMLClusterer against the number of classes K and of images N, and the paper's headline.
 
     python benchmarks/paper_speed.py [--jobs 2] [--quick]
-    python benchmarks/paper_speed.py --full [--share 0.1] [--folder DIR]
+    python benchmarks/paper_speed.py --full --folder DIR [--share 0.1] [--iterations 30]
 
 The paper: 117,471 images of 160 pixels, 1,000 classes, 30 iterations, 228 minutes on 512 cores.
 
 Every fit runs in a process of its own, on particles that stay in their file, with CTFs with astigmatism.
-"Bare products" are the four matrix products of Eq. (3.1)-(3.2) alone, of the same shapes and as often as the
-fit needs them, frequency marching included, timed in the same process by the same workers after the fit.
-The fit counts whole: reading, preparing, measuring the prior, the start, EM and class averages. Seconds are
-those of the processor, summed over workers; on a busy machine the wall-clock time beside them means little.
+Features are prepared anew in each pass ("streamed"), or kept in files (`cache_folder`; "files", writing them
+included); none are kept in memory. With 4 folds a fit is as by default, cross-fitted first; with 1 it is
+ordinary EM. "Bare products" are the matrix products of Eq. (3.1)-(3.2) alone, of the same shapes and as often
+as the fit needs them, frequency marching included, timed in the same process by the same workers after the
+fit; products with c^2 have one column for each shell in cross-fitted passes, and one for each coefficient in
+others. The fit counts whole: reading, preparing, measuring the prior, the start, EM and class averages.
+Seconds are those of the processor, summed over workers; on a busy machine the wall-clock time beside them
+means little.
 
-The extrapolation times E-steps on 1,024 and 2,048 images of the paper's size, features prepared anew and all
+The extrapolation times passes over 1,024 and 2,048 images of the paper's size, streamed and from files, all
 sums dense, and M-steps, at some stages of frequency marching, and adds them up over 30 iterations. `--full`
-does the whole thing from a simulated stack of 12 GB (`--share`: with a share of the images); `--folder` says
-where that may lie.
+prints it first, then does the whole thing from a simulated stack of 6 GB (float16) and 13 GB of features
+(`--share`: with a share of the images); `--folder` says where they may lie, and a stack that is there is used
+again. Simulating is not part of the time.
 """
 
 import argparse
 import dataclasses
+import itertools
+import logging
 import multiprocessing
 import pickle
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -32,9 +40,13 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_cryoem import SMLClusterer
+from sklearn_cryoem._core import memory
+from sklearn_cryoem._core.memory import format_bytes
 from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.manifold.blocks import BLOCK_SIZE
+from sklearn_cryoem.manifold.coupling import Coupling
+from sklearn_cryoem.manifold.crossfit import ShellNorms, fold_statistics, without
 from sklearn_cryoem.manifold.expectation import Matcher, e_step
 from sklearn_cryoem.manifold.grid import LatentBasis, nearest_grid
 from sklearn_cryoem.manifold.maximisation import solve_weights, update_noise
@@ -42,53 +54,66 @@ from sklearn_cryoem.manifold.schedule import Schedule
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import half_plane
 
-PAPER = {"n": 117_471, "box": 160, "nodes": 1000, "iterations": 30}
+PAPER = {"n": 117_471, "box": 160, "nodes": 1000, "iterations": 30, "folds": 4}
 PAPER_MINUTES = 228
-BASIS_PER_NODE, BASIS_WIDTH = 0.8, 0.75
+BASIS_PER_NODE, BASIS_WIDTH = 0.8, 0.5
 SNR = 0.05
+FOLDS = 4
 REPEATS = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=2, help="number of workers")
-    parser.add_argument("--iterations", type=int, default=20, help="EM iterations of the small fits")
+    parser.add_argument(
+        "--iterations", type=int, help="EM iterations: 20 of the small fits and 30 of --full by default"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer and smaller fits: a minute")
     parser.add_argument("--full", action="store_true", help="the paper's headline for real")
     parser.add_argument("--share", type=float, default=1.0, help="share of its images, for --full")
     parser.add_argument(
-        "--folder", type=Path, help="where --full keeps its particles; a temporary one by default"
+        "--folder", type=Path, help="where particles and features lie; a temporary one by default"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if options.full:
-            headline = dict(PAPER, n=round(options.share * PAPER["n"]))
-            report_title()
-            alone(one_fit, folder, headline, options.jobs)
-            say(f"paper: {PAPER['n']:,} images, {PAPER_MINUTES} minutes on 512 cores")
+            headline(folder, options)
         else:
             sweep(folder, options)
 
 
 def sweep(folder, options):
     """Small fits against K and N, then the extrapolation."""
-    nodes, images, n = (100, 300, 1000), (4000, 16_000, 32_000), 16_000
+    nodes, images, n = (100, 225, 400, 1000), (4000, 32_000), 16_000
     if options.quick:
-        nodes, images, n = (100, 225), (1000, 4000), 1000
+        nodes, images, n = (100, 225), (4000,), 2000
     report_title()
-    for n_nodes in nodes:
-        alone(
-            one_fit,
-            folder,
-            {"n": n, "box": 64, "nodes": n_nodes, "iterations": options.iterations},
-            options.jobs,
-        )
-    for n_images in images:
-        case = {"n": n_images, "box": 64, "nodes": 225, "iterations": options.iterations}
-        alone(one_fit, folder, case, options.jobs)
-    alone(extrapolate, folder, dict(PAPER, n=4 * BLOCK_SIZE, nodes=nodes[-1]), options.jobs)
+    small = {"box": 64, "iterations": options.iterations or 20}
+    cases = [{"n": n, "nodes": k, "folds": folds} for k in nodes for folds in (1, FOLDS)]
+    cases += [{"n": n, "nodes": 225, "folds": FOLDS} for n in images]
+    for case in cases:
+        for mode in ("streamed", "files"):
+            alone(one_fit, folder, {**small, **case, "mode": mode}, options.jobs)
+    size = {"n": 4 * BLOCK_SIZE, "nodes": nodes[-1], "iterations": options.iterations or PAPER["iterations"]}
+    alone(extrapolate, folder, {**PAPER, **size}, options.jobs)
+
+
+def headline(folder, options):
+    """Estimate, then simulate and fit."""
+    case = dict(PAPER, n=round(options.share * PAPER["n"]), mode="files", tells=True)
+    case["iterations"] = options.iterations or PAPER["iterations"]
+    layout_bytes = 4.0 * np.pi * (case["box"] / 2) ** 2 * 1.5  # features and c^2 of an image
+    needed = case["n"] * (2.0 * case["box"] ** 2 + layout_bytes)
+    free = shutil.disk_usage(folder).free
+    say(f"{folder}: about {format_bytes(needed)} are needed, {format_bytes(free)} are free")
+    if needed > free and not tables_of(folder, case).exists():
+        sys.exit("Name another --folder, or ask for a smaller --share.")
+    alone(extrapolate, folder, {**case, "n": 4 * BLOCK_SIZE, "of": case["n"]}, options.jobs)
+    report_title()
+    alone(one_fit, folder, case, options.jobs)
+    say(f"paper: {PAPER['n']:,} images, {PAPER_MINUTES} minutes on 512 cores")
 
 
 def say(line):
@@ -108,16 +133,21 @@ def alone(function, folder, case, jobs):
             sys.exit(process.exitcode)
 
 
+def tables_of(folder, case):
+    """Where the stack of a case is, its pixels beside it."""
+    return folder / f"{case['n']}_{case['box']}.pickle"
+
+
 def simulate(folder, case, jobs):
     """Write particles to a file, and the stack that reads them beside it, unless they are there."""
-    tables = folder / f"{case['n']}_{case['box']}.pickle"
+    tables = tables_of(folder, case)
     if tables.exists():
         return
     start = time.perf_counter()
     stack = aligned_to_truth(
         make_particles(
             "ribosome", case["n"], box=case["box"], snr=SNR, max_shift=5.0, random_state=0, n_jobs=jobs,
-            path=tables.with_suffix(".mrcs"), overwrite=True,
+            path=tables.with_suffix(".mrcs"), dtype="float16", overwrite=True,
         )
     )  # fmt: skip
     tables.write_bytes(pickle.dumps(stack))  # its pixels stay in the file
@@ -127,47 +157,77 @@ def simulate(folder, case, jobs):
 
 def read(folder, case):
     """Stack written by `simulate`."""
-    return pickle.loads((folder / f"{case['n']}_{case['box']}.pickle").read_bytes())
+    return pickle.loads(tables_of(folder, case).read_bytes())
 
 
 def report_title():
     """Head of the table."""
     say(
-        "      K        N   box  iterations   wall s   processor s   bare products s   ratio   GFlop/s"
-        "   peak GB"
+        "      K        N   box  folds  iterations  features   wall s   processor s   bare products s   ratio"
+        "   GFlop/s   peak GB"
     )
+
+
+class Elapsed(logging.Formatter):
+    """Minutes since the process began, and the message."""
+
+    def format(self, record):  # noqa: D102
+        return f"  {record.relativeCreated / 6e4:6.1f} min  {record.getMessage()}"
 
 
 def one_fit(folder, case, jobs):
     """Fit, and print a row of the table."""
-    stack = read(folder, case)
-    model = SMLClusterer(case["nodes"], max_iter=case["iterations"], tol=0.0, n_jobs=jobs, random_state=0)
-    wall, processor = time.perf_counter(), time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(stack)
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    stack, keeps = read(folder, case), case["mode"] == "files"
+    logger, handler = logging.getLogger("sklearn_cryoem"), logging.StreamHandler(sys.stdout)
+    handler.setFormatter(Elapsed())
+    if case.get("tells"):
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    else:
+        memory.CACHE_SHARE = 0.0  # no features are kept in memory
+        logger.setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(dir=folder) as features:
+        model = SMLClusterer(
+            case["nodes"], max_iter=case["iterations"], n_folds=case["folds"], tol=0.0, n_jobs=jobs,
+            cache_folder=features if keeps else None, random_state=0, verbose=1,
+        )  # fmt: skip
+        wall, processor = time.perf_counter(), time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(stack)
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     n_nodes, layout = int(np.prod(model.grid_shape_)), FeatureBlocks(stack, half_plane(stack.box)).layout
-    n_shells = np.rint(stack.box * stack.pixel_size / model.resolution_).astype(int)
-    # iteration i compares images at stage i and sums at stage i + 1; class averages are one more pass
-    stages = [*zip([n_shells[0], *n_shells], [*n_shells, n_shells[-1]], strict=True), (n_shells[-1],) * 2]
-    products, n_flops = bare_products(layout, stages, len(stack), n_nodes, jobs)
+    products, n_flops = bare_products(layout, passes_of(model, stack, case), len(stack), n_nodes, jobs)
     say(
-        f"{n_nodes:7,} {len(stack):8,} {stack.box:5} {model.n_iter_:11} {wall:8.1f} {processor:13.1f} "
-        f"{products:17.1f} {processor / products:7.2f} {n_flops / products / 1e9:9.0f} {peak:9.2f}"
+        f"{n_nodes:7,} {len(stack):8,} {stack.box:5} {case['folds']:6} {model.n_iter_:11} {case['mode']:>9} "
+        f"{wall:8.1f} {processor:13.1f} {products:17.1f} {processor / products:7.2f} "
+        f"{n_flops / products / 1e9:9.0f} {peak:9.2f}"
     )
 
 
-def bare_products(layout, stages, n, n_nodes, jobs):
-    """Processor seconds, and operations, of the matrix products of whole passes over `n` images.
+def passes_of(model, stack, case):
+    """Passes of a fit: shells compared, shells summed, and whether they were cross-fitted."""
+    n_shells = np.rint(stack.box * stack.pixel_size / model.resolution_).astype(int)
+    n_all, iterations = int(n_shells[-1]), case["iterations"]
+    schedule = Schedule.of(int(n_shells[0]), n_all, 1.0, iterations)
+    n_cross = schedule.cross_fitted_iterations(iterations) if case["folds"] > 1 else 0
+    # a pass compares images at one stage and sums at the next; that of the last objective sums in vain
+    cross = [(first, second, True) for first, second in zip(n_shells, [*n_shells[1:], n_all], strict=True)]
+    ordinary = [n_shells[n_cross], *n_shells[n_cross:], n_all]
+    em = [(first, second, False) for first, second in itertools.pairwise(ordinary)]
+    return [*cross[:n_cross], *em, (n_all, n_all, False)]  # and class averages
 
-    `stages` holds, for each pass, the shells of the comparison with the templates and those of the sums.
-    """
-    seconds = {s: products_of_block(layout.truncate(s), n_nodes, jobs) for s in set(np.ravel(stages))}
-    n_values = {s: layout.truncate(s).n_features + layout.truncate(s).n_norms for s in seconds}
-    total = sum(seconds[first][0] + seconds[second][1] for first, second in stages)
-    n_flops = sum(2.0 * n * n_nodes * n_values[s] for pair in stages for s in pair)
+
+def bare_products(layout, passes, n, n_nodes, jobs):
+    """Processor seconds, and operations, of the matrix products of whole `passes` over `n` images."""
+    layouts = {True: dataclasses.replace(layout, norm_index=layout.shell), False: layout}
+    used = {(int(s), is_cross) for *shells, is_cross in passes for s in shells}
+    cut = {key: layouts[key[1]].truncate(key[0]) for key in used}
+    seconds = {key: products_of_block(cut[key], n_nodes, jobs) for key in used}
+    total = sum(seconds[first, c][0] + seconds[second, c][1] for first, second, c in passes)
+    n_values = {key: cut[key].n_features + cut[key].n_norms for key in used}
+    n_flops = sum(2.0 * n * n_nodes * n_values[s, c] for *shells, c in passes for s in shells)
     return total * n / BLOCK_SIZE, n_flops
 
 
@@ -199,57 +259,95 @@ def best(function):
 
 
 def extrapolate(folder, case, jobs):
-    """Print what the headline would take, from steps at some of its stages on a few images."""
-    stack = read(folder, case)
+    """Print what the headline would take, from passes at some of its stages over a few images."""
+    stack, n_all_images = read(folder, case), case.get("of", PAPER["n"])
     plane, grid = half_plane(stack.box), nearest_grid(case["nodes"], 2)
     half, whole = (FeatureBlocks(some, plane, cache_bytes=0) for some in (stack[: len(stack) // 2], stack))
-    layout, n_all = whole.layout, whole.layout.n_shells
+    layout, n_shells = whole.layout, whole.layout.n_shells
     basis = LatentBasis(grid, tuple(round(BASIS_PER_NODE * side) for side in grid), BASIS_WIDTH)
     first = max(6, int(stack.box * stack.pixel_size / 40.0))  # the default initial resolution
-    schedule = Schedule.of(first, n_all, 1.0, case["iterations"])
-    measured = sorted({int(s) for s in np.linspace(first, n_all, 4)})
-    costs = (
-        np.array([stage_costs(half, whole, basis, s, jobs) for s in measured]) / jobs
-    )  # seconds of them all
+    schedule = Schedule.of(first, n_shells, 1.0, case["iterations"])
+    measured = sorted({int(s) for s in np.linspace(first, n_shells, 3)})
+    sizes = [layout.truncate(s).n_features for s in measured]
     stages = [schedule.stage(i).n_shells for i in range(case["iterations"])]
-    passes = [*stages, n_all, n_all]  # the last objective, and class averages
-    sizes, of_stage, of_pass = (
-        [layout.truncate(s).n_features for s in some] for some in (measured, stages, passes)
-    )
-    e_steps = PAPER["n"] * np.interp(of_pass, sizes, costs[:, 0]).sum()
-    fixed = np.interp(of_pass, sizes, costs[:, 1]).sum() + np.interp(of_stage, sizes, costs[:, 2]).sum()
-    products, n_flops = bare_products(layout, [(s, s) for s in passes], PAPER["n"], len(basis.nodes), jobs)
-    minutes = (e_steps + fixed) / 60
+    n_cross = schedule.cross_fitted_iterations(case["iterations"])
+    passes = [(s, s, True) for s in stages[:n_cross]]
+    passes += [(s, s, False) for s in [*stages[n_cross:], n_shells, n_shells]]  # objective, class averages
+    products, n_flops = bare_products(layout, passes, n_all_images, len(basis.nodes), jobs)
     say(
-        f"\nheadline: {PAPER['n']:,} images of {stack.box} px, {len(basis.nodes)} classes, "
-        f"{case['iterations']} iterations, {jobs} workers, extrapolated from {len(stack):,} images\n"
-        f"E-steps with preparation {e_steps / 60:.0f} min, M-steps and what else does not grow with N "
-        f"{fixed / 60:.1f} min, together {minutes:.0f} min\n"
-        f"bare products {products / jobs / 60:.0f} min at {n_flops / products / 1e9:.0f} GFlop/s a worker: "
-        f"ratio {minutes * 60 * jobs / products:.2f}; {n_flops / 1e15:.2f} PFlop\n"
-        f"paper: {PAPER_MINUTES} min on 512 cores, {PAPER_MINUTES * 512 / (minutes * jobs):,.0f} times as "
-        "much processor time"
+        f"\nheadline: {n_all_images:,} images of {stack.box} px, {len(basis.nodes)} classes, "
+        f"{case['iterations']} iterations ({n_cross} cross-fitted), {jobs} workers, extrapolated from "
+        f"{len(stack):,} images\nbare products {products / jobs / 60:.0f} min at "
+        f"{n_flops / products / 1e9:.0f} GFlop/s a worker, {n_flops / 1e15:.2f} PFlop"
     )
+    with tempfile.TemporaryDirectory(dir=folder) as features:
+        kept = [blocks.kept_in(features) for blocks in (half, whole)]
+        writing = cost_of_pass(
+            lambda some: e_step(some, flat_matcher(some, basis, first), n_jobs=jobs), *kept
+        )
+        for mode, blocks in (("streamed", (half, whole)), ("files", kept)):
+            costs = {
+                c: np.array([stage_costs(*blocks, basis, s, c, jobs) for s in measured])
+                for c in (True, False)
+            }
+            seconds = writing[0] * n_all_images if mode == "files" else 0.0
+            for s, _, c in passes:
+                image, fixed, m_step = (
+                    np.interp(layout.truncate(s).n_features, sizes, values) for values in costs[c].T
+                )
+                seconds += image * n_all_images + fixed + m_step
+            minutes = seconds / jobs / 60
+            say(
+                f"{mode:9} {minutes:4.0f} min, {seconds / products:.2f} times the bare products; paper: "
+                f"{PAPER_MINUTES} min on 512 cores for {PAPER['n']:,} images"
+            )
 
 
-def stage_costs(half, whole, basis, n_shells, jobs):
-    """Processor seconds of E-steps: for each image, and whatever their number; and of an M-step."""
-    layout = whole.layout.truncate(n_shells)
-    ones, rng = np.ones(n_shells), np.random.default_rng(0)
+def flat_matcher(blocks, basis, n_shells):
+    """Templates at random, and posteriors so flat that no sum over images is sparse: as a fit begins."""
+    layout, rng = blocks.layout.truncate(n_shells), np.random.default_rng(0)
     templates = 0.1 * rng.standard_normal((len(basis.nodes), layout.n_features))
-    # flattened, so that no sum over images is sparse: the cost at the start of a fit
-    matcher = dataclasses.replace(Matcher.of(templates, ones, layout), temperature=1e3)
+    matcher = Matcher.of(templates, np.ones(n_shells), layout)
+    return dataclasses.replace(matcher, temperature=1e3)
+
+
+def cost_of_pass(run, half, whole):
+    """Processor seconds of a pass for each image, and whatever their number; and what it returned."""
     moments = [time.process_time()]
     for blocks in (half, whole):
-        statistics = e_step(blocks, matcher, n_jobs=jobs)
+        found = run(blocks)
         moments.append(time.process_time())
-    weights = solve_weights(statistics, basis, ones, ones, layout, n_jobs=jobs)
-    update_noise(statistics, basis.phi @ weights, layout, "shell", 1e-6 * ones)
-    Matcher.of(basis.phi @ weights, ones, layout)
-    moments.append(time.process_time())
-    of_half, of_whole, m_step = np.diff(moments)
+    of_half, of_whole = np.diff(moments)
     image = (of_whole - of_half) / (whole.n_samples - half.n_samples)
-    return image, of_whole - image * whole.n_samples, m_step
+    return image, of_whole - image * whole.n_samples, found
+
+
+def stage_costs(half, whole, basis, n_shells, is_cross, jobs):
+    """Processor seconds of a pass: for each image, and whatever their number; and of its M-steps."""
+    if is_cross:
+        half, whole = ShellNorms(half), ShellNorms(whole)
+    matcher = flat_matcher(whole, basis, n_shells)
+    layout, ones = matcher.layout, np.ones(n_shells)
+
+    def run(blocks):
+        if is_cross:
+            return fold_statistics(blocks, [matcher] * FOLDS, n_shells, n_jobs=jobs)
+        return e_step(blocks, matcher, n_jobs=jobs)
+
+    image, fixed, statistics = cost_of_pass(run, half, whole)
+    start = time.process_time()
+    if is_cross:
+        coupling, total = Coupling.of(basis, ones, layout, np.zeros(layout.n_features)), statistics.total()
+        start = time.process_time()  # the coupling is made once
+        for part in statistics.folds:
+            templates = coupling.templates(without(total, part), ones, layout, n_jobs=jobs)
+            update_noise(part, templates, layout, "shell", 1e-6 * ones)
+            Matcher.of(templates, ones, layout)
+    else:
+        weights = solve_weights(statistics, basis, ones, ones, layout, n_jobs=jobs)
+        update_noise(statistics, basis.phi @ weights, layout, "shell", 1e-6 * ones)
+        Matcher.of(basis.phi @ weights, ones, layout)
+    return image, fixed, time.process_time() - start
 
 
 if __name__ == "__main__":
