@@ -43,7 +43,6 @@ def make_aligner(options, stack):
         **_given({"max_shift": options.max_shift, "max_iter": options.align_iterations}),
         **_given({"n_batches": options.align_batches, "n_init": options.align_starts}),
         **_given({"n_references": options.align_references}),
-        **_given({"noise": "group" if options.noise_groups else None}),
         **_given({"angle_range": None if options.angle_range is None else math.radians(options.angle_range)}),
         align_mirrored=options.align_mirrored,
         **machine(options),
@@ -60,7 +59,11 @@ def machine(options):
 
 
 def _shared(options):
-    return {"mask_diameter": options.mask_diameter, "max_resolution": options.max_resolution}
+    return {
+        "mask_diameter": options.mask_diameter,
+        "max_resolution": options.max_resolution,
+        "noise": "group" if options.noise_groups else None,
+    }
 
 
 def _given(parameters):

@@ -79,6 +79,10 @@ def add_classification(parser):
         "--max-resolution", metavar="A", type=positive,
         help="finest detail to use, in Angstrom (default: as fine as pixel size and signal allow)",
     )  # fmt: skip
+    both.add_argument(
+        "--noise-groups", action="store_true",
+        help="a noise spectrum for each micrograph, instead of one for all particles, in both steps",
+    )  # fmt: skip
     align = parser.add_argument_group("alignment")
     align.add_argument("--align-classes", metavar="N", type=count, default=50, help="classes while aligning")
     align.add_argument(
@@ -108,10 +112,6 @@ def add_classification(parser):
     align.add_argument(
         "--align-mirrored", action="store_true",
         help="let mirror images share classes: the same view from opposite sides",
-    )  # fmt: skip
-    align.add_argument(
-        "--noise-groups", action="store_true",
-        help="a noise spectrum for each micrograph, instead of one for all particles",
     )  # fmt: skip
     align.add_argument(
         "--skip-align", action="store_true", help="use the in-plane angles and shifts of the file as they are"

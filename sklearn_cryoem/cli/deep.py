@@ -17,7 +17,7 @@ from sklearn_cryoem.cli._classes import (
 from sklearn_cryoem.cli._config import add_config
 from sklearn_cryoem.cli._outputs import RunFolder, as_json, options_as_dict
 from sklearn_cryoem.cli._resume import UnfinishedRun
-from sklearn_cryoem.cli.classify import DEFAULT_CLASSES, add_classification, add_reading
+from sklearn_cryoem.cli.classify import add_classification, add_reading
 from sklearn_cryoem.cli.console import CommandError
 
 TREE = "tree.json"
@@ -25,7 +25,8 @@ TREE = "tree.json"
 _EPILOG = """\
 Sub-classes are numbered through, class by class; their numbers are written as rlnClassNumber (from 1 on),
 and class_averages.mrcs has the same order. tree.json tells which class each is part of. With --skip-align the
-first classes are --classes of the clusterer, otherwise --align-classes of the alignment.
+first classes are --classes of the clusterer, otherwise --align-classes of the alignment; by default one for
+every ten times --images-per-subclass particles, 2 to 50.
 """
 
 
@@ -53,6 +54,7 @@ def add_parser(commands):
     )  # fmt: skip
     deep.add_argument("--max-subclasses", metavar="N", type=count, help="sub-classes of a class, at most")
     add_classification(parser)
+    parser.set_defaults(align_classes=None, classes=None)  # as many as the population feeds; see `run`
     add_machine(parser.add_argument_group("machine"))
     return parser
 
@@ -69,13 +71,14 @@ def run(options, console):
         with folder.timed("read"):
             stack, n_left_out = _workflow.read(options, folder, console)
         console.say(f"{stack!r}")
-        if options.skip_align:
-            _advice.check_options(options, stack, console)
-        elif options.classes != DEFAULT_CLASSES:
+        if not options.skip_align and options.classes is not None:
             console.warn(
                 "--classes is not used without --skip-align: first classes are --align-classes, and "
                 "sub-classes follow from --images-per-subclass."
             )
+        choose_first_classes(options, len(stack))
+        if options.skip_align:
+            _advice.check_options(options, stack, console)
         _advice.question_particles(
             stack, console, mask_diameter=options.mask_diameter, pixel_size=options.pixel_size
         )
@@ -86,6 +89,15 @@ def run(options, console):
         results["n_left_out"] = n_left_out
         folder.write_summary("deep", options_as_dict(options), results, console.warnings)
     tell(results, deep, folder, console)
+
+
+def choose_first_classes(options, n_particles):
+    """Fill in how many first classes there are to be, where the user has not said it."""
+    from sklearn_cryoem.estimators._deep_first import n_first_classes
+
+    n_first = n_first_classes(n_particles, options.images_per_subclass)
+    options.align_classes = options.align_classes or n_first
+    options.classes = options.classes or n_first
 
 
 def undivided(deep, options):

@@ -11,12 +11,22 @@ from sklearn_cryoem.estimators._inputs import is_images
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 
+SUBCLASSES_OF_FIRST = 10  # that an average first class is to be divided into
+MOST_FIRST = 50  # classes; more views are told apart by the sub-classes
 
-def default_first(data, *, n_jobs, random_state, verbose):
+
+def n_first_classes(n_samples, images_per_subclass):
+    """First classes for so many particles: few enough for each to have ten sub-classes, 2 to 50."""
+    most = max(1, min(MOST_FIRST, n_samples // 2))
+    return int(min(max(n_samples // (SUBCLASSES_OF_FIRST * images_per_subclass), 2), most))
+
+
+def default_first(data, images_per_subclass, *, n_jobs, random_state, verbose):
     """A MAPAligner for images without poses, an SMLClusterer for aligned ones and for vectors."""
     needs_poses = is_images(data) and data.poses is None
     kind = MAPAligner if needs_poses else SMLClusterer
-    return kind(n_jobs=n_jobs, random_state=random_state, verbose=verbose)
+    n_classes = n_first_classes(len(data), images_per_subclass)
+    return kind(n_classes, n_jobs=n_jobs, random_state=random_state, verbose=verbose)
 
 
 def check_first(first, owner):

@@ -37,7 +37,8 @@ class DeepClusterer(
         The first classification; a Pipeline ends in one of the two. If it is fitted already (or frozen by
         `sklearn.frozen.FrozenEstimator`, which survives `clone`), it is used as it is; otherwise a copy is
         fitted. By default a MAPAligner for particles without poses, an SMLClusterer for those that have
-        them, as after a MAPAligner in a Pipeline.
+        them, as after a MAPAligner in a Pipeline, of a class for every ten sub-classes' worth of images:
+        n // (10 * images_per_subclass) classes, 2 to 50.
     second : SMLClusterer or None, default=None
         Copied for every class, with `n_clusters` by the rule below, and `n_jobs` and `random_state` those of
         this estimator. By default ``SMLClusterer()``.
@@ -162,7 +163,8 @@ class DeepClusterer(
         seed = rng.randint(2**31 - 1)
         first = self.first
         if first is None:
-            first = default_first(data, n_jobs=self.n_jobs, random_state=seed, verbose=self.verbose)
+            common = {"n_jobs": self.n_jobs, "random_state": seed, "verbose": self.verbose}
+            first = default_first(data, self.images_per_subclass, **common)
         checkpoint_of(self, data)  # raises what stands in the way of a checkpoint before anything is fitted
         self.first_, data, self.first_labels_, parts = classify_training(first, data, self.checkpoint)
         averages, resolution = classes_of(self.first_)

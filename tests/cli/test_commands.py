@@ -107,8 +107,9 @@ def test_references_starts_and_noise_groups_are_options_and_told(simulated, tmp_
     assert results["n_references_align"] == 6 and results["n_classes_align"] == 4
     assert len(results["alignment_pass_resolution"]) == results["n_iter_align"]
     assert results["alignment_pass_resolution"][-1] == results["alignment_resolution"]
-    aligner = load_model(tmp_path / "out" / "model.npz")[0]
+    aligner, clusterer = load_model(tmp_path / "out" / "model.npz")
     assert (aligner.n_references, aligner.n_init, aligner.noise) == (6, 2, "group")
+    assert clusterer.noise == "group" and clusterer.noise_groups_ is not None
 
 
 def test_labels_in_the_file_are_those_of_the_model_and_the_averages(classified, simulated):

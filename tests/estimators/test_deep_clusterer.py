@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, load_model, save_model
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.estimators._deep_first import default_first, n_first_classes
 from sklearn_cryoem.estimators._deep_fit import n_subclasses
 
 QUICK = SMLClusterer(max_resolution=40.0, max_iter=150)
@@ -54,6 +55,14 @@ def test_the_rule_is_what_fit_goes_by(fitted):
         else:
             assert clusterer.n_clusters == sizes[k] // 20
             assert len(fitted.children_[k]) == len(clusterer.latent_nodes_)
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "n_first"),
+    [(2, 1), (5, 2), (600, 2), (899, 2), (900, 3), (4000, 13), (15_000, 50), (10**6, 50)],
+)
+def test_there_is_a_first_class_for_every_ten_subclasses(n_samples, n_first):
+    assert n_first_classes(n_samples, 30) == n_first
 
 
 # ---------------------------------------------------------------- labels and tree
@@ -169,8 +178,8 @@ def test_it_is_a_step_of_a_pipeline_after_the_aligner(stack):
 
 
 def test_by_default_particles_without_poses_are_aligned_and_others_are_not(stack):
-    with pytest.raises(ValueError, match="50 references"):  # a MAPAligner() with its 50 classes
-        DeepClusterer().fit(stack[:40])
+    unaligned = default_first(stack, 10, n_jobs=1, random_state=0, verbose=0)
+    assert isinstance(unaligned, MAPAligner) and unaligned.n_classes == 2
     aligned = aligned_to_truth(stack)
     deep = DeepClusterer(second=QUICK).fit(aligned)
     assert isinstance(deep.first_, SMLClusterer)
