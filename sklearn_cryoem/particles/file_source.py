@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import threading
@@ -21,6 +22,7 @@ from sklearn_cryoem.particles.mrc_files import FrameFile
 from sklearn_cryoem.particles.sources import ArraySource, ImageSource, Rows, check_pixels
 
 MAX_OPEN_FILES = 32
+_NO_HANDLES = (errno.EMFILE, errno.ENFILE)
 _CLOCK_SLACK_NS = 2_000_000_000  # file systems and their copies round times of modification
 
 
@@ -37,11 +39,15 @@ class FilePool:
         self._lock = threading.Lock()
         self._process = os.getpid()
         weakref.finalize(self, _close_all, self._idle)
+        _pools.add(self)
 
     @contextmanager
     def borrow(self, file: FrameFile) -> Iterator[int]:
         """Lend an open descriptor of `file` to this thread alone."""
         descriptor = self._take(file.path)
+        if descriptor is not None and _is_stale(descriptor):  # the server of its mount was restarted
+            os.close(descriptor)
+            descriptor = None
         if descriptor is None:
             descriptor = _open(file)
         try:
@@ -67,16 +73,41 @@ class FilePool:
             while len(self._idle) > self._limit:
                 os.close(self._idle.popitem(last=False)[0])
 
+    def close_idle(self) -> int:
+        """Close the files that nobody reads now; return their number."""
+        with self._lock:
+            n_closed = len(self._idle)
+            _close_all(self._idle)
+        return n_closed
+
+
+_pools: weakref.WeakSet[FilePool] = weakref.WeakSet()
+
 
 def _close_all(idle: OrderedDict[int, str]) -> None:
     while idle:
         os.close(idle.popitem()[0])
 
 
+def _is_stale(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError as error:
+        return error.errno == errno.ESTALE
+    return False
+
+
 def _open(file: FrameFile) -> int:
     try:
         return os.open(file.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
+        if error.errno in _NO_HANDLES:
+            if sum(pool.close_idle() for pool in list(_pools)):  # those of other stacks, too
+                return _open(file)
+            raise ParticleDataError(
+                f"{file.path}: cannot be opened ({error.strerror}), and none that these particles hold open "
+                "can be closed. Raise the limit (ulimit -n), or close files."
+            ) from error
         raise ParticleDataError(
             f"{file.path}: cannot be opened any more ({error.strerror}). Put it back, or read the particles "
             "again with images_dir= set to where the images are now."
@@ -226,7 +257,13 @@ def _read_exactly(descriptor: int, buffer: np.ndarray, file: FrameFile) -> None:
     view = memoryview(buffer.reshape(-1).view(np.uint8))
     with open(descriptor, "rb", buffering=0, closefd=False) as stream:
         while len(view):
-            n_read = stream.readinto(view)
+            try:
+                n_read = stream.readinto(view)
+            except OSError as error:
+                raise ParticleDataError(
+                    f"{file.path}: cannot be read ({error.strerror}). Look after the disk or the mount it is "
+                    "on; once it is back, a fit with a checkpoint goes on."
+                ) from error
             if not n_read:
                 raise ParticleDataError(
                     f"{file.path}: the file ended before its last image. Copy or extract it again."
