@@ -88,7 +88,7 @@ def fit_alignment(
     found = keeper.load()
     n_online = settings.n_batches * settings.n_init if start is None else 0
     total = n_online + settings.max_iter
-    announce(source, settings, online_limit(settings), 0.0, logger)
+    announce(source, settings, online_limit(settings), logger)
     with progress(total, "aligning", verbose=verbose, on_step=on_step) as bar, single_blas_threads():
         if isinstance(found, PassState):
             bar.update(n_online + len(found.evidence))
@@ -212,7 +212,7 @@ def full_passes(
         keeper.keep(state, now=True)
     try:
         while not state.converged and len(state.evidence) < settings.max_iter:
-            said = announce(source, settings, state.model.k_max, said, logger)
+            said = announce(source, settings, state.model.k_max, logger, said=said, broad=state.broad)
             state = _after_pass(source, settings, state)
             if keeper is not None:
                 keeper.keep(state, now=True)
