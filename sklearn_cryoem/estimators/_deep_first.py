@@ -37,7 +37,7 @@ def check_first(first, owner):
     TypeError
         If it is a class, or cannot predict.
     """
-    last = _steps(first)[-1] if first is not None else None
+    last = steps_of(first)[-1] if first is not None else None
     if isinstance(first, type) or (last is not None and not hasattr(last, "predict")):
         found = f"the class {first.__name__}" if isinstance(first, type) else f"a {type(last).__name__}"
         raise TypeError(
@@ -82,7 +82,7 @@ def classify_training(first, data, folder=None):
         fitted = first.estimator if isinstance(first, FrozenEstimator) else first
         return fitted, *classify_new(fitted, data), []
     fitted, parts = fit_steps_once(clone(first), data, folder, _aligned_training)
-    *before, last = _steps(fitted)
+    *before, last = steps_of(fitted)
     for step in before:
         data = _aligned_training(step, data)
     return fitted, _aligned_training(last, data, is_last=True), last.labels_, parts
@@ -103,7 +103,7 @@ def classify_new(fitted, data):
     data : ParticleStack or ndarray
     labels : ndarray of shape (n_samples,), int
     """
-    *before, last = _steps(fitted)
+    *before, last = steps_of(fitted)
     for step in before:
         data = step.transform(data)
     labels = last.predict(data)
@@ -112,7 +112,7 @@ def classify_new(fitted, data):
 
 def aligns(fitted):
     """Whether a fitted estimator found poses, so that its `transform` returns particles with them."""
-    return any(hasattr(step, "poses_") for step in _steps(fitted))
+    return any(hasattr(step, "poses_") for step in steps_of(fitted))
 
 
 def classes_of(fitted):
@@ -123,7 +123,7 @@ def classes_of(fitted):
     averages : ndarray of shape (n_classes, D, D) or (n_classes, n_features)
     resolution : ndarray of shape (n_classes,)
     """
-    last = _steps(fitted)[-1]
+    last = steps_of(fitted)[-1]
     if not hasattr(last, "class_averages_"):
         raise TypeError(
             f"{type(last).__name__} has no class_averages_ after its fit, which classes kept whole are shown "
@@ -132,14 +132,14 @@ def classes_of(fitted):
     return last.class_averages_, last.class_resolution_
 
 
-def _steps(estimator):
+def steps_of(estimator):
     """Estimators of a pipeline in their order; any other estimator alone."""
     if isinstance(estimator, FrozenEstimator):
         estimator = estimator.estimator
     if not isinstance(estimator, Pipeline):
         return [estimator]
     steps = [step for _, step in estimator.steps if step is not None and step != "passthrough"]
-    return [inner for step in steps for inner in _steps(step)]
+    return [inner for step in steps for inner in steps_of(step)]
 
 
 def _aligned_training(step, data, *, is_last=False):

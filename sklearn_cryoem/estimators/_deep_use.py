@@ -55,7 +55,7 @@ class DescendsTree:
         n_samples, found = self._descend(X, "predict")
         labels = np.empty(n_samples, dtype=np.int64)
         for k, rows, part in found:
-            labels[rows] = self.children_[k][0 if part is None else part]
+            labels[rows] = self.children_[k][0 if part is None else self._leaf_of_node[k][part]]
         return labels
 
     def predict_proba(self, X):
@@ -74,7 +74,11 @@ class DescendsTree:
         n_samples, found = self._descend(X, "predict_proba")
         posterior = np.zeros((n_samples, len(self.parent_label_)), dtype=self.class_averages_.dtype)
         for k, rows, part in found:
-            posterior[np.ix_(rows, self.children_[k])] = 1.0 if part is None else part
+            if part is None:
+                posterior[rows, self.children_[k][0]] = 1.0
+                continue
+            for node, leaf in enumerate(self._leaf_of_node[k]):
+                posterior[rows, self.children_[k][leaf]] += part[:, node]
         return posterior
 
     def transform(self, X):

@@ -14,6 +14,7 @@ from sklearn_cryoem.estimators._deep_first import (
     classes_of,
     classify_training,
     default_first,
+    steps_of,
 )
 from sklearn_cryoem.estimators._deep_fit import fit_subclasses, n_subclasses, summarise
 from sklearn_cryoem.estimators._deep_use import DescendsTree
@@ -39,12 +40,16 @@ class DeepClusterer(
         fitted. By default a MAPAligner for particles without poses, an SMLClusterer for those that have
         them, as after a MAPAligner in a Pipeline, of a class for every ten sub-classes' worth of images:
         n // (10 * images_per_subclass) classes, 2 to 50.
-    second : SMLClusterer or None, default=None
+    second : SMLClusterer, Pipeline or None, default=None
         Copied for every class, with `n_clusters` by the rule below, and `n_jobs` and `random_state` those of
-        this estimator. By default ``SMLClusterer()``.
+        this estimator. By default ``SMLClusterer()``. A Pipeline ends in one:
+        ``make_pipeline(EigenImages(6), SMLClusterer())`` divides each class along its own eigen-images, which
+        serves classes of some hundred images best; averages are then those of the coordinates, back
+        in images, and have no resolution.
     images_per_subclass : int, default=30
         A class of n images is divided into n // images_per_subclass sub-classes, at least 2, rounded to the
-        nearest grid.
+        nearest grid. Nodes that are left without images are no sub-classes: what comes to them later goes to
+        the nearest one on the manifold that is.
     min_class_size : int or None, default=None
         Classes of fewer images are kept whole: one sub-class, with the average of the first classification.
         By default twice `images_per_subclass`.
@@ -85,7 +90,7 @@ class DeepClusterer(
         exp(entropy of `class_sizes_`), Eq. (3.8).
     first_ : estimator
         The fitted first classification.
-    clusterers_ : list of SMLClusterer or None
+    clusterers_ : list of SMLClusterer, Pipeline or None
         That of each first class; None for those kept whole.
     poses_ : Poses or None
         Poses of the training images that the classes were divided with; None where they had none.
@@ -193,15 +198,17 @@ class DeepClusterer(
         second = self.second
         given = {} if self.first is None else self.first.get_params()
         first_masks = [value for name, value in given.items() if name.endswith("mask_diameter")]
-        if second is not None and second.mask_diameter not in first_masks:
-            question_mask(second, stack, stacklevel=3)
+        masked = [] if second is None else [s for s in steps_of(second) if hasattr(s, "mask_diameter")]
+        if masked and masked[0].mask_diameter not in first_masks:
+            question_mask(masked[0], stack, stacklevel=3)
 
     def _check_parameters(self):
         check_first(self.first, self)
-        if self.second is not None and not isinstance(self.second, SMLClusterer):
+        if self.second is not None and not isinstance(steps_of(self.second)[-1], SMLClusterer):
             raise TypeError(
                 f"The parameter 'second' of {type(self).__name__} is a {type(self.second).__name__}, "
-                "expected an SMLClusterer or None. Put everything else before it, into first=."
+                "expected an SMLClusterer, a Pipeline that ends in one, or None. Put everything else before "
+                "it, into first=."
             )
         counts = {"owner": self, "integer": True}
         check_number("images_per_subclass", self.images_per_subclass, minimum=1, **counts)
@@ -209,7 +216,7 @@ class DeepClusterer(
         check_number("max_subclasses", self.max_subclasses, minimum=2, allow_none=True, **counts)
 
     def _tell_convergence(self):
-        fitted = [clusterer for clusterer in self.clusterers_ if clusterer is not None]
+        fitted = [steps_of(clusterer)[-1] for clusterer in self.clusterers_ if clusterer is not None]
         restless = sum(not clusterer.converged_ for clusterer in fitted)
         self.converged_ = restless == 0
         if restless:
@@ -222,5 +229,5 @@ class DeepClusterer(
 
     @property
     def _n_features_out(self):
-        fitted = [clusterer for clusterer in self.clusterers_ if clusterer is not None]
+        fitted = [steps_of(clusterer)[-1] for clusterer in self.clusterers_ if clusterer is not None]
         return fitted[0].latent_nodes_.shape[1] if fitted else 1

@@ -125,7 +125,8 @@ def _trace_of_largest(deep):
     if not divided:
         return []
     largest = max(divided, key=lambda k: sizes[k])
-    (trace,) = traces_of(deep.clusterers_[largest])
+    fitted = deep.clusterers_[largest]
+    (trace,) = traces_of(fitted[-1] if isinstance(fitted, Pipeline) else fitted)
     return [replace(trace, title=f"Clustering inside class {largest + 1}, the largest")]
 
 

@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, load_model, save_model
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.estimators import EigenImages
 from sklearn_cryoem.estimators._deep_first import default_first, n_first_classes
 from sklearn_cryoem.estimators._deep_fit import n_subclasses
 
@@ -54,7 +55,7 @@ def test_the_rule_is_what_fit_goes_by(fitted):
             assert clusterer is None and len(fitted.children_[k]) == 1
         else:
             assert clusterer.n_clusters == sizes[k] // 20
-            assert len(fitted.children_[k]) == len(clusterer.latent_nodes_)
+            assert len(fitted.children_[k]) == np.count_nonzero(clusterer.class_sizes_)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +87,48 @@ def test_each_class_is_divided_as_a_clusterer_of_it_alone_would(fitted, stack):
             continue
         rows = np.flatnonzero(fitted.first_labels_ == k)
         alone = clone(clusterer).fit(aligned[rows])
-        np.testing.assert_array_equal(fitted.labels_[rows], fitted.children_[k][alone.labels_])
+        place = np.unique(alone.labels_, return_inverse=True)[1]
+        np.testing.assert_array_equal(fitted.labels_[rows], fitted.children_[k][place])
         np.testing.assert_array_equal(fitted.class_averages_[fitted.children_[k]], alone.class_averages_)
+
+
+def test_nodes_without_images_are_no_subclasses_and_their_newcomers_go_to_the_nearest():
+    X = np.repeat([[0.0, 0.0], [9.0, 9.0]], 60, axis=0) + np.random.default_rng(0).normal(0, 0.1, (120, 2))
+    second = SMLClusterer(n_components=1, max_iter=200)
+    deep = DeepClusterer(SMLClusterer(1), second, images_per_subclass=5, random_state=0).fit(X)
+    inner = deep.clusterers_[0]
+    occupied = np.flatnonzero(inner.class_sizes_)
+    assert len(inner.class_sizes_) == 24 and 2 <= len(occupied) < 24, "some nodes must lie between the clumps"
+    assert len(deep.class_averages_) == len(occupied) and (deep.class_sizes_ > 0).all()
+    np.testing.assert_array_equal(deep.class_averages_, inner.class_averages_[occupied])
+    np.testing.assert_array_equal(deep.predict(X), deep.labels_)
+    between = np.linspace(0, 9, 50)[:, None].repeat(2, axis=1)
+    empty = ~np.isin(inner.predict(between), occupied)
+    assert empty.any()
+    distance = np.abs(inner.predict(between)[:, None] - occupied)
+    np.testing.assert_array_equal(deep.predict(between), distance.argmin(axis=1))
+    np.testing.assert_allclose(deep.predict_proba(between).sum(axis=1), 1.0, rtol=1e-5)
+    leaves = deep.tree_["classes"][0]["subclasses"]
+    nodes = inner.latent_nodes_[occupied]
+    np.testing.assert_allclose([leaf["latent_position"] for leaf in leaves], nodes)
+
+
+def test_classes_can_be_divided_along_their_own_eigen_images(fitted, stack, tmp_path):
+    second = make_pipeline(EigenImages(3, max_resolution=40.0), SMLClusterer())
+    deep = DeepClusterer(fitted.first_, second, images_per_subclass=20, random_state=0).fit(stack)
+    np.testing.assert_array_equal(deep.first_labels_, fitted.first_labels_)
+    k = int(np.argmax(np.bincount(deep.first_labels_)))
+    eigen, inner = deep.clusterers_[k]
+    assert eigen.eigen_images_.shape == (3, 24, 24) and inner.n_features_in_ == 3
+    assert deep.class_averages_.shape == (len(deep.class_sizes_), 24, 24)
+    np.testing.assert_array_equal(deep.predict(stack), deep.labels_)
+    assert deep.transform(stack[:5]).shape == (5, 2)
+    assert not hasattr(second[-1], "labels_"), "the estimator given is a pattern"
+    # an average of coordinates is the average of the phase-flipped images as far as eigen-images tell
+    alone = clone(deep.clusterers_[k]).fit(stack.with_poses(deep.poses_)[deep.first_labels_ == k])
+    np.testing.assert_array_equal(alone[-1].labels_, inner.labels_)
+    save_model(deep, tmp_path / "deep.npz")
+    np.testing.assert_array_equal(load_model(tmp_path / "deep.npz").predict(stack), deep.labels_)
 
 
 def test_it_separates_views_that_the_first_classification_mixes():
@@ -179,7 +220,7 @@ def test_it_is_a_step_of_a_pipeline_after_the_aligner(stack):
 
 def test_by_default_particles_without_poses_are_aligned_and_others_are_not(stack):
     unaligned = default_first(stack, 10, n_jobs=1, random_state=0, verbose=0)
-    assert isinstance(unaligned, MAPAligner) and unaligned.n_classes == 2
+    assert isinstance(unaligned, MAPAligner) and unaligned.n_clusters == 2
     aligned = aligned_to_truth(stack)
     deep = DeepClusterer(second=QUICK).fit(aligned)
     assert isinstance(deep.first_, SMLClusterer)
