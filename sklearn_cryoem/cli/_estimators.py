@@ -15,7 +15,7 @@ def make_clusterer(options):
         n_basis=options.basis,
         topology=options.topology,
         **_given(_shared(options)),
-        **_given({"max_iter": options.iterations}),
+        **_given({"max_iter": options.iterations, "cache_folder": options.cache_folder}),
         **machine(options),
     )
 

@@ -136,6 +136,11 @@ def add_classification(parser):
     cluster.add_argument(
         "--iterations", metavar="N", type=count, help="iterations, at most (default: the clusterer's)"
     )
+    cluster.add_argument(
+        "--cache-folder", metavar="DIR", type=Path,
+        help="keep prepared images of large sets in files here, which further runs read again; their size is "
+        "stated before, and they stay until they are deleted",
+    )  # fmt: skip
 
 
 def run(options, console):

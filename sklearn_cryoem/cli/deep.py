@@ -137,7 +137,7 @@ def divide(stack, options, folder):
         unfinished.fit(clone(first), stack)
     deep = DeepClusterer(
         first,  # of which the fit just made is found where it was kept; poses are not searched again
-        make_clusterer(options).set_params(verbose=0),
+        make_clusterer(options).set_params(verbose=0, cache_folder=None),
         images_per_subclass=options.images_per_subclass,
         min_class_size=options.min_class_size,
         max_subclasses=options.max_subclasses,

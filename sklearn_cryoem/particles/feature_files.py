@@ -29,6 +29,7 @@ from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.manifold.blocks import FeatureBlock, FeatureLayout
 
 logger = logging.getLogger(__name__)
+spoken = logging.getLogger("sklearn_cryoem")  # what the command line says without being asked for more
 
 FORMAT = 1  # of the files, and of how features are prepared: raise it when either changes
 SEGMENT_COLUMNS = 512  # features of a segment, at least
@@ -124,7 +125,7 @@ class FeatureFiles:
             return
         self._make_folder()
         free = shutil.disk_usage(self.folder).free
-        logger.info(
+        spoken.info(
             "Prepared features take %s in %s, of which %s are there already; %s are free.",
             format_bytes(total),
             self.folder,
@@ -135,8 +136,8 @@ class FeatureFiles:
             raise OSError(
                 errno.ENOSPC,
                 f"Prepared features need {format_bytes(needed)} more in {self.folder}, where "
-                f"{format_bytes(free)} are free. Make room, name another cache_folder, ask for a coarser "
-                "max_resolution, or fit without cache_folder",
+                f"{format_bytes(free)} are free. Make room, name another cache folder, ask for a coarser "
+                "max_resolution, or fit without one",
             )
 
     def _make_folder(self) -> None:
@@ -152,7 +153,7 @@ class FeatureFiles:
             raise OSError(
                 error.errno,
                 f"Prepared features cannot be written to {self.folder} ({error.strerror}). Give a "
-                "cache_folder of your own",
+                "cache folder of your own",
             ) from error
 
     def _manifest(self) -> dict[str, Any]:
@@ -233,7 +234,7 @@ class FeatureFiles:
         """
         what = f"prepared features in {self.folder}"
         remedy = (
-            "Make room there, name another cache_folder, or fit without one. The files that are there are "
+            "Make room there, name another cache folder, or fit without one. The files that are there are "
             "whole, and the same fit takes them up; delete the folder to have their room back."
         )
         with room_for(what, remedy), atomic_path(self._path(index), overwrite=True) as temporary:

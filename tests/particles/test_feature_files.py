@@ -261,7 +261,7 @@ class FeatureFilesWrite:
 
 def test_a_folder_that_cannot_be_written_is_refused(stack, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"Not a directory.*Give a cache_folder of your own"):
+    with pytest.raises(OSError, match=r"Not a directory.*Give a cache folder of your own"):
         blocks_of(stack).kept_in(tmp_path / "file")
     unread = blocks_of(stack).kept_in(tmp_path / "file", may_write=False)
     assert_same_bits(unread, blocks_of(stack, cache_bytes=2**30))
