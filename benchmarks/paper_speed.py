@@ -16,7 +16,8 @@ Seconds are those of the processor, summed over workers; on a busy machine the w
 means little.
 
 The extrapolation times passes over 1,024 and 2,048 images of the paper's size, streamed and from files, all
-sums dense, and M-steps, at some stages of frequency marching, and adds them up over 30 iterations. `--full`
+sums dense, and M-steps, at the first and last stage of frequency marching, and adds them up over 30
+iterations, in between by the number of features. `--full`
 prints it first, then does the whole thing from a simulated stack of 6 GB (float16) and 13 GB of features
 (`--share`: with a share of the images); `--folder` says where they may lie, and a stack that is there is used
 again. Simulating is not part of the time.
@@ -44,7 +45,8 @@ from sklearn_cryoem._core import memory
 from sklearn_cryoem._core.memory import format_bytes
 from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
-from sklearn_cryoem.manifold.blocks import BLOCK_SIZE
+from sklearn_cryoem.manifold import blocks as manifold_blocks
+from sklearn_cryoem.manifold.blocks import BLOCK_SIZE, N_SHARDS
 from sklearn_cryoem.manifold.coupling import Coupling
 from sklearn_cryoem.manifold.crossfit import ShellNorms, fold_statistics, without
 from sklearn_cryoem.manifold.expectation import Matcher, e_step
@@ -267,7 +269,7 @@ def extrapolate(folder, case, jobs):
     basis = LatentBasis(grid, tuple(round(BASIS_PER_NODE * side) for side in grid), BASIS_WIDTH)
     first = max(6, int(stack.box * stack.pixel_size / 40.0))  # the default initial resolution
     schedule = Schedule.of(first, n_shells, 1.0, case["iterations"])
-    measured = sorted({int(s) for s in np.linspace(first, n_shells, 3)})
+    measured, manifold_blocks.N_SHARDS = (first, n_shells), jobs  # so that tasks have several blocks
     sizes = [layout.truncate(s).n_features for s in measured]
     stages = [schedule.stage(i).n_shells for i in range(case["iterations"])]
     n_cross = schedule.cross_fitted_iterations(case["iterations"])
@@ -295,7 +297,7 @@ def extrapolate(folder, case, jobs):
                 image, fixed, m_step = (
                     np.interp(layout.truncate(s).n_features, sizes, values) for values in costs[c].T
                 )
-                seconds += image * n_all_images + fixed + m_step
+                seconds += image * n_all_images + fixed * N_SHARDS / jobs + m_step
             minutes = seconds / jobs / 60
             say(
                 f"{mode:9} {minutes:4.0f} min, {seconds / products:.2f} times the bare products; paper: "
