@@ -80,6 +80,7 @@ class ManifoldStream:
             self._manifold,
             self._moments,
             n_folds=self._n_folds(blocks.n_samples),
+            noise=pooling(self.noise),
             hard=hard,
             dtype=dtype,
             n_jobs=self.n_jobs,

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
 from sklearn_cryoem.manifold.classes import ClassStatistics, class_statistics, map_posterior
 from sklearn_cryoem.manifold.crossfit import ShellNorms
-from sklearn_cryoem.manifold.expectation import Posterior, Statistics, e_step
+from sklearn_cryoem.manifold.expectation import Posterior, Statistics
 from sklearn_cryoem.manifold.fit import Manifold
 from sklearn_cryoem.manifold.prior import Moments, measure_moments, power_of, prior_precision
 from sklearn_cryoem.manifold.sweeps import Sweeps, add_up
@@ -35,6 +35,8 @@ class Stream:
         The last images; None after `resume_stream`.
     n_folds : int
         Folds in which images are held out, Eq. (3.12); 1 for ordinary EM.
+    held : Statistics
+        Sums over the window, Eq. (3.2).
     left : Statistics
         Decayed sums, Eq. (3.2), over the images that have left the window; its number of images is how
         many they are worth.
@@ -53,6 +55,7 @@ class Stream:
     layout: FeatureLayout
     window: Window | None
     n_folds: int
+    held: Statistics
     left: Statistics
     left_noise: Float64
     left_classes: ClassStatistics
@@ -80,6 +83,7 @@ def begin_stream(
     moments: Moments,
     *,
     n_folds: int,
+    noise: str = "shell",
     hard: bool = False,
     dtype: DTypeLike,
     n_jobs: int | None = None,
@@ -91,11 +95,13 @@ def begin_stream(
     blocks : Blocks
         The first chunk.
     manifold : Manifold
-        Its fit.
+        Its fit, which stays as it is; what is remembered comes from a few sweeps more, as in `advance`.
     moments : Moments
         Its moments.
     n_folds : int
         Folds in which images are held out, Eq. (3.12); 1 for ordinary EM.
+    noise : {"white", "shell"}
+        How noise variances are pooled, Eq. (3.4).
     hard : bool
         Class averages count each image for its most probable node alone.
     dtype : dtype
@@ -103,16 +109,21 @@ def begin_stream(
     n_jobs : int, optional
         Number of workers.
     """
-    shells = ShellNorms(blocks)
+    shells, basis = ShellNorms(blocks), manifold.basis
     stream = _nothing(shells.layout, manifold, pooled_moments(moments, blocks.layout), n_folds)
-    leaving, window = admit(None, shells, n_folds, len(manifold.basis.nodes))
-    matcher = manifold.matcher(shells.layout, dtype=dtype)
-    if leaving:
-        sums = add_up([e_step(part, matcher, n_jobs=n_jobs) for part in leaving])
+    leaving, window = admit(None, shells, n_folds, len(basis.nodes))
+    parts: list[Blocks] = [*leaving, window]
+    power = power_of(stream.moments, shells.layout)
+    sweeps = Sweeps.of(basis, manifold.alpha, power, shells.layout, noise, dtype, n_jobs)
+    swept = sweeps.run(parts, n_folds, stream.held, stream.left, stream.left_noise, manifold)
+    if swept.leaving is not None:
+        matcher = manifold.matcher(shells.layout, dtype=dtype)
         classes = [class_statistics(part, matcher, hard=hard, n_jobs=n_jobs) for part in leaving]
-        stream, window = _let_go(stream, sums, manifold.noise_variance, classes), window.owned()
-    counts = np.bincount(most_probable(blocks, manifold, dtype, n_jobs), minlength=len(manifold.basis.nodes))
-    return dataclasses.replace(stream, window=window, class_counts=counts, n_seen=blocks.n_samples)
+        stream, window = _let_go(stream, swept.leaving, manifold.noise_variance, classes), window.owned()
+    counts = np.bincount(most_probable(blocks, manifold, dtype, n_jobs), minlength=len(basis.nodes))
+    return dataclasses.replace(
+        stream, window=window, held=swept.held, class_counts=counts, n_seen=blocks.n_samples
+    )
 
 
 def resume_stream(
@@ -210,7 +221,7 @@ def advance(
     leaving, window = admit(stream.window, ShellNorms(blocks), stream.n_folds, len(basis.nodes))
     parts: list[Blocks] = [*leaving, window]
     sweeps = Sweeps.of(basis, prior_precision(alpha, basis, power), power, layout, noise, dtype, n_jobs)
-    swept = sweeps.run(parts, stream.n_folds, stream.left, stream.left_noise, manifold)
+    swept = sweeps.run(parts, stream.n_folds, stream.held, stream.left, stream.left_noise, manifold)
     manifold = swept.manifold
     matcher = manifold.matcher(layout, dtype=dtype)
     *old, new = [class_statistics(part, matcher, hard=hard, n_jobs=n_jobs) for part in parts]
@@ -220,6 +231,7 @@ def advance(
     stream = dataclasses.replace(
         stream,
         window=window,
+        held=swept.held,
         class_counts=stream.class_counts + np.bincount(labels, minlength=len(stream.class_counts)),
         moments=moments,
         n_seen=stream.n_seen + blocks.n_samples,
@@ -243,7 +255,7 @@ def _nothing(layout: FeatureLayout, manifold: Manifold, moments: Moments, n_fold
         np.stack([cross, cross]), np.stack([gram, gram]), np.zeros(n_nodes), np.zeros(0, dtype=np.int64)
     )
     counts, noise = np.zeros(n_nodes, dtype=np.int64), manifold.noise_variance
-    return Stream(layout, None, n_folds, none, noise, classes, counts, moments, 0, 0)
+    return Stream(layout, None, n_folds, none, none, noise, classes, counts, moments, 0, 0)
 
 
 def _let_go(stream: Stream, sums: Statistics, noise: Float64, classes: list[ClassStatistics]) -> Stream:

@@ -34,12 +34,15 @@ class Swept:
         The new parameters.
     leaving : Statistics or None
         Sums over the images that are seen for the last time; None if there are none.
+    held : Statistics
+        Sums over the others.
     objective : list of float
         Of each sweep, for each image.
     """
 
     manifold: Manifold
     leaving: Statistics | None
+    held: Statistics
     objective: list[float]
 
 
@@ -95,6 +98,7 @@ class Sweeps:
         self,
         parts: list[Blocks],
         n_folds: int,
+        held: Statistics,
         left: Statistics,
         left_noise: Float64,
         manifold: Manifold,
@@ -107,6 +111,8 @@ class Sweeps:
             The images at hand.
         n_folds : int
             Folds in which images are held out, Eq. (3.12); 1 for ordinary EM.
+        held : Statistics
+            Sums over those of them that were there before.
         left : Statistics
             Sums over images that are gone, worth as many as its `n_samples`.
         left_noise : ndarray of shape (S,)
@@ -116,7 +122,9 @@ class Sweeps:
         """
         if n_folds == 1:
             return self._run_ordinary(parts, left, manifold)
-        variance, objective, templates = manifold.noise_variance, [], [manifold.templates] * n_folds
+        variance, objective, known = manifold.noise_variance, [], left + held
+        start = manifold.templates if not known.n_samples else self._templates(known, variance)
+        templates = [start] * n_folds
         for _ in range(N_SWEEPS):
             matchers = [Matcher.of(mu, variance, self.layout, dtype=self.dtype) for mu in templates]
             n_shells = self.layout.n_shells
@@ -127,14 +135,14 @@ class Sweeps:
             at_hand = add_up([*leaving, staying])
             objective.append(at_hand.log_evidence / at_hand.n_samples)
             total, before = left + at_hand, variance
-            templates = [
-                self.coupling.templates(without(total, fold), variance, self.layout, n_jobs=self.n_jobs)
-                for fold in folds
-            ]
+            templates = [self._templates(without(total, fold), variance) for fold in folds]
             variance = self._held_out_noise(folds, templates, left.n_samples, left_noise)
         weights = solve_weights(total, self.basis, before, self.alpha, self.layout, n_jobs=self.n_jobs)
         learnt = Manifold(self.basis, weights, variance, self.alpha)
-        return Swept(learnt, add_up(leaving) if leaving else None, objective)
+        return Swept(learnt, add_up(leaving) if leaving else None, staying, objective)
+
+    def _templates(self, statistics: Statistics, variance: Float64) -> Float64:
+        return self.coupling.templates(statistics, variance, self.layout, n_jobs=self.n_jobs)
 
     def _held_out_noise(
         self, folds: list[Statistics], templates: list[Float64], n_left: int, left_noise: Float64
@@ -160,7 +168,7 @@ class Sweeps:
             weights = solve_weights(total, self.basis, variance, self.alpha, self.layout, n_jobs=self.n_jobs)
             variance = update_noise(total, self.basis.phi @ weights, self.layout, self.noise, self.floor)
             manifold = Manifold(self.basis, weights, variance, self.alpha)
-        return Swept(manifold, add_up(leaving) if leaving else None, objective)
+        return Swept(manifold, add_up(leaving) if leaving else None, staying, objective)
 
 
 def add_up(parts: list[Sums]) -> Sums:
