@@ -40,13 +40,15 @@ def set_memory_limit(limit: float | str | None) -> None:
 
     Notes
     -----
-    A quarter of a limit that was set is for features kept from one pass to the next; without one, 256 MB are.
-    A fit whose estimate is above the limit says so in a warning, and goes on: what it needs beyond caches
+    A quarter of a limit that was set is for features kept from one pass to the next, and another for the
+    references that an alignment keeps at every shift; without one, 256 MB and 400 MB a worker are. Blocks of
+    features, banks of references and tables of posteriors are of one size from 4 GB on, and smaller below.
+    A fit whose estimate is above the limit says so in a warning, and goes on: what it needs beyond all these
     follows from the number of classes, the box and `n_jobs`.
 
-    Features that are kept were computed up to the finest resolution, others up to that of the pass. So labels
-    and averages may differ in their last digits between limits so low that not all features can be kept, and
-    others. Between limits that keep all, or none, they have the same bits.
+    Results have the same bits for any number of workers under one limit. They may differ in their last digits
+    between limits below 4 GB, where blocks differ, and where one keeps all features and another does not:
+    those that are kept were computed up to the finest resolution, others up to that of the pass.
 
     Examples
     --------
@@ -81,9 +83,9 @@ def bytes_at_once(most: float, share: float) -> float:
 
 
 def kept_by_worker(share: float, most: float, n_workers: int) -> float:
-    """Bytes that each worker may keep of what it could make again: its part of `share` of a limit that was set.
+    """Bytes that each worker may keep of what it could make again: its part of `share` of the limit.
 
-    Without one, no more than `most`. Results do not depend on it.
+    Where nobody has set one, no more than `most`. Results do not depend on it.
     """
     mine = share * memory_limit() / n_workers
     return mine if _limit or os.environ.get(VARIABLE) else min(mine, most)
@@ -194,9 +196,10 @@ def log_estimate(logger: logging.Logger, what: str, n_bytes: float) -> None:
     logger.info("%s needs about %s of memory beyond the images given.", what, format_bytes(n_bytes))
     if n_bytes > memory_limit():
         logger.warning(
-            "%s needs about %s of memory, more than the limit of %s. Ask for fewer classes or workers, a "
-            "coarser max_resolution, or give more with sklearn_cryoem.set_memory_limit.",
+            "%s needs about %s of memory, more than the limit of %s, and goes on. Ask for fewer classes or "
+            "workers, a coarser max_resolution, or give more with sklearn_cryoem.set_memory_limit(%r).",
             what,
             format_bytes(n_bytes),
             format_bytes(memory_limit()),
+            format_bytes(n_bytes),
         )

@@ -44,6 +44,19 @@ def test_by_default_it_is_half_of_the_machine_and_caches_stay_small():
     assert memory.cache_bytes() <= 256 * 2**20
 
 
+def test_what_is_held_at_once_shrinks_below_a_limit():
+    for limit, expected in (("1 TB", 100.0), ("100 kB", 100.0), ("1 kB", 10.24)):
+        set_memory_limit(limit)
+        assert memory.bytes_at_once(100.0, 0.01) == pytest.approx(expected)
+
+
+def test_what_is_kept_is_shared_by_the_workers_and_small_where_nobody_set_a_limit(monkeypatch):
+    monkeypatch.setattr(memory, "machine_memory", lambda: 2e12)
+    assert memory.kept_by_worker(0.25, 400e6, 2) == 400e6
+    set_memory_limit(8e9)
+    assert [memory.kept_by_worker(0.25, 400e6, n) for n in (1, 4)] == [2e9, 5e8]
+
+
 def test_control_groups_above_count_too(tmp_path):
     root, inside = tmp_path / "cgroup", tmp_path / "cgroup" / "user" / "job"
     inside.mkdir(parents=True)

@@ -95,6 +95,19 @@ def test_cutting_the_work_differently_changes_nothing(setting, monkeypatch, modu
     assert len(parts.weight) == pytest.approx(len(whole.weight), rel=0.01)
 
 
+def test_references_that_are_kept_or_made_again_give_the_same_bits(setting):
+    _, source, model, space = setting(50, noise=0.3)
+    found = []
+    for kept, n_kept in ((0.0, 0), (2.5 * space.shifted_bytes, 2), (1e9, 9)):
+        room = replace(plan.Room.of(), kept=kept)
+        work = Plan(model, space, source.n_even, room=room)
+        found.append(joined(work.posteriors(source, np.arange(50))))
+        assert len(work.adaptive._shifted) == n_kept
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.log_evidence, found[0].log_evidence)
+        np.testing.assert_array_equal(other.weight, found[0].weight)
+
+
 def test_two_workers_give_the_same_bits_as_one(setting, by_one_and_two):
     particles, _, model, space = setting(250)
     one, two = by_one_and_two(particles.source, lambda s: run_pass(s, np.arange(250), model, space))
