@@ -17,10 +17,9 @@ means little.
 
 The extrapolation times passes over 1,024 and 2,048 images of the paper's size, streamed and from files, all
 sums dense, and M-steps, at the first and last stage of frequency marching, and adds them up over 30
-iterations, in between by the number of features. `--full`
-prints it first, then does the whole thing from a simulated stack of 6 GB (float16) and 13 GB of features
-(`--share`: with a share of the images); `--folder` says where they may lie, and a stack that is there is used
-again. Simulating is not part of the time.
+iterations, in between by the number of features. `--full` prints it first, then does the whole thing from a
+simulated stack of 6 GB (float16) and 13 GB of features (`--share`: with a share of the images) in `--folder`,
+where a stack that is there is used again. Simulating is not part of the time.
 """
 
 import argparse
@@ -73,9 +72,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and smaller fits: a minute")
     parser.add_argument("--full", action="store_true", help="the paper's headline for real")
     parser.add_argument("--share", type=float, default=1.0, help="share of its images, for --full")
-    parser.add_argument(
-        "--folder", type=Path, help="where particles and features lie; a temporary one by default"
-    )
+    parser.add_argument("--folder", type=Path, help="of particles and features; by default temporary")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
@@ -200,7 +197,7 @@ def one_fit(folder, case, jobs):
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     n_nodes, layout = int(np.prod(model.grid_shape_)), FeatureBlocks(stack, half_plane(stack.box)).layout
-    products, n_flops = bare_products(layout, passes_of(model, stack, case), len(stack), n_nodes, jobs)
+    products, n_flops = bare_products(layout, passes_of(model, stack), len(stack), n_nodes, jobs)
     say(
         f"{n_nodes:7,} {len(stack):8,} {stack.box:5} {case['folds']:6} {model.n_iter_:11} {case['mode']:>9} "
         f"{wall:8.1f} {processor:13.1f} {products:17.1f} {processor / products:7.2f} "
@@ -208,12 +205,10 @@ def one_fit(folder, case, jobs):
     )
 
 
-def passes_of(model, stack, case):
+def passes_of(model, stack):
     """Passes of a fit: shells compared, shells summed, and whether they were cross-fitted."""
     n_shells = np.rint(stack.box * stack.pixel_size / model.resolution_).astype(int)
-    n_all, iterations = int(n_shells[-1]), case["iterations"]
-    schedule = Schedule.of(int(n_shells[0]), n_all, 1.0, iterations)
-    n_cross = schedule.cross_fitted_iterations(iterations) if case["folds"] > 1 else 0
+    n_all, n_cross = int(n_shells[-1]), int(model.held_out_.sum())
     # a pass compares images at one stage and sums at the next; that of the last objective sums in vain
     cross = [(first, second, True) for first, second in zip(n_shells, [*n_shells[1:], n_all], strict=True)]
     ordinary = [n_shells[n_cross], *n_shells[n_cross:], n_all]

@@ -1,0 +1,39 @@
+"""What the speed benchmark counts as the bare products of a fit."""
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sklearn_cryoem.manifold.blocks import FeatureLayout
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "paper_speed.py"
+
+
+@pytest.fixture(scope="module")
+def speed():
+    spec = importlib.util.spec_from_file_location("paper_speed", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("n_cross", [0, 6, 9])
+def test_every_pass_is_counted_once(speed, n_cross):
+    n_shells = np.array([6, 8, 10, 14, 19, 24, 24, 24, 24, 24])  # of ten iterations
+    model = SimpleNamespace(resolution_=64 * 2.0 / n_shells, held_out_=np.arange(10) < n_cross)
+    passes = speed.passes_of(model, SimpleNamespace(box=64, pixel_size=2.0))
+    assert len(passes) == 10 + 2  # the last objective, and class averages
+    assert [is_cross for *_, is_cross in passes] == [True] * n_cross + [False] * (12 - n_cross)
+    compared, summed = zip(*[pair for *pair, _ in passes], strict=True)
+    assert compared[0] == 6 and summed[-1] == 24
+    assert list(compared[1:]) == list(summed[:-1])  # what is summed now is compared next
+
+
+def test_operations_are_those_of_the_formula(speed):
+    layout = FeatureLayout(np.array([0, 0, 1, 1, 1, 1]), np.array([0, 0, 1, 1, 2, 2]))  # P = 6, Q = 3, S = 2
+    seconds, n_flops = speed.bare_products(layout, [(1, 2, False), (2, 2, True)], 1000, 5, 1)
+    values = (2 + 1) + (6 + 3) + 2 * (6 + 2)
+    assert n_flops == 2.0 * 1000 * 5 * values and seconds > 0
