@@ -15,7 +15,7 @@ others. The fit counts whole: reading, preparing, measuring the prior, the start
 Seconds are those of the processor, summed over workers; on a busy machine the wall-clock time beside them
 means little.
 
-The extrapolation times passes over 1,024 and 2,048 images of the paper's size, streamed and from files, all
+The extrapolation times passes over 2,048 images of the paper's size, streamed and from files, all
 sums dense, and M-steps, at the first and last stage of frequency marching, and adds them up over 30
 iterations, in between by the number of features. `--full` prints it first, then does the whole thing from a
 simulated stack of 6 GB (float16) and 13 GB of features (`--share`: with a share of the images) in `--folder`,
@@ -45,7 +45,7 @@ from sklearn_cryoem._core.memory import format_bytes
 from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.manifold import blocks as manifold_blocks
-from sklearn_cryoem.manifold.blocks import BLOCK_SIZE, N_SHARDS
+from sklearn_cryoem.manifold.blocks import BLOCK_SIZE
 from sklearn_cryoem.manifold.coupling import Coupling
 from sklearn_cryoem.manifold.crossfit import ShellNorms, fold_statistics, without
 from sklearn_cryoem.manifold.expectation import Matcher, e_step
@@ -259,8 +259,8 @@ def extrapolate(folder, case, jobs):
     """Print what the headline would take, from passes at some of its stages over a few images."""
     stack, n_all_images = read(folder, case), case.get("of", PAPER["n"])
     plane, grid = half_plane(stack.box), nearest_grid(case["nodes"], 2)
-    half, whole = (FeatureBlocks(some, plane, cache_bytes=0) for some in (stack[: len(stack) // 2], stack))
-    layout, n_shells = whole.layout, whole.layout.n_shells
+    streamed = FeatureBlocks(stack, plane, cache_bytes=0)
+    layout, n_shells = streamed.layout, streamed.layout.n_shells
     basis = LatentBasis(grid, tuple(round(BASIS_PER_NODE * side) for side in grid), BASIS_WIDTH)
     first = max(6, int(stack.box * stack.pixel_size / 40.0))  # the default initial resolution
     schedule = Schedule.of(first, n_shells, 1.0, case["iterations"])
@@ -278,21 +278,18 @@ def extrapolate(folder, case, jobs):
         f"{n_flops / products / 1e9:.0f} GFlop/s a worker, {n_flops / 1e15:.2f} PFlop"
     )
     with tempfile.TemporaryDirectory(dir=folder) as features:
-        kept = [blocks.kept_in(features) for blocks in (half, whole)]
-        writing = cost_of_pass(
-            lambda some: e_step(some, flat_matcher(some, basis, first), n_jobs=jobs), *kept
-        )
-        for mode, blocks in (("streamed", (half, whole)), ("files", kept)):
+        kept, start = streamed.kept_in(features), time.process_time()
+        e_step(kept, flat_matcher(kept, basis, first), n_jobs=jobs)
+        writing = (time.process_time() - start) / len(stack)
+        for mode, blocks in (("files", kept), ("streamed", streamed)):
             costs = {
-                c: np.array([stage_costs(*blocks, basis, s, c, jobs) for s in measured])
-                for c in (True, False)
+                c: np.array([stage_costs(blocks, basis, s, c, jobs) for s in measured]) for c in (True, False)
             }
-            seconds = writing[0] * n_all_images if mode == "files" else 0.0
+            seconds = writing * n_all_images if mode == "files" else 0.0
             for s, _, c in passes:
-                image, fixed, m_step = (
-                    np.interp(layout.truncate(s).n_features, sizes, values) for values in costs[c].T
-                )
-                seconds += image * n_all_images + fixed * N_SHARDS / jobs + m_step
+                size = layout.truncate(s).n_features
+                image, m_step = (np.interp(size, sizes, values) for values in costs[c].T)
+                seconds += image * n_all_images + m_step
             minutes = seconds / jobs / 60
             say(
                 f"{mode:9} {minutes:4.0f} min, {seconds / products:.2f} times the bare products; paper: "
@@ -308,31 +305,18 @@ def flat_matcher(blocks, basis, n_shells):
     return dataclasses.replace(matcher, temperature=1e3)
 
 
-def cost_of_pass(run, half, whole):
-    """Processor seconds of a pass for each image, and whatever their number; and what it returned."""
-    moments = [time.process_time()]
-    for blocks in (half, whole):
-        found = run(blocks)
-        moments.append(time.process_time())
-    of_half, of_whole = np.diff(moments)
-    image = (of_whole - of_half) / (whole.n_samples - half.n_samples)
-    return image, of_whole - image * whole.n_samples, found
-
-
-def stage_costs(half, whole, basis, n_shells, is_cross, jobs):
-    """Processor seconds of a pass: for each image, and whatever their number; and of its M-steps."""
+def stage_costs(blocks, basis, n_shells, is_cross, jobs):
+    """Processor seconds of a pass for each image, and of the M-steps after it."""
     if is_cross:
-        half, whole = ShellNorms(half), ShellNorms(whole)
-    matcher = flat_matcher(whole, basis, n_shells)
+        blocks = ShellNorms(blocks)
+    matcher = flat_matcher(blocks, basis, n_shells)
     layout, ones = matcher.layout, np.ones(n_shells)
-
-    def run(blocks):
-        if is_cross:
-            return fold_statistics(blocks, [matcher] * FOLDS, n_shells, n_jobs=jobs)
-        return e_step(blocks, matcher, n_jobs=jobs)
-
-    image, fixed, statistics = cost_of_pass(run, half, whole)
     start = time.process_time()
+    if is_cross:
+        statistics = fold_statistics(blocks, [matcher] * FOLDS, n_shells, n_jobs=jobs)
+    else:
+        statistics = e_step(blocks, matcher, n_jobs=jobs)
+    image, start = (time.process_time() - start) / blocks.n_samples, time.process_time()
     if is_cross:
         coupling, total = Coupling.of(basis, ones, layout, np.zeros(layout.n_features)), statistics.total()
         start = time.process_time()  # the coupling is made once
@@ -344,7 +328,7 @@ def stage_costs(half, whole, basis, n_shells, is_cross, jobs):
         weights = solve_weights(statistics, basis, ones, ones, layout, n_jobs=jobs)
         update_noise(statistics, basis.phi @ weights, layout, "shell", 1e-6 * ones)
         Matcher.of(basis.phi @ weights, ones, layout)
-    return image, fixed, time.process_time() - start
+    return image, time.process_time() - start
 
 
 if __name__ == "__main__":
