@@ -66,7 +66,8 @@ def _bytes_at(source: FeatureSource, settings: AlignmentSettings, space: SearchS
     statistics = _statistics_bytes(source, settings, space)
     references = 4.0 * settings.n_references * source.box**2
     caller = SUMS_OF_CALLER * statistics + COPIES_OF_REFERENCES * references
-    kept = source.kept_bytes * (pool.n_workers if isinstance(pool, DaskPool) else 1)
+    shares = 0.5 * (1 + pool.n_workers) if isinstance(pool, DaskPool) else 1.0  # more with every pass
+    kept = shares * source.kept_bytes
     workers = pool.n_workers * _worker_bytes(source, settings, space, broad)
     return LIBRARY_BYTES + own + kept + caller + workers
 
