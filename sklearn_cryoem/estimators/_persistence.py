@@ -26,6 +26,10 @@ FORMAT = "sklearn-cryoem model"
 FORMAT_VERSION = 1
 
 _HEADER = "header"
+_WHOLE = ("$estimator", "$pipeline", "$frozen", "$dataclass")  # what a file may hold: models and states
+_WITH_DATACLASSES = tuple(
+    ("sklearn_cryoem", name) for name in ("alignment", "estimators", "manifold", "particles", "physics")
+)
 # by name, from sklearn_cryoem.estimators
 _ESTIMATORS = ("DeepClusterer", "EigenImages", "MAPAligner", "RealigningClusterer", "SMLClusterer")
 
@@ -106,10 +110,12 @@ def load_model(path):
     """
     header, arrays = _open(path)
     try:
+        if next(iter(header["model"]), None) not in _WHOLE:
+            raise ValueError("it holds no estimator")
         return _decode(header["model"], arrays)
     except ModelFileError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, ImportError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ImportError, RecursionError) as error:
         raise ModelFileError(
             f"{path}, {header.get('written_by', 'of unknown origin')}, does not fit together ({error}). "
             f"Fit the model again with this version, or load it with the one that wrote it."
@@ -151,7 +157,7 @@ def _open(path):
             arrays = {name: archive[name] for name in archive.files if name != _HEADER}
     except ModelFileError:
         raise
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError, RecursionError) as error:
         why = "no .npz archive" if "pickle" in str(error) else error  # numpy would advise to unpickle it
         raise ModelFileError(
             f"{path} cannot be read as a model file ({why}). It is damaged or something else; "
@@ -159,9 +165,14 @@ def _open(path):
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ModelFileError(f"{path} holds arrays but no {FORMAT}. Give a file that save_model wrote.")
-    if header["format_version"] > FORMAT_VERSION:
+    version = header.get("format_version")
+    if not isinstance(version, int):
         raise ModelFileError(
-            f"{path} has format version {header['format_version']}, written by {header['written_by']}; "
+            f"{path} has no format version ({version!r}). Give a file that save_model wrote."
+        )
+    if version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path} has format version {version}, written by {header.get('written_by', 'somebody')}; "
             f"sklearn-cryoem {__version__} reads up to {FORMAT_VERSION}. Upgrade sklearn-cryoem."
         )
     return header, arrays
@@ -231,7 +242,7 @@ def _decode(value, arrays):
         return [_decode(item, arrays) for item in value]
     if not isinstance(value, dict):
         return value
-    tag = next(iter(value))
+    tag = next(iter(value), None)
     if tag not in _DECODERS:
         raise ModelFileError(f"the model file holds an unknown kind of value, {tag}. Upgrade sklearn-cryoem.")
     return _DECODERS[tag](value, arrays)
@@ -239,12 +250,12 @@ def _decode(value, arrays):
 
 def _decode_dataclass(value, arrays):
     module, _, name = value["$dataclass"].partition(":")
-    if module.split(".")[0] != "sklearn_cryoem":
+    if tuple(module.split(".")[:2]) not in _WITH_DATACLASSES:  # to import others may already run something
         raise ModelFileError(
-            f"the model file names {module}, which is not part of this library. Do not use it."
+            f"the model file names {module}, which is not part of this library's models. Do not use it."
         )
     kind = getattr(importlib.import_module(module), name)
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module):
         raise ModelFileError(f"the model file names {name}, which is not a dataclass. Do not use it.")
     return kind(**{key: _decode(item, arrays) for key, item in value["fields"].items()})
 
@@ -258,13 +269,22 @@ def _decode_estimator(value, arrays):
     kind = getattr(importlib.import_module("sklearn_cryoem.estimators"), name)
     estimator = kind(**{key: _decode(item, arrays) for key, item in value["parameters"].items()})
     for key, item in value["learned"].items():
+        if key.startswith("__"):
+            raise ModelFileError(f"the model file sets {key}, which no model learns. Do not use it.")
         setattr(estimator, key, _decode(item, arrays))
     return estimator
 
 
+def _decode_scalar(value, arrays):
+    dtype = np.dtype(value["$scalar"])
+    if dtype.kind not in "biuf":
+        raise ModelFileError(f"the model file holds a scalar of type {dtype}. Do not use it.")
+    return dtype.type(value["value"])
+
+
 _DECODERS = {
     "$float": lambda value, arrays: float(value["$float"]),
-    "$scalar": lambda value, arrays: np.dtype(value["$scalar"]).type(value["value"]),
+    "$scalar": _decode_scalar,
     "$array": lambda value, arrays: arrays[value["$array"]],
     "$texts": lambda value, arrays: np.array(value["$texts"], dtype=object),
     "$tuple": lambda value, arrays: tuple(_decode(value["$tuple"], arrays)),

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 from joblib import parallel_config
+from threadpoolctl import threadpool_info
 
 from sklearn_cryoem._core import tasks
 from sklearn_cryoem._core.tasks import SharedFile, task_pool
@@ -35,6 +36,11 @@ def dies(item):
 
 def fill(rows, store):
     store.fill(rows, values=np.outer(rows, np.ones(3)))
+
+
+def blas_threads(item):
+    np.ones((4, 4)) @ np.ones((4, 4))
+    return max(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
 
 
 def is_writable(item, value):
@@ -94,6 +100,12 @@ def test_few_values_stay_and_those_of_other_pools_go(tmp_path, monkeypatch):
             tasks._dump(number, path)
             assert SharedFile(path).get() == number
     assert list(tasks._loaded) == [str(tmp_path / "two" / n) for n in ("2", "3")]
+
+
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_every_worker_has_one_blas_thread(backend):
+    with parallel_config(backend), task_pool(2) as pool:
+        assert set(pool.map(blas_threads, range(8))) == {1}
 
 
 def test_nothing_is_left_behind():
