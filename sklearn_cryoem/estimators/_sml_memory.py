@@ -5,6 +5,7 @@ has b bytes, 4 for images. A pass over the data holds templates (8 K P), what th
 (b K (P + Q)), the total of the sums (8 K (P + Q)), and sums of a shard (b K (P + Q)) for every worker and,
 if there are several, one result that waits. Cross-fitted EM holds all of it F times, with Q = S. The steps
 follow each other: nothing but templates, or weights, goes from one to the next.
+Workers of a cluster hold templates and factors of their own, and what is on its way to them exists once more.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from sklearn_cryoem._core.memory import Workers
 from sklearn_cryoem.manifold.coupling import NARROWEST, TURN
 
-LIBRARY_BYTES = 20e6  # modules loaded when they are first used, and what the allocator keeps of small arrays
+LIBRARY_BYTES = 15e6  # modules loaded when they are first used, and what the allocator keeps of small arrays
 AHEAD_BYTES = 64e6  # of images of a block that are read before its turn, at most
 PART_BYTES = 16e6  # of the images that are prepared together, and their transforms
 TABLES = 3  # of a block's images and nodes: logs, and what becomes of them
@@ -42,7 +43,8 @@ def memory_needed(blocks, basis, n_jobs, n_folds=1, itemsize=4):
         largest = max(largest, steps.cross_fit(n_folds))
     images, features, tables = _block(blocks, basis, itemsize)
     first_pass, later = images + features, LEFT_OVER * images + features + tables
-    caches = max(workers.n_processes, 1) * getattr(blocks, "cache_bytes", 0)
+    shares = 0.5 * (1 + workers.n) if workers.n_processes else 1.0  # of all blocks; more with every pass
+    caches = shares * getattr(blocks, "cache_bytes", 0)
     here = max(workers.n * first_pass, workers.n * later + largest)
     return LIBRARY_BYTES + workers.own_bytes + caches + here
 
@@ -73,16 +75,22 @@ class _Steps:
         """Pass and M-step of ordinary EM."""
         sums = 8.0 * self.columns
         in_pass = self.templates + self.b * self.columns * (1 + self.waiting) + sums
+        in_pass += self._sent(self.templates + self.b * self.columns)
         squares = 8.0 * self.k * self.q  # of templates, for the noise
         return self.weights + max(in_pass, sums + 2 * self.weights + self.templates + squares)
 
     def cross_fit(self, n_folds):
         """The same of cross-fitted EM; its M-step has the templates of before, and a total less each fold."""
-        columns = self.k * (self.p + self.s)
+        columns, templates = self.k * (self.p + self.s), self.templates
         sums = 8.0 * columns * n_folds
         in_pass = n_folds * self.b * columns * (1 + self.waiting) + 8.0 * columns
-        after = 2 * 8.0 * columns + self.templates * (n_folds + 1)
-        return n_folds * self.templates + sums + max(in_pass, after) + self._coupling()
+        in_pass += self._sent(n_folds * (templates + self.b * columns))
+        after = 2 * 8.0 * columns + templates * (n_folds + 1)
+        return n_folds * templates + sums + max(in_pass, after) + self._coupling()
+
+    def _sent(self, model):
+        """A model of so many bytes in each worker of a cluster, and on its way."""
+        return model * (1 + self.workers.n) if self.workers.is_cluster else 0.0
 
     def _coupling(self):
         """Functions that couple the nodes, of each shell where they are alike."""
@@ -100,5 +108,5 @@ class _Steps:
         if plane is None:
             return self.weights + 16.0 * self.columns + 5 * self.templates
         image = 4.0 * self.k * plane.box**2
-        making = 2 * self.templates + 2 * image
+        making = 3 * self.templates + 3 * image  # averages, their features, spectra and what becomes of them
         return self.weights + 16.0 * self.columns + 4 * image + making
