@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,11 +12,12 @@ from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.estimators._callbacks import FitTask
 from sklearn_cryoem.estimators._sml_memory import memory_needed
 from sklearn_cryoem.estimators._sml_noise import pooling
+from sklearn_cryoem.estimators._sml_parameters import folds_of
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 from sklearn_cryoem.manifold.classes import class_statistics, effective_count
 from sklearn_cryoem.manifold.crossfit import cross_fit
 from sklearn_cryoem.manifold.fit import StoppedEarly, fit_manifold
-from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision
+from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision, telling_shells
 from sklearn_cryoem.manifold.schedule import Schedule
 from sklearn_cryoem.manifold.start import pca_start, random_start
 from sklearn_cryoem.manifold.state import FitState
@@ -30,23 +32,55 @@ FRC_PIXELS = 2**17  # transformed at once: transforms are ten times larger than 
 def learn(estimator, blocks, basis, space, rng, keeper):
     """Fit the manifold with the parameters of `estimator`; return a `ManifoldFit` and the `Moments`."""
     n_jobs = estimator.n_jobs
-    n_folds = _schedule(estimator, blocks, space)[2]
-    needed = memory_needed(blocks, basis, n_jobs, n_folds, np.dtype(space.dtype).itemsize)
-    log_estimate(logger, "SMLClusterer.fit", needed)
-    moments = measure_moments(blocks, n_jobs=n_jobs)
+    moments = measure_moments(blocks, n_jobs=n_jobs)  # they say how fine cross-fitted EM will be
     power = power_of(moments, blocks.layout)
+    plan = _plan(estimator, blocks, basis, space, power)
+    needed = memory_needed(
+        blocks, basis, n_jobs, plan.n_folds, plan.crossed.n_shells, np.dtype(space.dtype).itemsize
+    )
+    log_estimate(logger, "SMLClusterer.fit", needed)
     task = FitTask(estimator, estimator.max_iter + 1, "iteration", blocks)
     total, verbose = estimator.max_iter, estimator.verbose
     with progress(total, "SMLClusterer", verbose=verbose, on_step=task.step) as bar:
         try:
-            fit = _fit(estimator, blocks, basis, space, power, rng, keeper, bar)
+            fit = _fit(estimator, blocks, basis, space, power, plan, rng, keeper, bar)
         except StoppedEarly as early:
             fit = early.fit
     task.end()
     return fit, moments
 
 
-def _fit(estimator, blocks, basis, space, power, rng, keeper, bar):
+class _Plan(NamedTuple):
+    """Iterations of a fit."""
+
+    crossed: Schedule
+    """Of cross-fitted EM."""
+    n_cross: int
+    """Iterations of it."""
+    n_folds: int
+    """1 where there are none."""
+    ordinary: Schedule
+    """Of the EM that follows."""
+
+
+def _plan(estimator, blocks, basis, space, power):
+    n_first, n_shells = space.first_shells(estimator.initial_resolution), blocks.layout.n_shells
+    whole = Schedule.of(n_first, n_shells, 1.0, estimator.max_iter)
+    n_folds = folds_of(estimator, blocks.n_samples, len(basis.nodes))
+    if not isinstance(space, ImageSpace):
+        return _Plan(whole, 0, 1, whole)
+    temperature, max_iter = estimator.initial_temperature, estimator.max_iter
+    n_telling = telling_shells(power, blocks.layout, blocks.n_samples / len(basis.nodes))
+    crossed = Schedule.of(n_first, max(n_first, n_telling), temperature, max_iter)
+    n_cross = crossed.cross_fitted_iterations(max_iter) if n_folds > 1 else 0
+    if not n_cross:
+        whole = Schedule.of(n_first, n_shells, temperature, max_iter)
+        return _Plan(whole, 0, 1, whole)
+    rest = Schedule(crossed.n_shells, n_shells, 1.0, int(crossed.n_shells < n_shells))
+    return _Plan(crossed, n_cross, n_folds, rest)
+
+
+def _fit(estimator, blocks, basis, space, power, plan, rng, keeper, bar):
     """Start, cross-fitted EM, EM: whatever `keeper` does not have already."""
     common = {
         "noise": pooling(estimator.noise),
@@ -55,53 +89,38 @@ def _fit(estimator, blocks, basis, space, power, rng, keeper, bar):
         "keeper": keeper,
         "after_iteration": partial(_tell, bar, space),
     }
-    alpha, n_shells = prior_precision(estimator.alpha, basis, power), blocks.layout.n_shells
-    schedule, n_cross, n_folds = _schedule(estimator, blocks, space)
-    n_first, max_iter = schedule.first_shells, estimator.max_iter
+    alpha = prior_precision(estimator.alpha, basis, power)
     found, start, trace = keeper.load(), None, None
     if found is not None:
         bar.update(len(found.trace.objective))
     else:
-        start = _start(estimator, blocks, basis, power, n_first, rng)
-    if n_cross:
-        if not isinstance(found, FitState):
-            start, trace = cross_fit(
-                blocks,
-                basis,
-                start,
-                power.mean,
-                alpha,
-                schedule,
-                n_cross,
-                n_folds=n_folds,
-                found=found,
-                **common,
-            )
-            found = None
-        schedule, max_iter = Schedule.of(n_shells, n_shells, 1.0, max_iter), max_iter - n_cross
+        start = _start(estimator, blocks, basis, power, plan.crossed.first_shells, rng)
+    if plan.n_cross and not isinstance(found, FitState):
+        start, trace = cross_fit(
+            blocks,
+            basis,
+            start,
+            power.mean,
+            alpha,
+            plan.crossed,
+            plan.n_cross,
+            n_folds=plan.n_folds,
+            found=found,
+            **common,
+        )
+        found = None
     return fit_manifold(
         blocks,
         basis,
         start,
         alpha,
-        schedule,
-        max_iter=max_iter,
+        plan.ordinary,
+        max_iter=estimator.max_iter - plan.n_cross,
         tol=estimator.tol,
         trace=trace,
         found=found,
         **common,
     )
-
-
-def _schedule(estimator, blocks, space):
-    """Schedule, iterations that are cross-fitted, and in how many folds: 1 where there are none."""
-    n_first, n_shells = space.first_shells(estimator.initial_resolution), blocks.layout.n_shells
-    is_images = isinstance(space, ImageSpace)
-    temperature = estimator.initial_temperature if is_images else 1.0
-    schedule = Schedule.of(n_first, n_shells, temperature, estimator.max_iter)
-    n_folds = min(estimator.n_folds, blocks.n_samples // 2)
-    n_cross = schedule.cross_fitted_iterations(estimator.max_iter) if is_images and n_folds > 1 else 0
-    return schedule, n_cross, n_folds if n_cross else 1
 
 
 def _start(estimator, blocks, basis, power, n_first, rng):

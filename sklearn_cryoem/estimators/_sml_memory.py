@@ -20,7 +20,7 @@ TABLES = 3  # of a block's images and nodes: logs, and what becomes of them
 LEFT_OVER = 0.5  # of the memory of images, which the allocator keeps for the next ones
 
 
-def memory_needed(blocks, basis, n_jobs, n_folds=1, itemsize=4):
+def memory_needed(blocks, basis, n_jobs, n_folds=1, n_cross_shells=None, itemsize=4):
     """Bytes that a fit holds at most, beyond the images given.
 
     Parameters
@@ -33,6 +33,8 @@ def memory_needed(blocks, basis, n_jobs, n_folds=1, itemsize=4):
         Number of workers.
     n_folds : int
         Folds of cross-fitted EM; 1 where there is none.
+    n_cross_shells : int, optional
+        Shells of cross-fitted EM; by default all.
     itemsize : int
         Bytes of a number of the data.
     """
@@ -40,7 +42,7 @@ def memory_needed(blocks, basis, n_jobs, n_folds=1, itemsize=4):
     steps = _Steps(blocks.layout, basis, workers, itemsize)
     largest = max(steps.em(), steps.class_averages(), steps.images(getattr(blocks, "plane", None)))
     if n_folds > 1:
-        largest = max(largest, steps.cross_fit(n_folds))
+        largest = max(largest, steps.cross_fit(n_folds, n_cross_shells or steps.s))
     images, features, tables = _block(blocks, basis, itemsize)
     first_pass, later = images + features, LEFT_OVER * images + features + tables
     shares = 0.5 * (1 + workers.n) if workers.n_processes else 1.0  # of all blocks; more with every pass
@@ -79,9 +81,10 @@ class _Steps:
         squares = 8.0 * self.k * self.q  # of templates, for the noise
         return self.weights + max(in_pass, sums + 2 * self.weights + self.templates + squares)
 
-    def cross_fit(self, n_folds):
+    def cross_fit(self, n_folds, n_shells):
         """The same of cross-fitted EM; its M-step has the templates of before, and a total less each fold."""
-        columns, templates = self.k * (self.p + self.s), self.templates
+        n_features = self.layout.truncate(n_shells).n_features
+        columns, templates = self.k * (n_features + n_shells), 8.0 * self.k * n_features
         sums = 8.0 * columns * n_folds
         in_pass = n_folds * self.b * columns * (1 + self.waiting) + 8.0 * columns
         in_pass += self._sent(n_folds * (templates + self.b * columns))

@@ -13,6 +13,8 @@ from sklearn_cryoem.manifold.topology import FEWEST_ON_SPHERE, TOPOLOGIES
 
 IMAGE_WIDTH, VECTOR_WIDTH = 0.5, 0.75  # in spacings of the basis functions
 BASIS_PER_NODE = 0.8  # along each axis, as in ROME
+MANY_FOLDS, FEW_FOLDS = 10, 4  # of cross-fitted EM: for small classes, whose templates miss every image
+SMALL_CLASS = 40  # images of a class, on average
 
 _POSITIVE = {"minimum": 0.0, "inclusive": False}
 
@@ -47,7 +49,10 @@ def check_parameters(estimator):
             f"The parameter 'cache_folder' of {type(estimator).__name__} is {given['cache_folder']!r}, "
             "expected the path of a folder, or None."
         )
-    check_number("n_folds", given["n_folds"], owner=estimator, minimum=1, integer=True)
+    if isinstance(given["n_folds"], str):
+        check_choice("n_folds", given["n_folds"], ("auto",), owner=estimator)
+    else:
+        check_number("n_folds", given["n_folds"], owner=estimator, minimum=1, integer=True)
     check_number("max_iter", given["max_iter"], owner=estimator, minimum=1, integer=True)
     check_number("tol", given["tol"], owner=estimator, minimum=0.0)
     if isinstance(given["alpha"], str):
@@ -69,6 +74,15 @@ def _width(estimator):
         return float(estimator.basis_width)
     on_images = isinstance(getattr(estimator, "_space", None), ImageSpace)
     return IMAGE_WIDTH if on_images and isinstance(estimator.n_basis, str) else VECTOR_WIDTH
+
+
+def folds_of(estimator, n_samples, n_nodes=None):
+    """Folds of cross-fitted EM, two images in each at least; without `n_nodes` those of a stream."""
+    n_folds = estimator.n_folds
+    if isinstance(n_folds, str):
+        has_small_classes = n_nodes is not None and n_samples < SMALL_CLASS * n_nodes
+        n_folds = MANY_FOLDS if has_small_classes else FEW_FOLDS
+    return max(1, min(n_folds, n_samples // 2))
 
 
 def latent_basis(estimator):

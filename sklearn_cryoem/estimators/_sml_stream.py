@@ -8,7 +8,7 @@ from sklearn_cryoem.estimators._callbacks import FRAMES, with_callbacks
 from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
 from sklearn_cryoem.estimators._sml_fit import class_attributes, manifold_attributes
 from sklearn_cryoem.estimators._sml_noise import noise_attributes, pooling
-from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
+from sklearn_cryoem.estimators._sml_parameters import check_parameters, folds_of, latent_basis
 from sklearn_cryoem.estimators._sml_space import ImageSpace, check_kind
 from sklearn_cryoem.manifold.classes import effective_count
 from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
@@ -87,8 +87,8 @@ class ManifoldStream:
         )
 
     def _n_folds(self, n_samples):
-        """Folds of the stream: those of `fit`."""
-        return max(1, min(self.n_folds, n_samples // 2)) if isinstance(self._space, ImageSpace) else 1
+        """Folds of the stream: those of `fit` where they are given."""
+        return folds_of(self, n_samples) if isinstance(self._space, ImageSpace) else 1
 
     def _resumed_stream(self):
         """What `fit` would have remembered, as far as its results tell."""

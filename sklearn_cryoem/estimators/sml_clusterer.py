@@ -69,10 +69,11 @@ class SMLClusterer(
     alpha : "auto" or float, default="auto"
         Prior precision of the weights. By default one for each shell, from the power of the signal that the
         data hold, Eq. (3.11), measured once before the fit.
-    n_folds : int, default=4
-        For up to 40 iterations images are compared with templates that the other folds alone have made,
-        Eq. (3.12): small classes of noisy images otherwise hold on to the noise of their images. Ordinary
-        iterations follow. 1 leaves it out; vectors are never held out.
+    n_folds : "auto" or int, default="auto"
+        For up to 80 iterations images are compared with templates that the other folds alone have made,
+        Eq. (3.12), over the shells that tell views apart, Eq. (3.15): small classes of noisy images otherwise
+        hold on to the noise of their images. Ordinary iterations over all shells follow. By default ten
+        folds, or four where classes have 40 images or more; 1 leaves it out. Vectors are never held out.
     noise : {"shell", "white", "group", "image"}, default="shell"
         One noise variance for each radial shell, or one for all, Eq. (3.4). With "group" the shells of each
         `noise_group` of the stack (micrographs, or optics groups) have noise of their own, with "image" each
@@ -194,7 +195,7 @@ class SMLClusterer(
         n_basis="auto",
         basis_width="auto",
         alpha="auto",
-        n_folds=4,
+        n_folds="auto",
         noise="shell",
         init="pca",
         initial_resolution=40.0,

@@ -16,6 +16,8 @@ Float64 = NDArray[np.float64]
 
 LEAST_NOISE = 0.1  # of the variance of a shell: the signal's share is known no better
 SMALLEST_SHARE = 1e-6  # of the largest shell variance: what a shell without any variance is given
+TELLING = 0.99  # of what tells views apart, Eq. (3.15): finer shells bring more noise than they tell
+SIGNIFICANT = 2.0  # standard errors: signal that is weaker may be none
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,15 @@ class DataPower:
         Of the images behind the CTF; at least one standard error of its estimate.
     noise : ndarray of shape (S,)
         What is left of the variance, a tenth of it at least; 0 for vectors, whose variance is all signal.
+    error : ndarray of shape (S,)
+        Standard error of the signal.
     """
 
     mean: Float64
     variance: Float64
     signal: Float64
     noise: Float64
+    error: Float64
 
 
 def measure_power(blocks: Blocks, *, n_jobs: int | None = None) -> DataPower:
@@ -147,17 +152,40 @@ def power_of(moments: Moments, layout: FeatureLayout) -> DataPower:
     spread = np.maximum(layout.sum_shells(c4) / n_values - mean_c2**2, 0.0)
     largest = variance / np.maximum(mean_c2, 1e-3)
     quietest = variance.min() / variance  # level of white noise, as a share of each shell's variance
+    has_slope = spread > 1e-4 * mean_c2**2
+    divisor = np.where(has_slope, spread, 1.0)
+    error = np.sqrt(2.0 / n_values) * np.where(has_slope, variance / np.sqrt(divisor), largest)
     if layout.n_shells == 1:
         signal = largest
     else:
-        has_slope = spread > 1e-4 * mean_c2**2
-        divisor = np.where(has_slope, spread, 1.0)
         slope = np.where(has_slope, (c2_variance - mean_c2 * variance) / divisor, largest * (1.0 - quietest))
-        error = np.sqrt(2.0 / n_values) * np.where(has_slope, variance / np.sqrt(divisor), largest)
         signal = np.clip(np.maximum(slope, error), SMALLEST_SHARE * largest, largest)  # Eq. (3.11)
     # a Wiener filter without noise would divide by the zeros of the CTF
     least = 0.0 if layout.n_shells == 1 else LEAST_NOISE * variance
-    return DataPower(mean, variance, signal, np.maximum(variance - signal * mean_c2, least))
+    return DataPower(mean, variance, signal, np.maximum(variance - signal * mean_c2, least), error)
+
+
+def telling_shells(power: DataPower, layout: FeatureLayout, n_images: float) -> int:
+    """Count the first shells, which hold 99 % of what tells views apart; Eq. (3.15).
+
+    Parameters
+    ----------
+    power : DataPower
+        Signal and noise.
+    layout : FeatureLayout
+        Sizes of the shells.
+    n_images : float
+        Images of a class, on average.
+    """
+    is_signal = power.signal > SIGNIFICANT * power.error
+    left = np.maximum(power.variance - power.noise, 0.0)  # signal as it is in the images
+    ratio = np.minimum(np.where(is_signal, left, 0.0) / np.maximum(power.noise, 1e-300), 1.0)  # (S,)
+    known = n_images * ratio / (1.0 + n_images * ratio)  # of the template's coefficients
+    shell = np.arange(1, layout.n_shells + 1)
+    telling = np.cumsum(layout.shell_sizes * shell**2 * ratio * known)  # Eq. (3.15)
+    if telling[-1] == 0.0:
+        return layout.n_shells
+    return int(np.searchsorted(telling, TELLING * telling[-1])) + 1
 
 
 def prior_precision(alpha: float | str, basis: LatentBasis, power: DataPower) -> Float64:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MOST_MARCHING_ITERATIONS = 20
-MOST_CROSS_FITTED_ITERATIONS = 40  # the map keeps getting better to about here
+MOST_MARCHING_ITERATIONS = 40
+MOST_CROSS_FITTED_ITERATIONS = 80  # the map keeps getting better to about here
+FEWEST_ORDINARY_ITERATIONS = 4  # all shells are in at the second, and a gain can be told at the fourth
 
 
 class Stage(NamedTuple):
@@ -39,7 +40,7 @@ class Schedule:
 
     @classmethod
     def of(cls, first_shells: int, n_shells: int, initial_temperature: float, max_iter: int) -> Schedule:
-        """Use at most 20 iterations, and at most half of `max_iter`, for marching and annealing."""
+        """Use at most 40 iterations, and at most half of `max_iter`, for marching and annealing."""
         needed = first_shells < n_shells or initial_temperature > 1.0
         n_iterations = min(MOST_MARCHING_ITERATIONS, max_iter // 2) if needed else 0
         return cls(min(first_shells, n_shells), n_shells, initial_temperature, n_iterations)
@@ -53,6 +54,7 @@ class Schedule:
         return Stage(n_shells, 1.0 + (self.initial_temperature - 1.0) * (1.0 - done))
 
     def cross_fitted_iterations(self, max_iter: int) -> int:
-        """Count cross-fitted iterations, Eq. (3.12): 40, at most 4/5 of `max_iter`; 0 if that is too few."""
-        n_iterations = min(MOST_CROSS_FITTED_ITERATIONS, 4 * max_iter // 5)
+        """Count cross-fitted iterations, Eq. (3.12): 80, 1/5 of `max_iter` being left; 0 if too few."""
+        left = max(FEWEST_ORDINARY_ITERATIONS, max_iter // 5)
+        n_iterations = min(MOST_CROSS_FITTED_ITERATIONS, max_iter - left)
         return n_iterations if n_iterations > self.n_iterations else 0

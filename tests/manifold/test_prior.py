@@ -3,7 +3,7 @@ import pytest
 
 from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
 from sklearn_cryoem.manifold.grid import LatentBasis
-from sklearn_cryoem.manifold.prior import measure_power, prior_precision
+from sklearn_cryoem.manifold.prior import DataPower, measure_power, prior_precision, telling_shells
 
 SIGNAL, NOISE = np.array([4.0, 1.0, 0.0]), np.array([3.0, 0.5, 2.0])  # coloured noise, three shells
 
@@ -65,3 +65,37 @@ def test_automatic_alpha_gives_templates_the_variance_of_the_signal(rng):
 def test_workers_change_no_bit(rng):
     blocks, _ = seen_through_ctfs(rng, 2000)
     np.testing.assert_array_equal(measure_power(blocks).signal, measure_power(blocks, n_jobs=2).signal)
+
+
+def power_with(ratio, noise=2.0, error=1e-6):
+    """Power of shells with this signal-to-noise ratio."""
+    ratio = np.asarray(ratio, dtype=float)
+    signal, noise = noise * ratio, np.full(len(ratio), noise)
+    return DataPower(np.zeros(0), signal + noise, signal, noise, np.full(len(ratio), error))
+
+
+def shells_of(sizes):
+    shell = np.repeat(np.arange(len(sizes)), sizes)
+    return FeatureLayout(shell, shell)
+
+
+def test_telling_shells_are_those_of_the_formula():
+    sizes, ratio, n = np.array([4, 8, 12, 16, 20]), np.array([2.0, 0.5, 0.1, 0.02, 1e-4]), 10.0
+    # Eq. (3.15), shell by shell
+    telling = [
+        size * (i + 1) ** 2 * min(r, 1.0) * n * min(r, 1.0) / (1.0 + n * min(r, 1.0))
+        for i, (size, r) in enumerate(zip(sizes, ratio, strict=True))
+    ]
+    share = np.cumsum(telling) / np.sum(telling)
+    assert share[2] < 0.99 < share[3]  # so the fourth shell is needed, and the fifth is not
+    assert telling_shells(power_with(ratio), shells_of(sizes), n) == 4
+
+
+def test_signal_within_its_error_tells_nothing_and_none_at_all_leaves_every_shell():
+    sizes, ratio = [4, 8, 12], [0.5, 0.2, 0.2]
+    assert telling_shells(power_with(ratio), shells_of(sizes), 10.0) == 3
+    power = power_with(ratio)
+    power.error[2] = power.signal[2]
+    assert telling_shells(power, shells_of(sizes), 10.0) == 2
+    power.error[:] = power.signal
+    assert telling_shells(power, shells_of(sizes), 10.0) == 3
