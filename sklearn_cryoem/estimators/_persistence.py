@@ -110,9 +110,10 @@ def load_model(path):
     """
     header, arrays = _open(path)
     try:
-        if next(iter(header["model"]), None) not in _WHOLE:
+        model = header["model"]
+        if not isinstance(model, dict) or next(iter(model), None) in _DECODERS.keys() - _WHOLE:
             raise ValueError("it holds no estimator")
-        return _decode(header["model"], arrays)
+        return _decode(model, arrays)
     except ModelFileError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, ImportError, RecursionError) as error:
