@@ -13,7 +13,7 @@ from sklearn_cryoem.manifold.classes import ClassStatistics, class_statistics, m
 from sklearn_cryoem.manifold.crossfit import ShellNorms
 from sklearn_cryoem.manifold.expectation import Posterior, Statistics
 from sklearn_cryoem.manifold.fit import Manifold
-from sklearn_cryoem.manifold.prior import Moments, measure_moments, power_of, prior_precision
+from sklearn_cryoem.manifold.prior import DataPower, Moments, measure_moments, power_of, prior_precision
 from sklearn_cryoem.manifold.sweeps import Sweeps, add_up
 from sklearn_cryoem.manifold.window import Window, admit
 
@@ -110,10 +110,10 @@ def begin_stream(
         Number of workers.
     """
     shells, basis = ShellNorms(blocks), manifold.basis
-    stream = _nothing(shells.layout, manifold, pooled_moments(moments, blocks.layout), n_folds)
+    stream = _nothing(shells.layout, manifold, spread_moments(moments, blocks.layout), n_folds)
     leaving, window = admit(None, shells, n_folds, len(basis.nodes))
     parts: list[Blocks] = [*leaving, window]
-    power = power_of(stream.moments, shells.layout)
+    power = power_of_stream(stream.moments, shells.layout)
     sweeps = Sweeps.of(basis, manifold.alpha, power, shells.layout, noise, dtype, n_jobs)
     swept = sweeps.run(parts, n_folds, stream.held, stream.left, stream.left_noise, manifold)
     if swept.leaving is not None:
@@ -160,10 +160,11 @@ def resume_stream(
     Sums of c^2 are lost. Every class is taken to have the mean c^2 of all images, half of it in each half;
     then averages, Eq. (3.6), and noise, Eq. (3.4), give the other sums back.
     """
-    moments = pooled_moments(moments, layout)
+    moments = spread_moments(moments, layout)
     shells = dataclasses.replace(layout, norm_index=layout.shell)
+    mean_c2 = layout.sum_shells(moments.c2) / layout.shell_sizes  # (S,)
     ridge = manifold.alpha * manifold.noise_variance / layout.information  # (S,)
-    half_gram = 0.5 * node_mass[:, None] * (moments.c2 / moments.n_samples)  # (K, S)
+    half_gram = 0.5 * node_mass[:, None] * (mean_c2 / moments.n_samples)  # (K, S)
     gram = np.stack([half_gram, half_gram])
     cross = half_averages * (half_gram + ridge)[:, layout.shell]  # (2, K, P)
     whole, templates = cross.sum(axis=0), manifold.templates  # (K, P)
@@ -216,8 +217,8 @@ def advance(
     -----
     Seven passes over the window and the chunk, and one more over the chunk.
     """
-    moments = stream.moments + pooled_moments(measure_moments(blocks, n_jobs=n_jobs), blocks.layout)
-    basis, layout, power = manifold.basis, stream.layout, power_of(moments, stream.layout)
+    moments = stream.moments + spread_moments(measure_moments(blocks, n_jobs=n_jobs), blocks.layout)
+    basis, layout, power = manifold.basis, stream.layout, power_of_stream(moments, stream.layout)
     leaving, window = admit(stream.window, ShellNorms(blocks), stream.n_folds, len(basis.nodes))
     parts: list[Blocks] = [*leaving, window]
     sweeps = Sweeps.of(basis, prior_precision(alpha, basis, power), power, layout, noise, dtype, n_jobs)
@@ -240,10 +241,15 @@ def advance(
     return Advance(manifold, stream, classes, swept.objective)
 
 
-def pooled_moments(moments: Moments, layout: FeatureLayout) -> Moments:
-    """Moments whose c^2 and c^4 are averaged over each shell of their layout: chunks may differ in it."""
-    c2, c4 = (layout.sum_shells(m[layout.norm_index]) / layout.shell_sizes for m in (moments.c2, moments.c4))
+def spread_moments(moments: Moments, layout: FeatureLayout) -> Moments:
+    """Moments with c^2 and c^4 of each feature, (P,): chunks may differ in their columns of c^2."""
+    c2, c4 = moments.c2[layout.norm_index], moments.c4[layout.norm_index]
     return dataclasses.replace(moments, c2=c2, c4=c4)
+
+
+def power_of_stream(moments: Moments, layout: FeatureLayout) -> DataPower:
+    """Mean, signal and noise of all images seen, Eq. (3.11), from moments of each feature."""
+    return power_of(moments, dataclasses.replace(layout, norm_index=np.arange(layout.n_features)))
 
 
 def _nothing(layout: FeatureLayout, manifold: Manifold, moments: Moments, n_folds: int) -> Stream:

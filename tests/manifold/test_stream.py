@@ -12,7 +12,13 @@ from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision
 from sklearn_cryoem.manifold.schedule import Schedule
 from sklearn_cryoem.manifold.start import pca_start
-from sklearn_cryoem.manifold.stream import advance, begin_stream, pooled_moments, resume_stream
+from sklearn_cryoem.manifold.stream import (
+    advance,
+    begin_stream,
+    power_of_stream,
+    resume_stream,
+    spread_moments,
+)
 from sklearn_cryoem.manifold.window import admit
 
 BASIS = LatentBasis((5,), (4,), 1.0)
@@ -125,7 +131,9 @@ def test_alpha_follows_the_signal_unless_it_is_a_number(begun, make_blocks, rng)
     chunk = make_blocks(rng)[0]
     by_data, by_hand = (advance(stream, chunk, manifold, alpha=a, dtype=np.float64) for a in ("auto", 0.5))
     np.testing.assert_array_equal(by_hand.manifold.alpha, 0.5)
-    both = power_of(stream.moments + pooled_moments(measure_moments(chunk), chunk.layout), stream.layout)
+    both = power_of_stream(
+        stream.moments + spread_moments(measure_moments(chunk), chunk.layout), stream.layout
+    )
     np.testing.assert_allclose(by_data.manifold.alpha, prior_precision("auto", BASIS, both))
 
 
