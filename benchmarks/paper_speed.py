@@ -51,7 +51,7 @@ from sklearn_cryoem.manifold.crossfit import ShellNorms, fold_statistics, withou
 from sklearn_cryoem.manifold.expectation import Matcher, e_step
 from sklearn_cryoem.manifold.grid import LatentBasis, nearest_grid
 from sklearn_cryoem.manifold.maximisation import solve_weights, update_noise
-from sklearn_cryoem.manifold.schedule import Schedule
+from sklearn_cryoem.manifold.schedule import Schedule, cross_fitted_iterations
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import half_plane
 
@@ -263,11 +263,15 @@ def extrapolate(folder, case, jobs):
     layout, n_shells = streamed.layout, streamed.layout.n_shells
     basis = LatentBasis(grid, tuple(round(BASIS_PER_NODE * side) for side in grid), BASIS_WIDTH)
     first = max(6, int(stack.box * stack.pixel_size / 40.0))  # the default initial resolution
-    schedule = Schedule.of(first, n_shells, 1.0, case["iterations"])
+    # an upper bound: cross-fitted iterations of a fit leave out the shells that tell little
+    schedule, n_cross = Schedule.cross_fitted(first, n_shells, 1.0, case["iterations"]), 0
+    if case["folds"] > 1:
+        n_cross = cross_fitted_iterations(case["iterations"])
+    else:
+        schedule = Schedule.of(first, n_shells, 1.0, case["iterations"])
     measured, manifold_blocks.N_SHARDS = (first, n_shells), jobs  # so that tasks have several blocks
     sizes = [layout.truncate(s).n_features for s in measured]
     stages = [schedule.stage(i).n_shells for i in range(case["iterations"])]
-    n_cross = schedule.cross_fitted_iterations(case["iterations"])
     passes = [(s, s, True) for s in stages[:n_cross]]
     passes += [(s, s, False) for s in [*stages[n_cross:], n_shells, n_shells]]  # objective, class averages
     products, n_flops = bare_products(layout, passes, n_all_images, len(basis.nodes), jobs)

@@ -15,10 +15,11 @@ from sklearn_cryoem.estimators._sml_noise import pooling
 from sklearn_cryoem.estimators._sml_parameters import folds_of
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 from sklearn_cryoem.manifold.classes import class_statistics, effective_count
+from sklearn_cryoem.manifold.coupling import turn_of
 from sklearn_cryoem.manifold.crossfit import cross_fit
 from sklearn_cryoem.manifold.fit import StoppedEarly, fit_manifold
 from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision, telling_shells
-from sklearn_cryoem.manifold.schedule import Schedule
+from sklearn_cryoem.manifold.schedule import Schedule, cross_fitted_iterations
 from sklearn_cryoem.manifold.start import pca_start, random_start
 from sklearn_cryoem.manifold.state import FitState
 from sklearn_cryoem.metrics import fourier_ring_correlation, resolution_from_frc
@@ -71,8 +72,8 @@ def _plan(estimator, blocks, basis, space, power):
         return _Plan(whole, 0, 1, whole)
     temperature, max_iter = estimator.initial_temperature, estimator.max_iter
     n_telling = telling_shells(power, blocks.layout, blocks.n_samples / len(basis.nodes))
-    crossed = Schedule.of(n_first, max(n_first, n_telling), temperature, max_iter)
-    n_cross = crossed.cross_fitted_iterations(max_iter) if n_folds > 1 else 0
+    crossed = Schedule.cross_fitted(n_first, max(n_first, n_telling), temperature, max_iter)
+    n_cross = cross_fitted_iterations(max_iter) if n_folds > 1 else 0
     if not n_cross:
         whole = Schedule.of(n_first, n_shells, temperature, max_iter)
         return _Plan(whole, 0, 1, whole)
@@ -105,6 +106,7 @@ def _fit(estimator, blocks, basis, space, power, plan, rng, keeper, bar):
             plan.crossed,
             plan.n_cross,
             n_folds=plan.n_folds,
+            turn=turn_of(power, blocks.layout),
             found=found,
             **common,
         )

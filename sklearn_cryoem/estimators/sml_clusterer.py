@@ -70,7 +70,7 @@ class SMLClusterer(
         Prior precision of the weights. By default one for each shell, from the power of the signal that the
         data hold, Eq. (3.11), measured once before the fit.
     n_folds : "auto" or int, default="auto"
-        For up to 80 iterations images are compared with templates that the other folds alone have made,
+        For up to 60 iterations images are compared with templates that the other folds alone have made,
         Eq. (3.12), over the shells that tell views apart, Eq. (3.15): small classes of noisy images otherwise
         hold on to the noise of their images. Ordinary iterations over all shells follow. By default ten
         folds, or four where classes have 40 images or more; 1 leaves it out. Vectors are never held out.

@@ -12,13 +12,30 @@ from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.manifold.blocks import FeatureLayout
 from sklearn_cryoem.manifold.expectation import Statistics
 from sklearn_cryoem.manifold.grid import LatentBasis
+from sklearn_cryoem.manifold.prior import DataPower, signal_nats
 from sklearn_cryoem.manifold.systems import solve_systems
 
 Float64 = NDArray[np.float64]
 
 TURN = 2.0  # radians times shell times share of the box: how far a view turns until a shell has changed
+CLEAR_NATS = 6.0  # of signal in an image; with fewer, views must differ more to be told apart
+MOST_BLUR = 2.0  # times TURN
 WIDEST = 3.5  # steps between nodes
 NARROWEST = 0.35  # below it neighbours have little in common, and every node is for itself
+
+
+def turn_of(power: DataPower, layout: FeatureLayout) -> float:
+    """How far views turn, times shell and share of the box, until images tell them apart; Eq. (3.13).
+
+    Parameters
+    ----------
+    power : DataPower
+        Signal and noise: an image locates its view within an angle that goes with 1 / sqrt(nats).
+    layout : FeatureLayout
+        Sizes of the shells.
+    """
+    nats = max(signal_nats(power, layout), CLEAR_NATS / MOST_BLUR**2)
+    return TURN * float(np.sqrt(max(CLEAR_NATS / nats, 1.0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +57,9 @@ class Coupling:
     mean: Float64
 
     @classmethod
-    def of(cls, basis: LatentBasis, alpha: Float64, layout: FeatureLayout, mean: Float64) -> Coupling:
+    def of(
+        cls, basis: LatentBasis, alpha: Float64, layout: FeatureLayout, mean: Float64, turn: float = TURN
+    ) -> Coupling:
         """Couple nodes at each shell as far as an image changes little from one to the next, Eq. (3.13).
 
         Parameters
@@ -53,10 +72,12 @@ class Coupling:
             Shells, and the share of the box that the particle fills.
         mean : ndarray of shape (P,)
             Mean of the data.
+        turn : float
+            See `turn_of`.
         """
         diameter = np.sqrt(4.0 * layout.information / np.pi)  # of the mask, as a share of the box
         step = np.sqrt(4.0 * np.pi / len(basis.nodes))  # radians between nodes that share all views
-        widths = TURN / (np.pi * diameter * np.arange(1, layout.n_shells + 1)) / step  # (S,)
+        widths = turn / (np.pi * diameter * np.arange(1, layout.n_shells + 1)) / step  # (S,)
         bases: list[Float64 | None] = []
         mean_square = np.ones(layout.n_shells)
         for shell, width in enumerate(np.minimum(widths, WIDEST)):

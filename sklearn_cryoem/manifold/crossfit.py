@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from sklearn_cryoem._core.keeping import ForgetfulKeeper, Keeper
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, ReadBlocks, in_turn, shards
-from sklearn_cryoem.manifold.coupling import Coupling
+from sklearn_cryoem.manifold.coupling import TURN, Coupling
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics
 from sklearn_cryoem.manifold.fit import StoppedEarly, interrupted_fit
 from sklearn_cryoem.manifold.grid import LatentBasis
@@ -157,6 +157,7 @@ def cross_fit(
     n_iterations: int,
     *,
     n_folds: int,
+    turn: float = TURN,
     noise: str = "shell",
     dtype: DTypeLike = np.float32,
     n_jobs: int | None = None,
@@ -184,6 +185,8 @@ def cross_fit(
         Number of iterations, at least 1; all shells must be in at the last.
     n_folds : int
         Number of folds, at least 2.
+    turn : float
+        How far views turn until they differ: see `coupling.turn_of`.
     noise : {"white", "shell"}
         How noise variances are pooled, Eq. (3.4).
     dtype : dtype
@@ -215,7 +218,7 @@ def cross_fit(
     times the memory of the statistics. The likelihood of held-out images mostly rises, but need not.
     """
     blocks = ShellNorms(blocks)
-    coupling = Coupling.of(basis, alpha, blocks.layout, mean)
+    coupling = Coupling.of(basis, alpha, blocks.layout, mean, turn)
     keeper, state = keeper or ForgetfulKeeper(), found
     if state is None:
         if start is None:

@@ -177,15 +177,25 @@ def telling_shells(power: DataPower, layout: FeatureLayout, n_images: float) -> 
     n_images : float
         Images of a class, on average.
     """
-    is_signal = power.signal > SIGNIFICANT * power.error
-    left = np.maximum(power.variance - power.noise, 0.0)  # signal as it is in the images
-    ratio = np.minimum(np.where(is_signal, left, 0.0) / np.maximum(power.noise, 1e-300), 1.0)  # (S,)
+    ratio = _signal_to_noise(power)
     known = n_images * ratio / (1.0 + n_images * ratio)  # of the template's coefficients
     shell = np.arange(1, layout.n_shells + 1)
     telling = np.cumsum(layout.shell_sizes * shell**2 * ratio * known)  # Eq. (3.15)
     if telling[-1] == 0.0:
         return layout.n_shells
     return int(np.searchsorted(telling, TELLING * telling[-1])) + 1
+
+
+def signal_nats(power: DataPower, layout: FeatureLayout) -> float:
+    """Nats of signal in an image, on average: f / 2 sum_q n_q rho_q of Eq. (3.15)."""
+    return 0.5 * layout.information * float(layout.shell_sizes @ _signal_to_noise(power))
+
+
+def _signal_to_noise(power: DataPower) -> Float64:
+    """Ratio rho of each shell in the images, at most 1; 0 where the signal may be none; (S,)."""
+    is_signal = power.signal > SIGNIFICANT * power.error
+    left = np.maximum(power.variance - power.noise, 0.0)
+    return np.minimum(np.where(is_signal, left, 0.0) / np.maximum(power.noise, 1e-300), 1.0)
 
 
 def prior_precision(alpha: float | str, basis: LatentBasis, power: DataPower) -> Float64:

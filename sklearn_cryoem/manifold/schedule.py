@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MOST_MARCHING_ITERATIONS = 40
-MOST_CROSS_FITTED_ITERATIONS = 80  # the map keeps getting better to about here
+MOST_MARCHING_ITERATIONS = 20
+MOST_CROSS_FITTED_ITERATIONS = 60  # all of them march: each shell is settled before the next comes
 FEWEST_ORDINARY_ITERATIONS = 4  # all shells are in at the second, and a gain can be told at the fourth
 
 
@@ -40,7 +40,7 @@ class Schedule:
 
     @classmethod
     def of(cls, first_shells: int, n_shells: int, initial_temperature: float, max_iter: int) -> Schedule:
-        """Use at most 40 iterations, and at most half of `max_iter`, for marching and annealing."""
+        """Use at most 20 iterations, and at most half of `max_iter`, for marching and annealing."""
         needed = first_shells < n_shells or initial_temperature > 1.0
         n_iterations = min(MOST_MARCHING_ITERATIONS, max_iter // 2) if needed else 0
         return cls(min(first_shells, n_shells), n_shells, initial_temperature, n_iterations)
@@ -53,8 +53,17 @@ class Schedule:
         n_shells = round(self.first_shells * (self.n_shells / self.first_shells) ** done)
         return Stage(n_shells, 1.0 + (self.initial_temperature - 1.0) * (1.0 - done))
 
-    def cross_fitted_iterations(self, max_iter: int) -> int:
-        """Count cross-fitted iterations, Eq. (3.12): 80, 1/5 of `max_iter` being left; 0 if too few."""
-        left = max(FEWEST_ORDINARY_ITERATIONS, max_iter // 5)
-        n_iterations = min(MOST_CROSS_FITTED_ITERATIONS, max_iter - left)
-        return n_iterations if n_iterations > self.n_iterations else 0
+    @classmethod
+    def cross_fitted(
+        cls, first_shells: int, n_shells: int, initial_temperature: float, max_iter: int
+    ) -> Schedule:
+        """Schedule of cross-fitted EM, Eq. (3.12): it marches all the time; the last iteration has it all."""
+        needed = first_shells < n_shells or initial_temperature > 1.0
+        n_iterations = max(cross_fitted_iterations(max_iter) - 1, 0) if needed else 0
+        return cls(min(first_shells, n_shells), n_shells, initial_temperature, n_iterations)
+
+
+def cross_fitted_iterations(max_iter: int) -> int:
+    """Count cross-fitted iterations, Eq. (3.12): 60, a fifth of `max_iter` being left; 0 if too few."""
+    left = max(FEWEST_ORDINARY_ITERATIONS, max_iter // 5)
+    return max(min(MOST_CROSS_FITTED_ITERATIONS, max_iter - left), 0)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
-from sklearn_cryoem.manifold.coupling import Coupling
+from sklearn_cryoem.manifold.coupling import Coupling, turn_of
 from sklearn_cryoem.manifold.crossfit import fold_statistics, without
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics, e_step
 from sklearn_cryoem.manifold.fit import Manifold
@@ -91,7 +91,7 @@ class Sweeps:
         n_jobs: int | None,
     ) -> Sweeps:
         """Prepare the prior from the power of the data."""
-        coupling = Coupling.of(basis, alpha, layout, power.mean)
+        coupling = Coupling.of(basis, alpha, layout, power.mean, turn_of(power, layout))
         return cls(basis, alpha, coupling, layout, noise, SMALLEST_VARIANCE * power.variance, dtype, n_jobs)
 
     def run(

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
-from sklearn_cryoem.manifold.coupling import Coupling
+from sklearn_cryoem.manifold.coupling import Coupling, turn_of
 from sklearn_cryoem.manifold.crossfit import ShellNorms, cross_fit, fold_statistics
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics, e_step
 from sklearn_cryoem.manifold.fit import fit_manifold
 from sklearn_cryoem.manifold.grid import LatentBasis
-from sklearn_cryoem.manifold.prior import measure_power, prior_precision
+from sklearn_cryoem.manifold.prior import DataPower, measure_power, prior_precision
 from sklearn_cryoem.manifold.schedule import Schedule
 from sklearn_cryoem.manifold.start import random_start
 
@@ -115,3 +115,14 @@ def test_independent_nodes_are_wiener_averages_about_the_mean(rng, alpha):
     np.testing.assert_allclose(templates[2, -1], mean[-1])
     expected = mean[-1] + (cross[0, -1] - gram[0, -1] * mean[-1]) / (gram[0, -1] + alpha * 0.5)
     np.testing.assert_allclose(templates[0, -1], expected)
+
+
+@pytest.mark.parametrize(
+    ("nats", "turn"), [(50.0, 2.0), (6.0, 2.0), (3.0, 2.0 * 2**0.5), (1.5, 4.0), (0.1, 4.0)]
+)
+def test_views_of_unclear_images_must_turn_further_until_they_differ(nats, turn):
+    layout = FeatureLayout(np.repeat([0, 1], [100, 300]), np.arange(400), information=0.5)
+    ratio = nats / 100.0  # in both shells: 0.5 / 2 x 400 x ratio nats, Eq. (3.15)
+    noise, none = np.full(2, 3.0), np.zeros(0)
+    power = DataPower(none, noise * (1 + ratio), noise * ratio, noise, np.full(2, 1e-9))
+    assert turn_of(power, layout) == pytest.approx(turn)
