@@ -3,8 +3,8 @@ While the microscope runs: classes from a stream of particles
 =============================================================
 
 ``SMLClusterer.partial_fit`` learns from chunks. The features of the last 2,000 images are held, and matched
-again with every chunk; of older ones the sums of the expectation step are, and fade. At any time the model has classes, averages and a
-score for particles it has not seen.
+again with every chunk; of older ones the sums of the expectation step are, and fade. At any time the
+model has classes, averages and a score for particles it has not seen.
 """
 
 import matplotlib.pyplot as plt

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem.estimators._checkpoint import CheckpointFile, checkpoint_of
+from sklearn_cryoem.estimators._doubts import repeat_doubts
+from sklearn_cryoem.estimators._inputs import question_mask
+from sklearn_cryoem.particles.stack import ParticleStack
 
 
 class Part(NamedTuple):
@@ -55,6 +58,10 @@ def fit_once(estimator, data, folder):
             raise KeyboardInterrupt
         fitted.set_params(checkpoint=own["checkpoint"])
         done.keep(fitted, now=True)
+    else:
+        if isinstance(data, ParticleStack) and getattr(fitted, "mask_diameter", None) is not None:
+            question_mask(fitted, data, stacklevel=2)
+        repeat_doubts(fitted, stacklevel=2)
     return Part(fitted, done.path)
 
 

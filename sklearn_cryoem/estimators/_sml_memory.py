@@ -111,5 +111,5 @@ class _Steps:
         if plane is None:
             return self.weights + 16.0 * self.columns + 5 * self.templates
         image = 4.0 * self.k * plane.box**2
-        making = 3 * self.templates + 3 * image  # averages, their features, spectra and what becomes of them
+        making = 2 * self.templates + 3 * image  # averages, spectra and what becomes of them
         return self.weights + 16.0 * self.columns + 4 * image + making

@@ -1,10 +1,7 @@
 """DeepClusterer: classes first, then sub-classes inside each by its population."""
 
-import warnings
-
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state, get_tags
 
 from sklearn_cryoem._core.validation import check_number
@@ -18,6 +15,7 @@ from sklearn_cryoem.estimators._deep_first import (
 )
 from sklearn_cryoem.estimators._deep_fit import fit_subclasses, n_subclasses, summarise
 from sklearn_cryoem.estimators._deep_use import DescendsTree
+from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
 from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images, question_mask
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 
@@ -160,6 +158,7 @@ class DeepClusterer(
         self : DeepClusterer
         """
         self._check_parameters()
+        forget_doubts(self)
         data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=True)
         if is_images(X):
             self.n_features_in_ = data.box**2
@@ -220,10 +219,10 @@ class DeepClusterer(
         restless = sum(not clusterer.converged_ for clusterer in fitted)
         self.converged_ = restless == 0
         if restless:
-            warnings.warn(
+            doubt(
+                self,
                 f"DeepClusterer: {restless} of {len(fitted)} manifolds stopped at "
                 f"max_iter={fitted[0].max_iter} before they converged. Raise max_iter or tol of second=.",
-                ConvergenceWarning,
                 stacklevel=3,
             )
 

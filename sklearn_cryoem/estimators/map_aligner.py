@@ -1,11 +1,9 @@
 """MAPAligner: reference-free alignment of particle images and their first classes."""
 
 import logging
-import warnings
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from sklearn_cryoem._core.tasks import task_pool
@@ -13,6 +11,7 @@ from sklearn_cryoem.alignment.em import fit_alignment
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
 from sklearn_cryoem.estimators._callbacks import FRAMES, FitTask, TakesCallbacks, with_callbacks
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
+from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
 from sklearn_cryoem.estimators._inputs import TakesImages, as_stack, question_mask
 from sklearn_cryoem.estimators._map_results import store_results, unite_classes
 from sklearn_cryoem.estimators._map_settings import (
@@ -251,6 +250,7 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
         self : MAPAligner
         """
         check_parameters(self)
+        forget_doubts(self)
         stack = as_stack(X, self)
         question_mask(self, stack, stacklevel=2 + FRAMES)
         settings = alignment_settings(self, stack)
@@ -285,10 +285,10 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
             kept.remove()
         task.end()
         if not fit.interrupted and not fit.converged and fit.changed > LABELS_IN_MOTION:
-            warnings.warn(
+            doubt(
+                self,
                 f"MAPAligner stopped at max_iter={self.max_iter} while {fit.changed:.0%} of the images still "
                 "changed their class or pose in a pass. Raise max_iter, or n_batches.",
-                ConvergenceWarning,
                 stacklevel=2 + FRAMES,
             )
         return self

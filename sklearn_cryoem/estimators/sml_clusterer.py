@@ -1,15 +1,14 @@
 """SMLClusterer: classes and latent positions of aligned particles on a manifold."""
 
 import logging
-import warnings
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from sklearn_cryoem.estimators._callbacks import FRAMES, TakesCallbacks, with_callbacks
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
+from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
 from sklearn_cryoem.estimators._inputs import (
     as_stack,
     as_vectors,
@@ -263,6 +262,7 @@ class SMLClusterer(
     def _learn(self, X, *, stacklevel):
         """Fit the manifold to X and return its feature blocks; warn at `stacklevel`."""
         check_parameters(self)
+        forget_doubts(self)
         data, self._space = self._open(X)
         self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs, self.cache_folder)
         self._store(noise_attributes(self._space, blocks))
@@ -290,10 +290,10 @@ class SMLClusterer(
                 if np.isfinite(gain)
                 else "let finer detail in, so its gain cannot be told. Raise max_iter."
             )
-            warnings.warn(
+            doubt(
+                self,
                 f"SMLClusterer stopped at max_iter={self.max_iter} before it converged: the last iteration "
                 + how,
-                ConvergenceWarning,
                 stacklevel=stacklevel,
             )
         return blocks
@@ -305,11 +305,11 @@ class SMLClusterer(
             return  # whoever gives a number for alpha may want one template
         if self.n_effective_clusters_ < COLLAPSED:
             self.converged_ = False
-            warnings.warn(
+            doubt(
+                self,
                 f"The map of SMLClusterer collapsed: its {n_nodes} classes are worth "
                 f"{self.n_effective_clusters_:.1f} equal ones. Lower initial_temperature, give more "
                 "particles, or ask for fewer n_clusters.",
-                ConvergenceWarning,
                 stacklevel=stacklevel,
             )
 
