@@ -66,17 +66,15 @@ class _Plan(NamedTuple):
 
 def _plan(estimator, blocks, basis, space, power):
     n_first, n_shells = space.first_shells(estimator.initial_resolution), blocks.layout.n_shells
-    whole = Schedule.of(n_first, n_shells, 1.0, estimator.max_iter)
-    n_folds = folds_of(estimator, blocks.n_samples, len(basis.nodes))
-    if not isinstance(space, ImageSpace):
-        return _Plan(whole, 0, 1, whole)
-    temperature, max_iter = estimator.initial_temperature, estimator.max_iter
-    n_telling = telling_shells(power, blocks.layout, blocks.n_samples / len(basis.nodes))
-    crossed = Schedule.cross_fitted(n_first, max(n_first, n_telling), temperature, max_iter)
+    is_images, max_iter = isinstance(space, ImageSpace), estimator.max_iter
+    temperature = estimator.initial_temperature if is_images else 1.0
+    n_folds = folds_of(estimator, blocks.n_samples, len(basis.nodes)) if is_images else 1
     n_cross = cross_fitted_iterations(max_iter) if n_folds > 1 else 0
     if not n_cross:
         whole = Schedule.of(n_first, n_shells, temperature, max_iter)
         return _Plan(whole, 0, 1, whole)
+    n_telling = telling_shells(power, blocks.layout, blocks.n_samples / len(basis.nodes))
+    crossed = Schedule.cross_fitted(n_first, max(n_first, n_telling), temperature, max_iter)
     rest = Schedule(crossed.n_shells, n_shells, 1.0, int(crossed.n_shells < n_shells))
     return _Plan(crossed, n_cross, n_folds, rest)
 
