@@ -1,9 +1,12 @@
 """Fits in processes of their own, which a test may kill."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 
 
@@ -24,3 +27,22 @@ def start_fit(request):
         return process
 
     return start
+
+
+@pytest.fixture
+def killed_at_random(start_fit):
+    """Kill a script three times within `duration`, then let it end; returns its output and when that was."""
+
+    def run(script, folder, duration, after_kill=lambda: None):
+        seed = np.random.SeedSequence().entropy  # other moments in every run: any of them has to do
+        moments = np.random.default_rng(seed).uniform(0.0, duration, size=3)
+        for moment in moments:
+            process = start_fit(script, folder)
+            time.sleep(moment)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            after_kill()
+        found, _ = start_fit(script, folder).communicate(timeout=120)
+        return found.strip(), f"killed after {moments} s; seed {seed}"
+
+    return run

@@ -1,7 +1,6 @@
 """Checkpoints of a fit: killed at any moment, the same call goes on and ends with the same bits."""
 
 import hashlib
-import signal
 import time
 
 import numpy as np
@@ -42,22 +41,17 @@ print(digest(MAPAligner(checkpoint=sys.argv[1], **OPTIONS).fit(stack)), flush=Tr
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, start_fit):
+def test_a_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, killed_at_random):
     began = time.monotonic()
     expected = digest(MAPAligner(**OPTIONS).fit(stack))
     duration = time.monotonic() - began
-    seed = np.random.SeedSequence().entropy  # other moments in every run: any of them has to do
-    moments = np.random.default_rng(seed).uniform(0.0, duration, size=3)
-    for moment in moments:
-        process = start_fit(SCRIPT, tmp_path)
-        time.sleep(moment)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+
+    def states_are_whole():  # whenever the process died
         for kept in tmp_path.glob("mapaligner-*.npz"):
-            _checkpoint.CheckpointFile(kept).load()  # whole, whenever the process died
-    process = start_fit(SCRIPT, tmp_path)
-    found, _ = process.communicate(timeout=120)
-    assert found.strip() == expected, f"killed after {moments} s; seed {seed}"
+            _checkpoint.CheckpointFile(kept).load()
+
+    found, when = killed_at_random(SCRIPT, tmp_path, duration, states_are_whole)
+    assert found == expected, when
     assert not list(tmp_path.iterdir())  # nor what was half-written
 
 

@@ -1,7 +1,6 @@
 """DeepClusterer with a checkpoint: killed or interrupted, the same call ends with the same bits."""
 
 import hashlib
-import signal
 import time
 
 import numpy as np
@@ -58,19 +57,12 @@ def every_state(monkeypatch):
     monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
 
 
-def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, expected, tmp_path, start_fit):
+def test_a_killed_at_random_moments_ends_with_the_same_bits(stack, expected, tmp_path, killed_at_random):
     began = time.monotonic()
     deep().fit(stack)
     duration = time.monotonic() - began
-    seed = np.random.SeedSequence().entropy  # other moments in every run: any of them has to do
-    moments = np.random.default_rng(seed).uniform(0.0, duration, size=3)
-    for moment in moments:
-        process = start_fit(SCRIPT, tmp_path)
-        time.sleep(moment)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    found, _ = start_fit(SCRIPT, tmp_path).communicate(timeout=120)
-    assert found.strip() == expected, f"killed after {moments} s; seed {seed}"
+    found, when = killed_at_random(SCRIPT, tmp_path, duration)
+    assert found == expected, when
     assert not list(tmp_path.iterdir())  # nor what was half-written
 
 

@@ -1,7 +1,6 @@
 """Checkpoints of SMLClusterer: killed or interrupted at any moment, the same call ends with the same bits."""
 
 import hashlib
-import signal
 import time
 
 import numpy as np
@@ -66,19 +65,12 @@ def interrupt_after(monkeypatch, module, name, n_passes):
     monkeypatch.setattr(module, name, interrupted)
 
 
-def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, start_fit):
+def test_a_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, killed_at_random):
     began = time.monotonic()
     expected = digest(SMLClusterer(**OPTIONS).fit(stack))
     duration = time.monotonic() - began
-    seed = np.random.SeedSequence().entropy  # other moments in every run: any of them has to do
-    moments = np.random.default_rng(seed).uniform(0.0, duration, size=3)
-    for moment in moments:
-        process = start_fit(SCRIPT, tmp_path)
-        time.sleep(moment)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    found, _ = start_fit(SCRIPT, tmp_path).communicate(timeout=120)
-    assert found.strip() == expected, f"killed after {moments} s; seed {seed}"
+    found, when = killed_at_random(SCRIPT, tmp_path, duration)
+    assert found == expected, when
     assert not list(tmp_path.iterdir())  # nor what was half-written
 
 
