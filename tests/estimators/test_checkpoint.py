@@ -41,7 +41,7 @@ print(digest(MAPAligner(checkpoint=sys.argv[1], **OPTIONS).fit(stack)), flush=Tr
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_a_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, killed_at_random):
+def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, killed_at_random):
     began = time.monotonic()
     expected = digest(MAPAligner(**OPTIONS).fit(stack))
     duration = time.monotonic() - began

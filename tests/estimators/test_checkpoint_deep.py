@@ -57,7 +57,7 @@ def every_state(monkeypatch):
     monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
 
 
-def test_a_killed_at_random_moments_ends_with_the_same_bits(stack, expected, tmp_path, killed_at_random):
+def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, expected, tmp_path, killed_at_random):
     began = time.monotonic()
     deep().fit(stack)
     duration = time.monotonic() - began

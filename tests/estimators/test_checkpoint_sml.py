@@ -65,7 +65,7 @@ def interrupt_after(monkeypatch, module, name, n_passes):
     monkeypatch.setattr(module, name, interrupted)
 
 
-def test_a_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, killed_at_random):
+def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, killed_at_random):
     began = time.monotonic()
     expected = digest(SMLClusterer(**OPTIONS).fit(stack))
     duration = time.monotonic() - began
