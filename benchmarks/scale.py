@@ -5,12 +5,14 @@
 
 Particles of a phantom with CTF, shifts and SNR 0.1 are simulated straight to a float16 stack in DIR (kept if
 it is named: a second call reads it). Every run is a process of its own: n_jobs=1, n_jobs=2, or a dask cluster
-of two processes. It aligns, then clusters what it aligned. Memory is the proportional set size of the process
-and all its children, read five times a second, less what it was before the fit; the estimate is what the
-library logged before it began, or came to finer detail. Accuracy is the fraction of pairs of one class whose
-views lie within 10 degrees (chance: 0.0076).
+of two processes. It aligns, then clusters what it aligned; features for the clusters are kept in files of DIR,
+which every run makes for itself. Memory is the proportional set size of the process and all its children, read
+five times a second, less what it was before the fit; the estimate is what the library logged before it began,
+or came to finer detail. Accuracy is the fraction of pairs of one class whose views lie within 10 degrees
+(chance: 0.0076).
 
---full is N = 25,000, 50,000 and 100,000 of 128 px, K = 100 and 500 classes: 3.3 GB of disk for the largest.
+--full is N = 25,000, 50,000 and 100,000 of 128 px, K = 100 and 500 classes: 3.3 GB of disk for the largest
+stack, and 8 GB for its features.
 """
 
 import argparse
@@ -122,9 +124,11 @@ def fit(run, folder, size):
     directions = stack.truth[["view_x", "view_y", "view_z"]].to_numpy()
     jobs = None if run == "dask" else int(run)
     aligner = MAPAligner(size["align"], n_batches=size["batches"], random_state=0, n_jobs=jobs)
-    clusterer = SMLClusterer(size["cluster"], max_iter=size["iterations"], random_state=0, n_jobs=jobs)
-    rows = []
-    with cluster_of_two() if run == "dask" else parallel_config():
+    rows, features = [], tempfile.TemporaryDirectory(dir=folder)
+    clusterer = SMLClusterer(
+        size["cluster"], max_iter=size["iterations"], cache_folder=features.name, random_state=0, n_jobs=jobs
+    )
+    with features, cluster_of_two() if run == "dask" else parallel_config():
         for step, estimator in (("align", aligner), ("cluster", clusterer)):
             with Meter() as meter:
                 estimator.fit(stack)

@@ -10,6 +10,7 @@ something else: a task over blocks of particles names them, whatever their numbe
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import pickle
@@ -23,12 +24,14 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 import cloudpickle
 
+from sklearn_cryoem._core.allocator import keep_freed_memory
 from sklearn_cryoem._core.workers import in_order, single_blas_threads
 
 logger = logging.getLogger(__name__)
 
 KEPT_IN_WORKER = 8  # values: stack, blocks and a model or two
 MOST_ATTEMPTS = 10  # of sending a task whose worker misses something
+KNOCK_SECONDS = 3.0  # until a worker has to answer the caller
 
 
 _named: WeakValueDictionary[str, Parcel] = WeakValueDictionary()
@@ -57,6 +60,7 @@ class Sending(NamedTuple):
     number: int
     function: Callable[..., Any]
     args: tuple[Any, ...]
+    home: str | None
 
     def cancel(self) -> None:
         """Let the cluster forget the task."""
@@ -79,6 +83,7 @@ class Cluster:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._is_direct = _reaches_workers(client)
         self._numbers = count()
         self._sent: dict[tuple[str, str], int] = {}  # when, by name and worker
         self.bytes_sent = 0
@@ -93,11 +98,12 @@ class Cluster:
         """Let everybody forget a shared value."""
         self._client.run(forget, parcel.name, on_error="ignore")
 
-    def submit(self, function: Callable[..., Any], *args: Any) -> Sending:
-        """Run ``function(*args)`` somewhere, with the values of parcels in their place."""
+    def submit(self, function: Callable[..., Any], *args: Any, home: str | None = None) -> Sending:
+        """Run ``function(*args)``, with the values of parcels in their place, at `home` if that is there."""
         named = [("parcel", arg.name) if isinstance(arg, Parcel) else ("value", arg) for arg in args]
-        future = self._client.submit(run_task, function, named, pure=False)
-        return Sending(future, next(self._numbers), function, args)
+        where = {} if home is None else {"workers": [home], "allow_other_workers": True}
+        future = self._client.submit(run_task, function, named, pure=False, **where)
+        return Sending(future, next(self._numbers), function, args, home)
 
     def result(self, sending: Sending) -> Any:
         """What a task returned, on whichever worker it succeeded.
@@ -117,23 +123,44 @@ class Cluster:
                     self._sent.get((name, found.worker), -1) < sending.number
                 ):  # not sent since for another task
                     self._send(_named[name], [found.worker])
-            sending = self.submit(sending.function, *sending.args)
+            sending = self.submit(sending.function, *sending.args, home=sending.home)
         raise RuntimeError(
             "No worker of the dask cluster keeps what it is sent; they restart faster than tasks can run. "
             "Look at the log of a worker, and give each more memory."
         )
 
     def map(
-        self, function: Callable[..., Any], items: Iterable[Any], window: int, *shared: Any
+        self,
+        function: Callable[..., Any],
+        items: Iterable[Any],
+        window: int,
+        *shared: Any,
+        place: Callable[[Any], int] | None = None,
     ) -> Iterator[Any]:
-        """Yield ``function(item, *shared)`` for every item, in order; at most `window` are under way."""
-        return in_order(lambda item: self.submit(function, item, *shared), self.result, items, window)
+        """Yield ``function(item, *shared)`` for every item, in order; at most `window` are under way.
+
+        Items of the same place, by default those of the same number, are done by the same worker in every
+        pass, as long as the workers are the same: what it kept of the last pass serves the next, and no two
+        keep the same.
+        """
+        threads, numbers = self._threads(), count()
+
+        def sent(item: Any) -> Sending:
+            number = next(numbers) if place is None else place(item)
+            return self.submit(function, item, *shared, home=threads[number % len(threads)])
+
+        return in_order(sent, self.result, items, window)
+
+    def _threads(self) -> list[str | None]:
+        """Address of the worker of every thread of the cluster; [None] while there is no worker."""
+        threads = self._client.nthreads()
+        return [address for address in sorted(threads) for _ in range(threads[address])] or [None]
 
     def _wait(self, sending: Sending) -> Any:
         from distributed import KilledWorker
 
         try:
-            return sending.future.result()
+            return self._client.gather(sending.future, direct=self._is_direct)
         except KilledWorker as error:
             raise RuntimeError(
                 f"{error.allowed_failures + 1} workers of the dask cluster died of the same task; most often "
@@ -183,6 +210,37 @@ def _parcels_of(client: Any) -> WeakKeyDictionary[Any, Parcel]:
     return _known.setdefault(client, WeakKeyDictionary())
 
 
+_reached: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def _reaches_workers(client: Any) -> bool:
+    """Whether results can be fetched from the workers themselves, past the scheduler: half the copies.
+
+    A caller who sees nothing but the scheduler, through a tunnel, would wait for every result otherwise.
+    Workers that join later are taken to be like those that are there when a client is first used.
+    """
+    if client not in _reached:
+        _reached[client] = client.sync(_knock, client)
+        if not _reached[client]:
+            logger.info("the dask workers cannot be reached from here: results come through the scheduler")
+    return _reached[client]
+
+
+async def _knock(client: Any) -> bool:
+    from distributed import comm as comms
+
+    async def answers(address: str) -> None:
+        comm = await comms.connect(address, timeout=KNOCK_SECONDS, **client.connection_args)  # type: ignore
+        await comm.close()
+
+    workers = (await client.scheduler.identity(n_workers=-1))["workers"]
+    try:
+        await asyncio.gather(*(answers(address) for address in workers))
+    except (TimeoutError, OSError):
+        return False
+    return bool(workers)
+
+
 # ---------------------------------------------------------------- in the workers
 class _Lacking(Exception):
     """Names of values that are not here."""
@@ -210,6 +268,7 @@ def forget(name: str) -> None:
 
 def run_task(function: Callable[..., Any], named: list[tuple[str, Any]]) -> Any:
     """Run a task with the values it names; or say which of them are missing here."""
+    keep_freed_memory()
     try:
         with _lock:
             args = [_value(arg) if kind == "parcel" else arg for kind, arg in named]

@@ -74,6 +74,7 @@ def ordered_map(
     n_jobs: int | None = None,
     spare: int | None = None,
     here: bool = False,
+    place: Callable[[Item], int] | None = None,
 ) -> Iterator[Result]:
     """Yield `function(item)` for every item, in order, computed by up to `n_jobs` workers.
 
@@ -95,6 +96,9 @@ def ordered_map(
         Results that are made or wait beyond one for each worker: few where each of them is large.
     here : bool
         Whether threads of this process do the work in any case: tasks that are too short to be sent away.
+    place : callable, optional
+        Number of an item, by default its position: on a cluster, items of the same number go to the same
+        worker in every pass, which may have kept something of them.
     """
     workers = effective_n_jobs(n_jobs)
     window = WINDOW * workers if spare is None else workers + spare
@@ -108,7 +112,7 @@ def ordered_map(
         elif is_threaded:
             yield from _on_threads(function, items, workers, window)
         elif hasattr(backend, "client"):
-            yield from _on_cluster(backend.client, function, items, window)
+            yield from _on_cluster(backend.client, function, items, window, place)
         else:
             yield from _by_joblib(function, items, n_jobs, window)
 
@@ -212,14 +216,18 @@ def _by_joblib(
 
 
 def _on_cluster(
-    client: Any, function: Callable[[Item], Result], items: Iterable[Item], window: int
+    client: Any,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    window: int,
+    place: Callable[[Item], int] | None,
 ) -> Iterator[Result]:
     from sklearn_cryoem._core.cluster import Cluster
 
     cluster = Cluster(client)
     shared = cluster.share(function)
     try:
-        yield from cluster.map(_applied, items, window, shared)
+        yield from cluster.map(_applied, items, window, shared, place=place)
     finally:
         cluster.discard(shared)
 
@@ -265,7 +273,11 @@ def _blas(n_modules: int) -> ThreadpoolController:
 
 
 def sum_in_order(
-    function: Callable[[Item], Statistics], items: Iterable[Item], *, n_jobs: int | None = None
+    function: Callable[[Item], Statistics],
+    items: Iterable[Item],
+    *,
+    n_jobs: int | None = None,
+    place: Callable[[Item], int] | None = None,
 ) -> Statistics:
     """Add up `function(item)` over the items, in their order; see `ordered_map`.
 
@@ -275,7 +287,7 @@ def sum_in_order(
         If there are no items.
     """
     total: Statistics | None = None
-    for part in ordered_map(function, items, n_jobs=n_jobs):
+    for part in ordered_map(function, items, n_jobs=n_jobs, place=place):
         total = part if total is None else total + part
     if total is None:
         raise ValueError("There is nothing to add: no items were given.")

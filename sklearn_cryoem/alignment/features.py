@@ -113,7 +113,7 @@ def image_features(
     features : ImageFeatures
     """
     values = polar_transform(images, grid)  # (n_images, n_rings, n_angles / 2)
-    power = np.mean(values.real**2 + values.imag**2, axis=-1)  # (n_images, n_rings)
+    power = mean_power(values)  # (n_images, n_rings)
     if ctf is None:
         ctf_power = np.zeros((len(images), n_even, grid.n_rings), dtype=np.complex64)
         ctf_power[:, 0] = 1.0
@@ -126,6 +126,11 @@ def image_features(
     if known is not None:
         orders, ctf_power = known.turned(orders), known.turned(ctf_power, step=2)
     return ImageFeatures(np.ascontiguousarray(orders), np.ascontiguousarray(ctf_power), power)
+
+
+def mean_power(values: Complex64) -> Float32:
+    """Mean of |F|^2 over each ring of values (n_images, n_rings, n_angles / 2); (n_images, n_rings)."""
+    return np.asarray(np.mean(values.real**2 + values.imag**2, axis=-1))
 
 
 class FeatureSource:
@@ -219,6 +224,12 @@ class FeatureSource:
         """Features of `rows` up to `n_rings` rings and `n_orders` angular orders."""
         features = self._unscaled(rows, n_rings, n_orders)
         return features if self.scale is None else features.scaled(self.scale[rows])
+
+    def power(self, rows: Rows, n_rings: int) -> Float32:
+        """Mean power of `rows` on each of `n_rings` rings, (n, n_rings), without the rest of the features."""
+        if self._kept is not None:
+            return self(rows, n_rings, 1).power
+        return mean_power(polar_transform(self.masked_images(rows), self._grid(n_rings)[0]))
 
     def learn_scale(self, rows: Rows, scale: Float64 | None) -> None:
         """Take new scales for `rows`, if any, and bring the mean of all images back to 1, Eq. (4.13)."""

@@ -148,7 +148,7 @@ def _poses_of_shard(
         angle, pose = refine_poses(
             features, precision, plan.values[reference], space, angle, pose, model.shift_sigma_px
         )
-    power = features.power if n_limit == space.n_rings else source(rows, n_limit, 1).power
+    power = features.power if n_limit == space.n_rings else source.power(rows, n_limit)
     mirrored = np.zeros(len(reference), dtype=bool)
     group_of = np.arange(plan.n_references)  # each reference is a class, unless frames unite some
     if frames is not None:

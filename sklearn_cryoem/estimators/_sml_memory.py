@@ -5,7 +5,7 @@ has b bytes, 4 for images. A pass over the data holds templates (8 K P), what th
 (b K (P + Q)), the total of the sums (8 K (P + Q)), and sums of a shard (b K (P + Q)) for every worker and,
 if there are several, one result that waits. Cross-fitted EM holds all of it F times, with Q = S. The steps
 follow each other: nothing but templates, or weights, goes from one to the next.
-Workers of a cluster hold templates and factors of their own, and what is on its way to them exists once more.
+Workers of a cluster hold templates and factors of their own, and what is on its way exists more than once.
 """
 
 import numpy as np
@@ -45,7 +45,8 @@ def memory_needed(blocks, basis, n_jobs, n_folds=1, n_cross_shells=None, itemsiz
         largest = max(largest, steps.cross_fit(n_folds, n_cross_shells or steps.s))
     images, features, tables = _block(blocks, basis, itemsize)
     first_pass, later = images + features, LEFT_OVER * images + features + tables
-    shares = 0.5 * (1 + workers.n) if workers.n_processes else 1.0  # of all blocks; more with every pass
+    is_shared = workers.is_cluster or not workers.n_processes  # between workers, each of which keeps its own
+    shares = 1.0 if is_shared else 0.5 * (1 + workers.n)  # of all blocks; more with every pass
     caches = shares * getattr(blocks, "cache_bytes", 0)
     here = max(workers.n * first_pass, workers.n * later + largest)
     return LIBRARY_BYTES + workers.own_bytes + caches + here
@@ -68,6 +69,8 @@ class _Steps:
         self.b, self.basis, self.layout = itemsize, basis, layout
         self.k, self.p, self.q, self.s = len(basis.nodes), layout.n_features, layout.n_norms, layout.n_shells
         self.waiting = 1 if workers.n == 1 else workers.n + 1
+        if workers.is_cluster:  # what was sent is there until it has been read
+            self.waiting *= 2
         self.workers = workers
         self.templates = 8.0 * self.k * self.p
         self.weights = 8.0 * basis.phi.shape[1] * self.p + basis.phi.nbytes
@@ -92,8 +95,8 @@ class _Steps:
         return n_folds * templates + sums + max(in_pass, after) + self._coupling()
 
     def _sent(self, model):
-        """A model of so many bytes in each worker of a cluster, and on its way."""
-        return model * (1 + self.workers.n) if self.workers.is_cluster else 0.0
+        """A model of so many bytes in each worker of a cluster, packed and not, and thrice on its way."""
+        return model * (3 + 2 * self.workers.n) if self.workers.is_cluster else 0.0
 
     def _coupling(self):
         """Functions that couple the nodes, of each shell where they are alike."""

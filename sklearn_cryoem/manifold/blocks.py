@@ -9,6 +9,7 @@ radii for CTFs without astigmatism, and the number of Fourier coefficients other
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import DaemonThreads, in_order, row_blocks
+from sklearn_cryoem._core.workers import DaemonThreads, Statistics, in_order, row_blocks, sum_in_order
 
 Floating = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
@@ -274,3 +275,13 @@ def start_blocks(blocks: Blocks) -> list[int]:
     n_blocks = len(blocks)
     n_chosen = max(1, min(n_blocks, int(n_blocks * MAX_START_SAMPLES / max(blocks.n_samples, 1))))
     return [int(index) for index in np.linspace(0, n_blocks - 1, n_chosen).round()]
+
+
+def sum_over_start(
+    function: Callable[[int], Statistics], blocks: Blocks, *, n_jobs: int | None = None
+) -> Statistics:
+    """Add up `function(index)` over `start_blocks`, each where its shard will be worked on, Eq. (3.11)."""
+    ends = [shard.stop for shard in shards(blocks)]
+    return sum_in_order(
+        function, start_blocks(blocks), n_jobs=n_jobs, place=lambda index: bisect_right(ends, index)
+    )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.workers import ordered_map, sum_in_order
-from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, start_blocks
+from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, sum_over_start
 from sklearn_cryoem.manifold.prior import LEAST_NOISE, measure_power
 
 Float64 = NDArray[np.float64]
@@ -88,13 +88,11 @@ class NoiseReference:
         noise = np.maximum(power.noise, LEAST_NOISE * power.variance)  # a single shell has none by itself
         first = cls(power.mean, power.signal, noise, np.ones(blocks.layout.n_shells))
         if known is not None:
-            slopes = sum_in_order(
-                partial(_slope_sums, blocks, first, known), start_blocks(blocks), n_jobs=n_jobs
-            )
+            slopes = sum_over_start(partial(_slope_sums, blocks, first, known), blocks, n_jobs=n_jobs)
             first = replace(first, signal=slopes.signal(power.signal))
         everyone = np.zeros(blocks.n_samples, dtype=np.int64)
         task = partial(_group_sums, blocks, first, everyone, 1)
-        sums = sum_in_order(task, start_blocks(blocks), n_jobs=n_jobs)
+        sums = sum_over_start(task, blocks, n_jobs=n_jobs)
         return replace(first, pooled=np.maximum(sums.found / sums.expected, SMALLEST)[0])
 
     @property

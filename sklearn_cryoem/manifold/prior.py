@@ -8,8 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import sum_in_order
-from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout, start_blocks
+from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout, sum_over_start
 from sklearn_cryoem.manifold.grid import LatentBasis
 
 Float64 = NDArray[np.float64]
@@ -114,7 +113,7 @@ def measure_moments(blocks: Blocks, *, n_jobs: int | None = None) -> Moments:
     n_jobs : int, optional
         Number of workers.
     """
-    return sum_in_order(partial(_block_moments, blocks), start_blocks(blocks), n_jobs=n_jobs)
+    return sum_over_start(partial(_block_moments, blocks), blocks, n_jobs=n_jobs)
 
 
 def _block_moments(blocks: Blocks, index: int) -> Moments:

@@ -8,8 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import sum_in_order
-from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout, start_blocks
+from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout, sum_over_start
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.prior import DataPower
 
@@ -149,8 +148,8 @@ def _apply_covariance(
     blocks: Blocks, layout: FeatureLayout, power: DataPower, subspace: Float64 | None, n_jobs: int | None
 ) -> Float64:
     """Covariance of the corrected images (P0, P0), or its product with `subspace` (P0, q)."""
-    chosen = start_blocks(blocks)
-    total = sum_in_order(partial(_block_covariance, blocks, layout, power, subspace), chosen, n_jobs=n_jobs)
+    task = partial(_block_covariance, blocks, layout, power, subspace)
+    total = sum_over_start(task, blocks, n_jobs=n_jobs)
     return np.asarray(total.values / total.n_samples)
 
 

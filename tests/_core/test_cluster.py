@@ -95,9 +95,9 @@ def bytes_moved(monkeypatch, work):
     moved = []
     submit, result, send = (getattr(cluster_module.Cluster, name) for name in ("submit", "result", "_send"))
 
-    def counting_submit(self, function, *args):
+    def counting_submit(self, function, *args, **where):
         moved.append(len(cloudpickle.dumps([a.name if hasattr(a, "name") else a for a in args])))
-        return submit(self, function, *args)
+        return submit(self, function, *args, **where)
 
     def counting_result(self, sending):
         found = result(self, sending)
@@ -153,10 +153,56 @@ def test_a_killed_worker_costs_time_alone(client, tmp_path):
 
 def test_a_task_that_kills_every_worker_is_reported(monkeypatch):
     dead = distributed.scheduler.KilledWorker("task", SimpleNamespace(address="tcp://node:1"), 3)
-    future = SimpleNamespace(result=Mock(side_effect=dead))
-    cluster = cluster_module.Cluster(SimpleNamespace(submit=lambda *args, **kwargs: future))
+    client = Mock(**{"gather.side_effect": dead})
+    cluster = cluster_module.Cluster(client)
     with pytest.raises(RuntimeError, match=r"4 workers .* more memory"):
         cluster.result(cluster.submit(times, 1, 2))
+
+
+def test_results_come_through_the_scheduler_where_workers_cannot_be_reached(client, monkeypatch):
+    knock = Mock(side_effect=OSError("no route to host"))
+    monkeypatch.setattr(distributed.comm, "connect", knock)
+    monkeypatch.setattr(cluster_module, "_reached", {})
+    gather = Mock(side_effect=client.gather)
+    monkeypatch.setattr(client, "gather", gather)
+    with parallel_config("dask"), task_pool() as pool:
+        assert list(pool.map(times, range(5), 3)) == [0, 3, 6, 9, 12]
+        knocks = knock.call_count
+        assert list(ordered_map(partial(times, factor=2), range(4))) == [0, 2, 4, 6]
+    assert knock.call_count == knocks > 0  # asked once, however many maps follow
+    assert {call.kwargs["direct"] for call in gather.call_args_list} == {False}
+
+
+def test_results_are_fetched_from_the_workers_where_they_can_be_reached(client, monkeypatch):
+    gather = Mock(side_effect=client.gather)
+    monkeypatch.setattr(client, "gather", gather)
+    with parallel_config("dask"), task_pool() as pool:
+        assert list(pool.map(times, range(5), 3)) == [0, 3, 6, 9, 12]
+    assert {call.kwargs["direct"] for call in gather.call_args_list} == {True}
+
+
+def test_items_of_a_place_are_sent_to_the_same_worker_in_every_pass(client, monkeypatch):
+    client.wait_for_workers(2, timeout=60)
+    submit = Mock(side_effect=client.submit)
+    monkeypatch.setattr(client, "submit", submit)
+
+    def homes(**options):
+        submit.reset_mock()
+        with parallel_config("dask"):
+            assert list(ordered_map(partial(times, factor=2), range(8), **options)) == list(range(0, 16, 2))
+        assert all(call.kwargs["allow_other_workers"] for call in submit.call_args_list)  # if it is gone
+        return [call.kwargs["workers"][0] for call in submit.call_args_list]
+
+    first, second = sorted(client.nthreads())
+    assert homes() == homes() == 4 * [first, second]
+    assert homes(place=lambda item: item // 4) == 4 * [first] + 4 * [second]
+
+
+def test_tasks_of_a_worker_that_is_gone_are_done_by_others(client):
+    client.wait_for_workers(2, timeout=60)
+    cluster = cluster_module.Cluster(client)
+    sent = [cluster.submit(times, item, 2, home="tcp://127.0.0.1:9") for item in range(3)]
+    assert [cluster.result(each) for each in sent] == [0, 2, 4]
 
 
 def assert_same_fit(model, other):
