@@ -25,7 +25,8 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 import cloudpickle
 
 from sklearn_cryoem._core.allocator import keep_freed_memory
-from sklearn_cryoem._core.workers import in_order, single_blas_threads
+from sklearn_cryoem._core.threads import single_blas_threads
+from sklearn_cryoem._core.workers import in_order
 
 logger = logging.getLogger(__name__)
 

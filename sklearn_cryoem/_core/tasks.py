@@ -29,7 +29,8 @@ from joblib.externals.loky import ProcessPoolExecutor, process_executor
 from joblib.parallel import ThreadingBackend, get_active_backend
 
 from sklearn_cryoem._core.files import room_for
-from sklearn_cryoem._core.workers import WINDOW, in_order, single_blas_threads
+from sklearn_cryoem._core.threads import one_openmp_thread, single_blas_threads
+from sklearn_cryoem._core.workers import WINDOW, in_order
 
 logger = logging.getLogger(__name__)
 
@@ -207,8 +208,8 @@ def task_pool(n_jobs: int | None = None) -> Iterator[TaskPool]:
     """Workers for tasks of many short numpy calls: processes, unless joblib is told otherwise.
 
     ``joblib.parallel_config`` chooses: "threading" gives threads, "dask" the workers of its cluster, which
-    must see the particles' files under the same paths. Every worker has one BLAS thread. The processes are
-    kept for the next call, and end of themselves after five idle minutes.
+    must see the particles' files under the same paths. Every worker has one thread of BLAS and of OpenMP. The
+    processes are kept for the next call, and end of themselves after five idle minutes.
 
     Parameters
     ----------
@@ -225,7 +226,7 @@ def task_pool(n_jobs: int | None = None) -> Iterator[TaskPool]:
         elif n_workers == 1:
             yield TaskPool()
         elif isinstance(backend, ThreadingBackend):
-            with ThreadPoolExecutor(n_workers) as executor:
+            with ThreadPoolExecutor(n_workers, initializer=one_openmp_thread) as executor:
                 yield ThreadPool(executor, n_workers)
         else:
             folder = Path(tempfile.mkdtemp(prefix="sklearn_cryoem_", dir=_folder_in_memory()))

@@ -1,4 +1,4 @@
-"""The one place that knows joblib and BLAS threads.
+"""Work is shared among workers, as joblib is told to.
 
 Work is cut into items that never depend on `n_jobs`; results come back in the order of the items and are
 added in that order. So the same data and seed give the same bits for any `n_jobs` and any backend.
@@ -7,23 +7,22 @@ added in that order. So the same data and seed give the same bits for any `n_job
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Thread
 from typing import Any, Protocol, TypeVar
 
 from joblib import Parallel, delayed, effective_n_jobs
 from joblib.parallel import ThreadingBackend, get_active_backend
-from threadpoolctl import ThreadpoolController, threadpool_limits
+from threadpoolctl import threadpool_limits
+
+from sklearn_cryoem._core.threads import one_openmp_thread, single_blas_threads
 
 WINDOW = 4  # items in flight or waiting per worker
-SWITCH_SECONDS = 5e-5
 EVEN_SHARES = 4  # the number of even blocks is a multiple of this
 
 
@@ -80,9 +79,8 @@ def ordered_map(
 
     Threads by default; any registered joblib backend through ``joblib.parallel_config``. On a dask cluster
     `function` is sent to each worker once, and what was lost with a worker is done by another. Every worker
-    has one BLAS thread: `n_jobs` is the only knob. OpenMP counts threads separately for each thread that
-    calls it, so what uses OpenMP inside a worker (finufft) is told its number where it is called. At most
-    4 * n_jobs results wait in memory, however slowly they are consumed; fewer if `spare` says so.
+    has one thread of BLAS and of OpenMP: `n_jobs` is the only knob. At most 4 * n_jobs results wait in
+    memory, however slowly they are consumed; fewer if `spare` says so.
 
     Parameters
     ----------
@@ -195,6 +193,7 @@ class DaemonThreads:
         self._threads = []
 
     def _work(self) -> None:
+        one_openmp_thread()
         while (task := self._tasks.get()) is not None:
             future, function, item = task
             if future.set_running_or_notify_cancel():
@@ -210,7 +209,9 @@ def _by_joblib(
 ) -> Iterator[Result]:
     parent, remaining = os.getpid(), iter(items)
     # joblib starts new work whenever a worker is free, not when a result is taken: windows bound the wait.
-    with Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator") as parallel:
+    backend = get_active_backend(prefer="threads")[0]
+    yields = getattr(backend, "supports_return_generator", False)  # "multiprocessing" does not
+    with Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator" if yields else "list") as parallel:
         while some := list(islice(remaining, window)):
             yield from parallel(delayed(_call)(function, item, parent) for item in some)
 
@@ -234,42 +235,6 @@ def _on_cluster(
 
 def _applied(item: Item, function: Callable[[Item], Result]) -> Result:
     return function(item)
-
-
-@contextmanager
-def single_blas_threads() -> Iterator[None]:
-    """One BLAS thread as long as anybody is inside; only the first to enter and the last to leave set it.
-
-    The interpreter is also told to hand over between threads every `SWITCH_SECONDS`: with its 5 ms, a worker
-    back from a matrix product waits for longer than the product took. Setting both takes a third of a
-    millisecond: whoever calls `ordered_map` many times enters once, outside.
-    """
-    with _inside_lock:
-        if not _inside:
-            _inside.append((_blas(len(sys.modules)).limit(limits=1), sys.getswitchinterval()))
-            sys.setswitchinterval(SWITCH_SECONDS)
-        else:
-            _inside.append(None)
-    try:
-        yield
-    finally:
-        with _inside_lock:
-            if len(_inside) > 1:
-                _inside.pop()
-            else:
-                limit, interval = _inside.pop()
-                limit.restore_original_limits()
-                sys.setswitchinterval(interval)
-
-
-_inside: list[Any] = []  # the limit and the interval before, and one more entry for everybody else inside
-_inside_lock = Lock()
-
-
-@lru_cache(maxsize=1)
-def _blas(n_modules: int) -> ThreadpoolController:
-    """BLAS libraries loaded; looked for only when modules were imported since: that takes a millisecond."""
-    return ThreadpoolController()
 
 
 def sum_in_order(

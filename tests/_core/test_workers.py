@@ -1,22 +1,14 @@
 """Work is cut independently of n_jobs, results keep their order, BLAS has one thread a worker."""
 
 import operator
-import sys
 import time
 
 import numpy as np
 import pytest
 from joblib import parallel_config
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_info
 
-from sklearn_cryoem._core.workers import (
-    WINDOW,
-    even_blocks,
-    ordered_map,
-    row_blocks,
-    single_blas_threads,
-    sum_in_order,
-)
+from sklearn_cryoem._core.workers import WINDOW, even_blocks, ordered_map, row_blocks, sum_in_order
 
 
 @pytest.mark.parametrize(("n_rows", "block_size"), [(0, 4), (1, 4), (8, 4), (9, 4), (3, 100)])
@@ -93,24 +85,3 @@ def test_even_blocks_cover_all_rows_and_differ_by_one_at_most(n_rows, largest):
 def test_even_blocks_of_nothing_are_refused():
     with pytest.raises(ValueError, match="expected at least 1"):
         even_blocks(10, 0)
-
-
-def test_the_limit_of_blas_threads_lasts_until_the_last_one_leaves():
-    with threadpool_limits(limits=2, user_api="blas"):
-        before = _blas_threads(None)
-        with single_blas_threads():
-            results = ordered_map(_blas_threads, range(2))
-            assert next(results) == 1
-        assert next(results) == 1  # the outer one has left first
-        results.close()
-        assert _blas_threads(None) == before
-
-
-def test_the_interval_between_threads_comes_back_after_the_last_leaves():
-    before = sys.getswitchinterval()
-    with single_blas_threads():
-        inside = sys.getswitchinterval()
-        with single_blas_threads():
-            pass
-        assert sys.getswitchinterval() == inside < before
-    assert sys.getswitchinterval() == before
