@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sklearn_cryoem._core.memory import log_estimate
+from sklearn_cryoem._core.memory import format_bytes, log_estimate
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.estimators._callbacks import FitTask
@@ -40,6 +40,15 @@ def learn(estimator, blocks, basis, space, rng, keeper):
         blocks, basis, n_jobs, plan.n_folds, plan.crossed.n_shells, np.dtype(space.dtype).itemsize
     )
     log_estimate(logger, "SMLClusterer.fit", needed)
+    share = getattr(blocks, "share_kept", 1.0)
+    if share < 1.0:
+        logger.info(
+            "SMLClusterer.fit keeps the features of %.0f %% of the images in memory and prepares the others "
+            "in every pass again, which may take longer than all the rest. cache_folder=... keeps all of "
+            "them in files: %s.",
+            100.0 * share,
+            format_bytes(blocks.feature_bytes),
+        )
     task = FitTask(estimator, estimator.max_iter + 1, "iteration", blocks)
     total, verbose = estimator.max_iter, estimator.verbose
     with progress(total, "SMLClusterer", verbose=verbose, on_step=task.step) as bar:

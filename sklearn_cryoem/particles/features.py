@@ -105,7 +105,8 @@ class FeatureBlocks:
         self._block_size = min(block_size, max(FEWEST_ROWS, 2 * int(block_bytes // (2 * per_image))))
         cache_bytes = default_cache_bytes() if cache_bytes is None else cache_bytes
         self._n_cached = int(cache_bytes // (per_image * self._block_size))
-        self.cache_bytes = min(cache_bytes, per_image * self.n_samples)
+        self.feature_bytes = per_image * self.n_samples  # of all images, wherever they are kept
+        self.cache_bytes = min(cache_bytes, self.feature_bytes)
         self._cache: dict[int, FeatureBlock] = {}
         self._files: FeatureFiles | None = None
         self.noise: RowNoise | None = None
@@ -173,6 +174,12 @@ class FeatureBlocks:
     def shells_at(self, k_max: float) -> int:
         """Count the shells whose every coefficient has a radius of at most about `k_max`; at least 1."""
         return int(np.clip(np.floor(k_max), 1, self.layout.n_shells))
+
+    @property
+    def share_kept(self) -> float:
+        """Part of the images whose features are there for the next pass, in memory or in files."""
+        n_kept = self.n_samples if self._files is not None else self._n_cached * self._block_size
+        return min(1.0, n_kept / max(self.n_samples, 1))
 
     def kept_in(self, folder: str | os.PathLike[str], *, may_write: bool = True) -> FeatureBlocks:
         """Return the same blocks, whose features are read from files; those that are missing are written.

@@ -35,6 +35,18 @@ def assert_same_fit(model, other):
         np.testing.assert_array_equal(getattr(model, name), getattr(other, name))
 
 
+def test_it_is_proposed_where_features_find_no_room_in_memory(stack, tmp_path, monkeypatch, caplog):
+    few = {"n_clusters": (3, 3), "max_iter": 1, "random_state": 0}
+    with caplog.at_level("INFO", logger="sklearn_cryoem"):
+        SMLClusterer(**few).fit(stack)
+        assert "features of 0 % of the images" in caplog.text and "cache_folder" in caplog.text
+        caplog.clear()
+        SMLClusterer(**few, cache_folder=tmp_path).fit(stack)
+        monkeypatch.setattr(features, "default_cache_bytes", lambda: 1e9)
+        SMLClusterer(**few).fit(stack)
+        assert "needs about" in caplog.text and "cache_folder" not in caplog.text
+
+
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_fit_from_files_has_the_bits_of_one_from_memory(stack, in_memory, tmp_path, monkeypatch, n_jobs):
     first = SMLClusterer(**OPTIONS, cache_folder=tmp_path, n_jobs=n_jobs).fit(stack)
