@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 import cloudpickle
 
 from sklearn_cryoem._core.allocator import keep_freed_memory
+from sklearn_cryoem._core.shortage import CLUSTER_REMEDY, worker_lost
 from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem._core.workers import in_order
 
@@ -163,11 +164,8 @@ class Cluster:
         try:
             return self._client.gather(sending.future, direct=self._is_direct)
         except KilledWorker as error:
-            raise RuntimeError(
-                f"{error.allowed_failures + 1} workers of the dask cluster died of the same task; most often "
-                "the system or dask ends one that needs too much memory. Give each worker more memory, or "
-                "fewer threads."
-            ) from error
+            found = f"{error.allowed_failures + 1} workers of the dask cluster died of the same task"
+            raise worker_lost(found, CLUSTER_REMEDY) from error
 
     def _send(self, parcel: Parcel, workers: list[str] | None) -> None:
         data = self._packed(parcel)

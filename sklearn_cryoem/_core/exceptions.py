@@ -13,6 +13,14 @@ class ModelFileError(ValueError):
     """A saved model cannot be read back."""
 
 
+class OutOfMemoryError(MemoryError):
+    """A fit found no memory for its next step; what it asked for is in the error that this one follows."""
+
+
+class WorkerLostError(RuntimeError):
+    """Worker processes ended before their task was done, most often because memory ran out."""
+
+
 class ParticleDataWarning(UserWarning):
     """Particle data can be used, but something about them is suspicious or was left out.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _TEXT = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)i?b?\s*", re.IGNORECASE)
 _UNLIMITED = 2**60  # what version 1 of control groups writes where there is no limit, and more
 
 _limit: list[float] = []  # that of set_memory_limit
+estimated_bytes: ContextVar[float | None] = ContextVar("estimated_bytes", default=None)  # logged last
 
 
 def set_memory_limit(limit: float | str | None) -> None:
@@ -193,6 +195,7 @@ def format_bytes(n_bytes: float) -> str:
 
 def log_estimate(logger: logging.Logger, what: str, n_bytes: float) -> None:
     """Log at INFO how much memory `what` is about to need, and at WARNING if that is above the limit."""
+    estimated_bytes.set(n_bytes)
     logger.info("%s needs about %s of memory beyond the images given.", what, format_bytes(n_bytes))
     if n_bytes > memory_limit():
         logger.warning(

@@ -29,6 +29,7 @@ from joblib.externals.loky import ProcessPoolExecutor, process_executor
 from joblib.parallel import ThreadingBackend, get_active_backend
 
 from sklearn_cryoem._core.files import room_for
+from sklearn_cryoem._core.shortage import worker_lost
 from sklearn_cryoem._core.threads import one_openmp_thread, single_blas_threads
 from sklearn_cryoem._core.workers import WINDOW, in_order
 
@@ -158,8 +159,8 @@ class ProcessPool(TaskPool):
 
         Raises
         ------
-        RuntimeError
-            If a worker process was killed.
+        WorkerLostError
+            If a worker process was killed; what a task raised, otherwise.
         """
         with _deaths_reported():
             path: Any = future.result()
@@ -174,10 +175,7 @@ def _deaths_reported() -> Iterator[None]:
     try:
         yield
     except BrokenExecutor as error:
-        raise RuntimeError(
-            "A worker process ended before its task was done; most often the system kills one when "
-            "memory runs out. Take fewer workers (n_jobs), or a machine with more memory."
-        ) from error
+        raise worker_lost("A worker process ended before its task was done") from error
 
 
 class DaskPool(TaskPool):

@@ -13,7 +13,9 @@ _ANYWHERE = {
     "max_resolution": "--max-resolution",
     "max_shift": "--max-shift",
     "passthrough=": "--passthrough",
+    "n_jobs": "--jobs",
     "pixel_size=": "--pixel-size",
+    "sklearn_cryoem.set_memory_limit": "SKLEARN_CRYOEM_MEMORY_LIMIT",
     "rescale=True": "--rescale",
 }
 _NOT_IN_THE_SHELL = (

@@ -7,6 +7,7 @@ import sys
 import traceback
 from contextlib import contextmanager
 
+from sklearn_cryoem._core.exceptions import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.cli import classify, convert, deep, demo, info, report, select, simulate
 from sklearn_cryoem.cli._arguments import add_talking
@@ -153,6 +154,8 @@ def main(argv=None):
 
 def explain(error):
     """One line for the person at the terminal: what happened and what to do."""
+    if isinstance(error, OutOfMemoryError | WorkerLostError):
+        return in_the_shell(str(error))
     if isinstance(error, MemoryError):
         return f"out of memory ({error}). Use fewer --jobs, a smaller --downsample box, or a larger machine."
     if isinstance(error, OSError) and error.strerror:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
 from sklearn_cryoem.estimators._inputs import as_stack
@@ -100,7 +101,7 @@ class AlignsParticles:
         if stack.poses is None:  # nothing to search round
             settings = replace(settings, angle_range_rad=None)
         source = feature_source(stack, settings, keep=False, group=group)
-        with task_pool(self.n_jobs) as pool:
+        with task_pool(self.n_jobs) as pool, memory_watched("Aligning particles to MAPAligner's classes"):
             source.employ(pool)
             if self.image_scale_ is not None:
                 find_scales(source, self._model, settings, unit=self._scale_unit)

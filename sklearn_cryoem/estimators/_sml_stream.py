@@ -4,6 +4,8 @@ import logging
 
 import numpy as np
 
+from sklearn_cryoem._core.shortage import memory_watched
+from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem.estimators._callbacks import FRAMES, with_callbacks
 from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
 from sklearn_cryoem.estimators._sml_fit import class_attributes, manifold_attributes
@@ -57,12 +59,13 @@ class ManifoldStream:
         model files too: of 2,000, or eight for each node if that is more, or what 256 MB hold. What is
         remembered of the others takes about three times the memory of the templates, in double precision.
         """
-        if not hasattr(self, "_manifold"):
-            self._begin_stream(X)
-        else:
-            if self._stream is None:
-                self._stream = self._resumed_stream()
-            self._advance_stream(X)
+        with memory_watched("SMLClusterer.partial_fit"), single_blas_threads():
+            if not hasattr(self, "_manifold"):
+                self._begin_stream(X)
+            else:
+                if self._stream is None:
+                    self._stream = self._resumed_stream()
+                self._advance_stream(X)
         return self
 
     def _begin_stream(self, X):

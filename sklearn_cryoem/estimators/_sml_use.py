@@ -6,6 +6,8 @@ import numpy as np
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_cryoem._core.shortage import memory_watched
+from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
 from sklearn_cryoem.estimators._sml_space import check_kind
@@ -20,9 +22,10 @@ class ManifoldPrediction:
         check_is_fitted(self)
         check_kind(X, self)
         data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=False)
-        blocks = self._space.blocks(data, self.cache_folder)
-        matcher = self._manifold.matcher(blocks.layout, dtype=self._space.dtype)
-        return np.concatenate(list(map_posterior(function, blocks, matcher, n_jobs=self.n_jobs)))
+        with memory_watched("Comparing particles with SMLClusterer's nodes"), single_blas_threads():
+            blocks = self._space.blocks(data, self.cache_folder)
+            matcher = self._manifold.matcher(blocks.layout, dtype=self._space.dtype)
+            return np.concatenate(list(map_posterior(function, blocks, matcher, n_jobs=self.n_jobs)))
 
     def predict(self, X):
         """Class of each particle: its most probable node.
@@ -132,7 +135,8 @@ class ManifoldPrediction:
                 f"Z has shape {positions.shape}, expected (n, {n_coordinates}): latent positions as of "
                 "transform. Give one column for each latent dimension."
             )
-        return self._space.to_data(self._manifold.basis.at(positions) @ self.weights_)
+        with single_blas_threads():
+            return self._space.to_data(self._manifold.basis.at(positions) @ self.weights_)
 
     def sample(self, n_samples=1, random_state=None):
         """Draw particles from the model: a node, Eq. (2.4), its template and noise; the CTF is 1.
@@ -153,8 +157,9 @@ class ManifoldPrediction:
         """
         check_is_fitted(self)
         check_number("n_samples", n_samples, owner="SMLClusterer.sample", minimum=1, integer=True)
-        features, labels = draw(self._manifold, self._space, n_samples, check_random_state(random_state))
-        return self._space.to_data(features), labels
+        with single_blas_threads():
+            features, labels = draw(self._manifold, self._space, n_samples, check_random_state(random_state))
+            return self._space.to_data(features), labels
 
     @property
     def _n_features_out(self):

@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
 
+from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.em import fit_alignment
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
@@ -268,7 +269,7 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
         kept = checkpoint_of(self, stack)
         n_online = 0 if start is not None else settings.n_init * settings.n_batches
         task = FitTask(self, n_online + settings.max_iter, "mini-batch or pass", stack)
-        with task_pool(self.n_jobs) as pool:
+        with task_pool(self.n_jobs) as pool, memory_watched("MAPAligner.fit", self.checkpoint):
             source.employ(pool)
             fit = fit_alignment(
                 source, settings, rng, start=start, keeper=kept, verbose=self.verbose, on_step=task.step

@@ -6,6 +6,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
 
+from sklearn_cryoem._core.shortage import memory_watched
+from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem.estimators._callbacks import FRAMES, TakesCallbacks, with_callbacks
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
@@ -256,7 +258,8 @@ class SMLClusterer(
         -------
         self : SMLClusterer
         """
-        self._learn(X, stacklevel=3 + FRAMES)
+        with memory_watched("SMLClusterer.fit", self.checkpoint), single_blas_threads():
+            self._learn(X, stacklevel=3 + FRAMES)
         return self
 
     def _learn(self, X, *, stacklevel):
