@@ -7,6 +7,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem._core.workers import ordered_map, sum_in_order
 from sklearn_cryoem.estimators._inputs import TakesImages, as_stack
@@ -86,14 +87,15 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
                 f"EigenImages(n_components={self.n_components}) got {len(stack)} images of "
                 f"{blocks.layout.n_features} features. Ask for {most} components at most, or give more."
             )
-        indices = range(len(blocks))
-        total = sum_in_order(partial(_moments, blocks), indices, n_jobs=self.n_jobs)  # (1 + P, P)
-        mean = total[0] / len(stack)
-        covariance = total[1:] / len(stack) - np.outer(mean, mean)
-        values, vectors = np.linalg.eigh(covariance)
-        axes = vectors[:, ::-1][:, : self.n_components].T  # (n_components, P)
-        strongest = np.abs(axes).argmax(axis=1)
-        axes = axes * np.where(axes[np.arange(len(axes)), strongest] < 0, -1.0, 1.0)[:, None]
+        with single_blas_threads():
+            indices = range(len(blocks))
+            total = sum_in_order(partial(_moments, blocks), indices, n_jobs=self.n_jobs)  # (1 + P, P)
+            mean = total[0] / len(stack)
+            covariance = total[1:] / len(stack) - np.outer(mean, mean)
+            values, vectors = np.linalg.eigh(covariance)
+            axes = vectors[:, ::-1][:, : self.n_components].T  # (n_components, P)
+            strongest = np.abs(axes).argmax(axis=1)
+            axes = axes * np.where(axes[np.arange(len(axes)), strongest] < 0, -1.0, 1.0)[:, None]
         self._space, self._mean, self._axes = space, mean, axes
         self.explained_variance_ = values[::-1][: self.n_components].copy()
         self.mean_image_, self.eigen_images_ = space.to_data(mean[None])[0], space.to_data(axes)
@@ -136,7 +138,8 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
                 f"Z has shape {coordinates.shape}, expected (n, {len(self._axes)}): one column for each "
                 "eigen-image, as transform returns them."
             )
-        return self._space.to_data(self._mean + coordinates @ self._axes)
+        with single_blas_threads():
+            return self._space.to_data(self._mean + coordinates @ self._axes)
 
     @property
     def _n_features_out(self):
