@@ -76,8 +76,8 @@ def advice(remedy: str = REMEDY) -> str:
     words, needed, folder = [], estimated_bytes.get(), _kept_in.get()
     if needed is not None:
         words.append(
-            f"It was estimated to need about {format_bytes(needed)} beyond the images given; the limit "
-            f"is {format_bytes(memory_limit())}, the machine has {format_bytes(machine_memory())}."
+            f"It was estimated to need about {format_bytes(needed)} beyond the images given; the memory "
+            f"limit is {format_bytes(memory_limit())}, the machine has {format_bytes(machine_memory())}."
         )
     words.append(remedy)
     if folder is not None:
