@@ -63,16 +63,22 @@ def set_memory_limit(limit: float | str | None) -> None:
 
 def memory_limit() -> float:
     """Bytes that fits may use."""
+    given = given_limit()
+    return DEFAULT_SHARE * machine_memory() if given is None else given
+
+
+def given_limit() -> float | None:
+    """The limit that somebody has set, None where nobody has; what workers elsewhere are told."""
     if _limit:
         return _limit[0]
     given = os.environ.get(VARIABLE)
-    return _bytes_of(given, VARIABLE) if given else DEFAULT_SHARE * machine_memory()
+    return _bytes_of(given, VARIABLE) if given else None
 
 
 def cache_bytes() -> float:
     """Bytes of features that one estimator may keep from one pass to the next."""
     share = CACHE_SHARE * memory_limit()
-    return share if _limit or os.environ.get(VARIABLE) else min(share, DEFAULT_CACHE_BYTES)
+    return min(share, DEFAULT_CACHE_BYTES) if given_limit() is None else share
 
 
 def bytes_at_once(most: float, share: float) -> float:
@@ -90,7 +96,7 @@ def kept_by_worker(share: float, most: float, n_workers: int) -> float:
     Where nobody has set one, no more than `most`. Results do not depend on it.
     """
     mine = share * memory_limit() / n_workers
-    return mine if _limit or os.environ.get(VARIABLE) else min(mine, most)
+    return min(mine, most) if given_limit() is None else mine
 
 
 def machine_memory() -> float:

@@ -20,6 +20,7 @@ from joblib import Parallel, delayed, effective_n_jobs
 from joblib.parallel import ThreadingBackend, get_active_backend
 from threadpoolctl import threadpool_limits
 
+from sklearn_cryoem._core.memory import given_limit, set_memory_limit
 from sklearn_cryoem._core.threads import one_openmp_thread, single_blas_threads
 
 WINDOW = 4  # items in flight or waiting per worker
@@ -207,13 +208,13 @@ class DaemonThreads:
 def _by_joblib(
     function: Callable[[Item], Result], items: Iterable[Item], n_jobs: int | None, window: int
 ) -> Iterator[Result]:
-    parent, remaining = os.getpid(), iter(items)
+    parent, limit, remaining = os.getpid(), given_limit(), iter(items)
     # joblib starts new work whenever a worker is free, not when a result is taken: windows bound the wait.
     backend = get_active_backend(prefer="threads")[0]
     yields = getattr(backend, "supports_return_generator", False)  # "multiprocessing" does not
     with Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator" if yields else "list") as parallel:
         while some := list(islice(remaining, window)):
-            yield from parallel(delayed(_call)(function, item, parent) for item in some)
+            yield from parallel(delayed(_call)(function, item, parent, limit) for item in some)
 
 
 def _on_cluster(
@@ -228,12 +229,13 @@ def _on_cluster(
     cluster = Cluster(client)
     shared = cluster.share(function)
     try:
-        yield from cluster.map(_applied, items, window, shared, place=place)
+        yield from cluster.map(_applied, items, window, shared, given_limit(), place=place)
     finally:
         cluster.discard(shared)
 
 
-def _applied(item: Item, function: Callable[[Item], Result]) -> Result:
+def _applied(item: Item, function: Callable[[Item], Result], limit: float | None) -> Result:
+    set_memory_limit(limit)
     return function(item)
 
 
@@ -259,10 +261,11 @@ def sum_in_order(
     return total
 
 
-def _call(function: Callable[[Item], Result], item: Item, parent: int) -> Result:
-    # In another process the caller's limit does not hold; in a thread of this one it must not be touched,
-    # since the first thread to leave would lift it for the others.
+def _call(function: Callable[[Item], Result], item: Item, parent: int, limit: float | None) -> Result:
+    # In another process the caller's limits do not hold; in a thread of this one they must not be touched,
+    # since the first thread to leave would lift that of BLAS for the others.
     if os.getpid() == parent:
         return function(item)
+    set_memory_limit(limit)
     with threadpool_limits(limits=1):
         return function(item)
