@@ -6,6 +6,7 @@ added in that order. So the same data and seed give the same bits for any `n_job
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ from sklearn_cryoem._core.memory import given_limit, set_memory_limit
 from sklearn_cryoem._core.threads import one_openmp_thread, single_blas_threads
 
 WINDOW = 4  # items in flight or waiting per worker
+FIRST_BYTES = 2 * 2**20  # that the interpreter may ask for as a thread begins
 EVEN_SHARES = 4  # the number of even blocks is a multiple of this
 
 
@@ -111,7 +113,7 @@ def ordered_map(
         elif is_threaded:
             yield from _on_threads(function, items, workers, window)
         elif hasattr(backend, "client"):
-            yield from _on_cluster(backend.client, function, items, window, place)
+            yield from _on_cluster(backend, function, items, window, place)
         else:
             yield from _by_joblib(function, items, n_jobs, window)
 
@@ -166,13 +168,26 @@ class DaemonThreads:
     ----------
     n_threads : int
         How many.
+
+    Raises
+    ------
+    OSError
+        If the system has no memory for another thread.
+    RuntimeError
+        If it has no other thread.
     """
 
     def __init__(self, n_threads: int) -> None:
         self._tasks: SimpleQueue[Any] = SimpleQueue()
-        self._threads = [Thread(target=self._work, daemon=True) for _ in range(n_threads)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[Thread] = []
+        try:
+            for _ in range(n_threads):
+                mmap.mmap(-1, FIRST_BYTES).close()  # without them it never says that it has begun: a hang
+                self._threads.append(Thread(target=self._work, daemon=True))
+                self._threads[-1].start()
+        except (OSError, RuntimeError):  # no memory, or no thread
+            self.leave()
+            raise
 
     def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
         """Have ``function(item)`` done by the next thread that is free."""
@@ -218,15 +233,20 @@ def _by_joblib(
 
 
 def _on_cluster(
-    client: Any,
+    backend: Any,
     function: Callable[[Item], Result],
     items: Iterable[Item],
     window: int,
     place: Callable[[Item], int] | None,
 ) -> Iterator[Result]:
     from sklearn_cryoem._core.cluster import Cluster
+    from sklearn_cryoem._core.dask_workers import client_of
 
-    cluster = Cluster(client)
+    client = client_of(backend)
+    if client is None:
+        yield from map(function, items)
+        return
+    cluster = Cluster(client, backend.submit_kwargs)
     shared = cluster.share(function)
     try:
         yield from cluster.map(_applied, items, window, shared, given_limit(), place=place)
