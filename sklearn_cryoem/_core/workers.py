@@ -113,7 +113,7 @@ def ordered_map(
         elif is_threaded:
             yield from _on_threads(function, items, workers, window)
         elif hasattr(backend, "client"):
-            yield from _on_cluster(backend, function, items, window, place)
+            yield from _on_cluster(backend.client, function, items, window, place)
         else:
             yield from _by_joblib(function, items, n_jobs, window)
 
@@ -233,20 +233,15 @@ def _by_joblib(
 
 
 def _on_cluster(
-    backend: Any,
+    client: Any,
     function: Callable[[Item], Result],
     items: Iterable[Item],
     window: int,
     place: Callable[[Item], int] | None,
 ) -> Iterator[Result]:
     from sklearn_cryoem._core.cluster import Cluster
-    from sklearn_cryoem._core.dask_workers import client_of
 
-    client = client_of(backend)
-    if client is None:
-        yield from map(function, items)
-        return
-    cluster = Cluster(client, backend.submit_kwargs)
+    cluster = Cluster(client)
     shared = cluster.share(function)
     try:
         yield from cluster.map(_applied, items, window, shared, given_limit(), place=place)
