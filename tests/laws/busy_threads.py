@@ -1,0 +1,99 @@
+"""Run as a program: fit everything with so many workers of a kind, and print how busy which OS threads were.
+
+``python busy_threads.py N_JOBS BACKEND`` prints JSON of processor seconds: ``known``, of the threads that
+Python knows of in this process; ``foreign``, of all others in it, which are those of BLAS and OpenMP;
+``workers``, for every worker process that of its main thread and that of all others; ``control``, of the
+foreign threads in a product of matrices that may use two.
+"""
+
+import json
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+from joblib import parallel_config
+from threadpoolctl import threadpool_limits
+
+from sklearn_cryoem import DeepClusterer, MAPAligner, RealigningClusterer, SMLClusterer
+from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.estimators import EigenImages
+
+
+def seconds(process):
+    """Processor time of every thread of a process that lives, by its number."""
+    found = {}
+    for folder in Path(f"/proc/{process}/task").iterdir():
+        try:
+            found[int(folder.name)] = int((folder / "schedstat").read_text().split()[0]) / 1e9
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def of_this_process():
+    """Seconds of threads that Python knows and of those it does not."""
+    known = {thread.native_id for thread in threading.enumerate()}
+    found = seconds("self")
+    mine = sum(time for number, time in found.items() if number in known)
+    return np.array([mine, sum(found.values()) - mine])
+
+
+def children():
+    """Worker processes that live."""
+    lists = Path("/proc/self/task").glob("*/children")
+    processes = [int(number) for text in lists for number in text.read_text().split()]
+    return [number for number in processes if b"loky" in Path(f"/proc/{number}/cmdline").read_bytes()]
+
+
+def at_rest():
+    """Seconds of this process, once BLAS has started its threads: each waits busily for a while."""
+    last, now = -1.0, of_this_process()
+    while now[1] != last:
+        time.sleep(0.1)
+        last, now = now[1], of_this_process()
+    return now
+
+
+def fit_all(unaligned, n_jobs):
+    """Fit every estimator and ask it for everything."""
+    stack = aligned_to_truth(unaligned)
+    clusterer = SMLClusterer(64, max_iter=6, n_jobs=n_jobs, random_state=0)
+    aligner = MAPAligner(6, n_batches=4, max_iter=2, n_jobs=n_jobs, random_state=0)
+    tree = DeepClusterer(
+        MAPAligner(3, n_batches=2, max_iter=1, n_jobs=n_jobs, random_state=0), clusterer,
+        images_per_subclass=20, n_jobs=n_jobs, random_state=0,
+    )  # fmt: skip
+    aligner.fit(unaligned).score(unaligned)
+    tree.fit(unaligned).predict(unaligned)
+    clusterer.fit(stack).predict_proba(stack)
+    clusterer.inverse_transform(np.zeros((200, clusterer.latent_nodes_.shape[1])))
+    SMLClusterer(64, n_jobs=n_jobs, random_state=0).partial_fit(stack[:200]).partial_fit(stack[200:])
+    RealigningClusterer(SMLClusterer(9, max_iter=3, n_jobs=n_jobs), n_rounds=1, n_jobs=n_jobs).fit(stack)
+    EigenImages(4, n_jobs=n_jobs).fit(stack).transform(stack)
+
+
+def main(n_jobs, backend):
+    """Print what was measured."""
+    particles = make_particles("ribosome", 400, box=32, snr=1.0, n_views=3, max_shift=8.0, random_state=0)
+    before = at_rest()
+    with parallel_config(backend), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit_all(particles, n_jobs)
+    known, foreign = of_this_process() - before
+    workers = []
+    for number in children():
+        times = seconds(number)
+        workers.append((times[number], sum(times.values()) - times[number]))
+    start = at_rest()
+    with threadpool_limits(limits=2):
+        for _ in range(20):
+            np.ones((400, 400)) @ np.ones((400, 400))
+    control = (of_this_process() - start)[1]
+    print(json.dumps({"known": known, "foreign": foreign, "workers": workers, "control": control}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
