@@ -10,11 +10,11 @@ Workers of a cluster hold templates and factors of their own, and what is on its
 
 import numpy as np
 
-from sklearn_cryoem._core.memory import Workers
+from sklearn_cryoem._core.memory import Workers, bytes_at_once
 from sklearn_cryoem.manifold.coupling import NARROWEST, TURN
+from sklearn_cryoem.particles.features import AHEAD_BYTES, AHEAD_SHARE
 
 LIBRARY_BYTES = 15e6  # modules loaded when they are first used, and what the allocator keeps of small arrays
-AHEAD_BYTES = 64e6  # of images of a block that are read before its turn, at most
 PART_BYTES = 16e6  # of the images that are prepared together, and their transforms
 TABLES = 3  # of a block's images and nodes: logs, and what becomes of them
 LEFT_OVER = 0.5  # of the memory of images, which the allocator keeps for the next ones
@@ -58,7 +58,8 @@ def _block(blocks, basis, itemsize):
     per_image = itemsize * (layout.n_features + layout.n_norms)
     kept = getattr(blocks, "cache_bytes", 0) >= per_image * blocks.n_samples
     plane = getattr(blocks, "plane", None)
-    images = 0.0 if plane is None else 2 * min(4.0 * n_rows * plane.box**2, AHEAD_BYTES) + PART_BYTES
+    ahead = bytes_at_once(AHEAD_BYTES, AHEAD_SHARE)
+    images = 0.0 if plane is None else 2 * min(4.0 * n_rows * plane.box**2, ahead) + PART_BYTES
     return images, 0.0 if kept else per_image * n_rows, TABLES * itemsize * n_rows * len(basis.nodes)
 
 

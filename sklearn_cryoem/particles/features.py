@@ -36,7 +36,7 @@ BLOCK_BYTES, BLOCK_SHARE = 64 * 2**20, 1 / 64  # of a block, and of the memory l
 FEWEST_ROWS = 64  # of a block: folds and half sets are taken from each
 NEGLIGIBLE_PHASE = 1e-3  # radians of CTF phase; astigmatism below it at the finest frequency is left out
 PIXELS_AT_ONCE = 2**19  # prepared together: small enough for the processor's caches
-PARTS_AHEAD = 32  # of a block, so many pixels each, read while another is worked on: 64 MB
+AHEAD_BYTES, AHEAD_SHARE = 64 * 2**20, 1 / 64  # of images, and of the limit, read while others are worked on
 EDGE_SHARE = 0.06  # of the box: width of the mask's soft edge
 DEFAULT_MASK_SHARE = 0.9  # of the box: diameter of the mask by default
 CROP_MARGIN = 1.5  # times the box that k_max needs: rotation reads between the frequencies
@@ -237,7 +237,8 @@ class FeatureBlocks:
             return partial(self._finished, index, block, made, layout)
         if self._files is not None and self._files.may_write:
             made = self.layout
-        ahead = [self.stack.read(rows) for rows in self._parts(index)[:PARTS_AHEAD]]
+        parts_ahead = max(1, int(bytes_at_once(AHEAD_BYTES, AHEAD_SHARE) // (4 * PIXELS_AT_ONCE)))
+        ahead = [self.stack.read(rows) for rows in self._parts(index)[:parts_ahead]]
         return partial(self._made, index, ahead, made, layout)
 
     def _made(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sklearn_cryoem._core.memory import bytes_at_once
 from sklearn_cryoem._core.notices import NOTICES, Notice, notify
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.particles import ParticleStack
@@ -20,7 +21,8 @@ from sklearn_cryoem.quality.ctf_fit import ctf_fit
 
 Images = NDArray[np.float32]
 
-MOST_IMAGES, MOST_BYTES = 400, 2**27
+MOST_IMAGES = 400
+MOST_BYTES, MOST_SHARE = 2**27, 1 / 32  # of them, and of the memory limit: they are looked at together
 _N_GROUPS, _GROUP_SIZE = 10, 20  # micrographs looked at, if they have that many particles
 _DARK_SHARE, _DARK_ERRORS = 0.55, 4.0  # of the images; standard errors that their mean contrast lies below 0
 _LEVEL, _SPREAD = 1.0, 0.5  # of the background's standard deviation: its mean, and its range over images
@@ -132,7 +134,8 @@ def rows_to_look_at(stack: ParticleStack) -> tuple[np.ndarray, np.ndarray]:
     group : ndarray of shape (n_rows,), int
         Number of the group of each from 0; all 0 where groups are too small to be told apart.
     """
-    most = int(np.clip(MOST_BYTES // (4 * stack.box**2), _GROUP_SIZE, MOST_IMAGES))
+    n_bytes = bytes_at_once(MOST_BYTES, MOST_SHARE)
+    most = int(np.clip(n_bytes // (4 * stack.box**2), _GROUP_SIZE, MOST_IMAGES))
     _, code, size = np.unique(stack.noise_group, return_inverse=True, return_counts=True)
     large = np.flatnonzero(size >= _GROUP_SIZE)
     if size[large].sum() < 0.5 * len(stack):

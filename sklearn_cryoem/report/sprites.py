@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from sklearn_cryoem._core.grey import png_data_uri, robust_grey, to_bytes
+from sklearn_cryoem._core.memory import bytes_at_once
 from sklearn_cryoem.physics.fourier import fourier_resize
 from sklearn_cryoem.physics.rotation import aligned_images
 
@@ -13,7 +14,7 @@ _TILES = ((60, 128), (300, 96), (1200, 64))  # up to so many classes, averages o
 _SMALLEST_TILE = 48
 _EXAMPLE_BOXES, _EXAMPLE_LEVELS = (24, 48), 16  # noise needs no more grey levels, and packs better with few
 _MOST_EXAMPLES, _ALL_EXAMPLES = 6, 2400  # of one class; of all together
-_BLOCK_BYTES = 2**26
+_BLOCK_BYTES, _BLOCK_SHARE = 2**26, 1 / 64  # of images that are turned together, and of the memory limit
 
 
 def sprite_sheet(images, *, levels=64):
@@ -85,7 +86,7 @@ def example_sheet(stack, labels, n_classes, finest=None):
     wanted = _EXAMPLE_BOXES[1] if finest is None else round(2 * side / finest)
     box = min(stack.box, int(np.clip(wanted, *_EXAMPLE_BOXES)))
     images = np.empty((len(chosen), box, box), np.float32)
-    step = max(1, _BLOCK_BYTES // (4 * stack.box**2))
+    step = max(1, int(bytes_at_once(_BLOCK_BYTES, _BLOCK_SHARE)) // (4 * stack.box**2))
     order = np.argsort(chosen)  # files are read in their own order
     for start in range(0, len(order), step):
         some = order[start : start + step]

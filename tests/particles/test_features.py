@@ -311,7 +311,7 @@ class SlowSource:
 @pytest.mark.parametrize("parts_ahead", [1, 32])
 def test_images_of_the_next_block_are_read_while_one_is_worked_on(one_view, monkeypatch, parts_ahead):
     monkeypatch.setattr(features, "PIXELS_AT_ONCE", 10 * 48**2)
-    monkeypatch.setattr(features, "PARTS_AHEAD", parts_ahead)
+    monkeypatch.setattr(features, "AHEAD_BYTES", 4 * parts_ahead * features.PIXELS_AT_ONCE)
     source = SlowSource(one_view.read())
     slow = ParticleStack(source, pixel_size=one_view.pixel_size, ctf=one_view.ctf, poses=one_view.poses)
     blocks, same = (FeatureBlocks(s, half_plane(48), block_size=20, cache_bytes=0) for s in (slow, one_view))

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from sklearn_cryoem import MAPAligner, ParticleStack, check_particles, read_particles
+from sklearn_cryoem import MAPAligner, ParticleStack, check_particles, read_particles, set_memory_limit
 from sklearn_cryoem._core.exceptions import ParticleDataWarning
 from sklearn_cryoem._core.notices import NOTICES, notify
 from sklearn_cryoem.datasets import make_particles
@@ -161,6 +161,17 @@ def test_a_few_images_of_a_few_micrographs_are_looked_at():
     assert len(np.unique(stack.noise_group[rows])) == 10
     rows, group = rows_to_look_at(ParticleStack(images, noise_group=np.arange(3000) // 3))
     assert len(rows) == 400 and not group.any() and rows[0] == 0 and rows[-1] == 2999
+
+
+@pytest.mark.parametrize(("limit", "n_rows"), [("4 GB", 400), ("64 kB", 20), ("200 kB", 25)])
+def test_fewer_are_looked_at_where_memory_is_short(limit, n_rows):
+    images = np.random.default_rng(0).normal(size=(500, 8, 8)).astype(np.float32)
+    set_memory_limit(limit)
+    try:
+        rows, _ = rows_to_look_at(ParticleStack(images, noise_group=np.arange(500)))
+    finally:
+        set_memory_limit(None)
+    assert len(rows) == n_rows
 
 
 def test_every_warning_has_a_name_that_survives(simulated):

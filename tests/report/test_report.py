@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.pipeline import make_pipeline
 
-from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer
+from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, set_memory_limit
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
@@ -87,6 +87,16 @@ def test_examples_are_turned_and_centred_by_their_poses():
         > 0.7
         > np.corrcoef(raw[0].ravel(), raw[1].ravel())[0, 1]
     )
+
+
+def test_examples_are_the_same_however_few_are_turned_at_once():
+    stack = aligned_to_truth(make_particles("ribosome", 5, box=32, snr=1.0, random_state=1))
+    together = example_sheet(stack, np.zeros(5, int), 1)
+    set_memory_limit("1 kB")  # one at a time
+    try:
+        assert example_sheet(stack, np.zeros(5, int), 1) == together
+    finally:
+        set_memory_limit(None)
 
 
 # ---------------------------------------------------------------- the page
