@@ -2,7 +2,7 @@
 
 ``python busy_threads.py N_JOBS BACKEND`` prints JSON of processor seconds: ``known``, of the threads that
 Python knows of in this process; ``foreign``, of all others in it, which are those of BLAS and OpenMP;
-``workers``, for every worker process that of its main thread and that of all others; ``control``, of the
+``workers``, the same two for every worker process, of which Python knows its main thread; ``control``, of the
 foreign threads in a product of matrices that may use two.
 """
 
@@ -33,27 +33,31 @@ def seconds(process):
     return found
 
 
-def of_this_process():
-    """Seconds of threads that Python knows and of those it does not."""
+def measured():
+    """Seconds of threads that Python knows and of all others: of this process (0) and of each worker."""
     known = {thread.native_id for thread in threading.enumerate()}
-    found = seconds("self")
-    mine = sum(time for number, time in found.items() if number in known)
-    return np.array([mine, sum(found.values()) - mine])
+    found = {0: split(seconds("self"), known)}
+    for text in [path.read_text() for path in Path("/proc/self/task").glob("*/children")]:
+        for number in text.split():
+            if b"loky" in Path(f"/proc/{number}/cmdline").read_bytes():
+                found[int(number)] = split(seconds(number), {int(number)})
+    return found
 
 
-def children():
-    """Worker processes that live."""
-    lists = Path("/proc/self/task").glob("*/children")
-    processes = [int(number) for text in lists for number in text.read_text().split()]
-    return [number for number in processes if b"loky" in Path(f"/proc/{number}/cmdline").read_bytes()]
+def split(times, known):
+    """Sum over the threads that are known and over the others."""
+    mine = sum(time for number, time in times.items() if number in known)
+    return np.array([mine, sum(times.values()) - mine])
 
 
 def at_rest():
-    """Seconds of this process, once BLAS has started its threads: each waits busily for a while."""
-    last, now = -1.0, of_this_process()
-    while now[1] != last:
+    """What is measured once BLAS has started its threads: each waits busily for a while."""
+    last, now = {}, measured()
+    while {number: times[1] for number, times in last.items()} != {
+        number: times[1] for number, times in now.items()
+    }:
         time.sleep(0.1)
-        last, now = now[1], of_this_process()
+        last, now = now, measured()
     return now
 
 
@@ -78,20 +82,21 @@ def fit_all(unaligned, n_jobs):
 def main(n_jobs, backend):
     """Print what was measured."""
     particles = make_particles("ribosome", 400, box=32, snr=1.0, n_views=3, max_shift=8.0, random_state=0)
-    before = at_rest()
     with parallel_config(backend), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        for estimator in (MAPAligner(2, n_batches=1, max_iter=1), SMLClusterer(4, max_iter=1)):
+            estimator.set_params(n_jobs=n_jobs).fit(particles[:100])  # so that there are workers
+        before = at_rest()
         fit_all(particles, n_jobs)
-    known, foreign = of_this_process() - before
-    workers = []
-    for number in children():
-        times = seconds(number)
-        workers.append((times[number], sum(times.values()) - times[number]))
+    after = measured()
+    spent = {number: (after[number] - before[number]).tolist() for number in before.keys() & after.keys()}
     start = at_rest()
     with threadpool_limits(limits=2):
         for _ in range(20):
             np.ones((400, 400)) @ np.ones((400, 400))
-    control = (of_this_process() - start)[1]
+    control = (measured()[0] - start[0])[1]
+    known, foreign = spent.pop(0)
+    workers = list(spent.values())
     print(json.dumps({"known": known, "foreign": foreign, "workers": workers, "control": control}))
 
 

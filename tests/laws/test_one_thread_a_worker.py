@@ -29,4 +29,4 @@ def test_no_thread_of_a_library_works(n_jobs, backend):
     if backend == "loky":
         assert len(found["workers"]) >= 2
         others = sum(time for _, time in found["workers"])
-        assert others < 0.05 * sum(time for time, _ in found["workers"])  # managers of the process pool
+        assert others < 0.05 * sum(time for time, _ in found["workers"])  # threads of the process pool
