@@ -132,6 +132,31 @@ def test_a_process_that_finds_no_memory_says_so_and_goes_on_when_there_is_room(t
     assert has_state and same
 
 
+NO_ROOM_FOR_A_THREAD = """
+import resource
+from sklearn_cryoem._core.shortage import memory_watched
+from sklearn_cryoem._core.workers import ordered_map
+limits = resource.getrlimit(resource.RLIMIT_AS)
+n_pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (n_pages * resource.getpagesize(), limits[1]))
+try:
+    with memory_watched("It"):
+        list(ordered_map(abs, range(4), n_jobs=2))
+except MemoryError as error:
+    said = str(error)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+print(said, list(ordered_map(abs, range(4), n_jobs=2)))
+"""
+
+
+def test_a_thread_without_memory_to_begin_with_is_an_error_and_no_hang():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", NO_ROOM_FOR_A_THREAD]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=110)
+    assert done.stdout.startswith("It ran out of memory: [Errno 12]"), done.stderr
+    assert done.stdout.endswith("[0, 1, 2, 3]\n")
+
+
 def test_a_thread_that_cannot_be_started_is_a_shortage_and_other_errors_are_not():
     with (
         pytest.raises(OutOfMemoryError, match=r"can't start new thread.*fewer"),
