@@ -136,6 +136,7 @@ NO_ROOM_FOR_A_THREAD = """
 import resource
 from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.workers import ordered_map
+list(ordered_map(abs, range(4), n_jobs=2))  # leaves stacks to the next threads, which then begin
 limits = resource.getrlimit(resource.RLIMIT_AS)
 n_pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (n_pages * resource.getpagesize(), limits[1]))
