@@ -128,9 +128,8 @@ def test_threads_of_blas_do_not_matter(stacks, alone, name):
 
 
 @pytest.mark.parametrize("name", NAMES)  # varies first: worker processes are kept from one to the next
-@pytest.mark.parametrize("where", ["memory", "file"])
-@pytest.mark.parametrize("n_jobs", [2, 3])
-def test_the_number_of_workers_does_not_matter(stacks, alone, name, where, n_jobs):
+@pytest.mark.parametrize(("n_jobs", "where"), [(2, "memory"), (2, "file"), (3, "file")])
+def test_the_number_of_workers_does_not_matter(stacks, alone, name, n_jobs, where):
     assert_same_bits(results(name, stacks[where], n_jobs), alone(name))
 
 
