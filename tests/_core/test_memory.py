@@ -3,9 +3,11 @@
 import logging
 
 import pytest
+from joblib import parallel_config
 
 from sklearn_cryoem import set_memory_limit
 from sklearn_cryoem._core import memory
+from sklearn_cryoem._core.workers import ordered_map
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,20 @@ def test_what_is_kept_is_shared_by_the_workers_and_small_where_nobody_set_a_limi
     assert memory.kept_by_worker(0.25, 400e6, 2) == 400e6
     set_memory_limit(8e9)
     assert [memory.kept_by_worker(0.25, 400e6, n) for n in (1, 4)] == [2e9, 5e8]
+
+
+def limits_here(_):
+    return memory.memory_limit(), memory.cache_bytes()
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky", "multiprocessing"])
+def test_workers_of_any_kind_work_under_the_limit_that_was_set(backend):
+    with parallel_config(backend):
+        for limit in (3e9, 5e9):  # processes are kept from one call to the next
+            set_memory_limit(limit)
+            assert set(ordered_map(limits_here, range(4), n_jobs=2)) == {(limit, limit / 4)}
+        set_memory_limit(None)
+        assert set(ordered_map(limits_here, range(4), n_jobs=2)) == {limits_here(0)}
 
 
 def test_control_groups_above_count_too(tmp_path):
