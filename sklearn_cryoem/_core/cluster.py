@@ -17,6 +17,7 @@ import pickle
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from itertools import count
 from threading import Lock
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 import cloudpickle
 
 from sklearn_cryoem._core.allocator import keep_freed_memory
+from sklearn_cryoem._core.dask_workers import homes_of, reaches_workers
 from sklearn_cryoem._core.shortage import CLUSTER_REMEDY, worker_lost
 from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem._core.workers import in_order
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 KEPT_IN_WORKER = 8  # values: stack, blocks and a model or two
 MOST_ATTEMPTS = 10  # of sending a task whose worker misses something
-KNOCK_SECONDS = 3.0  # until a worker has to answer the caller
+LOOK_SECONDS = 2.0  # after which a task that waits is looked after
 
 
 _named: WeakValueDictionary[str, Parcel] = WeakValueDictionary()
@@ -76,6 +78,9 @@ class Cluster:
     ----------
     client : distributed.Client
         Connected to the scheduler.
+    options : dict, optional
+        Of ``client.submit`` for every task, from ``joblib.parallel_config("dask", ...)``: priority,
+        resources, workers and so on.
 
     Attributes
     ----------
@@ -83,9 +88,9 @@ class Cluster:
         Of shared values, counted once for each worker.
     """
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._is_direct = _reaches_workers(client)
+    def __init__(self, client: Any, options: dict[str, Any] | None = None) -> None:
+        self._client, self._options = client, options or {}
+        self._is_direct = reaches_workers(client)
         self._numbers = count()
         self._sent: dict[tuple[str, str], int] = {}  # when, by name and worker
         self.bytes_sent = 0
@@ -97,14 +102,17 @@ class Cluster:
         return parcel
 
     def discard(self, parcel: Parcel) -> None:
-        """Let everybody forget a shared value."""
-        self._client.run(forget, parcel.name, on_error="ignore")
+        """Let everybody forget a shared value, if they can be told: those who keep it forget the oldest."""
+        try:
+            self._client.run(forget, parcel.name, on_error="ignore")
+        except Exception as error:  # a client that was closed; it must not hide what happened before
+            logger.debug("a shared value could not be discarded: %r", error)
 
     def submit(self, function: Callable[..., Any], *args: Any, home: str | None = None) -> Sending:
         """Run ``function(*args)``, with the values of parcels in their place, at `home` if that is there."""
         named = [("parcel", arg.name) if isinstance(arg, Parcel) else ("value", arg) for arg in args]
-        where = {} if home is None else {"workers": [home], "allow_other_workers": True}
-        future = self._client.submit(run_task, function, named, pure=False, **where)
+        preferred = {} if home is None else {"workers": [home], "allow_other_workers": True}
+        future = self._client.submit(run_task, function, named, pure=False, **{**preferred, **self._options})
         return Sending(future, next(self._numbers), function, args, home)
 
     def result(self, sending: Sending) -> Any:
@@ -116,14 +124,13 @@ class Cluster:
             If workers die of the task again and again, or no worker keeps what it is sent.
         """
         for _ in range(MOST_ATTEMPTS):
-            found = self._wait(sending)
+            found, sending = self._wait(sending)
             if not isinstance(found, Missing):
                 return found
             logger.info("worker %s misses %d shared values; sending them", found.worker, len(found.names))
             for name in found.names:
-                if (
-                    self._sent.get((name, found.worker), -1) < sending.number
-                ):  # not sent since for another task
+                sent_for = self._sent.get((name, found.worker), -1)
+                if sent_for < sending.number:  # not sent since, for another task
                     self._send(_named[name], [found.worker])
             sending = self.submit(sending.function, *sending.args, home=sending.home)
         raise RuntimeError(
@@ -145,27 +152,49 @@ class Cluster:
         pass, as long as the workers are the same: what it kept of the last pass serves the next, and no two
         keep the same.
         """
-        threads, numbers = self._threads(), count()
+        homes = [None] if "workers" in self._options else homes_of(self._client)
+        positions = count()
 
-        def sent(item: Any) -> Sending:
-            number = next(numbers) if place is None else place(item)
-            return self.submit(function, item, *shared, home=threads[number % len(threads)])
+        def send(item: Any) -> Sending:
+            number = next(positions) if place is None else place(item)
+            return self.submit(function, item, *shared, home=homes[number % len(homes)])
 
-        return in_order(sent, self.result, items, window)
+        return in_order(send, self.result, items, window)
 
-    def _threads(self) -> list[str | None]:
-        """Address of the worker of every thread of the cluster; [None] while there is no worker."""
-        threads = self._client.nthreads()
-        return [address for address in sorted(threads) for _ in range(threads[address])] or [None]
+    def _wait(self, sending: Sending) -> tuple[Any, Sending]:
+        """Result of a task, and the task as it was sent last.
 
-    def _wait(self, sending: Sending) -> Any:
+        dask forgets that others may do the task of a worker that is gone if there is no other at that moment:
+        it is sent again, to anybody.
+        """
         from distributed import KilledWorker
 
+        pending = self._fetch(sending.future)
         try:
-            return self._client.gather(sending.future, direct=self._is_direct)
+            while True:
+                try:
+                    return pending.result(timeout=LOOK_SECONDS), sending
+                except TimeoutError:
+                    if pending.done():  # the task's own error
+                        raise
+                if sending.home is not None and sending.home not in self._client.nthreads():
+                    pending.cancel()
+                    sending.cancel()
+                    sending = self.submit(sending.function, *sending.args)
+                    pending = self._fetch(sending.future)
         except KilledWorker as error:
             found = f"{error.allowed_failures + 1} workers of the dask cluster died of the same task"
             raise worker_lost(found, CLUSTER_REMEDY) from error
+        finally:
+            pending.cancel()  # if the caller leaves
+
+    def _fetch(self, future: Any) -> Future[Any]:
+        """Begin to wait for a result, and to fetch it."""
+
+        async def fetched() -> Any:
+            return await self._client.gather(future, direct=self._is_direct, asynchronous=True)
+
+        return asyncio.run_coroutine_threadsafe(fetched(), self._client.loop.asyncio_loop)
 
     def _send(self, parcel: Parcel, workers: list[str] | None) -> None:
         data = self._packed(parcel)
@@ -182,9 +211,7 @@ class Cluster:
     def parcel_of(self, value: Any) -> Parcel:
         """Parcel of a value that is sent once, and is sent now if it was not yet."""
         known = _parcels_of(self._client)
-        if value not in known:
-            known[value] = Parcel(ref(value))
-        return known[value]
+        return known.setdefault(value, Parcel(ref(value)))
 
 
 class _ClusterPickler(cloudpickle.CloudPickler):  # type: ignore[misc]
@@ -207,37 +234,6 @@ _known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, Parcel]] = WeakKeyDictiona
 def _parcels_of(client: Any) -> WeakKeyDictionary[Any, Parcel]:
     """Parcels of the values that are sent once, for each client."""
     return _known.setdefault(client, WeakKeyDictionary())
-
-
-_reached: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-
-
-def _reaches_workers(client: Any) -> bool:
-    """Whether results can be fetched from the workers themselves, past the scheduler: half the copies.
-
-    A caller who sees nothing but the scheduler, through a tunnel, would wait for every result otherwise.
-    Workers that join later are taken to be like those that are there when a client is first used.
-    """
-    if client not in _reached:
-        _reached[client] = client.sync(_knock, client)
-        if not _reached[client]:
-            logger.info("the dask workers cannot be reached from here: results come through the scheduler")
-    return _reached[client]
-
-
-async def _knock(client: Any) -> bool:
-    from distributed import comm as comms
-
-    async def answers(address: str) -> None:
-        comm = await comms.connect(address, timeout=KNOCK_SECONDS, **client.connection_args)  # type: ignore
-        await comm.close()
-
-    workers = (await client.scheduler.identity(n_workers=-1))["workers"]
-    try:
-        await asyncio.gather(*(answers(address) for address in workers))
-    except (TimeoutError, OSError):
-        return False
-    return bool(workers)
 
 
 # ---------------------------------------------------------------- in the workers

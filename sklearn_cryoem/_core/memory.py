@@ -12,6 +12,8 @@ from pathlib import Path
 from joblib import effective_n_jobs
 from joblib.parallel import ThreadingBackend, get_active_backend
 
+from sklearn_cryoem._core.dask_workers import is_nested
+
 VARIABLE = "SKLEARN_CRYOEM_MEMORY_LIMIT"
 DEFAULT_SHARE = 0.5  # of what the machine, or the container, has
 CACHE_SHARE = 0.25  # of the limit: features that are kept for the next pass
@@ -178,8 +180,9 @@ class Workers:
         prefer : {"threads", "processes"}
             What is taken where ``parallel_config`` does not say.
         """
-        n, backend = effective_n_jobs(n_jobs), get_active_backend(prefer=prefer)[0]
-        if hasattr(backend, "client"):
+        backend = get_active_backend(prefer=prefer)[0]
+        n = 1 if is_nested(backend) else effective_n_jobs(n_jobs)
+        if hasattr(backend, "client") and not is_nested(backend):
             return cls(n, n, is_cluster=True)
         return cls(n, 0 if n == 1 or isinstance(backend, ThreadingBackend) else n)
 

@@ -28,6 +28,7 @@ from joblib import effective_n_jobs
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
 from joblib.parallel import ThreadingBackend, get_active_backend
 
+from sklearn_cryoem._core.dask_workers import is_nested
 from sklearn_cryoem._core.files import room_for
 from sklearn_cryoem._core.shortage import worker_lost
 from sklearn_cryoem._core.threads import one_openmp_thread, single_blas_threads
@@ -214,13 +215,15 @@ def task_pool(n_jobs: int | None = None) -> Iterator[TaskPool]:
     n_jobs : int or None
         As in joblib; None means 1 unless a ``parallel_config`` says otherwise.
     """
-    n_workers = effective_n_jobs(n_jobs)
     backend = get_active_backend(prefer="processes")[0]
+    n_workers = 1 if is_nested(backend) else effective_n_jobs(n_jobs)
     with single_blas_threads():
-        if hasattr(backend, "client"):
+        if is_nested(backend):
+            yield TaskPool()
+        elif hasattr(backend, "client"):
             from sklearn_cryoem._core.cluster import Cluster
 
-            yield DaskPool(Cluster(backend.client), n_workers)
+            yield DaskPool(Cluster(backend.client, backend.submit_kwargs), n_workers)
         elif n_workers == 1:
             yield TaskPool()
         elif isinstance(backend, ThreadingBackend):

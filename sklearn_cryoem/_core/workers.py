@@ -21,6 +21,7 @@ from joblib import Parallel, delayed, effective_n_jobs
 from joblib.parallel import ThreadingBackend, get_active_backend
 from threadpoolctl import threadpool_limits
 
+from sklearn_cryoem._core.dask_workers import is_nested
 from sklearn_cryoem._core.memory import given_limit, set_memory_limit
 from sklearn_cryoem._core.threads import one_openmp_thread, single_blas_threads
 
@@ -101,10 +102,11 @@ def ordered_map(
         Number of an item, by default its position: on a cluster, items of the same number go to the same
         worker in every pass, which may have kept something of them.
     """
-    workers = effective_n_jobs(n_jobs)
-    window = WINDOW * workers if spare is None else workers + spare
     backend = get_active_backend(prefer="threads")[0]
-    is_threaded = here or isinstance(backend, ThreadingBackend)
+    nested = is_nested(backend)
+    workers = 1 if nested else effective_n_jobs(n_jobs)
+    window = WINDOW * workers if spare is None else workers + spare
+    is_threaded = here or nested or isinstance(backend, ThreadingBackend)
     if here:
         workers = min(workers, os.cpu_count() or 1)
     with single_blas_threads():
@@ -113,7 +115,7 @@ def ordered_map(
         elif is_threaded:
             yield from _on_threads(function, items, workers, window)
         elif hasattr(backend, "client"):
-            yield from _on_cluster(backend.client, function, items, window, place)
+            yield from _on_cluster(backend, function, items, window, place)
         else:
             yield from _by_joblib(function, items, n_jobs, window)
 
@@ -233,7 +235,7 @@ def _by_joblib(
 
 
 def _on_cluster(
-    client: Any,
+    backend: Any,
     function: Callable[[Item], Result],
     items: Iterable[Item],
     window: int,
@@ -241,7 +243,7 @@ def _on_cluster(
 ) -> Iterator[Result]:
     from sklearn_cryoem._core.cluster import Cluster
 
-    cluster = Cluster(client)
+    cluster = Cluster(backend.client, backend.submit_kwargs)
     shared = cluster.share(function)
     try:
         yield from cluster.map(_applied, items, window, shared, given_limit(), place=place)

@@ -1,7 +1,11 @@
 """A dask cluster of two processes: same bits, each value sent once, and a killed worker costs time alone."""
 
+import asyncio
 import os
 import signal
+import socket
+import time
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -12,9 +16,12 @@ import distributed
 import numpy as np
 import pytest
 from joblib import parallel_config
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
 
 from sklearn_cryoem import MAPAligner, SMLClusterer
 from sklearn_cryoem._core import cluster as cluster_module
+from sklearn_cryoem._core import dask_workers
 from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.alignment.passes import run_pass, task_rows
@@ -153,8 +160,11 @@ def test_a_killed_worker_costs_time_alone(client, tmp_path):
 
 def test_a_task_that_kills_every_worker_is_reported(monkeypatch):
     dead = distributed.scheduler.KilledWorker("task", SimpleNamespace(address="tcp://node:1"), 3)
-    client = Mock(**{"gather.side_effect": dead})
-    cluster = cluster_module.Cluster(client)
+    monkeypatch.setattr(cluster_module, "reaches_workers", lambda client: True)
+    monkeypatch.setattr(cluster_module.Cluster, "_fetch", lambda self, future: future)
+    future = Future()
+    future.set_exception(dead)
+    cluster = cluster_module.Cluster(Mock(**{"submit.return_value": future}))
     with pytest.raises(RuntimeError, match=r"4 workers .* more memory"):
         cluster.result(cluster.submit(times, 1, 2))
 
@@ -162,7 +172,7 @@ def test_a_task_that_kills_every_worker_is_reported(monkeypatch):
 def test_results_come_through_the_scheduler_where_workers_cannot_be_reached(client, monkeypatch):
     knock = Mock(side_effect=OSError("no route to host"))
     monkeypatch.setattr(distributed.comm, "connect", knock)
-    monkeypatch.setattr(cluster_module, "_reached", {})
+    monkeypatch.setattr(dask_workers, "_reached", {})
     gather = Mock(side_effect=client.gather)
     monkeypatch.setattr(client, "gather", gather)
     with parallel_config("dask"), task_pool() as pool:
@@ -171,6 +181,14 @@ def test_results_come_through_the_scheduler_where_workers_cannot_be_reached(clie
         assert list(ordered_map(partial(times, factor=2), range(4))) == [0, 2, 4, 6]
     assert knock.call_count == knocks > 0  # asked once, however many maps follow
     assert {call.kwargs["direct"] for call in gather.call_args_list} == {False}
+
+
+def test_a_port_that_takes_connections_and_never_answers_is_no_worker(client, monkeypatch):
+    monkeypatch.setattr(dask_workers, "KNOCK_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        assert not client.sync(dask_workers._all_answer, client, [*client.nthreads(), address])
+    assert client.sync(dask_workers._all_answer, client, list(client.nthreads()))
 
 
 def test_results_are_fetched_from_the_workers_where_they_can_be_reached(client, monkeypatch):
@@ -203,6 +221,76 @@ def test_tasks_of_a_worker_that_is_gone_are_done_by_others(client):
     cluster = cluster_module.Cluster(client)
     sent = [cluster.submit(times, item, 2, home="tcp://127.0.0.1:9") for item in range(3)]
     assert [cluster.result(each) for each in sent] == [0, 2, 4]
+
+
+def slowly_doubled(item):
+    time.sleep(0.3)
+    return 2 * item
+
+
+@pytest.fixture
+def own_cluster():
+    """A cluster of one process for a test that takes it apart."""
+    with distributed.LocalCluster(**{**TWO_PROCESSES, "n_workers": 1, "dashboard_address": ":0"}) as cluster:
+        with distributed.Client(cluster):
+            yield cluster
+
+
+def pass_with(interruption):
+    """Results of a pass that `interruption` hits after the second of them."""
+    found = []
+    with parallel_config("dask"):
+        for result in ordered_map(slowly_doubled, range(12)):
+            found.append(result)
+            if len(found) == 2:
+                interruption()
+    return found
+
+
+def test_the_only_worker_may_die(own_cluster):
+    def kill():
+        (process,) = distributed.default_client().run(os.getpid).values()
+        os.kill(process, signal.SIGKILL)
+
+    assert pass_with(kill) == list(range(0, 24, 2))
+
+
+def test_all_workers_may_leave_and_others_come(own_cluster):
+    def change():
+        own_cluster.scale(0)
+        distributed.default_client().sync(asyncio.sleep, 0.5)
+        own_cluster.scale(2)
+
+    assert pass_with(change) == list(range(0, 24, 2))
+
+
+def test_a_client_that_is_closed_is_what_the_error_speaks_of(own_cluster):
+    with pytest.raises((distributed.client.ClosedClientError, CancelledError)):
+        pass_with(distributed.default_client().close)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_grid_search_on_the_cluster_fits_where_its_folds_are(client, stack):
+    few = stack[:120]
+    search = GridSearchCV(SMLClusterer((2, 2), max_iter=3, random_state=0), {"basis_width": [0.5, 1.0]}, cv=2)
+    with parallel_config("dask"):
+        far = clone(search).fit(few)
+    np.testing.assert_array_equal(
+        far.cv_results_["mean_test_score"], search.fit(few).cv_results_["mean_test_score"]
+    )
+
+
+def test_options_of_the_backend_reach_every_task(client, monkeypatch):
+    submit = Mock(side_effect=client.submit)
+    monkeypatch.setattr(client, "submit", submit)
+    only = sorted(client.nthreads())[:1]
+    with parallel_config("dask", priority=7, workers=only):
+        assert list(ordered_map(partial(times, factor=2), range(3))) == [0, 2, 4]
+        with task_pool() as pool:
+            assert list(pool.map(times, range(3), 2)) == [0, 2, 4]
+    assert {(call.kwargs["priority"], *call.kwargs["workers"]) for call in submit.call_args_list} == {
+        (7, *only)
+    }
 
 
 def assert_same_fit(model, other):
