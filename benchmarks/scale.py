@@ -4,12 +4,12 @@
         [--runs 1,2,dask] [--folder DIR] [--memory 4GB] [--batches 200] [--iterations 100]
 
 Particles of a phantom with CTF, shifts and SNR 0.1 are simulated straight to a float16 stack in DIR (kept if
-it is named: a second call reads it). Every run is a process of its own: n_jobs=1, n_jobs=2, or a dask cluster
-of two processes. It aligns, then clusters what it aligned; features for the clusters are kept in files of DIR,
-which every run makes for itself. Memory is the proportional set size of the process and all its children, read
-five times a second, less what it was before the fit; the estimate is what the library logged before it began,
-or came to finer detail. Accuracy is the fraction of pairs of one class whose views lie within 10 degrees
-(chance: 0.0076).
+it is named: a second call reads it). Every run is a process of its own: n_jobs=1, n_jobs=2, or a dask
+cluster of two processes. It aligns, then clusters what it aligned; features for the clusters lie in files of
+DIR, which every run makes for itself. Memory is the proportional set size of the process and its children,
+read five times a second, less what it was before the fit; the estimate is what the library logged before it
+began, or came to finer detail. Accuracy is the fraction of pairs of one class whose views lie within 10
+degrees (chance: 0.0076).
 
 --full is N = 25,000, 50,000 and 100,000 of 128 px, K = 100 and 500 classes: 3.3 GB of disk for the largest
 stack, and 8 GB for its features.
