@@ -4,9 +4,10 @@ K references, M orders, R rings, T shifts, A angles, n images that a worker sear
 the CTF. Every worker holds the references on the polar grid (4 K R A), those that it keeps at every shift
 (8 M R T each, as many as there is room for), those of the coarse search, features and products of its images
 (8 n R (M + E) and 16 n R M, twice while they are joined), and sums of the M-step (16 K R (M + E), three times
-while they are added). The caller holds sums and references. Where posteriors are broad, as they are at first,
-and whole tables of them fit (64 images, 4 K T A bytes each), these and the sums at every shift (8 K M R T,
-twice) take more.
+while they are added). The caller holds sums and references. On a cluster references exist packed and not, and
+thrice on their way, and sums that wait in a worker and in the caller. Where posteriors are broad, as they are
+at first, and whole tables of them fit (64 images, 4 K T A bytes each), these and the sums at every shift
+(8 K M R T, twice) take more.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from sklearn_cryoem._core.memory import PROCESS_BYTES, SENT_PROCESS_BYTES, log_estimate
 from sklearn_cryoem._core.tasks import DaskPool, ProcessPool
+from sklearn_cryoem._core.workers import WINDOW
 from sklearn_cryoem.alignment.dense import CLASSES_AT_ONCE
 from sklearn_cryoem.alignment.expectation import COLUMNS_PER_PRODUCT
 from sklearn_cryoem.alignment.features import FeatureSource
@@ -59,12 +61,13 @@ def memory_needed(
 
 def _bytes_at(source: FeatureSource, settings: AlignmentSettings, space: SearchSpace, broad: bool) -> float:
     pool, own = source.pool, 0.0
+    statistics = _statistics_bytes(source, settings, space)
+    references = 4.0 * settings.n_references * source.box**2
     if isinstance(pool, ProcessPool):
         own = PROCESS_BYTES * pool.n_workers
     elif isinstance(pool, DaskPool):
-        own = SENT_PROCESS_BYTES * pool.n_workers
-    statistics = _statistics_bytes(source, settings, space)
-    references = 4.0 * settings.n_references * source.box**2
+        own = SENT_PROCESS_BYTES * pool.n_workers + (3 + 2 * pool.n_workers) * references
+        own += 2 * WINDOW * pool.n_workers * statistics
     caller = SUMS_OF_CALLER * statistics + COPIES_OF_REFERENCES * references
     shares = 0.5 * (1 + pool.n_workers) if isinstance(pool, DaskPool) else 1.0  # more with every pass
     kept = shares * source.kept_bytes
