@@ -175,8 +175,8 @@ class Cluster:
                 try:
                     return pending.result(timeout=LOOK_SECONDS), sending
                 except TimeoutError:
-                    if pending.done():  # the task's own error
-                        raise
+                    if pending.done():  # just now, or by a TimeoutError of the task's own
+                        return pending.result(), sending
                 if sending.home is not None and sending.home not in self._client.nthreads():
                     pending.cancel()
                     sending.cancel()

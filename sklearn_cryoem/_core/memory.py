@@ -181,8 +181,9 @@ class Workers:
             What is taken where ``parallel_config`` does not say.
         """
         backend = get_active_backend(prefer=prefer)[0]
-        n = 1 if is_nested(backend) else effective_n_jobs(n_jobs)
-        if hasattr(backend, "client") and not is_nested(backend):
+        nested = is_nested(backend)
+        n = 1 if nested else effective_n_jobs(n_jobs)
+        if hasattr(backend, "client") and not nested:
             return cls(n, n, is_cluster=True)
         return cls(n, 0 if n == 1 or isinstance(backend, ThreadingBackend) else n)
 

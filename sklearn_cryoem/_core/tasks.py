@@ -216,11 +216,10 @@ def task_pool(n_jobs: int | None = None) -> Iterator[TaskPool]:
         As in joblib; None means 1 unless a ``parallel_config`` says otherwise.
     """
     backend = get_active_backend(prefer="processes")[0]
-    n_workers = 1 if is_nested(backend) else effective_n_jobs(n_jobs)
+    nested = is_nested(backend)
+    n_workers = 1 if nested else effective_n_jobs(n_jobs)
     with single_blas_threads():
-        if is_nested(backend):
-            yield TaskPool()
-        elif hasattr(backend, "client"):
+        if hasattr(backend, "client") and not nested:
             from sklearn_cryoem._core.cluster import Cluster
 
             yield DaskPool(Cluster(backend.client, backend.submit_kwargs), n_workers)

@@ -264,6 +264,32 @@ def test_all_workers_may_leave_and_others_come(own_cluster):
     assert pass_with(change) == list(range(0, 24, 2))
 
 
+class DoneTooLate(Future):
+    """A result that comes between the end of a wait for it and the next look."""
+
+    def result(self, timeout=None):
+        if timeout is not None:
+            self.set_result(7)
+            raise TimeoutError
+        return super().result()
+
+
+def test_a_result_that_comes_as_the_wait_ends_is_taken(monkeypatch):
+    monkeypatch.setattr(cluster_module, "reaches_workers", lambda client: True)
+    monkeypatch.setattr(cluster_module.Cluster, "_fetch", lambda self, future: DoneTooLate())
+    cluster = cluster_module.Cluster(Mock())
+    assert cluster.result(cluster.submit(times, 1, 7)) == 7
+
+
+def fails_by_timeout(item):
+    raise TimeoutError(f"item {item} took too long")
+
+
+def test_a_tasks_own_timeout_is_its_error(client):
+    with parallel_config("dask"), pytest.raises(TimeoutError, match="item 0 took too long"):
+        list(ordered_map(fails_by_timeout, range(2)))
+
+
 def test_a_client_that_is_closed_is_what_the_error_speaks_of(own_cluster):
     with pytest.raises((distributed.client.ClosedClientError, CancelledError)):
         pass_with(distributed.default_client().close)
