@@ -50,8 +50,28 @@ _ALL = (
     Notice(
         "not-normalised",
         "Level or contrast of the background differs from image to image. Some images then weigh more than "
-        "others for no good reason, and the noise is misjudged.",
-        "Read with normalise=True (--normalise), or extract again with normalisation.",
+        "others for no good reason, and the noise is misjudged. Fits therefore normalise such images by "
+        "their background.",
+        "Extract again with normalisation, or read with normalise=True (--normalise).",
+    ),
+    Notice(
+        "outliers",
+        "Some images are far out: their power is many times that of most or nearly none, they have hot "
+        "pixels or stripes, or are torn. Each would weigh as much as many sound ones, so they take part in "
+        "no statistic of a fit. They still get labels, and a mark in the table that is written (smlOutlier).",
+        "Look at them; clip hot pixels with clip_hot_pixels=True (--clip-hot-pixels), extract torn ones "
+        "again, or leave them out.",
+    ),
+    Notice(
+        "unusable-images",
+        "Some images are constant or hold NaN or infinity: nothing can be done with them.",
+        "Leave them out with permissive=True (--permissive), or extract them again.",
+    ),
+    Notice(
+        "blank-edges",
+        "Some images are blank along an edge, as those are that were picked at the edge of a micrograph and "
+        "padded. They may gather in classes of their own.",
+        "Pick farther from the edge, or leave out their classes.",
     ),
     Notice(
         "pixel-size-differs",

@@ -68,6 +68,10 @@ class ImagePoses:
         names = [field.name for field in fields(cls)]
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
+    def take(self, rows: Int) -> ImagePoses:
+        """Those of some images, in that order."""
+        return ImagePoses(*(getattr(self, field.name)[rows] for field in fields(self)))
+
 
 def find_poses(
     source: FeatureSource,

@@ -18,7 +18,7 @@ from sklearn_cryoem.physics.polar import angular_orders, even_orders, translatio
 POOLED_IMAGES = 30.0  # of average noise that are added to every noise group
 SCALE_SIGMA = 0.3  # standard deviation of the prior of image scales, about 1
 SCALE_LIMITS = (0.2, 5.0)
-TINY_POWER = 1e-12  # noise of images that are zero
+TINY_SHARE = 1e-12  # of the power of the strongest ring: noise of rings that are empty
 
 Int = NDArray[np.signedinteger[Any]]
 
@@ -142,7 +142,7 @@ def group_noise(residual: Float64, n_images: Float64) -> Float64:
     if not len(residual):
         return np.empty((0, 0))
     pooled = residual.sum(axis=0) / np.maximum(n_images.sum(axis=0), 1e-9)  # (n_rings,)
-    own = residual / np.maximum(pooled, TINY_POWER)  # images, each times its noise
+    own = residual / np.maximum(pooled, TINY_SHARE * pooled.max())  # images, each times its noise
     relative: Float64 = (np.maximum(own, 0.0) + POOLED_IMAGES) / (n_images + POOLED_IMAGES)
     return relative
 

@@ -12,7 +12,7 @@ from sklearn_cryoem._core.workers import even_blocks, ordered_map
 from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.references import TRANSFORMS_PER_TASK, ring_power
-from sklearn_cryoem.alignment.residuals import group_noise
+from sklearn_cryoem.alignment.residuals import TINY_SHARE, group_noise
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.masks import mask_background
 from sklearn_cryoem.physics.polar import (
@@ -32,7 +32,6 @@ POOLED_IMAGES = (
 SMALLEST_NOISE = 1e-6  # of the power of the images: a difference in single precision may be negative
 BALANCE_STRENGTH = 1.0  # of "balanced" class weights, in Eq. (4.14)
 EMPTY_SHARE = 0.1  # of the mean class, added to all: what an empty class may gain has a limit
-TINY_POWER = 1e-12  # noise of images that are zero
 SMALLEST_SIGNAL = 1e-3  # prior variance, at least this fraction of the noise of the estimate
 
 
@@ -191,7 +190,8 @@ def update_model(
         np.concatenate(part)
         for part in zip(*ordered_map(masked, blocks, n_jobs=n_jobs, here=True), strict=True)
     )
-    floor = SMALLEST_NOISE * stats.power / np.maximum(stats.n_images, 1e-9) + TINY_POWER
+    power = stats.power / np.maximum(stats.n_images, 1e-9)
+    floor = SMALLEST_NOISE * power + TINY_SHARE * power.max()
     residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction
     moved = angular_orders(polar.numerator, stats.numerator.shape[1]).transpose(0, 2, 1)
     updated = replace(

@@ -8,6 +8,7 @@ _ANYWHERE = {
     "overwrite=True": "--force",
     "invert=True": "--invert",
     "normalise=True": "--normalise",
+    "clip_hot_pixels=True": "--clip-hot-pixels",
     "ctf=False": "--no-ctf",
     "mask_diameter": "--mask-diameter",
     "max_resolution": "--max-resolution",

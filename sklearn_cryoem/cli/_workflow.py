@@ -72,16 +72,13 @@ def read(options, folder, console):
         rescale=options.rescale,
         ctf=not options.no_ctf,
         normalise=options.normalise and (options.mask_diameter or True),
+        clip_hot_pixels=options.clip_hot_pixels,
         permissive=options.permissive,
         verbose=0 if options.quiet else 1,
     )
     stack, report = given if options.permissive else (given, ())
     if len(report):
-        folder.write_csv(LEFT_OUT, report.columns, report.itertuples(index=False))
-        console.warn(
-            f"{len(report):,} particles cannot be used and were left out; {LEFT_OUT} lists them. "
-            f"The first: {report.iloc[0]['image']}, {report.iloc[0]['problem']}"
-        )
+        _tell_left_out(report, folder, console)
     if options.downsample is not None:
         if not SMALLEST_BOX <= options.downsample <= stack.box:
             raise CommandError(
@@ -90,6 +87,39 @@ def read(options, folder, console):
             )
         stack = stack.downsample(options.downsample)
     return stack, len(report)
+
+
+def _tell_left_out(report, folder, console):
+    folder.write_csv(LEFT_OUT, report.columns, report.itertuples(index=False))
+    console.warn(
+        f"{len(report):,} particles cannot be used and were left out; {LEFT_OUT} lists them. "
+        f"The first: {report.iloc[0]['image']}, {report.iloc[0]['problem']}"
+    )
+
+
+def screen(stack, options, folder, console):
+    """Look at every image before the fits: leave out what is constant or not finite, mark what is far out.
+
+    Returns
+    -------
+    stack : ParticleStack
+        Screened.
+    n_left_out : int
+    """
+    from sklearn_cryoem._core.exceptions import ParticleDataError
+
+    settings = {"n_jobs": options.jobs, "verbose": 0 if options.quiet else 1}
+    with folder.timed("look"):
+        try:
+            return stack.screen(options.mask_diameter, **settings), 0
+        except ParticleDataError:
+            unusable = stack.unusable(verbose=settings["verbose"])
+            if not 0 < len(unusable) < len(stack):
+                raise
+        report = unusable.assign(row=unusable["row"] + 1).rename(columns={"row": "particle"})
+        _tell_left_out(report, folder, console)
+        sound = stack[np.setdiff1d(np.arange(len(stack)), unusable["row"])]
+        return sound.screen(options.mask_diameter, **settings), len(unusable)
 
 
 def classify(stack, options, folder):
@@ -205,6 +235,7 @@ def measure(outcome):
         }
     kept = outcome.quality["keep"].to_numpy()
     results["n_classes_suggested"] = np.count_nonzero(kept)
+    results["n_outliers"] = np.count_nonzero(stack.outlier)
     results["n_particles_suggested"] = clusterer.class_sizes_[kept].sum()
     results["classes"] = {
         "number": np.arange(1, n_classes + 1),

@@ -58,6 +58,9 @@ def add_reading(group):
         "--normalise", action="store_true", help="give each background mean 0 and standard deviation 1"
     )
     group.add_argument(
+        "--clip-hot-pixels", action="store_true", help="replace pixels that are far off their neighbours"
+    )
+    group.add_argument(
         "--downsample",
         metavar="PIXELS",
         type=count,
@@ -159,9 +162,10 @@ def run(options, console):
         _advice.question_particles(
             stack, console, mask_diameter=options.mask_diameter, pixel_size=options.pixel_size
         )
+        stack, n_unusable = _workflow.screen(stack, options, folder, console)
         outcome = _workflow.classify(stack, options, folder)
         results = _workflow.write(outcome, folder, console)
-        results["n_left_out"] = n_left_out
+        results["n_left_out"] = n_left_out + n_unusable
         folder.write_summary("classify", options_as_dict(options), results, console.warnings)
     _workflow.tell(results, folder, console)
     labelled = folder / outcome.labels_name

@@ -82,11 +82,12 @@ def run(options, console):
         _advice.question_particles(
             stack, console, mask_diameter=options.mask_diameter, pixel_size=options.pixel_size
         )
+        stack, n_unusable = _workflow.screen(stack, options, folder, console)
         deep, stack = divide(stack, options, folder)
         if hint := undivided(deep, options):
             console.warn(hint)
         results = write(deep, stack, options, folder)
-        results["n_left_out"] = n_left_out
+        results["n_left_out"] = n_left_out + n_unusable
         folder.write_summary("deep", options_as_dict(options), results, console.warnings)
     tell(results, deep, folder, console)
 
@@ -186,6 +187,7 @@ def write(deep, stack, options, folder):
         "n_classes": len(deep.class_sizes_),
         "n_classes_with_particles": np.count_nonzero(deep.class_sizes_),
         "n_effective_classes": deep.n_effective_clusters_,
+        "n_outliers": np.count_nonzero(stack.outlier),
         "n_classes_suggested": np.count_nonzero(kept),
         "n_particles_suggested": deep.class_sizes_[kept].sum(),
         "converged": deep.converged_,

@@ -44,7 +44,9 @@ def run(options, console):
         with folder.timed("simulate"):
             stack = _simulate(options, folder)
         console.say(f"simulated {stack!r}")
-        outcome = _workflow.classify(stack, _as_classify_options(options), folder)
+        chosen = _as_classify_options(options)
+        stack, _ = _workflow.screen(stack, chosen, folder, console)
+        outcome = _workflow.classify(stack, chosen, folder)
         results = _workflow.write(outcome, folder, console)
         results["accuracy"] = accuracy(outcome, options.seed)
         folder.write_summary("demo", options_as_dict(options), results, console.warnings)

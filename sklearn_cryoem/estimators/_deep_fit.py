@@ -138,22 +138,22 @@ def summarise(clusterers, rows, n_samples, averages, resolution):
     clusterers : list of SMLClusterer, Pipeline or None
         Of each first class.
     rows : list of ndarray
-        Particles of each first class.
+        Particles of each first class that its clusterer learned from.
     n_samples : int
-        Number of particles.
+        Number of particles; those in none of `rows` get the label -1.
     averages, resolution : ndarrays
         Of the first classes: those of the ones that stay whole.
     """
     leaves, occupied = zip(*map(leaves_of, clusterers), strict=True)
     n_leaves = [len(nodes) for nodes in occupied]
     starts = np.cumsum([0, *n_leaves])
-    labels = np.empty(n_samples, dtype=np.int64)
+    labels = np.full(n_samples, -1)
     found = []
     for k, (fitted, members) in enumerate(zip(clusterers, rows, strict=True)):
         labels[members] = starts[k] + (0 if fitted is None else leaves[k][steps_of(fitted)[-1].labels_])
         whole = averages[k][None], resolution[k : k + 1]
         found.append(whole if fitted is None else images_of(fitted, occupied[k]))
-    sizes = np.bincount(labels, minlength=starts[-1])
+    sizes = np.bincount(labels[labels >= 0], minlength=starts[-1])
     children = [np.arange(start, start + n) for start, n in zip(starts[:-1], n_leaves, strict=True)]
     return {
         "labels_": labels,

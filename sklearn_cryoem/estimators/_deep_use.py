@@ -23,13 +23,16 @@ class DescendsTree:
             Of the first classes that hold particles of X; the result is None for classes kept whole.
         """
         check_is_fitted(self)
-        data = self._data(X)
-        data, first_labels = classify_new(self.first_, data)
+        data, first_labels = classify_new(self.first_, self._data(X))
+        return len(data), self._ask_own_class(data, first_labels, method)
+
+    def _ask_own_class(self, data, first_labels, method):
+        """What `_descend` finds for particles whose first classes are known."""
         tasks = [
             (self.clusterers_[k], np.flatnonzero(first_labels == k), int(k)) for k in np.unique(first_labels)
         ]
         results = ordered_map(partial(_ask, data, method), tasks, n_jobs=self.n_jobs)
-        return len(data), [(k, rows, part) for (_, rows, k), part in zip(tasks, results, strict=True)]
+        return [(k, rows, part) for (_, rows, k), part in zip(tasks, results, strict=True)]
 
     def _data(self, X):
         """X checked: of the kind that was fitted."""
@@ -52,7 +55,10 @@ class DescendsTree:
         -------
         labels : ndarray of shape (n_images,)
         """
-        n_samples, found = self._descend(X, "predict")
+        return self._leaves(*self._descend(X, "predict"))
+
+    def _leaves(self, n_samples, found):
+        """Flat class of each particle from the nodes that `_descend` found."""
         labels = np.empty(n_samples, dtype=np.int64)
         for k, rows, part in found:
             labels[rows] = self.children_[k][0 if part is None else self._leaf_of_node[k][part]]

@@ -10,6 +10,8 @@ from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import check_images
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.geometry import box_problem
+from sklearn_cryoem.particles.outliers import screened
+from sklearn_cryoem.particles.preprocess import normalised_radius
 
 
 class TakesImages:
@@ -63,6 +65,68 @@ def as_stack(X, owner):
             f"{type(owner).__name__} got 0 particles, expected at least 1. Give a stack with particles."
         )
     return X
+
+
+def as_screened(X, owner, *, stacklevel):
+    """X as a stack whose images have been looked at, which `fit` learns from; see `ParticleStack.screen`.
+
+    Parameters
+    ----------
+    X : ParticleStack or array_like of shape (n_images, D, D)
+        As of `as_stack`. A stack whose `outlier` is known is left as it is.
+    owner : estimator
+        Whose `mask_diameter` and `n_jobs` are used.
+    stacklevel : int
+        1 blames the caller of this function.
+
+    Returns
+    -------
+    stack : ParticleStack
+        All particles, normalised if they were not.
+    limits : ndarray or None
+        What is usual; None where others have looked.
+    """
+    stack = as_stack(X, owner)
+    if stack.outlier is not None:
+        return stack, None
+    return screened(
+        stack,
+        getattr(owner, "mask_diameter", None),
+        n_jobs=owner.n_jobs,
+        verbose=getattr(owner, "verbose", 0),
+        stacklevel=stacklevel + 1,
+    )
+
+
+def normalised_like(stack, background_px):
+    """The stack, normalised by its background if the particles of a fit were.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        Any particles.
+    background_px : float or None
+        Where the background of those of the fit begins, in pixels; None if they were not normalised.
+    """
+    if background_px is None or normalised_radius(stack.images) is not None:
+        return stack
+    return stack.normalise(2.0 * background_px * (stack.pixel_size or 1.0))
+
+
+def sound_part(stack, owner):
+    """Particles of a screened stack that a fit learns from.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    if stack.outlier.all():
+        raise ValueError(
+            f"{type(owner).__name__} got {len(stack)} particles, all of which are far out. Have it take them "
+            "as they are with stack.with_outliers([False] * len(stack)), or give sound ones."
+        )
+    return stack[~stack.outlier] if stack.outlier.any() else stack
 
 
 def question_mask(owner, stack, *, stacklevel):

@@ -43,14 +43,14 @@ def store_results(aligner, fit, classes, stack, found):
     classes : AlignedClasses
         Averages of the classes.
     stack : ParticleStack
-        The particles.
+        The particles, screened.
     found : ImagePoses
         Their classes and poses.
     """
     unit = 1.0 if stack.pixel_size is None else stack.pixel_size
     model = fit.model
-    sizes = np.bincount(found.cluster, minlength=aligner.n_clusters)
-    share = sizes[sizes > 0] / len(stack)
+    sizes = np.bincount(found.cluster[~stack.outlier], minlength=aligner.n_clusters)
+    share = sizes[sizes > 0] / sizes.sum()
     with np.errstate(divide="ignore"):
         aligner.class_resolution_ = stack.box * unit / classes.resolution
         aligner.pass_resolution_ = stack.box * unit / fit.resolved

@@ -7,7 +7,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
-from sklearn_cryoem.estimators._inputs import as_stack
+from sklearn_cryoem.estimators._inputs import as_stack, normalised_like
 from sklearn_cryoem.estimators._map_settings import feature_source, group_codes
 from sklearn_cryoem.particles import Poses
 
@@ -28,9 +28,9 @@ class AlignsParticles:
         Returns
         -------
         stack : ParticleStack
-            The same particles with poses.
+            The same particles with poses, normalised if those of the fit were.
         """
-        stack, found = self._find(X, refine=True)
+        stack, found, _ = self._find(X, refine=True)
         unit = 1.0 if stack.pixel_size is None else stack.pixel_size
         return stack.with_poses(Poses(found.angle_rad, found.shift_px * unit, found.mirrored))
 
@@ -82,7 +82,7 @@ class AlignsParticles:
 
     def _find(self, X, *, refine):
         check_is_fitted(self)
-        stack = as_stack(X, self)
+        stack = normalised_like(as_stack(X, self), getattr(self, "_background_px", None))
         if stack.box**2 != self.n_features_in_:
             raise ValueError(
                 f"MAPAligner was fitted to images of {self.class_averages_.shape[-1]} pixels; these have "
@@ -105,4 +105,5 @@ class AlignsParticles:
             source.employ(pool)
             if self.image_scale_ is not None:
                 find_scales(source, self._model, settings, unit=self._scale_unit)
-            return stack, find_poses(source, self._model, settings, frames=self._frames, refine=refine)
+            found = find_poses(source, self._model, settings, frames=self._frames, refine=refine)
+            return stack, found, source.scale

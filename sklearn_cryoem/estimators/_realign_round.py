@@ -21,12 +21,15 @@ def own_references(clusterer):
     Returns
     -------
     references : ndarray of shape (2 n_classes, D, D)
-        Averages of odd rows, then of even rows.
+        Averages of odd rows, then of even rows, of those that the fit learned from.
     labels : ndarray of shape (n_images,)
         Reference of each particle: the average of its class over the rows of the other parity.
     """
     even, odd = clusterer.half_averages_
-    parity = np.arange(len(clusterer.labels_)) % 2
+    sound = ~clusterer.outlier_
+    parity = (
+        np.cumsum(sound) - 1
+    ) % 2  # rows are counted that are in the averages; no other is in either half
     return np.concatenate([odd, even]), clusterer.labels_ + len(odd) * parity
 
 

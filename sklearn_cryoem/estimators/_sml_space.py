@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from sklearn_cryoem.estimators._inputs import is_images
+from sklearn_cryoem.estimators._inputs import is_images, normalised_like
 from sklearn_cryoem.estimators._sml_noise import NoiseOfParts
 from sklearn_cryoem.manifold.blocks import ArrayBlocks
 from sklearn_cryoem.particles.features import FeatureBlocks
+from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.physics.fourier import HalfPlane, fourier_features, half_plane, images_from_features
 
 FEWEST_INITIAL_SHELLS = 6  # coarser images of anything look alike
@@ -63,13 +64,17 @@ class VectorSpace:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpace:
-    """Fourier features of masked images up to a resolution."""
+    """Fourier features of masked images up to a resolution.
+
+    Where the training images were normalised by their background, beyond `background_px` pixels, all are.
+    """
 
     plane: HalfPlane
     pixel_size: float | None
     mask_diameter: float | None
     dtype: str = "<f4"
     noise: NoiseOfParts | None = None
+    background_px: float | None = None
 
     @classmethod
     def of(cls, stack, max_resolution, mask_diameter):
@@ -83,7 +88,7 @@ class ImageSpace:
                 f"{side / 2:.4g} {unit}."
             )
         plane = half_plane(stack.box, None if max_resolution is None else side / max_resolution)
-        return cls(plane, stack.pixel_size, mask_diameter)
+        return cls(plane, stack.pixel_size, mask_diameter, background_px=normalised_radius(stack.images))
 
     @property
     def shell(self):
@@ -105,6 +110,7 @@ class ImageSpace:
                 f"The stack has pixel_size={other}, the model was fitted with pixel_size={mine}. "
                 "Resample the particles to the same pixel size, or fit again."
             )
+        stack = normalised_like(stack, self.background_px)
         blocks = FeatureBlocks(stack, self.plane, self.mask_diameter)
         if cache_folder is not None:
             blocks = blocks.kept_in(cache_folder, may_write=False)

@@ -7,13 +7,15 @@ import numpy as np
 from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem.estimators._callbacks import FRAMES, with_callbacks
-from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
+from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images, normalised_like
 from sklearn_cryoem.estimators._sml_fit import class_attributes, manifold_attributes
 from sklearn_cryoem.estimators._sml_noise import noise_attributes, pooling
 from sklearn_cryoem.estimators._sml_parameters import check_parameters, folds_of, latent_basis
 from sklearn_cryoem.estimators._sml_space import ImageSpace, check_kind
+from sklearn_cryoem.estimators._sml_use import most_probable
 from sklearn_cryoem.manifold.classes import effective_count
 from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
+from sklearn_cryoem.particles.outliers import screened
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +105,20 @@ class ManifoldStream:
             self._layout,
             halves,
             self.soft_class_sizes_,
-            self.labels_,
+            self.labels_ if self.outlier_ is None else self.labels_[~self.outlier_],
             n_folds=self._n_folds(self.n_images_seen_),
         )
+
+    def _screened_chunk(self, X):
+        """A further chunk, looked at by the measure of the first, and what of it is learned from."""
+        if not is_images(X):
+            return None, as_vectors(X, self, reset=False)
+        stack = normalised_like(as_stack(X, self), self._space.background_px)
+        if stack.outlier is None:
+            stack, _ = screened(
+                stack, self.mask_diameter, limits=self._usual, n_jobs=self.n_jobs, stacklevel=5 + FRAMES
+            )
+        return stack, stack[~stack.outlier]
 
     def _advance_stream(self, X):
         check_parameters(self)
@@ -117,7 +130,10 @@ class ManifoldStream:
                 f"nodes, {begun.basis_shape} basis functions, basis_width={begun.width:g}) that the first "
                 "call has laid out. Set these parameters back, or begin with a new model."
             )
-        data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=False)
+        chunk, data = self._screened_chunk(X)
+        if not len(data):  # nothing to learn from; labels alone
+            self.outlier_, self.labels_ = chunk.outlier, self._posteriors(chunk, most_probable)
+            return
         self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs)
         self._store(noise_attributes(self._space, blocks))
         done = advance(
@@ -134,6 +150,9 @@ class ManifoldStream:
         self._manifold, self.n_images_seen_ = done.manifold, stream.n_seen
         self._store(manifold_attributes(self._manifold, self._space))
         self._store(class_attributes(done.classes, stream.layout, self._manifold, self._space))
+        self.outlier_ = None if chunk is None else chunk.outlier
+        if chunk is not None and self.outlier_.any():
+            self._add_outliers(chunk)
         self.class_sizes_ = stream.class_counts
         self.n_effective_clusters_ = effective_count(stream.class_counts)
         mass = done.classes.node_mass

@@ -16,7 +16,7 @@ from sklearn_cryoem.estimators._deep_first import (
 from sklearn_cryoem.estimators._deep_fit import fit_subclasses, n_subclasses, summarise
 from sklearn_cryoem.estimators._deep_use import DescendsTree
 from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
-from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images, question_mask
+from sklearn_cryoem.estimators._inputs import as_screened, as_stack, as_vectors, is_images, question_mask
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 
 
@@ -83,7 +83,8 @@ class DeepClusterer(
         Resolution of each; infinite where there is none. In Angstrom (pixels where the pixel size is
         unknown); NaN for vectors.
     class_sizes_ : ndarray of shape (n_classes,)
-        Training images of each flat class.
+        Training images of each flat class, but for those that are far out (see `ParticleStack.screen`), which
+        have labels and took no part in the fit.
     n_effective_clusters_ : float
         exp(entropy of `class_sizes_`), Eq. (3.8).
     first_ : estimator
@@ -169,10 +170,16 @@ class DeepClusterer(
         if first is None:
             common = {"n_jobs": self.n_jobs, "random_state": seed, "verbose": self.verbose}
             first = default_first(data, self.images_per_subclass, **common)
+        outlier = np.zeros(len(data), dtype=bool)
+        if is_images(X):
+            data, _ = as_screened(data, self, stacklevel=2)
+            outlier = data.outlier
         checkpoint_of(self, data)  # raises what stands in the way of a checkpoint before anything is fitted
         self.first_, data, self.first_labels_, parts = classify_training(first, data, self.checkpoint)
+        if is_images(X):
+            data = data.with_outliers(outlier)  # a first classification of one's own may have lost them
         averages, resolution = classes_of(self.first_)
-        rows = [np.flatnonzero(self.first_labels_ == k) for k in range(len(averages))]
+        rows = [np.flatnonzero((self.first_labels_ == k) & ~outlier) for k in range(len(averages))]
         rule = self.images_per_subclass, self.min_class_size, self.max_subclasses
         self.clusterers_, of_classes = fit_subclasses(
             SMLClusterer() if self.second is None else self.second,
@@ -186,6 +193,9 @@ class DeepClusterer(
         )
         for name, value in summarise(self.clusterers_, rows, len(data), averages, resolution).items():
             setattr(self, name, value)
+        if outlier.any():
+            found = self._ask_own_class(data[outlier], self.first_labels_[outlier], "predict")
+            self.labels_[outlier] = self._leaves(np.count_nonzero(outlier), found)
         self.poses_ = data.poses if is_images(X) else None
         for part in [*parts, *of_classes]:
             part.remove()

@@ -9,11 +9,17 @@ from sklearn.utils import check_random_state
 from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.em import fit_alignment
-from sklearn_cryoem.alignment.poses import find_poses, find_scales
+from sklearn_cryoem.alignment.poses import ImagePoses, find_poses, find_scales
 from sklearn_cryoem.estimators._callbacks import FRAMES, FitTask, TakesCallbacks, with_callbacks
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
-from sklearn_cryoem.estimators._inputs import TakesImages, as_stack, question_mask
+from sklearn_cryoem.estimators._inputs import (
+    TakesImages,
+    as_screened,
+    as_stack,
+    question_mask,
+    sound_part,
+)
 from sklearn_cryoem.estimators._map_results import store_results, unite_classes
 from sklearn_cryoem.estimators._map_settings import (
     alignment_settings,
@@ -23,6 +29,7 @@ from sklearn_cryoem.estimators._map_settings import (
     starting_point,
 )
 from sklearn_cryoem.estimators._map_use import AlignsParticles
+from sklearn_cryoem.particles.preprocess import normalised_radius
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +91,8 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
         optics groups) and shell, Eq. (4.12). Groups of few images are drawn to the spectrum of all, and new
         particles of other groups get that.
     image_scale : bool, default=False
-        Whether to estimate how strong every image is, Eq. (4.13): for images whose grey values are not
-        normalised, or ice whose thickness differs.
+        Whether to estimate how strong the signal of every image is, Eq. (4.13): for ice whose thickness
+        differs. Grey values that are not normalised scale the noise as well; they are normalised in any case.
     n_init : int, default=1
         Number of starts. Each goes through all mini-batches; the one whose references explain a random
         subset best goes on.
@@ -138,6 +145,9 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
         Resolution up to which the signal of each class exceeds its noise; infinite where it never does.
     resolution_ : float
         Best of the references, in Angstrom (pixels where the pixel size is unknown).
+    outlier_ : ndarray of shape (n_images,), bool
+        Training images that are far out (see `ParticleStack.screen`): they have labels and poses, and took
+        no part in the fit.
     noise_variance_ : ndarray of shape (n_rings,)
         Noise variance per pixel at 1, 2, .. Fourier pixels, of all images.
     noise_groups_ : ndarray of shape (n_groups,) or None
@@ -252,8 +262,10 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
         """
         check_parameters(self)
         forget_doubts(self)
-        stack = as_stack(X, self)
-        question_mask(self, stack, stacklevel=2 + FRAMES)
+        given = as_stack(X, self)
+        question_mask(self, given, stacklevel=2 + FRAMES)
+        screened, _ = as_screened(given, self, stacklevel=2 + FRAMES)
+        stack = sound_part(screened, self)
         settings = alignment_settings(self, stack)
         if len(stack) < settings.n_references:
             raise ValueError(
@@ -266,7 +278,7 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
         source = feature_source(stack, settings, group=group, scaled=self.image_scale)
         rng = check_random_state(self.random_state)
         start = starting_point(self, stack, settings) if self.warm_start else None
-        kept = checkpoint_of(self, stack)
+        kept = checkpoint_of(self, given)
         n_online = 0 if start is not None else settings.n_init * settings.n_batches
         task = FitTask(self, n_online + settings.max_iter, "mini-batch or pass", stack)
         with task_pool(self.n_jobs) as pool, memory_watched("MAPAligner.fit", self.checkpoint):
@@ -279,9 +291,13 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
             self._frames, classes = unite_classes(self, fit, source, settings)
             found = find_poses(source, fit.model, settings, frames=self._frames)
         self._settings, self._model, self._pixel_size = settings, fit.model, stack.pixel_size
+        self._background_px = normalised_radius(stack.images)
         self.n_features_in_ = stack.box**2
         self.image_scale_ = source.scale
-        store_results(self, fit, classes, stack, found)
+        self.outlier_ = screened.outlier
+        if self.outlier_.any():
+            found = self._with_outliers(found, screened)
+        store_results(self, fit, classes, screened, found)
         if not fit.interrupted:
             kept.remove()
         task.end()
@@ -293,6 +309,14 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
                 stacklevel=2 + FRAMES,
             )
         return self
+
+    def _with_outliers(self, found, screened):
+        """Classes and poses of all images: those of the fit, and what is found for those that are far out."""
+        _, others, scale = self._find(screened[self.outlier_], refine=True)
+        order = np.argsort(np.argsort(self.outlier_, kind="stable"))  # sound ones first, and back
+        if scale is not None:
+            self.image_scale_ = np.concatenate([self.image_scale_, scale])[order]
+        return ImagePoses.concatenate([found, others]).take(order)
 
     def fit_transform(self, X, y=None):
         """Align particles and return them with their poses; the same as ``fit(X).transform(X)``.
@@ -307,8 +331,8 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
         Returns
         -------
         stack : ParticleStack
-            The same particles with poses.
+            The same particles with poses, normalised if they were not, and with marks of what is far out.
         """
-        stack = as_stack(X, self)
+        stack, _ = as_screened(X, self, stacklevel=2)
         self.fit(stack)
         return stack.with_poses(self.poses_)

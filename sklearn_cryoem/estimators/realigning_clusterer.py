@@ -6,7 +6,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.estimators._inputs import TakesImages, as_stack
+from sklearn_cryoem.estimators._inputs import TakesImages, as_screened, as_stack
 from sklearn_cryoem.estimators._realign_round import own_references, realigned
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.particles import Poses
@@ -98,8 +98,8 @@ class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstim
         self : RealigningClusterer
         """
         self._check_parameters()
-        stack = with_some_poses(as_stack(X, self))
         template = SMLClusterer(n_jobs=self.n_jobs) if self.clusterer is None else self.clusterer
+        stack, _ = as_screened(with_some_poses(as_stack(X, self)), template, stacklevel=2)
         changes = []
         with progress(self.n_rounds, "RealigningClusterer: rounds", verbose=self.verbose) as bar:
             for _ in range(self.n_rounds):

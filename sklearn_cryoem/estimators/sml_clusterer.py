@@ -12,18 +12,20 @@ from sklearn_cryoem.estimators._callbacks import FRAMES, TakesCallbacks, with_ca
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
 from sklearn_cryoem.estimators._inputs import (
+    as_screened,
     as_stack,
     as_vectors,
     is_images,
     question_mask,
     question_vectors,
+    sound_part,
 )
 from sklearn_cryoem.estimators._sml_fit import learn, manifold_attributes, summarise
 from sklearn_cryoem.estimators._sml_noise import noise_attributes
 from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
 from sklearn_cryoem.estimators._sml_space import ImageSpace, VectorSpace
 from sklearn_cryoem.estimators._sml_stream import ManifoldStream
-from sklearn_cryoem.estimators._sml_use import ManifoldPrediction
+from sklearn_cryoem.estimators._sml_use import ManifoldPrediction, most_probable
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +127,7 @@ class SMLClusterer(
     class_averages_ : ndarray of shape (n_nodes, D, D)
         CTF-corrected, Wiener-filtered average of each class, Eq. (3.6); vectors for plain input.
     half_averages_ : ndarray of shape (2, n_nodes, D, D)
-        The same of the images with even and with odd row numbers.
+        The same of the first, third, .. and of the other images that the fit learned from.
     class_resolution_ : ndarray of shape (n_nodes,)
         Where the Fourier ring correlation of the half averages falls below 0.143; infinite for classes
         without it. In Angstrom (pixels where the pixel size is unknown); NaN for vectors.
@@ -149,8 +151,11 @@ class SMLClusterer(
         Noise of each group and shell, or of each training image, in units of `noise_variance_`.
     alpha_ : ndarray of shape (n_shells,)
         Prior precision of the weights in each shell.
+    outlier_ : ndarray of shape (n_images,), bool, or None
+        Training images that are far out (see `ParticleStack.screen`): they have labels, and took no part in
+        the fit. None for vectors.
     class_sizes_, soft_class_sizes_ : ndarray of shape (n_nodes,)
-        Images of each class, and sums of their posteriors.
+        Images of each class, and sums of their posteriors; of those that the fit learned from.
     n_effective_clusters_ : float
         exp(entropy of `class_sizes_`), Eq. (3.8).
     log_posterior_ : ndarray of shape (n_iter,)
@@ -266,7 +271,12 @@ class SMLClusterer(
         """Fit the manifold to X and return its feature blocks; warn at `stacklevel`."""
         check_parameters(self)
         forget_doubts(self)
-        data, self._space = self._open(X)
+        given, self._space = self._open(X)
+        data, screened, self._usual = given, None, None
+        if isinstance(self._space, ImageSpace):
+            screened, self._usual = as_screened(given, self, stacklevel=stacklevel)
+            data = sound_part(screened, self)
+            self._space = ImageSpace.of(data, self.max_resolution, self.mask_diameter)
         self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs, self.cache_folder)
         self._store(noise_attributes(self._space, blocks))
         basis = latent_basis(self)
@@ -276,12 +286,15 @@ class SMLClusterer(
             question_mask(self, data, stacklevel=stacklevel)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         logger.info("n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape)
-        kept = checkpoint_of(self, data)
+        kept = checkpoint_of(self, given)
         fit, self._moments = learn(self, blocks, basis, self._space, np.random.default_rng(seed), kept)
         self._manifold, self._layout, self._stream = fit.manifold, blocks.layout, None
         self.n_images_seen_ = blocks.n_samples
         self._store_manifold(fit)
         self._store(summarise(self, blocks, self._manifold, self._space))
+        self.outlier_ = None if screened is None else screened.outlier
+        if screened is not None and self.outlier_.any():
+            self._add_outliers(screened)
         if fit.interrupted:
             return blocks
         kept.remove()
@@ -300,6 +313,16 @@ class SMLClusterer(
                 stacklevel=stacklevel,
             )
         return blocks
+
+    def _add_outliers(self, screened):
+        """Labels, and noise if each image has its own, of the images that took no part in the fit."""
+        labels = np.empty(len(screened), dtype=self.labels_.dtype)
+        labels[~self.outlier_] = self.labels_
+        labels[self.outlier_] = self._posteriors(screened[self.outlier_], most_probable)
+        self.labels_ = labels
+        if self.noise == "image":
+            blocks = self._space.blocks(screened)
+            self._store(noise_attributes(self._space, blocks))
 
     def _check_collapse(self, stacklevel):
         """A map of images whose many nodes are one class has lost the signal: it has not converged."""

@@ -13,6 +13,7 @@ from sklearn_cryoem.io._relion_table import raw_geometry
 from sklearn_cryoem.io._star_version import holds_something
 from sklearn_cryoem.io.cryosparc import CRYOSPARC_CTF
 from sklearn_cryoem.particles import ParticleStack, class_labels
+from sklearn_cryoem.particles.classes import OUTLIER
 
 _UNUSED_OPTICS = {"shift_A": 2, "tilt_A": 2, "trefoil_A": 2, "tetra_A": 4, "anisomag": 4}
 _CARRIED = {  # RELION's columns that are written, or follow from what is
@@ -23,7 +24,7 @@ _CARRIED = {  # RELION's columns that are written, or follow from what is
     "rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize", "rlnImagePixelSize", "rlnImageSize",
     "rlnOpticsGroupName", "rlnImageDimensionality",
 }  # fmt: skip
-_OURS = "smlLatent"
+_OURS = ("smlLatent", OUTLIER)
 
 
 def new_cryosparc_table(stack: ParticleStack, names: list[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -74,13 +75,18 @@ def new_cryosparc_table(stack: ParticleStack, names: list[str]) -> tuple[pd.Data
         columns["location/micrograph_uid"] = _uids(micrographs.tolist(), distinct=False)
         columns["location/micrograph_path"] = micrographs.tolist()
     columns |= _classes(stack)
-    columns |= {f"sklearn_cryoem/{name}": table[name].to_numpy() for name in table if _OURS in str(name)}
+    columns |= {
+        f"sklearn_cryoem/{name}": table[name].to_numpy() for name in table if str(name).startswith(_OURS)
+    }
     tables = [table] if stack.optics is None else [table, stack.optics]
     lost = [
         str(name)
         for part in tables
         for name in part.columns
-        if name not in _CARRIED and _OURS not in str(name) and name != UID and holds_something(part[name])
+        if name not in _CARRIED
+        and not str(name).startswith(_OURS)
+        and name != UID
+        and holds_something(part[name])
     ]
     return pd.DataFrame(columns), lost
 

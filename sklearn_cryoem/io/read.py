@@ -34,6 +34,7 @@ def read_particles(
     rescale: bool = False,
     invert: bool = False,
     normalise: bool | float = False,
+    clip_hot_pixels: bool = False,
     permissive: bool = False,
     check_images: bool = False,
     metadata_only: bool = False,
@@ -65,6 +66,8 @@ def read_particles(
     normalise : bool or float, default=False
         Give images a background of mean 0 and standard deviation 1 when they are read. A number is the
         diameter of the particle in Angstrom; with True it is 0.75 of the box.
+    clip_hot_pixels : bool, default=False
+        Replace single pixels that are far off their neighbours when images are read.
     permissive : bool, default=False
         Drop particles that cannot be used and return a report of which and why, instead of raising. All
         images are read once for this.
@@ -129,6 +132,8 @@ def read_particles(
         metadata_only=metadata_only,
         verbose=verbose,
     )
+    if clip_hot_pixels:
+        stack = stack.clip_hot_pixels()
     if invert:
         stack = stack.invert_contrast()
     if normalise is not False:

@@ -20,7 +20,7 @@ from sklearn_cryoem.io._relion_table import relion_tables
 from sklearn_cryoem.io._renaming import name_in_project
 from sklearn_cryoem.io._star_text import star_parts
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.particles.classes import check_labels
+from sklearn_cryoem.particles.classes import OUTLIER, check_labels
 from sklearn_cryoem.particles.mrc_files import write_mrc_blocks
 
 _BLOCK_BYTES = 32 * 2**20
@@ -92,9 +92,10 @@ def write_particles(
 
     Notes
     -----
-    Columns that came in go out in their order with the same numbers, row-filtered; the STAR file has the
-    style it came in unless told otherwise. Names of images are
-    kept as they came in: RELION takes them relative to the project's folder, `read_particles` relative to the
+    Particles that are far out (`ParticleStack.screen`) are marked by 1 in a column ``smlOutlier``, which
+    `select_classes` leaves out. Columns that came in go out in their order with the same numbers,
+    row-filtered; the STAR file has the style it came in unless told otherwise. Names of images are kept as
+    they came in: RELION takes them relative to the project's folder, `read_particles` relative to the
     file's folder or one above it; `rename_images` is for tables that are written where neither finds them.
     """
     path = Path(path)
@@ -102,6 +103,9 @@ def write_particles(
     checked_labels = None if labels is None else check_labels(labels, len(stack))
     extra = _columns(columns or {}, len(stack))
     extra |= _columns(_of_classification(posterior, latent_positions, kind), len(stack))
+    marks = stack.outlier
+    if marks is not None and (marks.any() or OUTLIER in stack.metadata.columns) and OUTLIER not in extra:
+        extra[OUTLIER] = marks.astype(np.int64)
     if kind == ".star":
         images = _Images(
             path.with_suffix(".mrcs"), write_images, project, overwrite=overwrite, verbose=verbose

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn_cryoem.particles.stack import ParticleStack
 
 RELION_CLASS, CRYOSPARC_CLASS = "rlnClassNumber", "alignments2D/class"
+OUTLIER = "smlOutlier"  # 1 for images that took no part in the fit that made the classes
 
 
 def class_column(stack: ParticleStack) -> str:
@@ -75,6 +76,8 @@ def class_labels(stack: ParticleStack) -> NDArray[np.int64] | None:
 def select_classes(stack: ParticleStack, labels: Any, classes: Any) -> ParticleStack:
     """Return the particles of some classes, in their order, with their classes in their table.
 
+    Those that are far out are left out: marked in `outlier`, or where nobody has looked, in the table.
+
     Parameters
     ----------
     stack : ParticleStack
@@ -117,8 +120,18 @@ def select_classes(stack: ParticleStack, labels: Any, classes: Any) -> ParticleS
             f"No particle is in class(es) {unknown.tolist()} (from 0), only in {np.unique(label).tolist()}. "
             "Subtract 1 from the numbers in files and pictures."
         )
-    rows = np.flatnonzero(np.isin(label, wanted))
+    rows = np.flatnonzero(np.isin(label, wanted) & ~marked_outliers(stack))
     return with_classes(stack[rows], label[rows])
+
+
+def marked_outliers(stack: ParticleStack) -> NDArray[np.bool_]:
+    """Which particles are far out, as `outlier` says, or else their table; (n_images,)."""
+    if stack.outlier is not None:
+        return stack.outlier
+    metadata = stack.metadata
+    if OUTLIER not in metadata.columns:
+        return np.zeros(len(stack), dtype=bool)
+    return pd.to_numeric(metadata[OUTLIER], errors="coerce").to_numpy(dtype=np.float64) == 1.0
 
 
 def check_labels(labels: Any, n_images: int) -> NDArray[np.int64]:

@@ -66,6 +66,7 @@ def concatenate(stacks: Sequence[ParticleStack], *, rescale: bool = False) -> Pa
         metadata=pd.concat([stack.metadata for stack in stacks], ignore_index=True),
         optics=optics,
         truth=_join_tables(_all_or_none(stacks, "truth")),
+        # marks of one stack say nothing of how its images lie among those of others
     )
 
 

@@ -42,6 +42,22 @@ class NormaliseBackground:
 
 
 @dataclass(frozen=True)
+class ClipHotPixels:
+    """Single pixels that are far off their neighbours are replaced by them."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return the block without hot pixels."""
+        return filters.clip_hot_pixels(images)
+
+    def box_after(self, box: int) -> int:
+        """Side of the transformed images."""
+        return box
+
+    def __str__(self) -> str:
+        return "hot pixels clipped"
+
+
+@dataclass(frozen=True)
 class InvertContrast:
     """Dark particles become white."""
 
@@ -121,3 +137,12 @@ class TransformedSource(Immutable):
     def locate(self, row: int) -> str:
         """Say where the pixels of one row are, for messages."""
         return self.source.locate(row)
+
+
+def normalised_radius(source: ImageSource) -> float | None:
+    """Radius beyond which lies the background that images are normalised by; None if they are not."""
+    while isinstance(source, TransformedSource):
+        if isinstance(source.step, NormaliseBackground):
+            return source.step.radius_px
+        source = source.source
+    return None

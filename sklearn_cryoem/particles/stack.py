@@ -14,11 +14,14 @@ from sklearn_cryoem.particles.check import find_bad_images
 from sklearn_cryoem.particles.ctf_table import CTFTable
 from sklearn_cryoem.particles.file_source import as_source
 from sklearn_cryoem.particles.html import stack_html
+from sklearn_cryoem.particles.outliers import look_at, screened
 from sklearn_cryoem.particles.poses import Poses
 from sklearn_cryoem.particles.preprocess import (
+    ClipHotPixels,
     Downsample,
     InvertContrast,
     NormaliseBackground,
+    Step,
     TransformedSource,
 )
 from sklearn_cryoem.particles.sources import ImageSource
@@ -50,6 +53,9 @@ class ParticleStack(Immutable):
         The original optics table, one row per optics group.
     truth : DataFrame of n_images rows, optional
         What is known of simulated particles.
+    outlier : array_like of shape (n_images,), bool, optional
+        Which images are far out and take part in no statistic of a fit; see `screen`. Where it is given,
+        fits take the images as they are.
 
     Raises
     ------
@@ -82,6 +88,7 @@ class ParticleStack(Immutable):
         metadata: pd.DataFrame | None = None,
         optics: pd.DataFrame | None = None,
         truth: pd.DataFrame | None = None,
+        outlier: Any = None,
     ) -> None:
         check_number("pixel_size", pixel_size, owner=self, minimum=0, inclusive=False, allow_none=True)
         self._images = as_source(images)
@@ -93,6 +100,8 @@ class ParticleStack(Immutable):
         self._metadata = self._table("metadata", metadata)
         self._optics = None if optics is None else guarded(optics)
         self._truth = None if truth is None else self._table("truth", truth)
+        marks = None if outlier is None else np.array(outlier, dtype=bool)
+        self._outlier = None if marks is None else read_only(self._in_step("outlier", marks))
         self._seal()
 
     def _in_step(self, name: str, part: Any) -> Any:
@@ -161,6 +170,11 @@ class ParticleStack(Immutable):
         return None if self._truth is None else guarded(self._truth)
 
     @property
+    def outlier(self) -> np.ndarray | None:
+        """Which images are far out; (n_images,) bool. None where nobody has looked: see `screen`."""
+        return self._outlier
+
+    @property
     def box(self) -> int:
         """Side D of the images in pixels."""
         return self._images.box
@@ -205,7 +219,7 @@ class ParticleStack(Immutable):
         return self._images.read(rows)
 
     def check(self, *, verbose: int = 0) -> pd.DataFrame:
-        """Read every image once and list those that are constant or not finite.
+        """Read every image and list those that cannot be used, and those that are far out.
 
         Parameters
         ----------
@@ -215,9 +229,57 @@ class ParticleStack(Immutable):
         Returns
         -------
         DataFrame
-            Columns ``row``, ``image`` and ``problem``; no row if all is well.
+            Columns ``row``, ``image`` and ``problem``; no row if all is well. Constant and non-finite images
+            come first: nothing can be done with them. The others are those that `screen` marks.
         """
+        bad = self.unusable(verbose=verbose)
+        sound = np.setdiff1d(np.arange(len(self)), bad["row"])
+        found = look_at(self[sound], verbose=verbose).outliers
+        rows = sound[found["row"]]
+        images = [self._images.locate(int(row)) for row in rows]
+        far_out = pd.DataFrame({"row": rows, "image": images, "problem": found["problem"]})
+        return pd.concat([bad, far_out], ignore_index=True) if len(far_out) else bad
+
+    def unusable(self, *, verbose: int = 0) -> pd.DataFrame:
+        """List images that are constant or not finite, with the columns of `check`; reads each once."""
         return find_bad_images(self._images, verbose=verbose)
+
+    def screen(
+        self, mask_diameter: float | None = None, *, n_jobs: int | None = None, verbose: int = 0
+    ) -> ParticleStack:
+        """Look at every image once: mark what is far out, and normalise all if they visibly are not.
+
+        Every `fit` does this by itself to a stack whose `outlier` is not known. Far out is an image whose
+        power in a band of frequencies is more than six times that of most, or less than a sixth; that has
+        hot pixels, a stripe, or more than a fifth of its lines blank; or whose grey level is elsewhere.
+        Twice the contrast of others, as by thinner ice, is not far out.
+
+        Parameters
+        ----------
+        mask_diameter : float, optional
+            Diameter of the particle in Angstrom (pixels if the pixel size is unknown); what lies outside is
+            background. By default 0.75 of the box.
+        n_jobs : int, optional
+            Number of threads; the result does not depend on it.
+        verbose : int
+            Whether to show progress.
+
+        Returns
+        -------
+        ParticleStack
+            With `outlier`, and normalised if need be.
+
+        Raises
+        ------
+        ParticleDataError
+            If an image is constant or not finite, or cannot be read.
+
+        Warns
+        -----
+        ParticleDataWarning
+            Of images that are far out, by kind with counts and rows, and of images that were not normalised.
+        """
+        return screened(self, mask_diameter, n_jobs=n_jobs, verbose=verbose, stacklevel=2)[0]
 
     def __getitem__(self, key: Any) -> ParticleStack:
         rows = row_key(key, len(self))
@@ -231,18 +293,23 @@ class ParticleStack(Immutable):
             noise_group=self._noise_group[rows],
             metadata=self._metadata.iloc[rows],
             truth=None if self._truth is None else self._truth.iloc[rows],
+            outlier=None if self._outlier is None else self._outlier[rows],
         )
 
     def __getstate__(self) -> dict:
         # Tables packed, arrays contiguous: equal stacks give equal pickles, so joblib.hash is stable.
         tables = {name: pack_table(self.__dict__[name]) for name in ("_metadata", "_optics", "_truth")}
-        groups = {name: np.array(self.__dict__[name]) for name in ("_optics_group", "_noise_group")}
-        return {**self.__dict__, **tables, **groups}
+        rows = {name: np.array(self.__dict__[name]) for name in self._row_arrays()}
+        return {**self.__dict__, **tables, **rows}
 
     def __setstate__(self, state: dict) -> None:
         tables = {name: unpack_table(state[name]) for name in ("_metadata", "_optics", "_truth")}
-        groups = {name: read_only(state[name]) for name in ("_optics_group", "_noise_group")}
-        self.__dict__.update({**state, **tables, **groups})
+        self.__dict__.update({**state, **tables})
+        self.__dict__.update({name: read_only(state[name]) for name in self._row_arrays()})
+
+    def _row_arrays(self) -> list[str]:
+        marks = [] if self._outlier is None else ["_outlier"]
+        return ["_optics_group", "_noise_group", *marks]
 
     def __iter__(self) -> Iterator[ParticleStack]:
         return (self[row] for row in range(len(self)))
@@ -260,9 +327,13 @@ class ParticleStack(Immutable):
         state = {
             "images": self._images, "pixel_size": self._pixel_size, "ctf": self._ctf, "poses": self._poses,
             "optics_group": self._optics_group, "noise_group": self._noise_group, "metadata": self._metadata,
-            "optics": self._optics, "truth": self._truth,
+            "optics": self._optics, "truth": self._truth, "outlier": self._outlier,
         }  # fmt: skip
         return ParticleStack(**{**state, **parts})
+
+    def _seen_through(self, step: Step, **parts: Any) -> ParticleStack:
+        """The same particles after a step of preprocessing; what was far out before may not be now."""
+        return self._replace(images=TransformedSource(self._images, step), outlier=None, **parts)
 
     def with_poses(self, poses: Poses | None) -> ParticleStack:
         """Return the same particles with other poses (None for none)."""
@@ -275,6 +346,16 @@ class ParticleStack(Immutable):
     def with_truth(self, truth: pd.DataFrame | None) -> ParticleStack:
         """Return the same particles with another table of truth (None for none)."""
         return self._replace(truth=truth)
+
+    def with_outliers(self, outlier: Any) -> ParticleStack:
+        """Return the same particles with other marks of what is far out; None to have fits look again.
+
+        Parameters
+        ----------
+        outlier : array_like of shape (n_images,), bool, or None
+            All False has fits take every image as it is.
+        """
+        return self._replace(outlier=outlier)
 
     def with_metadata(self, **columns: Any) -> ParticleStack:
         """Return the same particles with metadata columns added or replaced.
@@ -303,11 +384,19 @@ class ParticleStack(Immutable):
             radius_px = 0.375 * self.box
         else:
             radius_px = 0.5 * float(diameter) / (1.0 if self._pixel_size is None else self._pixel_size)
-        return self._replace(images=TransformedSource(self._images, NormaliseBackground(radius_px)))
+        return self._seen_through(NormaliseBackground(radius_px))
+
+    def clip_hot_pixels(self) -> ParticleStack:
+        """Return the same particles, single pixels that are far off their neighbours being replaced by them.
+
+        That is done when images are read. A pixel is hot, or dead, that lies more than 12 standard deviations
+        off the mean of its four neighbours; it gets the median of all pixels around it.
+        """
+        return self._seen_through(ClipHotPixels())
 
     def invert_contrast(self) -> ParticleStack:
         """Return the same particles with their contrast inverted when read: dark ones become white."""
-        return self._replace(images=TransformedSource(self._images, InvertContrast()))
+        return self._seen_through(InvertContrast())
 
     def downsample(self, box: int) -> ParticleStack:
         """Return the same particles cropped in Fourier space to a smaller box when read.
@@ -322,8 +411,8 @@ class ParticleStack(Immutable):
         check_number("box", box, owner=self, minimum=4, maximum=self.box, integer=True)
         factor = self.box / box
         in_pixels = self._pixel_size is None
-        return self._replace(
-            images=TransformedSource(self._images, Downsample(int(box))),
+        return self._seen_through(
+            Downsample(int(box)),
             pixel_size=None if in_pixels else self._pixel_size * factor,
             poses=self._poses.scaled(1 / factor) if in_pixels and self._poses is not None else self._poses,
         )

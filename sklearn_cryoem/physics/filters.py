@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
@@ -52,6 +54,41 @@ def normalise_background(images: Float32, radius_px: float | None = None) -> Flo
     shift, scale = mean.astype(np.float32), (1.0 / sd).astype(np.float32)
     normalised: Float32 = (images - shift[:, None, None]) * scale[:, None, None]
     return normalised
+
+
+def neighbour_residual(images: Float32) -> Float32:
+    """Each pixel less the mean of its four neighbours; (n_images, D - 2, D - 2), without the edge."""
+    across, down = images[:, :, 1:] - images[:, :, :-1], images[:, 1:] - images[:, :-1]
+    residual: Float32 = across[:, 1:-1, :-1] - across[:, 1:-1, 1:]
+    residual += down[:, :-1, 1:-1]
+    residual -= down[:, 1:, 1:-1]
+    residual *= 0.25
+    return residual
+
+
+def clip_hot_pixels(images: Float32, threshold: float = 12.0) -> Float32:
+    """Replace pixels far off their neighbours by the median of the 3 x 3 pixels round them.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n_images, D, D)
+        Real images.
+    threshold : float
+        How far off, in standard deviations of that difference over the image.
+
+    Returns
+    -------
+    clipped : ndarray of shape (n_images, D, D), float32
+    """
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)), mode="reflect")  # pixels of the edge count as well
+    off = np.abs(neighbour_residual(padded))  # (n_images, D, D)
+    # the mean of |residual| of noise is sqrt(2 / pi) of its standard deviation, and one pixel hardly moves it
+    limit = threshold * math.sqrt(math.pi / 2.0) * off.mean(axis=(1, 2), keepdims=True)
+    image, y, x = np.nonzero(off > limit)
+    clipped = np.array(images, dtype=np.float32)
+    around = [padded[image, y + dy, x + dx] for dy in range(3) for dx in range(3)]
+    clipped[image, y, x] = np.median(around, axis=0) if len(image) else 0.0
+    return clipped
 
 
 def invert_contrast(images: Float32) -> Float32:

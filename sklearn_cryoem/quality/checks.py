@@ -15,7 +15,18 @@ from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.geometry import box_problem, pixel_sizes_differ
+from sklearn_cryoem.particles.outliers import (
+    HOT,
+    HOT_PIXEL_HINT,
+    Look,
+    background_radius,
+    count_text,
+    look_at,
+    n_background,
+    uneven_background,
+)
 from sklearn_cryoem.particles.preprocess import TransformedSource
+from sklearn_cryoem.particles.sources import bad_pixels
 from sklearn_cryoem.physics.masks import pixel_radius
 from sklearn_cryoem.quality.ctf_fit import ctf_fit
 
@@ -25,7 +36,8 @@ MOST_IMAGES = 400
 MOST_BYTES, MOST_SHARE = 2**27, 1 / 32  # of them, and of the memory limit: they are looked at together
 _N_GROUPS, _GROUP_SIZE = 10, 20  # micrographs looked at, if they have that many particles
 _DARK_SHARE, _DARK_ERRORS = 0.55, 4.0  # of the images; standard errors that their mean contrast lies below 0
-_LEVEL, _SPREAD = 1.0, 0.5  # of the background's standard deviation: its mean, and its range over images
+_PIXELS_MEASURED = 2**26  # at most, spread over the stack: 16,384 images of 64 pixels, 1,024 of 256
+_BLANK_LINES, _BLANK_SHARE = 0.03, 0.01  # of an image; of the images
 _POOR_SHARE = 0.25  # of the match of the best defocus: a worse one does not fit
 
 
@@ -58,9 +70,11 @@ def check_particles(
 ) -> list[Finding]:
     """Look at some particles for mistakes that would spoil any classification.
 
-    Found are particles that are dark on a bright ground, images that are not normalised, a CTF that does not
-    fit the power spectrum, a pixel size that differs from that of the image headers, and a box too tight for
-    the mask. At most 400 images are read, in a second or two.
+    Found are particles that are dark on a bright ground, images that are not normalised, constant, far out
+    (too bright or faint, with hot pixels or stripes, torn, of another grey level; see `ParticleStack.screen`)
+    or cut at the edge of a micrograph, a CTF that does not fit the power spectrum, a pixel size that differs
+    from that of the image headers, and a box too tight for the mask. Images of 67 million pixels at most are
+    read, spread over the stack (16,384 of 64 pixels, 1,024 of 256), in a few seconds.
 
     Parameters
     ----------
@@ -112,11 +126,52 @@ def _findings(stack: ParticleStack, mask_diameter: float | None) -> Iterator[Fin
     problem = None if mask_diameter is None else box_problem(stack.box, stack.pixel_size, mask_diameter)
     if problem is not None:
         yield Finding(*problem)
+    measured = _spread(np.arange(len(stack)), max(1, _PIXELS_MEASURED // stack.box**2))
+    look = look_at(stack[measured], mask_diameter)
+    yield from _seen(
+        look, measured, len(stack), n_background(stack.box, background_radius(stack, mask_diameter))
+    )
     rows, group = rows_to_look_at(stack)
-    images = stack.read(rows)
-    for finding in (_dark(images), _not_normalised(images), _wrong_ctf(images, stack, rows, group)):
+    images = stack.images.read(rows, check=False)
+    sound = ~np.isin(rows, measured[np.append(look.unusable, look.outliers["row"]).astype(np.int64)])
+    sound[[place for place, _ in bad_pixels(images)]] = False
+    if not sound.any():
+        return
+    for finding in (_dark(images[sound]), _wrong_ctf(images[sound], stack, rows[sound], group[sound])):
         if finding is not None:
             yield finding
+
+
+def _seen(look: Look, rows: np.ndarray, n_images: int, n_background_pixels: int) -> Iterator[Finding]:
+    """What a look at the images of `rows` shows: unusable, uneven, far out, cut at an edge."""
+    of = f"of {len(rows):,} images" + ("" if len(rows) == n_images else f" looked at, from {n_images:,}")
+    if len(look.unusable):
+        yield Finding(
+            "unusable-images",
+            f"{len(look.unusable):,} {of} are constant or not finite (the first in row "
+            f"{rows[look.unusable[0]]}). Leave them out: read with permissive=True.",
+        )
+    uneven = uneven_background(look.measures, n_background_pixels, level_counts=True)
+    if uneven is not None:
+        yield Finding(
+            "not-normalised",
+            f"{uneven}. Fits normalise what differs; read with normalise=True, or extract again with "
+            "normalisation.",
+        )
+    if len(look.outliers):
+        found = look.outliers.assign(row=rows[look.outliers["row"]])
+        yield Finding(
+            "outliers",
+            f"{len(found):,} {of} are far out: {count_text(found)}. Fits learn nothing from them."
+            + (HOT_PIXEL_HINT if (found["kind"] == HOT).any() else ""),
+        )
+    blank = np.setdiff1d(np.flatnonzero(look.measures.blank_lines > _BLANK_LINES), look.outliers["row"])
+    if len(blank) > _BLANK_SHARE * len(rows):
+        yield Finding(
+            "blank-edges",
+            f"{len(blank):,} {of} are blank along an edge (the first in row {rows[blank[0]]}): they were cut "
+            "at the edge of a micrograph and padded. Pick farther from it, or look for classes of them.",
+        )
 
 
 def rows_to_look_at(stack: ParticleStack) -> tuple[np.ndarray, np.ndarray]:
@@ -183,28 +238,6 @@ def _dark(images: Images) -> Finding | None:
         f"the particles look dark on a bright ground (in {dark:.0%} of {len(images)} images the middle is "
         "darker than the rim), and averages will be of no use. Read with invert=True, or without it if it "
         "was given.",
-    )
-
-
-def _not_normalised(images: Images) -> Finding | None:
-    box = images.shape[1]
-    background = images[:, pixel_radius(box) > 0.375 * box].astype(np.float64)  # (n_images, n_pixels)
-    mean, sd = background.mean(axis=1), background.std(axis=1)
-    seen = sd > 1e-6 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)
-    if seen.sum() < max(2, 0.5 * len(images)):  # masked to a constant: nothing to judge by
-        return None
-    mean, sd = mean[seen], sd[seen]
-    level = float(np.median(np.abs(mean) / sd))
-    low, high = np.percentile(sd, [10, 90])
-    expected = 2.6 / math.sqrt(2 * background.shape[1])  # that range of equal ones, of white noise
-    spread = max(float((high - low) / np.median(sd)) - expected, 0.0)
-    if level <= _LEVEL and spread <= _SPREAD:
-        return None
-    return Finding(
-        "not-normalised",
-        f"the images are not normalised: their background has a mean of {level:.2g} standard deviations "
-        f"(median of {len(mean)} images), and its standard deviation goes from {low:.3g} to {high:.3g}. Read "
-        "with normalise=True, or extract again with normalisation.",
     )
 
 

@@ -106,6 +106,8 @@ def class_quality(
     """
     label = check_labels(labels, len(stack))
     n_classes = _number_of_classes(label, n_classes)
+    if stack.outlier is not None:
+        label = np.where(stack.outlier, -1, label)  # what is far out says nothing of its class
     unit = 1.0 if stack.pixel_size is None else stack.pixel_size
     side = stack.box * unit
     check_number("max_resolution", max_resolution, owner="class_quality", minimum=0, inclusive=False,
