@@ -108,7 +108,11 @@ def screen(stack, options, folder, console):
     """
     from sklearn_cryoem._core.exceptions import ParticleDataError
 
-    settings = {"n_jobs": options.jobs, "verbose": 0 if options.quiet else 1}
+    settings = {
+        "noise": "group" if options.noise_groups else "shell",
+        "n_jobs": options.jobs,
+        "verbose": 0 if options.quiet else 1,
+    }
     with folder.timed("look"):
         try:
             return stack.screen(options.mask_diameter, **settings), 0

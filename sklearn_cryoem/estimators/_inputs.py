@@ -92,6 +92,7 @@ def as_screened(X, owner, *, stacklevel):
     return screened(
         stack,
         getattr(owner, "mask_diameter", None),
+        noise=getattr(owner, "noise", "shell"),
         n_jobs=owner.n_jobs,
         verbose=getattr(owner, "verbose", 0),
         stacklevel=stacklevel + 1,

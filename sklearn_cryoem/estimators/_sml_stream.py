@@ -116,7 +116,12 @@ class ManifoldStream:
         stack = normalised_like(as_stack(X, self), self._space.background_px)
         if stack.outlier is None:
             stack, _ = screened(
-                stack, self.mask_diameter, limits=self._usual, n_jobs=self.n_jobs, stacklevel=5 + FRAMES
+                stack,
+                self.mask_diameter,
+                noise=self.noise,
+                limits=self._usual,
+                n_jobs=self.n_jobs,
+                stacklevel=5 + FRAMES,
             )
         return stack, stack[~stack.outlier]
 

@@ -36,13 +36,8 @@ PIXELS_AT_ONCE = 2**17  # measured together: small enough for the processor's ca
 FEWEST_IMAGES = 20  # that tell what is usual
 BACKGROUND_SHARE = 0.375  # of the box: what lies farther from the centre is background
 LARGEST_RADIUS_SHARE = 0.48  # of the box: some background is left, whatever the mask
-POWER_RATIO = (
-    6.0  # to the median: twice the contrast is four times the power, and occurs; three times is nine
-)
-COARSE_RATIO, COARSE_SHARE = (
-    100.0,
-    1 / 16,
-)  # where carbon and ice are seen, below this part of the box in shells
+POWER_RATIO = 6.0  # to the median: twice the contrast is four times the power, and occurs; thrice is nine
+COARSE_RATIO, COARSE_SHARE = 400.0, 0.1  # where ice and carbon are seen: shells below this part of the box
 HOT_PIXEL, STRIPE = 12.0, 10.0  # standard deviations; the largest of 10^6 pixels of noise has 5
 LEVEL = 5.0  # standard deviations of the background
 TORN_SHARE = 0.2  # of the lines; boxes at the edge of a micrograph have fewer blank ones
@@ -50,7 +45,9 @@ SPREADS = 8.0  # robust standard deviations that lie beyond the median, in any c
 MOST_ROWS = 5  # that a message names of a kind
 CLIP = 3.0  # standard deviations: pixels beyond it tell of a hot pixel, not of their line
 BLANK = 0.35  # of the mean difference of neighbours: lines that differ or vary less are blank, binned or not
+CONSTANT = 1e-5  # of the variance of the image: rounding of a constant background
 UNEVEN_LEVEL, UNEVEN_SPREAD = 1.0, 0.5  # of the background's standard deviation: its mean, and its range
+OF_PARTS = ("group", "image")  # noise models by which backgrounds may differ
 HOT = "with hot pixels"
 HOT_PIXEL_HINT = " Hot pixels can be clipped: read with clip_hot_pixels=True."
 _TINY = np.finfo(np.float32).tiny
@@ -92,7 +89,8 @@ class Measures:
     @property
     def values(self) -> Float64:
         """Level in spreads, hot pixel, stripe, blank lines and powers of all; (n_images, 4 + n_bands)."""
-        level = self.level / max(float(np.nanmedian(self.spread)), _TINY)
+        spread = float(np.nanmedian(self.spread))
+        level = self.level / spread if spread > 0 else 0.0 * self.level  # none is cut away
         return np.column_stack([level, self.hot_pixel, self.stripe, self.blank_lines, self.log_power])
 
     def normalised(self) -> Measures:
@@ -147,10 +145,11 @@ class Ruler:
         sd = np.sqrt(squared.mean(axis=1))
         level = (x.reshape(n, -1) @ self._background).astype(np.float64)
         variance = (squared @ self._background).astype(np.float64) - level**2
+        variance[variance < CONSTANT * sd**2] = 0.0  # a background that was cut away
         hot_pixel, blank_lines = _neighbours(x)
         return Measures(
             mean + level * unit,
-            np.sqrt(np.maximum(variance, 0.0)) * unit,
+            np.sqrt(variance) * unit,
             self._log_band_power(x) + 2.0 * np.log(unit)[:, None],
             hot_pixel,
             _stripe(x, sd),
@@ -171,7 +170,9 @@ def _neighbours(x: Float32) -> tuple[Float64, Float64]:
     across, down = np.abs(x[:, :, 1:] - x[:, :, :-1]), np.abs(x[:, 1:] - x[:, :-1])
     in_row, in_column = across.mean(axis=2), across.mean(axis=1)  # along rows; from column to column
     to_row, along_column = down.mean(axis=2), down.mean(axis=1)
-    usual = 0.5 * BLANK * (in_row.mean(axis=1) + to_row.mean(axis=1))[:, None]
+    # the mean over a line of D pixels varies by 0.8 / sqrt(D): short ones are never sure to be blank
+    share = np.clip(1.0 - 3.2 / math.sqrt(x.shape[1]), 0.0, BLANK)
+    usual = 0.5 * share * (in_row.mean(axis=1) + to_row.mean(axis=1))[:, None]
     blank = np.maximum(
         _blank_share(in_row < usual, to_row < usual), _blank_share(along_column < usual, in_column < usual)
     )
@@ -249,7 +250,8 @@ def usual_limits(measures: Measures, box: int) -> Float64:
     median, reach = np.median(values, axis=0), SPREADS * _robust_sd(values)
     low, high = median - np.maximum(reach, LEVEL), median + np.maximum(reach, LEVEL)
     low[1:4] = -np.inf
-    high[1:4] = np.maximum((median + reach)[1:4], [HOT_PIXEL, STRIPE, TORN_SHARE])
+    high[1:3] = np.maximum((median + reach)[1:3], [HOT_PIXEL, STRIPE])
+    high[3] = median[3] + max(reach[3], TORN_SHARE)
     ratio = np.maximum(reach[4:], log_ratios(box))
     low[4:], high[4:] = median[4:] - ratio, median[4:] + ratio
     return np.stack([low, high])
@@ -266,7 +268,9 @@ def _robust_sd(values: Float64) -> Float64:
     return np.asarray(1.4826 * np.median(np.abs(values - np.median(values, axis=0)), axis=0))
 
 
-def find_outliers(measures: Measures, limits: Float64, group: NDArray[np.int64], box: int) -> pd.DataFrame:
+def find_outliers(
+    measures: Measures, limits: Float64, group: NDArray[np.int64], box: int, *, groups_differ: bool = False
+) -> pd.DataFrame:
     """List images that are far out, against all and against their noise group.
 
     Parameters
@@ -279,6 +283,9 @@ def find_outliers(measures: Measures, limits: Float64, group: NDArray[np.int64],
         Noise group of each. Groups of fewer than `FEWEST_IMAGES` are not judged by themselves.
     box : int
         Side of the images.
+    groups_differ : bool
+        Whether groups have noise of their own: power is then compared within a group that is large enough,
+        and with that of all for the others.
 
     Returns
     -------
@@ -290,6 +297,8 @@ def find_outliers(measures: Measures, limits: Float64, group: NDArray[np.int64],
         excess = values[:, 4:] - 0.5 * (limits[0] + limits[1])[4:]  # of log power
     high, low = values > limits[1], values < limits[0]
     own, is_large = _from_group(measures.log_power, group)
+    if groups_differ:
+        high[is_large, 4:] = low[is_large, 4:] = False
     if is_large.any():
         ratio = np.maximum(SPREADS * _robust_sd(own[is_large]), log_ratios(box))
         excess = np.where(np.abs(own) > ratio, own, excess)
@@ -349,7 +358,7 @@ def uneven_background(measures: Measures, n_background: int, *, level_counts: bo
         Whether backgrounds of one spread, but not of mean 0, are said to be uneven. Fits take the level off.
     """
     level, spread = measures.level, measures.spread
-    seen = spread > 1e-6 * np.maximum(np.abs(level), _TINY)
+    seen = spread > 0
     if seen.sum() < max(2, 0.5 * len(seen)):  # masked to a constant: nothing to judge by
         return None
     level, spread = level[seen], spread[seen]
@@ -394,6 +403,7 @@ def look_at(
     stack: ParticleStack,
     mask_diameter: float | None = None,
     *,
+    noise: str = "shell",
     limits: Float64 | None = None,
     n_jobs: int | None = None,
     verbose: int = 0,
@@ -404,7 +414,7 @@ def look_at(
     ----------
     stack : ParticleStack
         The images.
-    mask_diameter, n_jobs, verbose
+    mask_diameter, noise, n_jobs, verbose
         As of `ParticleStack.screen`.
     limits : ndarray of shape (2, 4 + n_bands), optional
         What is usual, from a look at other images of the same kind, whose normalisation these share; by
@@ -417,10 +427,11 @@ def look_at(
     )  # fmt: skip
     unusable, uneven, judged = np.flatnonzero(measures.unusable), None, measures
     if limits is None:
-        uneven = uneven_background(measures, n_background(box, radius_px), level_counts=False)
+        if noise not in OF_PARTS:
+            uneven = uneven_background(measures, n_background(box, radius_px), level_counts=False)
         judged = measures if uneven is None else measures.normalised()
         limits = usual_limits(judged, box)
-    found = find_outliers(judged, limits, stack.noise_group, box)
+    found = find_outliers(judged, limits, stack.noise_group, box, groups_differ=noise == "group")
     return Look(measures, unusable, uneven, found, limits)
 
 
@@ -441,6 +452,7 @@ def screened(
     stack: ParticleStack,
     mask_diameter: float | None = None,
     *,
+    noise: str = "shell",
     limits: Float64 | None = None,
     n_jobs: int | None = None,
     verbose: int = 0,
@@ -450,12 +462,12 @@ def screened(
 
     Parameters
     ----------
-    stack, mask_diameter, limits, n_jobs, verbose
+    stack, mask_diameter, noise, limits, n_jobs, verbose
         As of `look_at`.
     stacklevel : int
         1 blames the caller of this function.
     """
-    look = look_at(stack, mask_diameter, limits=limits, n_jobs=n_jobs, verbose=verbose)
+    look = look_at(stack, mask_diameter, noise=noise, limits=limits, n_jobs=n_jobs, verbose=verbose)
     if len(look.unusable):
         stack.read(look.unusable[:1])  # raises, and says what is wrong with it
     if look.uneven is not None:

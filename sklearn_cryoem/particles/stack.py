@@ -245,7 +245,12 @@ class ParticleStack(Immutable):
         return find_bad_images(self._images, verbose=verbose)
 
     def screen(
-        self, mask_diameter: float | None = None, *, n_jobs: int | None = None, verbose: int = 0
+        self,
+        mask_diameter: float | None = None,
+        *,
+        noise: str = "shell",
+        n_jobs: int | None = None,
+        verbose: int = 0,
     ) -> ParticleStack:
         """Look at every image once: mark what is far out, and normalise all if they visibly are not.
 
@@ -259,6 +264,9 @@ class ParticleStack(Immutable):
         mask_diameter : float, optional
             Diameter of the particle in Angstrom (pixels if the pixel size is unknown); what lies outside is
             background. By default 0.75 of the box.
+        noise : {"shell", "white", "group", "image"}, default="shell"
+            The noise of the fits to come. With "group" and "image" backgrounds may differ, so nothing is
+            normalised; with "group" the power of an image is compared with that of its group.
         n_jobs : int, optional
             Number of threads; the result does not depend on it.
         verbose : int
@@ -279,7 +287,7 @@ class ParticleStack(Immutable):
         ParticleDataWarning
             Of images that are far out, by kind with counts and rows, and of images that were not normalised.
         """
-        return screened(self, mask_diameter, n_jobs=n_jobs, verbose=verbose, stacklevel=2)[0]
+        return screened(self, mask_diameter, noise=noise, n_jobs=n_jobs, verbose=verbose, stacklevel=2)[0]
 
     def __getitem__(self, key: Any) -> ParticleStack:
         rows = row_key(key, len(self))

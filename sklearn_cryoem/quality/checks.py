@@ -165,7 +165,8 @@ def _seen(look: Look, rows: np.ndarray, n_images: int, n_background_pixels: int)
             f"{len(found):,} {of} are far out: {count_text(found)}. Fits learn nothing from them."
             + (HOT_PIXEL_HINT if (found["kind"] == HOT).any() else ""),
         )
-    blank = np.setdiff1d(np.flatnonzero(look.measures.blank_lines > _BLANK_LINES), look.outliers["row"])
+    lines = np.nan_to_num(look.measures.blank_lines)
+    blank = np.setdiff1d(np.flatnonzero(lines > _BLANK_LINES + np.median(lines)), look.outliers["row"])
     if len(blank) > _BLANK_SHARE * len(rows):
         yield Finding(
             "blank-edges",

@@ -24,7 +24,7 @@ def particles(n, snr, *, noise=None, group=None, seed=0):
         images = images + np.sqrt(noise - 1.0)[:, None, None] * extra
     return ParticleStack(
         images.astype(np.float32), pixel_size=stack.pixel_size, ctf=stack.ctf, poses=stack.poses,
-        noise_group=group, truth=stack.truth,
+        noise_group=group, truth=stack.truth, outlier=np.zeros(n, bool),  # fits take them as they are
     )  # fmt: skip
 
 
