@@ -27,7 +27,8 @@ from sklearn_cryoem._core.exceptions import ParticleDataError
 _SYNTAX = re.compile(rb"""(?:^|\s)["'#]""")  # what begins a value: inside one, these are letters
 _NAME = "rlnImageName"
 _NAN = [  # by C, by Python, and by Windows; with a sign where the program divided 0 by 0
-    "nan", "NaN", "NAN", "-nan", "-NaN", "-NAN", "+nan", "<NA>", "nan(ind)", "-nan(ind)", "1.#QNAN", "-1.#IND",
+    "nan", "NaN", "NAN", "-nan", "-NaN", "-NAN", "+nan", "<NA>",
+    "nan(ind)", "-nan(ind)", "1.#QNAN", "-1.#IND",
 ]  # fmt: skip
 _VALUE = re.compile(
     r"""

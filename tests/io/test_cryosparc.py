@@ -9,6 +9,8 @@ from sklearn_cryoem.io import read_particles, write_particles
 from sklearn_cryoem.io._records import records_to_table, table_to_records
 from sklearn_cryoem.particles import Poses
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*ctf/tetra_A are kept, but not used")
+
 FIELDS = [
     ("uid", "<u8"),
     ("blob/path", "S40"),

@@ -27,7 +27,7 @@ def test_every_version_gives_the_same_particles(project, version):
     np.testing.assert_allclose(stack.ctf.amplitude_contrast, 0.1)
     np.testing.assert_allclose(stack.poses.angle_rad, np.deg2rad(30.0 * rows - 120.0))
     unit = 1.0 if version.startswith("3.1") else 2.0  # origins in pixels until RELION 3.0
-    np.testing.assert_allclose(stack.poses.shift, unit * np.column_stack([rows, -2 * rows]))
+    np.testing.assert_allclose(stack.poses.shift, unit * np.column_stack([rows, -rows]))
     assert stack.noise_group.tolist() == [0] * 5 + [1] * 4
     assert set(stack.optics_group) == {1}
 
