@@ -8,7 +8,7 @@ import numpy as np
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.notices import notify
-from sklearn_cryoem.io._checks import RANGES, check_shifts, question_pixel_size
+from sklearn_cryoem.io._checks import RANGES, check_poses, question_pixel_size
 from sklearn_cryoem.io._locate import ImageFinder
 from sklearn_cryoem.io._raw import RawParticles, RowProblems
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
@@ -62,7 +62,7 @@ def assemble(
     size = _one_pixel_size(raw, problems, pixel_size, header_size)
     if pixel_size is None and size is not None:
         _question_pixel_size(raw, size, source)
-    check_shifts(raw, problems, source.box, size)
+    check_poses(raw, problems, source.box, size)
     if check_images and not metadata_only:
         _check_pixels(source, problems, verbose)
     problems.check_any_left()
@@ -76,7 +76,7 @@ def _question_pixel_size(raw: RawParticles, size: float, source: ImageSource) ->
     if differing is not None:
         notify("pixel-size-differs", f"{raw.path}: {differing}", stacklevel=4)
     else:
-        known = any(header not in (None, UNKNOWN_PIXEL_SIZE) for header in headers)
+        known = not headers or any(header not in (None, UNKNOWN_PIXEL_SIZE) for header in headers)
         question_pixel_size(raw, size, source.box, header_agrees=known)
 
 

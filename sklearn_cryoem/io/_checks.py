@@ -19,7 +19,6 @@ from sklearn_cryoem.io._raw import (
 
 _ESTIMATE = "Estimate the CTF again, or read with ctf=False to take the CTF as 1."
 _CORRECT = "Correct it in the file, or read with ctf=False to take the CTF as 1."
-_REPAIR = "Repair or drop the row, or remove the columns of the poses."
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,13 @@ class Range:
 
     def is_beyond(self, values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
         """Which values lie outside of limits; NaN does not."""
-        slack = 1e-6 * max(map(abs, limits))  # files have float32
-        low, high = ((limit + side * slack) * self.ours for limit, side in zip(limits, (-1, 1), strict=True))
+        low, high = (limit * self.ours for limit in limits)
+        low, high = low - _ROUNDING * abs(low), high + _ROUNDING * abs(high)
         return (values < low) | (values > high)
 
 
-_TURNS = (-720.0, 720.0)
+_MOST_DEGREES = 720.0
+_TURNS = (-_MOST_DEGREES, _MOST_DEGREES)
 RANGES = {
     "defocus_u_angstrom": Range(
         "defocus U", "A", 1.0, (0.0, 2e5), (500.0, 8e4), _ESTIMATE, " (positive is underfocus)"
@@ -92,7 +92,6 @@ RANGES = {
     "scale": Range("the scale factor of the CTF", "", 1.0, (1e-3, 1e3), (0.1, 10.0), _CORRECT),
     "phase_flipped": Range("the flag of phase-flipped images", "", 1.0, (0.0, 1.0), (0.0, 1.0), _CORRECT),
     "premultiplied": Range("the flag of CTF-premultiplied images", "", 1.0, (0.0, 1.0), (0.0, 1.0), _CORRECT),
-    "angle_rad": Range("the in-plane angle", "degrees", RADIANS_PER_DEGREE, _TURNS, _TURNS, _REPAIR),
     "box": Range("the box", "px", 1.0, (4.0, 65536.0), (4.0, 65536.0), "Correct it in the file."),
     "pixel_size": Range(
         "the pixel size", "A", 1.0, (0.05, 100.0), (0.3, 10.0), "Correct it in the file, or pass pixel_size=."
@@ -105,6 +104,7 @@ _UNUSED = {  # what two dimensions do without, and the value that says nothing
     "rlnMagMat00": 1.0, "rlnMagMat01": 0.0, "rlnMagMat10": 0.0, "rlnMagMat11": 1.0,
     "ctf/shift_A": 0.0, "ctf/tilt_A": 0.0, "ctf/trefoil_A": 0.0, "ctf/tetra_A": 0.0, "ctf/anisomag": 0.0,
 }  # fmt: skip
+_ROUNDING = 1e-6  # relative: files have float32
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
 
 
@@ -131,9 +131,8 @@ def check_values(raw: RawParticles, problems: RowProblems) -> None:
             problems.add(
                 ~np.isin(values, (0, 1)), f"{RANGES[name].what} is neither 0 nor 1", RANGES[name].remedy
             )
-    for name, values in (("angle_rad", raw.angle_rad), ("box", raw.box)):
-        if values is not None:
-            check_range(name, values, raw, problems)
+    if raw.box is not None:
+        check_range("box", raw.box, raw, problems)
     if raw.ctf is not None:
         _question_radians("phase shift", raw.ctf["phase_shift_rad"], raw, problems)
     if raw.angle_rad is not None and len(raw.angle_rad) >= _ENOUGH_ANGLES:
@@ -162,8 +161,8 @@ def check_range(name: str, values: np.ndarray, raw: RawParticles, problems: RowP
         )
 
 
-def check_shifts(raw: RawParticles, problems: RowProblems, box: int, pixel_size: float | None) -> None:
-    """Report shifts longer than the box; -999, which stands for unknown in some programs, is one as a rule.
+def check_poses(raw: RawParticles, problems: RowProblems, box: int, pixel_size: float | None) -> None:
+    """Report angles of several turns and shifts beyond the box: what programs write that do not know them.
 
     Parameters
     ----------
@@ -174,11 +173,19 @@ def check_shifts(raw: RawParticles, problems: RowProblems, box: int, pixel_size:
     pixel_size : float or None
         In Angstrom.
     """
-    if raw.shift is None or not box:
+    if raw.angle_rad is None or raw.shift is None:
         return
     unit = 1.0 if raw.shift_unit_is_pixel or pixel_size is None else pixel_size
+    degrees = raw.angle_rad / RADIANS_PER_DEGREE  # (n,)
     longest = np.abs(raw.shift).max(axis=1) / unit  # (n,) px
-    problems.add(longest > box, lambda row: f"the shift is {longest[row]:g} px, the box {box} px", _REPAIR)
+    problems.add(
+        (np.abs(degrees) > _MOST_DEGREES) | (longest > (box or np.inf)),
+        lambda row: (
+            f"an in-plane angle of {degrees[row]:g} degrees and a shift of {longest[row]:g} px, expected two "
+            f"turns and, at the longest, the box of {box or 'some'} px (-999 and 999 stand for unknown)"
+        ),
+        "Repair or drop the row, or remove the columns of the poses.",
+    )
 
 
 def question_pixel_size(raw: RawParticles, size: float, box: int, *, header_agrees: bool) -> None:

@@ -150,8 +150,8 @@ def _optics_groups(table: _Table) -> np.ndarray:
     elif len(numbers) > 1:
         raise ParticleDataError(
             f"{table.path}, block data_{table.block}: no column rlnOpticsGroup, and data_optics has groups "
-            f"{numbers.tolist()}, so nobody can say which one a particle is of. Add the column, or "
-            "keep the one row of data_optics that holds for all particles."
+            f"{numbers.tolist()}, so nobody can say whose voltage and pixel size hold for a particle. "
+            "Add the column, or keep the one row of data_optics that holds for all."
         )
     else:
         group = np.full(len(particles), numbers[0])

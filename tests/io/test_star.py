@@ -1,5 +1,3 @@
-import logging
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -218,15 +216,9 @@ def test_reading_looks_at_every_file_once_however_many_rows_it_has(project, monk
     inspect = _assemble.inspect_mrc
     monkeypatch.setattr(_assemble, "inspect_mrc", lambda path: seen.append(path) or inspect(path))
     project.particles = pd.concat([project.particles] * 50, ignore_index=True)
-    read_particles(project.write())
-    assert len(seen) == 2
-
-
-def test_ignored_aberrations_are_mentioned_in_the_log(project, caplog):
-    project.optics["rlnBeamTiltX"] = 0.3
-    with caplog.at_level(logging.INFO, logger="sklearn_cryoem"):
+    with pytest.warns(ParticleDataWarning, match="another row named before"):
         read_particles(project.write())
-    assert "rlnBeamTiltX are kept, but not used" in caplog.text
+    assert len(seen) == 2
 
 
 def test_poor_ctf_fits_raise_a_warning(project):
