@@ -74,6 +74,12 @@ _ALL = (
         "checked on reading says what is usual.",
     ),
     Notice(
+        "pixel-size-unusual",
+        "Hardly any particles have such a pixel size: a magnification may be wrong by a factor of ten, and "
+        "with it the CTF and every resolution.",
+        "Pass pixel_size= (--pixel-size), or leave it if it is right.",
+    ),
+    Notice(
         "images-named-twice",
         "Several rows name one image. Each of them is counted: classes look larger than they are, and half "
         "sets are not independent.",

@@ -68,10 +68,10 @@ _MOST_DEGREES = 720.0
 _TURNS = (-_MOST_DEGREES, _MOST_DEGREES)
 RANGES = {
     "defocus_u_angstrom": Range(
-        "defocus U", "A", 1.0, (0.0, 2e5), (500.0, 8e4), _ESTIMATE, " (positive is underfocus)"
+        "defocus U", "A", 1.0, (0.0, 2e5), (1000.0, 8e4), _ESTIMATE, " (positive is underfocus)"
     ),
     "defocus_v_angstrom": Range(
-        "defocus V", "A", 1.0, (0.0, 2e5), (500.0, 8e4), _ESTIMATE, " (positive is underfocus)"
+        "defocus V", "A", 1.0, (0.0, 2e5), (1000.0, 8e4), _ESTIMATE, " (positive is underfocus)"
     ),
     "astigmatism_angle_rad": Range(
         "the angle of astigmatism", "degrees", RADIANS_PER_DEGREE, _TURNS, _TURNS, _ESTIMATE
@@ -123,26 +123,34 @@ def check_values(raw: RawParticles, problems: RowProblems) -> None:
     ParticleDataWarning
         If values are unusual, images are named more than once, or aberrations are given that are not used.
     """
+    doubts = []
     for name, values in (raw.ctf or {}).items():
         what = f"the CTF parameter {name} is missing (NaN)"
         problems.add(np.isnan(values), what, RANGES[name].remedy)
-        check_range(name, values, raw, problems)
+        doubts += _check_range(name, values, problems)
         if name in ("phase_flipped", "premultiplied"):
             problems.add(
                 ~np.isin(values, (0, 1)), f"{RANGES[name].what} is neither 0 nor 1", RANGES[name].remedy
             )
     if raw.box is not None:
-        check_range("box", raw.box, raw, problems)
+        doubts += _check_range("box", raw.box, problems)
     if raw.ctf is not None:
-        _question_radians("phase shift", raw.ctf["phase_shift_rad"], raw, problems)
+        doubts += _seem_radians("phase shift", raw.ctf["phase_shift_rad"], problems)
     if raw.angle_rad is not None and len(raw.angle_rad) >= _ENOUGH_ANGLES:
-        _question_radians("in-plane angle", raw.angle_rad, raw, problems)
+        doubts += _seem_radians("in-plane angle", raw.angle_rad, problems)
+    if doubts:
+        notify(
+            "unusual-values",
+            f"{raw.path}: unusual values: {'; '.join(doubts)}. Make sure that they are right, and in the "
+            "right unit.",
+            stacklevel=3,
+        )
     _question_repeats(raw, problems)
     _say_what_is_unused(raw)
 
 
-def check_range(name: str, values: np.ndarray, raw: RawParticles, problems: RowProblems) -> None:
-    """Report rows whose value of a name in `RANGES` cannot be, and question unusual ones; NaN is neither."""
+def _check_range(name: str, values: np.ndarray, problems: RowProblems) -> list[str]:
+    """Report rows whose value of a name in `RANGES` cannot be, and say which are odd; NaN is neither."""
     limits = RANGES[name]
     problems.add(
         limits.is_beyond(values, limits.possible),
@@ -150,15 +158,11 @@ def check_range(name: str, values: np.ndarray, raw: RawParticles, problems: RowP
         limits.remedy,
     )
     rows = np.flatnonzero(limits.is_beyond(values, limits.usual) & problems.keep)
-    if rows.size:
-        first = int(rows[0])
-        notify(
-            "unusual-values",
-            f"{raw.path}: unusual values in {rows.size:,} of {problems.keep.sum():,} particles. In "
-            f"{problems.name_row(first)} {limits.says(values[first], limits.usual)} as a rule. Make sure "
-            "that it is right, and in the right unit.",
-            stacklevel=4,
-        )
+    if not rows.size:
+        return []
+    first = int(rows[0])
+    said = limits.says(values[first], limits.usual)
+    return [f"{said} as a rule ({rows.size:,} of {problems.keep.sum():,}, first {problems.name_row(first)})"]
 
 
 def check_poses(raw: RawParticles, problems: RowProblems, box: int, pixel_size: float | None) -> None:
@@ -207,23 +211,19 @@ def question_pixel_size(raw: RawParticles, size: float, box: int, *, header_agre
         size > limits.usual[1] and (box * size > _LARGEST_SIDE or not header_agrees)
     ):
         notify(
-            "unusual-values",
+            "pixel-size-unusual",
             f"{raw.path}: {limits.says(size, limits.usual)} as a rule. If the magnification in the file is "
             "wrong by a factor of ten, so are the CTF and all resolutions: pass pixel_size=.",
             stacklevel=4,
         )
 
 
-def _question_radians(what: str, values: np.ndarray, raw: RawParticles, problems: RowProblems) -> None:
-    """Warn where no angle exceeds pi degrees, as if radians had been written for degrees."""
+def _seem_radians(what: str, values: np.ndarray, problems: RowProblems) -> list[str]:
+    """Say if no angle exceeds pi degrees, as if radians had been written for degrees."""
     largest = float(np.abs(values[problems.keep]).max(initial=0.0) / RADIANS_PER_DEGREE)
-    if 0 < largest <= np.pi * (1 + 1e-6):
-        notify(
-            "unusual-values",
-            f"{raw.path}: no {what} is larger than {largest:.3g} degrees, as if it were in radians, not in "
-            "degrees. Make sure that it is in the right unit.",
-            stacklevel=4,
-        )
+    if not 0 < largest <= np.pi * (1 + _ROUNDING):
+        return []
+    return [f"no {what} is larger than {largest:.3g} degrees, as if it were in radians"]
 
 
 def _question_repeats(raw: RawParticles, problems: RowProblems) -> None:

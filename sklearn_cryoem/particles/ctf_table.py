@@ -109,7 +109,7 @@ class CTFTable(Immutable):
         rotation_rad: np.ndarray | None = None,
         mirrored: np.ndarray | None = None,
     ) -> np.ndarray:
-        """CTF that is in every image at the given frequencies, Eq. (1.4)-(1.6).
+        """CTF that is in every image at the given frequencies, Eq. (1.4)-(1.7).
 
         Parameters
         ----------
@@ -146,7 +146,7 @@ class CTFTable(Immutable):
             b_factor_angstrom2=self.b_factor_angstrom2,
             scale=self.scale,
         )  # (n_images, J)
-        squared, positive = self.premultiplied != 0, self.phase_flipped != 0  # (n_images,)
+        squared, positive = self.premultiplied != 0, self.phase_flipped != 0  # (n_images,), Eq. (1.7)
         if squared.any():
             ctf[squared] = np.square(ctf[squared])
         if positive.any():

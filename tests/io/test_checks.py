@@ -18,8 +18,8 @@ from sklearn_cryoem.particles import class_labels
 
 # What cannot be, what is odd, and what may well be, in the unit of RELION's file.
 NUMBERS = {
-    "defocus_u_angstrom": ([-999, 2.5e5, np.inf], [0, 1.5, 99999], [600, 15000, 79000]),
-    "defocus_v_angstrom": ([-1, -999, 1e9], [0, 499, 1e5], [600, 15000, 79000]),
+    "defocus_u_angstrom": ([-999, 2.5e5, np.inf], [0, 1.5, 999, 99999], [1100, 15000, 79000]),
+    "defocus_v_angstrom": ([-1, -999, 1e9], [0, 999, 1e5], [1100, 15000, 79000]),
     "astigmatism_angle_rad": ([-999, 999, 1e5], [], [-180, 0, 90, 359]),
     "voltage_volts": ([-999, 0, 0.3, 300000], [30, 999], [80, 100, 120, 200, 300]),
     "cs_angstrom": ([-999, 999, 2.7e7], [6, 20], [0, 0.01, 1.4, 2.7]),
@@ -84,7 +84,9 @@ def test_numbers_that_hardly_any_particle_has_are_questioned_and_taken(written, 
     _, odd, good = NUMBERS[name]
     values = [good[0], *odd, *[good[0]] * 9][:9]
     path = written(name, values)
-    said = rf"{path}: unusual values in {len(odd)} of 9 particles. In particle 2.*{odd[0]:g}.*right unit"
+    said = (
+        rf"{path}: unusual values: .* is {odd[0]:g}.*\({len(odd)} of 9, first particle 2.*in the right unit"
+    )
     with pytest.warns(ParticleDataWarning, match=said) as caught:
         stack = read_particles(path)
     assert [warning.message.name for warning in caught] == ["unusual-values"]
@@ -107,9 +109,18 @@ def test_phase_shifts_in_radians_for_degrees_are_questioned(project):
 def test_one_odd_row_of_many_is_named_and_counted(project):
     project.particles.loc[3, "rlnDefocusU"] = 90_000.0
     with pytest.warns(
-        ParticleDataWarning, match=r"1 of 9 particles. In particle 4 \(line \d+\) defocus U is"
+        ParticleDataWarning, match=r"defocus U is 90000 A.*\(1 of 9, first particle 4 \(line \d+\)\)"
     ):
         read_particles(project.write())
+
+
+def test_all_that_is_unusual_is_said_in_one_warning(project):
+    project.particles.loc[3, "rlnDefocusU"] = 90_000.0
+    project.particles["rlnPhaseShift"] = 1.5
+    project.optics["rlnAmplitudeContrast"] = 0.9
+    with pytest.warns(ParticleDataWarning, match=r"defocus U.*; the amplitude.*; no phase shift") as caught:
+        read_particles(project.write())
+    assert len(caught) == 1  # the command line tells one warning of a name
 
 
 # ------------------------------------------------------------------------------------ poses and classes
