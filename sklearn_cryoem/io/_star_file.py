@@ -92,15 +92,15 @@ def find_particles(blocks: Blocks, path: Path) -> tuple[str, pd.DataFrame, pd.Da
     """
     named = {name: _as_table(block) for name, block in blocks.items()}
     candidates = [name for name, table in named.items() if "rlnImageName" in table.columns]
-    preferred = [name for name in ("particles", "images", "") if name in candidates]
     if not candidates:
         raise ParticleDataError(f"{path}: {_what_it_is(named)}")
-    if len(candidates) > 1 and not preferred:
+    if len(candidates) > 1:
         listed = ", ".join(f"data_{name}" for name in candidates)
         raise ParticleDataError(
-            f"{path}: several blocks hold particles ({listed}). Keep one of them, named data_particles."
+            f"{path}: several blocks hold particles ({listed}). Keep one of them, or read them "
+            "from files of their own and join them with concatenate()."
         )
-    name = preferred[0] if preferred else candidates[0]
+    name = candidates[0]
     particles, optics = named[name], named.get("optics")
     if len(particles) == 0:
         raise ParticleDataError(

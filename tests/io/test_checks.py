@@ -175,6 +175,12 @@ def test_class_numbers_below_one_mean_no_class(project, none):
     assert class_labels(read_particles(project.write())).tolist() == [0, 1, -1, 2, 0, 1, 2, 0, 1]
 
 
+def test_the_largest_unsigned_number_is_no_class_of_cryosparc(project):
+    stack = read_particles(cs_with(project, "scale", 1.0))
+    stack = stack.with_metadata(**{"alignments2D/class": np.arange(9, dtype=np.uint32) - np.uint32(1)})
+    assert class_labels(stack).tolist() == [-1, 0, 1, 2, 3, 4, 5, 6, 7]
+
+
 @pytest.mark.parametrize(
     ("odd", "said"), [(1.5, "is 1.5, expected a whole"), ("one", "is 'one', not a number")]
 )
@@ -247,6 +253,17 @@ def test_files_joined_by_cat_are_refused_with_both_lines(project):
     particles = text[text.index("data_particles") :]
     project.star.write_text(text + particles)
     with pytest.raises(ParticleDataError, match=r"block data_particles is there twice"):
+        read_particles(project.star)
+
+
+@pytest.mark.parametrize("other", ["images", "Particles"])
+def test_two_blocks_of_particles_are_refused(project, other):
+    text = project.write().read_text()
+    again = text[text.index("data_particles") :].replace("data_particles", f"data_{other}")
+    project.star.write_text(text + again)
+    with pytest.raises(
+        ParticleDataError, match=rf"several blocks hold particles \(data_particles, data_{other}\).*Keep one"
+    ):
         read_particles(project.star)
 
 
