@@ -2,9 +2,9 @@
 
 The `starfile` library walks through a file line by line (10 s and 2 GB of memory for a million particles),
 stops at comments among the labels, and takes every # and ' for syntax, though names of files may hold them.
-Here it reads the skeleton of a file, every block with its labels but without the rows of tables. Rows without
-quoted values and comments are read by pandas in one go, much as by `starfile`; others value by value. Tests
-hold both to `starfile` on every file that it can read.
+Here it reads the skeleton of a file that holds more than tables: every block with its labels, but without the
+rows. Rows without quoted values and comments are read by pandas in one go, much as by `starfile`; others value
+by value. Tests hold both to `starfile` on every file that it can read.
 """
 
 from __future__ import annotations
@@ -76,14 +76,16 @@ def read_tables(path: Path, text_labels: list[str]) -> dict[str, pd.DataFrame | 
         If a row has too many values, a quote is open, or the labels do not match the rows.
     """
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        loops = _loops(content, path)
-        blocks = _read_skeleton(content, loops, text_labels)
+        loops, n_blocks = _loops(content, path)
+        only_tables = 0 < len(loops) == n_blocks
+        blocks = {} if only_tables else _read_skeleton(content, loops, text_labels, path)
         for loop in loops:
             blocks[loop.block] = _read_rows(content[loop.start : loop.stop], loop.labels, text_labels)
     return blocks
 
 
-def _loops(content: mmap.mmap, path: Path) -> list[_Loop]:
+def _loops(content: mmap.mmap, path: Path) -> tuple[list[_Loop], int]:
+    """Tables with rows, and the number of blocks."""
     starts = [0] if content[:5] == b"data_" else []
     place = content.find(b"\ndata_")
     while place >= 0:
@@ -101,7 +103,7 @@ def _loops(content: mmap.mmap, path: Path) -> list[_Loop]:
         seen[name] = start
         if loop is not None:
             found.append(loop)
-    return found
+    return found, len(seen)
 
 
 def _read_head(content: mmap.mmap, start: int, stop: int, path: Path) -> tuple[str, _Loop | None]:
@@ -133,7 +135,7 @@ def _lines(content: mmap.mmap, *places: int) -> str:
     return "lines " + " and ".join(str(content[:place].count(b"\n") + 1) for place in places)
 
 
-def _read_skeleton(content: mmap.mmap, loops: list[_Loop], text_labels: list[str]) -> dict:
+def _read_skeleton(content: mmap.mmap, loops: list[_Loop], text_labels: list[str], path: Path) -> dict:
     kept, place = [], 0
     for loop in loops:
         kept.append(content[place : loop.start])
@@ -141,10 +143,16 @@ def _read_skeleton(content: mmap.mmap, loops: list[_Loop], text_labels: list[str
     kept.append(content[place:])
     lines = b"\n\n".join(kept).splitlines()
     plain = b"\n".join(line for line in lines if not line.lstrip().startswith(b"#"))
-    with tempfile.TemporaryDirectory() as folder:
-        skeleton = Path(folder) / "skeleton.star"
-        skeleton.write_bytes(plain + b"\n")
-        return starfile.read(skeleton, always_dict=True, parse_as_string=text_labels)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            skeleton = Path(folder) / "skeleton.star"
+            skeleton.write_bytes(plain + b"\n")
+            return starfile.read(skeleton, always_dict=True, parse_as_string=text_labels)
+    except OSError as error:
+        raise ParticleDataError(
+            f"{path}: blocks without a table are read by way of a temporary file, and none can be written "
+            f"({error}). Set TMPDIR to a folder that can be written."
+        ) from error
 
 
 def _read_rows(rows: bytes, labels: list[str], text_labels: list[str]) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """What is checked of every number, block, label and name on reading, through both kinds of tables."""
 
+import tempfile
 import warnings
 
 import numpy as np
@@ -293,6 +294,20 @@ def test_a_key_twice_in_a_block_without_loop_is_refused(project):
     text = project.write().read_text()
     project.star.write_text("data_general\n\n_rlnA 1\n_rlnA 2\n\n" + text)
     with pytest.raises(ParticleDataError, match=r"data_general: label rlnA is there twice \(lines 3 and 4\)"):
+        read_particles(project.star)
+
+
+def test_tables_need_no_temporary_folder_and_what_does_says_so(project, monkeypatch):
+    def refuse():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    text = project.write().read_text()
+    assert len(read_particles(project.star)) == 9
+    project.star.write_text("data_general\n\n_rlnA 1\n\n" + text)
+    with pytest.raises(
+        ParticleDataError, match=r"No usable temporary directory found.*Set TMPDIR to a folder"
+    ):
         read_particles(project.star)
 
 
