@@ -3,8 +3,8 @@
 The `starfile` library walks through a file line by line (10 s and 2 GB of memory for a million particles),
 stops at comments among the labels, and takes every # and ' for syntax, though names of files may hold them.
 Here it reads the skeleton of a file that holds more than tables: every block with its labels, but without the
-rows. Rows without quoted values and comments are read by pandas in one go, much as by `starfile`; others value
-by value. Tests hold both to `starfile` on every file that it can read.
+rows. Rows without quoted values and comments are read by pandas in one go, much as by `starfile`; others are
+read value by value. Tests hold both to `starfile` on every file that it can read.
 """
 
 from __future__ import annotations
