@@ -209,12 +209,12 @@ def _one_pixel_size(
         return float(given)
     if raw.pixel_size is None:
         return _header_pixel_size(raw, problems, header_size)
-    unknown = RANGES["pixel_size"]
-    problems.add(np.isnan(raw.pixel_size), "the pixel size is missing (NaN)", unknown.remedy)
+    limits = RANGES["pixel_size"]
+    problems.add(np.isnan(raw.pixel_size), "the pixel size is missing (NaN)", limits.remedy)
     problems.add(
-        unknown.is_beyond(raw.pixel_size, unknown.possible),
-        lambda row: unknown.says(raw.pixel_size[row], unknown.possible),
-        unknown.remedy,
+        limits.cannot_be(raw.pixel_size),
+        lambda row: limits.says(raw.pixel_size[row], limits.possible),
+        limits.remedy,
     )
     problems.check_any_left()
     usable = problems.keep

@@ -57,11 +57,15 @@ class Range:
         expected = f"{limits[0]:,g} to {limits[1]:,g}{unit}{self.hint}"
         return f"{self.what} is {value / self.ours:g}{unit}, expected {expected}"
 
-    def is_beyond(self, values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-        """Which values lie outside of limits; NaN does not."""
-        low, high = (limit * self.ours for limit in limits)
-        low, high = low - _ROUNDING * abs(low), high + _ROUNDING * abs(high)
+    def cannot_be(self, values: np.ndarray) -> np.ndarray:
+        """Which values lie beyond what is possible; NaN does not."""
+        low, high = (limit * self.ours for limit in self.possible)
         return (values < low) | (values > high)
+
+    def is_odd(self, values: np.ndarray) -> np.ndarray:
+        """Which values lie beyond what is usual by more than single precision rounds; NaN does not."""
+        low, high = (limit * self.ours for limit in self.usual)
+        return (values < low - _ROUNDING * abs(low)) | (values > high + _ROUNDING * abs(high))
 
 
 _MOST_DEGREES = 720.0
@@ -104,7 +108,7 @@ _UNUSED = {  # what two dimensions do without, and the value that says nothing
     "rlnMagMat00": 1.0, "rlnMagMat01": 0.0, "rlnMagMat10": 0.0, "rlnMagMat11": 1.0,
     "ctf/shift_A": 0.0, "ctf/tilt_A": 0.0, "ctf/trefoil_A": 0.0, "ctf/tetra_A": 0.0, "ctf/anisomag": 0.0,
 }  # fmt: skip
-_ROUNDING = 1e-6  # relative: files have float32
+_ROUNDING = 1e-6  # relative, of numbers in single precision
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
 
 
@@ -153,11 +157,11 @@ def _check_range(name: str, values: np.ndarray, problems: RowProblems) -> list[s
     """Report rows whose value of a name in `RANGES` cannot be, and say which are odd; NaN is neither."""
     limits = RANGES[name]
     problems.add(
-        limits.is_beyond(values, limits.possible),
+        limits.cannot_be(values),
         lambda row: limits.says(values[row], limits.possible),
         limits.remedy,
     )
-    rows = np.flatnonzero(limits.is_beyond(values, limits.usual) & problems.keep)
+    rows = np.flatnonzero(limits.is_odd(values) & problems.keep)
     if not rows.size:
         return []
     first = int(rows[0])
