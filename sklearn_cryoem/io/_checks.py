@@ -85,7 +85,7 @@ RANGES = {
         "the spherical aberration", "mm", ANGSTROM_PER_MM, (0.0, 20.0), (0.0, 5.0), _CORRECT
     ),
     "amplitude_contrast": Range(
-        "the amplitude contrast", "", 1.0, (0.0, 1.0), (0.0, 0.5), _CORRECT, ", a fraction"
+        "the amplitude contrast", "", 1.0, (0.0, 1.0), (0.01, 0.5), _CORRECT, ", a fraction"
     ),
     "phase_shift_rad": Range(
         "the phase shift", "degrees", RADIANS_PER_DEGREE, (-360.0, 360.0), (-90.0, 180.0), _CORRECT
