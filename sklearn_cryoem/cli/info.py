@@ -14,6 +14,7 @@ from sklearn_cryoem.cli.console import CommandError
 _PARTICLE_SUFFIXES = (".star", ".cs", ".csg", ".mrcs")
 _LENGTHS = ("longest_shift", "finest_class_resolution", "alignment_resolution")
 _FOUND = "found"
+_NO_CTF = "none; it will be taken as 1"
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 
 
@@ -127,22 +128,21 @@ def check_images(path, images_dir, console):
     """
     from sklearn_cryoem.cli._advice import question_particles
 
-    stack, _, _ = _as_much_as_can_be_read(path, images_dir)
+    stack, _, no_ctf = _as_much_as_can_be_read(path, images_dir)
     question_particles(stack, console)
-    return console.notices or ["nothing looks wrong"]
+    return console.notices or [f"nothing {'' if no_ctf == _NO_CTF else 'else '}looks wrong"]
 
 
 def _as_much_as_can_be_read(path, images_dir):
     """Stack, what to say of its images, and of a missing CTF: metadata are worth showing without either."""
     from sklearn_cryoem.io import read_particles
 
-    no_ctf = "none; it will be taken as 1"
     try:
-        return read_particles(path, images_dir=images_dir, rescale=True), _FOUND, no_ctf
+        return read_particles(path, images_dir=images_dir, rescale=True), _FOUND, _NO_CTF
     except ParticleDataError as error:
         problem = in_the_shell(str(error))
     try:
-        return read_particles(path, metadata_only=True, rescale=True), problem, no_ctf
+        return read_particles(path, metadata_only=True, rescale=True), problem, _NO_CTF
     except ParticleDataError:
         pass  # not the images, then
     try:
