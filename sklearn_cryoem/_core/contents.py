@@ -28,7 +28,7 @@ class Content:
     remedy: str
 
 
-_EMPTY = Content("empty", "an empty file", "Copy or write it again")
+_EMPTY = Content("empty", "an empty file", "Copy or export it again")
 _TEXT = Content("text", "plain text", "Give the file that the program wrote")
 _BINARY = Content("binary", "binary data of no kind known here", "Copy or export it again")
 _STAR = Content("star", "a STAR file", "Let its name end in .star")

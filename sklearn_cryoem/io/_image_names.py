@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sklearn_cryoem.io._locate import split_image_name
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.mrc_files import FrameFile, inspect_mrc
@@ -93,14 +94,13 @@ def _told_apart(names: list[str], source: ImageSource) -> list[str]:
         return names
     meant: dict[str, str | None] = {}
     clash = any(
-        meant.setdefault(name.rpartition("@")[2], path) != path
+        meant.setdefault(split_image_name(name)[1], path) != path
         for name, path in zip(names, paths, strict=True)
     )
     if not clash:
         return names
     return [
-        f"{name.partition('@')[0] if '@' in name else '000001'}@{path}"
-        for name, path in zip(names, paths, strict=True)
+        f"{split_image_name(name)[0] or '000001'}@{path}" for name, path in zip(names, paths, strict=True)
     ]
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn_cryoem.particles.stack import ParticleStack
 
 RELION_CLASS, CRYOSPARC_CLASS = "rlnClassNumber", "alignments2D/class"
+_NO_CLASS = 2**31
 
 
 def class_column(stack: ParticleStack) -> str:
@@ -69,7 +70,9 @@ def class_labels(stack: ParticleStack) -> NDArray[np.int64] | None:
         return None
     first = 1 if column == RELION_CLASS else 0
     numbers = pd.to_numeric(metadata[column], errors="coerce").to_numpy(dtype=np.float64)
-    return np.where(np.isfinite(numbers), numbers - first, -1).astype(np.int64)  # NaN after joining others
+    # none: NaN after joining others, RELION's 0, -999 of other programs, and -1 in cryoSPARC's unsigned field
+    known = (numbers >= first) & (numbers < _NO_CLASS)
+    return np.where(known, numbers - first, -1).astype(np.int64)
 
 
 def select_classes(stack: ParticleStack, labels: Any, classes: Any) -> ParticleStack:

@@ -165,8 +165,11 @@ def test_select_may_change_the_format_and_keeps_all_it_can(results, tmp_path, ca
 # ---------------------------------------------------------------- convert
 def test_convert_to_cryosparc_and_back(results, tmp_path, capsys):
     assert run("convert", results / "particles.star", tmp_path / "p.cs") == 0
-    assert run("convert", tmp_path / "p.cs", tmp_path / "back.star") == 0
     assert "warning" not in capsys.readouterr().err
+    assert run("convert", tmp_path / "p.cs", tmp_path / "back.star") == 0
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1
+    assert "particles.mrcs will not be found from" in said and "Pass --images-dir" in said
     before, after = read_particles(results / "particles.star"), labelled(tmp_path / "back.star", results)
     np.testing.assert_array_equal(after.read(), before.read())
     np.testing.assert_allclose(after.poses.shift, before.poses.shift, atol=1e-4)
