@@ -36,7 +36,7 @@ _MRC = Content("mrc", "an MRC file", "Let its name end in .mrcs, .mrc or .map")
 _UNPACK = "Uncompress it, and give what was in it"
 _BEGINNINGS = (
     (b"version https://git-lfs", Content(
-        "lfs", "a Git LFS pointer, which only stands for the file", "Fetch the file itself with git lfs pull")),
+        "lfs", "a Git LFS pointer, which stands for the file", "Fetch the file itself with git lfs pull")),
     (b"\x93NUMPY", Content("npy", "a numpy array, as .cs files are", "Let its name end in .cs if it is one")),
     (b"\x94CSDAT", Content("csdat", "a compressed cryoSPARC stream", "Save it in the numpy format with "
         'cryosparc-tools: Dataset.load("in.cs").save("out.cs")')),

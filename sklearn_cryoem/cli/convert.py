@@ -128,9 +128,12 @@ def named_for(output, stack, places, console):
         renamed_stack, more = rename_images(renamed_stack, source, output, images_dir=images_dir)
         if more and for_cryosparc:
             old, new = next(iter(more.items()))
-            folder = images_dir if images_dir is not None else Path(str(Path(new)).removesuffix(str(Path(old))))
+            folder = (
+                images_dir if images_dir is not None else Path(str(Path(new)).removesuffix(str(Path(old))))
+            )
             console.say(
-                f"images are named as before, for cryoSPARC: commands here find {old} with --images-dir {folder}"
+                f"images are named as before, for cryoSPARC: commands here find {old} with --images-dir "
+                f"{folder}"
             )
             return stack
         renamed |= more

@@ -115,7 +115,7 @@ def _read(particles, output, passthrough, console):
 
 
 def _places(particles, options):
-    """Where the images of the particles may be: as their file says, then as the run that wrote it found them."""
+    """Where images may be: as the file of the particles says, then as the run that wrote it found them."""
     places = [(particles, options.images_dir)]
     summary = _summary(particles.parent)
     run = summary.get("options", {})

@@ -171,8 +171,8 @@ def _join(records: np.ndarray, other: np.ndarray, path: Path, other_path: Path) 
     uids, first, counts = np.unique(other["uid"], return_index=True, return_counts=True)
     if (counts > 1).any():
         raise ParticleDataError(
-            f"{other_path}: {(counts > 1).sum():,} uids are there more than once, the first {uids[counts > 1][0]}"
-            ", so nobody can say which row belongs to a particle. Export it again."
+            f"{other_path}: {(counts > 1).sum():,} uids are there more than once, the first "
+            f"{uids[counts > 1][0]}, so nobody can say which row is a particle's. Export it again."
         )
     place = np.minimum(np.searchsorted(uids, records["uid"]), max(len(uids) - 1, 0))
     lost = np.flatnonzero(uids[place] != records["uid"]) if len(uids) else np.arange(len(records))

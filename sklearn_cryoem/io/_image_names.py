@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
 from sklearn_cryoem.io._locate import split_image_name
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.mrc_files import FrameFile, inspect_mrc
-from sklearn_cryoem.particles.preprocess import TransformedSource
+from sklearn_cryoem.particles.preprocess import InvertContrast, TransformedSource
 from sklearn_cryoem.particles.sources import ConcatenatedSource, ImageSource
 
 
@@ -19,6 +21,41 @@ def raw_source(stack: ParticleStack) -> ImageSource:
     while isinstance(source, TransformedSource):
         source = source.source
     return source
+
+
+SIGN = "cryosparcSign"  # a column: -1 for particles that are dark where they lie
+
+
+def sign_of_images(stack: ParticleStack, *, as_read: bool) -> np.ndarray:
+    """Which particles are dark, -1, and which are white, 1; shape (n_images,).
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles. What their table says counts; where it says nothing, particles whose contrast is
+        inverted on reading are dark where they lie.
+    as_read : bool
+        Whether of the images as they are read, else of those in their files.
+    """
+    inverted = _inverted(stack.images)
+    table = stack.metadata
+    stated = next((table[name] for name in ("blob/sign", SIGN) if name in table.columns), None)
+    if stated is None:
+        on_disk = np.where(inverted, -1, 1)
+    else:
+        on_disk = np.where(stated.to_numpy(dtype=np.float64) < 0, -1, 1)
+    return np.where(inverted, -on_disk, on_disk) if as_read else on_disk
+
+
+def _inverted(source: ImageSource) -> np.ndarray:
+    """Whether the contrast of each image is inverted on its way; (n_images,) bool."""
+    if isinstance(source, TransformedSource):
+        return _inverted(source.source) ^ isinstance(source.step, InvertContrast)
+    inverted = np.zeros(len(source), dtype=bool)
+    if isinstance(source, ConcatenatedSource):
+        for part, rows, own_rows in source.parts:
+            inverted[rows] = _inverted(part)[own_rows]
+    return inverted
 
 
 def image_files(stack: ParticleStack) -> list[str]:

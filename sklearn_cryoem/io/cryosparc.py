@@ -118,7 +118,7 @@ def _optional(records: np.ndarray, name: str, default: float) -> np.ndarray:
 
 
 def _noise_groups(records: np.ndarray, file_code: np.ndarray) -> np.ndarray:
-    for name in ("location/micrograph_uid", "location/micrograph_path"):
+    for name in ("location/micrograph_uid", "location/micrograph_path", "sklearn_cryoem/rlnGroupName"):
         if _has(records, name):
             return np.unique(records[name], return_inverse=True)[1].reshape(-1)
     return file_code
