@@ -17,7 +17,8 @@ _WRITTEN = (  # anew by `relion_tables`, from the stack itself
     "ctf/exp_group_id", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast", "ctf/df1_A", "ctf/df2_A",
     "ctf/df_angle_rad", "ctf/phase_shift_rad", "ctf/scale", "ctf/bfactor", "alignments2D/pose",
     "alignments2D/shift", "alignments2D/psize_A", "alignments3D/shift", "alignments3D/psize_A",
-    "location/micrograph_path", "location/micrograph_uid", "location/exp_group_id", "location/micrograph_shape",
+    "location/micrograph_path", "location/micrograph_uid", "location/exp_group_id",
+    "location/micrograph_shape",
 )  # fmt: skip
 _TAKEN = ("uid", "alignments2D/class", "alignments2D/class_posterior")
 _SAME_ANGLE_RAD = 1e-5  # files have float32, and degrees to six digits

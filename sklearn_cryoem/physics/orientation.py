@@ -69,7 +69,7 @@ def euler_of_rotation_vector(vector: ArrayLike) -> NDArray[np.float64]:
         rot, tilt and psi in radians. At tilt 0 and 180 degrees, where only their sum or difference counts,
         rot is 0.
     """
-    frames = Rotation.from_rotvec(np.asarray(vector, dtype=np.float64)).as_matrix().transpose(0, 2, 1)
+    frames = Rotation.from_rotvec(np.array(vector, dtype=np.float64)).as_matrix().transpose(0, 2, 1)
     sine = np.hypot(frames[:, 0, 2], frames[:, 1, 2])  # of the tilt, (n,)
     tilt = np.arctan2(sine, frames[:, 2, 2])
     side = np.where(frames[:, 2, 2] > 0, 1.0, -1.0)
