@@ -183,8 +183,8 @@ def _join(records: np.ndarray, other: np.ndarray, path: Path, other_path: Path) 
         )
     match = first[place]
     new = [name for name in other.dtype.names if name not in records.dtype.names]
-    dtype = records.dtype.descr + [(name, other.dtype[name].base, other.dtype[name].shape) for name in new]
-    joined = np.zeros(len(records), dtype=dtype)
+    fields = [(name, records.dtype[name]) for name in records.dtype.names]  # not the gaps between them
+    joined = np.zeros(len(records), dtype=fields + [(name, other.dtype[name]) for name in new])
     for name in records.dtype.names:
         joined[name] = records[name]
     for name in new:

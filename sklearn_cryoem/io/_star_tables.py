@@ -12,9 +12,13 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import linecache
 import mmap
+import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +27,7 @@ import pandas as pd
 import starfile
 
 _SYNTAX = re.compile(rb"""(?:^|\s)["'#]""")  # what begins a value: inside one, these are letters
+_IN_MEMORY = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
 _NAME = "rlnImageName"
 _NAN = ["nan", "NaN", "<NA>"]
 _VALUE = re.compile(
@@ -116,10 +121,30 @@ def _read_skeleton(content: mmap.mmap, loops: list[_Loop], text_labels: list[str
     kept.append(content[place:])
     lines = b"\n\n".join(kept).splitlines()
     plain = b"\n".join(line for line in lines if not line.lstrip().startswith(b"#"))
-    with tempfile.TemporaryDirectory() as folder:
-        skeleton = Path(folder) / "skeleton.star"
-        skeleton.write_bytes(plain + b"\n")
+    with _named(plain + b"\n") as skeleton:
         return starfile.read(skeleton, always_dict=True, parse_as_string=text_labels)
+
+
+@contextmanager
+def _named(content: bytes) -> Iterator[Path]:
+    """Path of a file with this content, for `starfile` reads by name.
+
+    Where the system has files in memory it is one, so that reading needs no folder that can be written to,
+    and no room on a disk.
+    """
+    if _IN_MEMORY:
+        with open(os.memfd_create("skeleton.star"), "w+b") as stream:
+            stream.write(content)
+            stream.flush()
+            try:
+                yield Path(f"/proc/self/fd/{stream.fileno()}")
+            finally:
+                linecache.clearcache()  # `starfile` reads through it, and another file may get this number
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "skeleton.star"
+            path.write_bytes(content)
+            yield path
 
 
 def _read_rows(rows: bytes, labels: list[str], text_labels: list[str]) -> pd.DataFrame:
