@@ -39,9 +39,9 @@ def load_records(path: Path) -> np.ndarray:
     try:
         records = np.load(path, allow_pickle=False, max_header_size=_LONGEST_HEADER)
     except Exception as error:  # numpy evaluates the header: a damaged one can raise nearly anything
+        reason = " ".join(str(error).split())  # of a file that was cut off it says so
         raise ParticleDataError(
-            f"{path}: cannot be read as a cryoSPARC table ({error}). If it was cut off on its way, copy or "
-            "export it again."
+            f"{path}: cannot be read as a cryoSPARC table ({reason}). Copy or export it again."
         ) from error
     if not isinstance(records, np.ndarray) or records.dtype.names is None:
         raise ParticleDataError(f"{path}: an array without named fields, so not a cryoSPARC table. Check it.")

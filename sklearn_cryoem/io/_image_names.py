@@ -110,12 +110,12 @@ def names_on_disk(stack: ParticleStack, path: Path) -> list[str] | None:
         return _told_apart(names.tolist(), raw_source(stack))
     if "blob/path" in metadata.columns and "blob/idx" in metadata.columns:
         pairs = zip(metadata["blob/idx"], metadata["blob/path"], strict=True)
-        return [f"{int(index) + 1:06d}@{str(name).removeprefix('>')}" for index, name in pairs]
+        return [f"{int(index) + 1:06d}@{_as_stack(str(name).removeprefix('>'))}" for index, name in pairs]
     source = raw_source(stack)
     if not isinstance(source, FileSource) or not all(_is_whole_mrc(file) for file in source.files):
         return None
     folder = path.resolve().parent
-    files = [_relative(Path(file.path), folder) for file in source.files]
+    files = [_as_stack(_relative(Path(file.path), folder)) for file in source.files]
     return [
         f"{frame + 1:06d}@{files[index]}"
         for index, frame in zip(source.file_index, source.frame, strict=True)
@@ -158,6 +158,11 @@ def _is_whole_mrc(file: FrameFile) -> bool:
     if not file.path.endswith((".mrcs", ".mrc")) or not os.path.isfile(file.path):
         return False
     return inspect_mrc(file.path).offset == file.offset
+
+
+def _as_stack(file: str) -> str:
+    """Name of a stack for RELION, which takes a .mrc file for a map unless its format is stated."""
+    return f"{file}:mrcs" if file.lower().endswith(".mrc") else file
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -146,6 +146,10 @@ def _read_metadata(
     path: Path, *, permissive: bool, ctf: bool, passthrough: str | Path | Sequence[str | Path] | None
 ) -> tuple[RawParticles, RowProblems]:
     kind = path.suffix.lower()
+    if passthrough and kind not in (".cs", ".csg"):
+        raise ParticleDataError(
+            f"{path}: passthrough= adds fields to the tables of cryoSPARC, and this is none. Leave it out."
+        )
     if kind == ".star":
         problem = other_content(path, "a STAR file", "star", "text", "binary", "empty")
         if problem:

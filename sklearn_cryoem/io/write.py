@@ -92,6 +92,9 @@ def write_particles(
 
     Notes
     -----
+    Particles that are dark where they lie stay marked as such: ``blob/sign``, ``cryosparcSign`` in a STAR
+    file. Where no micrographs are known, a new STAR file has groups of noise, ``rlnGroupName``, instead.
+
     Columns that came in go out in their order with the same numbers, row-filtered; the STAR file has the
     style it came in unless told otherwise. Names of images are
     kept as they came in: RELION takes them relative to the project's folder, `read_particles` relative to the

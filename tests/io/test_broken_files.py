@@ -119,9 +119,9 @@ BROKEN = {
     # ------------------------------------------------ tables of RELION
     "nothing": ("x.star", "", r"the file is empty\. Write or copy it again"),
     "spaces": ("x.star", " \n \n", r"no data_ block in it.*Give a particles.star"),
-    "a web page": ("x.star", "<html><body>404</body></html>", r"no data_ block in it.*Give a"),
+    "a web page": ("x.star", "<html><body>404</body></html>", r"but a web page.*Download the file again"),
     "zeros": ("x.star", b"\0" * 5000, r"no data_ block in it.*Give a"),
-    "UTF-16": ("x.star", STAR.encode("utf-16"), r"(no data_ block in it.*Give a|cannot be parsed as STAR)"),
+    "UTF-16": ("x.star", STAR.encode("utf-16"), r"not a STAR file, but text in UTF-16. Save it as"),
     "Latin-1": ("x.star", star("mic1", "mic\xe9").encode("latin-1"), r"cannot be parsed as STAR .*utf-8"),
     "cut off in a row": ("x.star", STAR[: STAR.index("2.0\n103") - 30], r"rlnImageName is missing.*cut off"),
     "cut off in a label": ("x.star", STAR[: STAR.index("nDefocusV #6")], r"(no particle|cannot be parsed)"),
@@ -203,7 +203,7 @@ BROKEN = {
     ),
     # ------------------------------------------------ tables of cryoSPARC
     "an empty table": ("x.cs", b"", rf"the file is empty\. {AGAIN}"),
-    "text": ("x.cs", b"hello", rf"cannot be read as a cryoSPARC table.*{AGAIN}"),
+    "text": ("x.cs", b"hello", r"not a cryoSPARC table, but plain text. Give the file"),
     "a table cut off": ("x.cs", npy(records())[:-20], rf"cannot be read as a cryoSPARC table.*{AGAIN}"),
     "a header cut off": ("x.cs", npy(records())[:40], rf"cannot be read as a cryoSPARC table.*{AGAIN}"),
     "a damaged header": ("x.cs", npy(records()).replace(b"'descr'", b"(descr("), rf"cannot be read.*{AGAIN}"),

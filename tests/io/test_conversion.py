@@ -1,13 +1,18 @@
 """RELION to cryoSPARC and back: what both have a place for keeps its meaning."""
 
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import starfile
 
 from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
-from sklearn_cryoem.io import read_particles, rename_images, write_particles
+from sklearn_cryoem.io import read_mrc, read_particles, rename_images, write_particles
 from sklearn_cryoem.io._renaming import missing_files
-from sklearn_cryoem.particles import Poses, class_labels, concatenate
+from sklearn_cryoem.particles import ParticleStack, Poses, class_labels, concatenate
+from sklearn_cryoem.particles.file_source import FileSource
+from sklearn_cryoem.particles.mrc_files import inspect_mrc
 from sklearn_cryoem.physics.orientation import euler_matrices
 
 ROWS = np.arange(9)
@@ -220,3 +225,26 @@ def test_a_name_without_a_number_in_a_folder_with_an_at_sign(project):
     (project.folder / "Extract" / "Movies" / "a.mrcs").rename(project.folder / "Extract" / "x@y" / "a.mrcs")
     with pytest.raises(ParticleDataError, match=r"holds 5 images, and no number says.*Write its number"):
         read_particles(project.write())
+
+
+@pytest.mark.parametrize("written", ["star", "cs"])
+def test_stacks_that_end_in_mrc_are_named_so_that_relion_reads_them(project, written):
+    """RELION takes a .mrc file for a map, and refuses it as a stack, unless its format is stated."""
+    project.stacks[0].rename(project.folder / "a.mrc")
+    files = [inspect_mrc(project.folder / "a.mrc")]
+    ctf = read_particles(project.write(), metadata_only=True).ctf[:3]
+    stack = ParticleStack(FileSource(files, [0, 0, 0], [4, 0, 2]), pixel_size=2.0, ctf=ctf)
+    if written == "cs":
+        write_particles(stack, project.folder / "a.cs")
+        assert set(np.load(project.folder / "a.cs")["blob/path"]) == {b"a.mrc"}
+        stack = read_particles(project.folder / "a.cs")
+    write_particles(stack, project.folder / "out.star")
+    assert particles_of(project.folder / "out.star")["rlnImageName"][1] == "000001@a.mrc:mrcs"
+    again = read_particles(project.folder / "out.star")
+    np.testing.assert_array_equal(again.read(), project.images[[4, 0, 2]])
+    if shutil.which("relion_stack_create"):
+        subprocess.run(
+            ["relion_stack_create", "--i", "out.star", "--o", "theirs"],
+            cwd=project.folder, check=True, capture_output=True,
+        )  # fmt: skip
+        np.testing.assert_array_equal(read_mrc(project.folder / "theirs.mrcs")[0], again.read())

@@ -251,7 +251,7 @@ def test_bad_particles_are_refused_or_reported(project, records, save_cs, spoil,
         (b"", "the file is empty. Copy or export it again"),
         (b"\x95CSDAT" + bytes(50), r"compressed cryoSPARC stream.*Dataset.load"),
         (b"text, no table", "not a cryoSPARC table, but plain text. Give the file"),
-        (b"\x93NUMPY\x01\x00v\x00{'descr'", "cannot be read as a cryoSPARC table .*copy or export it again"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr'", "cannot be read as a cryoSPARC table .*Copy or export it again"),
     ],
 )
 def test_files_that_are_no_table(tmp_path, content, message):
@@ -295,6 +295,11 @@ def test_alignment_images_and_ctf_may_lie_in_three_files(project, records, save_
         np.testing.assert_array_equal(stack.read(), project.images)
         np.testing.assert_allclose(stack.ctf.defocus_u_angstrom, 15000 + np.arange(9))
         np.testing.assert_allclose(stack.poses.angle_rad, 0.3 * np.arange(9), rtol=1e-6)
+
+
+def test_only_tables_of_cryosparc_are_joined(project, records, save_cs):
+    with pytest.raises(ParticleDataError, match=r"particles.star: passthrough= adds fields .*Leave it out"):
+        read_particles(project.write(), passthrough=save_cs(records))
 
 
 def test_the_file_proposed_is_of_the_same_job_and_has_the_field(project, records, save_cs):
