@@ -62,8 +62,35 @@ _ALL = (
     ),
     Notice(
         "pixel-size-from-header",
-        "The metadata do not give a pixel size; that of the headers of the images was taken.",
+        "The metadata do not give a pixel size; that of the headers of the images was taken, unless it is 1 "
+        "Angstrom, which programs write that do not know it.",
         "Pass pixel_size= (--pixel-size) to be sure.",
+    ),
+    Notice(
+        "unusual-values",
+        "Numbers of the metadata are possible, but hardly any particles have such: a unit may be wrong, or a "
+        "program wrote what stands for unknown.",
+        "Look at the column that is named, and correct it, or leave it if it is right. The page of what is "
+        "checked on reading says what is usual.",
+    ),
+    Notice(
+        "pixel-size-unusual",
+        "Hardly any particles have such a pixel size: a magnification may be wrong by a factor of ten, and "
+        "with it the CTF and every resolution.",
+        "Pass pixel_size= (--pixel-size), or leave it if it is right.",
+    ),
+    Notice(
+        "images-named-twice",
+        "Several rows name one image. Each of them is counted: classes look larger than they are, and half "
+        "sets are not independent.",
+        "Drop the repeats, unless they are meant.",
+    ),
+    Notice(
+        "optics-unused",
+        "The file gives beam tilt, higher aberrations or a distortion of the magnification. They are written "
+        "out again, but not corrected: the CTF used is that of defocus, astigmatism, Cs, amplitude contrast, "
+        "phase shift, B-factor and scale.",
+        "Nothing, as a rule; extract with the distortion corrected if it is above one per cent.",
     ),
     Notice(
         "box-too-tight",

@@ -14,6 +14,7 @@ from sklearn_cryoem.cli.console import CommandError
 _PARTICLE_SUFFIXES = (".star", ".cs", ".csg", ".mrcs")
 _LENGTHS = ("longest_shift", "finest_class_resolution", "alignment_resolution")
 _FOUND = "found"
+_NO_CTF = "none; it will be taken as 1"
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 
 
@@ -130,9 +131,9 @@ def check_images(path, images_dir, passthrough, console):
     """
     from sklearn_cryoem.cli._advice import question_particles
 
-    stack, _, _ = _as_much_as_can_be_read(path, images_dir, passthrough)
+    stack, _, no_ctf = _as_much_as_can_be_read(path, images_dir, passthrough)
     question_particles(stack, console)
-    return console.notices or ["nothing looks wrong"]
+    return console.notices or [f"nothing {'' if no_ctf == _NO_CTF else 'else '}looks wrong"]
 
 
 def _as_much_as_can_be_read(path, images_dir, passthrough):
@@ -142,13 +143,12 @@ def _as_much_as_can_be_read(path, images_dir, passthrough):
     def read(**how):
         return read_particles(path, passthrough=passthrough, rescale=True, **how)
 
-    no_ctf = "none; it will be taken as 1"
     try:
-        return read(images_dir=images_dir), _FOUND, no_ctf
+        return read(images_dir=images_dir), _FOUND, _NO_CTF
     except ParticleDataError as error:
         problem = in_the_shell(str(error))
     try:
-        return read(metadata_only=True), problem, no_ctf
+        return read(metadata_only=True), problem, _NO_CTF
     except ParticleDataError:
         pass  # not the images, then
     try:

@@ -8,13 +8,14 @@ import numpy as np
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.notices import notify
+from sklearn_cryoem.io._checks import RANGES, check_poses, question_pixel_size
 from sklearn_cryoem.io._locate import ImageFinder, split_image_name
-from sklearn_cryoem.io._raw import RawParticles, RowProblems, check_ctf
+from sklearn_cryoem.io._raw import RawParticles, RowProblems
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
 from sklearn_cryoem.particles.absent_source import AbsentSource
 from sklearn_cryoem.particles.check import find_bad_images
 from sklearn_cryoem.particles.file_source import FileSource
-from sklearn_cryoem.particles.geometry import pixel_sizes_differ
+from sklearn_cryoem.particles.geometry import UNKNOWN_PIXEL_SIZE, pixel_sizes_differ
 from sklearn_cryoem.particles.mrc_files import FrameFile, inspect_mrc
 from sklearn_cryoem.particles.sources import ImageSource
 
@@ -52,8 +53,6 @@ def assemble(
     ParticleDataError
         If the particles cannot be used together, or (unless permissive) one cannot be used.
     """
-    if raw.ctf is not None:
-        check_ctf(raw.ctf, problems)
     if metadata_only:
         known = np.unique(raw.box[np.isfinite(raw.box)]) if raw.box is not None else []
         source: ImageSource = AbsentSource(len(raw.frame), int(known[0]) if len(known) == 1 else 0)
@@ -61,14 +60,24 @@ def assemble(
     else:
         source, header_size = _open_images(raw, problems, images_dir)
     size = _one_pixel_size(raw, problems, pixel_size, header_size)
-    if pixel_size is None and size is not None and isinstance(source, FileSource):
-        differing = pixel_sizes_differ(size, [file.pixel_size for file in source.files])
-        if differing is not None:
-            notify("pixel-size-differs", f"{raw.path}: {differing}", stacklevel=3)
+    if pixel_size is None and size is not None:
+        _question_pixel_size(raw, size, source)
+    check_poses(raw, problems, source.box, size)
     if check_images and not metadata_only:
         _check_pixels(source, problems, verbose)
     problems.check_any_left()
     return _stack(raw, np.flatnonzero(problems.keep), source, size)
+
+
+def _question_pixel_size(raw: RawParticles, size: float, source: ImageSource) -> None:
+    """Warn if the headers of the images give another pixel size, or it is one that hardly any images have."""
+    headers = [file.pixel_size for file in source.files] if isinstance(source, FileSource) else []
+    differing = pixel_sizes_differ(size, headers)
+    if differing is not None:
+        notify("pixel-size-differs", f"{raw.path}: {differing}", stacklevel=4)
+    else:
+        known = not headers or any(header not in (None, UNKNOWN_PIXEL_SIZE) for header in headers)
+        question_pixel_size(raw, size, source.box, header_agrees=known)
 
 
 def _open_images(
@@ -200,23 +209,13 @@ def _one_pixel_size(
     if given is not None:
         return float(given)
     if raw.pixel_size is None:
-        if header_size is not None:
-            notify(
-                "pixel-size-from-header",
-                f"{raw.path}: the metadata do not give a pixel size; taking {header_size:g} A from the "
-                "headers of the images. Pass pixel_size= to be sure.",
-                stacklevel=4,
-            )
-        elif problems.keep.any() and (need := _needs_pixel_size(raw)):
-            raise ParticleDataError(
-                f"{raw.path}: neither the metadata nor the images give a pixel size, which the {need}. "
-                "Pass pixel_size= in Angstrom."
-            )
-        return header_size
+        return _header_pixel_size(raw, problems, header_size)
+    unknown = RANGES["pixel_size"]
+    problems.add(np.isnan(raw.pixel_size), "the pixel size is missing (NaN)", unknown.remedy)
     problems.add(
-        ~(np.isfinite(raw.pixel_size) & (raw.pixel_size > 0)),
-        lambda row: f"the pixel size is {raw.pixel_size[row]:g}, expected a positive number of Angstrom",
-        "Correct it in the file, or pass pixel_size=.",
+        unknown.is_beyond(raw.pixel_size, unknown.possible),
+        lambda row: unknown.says(raw.pixel_size[row], unknown.possible),
+        unknown.remedy,
     )
     problems.check_any_left()
     usable = problems.keep
@@ -230,6 +229,27 @@ def _one_pixel_size(
             "the difference is negligible, pass the common pixel_size=."
         )
     return float(np.median(sizes))
+
+
+def _header_pixel_size(raw: RawParticles, problems: RowProblems, header_size: float | None) -> float | None:
+    """The pixel size of image headers, where the metadata give none."""
+    unknown = header_size in (None, UNKNOWN_PIXEL_SIZE)
+    of_one = "" if header_size is None else " (1 A in a header is what programs write that do not know it)"
+    if unknown and problems.keep.any() and (need := _needs_pixel_size(raw)):
+        raise ParticleDataError(
+            f"{raw.path}: neither the metadata nor the images give a pixel size{of_one}, which the {need}. "
+            "Pass pixel_size= in Angstrom."
+        )
+    if header_size is not None:
+        taken = "leaving it unknown, for the" if unknown else f"taking {header_size:g} A from the"
+        notify(
+            "pixel-size-from-header",
+            f"{raw.path}: the metadata do not give a pixel size; {taken} headers of the images"
+            f"{' say 1 A, as programs write that do not know it' if unknown else ''}. Pass pixel_size= to be "
+            "sure.",
+            stacklevel=5,
+        )
+    return None if unknown else header_size
 
 
 def _needs_pixel_size(raw: RawParticles) -> str:

@@ -42,13 +42,19 @@ def cryosparc_records(
     Raises
     ------
     ParticleDataError
-        If images are mirrored, or without a class, which cryoSPARC has no field for; or in no file.
+        If images are mirrored, without a class, phase-flipped or multiplied by their CTF, which cryoSPARC has
+        no field for; or in no file.
     """
     if stack.poses is not None and stack.poses.mirrored.any():
         raise ParticleDataError(
             f"{stack.poses.mirrored.sum():,} of the {len(stack):,} images are mirrored, which a .cs file "
             "cannot say: their angles would be wrong. Write a .star file, align without mirrors, or write "
             "classes alone, of stack.with_poses(None)."
+        )
+    if stack.ctf is not None and (stack.ctf.phase_flipped + stack.ctf.premultiplied).any():
+        raise ParticleDataError(
+            "The images are phase-flipped or multiplied by their CTF already, which a .cs file cannot say: "
+            "cryoSPARC would take another CTF than theirs. Write a .star file, or extract them again without."
         )
     table, lost = stack.metadata, []
     if "uid" not in table.columns:

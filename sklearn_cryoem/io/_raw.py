@@ -141,26 +141,3 @@ class RawParticles:
     def image_name(self, row: int) -> str:
         """Name of the image of one row, as RELION writes it: ``000001@stack.mrcs``."""
         return f"{self.frame[row] + 1:06d}@{self.file_names[self.file_code[row]]}"
-
-
-_CTF_LIMITS = {  # what a parameter may be, in the library's units, and how to say so in the file's units
-    "defocus_u_angstrom": (0.0, 2e5, "defocus U is {:g} A, expected 0 to 200,000 A (positive is underfocus)"),
-    "defocus_v_angstrom": (0.0, 2e5, "defocus V is {:g} A, expected 0 to 200,000 A (positive is underfocus)"),
-    "voltage_volts": (1e4, 3e6, "the voltage is {:g} V, expected 10 to 3,000 kV"),
-    "cs_angstrom": (0.0, 2e8, "the spherical aberration is {:g} A, expected 0 to 20 mm"),
-    "amplitude_contrast": (0.0, 1.0, "the amplitude contrast is {:g}, expected a fraction from 0 to 1"),
-}
-
-
-def check_ctf(ctf: dict[str, np.ndarray], problems: RowProblems) -> None:
-    """Report rows whose CTF parameters are missing, negative or absurd."""
-    remedy = "Estimate the CTF again, or read with ctf=False to take the CTF as 1."
-    for name, values in ctf.items():
-        problems.add(~np.isfinite(values), f"the CTF parameter {name} is missing (NaN)", remedy)
-    for name, (low, high, text) in _CTF_LIMITS.items():
-        values = ctf[name]
-
-        def why(row: int, values: np.ndarray = values, text: str = text) -> str:
-            return text.format(values[row])
-
-        problems.add((values < low) | (values > high), why, remedy)

@@ -10,14 +10,13 @@ import pandas as pd
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.io._from_cryosparc import relion_columns
 from sklearn_cryoem.io._image_names import SIGN, raw_source, sign_of_images
-from sklearn_cryoem.io._raw import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT
 from sklearn_cryoem.io._star_version import STAR_VERSIONS, to_one_table, to_optics_groups
 from sklearn_cryoem.io.star import RELION_CTF
 from sklearn_cryoem.particles import CTFTable, ParticleStack
 from sklearn_cryoem.particles.frame import pixel_growth
 
 _NEW_DECIMALS = 6  # RELION's own
-_OPTICS_LABELS = ("voltage_volts", "cs_angstrom", "amplitude_contrast")
+_IN_OPTICS = ("voltage_volts", "cs_angstrom", "amplitude_contrast", "phase_flipped", "premultiplied")
 
 
 @dataclass
@@ -105,16 +104,17 @@ def _new_optics(stack: ParticleStack, table: pd.DataFrame) -> pd.DataFrame:
     """Make an optics group for each group and microscope setting of the stack; number the particles by it."""
     keys = {"group": stack.optics_group}
     if stack.ctf is not None:
-        keys |= {name: getattr(stack.ctf, name) for name in _OPTICS_LABELS}
+        keys |= {name: getattr(stack.ctf, name) for name in _IN_OPTICS}
     combined = np.column_stack(list(keys.values()))  # (n_images, n_keys)
     distinct, number = np.unique(combined, axis=0, return_inverse=True)
     table["rlnOpticsGroup"] = number.reshape(-1) + 1
     optics = pd.DataFrame({"rlnOpticsGroup": np.arange(1, len(distinct) + 1)})
     optics["rlnOpticsGroupName"] = [f"opticsGroup{place}" for place in optics["rlnOpticsGroup"]]
     if stack.ctf is not None:
-        optics["rlnVoltage"] = (distinct[:, 1] / VOLTS_PER_KILOVOLT).round(_NEW_DECIMALS)
-        optics["rlnSphericalAberration"] = (distinct[:, 2] / ANGSTROM_PER_MM).round(_NEW_DECIMALS)
-        optics["rlnAmplitudeContrast"] = distinct[:, 3].round(_NEW_DECIMALS)
+        for name, values in zip(_IN_OPTICS, distinct[:, 1:].T, strict=True):
+            label, unit, default = RELION_CTF[name]
+            if default is None or (values != default).any():
+                optics[label] = (values / unit).round(_NEW_DECIMALS)
     raw_box, raw_pixel_size = raw_geometry(stack)
     if raw_pixel_size is not None:
         optics["rlnImagePixelSize"] = round(raw_pixel_size, _NEW_DECIMALS)

@@ -54,6 +54,8 @@ def read_star_blocks(path: Path) -> Blocks:
         raise ParticleDataError(f"{path}: the file is empty. Write or copy it again.")
     try:
         blocks = read_tables(path, TEXT_LABELS)
+    except ParticleDataError:
+        raise
     except (ValueError, KeyError, TypeError, IndexError, UnicodeError, pd.errors.ParserError) as error:
         reason = str(error).strip().split("\n", maxsplit=1)[0]
         raise ParticleDataError(
@@ -105,18 +107,7 @@ def find_particles(blocks: Blocks, path: Path) -> tuple[str, pd.DataFrame, pd.Da
             f"{path}: block data_{name} holds no particle. Check the job that wrote it for an empty "
             "selection."
         )
-    for table, block in ((particles, name), (optics, "optics")):
-        twice = [] if table is None else table.columns[table.columns.duplicated()].tolist()
-        if twice:
-            raise ParticleDataError(
-                f"{path}, block data_{block}: column {twice[0]} is there twice. Remove one of them, with its "
-                "values."
-            )
-    if _are_subtomograms(particles, optics):
-        raise ParticleDataError(
-            f"{path}: these are sub-tomograms (3-D), not particle images. "
-            "Project them, or use software for sub-tomogram averaging."
-        )
+    _refuse_tomograms(particles, optics, blocks.get("general"), path)
     return name, particles, optics
 
 
@@ -124,13 +115,35 @@ def _as_table(block: pd.DataFrame | dict) -> pd.DataFrame:
     return block if isinstance(block, pd.DataFrame) else pd.DataFrame([block])
 
 
-def _are_subtomograms(particles: pd.DataFrame, optics: pd.DataFrame | None) -> bool:
-    for table in (particles, optics):
-        if table is not None and "rlnImageDimensionality" in table.columns:
-            return bool((pd.to_numeric(table["rlnImageDimensionality"], errors="coerce") == 3).any())
-    columns = particles.columns
+def _refuse_tomograms(
+    particles: pd.DataFrame, optics: pd.DataFrame | None, general: pd.DataFrame | dict | None, path: Path
+) -> None:
+    """Raise if a row is not one image: a sub-tomogram, or a stack with an image for each tilt."""
     no_index = not particles["rlnImageName"].astype(str).str.contains("@", regex=False).any()
-    return "rlnCoordinateZ" in columns and "rlnCtfImage" in columns and no_index
+    of_tomograms = any(str(label).startswith("rlnTomo") for label in particles.columns)
+    stacks = None if general is None else _as_table(general).get("rlnTomoSubTomosAre2DStacks")
+    are_stacks = stacks is not None and bool((pd.to_numeric(stacks, errors="coerce") == 1).any())
+    dimensions = [
+        table["rlnImageDimensionality"]
+        for table in (particles, optics)
+        if table is not None and "rlnImageDimensionality" in table.columns
+    ]
+    if dimensions:
+        are_volumes = bool((pd.to_numeric(dimensions[0], errors="coerce") == 3).any())
+    else:
+        in_three = {"rlnCoordinateZ", "rlnOriginZAngst", "rlnOriginZ"} & set(particles.columns)
+        are_volumes = no_index and bool(in_three) and "rlnCtfImage" in particles.columns
+    if are_volumes:
+        raise ParticleDataError(
+            f"{path}: these are sub-tomograms (3-D), not particle images. "
+            "Project them, or use software for sub-tomogram averaging."
+        )
+    if are_stacks or (of_tomograms and no_index):
+        raise ParticleDataError(
+            f"{path}: these are particles of tomograms: each row is the tilt series of one particle, a stack "
+            "with an image for every tilt, as RELION 5 and Warp write them, and not one image. Use software "
+            "for sub-tomogram averaging, or extract single images from untilted micrographs."
+        )
 
 
 def _what_it_is(named: dict[str, pd.DataFrame]) -> str:

@@ -26,10 +26,15 @@ import numpy as np
 import pandas as pd
 import starfile
 
+from sklearn_cryoem._core.exceptions import ParticleDataError
+
 _SYNTAX = re.compile(rb"""(?:^|\s)["'#]""")  # what begins a value: inside one, these are letters
 _IN_MEMORY = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
 _NAME = "rlnImageName"
-_NAN = ["nan", "NaN", "<NA>"]
+_NAN = [  # by C, by Python, and by Windows; with a sign where the program divided 0 by 0
+    "nan", "NaN", "NAN", "-nan", "-NaN", "-NAN", "+nan", "<NA>",
+    "nan(ind)", "-nan(ind)", "1.#QNAN", "-1.#IND",
+]  # fmt: skip
 _VALUE = re.compile(
     r"""
     \s*(?:
@@ -70,36 +75,45 @@ def read_tables(path: Path, text_labels: list[str]) -> dict[str, pd.DataFrame | 
 
     Raises
     ------
+    ParticleDataError
+        If a block or a label is there twice: nobody can say which is meant.
     ValueError
         If a row has too many values, a quote is open, or the labels do not match the rows.
     """
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        loops = _loops(content)
+        loops = _loops(content, path)
         blocks = _read_skeleton(content, loops, text_labels)
         for loop in loops:
             blocks[loop.block] = _read_rows(content[loop.start : loop.stop], loop.labels, text_labels)
     return blocks
 
 
-def _loops(content: mmap.mmap) -> list[_Loop]:
+def _loops(content: mmap.mmap, path: Path) -> list[_Loop]:
     starts = [0] if content[:5] == b"data_" else []
     place = content.find(b"\ndata_")
     while place >= 0:
         starts.append(place + 1)
         place = content.find(b"\ndata_", place + 1)
-    found = []
+    found, seen = [], {}
     for start, stop in itertools.pairwise([*starts, len(content)]):
-        loop = _loop_of_block(content, start, stop)
+        name, loop = _read_head(content, start, stop, path)
+        if name in seen:
+            raise ParticleDataError(
+                f"{path}: block data_{name} is there twice ({_lines(content, seen[name], start)}), as when "
+                "files are joined with cat. Read the files one by one and join them with concatenate(), or "
+                "with relion_star_handler --combine."
+            )
+        seen[name] = start
         if loop is not None:
             found.append(loop)
     return found
 
 
-def _loop_of_block(content: mmap.mmap, start: int, stop: int) -> _Loop | None:
-    """The table of the block between two bytes; None if it has no table with rows."""
+def _read_head(content: mmap.mmap, start: int, stop: int, path: Path) -> tuple[str, _Loop | None]:
+    """Name of the block between two bytes, and its table; None if it has no table with rows."""
     content.seek(start)
     name = content.readline().strip()[5:].decode()
-    labels: list[str] = []
+    labels: dict[str, int] = {}  # place of each
     in_loop = False
     while content.tell() < stop:
         row_start = content.tell()
@@ -107,10 +121,21 @@ def _loop_of_block(content: mmap.mmap, start: int, stop: int) -> _Loop | None:
         if line.startswith(b"loop_"):
             in_loop = True
         elif line.startswith(b"_"):
-            labels.append(line.split()[0][1:].decode())
+            label = line.split()[0][1:].decode()
+            if label in labels:
+                raise ParticleDataError(
+                    f"{path}, block data_{name}: label {label} is there twice "
+                    f"({_lines(content, labels[label], row_start)}). Remove one of them, with its values."
+                )
+            labels[label] = row_start
         elif line and not line.startswith(b"#"):
-            return _Loop(name, labels, row_start, stop) if in_loop and labels else None
-    return None
+            return name, _Loop(name, list(labels), row_start, stop) if in_loop and labels else None
+    return name, None
+
+
+def _lines(content: mmap.mmap, *places: int) -> str:
+    """Name the lines on which two bytes of a file stand, from 1."""
+    return "lines " + " and ".join(str(content[:place].count(b"\n") + 1) for place in places)
 
 
 def _read_skeleton(content: mmap.mmap, loops: list[_Loop], text_labels: list[str]) -> dict:
@@ -162,9 +187,6 @@ def _read_rows(rows: bytes, labels: list[str], text_labels: list[str]) -> pd.Dat
             engine="c",
         )
         short = _short_rows(rows, table, len(labels))
-    twice = [label for label in labels if labels.count(label) > 1]
-    if twice:
-        raise ValueError(f"label {twice[0]} is there twice")
     table.columns = labels
     _blank(table, short)
     for label in labels:

@@ -12,7 +12,7 @@ MAGNIFICATION = 10_000.0  # with it the detector's pixel size in um is the image
 
 _OF_OPTICS = (
     "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnBeamTiltX", "rlnBeamTiltY",
-    "rlnBeamTiltClass",
+    "rlnBeamTiltClass", "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied",
 )  # fmt: skip
 _IMPLIED = ("rlnOpticsGroup", "rlnOpticsGroupName", "rlnImageSize", "rlnImageDimensionality")
 _SHIFTS = {"rlnOriginX": "rlnOriginXAngst", "rlnOriginY": "rlnOriginYAngst"}

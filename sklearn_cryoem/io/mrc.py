@@ -11,6 +11,7 @@ from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import atomic_path
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.io._raw import RawParticles, RowProblems
+from sklearn_cryoem.particles.geometry import UNKNOWN_PIXEL_SIZE
 from sklearn_cryoem.particles.mrc_files import inspect_mrc, read_whole_mrc, write_mrc_blocks
 
 
@@ -120,6 +121,8 @@ def read_image_stack(path: Path, *, permissive: bool) -> tuple[RawParticles, Row
         optics_group=np.ones(len(rows), dtype=np.int64),
         noise_group=np.zeros(len(rows), dtype=np.int64),
         box=np.full(len(rows), float(file.box)),
-        pixel_size=None if file.pixel_size is None else np.full(len(rows), file.pixel_size),
+        pixel_size=(
+            None if file.pixel_size in (None, UNKNOWN_PIXEL_SIZE) else np.full(len(rows), file.pixel_size)
+        ),
     )
     return raw, RowProblems(path, len(rows), permissive=permissive)

@@ -13,6 +13,7 @@ from sklearn_cryoem._core.contents import other_content
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.io._assemble import assemble
+from sklearn_cryoem.io._checks import check_values
 from sklearn_cryoem.io._frames import assemble_in_one_frame
 from sklearn_cryoem.io._raw import RawParticles, RowProblems
 from sklearn_cryoem.io.cryosparc import read_cryosparc
@@ -99,8 +100,9 @@ def read_particles(
     Warns
     -----
     ParticleDataWarning
-        If the CTF fits look poor, the pixel size had to be taken from image headers, or a stack is truncated
-        beyond the particles used.
+        If the CTF fits look poor, numbers are unusual, images are named more than once, aberrations are not
+        used, the pixel size had to be taken from image headers, or a stack is truncated beyond the particles
+        used.
 
     Notes
     -----
@@ -122,6 +124,7 @@ def read_particles(
         )
     raw, problems = _read_metadata(path, permissive=permissive, ctf=ctf, passthrough=passthrough)
     left_out = _choose_optics_groups(raw, problems, optics_groups)
+    check_values(raw, problems)
     stack = (assemble_in_one_frame if rescale and pixel_size is None else assemble)(
         raw,
         problems,

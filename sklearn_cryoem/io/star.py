@@ -34,10 +34,9 @@ RELION_CTF = {
     "phase_shift_rad": ("rlnPhaseShift", RADIANS_PER_DEGREE, 0.0),
     "b_factor_angstrom2": ("rlnCtfBfactor", 1.0, 0.0),
     "scale": ("rlnCtfScalefactor", 1.0, 1.0),
+    "phase_flipped": ("rlnCtfDataArePhaseFlipped", 1.0, 0.0),
+    "premultiplied": ("rlnCtfDataAreCtfPremultiplied", 1.0, 0.0),
 }
-_IGNORED = [
-    "rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike", "rlnMagMat00", "rlnMagMat01",
-]  # fmt: skip
 _MOST_FRAMES = 2**31  # in one file
 _POOR_FIGURE_OF_MERIT = 0.05
 _POOR_RESOLUTION_ANGSTROM = 8.0
@@ -129,6 +128,7 @@ def read_star(path: Path, *, permissive: bool, ctf: bool) -> tuple[RawParticles,
         box=table.numbers("rlnImageSize"),
         ctf=_ctf(table) if ctf else None,
     )
+    _check_classes(table)
     raw.angle_rad, raw.shift, raw.shift_unit_is_pixel = _poses(table)
     raw.mirrored = None if raw.angle_rad is None else _mirrors(table)
     return raw, problems
@@ -142,24 +142,22 @@ def _name_row(path: Path, block: str, row: int) -> str:
 def _optics_groups(table: _Table) -> np.ndarray:
     """Optics group of each particle by its number in the file; sets `optics_row` of the table."""
     particles, optics = table.particles, table.optics
-    n_particles = len(particles)
+    numbers = np.ones(1, dtype=np.int64) if optics is None else _optics_numbers(optics, table.path)
     if "rlnOpticsGroup" in particles.columns:
-        group = pd.to_numeric(particles["rlnOpticsGroup"], errors="coerce").to_numpy(dtype=np.float64)
-        table.problems.add(np.isnan(group), "rlnOpticsGroup is missing or not a number", "Repair that value.")
-        group = np.nan_to_num(group, nan=0).astype(np.int64)
+        values = pd.to_numeric(particles["rlnOpticsGroup"], errors="coerce").to_numpy(dtype=np.float64)
+        bad = ~(np.abs(values) < _MOST_FRAMES) | (values != np.floor(values))
+        table.problems.add(bad, "rlnOpticsGroup is missing or not a number", "Repair that value.")
+        group = np.where(bad, 0, values).astype(np.int64)
+    elif len(numbers) > 1:
+        raise ParticleDataError(
+            f"{table.path}, block data_{table.block}: no column rlnOpticsGroup, and data_optics has groups "
+            f"{numbers.tolist()}, so nobody can say whose voltage and pixel size hold for a particle. "
+            "Add the column, or keep the one row of data_optics that holds for all."
+        )
     else:
-        group = np.ones(n_particles, dtype=np.int64)
+        group = np.full(len(particles), numbers[0])
     if optics is None:
         return group
-    if "rlnOpticsGroup" in optics.columns:
-        numbers = pd.to_numeric(optics["rlnOpticsGroup"], errors="coerce").fillna(0).to_numpy(dtype=np.int64)
-    else:
-        numbers = np.arange(1, len(optics) + 1)
-    if len(optics) == 0 or len(np.unique(numbers)) < len(numbers):
-        raise ParticleDataError(
-            f"{table.path}, block data_optics: optics groups {numbers.tolist()}, expected at least one, each "
-            "once. Give every optics group one row with its own rlnOpticsGroup."
-        )
     order = np.argsort(numbers)
     place = np.minimum(np.searchsorted(numbers[order], group), len(numbers) - 1)
     table.optics_row = order[place]
@@ -169,6 +167,22 @@ def _optics_groups(table: _Table) -> np.ndarray:
         "Add its row to data_optics, or correct rlnOpticsGroup.",
     )
     return group
+
+
+def _optics_numbers(optics: pd.DataFrame, path: Path) -> np.ndarray:
+    """Number of each row of the optics table."""
+    if "rlnOpticsGroup" not in optics.columns:
+        numbers = pd.Series(np.arange(1.0, len(optics) + 1.0))
+    else:
+        numbers = pd.to_numeric(optics["rlnOpticsGroup"], errors="coerce")
+    whole = (numbers.abs() < _MOST_FRAMES) & (numbers == np.floor(numbers))
+    if len(numbers) == 0 or numbers.duplicated().any() or not whole.all():
+        found = numbers.tolist() if not whole.all() else numbers.astype(np.int64).tolist()
+        raise ParticleDataError(
+            f"{path}, block data_optics: optics groups {found}, expected whole numbers, at least one, each "
+            "once. Give every optics group one row with its own rlnOpticsGroup."
+        )
+    return numbers.to_numpy(dtype=np.int64)
 
 
 def _image_names(table: _Table) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -213,23 +227,13 @@ def _pixel_sizes(table: _Table) -> np.ndarray | None:
 def _ctf(table: _Table) -> dict[str, np.ndarray]:
     missing = [label for label, _, default in RELION_CTF.values() if default is None and not table.has(label)]
     if missing:
+        of_microscope = not any(label.startswith("rlnDefocus") for label in missing)
+        where = "" if table.optics is None else ", nor in data_optics"
+        remedy = "Add it to data_optics or to the particles" if of_microscope else "Estimate the CTF first"
         raise ParticleDataError(
-            f"{table.path}, block data_{table.block}: no column {', '.join(missing)}. Estimate the CTF "
-            "first, or read with ctf=False to take the CTF as 1."
+            f"{table.path}, block data_{table.block}: no column {', '.join(missing)}{where}. {remedy}, or "
+            "read with ctf=False to take the CTF as 1."
         )
-    for label, what in [
-        ("rlnCtfDataAreCtfPremultiplied", "multiplied by their CTF"),
-        ("rlnCtfDataArePhaseFlipped", "phase-flipped"),
-    ]:
-        flags = table.numbers(label)
-        if flags is not None and (flags > 0).any():
-            raise ParticleDataError(
-                f"{table.path}: the images are {what} already ({label} is 1), so the CTF in the file is not "
-                "theirs. Extract them again without that option, or read with ctf=False."
-            )
-    ignored = [label for label in _IGNORED if table.has(label) and (table.particles.size > 0)]
-    if ignored:
-        logger.info("%s: %s are kept, but not used in two dimensions.", table.path, ", ".join(ignored))
     _warn_of_poor_fits(table)
     ctf = {}
     for name, (label, unit, default) in RELION_CTF.items():
@@ -239,14 +243,18 @@ def _ctf(table: _Table) -> dict[str, np.ndarray]:
 
 
 def _warn_of_poor_fits(table: _Table) -> None:
-    merit, resolution = table.numbers("rlnCtfFigureOfMerit"), table.numbers("rlnCtfMaxResolution")
-    if merit is None or resolution is None:
+    labels = ("rlnCtfFigureOfMerit", "rlnCtfMaxResolution")
+    if not all(label in table.particles.columns for label in labels):
         return
-    if np.median(merit) < _POOR_FIGURE_OF_MERIT and np.median(resolution) > _POOR_RESOLUTION_ANGSTROM:
+    # nothing else is read from them, so values that are no numbers do no harm
+    merit, resolution = (
+        float(pd.to_numeric(table.particles[label], errors="coerce").median()) for label in labels
+    )
+    if merit < _POOR_FIGURE_OF_MERIT and resolution > _POOR_RESOLUTION_ANGSTROM:
         notify(
             "ctf-fit-poor",
-            f"{table.path}: the CTF fits look poor (median figure of merit {np.median(merit):.3f}, fitted to "
-            f"{np.median(resolution):.1f} A). A wrong defocus blurs every class average: estimate the CTF "
+            f"{table.path}: the CTF fits look poor (median figure of merit {merit:.3f}, fitted to "
+            f"{resolution:.1f} A). A wrong defocus blurs every class average: estimate the CTF "
             "again, or read with ctf=False.",
             stacklevel=4,
         )
@@ -267,6 +275,18 @@ def _poses(table: _Table) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
             table.problems.add(bad, f"rlnAnglePsi, {x} or {y} is missing (NaN)", "Repair or drop the row.")
             return angle, shift, in_pixels
     return None, None, False
+
+
+def _check_classes(table: _Table) -> None:
+    """Report class numbers that are no whole numbers; those below 1, and NaN, stand for no class."""
+    values = table.numbers("rlnClassNumber")
+    if values is not None:
+        odd = np.isinf(values) | (values != np.floor(values)) & ~np.isnan(values)
+        table.problems.add(
+            odd,
+            lambda row: f"rlnClassNumber is {values[row]:g}, expected a whole number, 0 for no class",
+            "Repair that value, or remove the column.",
+        )
 
 
 def _mirrors(table: _Table) -> np.ndarray | None:

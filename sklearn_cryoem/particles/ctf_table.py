@@ -31,6 +31,9 @@ class CTFTable(Immutable):
         In [0, 1].
     phase_shift_rad, b_factor_angstrom2, scale : array_like, optional
         Phase-plate shift, envelope exp(-B s^2 / 4), overall factor.
+    phase_flipped, premultiplied : array_like of 0 and 1, optional
+        What was done to the images already: the sign of the CTF taken out of them, or the images multiplied
+        by their CTF. What is left in them is |c| or c^2, as RELION takes it.
 
     Raises
     ------
@@ -57,6 +60,8 @@ class CTFTable(Immutable):
     phase_shift_rad: np.ndarray = 0.0  # type: ignore[assignment]
     b_factor_angstrom2: np.ndarray = 0.0  # type: ignore[assignment]
     scale: np.ndarray = 1.0  # type: ignore[assignment]
+    phase_flipped: np.ndarray = 0.0  # type: ignore[assignment]
+    premultiplied: np.ndarray = 0.0  # type: ignore[assignment]
 
     _remedy = "Build a new CTFTable (dataclasses.replace) and attach it with stack.with_ctf(ctf)."
 
@@ -86,6 +91,11 @@ class CTFTable(Immutable):
                 f"CTFTable: amplitude_contrast lies in [{self.amplitude_contrast.min():g}, "
                 f"{self.amplitude_contrast.max():g}], expected [0, 1]. Give a fraction, not per cent."
             )
+        for name in ("phase_flipped", "premultiplied"):
+            if not np.isin(getattr(self, name), (0, 1)).all():
+                raise ValueError(
+                    f"CTFTable: {name} holds values other than 0 and 1. Give 1 for images that are, else 0."
+                )
 
     @classmethod
     def constant(cls, n_images: int, **parameters: float) -> CTFTable:
@@ -99,7 +109,7 @@ class CTFTable(Immutable):
         rotation_rad: np.ndarray | None = None,
         mirrored: np.ndarray | None = None,
     ) -> np.ndarray:
-        """CTF of every particle at the given frequencies, Eq. (1.4)-(1.6).
+        """CTF that is in every image at the given frequencies, Eq. (1.4)-(1.7).
 
         Parameters
         ----------
@@ -116,13 +126,14 @@ class CTFTable(Immutable):
         Returns
         -------
         ctf : ndarray of shape (n_images, J), float32
+            Its absolute value where `phase_flipped`, its square where `premultiplied`.
         """
         angle = self.astigmatism_angle_rad
         if mirrored is not None:
             angle = np.where(mirrored, -angle, angle)
         if rotation_rad is not None:
             angle = angle + np.asarray(rotation_rad)  # Eq. (1.6)
-        return contrast_transfer_table(
+        ctf = contrast_transfer_table(
             frequency,
             azimuth,
             defocus_u_angstrom=self.defocus_u_angstrom,
@@ -135,6 +146,12 @@ class CTFTable(Immutable):
             b_factor_angstrom2=self.b_factor_angstrom2,
             scale=self.scale,
         )  # (n_images, J)
+        squared, positive = self.premultiplied != 0, self.phase_flipped != 0  # (n_images,), Eq. (1.7)
+        if squared.any():
+            ctf[squared] = np.square(ctf[squared])
+        if positive.any():
+            ctf[positive] = np.abs(ctf[positive])
+        return ctf
 
     def is_isotropic(self, tolerance_angstrom: float = 1.0) -> bool:
         """Whether no particle's astigmatism ``|du - dv|`` exceeds `tolerance_angstrom`."""
@@ -161,9 +178,17 @@ class CTFTable(Immutable):
         spherical = "/".join(f"{value / 1e7:g}" for value in np.unique(self.cs_angstrom))
         return (
             f", defocus {mean.min():.2f} to {mean.max():.2f} um, astigmatism up to {split.max():.0f} A, "
-            f"{volts} kV, Cs {spherical} mm"
+            f"{volts} kV, Cs {spherical} mm{self._done()}"
         )
 
+    def _done(self) -> str:
+        """What was done to the images already, in words; empty for nothing."""
+        words = {"phase_flipped": "phase-flipped", "premultiplied": "multiplied by their CTF"}
+        n_done = {word: int(getattr(self, name).sum()) for name, word in words.items()}
+        return "".join(f", {'all' if n == len(self) else f'{n:,}'} {word}" for word, n in n_done.items() if n)
+
     def __setstate__(self, state: dict) -> None:
+        none = np.zeros(len(state["scale"]))  # older pickles know of no images that were worked on
+        state = {"phase_flipped": none, "premultiplied": none, **state}
         arrays = {name: read_only(value) for name, value in state.items() if isinstance(value, np.ndarray)}
         self.__dict__.update({**state, **arrays})

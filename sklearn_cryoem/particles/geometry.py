@@ -7,6 +7,7 @@ import numpy as np
 LARGEST_MASK = 0.95  # of the box
 SMALLEST_MASK = 0.25
 SAME_PIXEL_SIZE = 0.02  # relative
+UNKNOWN_PIXEL_SIZE = 1.0  # Angstrom, in headers: what programs write that do not know it
 
 
 def box_problem(box: int, pixel_size: float | None, diameter: float) -> tuple[str, str] | None:
@@ -49,9 +50,9 @@ def pixel_sizes_differ(pixel_size: float, headers: list[float | None]) -> str | 
     pixel_size : float
         By the metadata, in Angstrom.
     headers : list of float or None
-        By the headers of the files. 1 is what programs write that do not know it.
+        By the headers of the files; `UNKNOWN_PIXEL_SIZE` says nothing.
     """
-    known = np.array([size for size in headers if size is not None and size != 1.0])
+    known = np.array([size for size in headers if size not in (None, UNKNOWN_PIXEL_SIZE)])
     other = np.abs(known / pixel_size - 1.0) > SAME_PIXEL_SIZE
     if not other.any():
         return None

@@ -103,6 +103,21 @@ def test_every_command_has_its_help_in_the_reference():
     assert sorted(listed) == sorted(commands)
 
 
+def test_the_page_of_what_is_checked_gives_the_ranges_of_the_code():
+    from sklearn_cryoem.io._checks import RANGES
+
+    text = (DOCS / "guide" / "reading.md").read_text("utf-8")
+    said = re.findall(r"^\| (.+?) \| (\S+ to \S+) \| (\S+ to \S+) \|$", text, re.MULTILINE)
+    expected = [
+        (
+            r.what + (f" ({r.unit})" if r.unit else ""),
+            *(f"{low:,g} to {high:,g}" for low, high in (r.possible, r.usual)),
+        )
+        for r in RANGES.values()
+    ]
+    assert said == expected
+
+
 def messages_of_warnings():
     """Text of every `warnings.warn` outside the registry of notices, without its numbers."""
     for path in sorted((ROOT / "sklearn_cryoem").rglob("*.py")):

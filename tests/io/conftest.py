@@ -94,7 +94,7 @@ def project(tmp_path):
             "rlnDefocusAngle": 20.0 + rows,
             "rlnAnglePsi": 30.0 * rows - 120.0,
             "rlnOriginXAngst": 1.0 * rows,
-            "rlnOriginYAngst": -2.0 * rows,
+            "rlnOriginYAngst": -1.0 * rows,
         }
     )
     return Project(folder, images, optics, particles, stacks)

@@ -234,23 +234,6 @@ def test_a_missing_ctf_column_is_named(project, column, permissive):
     assert read_particles(project.star, ctf=False).ctf is None
 
 
-@pytest.mark.parametrize(
-    ("column", "what"),
-    [
-        ("rlnCtfDataAreCtfPremultiplied", "multiplied by their CTF"),
-        ("rlnCtfDataArePhaseFlipped", "phase-flipped"),
-    ],
-)
-def test_images_that_are_ctf_corrected_already_are_refused(project, column, what):
-    project.optics[column] = 1
-    with pytest.raises(
-        ParticleDataError, match=rf"the images are {what} already.*Extract them again.*ctf=False"
-    ):
-        read_particles(project.write())
-    project.optics[column] = 0
-    assert read_particles(project.write()).ctf is not None
-
-
 def test_an_empty_file_and_an_empty_table(project):
     path = project.write()
     text = path.read_text()

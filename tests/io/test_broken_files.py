@@ -142,10 +142,14 @@ BROKEN = {
     "a label twice": (
         "x.star",
         star("_rlnDefocusV #6", "_rlnDefocusU #6"),
-        r"label rlnDefocusU is there twice",
+        r"block data_particles: label rlnDefocusU is there twice \(lines 2\d and 2\d\)\. Remove one",
     ),
     "a label lost": ("x.star", star("_rlnDefocusV #6\n", ""), CUT_OFF),
-    "no loop_": ("x.star", STAR.replace("loop_\n", ""), r"(cannot be parsed|no block has|Repair that value)"),
+    "no loop_": (
+        "x.star",
+        STAR.replace("loop_\n", ""),
+        r"(cannot be parsed|no block has|Repair that value|Give every optics group)",
+    ),
     "decimal commas": ("x.star", star("15010.5", "15010,5"), r"'15010,5', not a number. Repair that value"),
     "merge conflict": ("x.star", star(ROW, f"<<<<<<< HEAD\n{ROW}"), r"is missing or not a number. Repair"),
     "a word for a defocus": (
@@ -163,13 +167,17 @@ BROKEN = {
     "voltage in volts": (
         "x.star",
         star("300.000000", "300000"),
-        r"the voltage is 3e\+08 V.*Estimate the CTF",
+        r"the voltage is 300000 kV, expected 10 to 3,000 kV.*Correct it",
     ),
-    "voltage 0": ("x.star", star("300.000000", "0"), r"the voltage is 0 V, expected 10 to 3,000 kV"),
-    "per cent": ("x.star", star("0.100000", "10"), r"amplitude contrast is 10, expected a fraction"),
-    "no pixel size": ("x.star", star("2.000000", "0"), r"the pixel size is 0, expected.*pixel_size="),
-    "pixel size -": ("x.star", star("2.000000", "-2"), r"the pixel size is -2, expected.*Correct it"),
-    "pixel size nan": ("x.star", star("2.000000", "nan"), r"the pixel size is nan, expected.*Correct it"),
+    "voltage 0": ("x.star", star("300.000000", "0"), r"the voltage is 0 kV, expected 10 to 3,000 kV"),
+    "per cent": (
+        "x.star",
+        star("0.100000", "10"),
+        r"amplitude contrast is 10, expected 0 to 1, a fraction.*Correct it",
+    ),
+    "no pixel size": ("x.star", star("2.000000", "0"), r"the pixel size is 0 A, expected.*pixel_size="),
+    "pixel size -": ("x.star", star("2.000000", "-2"), r"the pixel size is -2 A, expected.*Correct it"),
+    "pixel size nan": ("x.star", star("2.000000", "nan"), r"the pixel size is missing.*Correct it"),
     "another box": (
         "x.star",
         star("2.000000 8 2", "2.000000 9 2"),

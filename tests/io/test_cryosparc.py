@@ -11,6 +11,8 @@ from sklearn_cryoem.io._records import records_to_table, table_to_records
 from sklearn_cryoem.particles import Poses
 from sklearn_cryoem.physics.orientation import euler_of_rotation_vector
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*ctf/tetra_A are kept, but not used")
+
 FIELDS = [
     ("uid", "<u8"),
     ("blob/path", "S40"),
@@ -46,7 +48,7 @@ def records(project):
     table["ctf/phase_shift_rad"], table["ctf/scale"], table["ctf/bfactor"] = 0.2, 0.9, 30
     table["ctf/tetra_A"] = np.arange(36).reshape(9, 4)
     table["alignments2D/pose"], table["alignments2D/psize_A"] = 0.3 * rows, 4.0
-    table["alignments2D/shift"] = np.column_stack([rows, -rows])
+    table["alignments2D/shift"] = np.column_stack([rows, -rows]) / 4
     table["alignments2D/class"] = rows % 2
     return table
 
@@ -85,13 +87,13 @@ def test_a_table_gives_images_ctf_and_poses_in_our_units(project, records, save_
     assert stack.noise_group.tolist() == [0] * 5 + [1] * 4
     np.testing.assert_allclose(stack.poses.angle_rad, 0.3 * rows, rtol=1e-6)
     np.testing.assert_allclose(
-        stack.poses.shift, 4.0 * np.column_stack([rows, -rows])
+        stack.poses.shift, 4.0 * np.column_stack([rows, -rows]) / 4
     )  # alignment's own pixels
 
 
 def test_shifts_without_a_pixel_size_of_their_own_are_in_image_pixels(records, save_cs):
     stack = read_particles(save_cs(without(records, "alignments2D/psize_A")))
-    np.testing.assert_allclose(stack.poses.shift[:, 0], 2.0 * np.arange(9))
+    np.testing.assert_allclose(stack.poses.shift[:, 0], 0.5 * np.arange(9))
 
 
 def test_shifts_of_a_table_without_any_pixel_size_are_pixels_never_zero(records, save_cs):
@@ -100,17 +102,17 @@ def test_shifts_of_a_table_without_any_pixel_size_are_pixels_never_zero(records,
     table = without(records, "alignments2D/psize_A", "blob/psize_A", "ctf/")
     with pytest.warns(ParticleDataWarning, match="taking 2 A from the headers"):
         stack = read_particles(save_cs(table), ctf=False)
-    np.testing.assert_allclose(stack.poses.shift, 2.0 * np.column_stack([rows, -rows]))
+    np.testing.assert_allclose(stack.poses.shift, 2.0 * np.column_stack([rows, -rows]) / 4)
     stack = read_particles(save_cs(table), ctf=False, pixel_size=3.0)
-    np.testing.assert_allclose(stack.poses.shift, 3.0 * np.column_stack([rows, -rows]))
+    np.testing.assert_allclose(stack.poses.shift, 3.0 * np.column_stack([rows, -rows]) / 4)
     stack = read_particles(save_cs(table), ctf=False, metadata_only=True)
     assert stack.pixel_size is None
-    np.testing.assert_allclose(stack.poses.shift, np.column_stack([rows, -rows]))
+    np.testing.assert_allclose(stack.poses.shift, np.column_stack([rows, -rows]) / 4)
     records["alignments2D/psize_A"][3] = 0
     with pytest.raises(ParticleDataError, match=r"is missing or 0 for 1 of the 9 .* Pass passthrough="):
         read_particles(save_cs(without(records, "blob/psize_A")))
     stack = read_particles(save_cs(records))  # the images have one: theirs is taken
-    assert stack.poses.shift[3].tolist() == [6.0, -6.0] and stack.poses.shift[4].tolist() == [16.0, -16.0]
+    assert stack.poses.shift[3].tolist() == [1.5, -1.5] and stack.poses.shift[4].tolist() == [4.0, -4.0]
 
 
 def test_poses_of_unknown_pixel_size_are_written_without_one(records, save_cs, tmp_path):
@@ -232,7 +234,7 @@ def test_a_missing_ctf_field_is_named(records, save_cs, name):
             "particle 2: image stack J1/no.mrc not found",
         ),
         (lambda r: r["blob/shape"].__setitem__(2, 16), 2, "particle 3: wrong box: .* the metadata say 16"),
-        (lambda r: r["blob/psize_A"].__setitem__(8, np.nan), 8, "particle 9: the pixel size is nan"),
+        (lambda r: r["blob/psize_A"].__setitem__(8, np.nan), 8, "particle 9: the pixel size is missing"),
     ],
 )
 def test_bad_particles_are_refused_or_reported(project, records, save_cs, spoil, row, message):

@@ -116,6 +116,7 @@ def test_the_commands_take_a_mixed_set(mixed, tmp_path, capsys):
     assert 0 < len(chosen) <= 60 and set(chosen.metadata["rlnClassNumber"]) == {int(number)}
 
 
+@pytest.mark.filterwarnings("ignore:.*rlnMagMat11 are kept, but not used")  # true of these particles
 def test_a_real_mixed_set_reads_as_metadata(shared_data):
     path = shared_data / "metadata" / "relion" / "relion31.6opticsgroups.star"
     stack = read_particles(path, metadata_only=True, rescale=True)

@@ -71,7 +71,9 @@ OUTCOMES = {
     "volumes/4v4r_50S.mrc": (None, "a cube of 82 voxels"),
     "volumes/ngl_betaGal.mrc": (None, "a cube of 100 voxels"),
 }
-pytestmark = pytest.mark.filterwarnings("ignore:.*the CTF fits look poor")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*the CTF fits look poor", "ignore:.*rlnMagMat11 are kept, but not used"
+)
 
 
 @pytest.mark.parametrize("name", OUTCOMES)

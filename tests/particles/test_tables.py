@@ -67,7 +67,8 @@ def test_evaluation_knows_phase_plates_envelopes_scales_and_steep_phases(table):
         "scale": np.array([1.0, 0.8, 1.1]),
     }
     steep = dataclasses.replace(table, defocus_u_angstrom=3 * table.defocus_u_angstrom, **more)
-    given = {field.name: getattr(steep, field.name)[:, None] for field in dataclasses.fields(CTFTable)}
+    names = {field.name for field in dataclasses.fields(CTFTable)} - {"phase_flipped", "premultiplied"}
+    given = {name: getattr(steep, name)[:, None] for name in names}
     expected = contrast_transfer(frequency, azimuth, **given)
     np.testing.assert_allclose(steep.evaluate(frequency, azimuth), expected, atol=1e-6)
 
