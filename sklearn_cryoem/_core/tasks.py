@@ -229,7 +229,7 @@ def task_pool(n_jobs: int | None = None) -> Iterator[TaskPool]:
             with ThreadPoolExecutor(n_workers, initializer=one_openmp_thread) as executor:
                 yield ThreadPool(executor, n_workers)
         else:
-            folder = Path(tempfile.mkdtemp(prefix="sklearn_cryoem_", dir=_folder_in_memory()))
+            folder = _temporary_folder()
             try:
                 yield ProcessPool(_processes(n_workers), n_workers, folder)
             except (KeyboardInterrupt, SystemExit):
@@ -266,6 +266,18 @@ def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked for the work answers it
     # what workers hold between tasks (images mapped, references prepared) is no leak to be restarted for
     process_executor._USE_PSUTIL = False
+
+
+def _temporary_folder() -> Path:
+    """A new folder through which processes pass arrays."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="sklearn_cryoem_", dir=_folder_in_memory()))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"No temporary folder can be made ({error.strerror}), and processes pass arrays through one. Set "
+            "TMPDIR or JOBLIB_TEMP_FOLDER to a folder that can be written to, or use n_jobs=1",
+        ) from error
 
 
 def _folder_in_memory() -> str | None:

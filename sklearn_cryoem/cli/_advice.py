@@ -95,11 +95,14 @@ def where_images_are(written, stack, options):
     Path or None
     """
     from sklearn_cryoem.io import find_image
+    from sklearn_cryoem.io._locate import split_format, split_image_name
 
     column = next((name for name in ("rlnImageName", "blob/path") if name in stack.metadata), None)
     if column is None:
         return None
-    name = str(stack.metadata[column].iloc[0]).rpartition("@")[2].lstrip(">")
+    name = str(stack.metadata[column].iloc[0])
+    name = split_image_name(name)[1] if column == "rlnImageName" else name.removeprefix(">")
+    name, _ = split_format(name)
     found = find_image(name, options.particles, images_dir=options.images_dir)
     if found is None or find_image(name, written) is not None:
         return None

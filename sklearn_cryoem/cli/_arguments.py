@@ -9,7 +9,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Help that shows each default once, and none where there is none to show."""
 
     def _get_help_string(self, action):
-        hidden = action.default is None or isinstance(action.default, bool) or "default" in action.help
+        hidden = action.default in (None, []) or isinstance(action.default, bool) or "default" in action.help
         return action.help if hidden else super()._get_help_string(action)
 
 
@@ -43,6 +43,14 @@ def add_output(parser, *, default=None):
         help="folder for the results; made if it is not there",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace results that are already in DIR")
+
+
+def add_passthrough(parser):
+    """Add --passthrough."""
+    parser.add_argument(
+        "--passthrough", metavar="FILE", type=Path, action="append", default=[],
+        help="another .cs file of the same job, with fields that the input lacks; may be given several times",
+    )  # fmt: skip
 
 
 def add_machine(parser):

@@ -99,6 +99,10 @@ def configured(argv, parsers):
             continue
         if not actions[name].option_strings:
             spare.append(str(value))
+        elif isinstance(value, list) and not value:
+            continue
+        elif isinstance(actions[name].default, list) and _is_given(actions[name], argv):
+            continue  # it would be added to those of the file, not go before them
         else:
             tokens += _tokens(actions[name], value, path)
     return [argv[0], *tokens, *argv[1:]], spare
@@ -143,6 +147,10 @@ def load_config(path):
     return content
 
 
+def _is_given(action, argv):
+    return any(token.partition("=")[0] in action.option_strings for token in argv)
+
+
 def _check_command(wanted, given, path):
     if wanted != given:
         raise CommandError(
@@ -162,5 +170,7 @@ def _tokens(action, value, path):
     if isinstance(value, list):
         if action.nargs is not None:
             return [option, *map(str, value)]
+        if isinstance(action.default, list):  # may be given several times
+            return [f"{option}={item}" for item in value]
         value = "x".join(map(str, value))  # a grid
     return [f"{option}={value}"]

@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 
@@ -168,4 +169,11 @@ def as_json(value):
 def options_as_dict(options):
     """What the command line was, without what is only about talking."""
     hidden = {"run", "quiet", "verbose", "debug", "command", "force", "config"}
-    return {key: value for key, value in vars(options).items() if key not in hidden}
+    return {key: _absolute(value) for key, value in vars(options).items() if key not in hidden}
+
+
+def _absolute(value):
+    """Paths from the root, so that they hold for whoever reads them from another folder."""
+    if isinstance(value, list):
+        return [_absolute(item) for item in value]
+    return value.absolute() if isinstance(value, Path) else value

@@ -48,7 +48,7 @@ def output_names(suffix, *, align=True):
 
 def labelled_name(suffix):
     """Labelled particles come back in the format they came in; a bare stack gets a STAR file."""
-    return "particles.cs" if suffix == ".cs" else "particles.star"
+    return "particles.cs" if suffix.lower() in (".cs", ".csg") else "particles.star"
 
 
 def require_pictures():
@@ -67,6 +67,7 @@ def read(options, folder, console):
     given = read_particles(
         options.particles,
         images_dir=options.images_dir,
+        passthrough=options.passthrough,
         pixel_size=options.pixel_size,
         invert=options.invert,
         rescale=options.rescale,

@@ -5,6 +5,7 @@ from pathlib import Path
 from sklearn_cryoem.cli._arguments import (
     add_machine,
     add_output,
+    add_passthrough,
     angle,
     count,
     count_or_auto,
@@ -46,6 +47,7 @@ def add_parser(commands):
 def add_reading(group):
     """Add the options of how particles are read."""
     group.add_argument("--images-dir", metavar="DIR", type=Path, help="where the image stacks are, if moved")
+    add_passthrough(group)
     group.add_argument(
         "--pixel-size", metavar="A", type=positive, help="Angstrom per pixel (default: what the file says)"
     )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sklearn_cryoem.cli._arguments import new_command, positive
+from sklearn_cryoem.cli._arguments import add_passthrough, new_command, positive
 from sklearn_cryoem.cli.console import CommandError
 
 _EPILOG = """\
@@ -35,12 +35,7 @@ def add_parser(commands):
         help="write the images too, as 32-bit numbers, to one .mrcs file beside the STAR file: for programs "
         "that do not read half precision, as RELION up to 3.1",
     )  # fmt: skip
-    parser.add_argument(
-        "--passthrough",
-        metavar="FILE",
-        type=Path,
-        help="second .cs file, with the fields that the input lacks",
-    )
+    add_passthrough(parser)
     parser.add_argument(
         "--pixel-size", metavar="A", type=positive, help="Angstrom per pixel (default: what the file says)"
     )
@@ -66,7 +61,7 @@ def run(options, console):
     if options.float32:
         _keep_own_images(stack, options.output)
     elif not writes_images:
-        stack = named_for(options.output, stack, options.input, console, images_dir=options.images_dir)
+        stack = named_for(options.output, stack, [(options.input, options.images_dir)], console)
     write_particles(
         stack,
         options.output,
@@ -106,7 +101,7 @@ def _keep_own_images(stack, output):
         raise CommandError(f"{path} holds the images that are read. Choose another name.")
 
 
-def named_for(output, stack, source, console, *, images_dir=None):
+def named_for(output, stack, places, console):
     """The stack with names by which its images are found from a new table; says so where names change.
 
     Parameters
@@ -114,13 +109,12 @@ def named_for(output, stack, source, console, *, images_dir=None):
     output : Path
         The table to write.
     stack : ParticleStack
-        As read from `source`.
-    source : Path
-        The table that was read.
+        As it was read.
+    places : list of (Path, Path or None)
+        From where its images are looked for, one after the other: a table that names them, and the folder of
+        the images if they were moved.
     console : Console
-        Hears of names that change, or would have to.
-    images_dir : Path or None
-        Where the images are, if moved.
+        Hears of names that change, or would have to, and of images that are not found.
 
     Returns
     -------
@@ -128,16 +122,38 @@ def named_for(output, stack, source, console, *, images_dir=None):
     """
     from sklearn_cryoem.io import rename_images
 
-    renamed_stack, renamed = rename_images(stack, source, output, images_dir=images_dir)
-    if not renamed:
-        return stack
-    old, new = next(iter(renamed.items()))
-    if output.suffix.lower() == ".cs":  # they count from the folder of a cryoSPARC project, wherever that is
-        folder = images_dir if images_dir is not None else Path(str(Path(new)).removesuffix(str(Path(old))))
-        console.say(
-            f"images are named as before, for cryoSPARC: commands here find {old} with --images-dir {folder}"
-        )
-        return stack
-    more = f" ({len(renamed) - 1:,} more like it)" if len(renamed) > 1 else ""
-    console.say(f"so that images are found from {output}, {old} is named {new}{more}")
+    for_cryosparc = output.suffix.lower() == ".cs"  # there names count from the project, wherever that is
+    renamed_stack, renamed = stack, {}
+    for source, images_dir in places:
+        renamed_stack, more = rename_images(renamed_stack, source, output, images_dir=images_dir)
+        if more and for_cryosparc:
+            old, new = next(iter(more.items()))
+            folder = (
+                images_dir if images_dir is not None else Path(str(Path(new)).removesuffix(str(Path(old))))
+            )
+            console.say(
+                f"images are named as before, for cryoSPARC: commands here find {old} with --images-dir "
+                f"{folder}"
+            )
+            return stack
+        renamed |= more
+    if renamed:
+        old, new = next(iter(renamed.items()))
+        more = f" ({len(renamed) - 1:,} more like it)" if len(renamed) > 1 else ""
+        console.say(f"so that images are found from {output}, {old} is named {new}{more}")
+    if not for_cryosparc:
+        _tell_what_is_missing(renamed_stack, output, console)
     return renamed_stack
+
+
+def _tell_what_is_missing(stack, output, console):
+    """Warn of images that are not found by their names from the new table."""
+    from sklearn_cryoem.io._renaming import missing_files
+
+    missing = missing_files(stack, output)
+    if missing:
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        console.warn(
+            f"{missing[0]}{more} will not be found from {output}, as it was not from where it was named "
+            "before. Pass --images-dir, the folder of the images, or write where they are."
+        )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.cli._arguments import new_command
+from sklearn_cryoem.cli._arguments import add_passthrough, new_command
 from sklearn_cryoem.cli._outputs import SUMMARY, as_json
 from sklearn_cryoem.cli._wording import in_the_shell
 from sklearn_cryoem.cli.console import CommandError
@@ -28,6 +28,7 @@ def add_parser(commands):
     )  # fmt: skip
     parser.add_argument("path", metavar="FILE_OR_FOLDER", type=Path)
     parser.add_argument("--images-dir", metavar="DIR", type=Path, help="where the image stacks are, if moved")
+    add_passthrough(parser)
     parser.add_argument("--no-checks", action="store_true", help="read no image: tell what the file says")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     return parser
@@ -41,9 +42,9 @@ def run(options, console):
     if path.is_dir():
         facts = describe_run(path)
     elif path.suffix in _PARTICLE_SUFFIXES:
-        facts, problem = describe_particles(path, options.images_dir)
+        facts, problem = describe_particles(path, options.images_dir, options.passthrough)
         if not problem and not options.no_checks:
-            facts["checks"] = check_images(path, options.images_dir, console)
+            facts["checks"] = check_images(path, options.images_dir, options.passthrough, console)
     elif path.suffix in _MAP_SUFFIXES:
         facts = describe_map(path)
     elif path.suffix == ".npz":
@@ -64,7 +65,7 @@ def run(options, console):
         raise CommandError(problem)
 
 
-def describe_particles(path, images_dir=None):
+def describe_particles(path, images_dir=None, passthrough=()):
     """Facts of a particle file, in reading order, and why its images cannot be used; no image is read.
 
     Parameters
@@ -73,6 +74,8 @@ def describe_particles(path, images_dir=None):
         A .star, .cs or .mrcs file.
     images_dir : Path or None
         Where its stacks are, if they were moved.
+    passthrough : sequence of Path
+        More files of a .cs file.
 
     Returns
     -------
@@ -80,7 +83,7 @@ def describe_particles(path, images_dir=None):
     problem : str
         Empty if all images are there.
     """
-    stack, images, no_ctf = _as_much_as_can_be_read(path, images_dir)
+    stack, images, no_ctf = _as_much_as_can_be_read(path, images_dir, passthrough)
     ctf, poses = stack.ctf, stack.poses
     facts = {
         "kind": "particles",
@@ -111,12 +114,12 @@ def describe_particles(path, images_dir=None):
     return facts, "" if images == _FOUND else images
 
 
-def check_images(path, images_dir, console):
+def check_images(path, images_dir, passthrough, console):
     """Names of what looks wrong with a particle file and its images; what it is goes to the console.
 
     Parameters
     ----------
-    path, images_dir
+    path, images_dir, passthrough
         As in `describe_particles`.
     console : Console
         Says the warnings.
@@ -128,28 +131,31 @@ def check_images(path, images_dir, console):
     """
     from sklearn_cryoem.cli._advice import question_particles
 
-    stack, _, no_ctf = _as_much_as_can_be_read(path, images_dir)
+    stack, _, no_ctf = _as_much_as_can_be_read(path, images_dir, passthrough)
     question_particles(stack, console)
     return console.notices or [f"nothing {'' if no_ctf == _NO_CTF else 'else '}looks wrong"]
 
 
-def _as_much_as_can_be_read(path, images_dir):
+def _as_much_as_can_be_read(path, images_dir, passthrough):
     """Stack, what to say of its images, and of a missing CTF: metadata are worth showing without either."""
     from sklearn_cryoem.io import read_particles
 
+    def read(**how):
+        return read_particles(path, passthrough=passthrough, rescale=True, **how)
+
     try:
-        return read_particles(path, images_dir=images_dir, rescale=True), _FOUND, _NO_CTF
+        return read(images_dir=images_dir), _FOUND, _NO_CTF
     except ParticleDataError as error:
         problem = in_the_shell(str(error))
     try:
-        return read_particles(path, metadata_only=True, rescale=True), problem, _NO_CTF
+        return read(metadata_only=True), problem, _NO_CTF
     except ParticleDataError:
         pass  # not the images, then
     try:
-        return read_particles(path, images_dir=images_dir, ctf=False, rescale=True), _FOUND, problem
+        return read(images_dir=images_dir, ctf=False), _FOUND, problem
     except ParticleDataError as error:
         images = in_the_shell(str(error))
-    return read_particles(path, metadata_only=True, ctf=False, rescale=True), images, problem
+    return read(metadata_only=True, ctf=False), images, problem
 
 
 def describe_map(path):

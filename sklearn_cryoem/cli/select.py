@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sklearn_cryoem.cli._arguments import new_command
+from sklearn_cryoem.cli._arguments import add_passthrough, new_command
 from sklearn_cryoem.cli._classes import SUGGESTED
 from sklearn_cryoem.cli._outputs import SUMMARY
 from sklearn_cryoem.cli.console import CommandError
@@ -42,6 +42,8 @@ def add_parser(commands):
     which.add_argument(
         "--keep-suggested", action="store_true", help=f"the classes that the run suggests ({SUGGESTED})"
     )
+    parser.add_argument("--images-dir", metavar="DIR", type=Path, help="where the image stacks are, if moved")
+    add_passthrough(parser)
     parser.add_argument("--exclude", action="store_true", help="write the particles of all other classes")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="a .star or .cs file to write")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
@@ -71,11 +73,12 @@ def run(options, console):
     from sklearn_cryoem.particles import class_labels, select_classes
 
     particles = labelled_particles(options.results)
-    output = options.output or particles.with_name(f"selected{particles.suffix}")
+    suffix = ".cs" if particles.suffix.lower() == ".csg" else particles.suffix
+    output = options.output or particles.with_name(f"selected{suffix}")
     if output.exists() and not options.force:
         raise CommandError(f"{output} exists. Choose another --output, or pass --force to replace it.")
     numbers = chosen_numbers(options, console)
-    stack = _read(particles, output, console)
+    stack = _read(particles, output, options.passthrough, console)
     labels = class_labels(stack)
     if labels is None:
         raise CommandError(
@@ -86,7 +89,7 @@ def run(options, console):
         wanted = np.setdiff1d(labels[labels >= 0], wanted)
     if not len(wanted):
         raise CommandError("that leaves no particle. Choose other classes.")
-    chosen = named_for(output, select_classes(stack, labels, wanted), particles, console)
+    chosen = named_for(output, select_classes(stack, labels, wanted), _places(particles, options), console)
     write_particles(chosen, output, overwrite=options.force)
     n_classes = len(np.unique(labels[labels >= 0]))
     console.say(
@@ -95,17 +98,30 @@ def run(options, console):
     )
 
 
-def _read(particles, output, console):
+def _read(particles, output, passthrough, console):
     """The particles without their images; the CTF is looked at only where it has to change its format."""
     from sklearn_cryoem._core.exceptions import ParticleDataError
     from sklearn_cryoem.io import read_particles
 
+    def read(**how):
+        return read_particles(particles, metadata_only=True, rescale=True, passthrough=passthrough, **how)
+
     if output.suffix.lower() != particles.suffix.lower():
         try:
-            return read_particles(particles, metadata_only=True, rescale=True)
+            return read()
         except ParticleDataError as error:
             console.warn(f"the CTF is not carried over: {error}")
-    return read_particles(particles, metadata_only=True, ctf=False, rescale=True)
+    return read(ctf=False)
+
+
+def _places(particles, options):
+    """Where images may be: as the file of the particles says, then as the run that wrote it found them."""
+    places = [(particles, options.images_dir)]
+    summary = _summary(particles.parent)
+    run = summary.get("options", {})
+    if particles.name in summary.get("files", []) and isinstance(run.get("particles"), str):
+        places.append((Path(run["particles"]), run.get("images_dir")))
+    return places
 
 
 def labelled_particles(path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import mrcfile
 import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.particles.mrc_files import read_whole_mrc
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +83,9 @@ def load_volume(path: str | Path, *, pixel_size: float | None = None) -> Volume:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no volume {path}. Give the path of an .mrc map.")
-    try:
-        with mrcfile.open(path, permissive=False) as mrc:
-            array = np.array(mrc.data, dtype=np.float32)  # (D, D, D)
-            voxel = np.array([mrc.voxel_size.x, mrc.voxel_size.y, mrc.voxel_size.z], dtype=np.float64)
-    except ValueError as error:
-        raise ParticleDataError(f"{path} is not a readable MRC map: {error}. Give a .mrc map.") from error
+    array, voxel = read_whole_mrc(path)  # (D, D, D), (3,)
     if pixel_size is None:
-        if voxel.min() <= 0 or np.ptp(voxel) > 1e-3 * voxel.mean():
+        if not np.isfinite(voxel).all() or np.ptp(voxel) > 1e-3 * voxel.mean():
             raise ParticleDataError(
                 f"{path}: the header gives a voxel of {voxel[0]:g} x {voxel[1]:g} x {voxel[2]:g} A, "
                 "expected a positive cube. Give pixel_size= in Angstrom."

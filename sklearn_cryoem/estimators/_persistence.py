@@ -18,6 +18,7 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
+from sklearn_cryoem._core.contents import other_content
 from sklearn_cryoem._core.exceptions import ModelFileError
 from sklearn_cryoem._core.files import atomic_path
 from sklearn_cryoem._version import __version__
@@ -148,6 +149,9 @@ def read_model_header(path):
 
 def _open(path):
     """Header and arrays of a model file, after a look at its format and version."""
+    problem = other_content(path, "a model file", "zip")
+    if problem:
+        raise ModelFileError(f"{path}: {problem} A model file is what save_model wrote.")
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile) or _HEADER not in archive:

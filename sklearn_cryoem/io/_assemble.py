@@ -9,7 +9,7 @@ import numpy as np
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem.io._checks import RANGES, check_poses, question_pixel_size
-from sklearn_cryoem.io._locate import ImageFinder
+from sklearn_cryoem.io._locate import ImageFinder, split_image_name
 from sklearn_cryoem.io._raw import RawParticles, RowProblems
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
 from sklearn_cryoem.particles.absent_source import AbsentSource
@@ -89,7 +89,8 @@ def _open_images(
     n_images = np.array([0 if file is None else file.n_images for file in files])[raw.file_code]
     n_whole = np.array([0 if file is None else file.n_whole_images for file in files])[raw.file_code]
     if "rlnImageName" in raw.metadata.columns:
-        unnumbered = ~raw.metadata["rlnImageName"].astype(str).str.contains("@", regex=False).to_numpy(bool)
+        names = raw.metadata["rlnImageName"].astype(str)
+        unnumbered = np.array([split_image_name(name)[0] is None for name in names], dtype=bool)
         problems.add(
             unnumbered & (n_images > 1),
             lambda row: (

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.io._from_cryosparc import same_angles
 from sklearn_cryoem.io._records import records_to_table, table_to_records
 from sklearn_cryoem.io._to_cryosparc import new_cryosparc_table
 from sklearn_cryoem.io.cryosparc import poses_of_records
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.frame import pixel_growth
 
-_SAME_ANGLE_RAD = 1e-6
 _SAME_SHIFT_ANGSTROM = 1e-4
 
 
@@ -73,9 +73,8 @@ def cryosparc_records(
                 "the others alone, or a .star file."
             )
         table["alignments2D/class"] = labels.astype(np.uint32)
-    for name, values in columns.items():
-        table[name if "/" in name else f"sklearn_cryoem/{name}"] = values
-    return table_to_records(table), lost
+    more = {name if "/" in name else f"sklearn_cryoem/{name}": values for name, values in columns.items()}
+    return table_to_records(pd.DataFrame(dict(table.items()) | more)), lost
 
 
 def _set_poses(table: pd.DataFrame, stack: ParticleStack) -> None:
@@ -87,8 +86,7 @@ def _set_poses(table: pd.DataFrame, stack: ParticleStack) -> None:
     old_angle, old_shift, _ = poses_of_records(table_to_records(table), sizes)
     angle, shift = stack.poses.angle_rad, stack.poses.shift
     if old_angle is not None and old_shift is not None:
-        turn = np.abs((angle - old_angle + np.pi) % (2 * np.pi) - np.pi)
-        if (turn < _SAME_ANGLE_RAD).all() and (np.abs(shift - old_shift) < _SAME_SHIFT_ANGSTROM).all():
+        if same_angles(angle, old_angle) and (np.abs(shift - old_shift) < _SAME_SHIFT_ANGSTROM).all():
             return
     fields = [("alignments2D/pose", "<f4"), ("alignments2D/shift", "<f4", (2,))]
     if sizes is not None:

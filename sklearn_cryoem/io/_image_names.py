@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
+from sklearn_cryoem.io._locate import split_image_name
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.mrc_files import FrameFile, inspect_mrc
-from sklearn_cryoem.particles.preprocess import TransformedSource
+from sklearn_cryoem.particles.preprocess import InvertContrast, TransformedSource
 from sklearn_cryoem.particles.sources import ConcatenatedSource, ImageSource
 
 
@@ -18,6 +21,41 @@ def raw_source(stack: ParticleStack) -> ImageSource:
     while isinstance(source, TransformedSource):
         source = source.source
     return source
+
+
+SIGN = "cryosparcSign"  # a column: -1 for particles that are dark where they lie
+
+
+def sign_of_images(stack: ParticleStack, *, as_read: bool) -> np.ndarray:
+    """Which particles are dark, -1, and which are white, 1; shape (n_images,).
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles. What their table says counts; where it says nothing, particles whose contrast is
+        inverted on reading are dark where they lie.
+    as_read : bool
+        Whether of the images as they are read, else of those in their files.
+    """
+    inverted = _inverted(stack.images)
+    table = stack.metadata
+    stated = next((table[name] for name in ("blob/sign", SIGN) if name in table.columns), None)
+    if stated is None:
+        on_disk = np.where(inverted, -1, 1)
+    else:
+        on_disk = np.where(stated.to_numpy(dtype=np.float64) < 0, -1, 1)
+    return np.where(inverted, -on_disk, on_disk) if as_read else on_disk
+
+
+def _inverted(source: ImageSource) -> np.ndarray:
+    """Whether the contrast of each image is inverted on its way; (n_images,) bool."""
+    if isinstance(source, TransformedSource):
+        return _inverted(source.source) ^ isinstance(source.step, InvertContrast)
+    inverted = np.zeros(len(source), dtype=bool)
+    if isinstance(source, ConcatenatedSource):
+        for part, rows, own_rows in source.parts:
+            inverted[rows] = _inverted(part)[own_rows]
+    return inverted
 
 
 def image_files(stack: ParticleStack) -> list[str]:
@@ -72,12 +110,12 @@ def names_on_disk(stack: ParticleStack, path: Path) -> list[str] | None:
         return _told_apart(names.tolist(), raw_source(stack))
     if "blob/path" in metadata.columns and "blob/idx" in metadata.columns:
         pairs = zip(metadata["blob/idx"], metadata["blob/path"], strict=True)
-        return [f"{int(index) + 1:06d}@{str(name).removeprefix('>')}" for index, name in pairs]
+        return [f"{int(index) + 1:06d}@{_as_stack(str(name).removeprefix('>'))}" for index, name in pairs]
     source = raw_source(stack)
     if not isinstance(source, FileSource) or not all(_is_whole_mrc(file) for file in source.files):
         return None
     folder = path.resolve().parent
-    files = [_relative(Path(file.path), folder) for file in source.files]
+    files = [_as_stack(_relative(Path(file.path), folder)) for file in source.files]
     return [
         f"{frame + 1:06d}@{files[index]}"
         for index, frame in zip(source.file_index, source.frame, strict=True)
@@ -93,14 +131,13 @@ def _told_apart(names: list[str], source: ImageSource) -> list[str]:
         return names
     meant: dict[str, str | None] = {}
     clash = any(
-        meant.setdefault(name.rpartition("@")[2], path) != path
+        meant.setdefault(split_image_name(name)[1], path) != path
         for name, path in zip(names, paths, strict=True)
     )
     if not clash:
         return names
     return [
-        f"{name.partition('@')[0] if '@' in name else '000001'}@{path}"
-        for name, path in zip(names, paths, strict=True)
+        f"{split_image_name(name)[0] or '000001'}@{path}" for name, path in zip(names, paths, strict=True)
     ]
 
 
@@ -121,6 +158,11 @@ def _is_whole_mrc(file: FrameFile) -> bool:
     if not file.path.endswith((".mrcs", ".mrc")) or not os.path.isfile(file.path):
         return False
     return inspect_mrc(file.path).offset == file.offset
+
+
+def _as_stack(file: str) -> str:
+    """Name of a stack for RELION, which takes a .mrc file for a map unless its format is stated."""
+    return f"{file}:mrcs" if file.lower().endswith(".mrc") else file
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path, PurePosixPath
+
+_FORMAT = re.compile(r":mrcs?$")  # by which RELION and Xmipp say how to read a file of another suffix
+
+
+def split_image_name(name: str) -> tuple[str | None, str]:
+    """Number and file of an image name, ``000001@stack.mrcs``; the number is None where there is none.
+
+    Folders may have an @ in their names: what has a / before it is no number.
+    """
+    head, at, file = name.partition("@")
+    return (head, file) if at and "/" not in head else (None, name)
+
+
+def split_format(file: str) -> tuple[str, str]:
+    """Name of a file and the format that may be stated after it: ``("stack.mrc", ":mrcs")``."""
+    match = _FORMAT.search(file)
+    return (file[: match.start()], match[0]) if match else (file, "")
 
 
 class ImageFinder:
@@ -31,7 +49,8 @@ class ImageFinder:
         self._last_hit = (self._bases[0], 0)  # most names are found where the one before was
 
     def find(self, name: str) -> str | None:
-        """Return the path of the file called `name`, or None."""
+        """Return the path of the file called `name`, which may state its format at the end, or None."""
+        name, _ = split_format(name)
         base, n_dropped = self._last_hit
         path = self._candidate(base, name, n_dropped)
         if path is not None and os.path.isfile(path):

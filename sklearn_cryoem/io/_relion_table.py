@@ -9,7 +9,7 @@ import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.io._from_cryosparc import relion_columns
-from sklearn_cryoem.io._image_names import raw_source
+from sklearn_cryoem.io._image_names import SIGN, raw_source, sign_of_images
 from sklearn_cryoem.io._star_version import STAR_VERSIONS, to_one_table, to_optics_groups
 from sklearn_cryoem.io.star import RELION_CTF
 from sklearn_cryoem.particles import CTFTable, ParticleStack
@@ -61,10 +61,12 @@ def relion_tables(
         raise ValueError(f"star_version is {version!r}, expected one of {', '.join(STAR_VERSIONS)}, or None.")
     table, lost = stack.metadata, []
     if not came_from_relion:
-        table, lost = relion_columns(table)
+        table, lost = relion_columns(stack)
     if new_images and came_from_relion and "rlnImageOriginalName" not in table.columns:
         table["rlnImageOriginalName"] = table["rlnImageName"]
     table["rlnImageName"] = image_names
+    if new_images and SIGN in table.columns:
+        table[SIGN] = sign_of_images(stack, as_read=True)
     optics = stack.optics
     old_style = came_from_relion and optics is None and "rlnOpticsGroup" not in table.columns
     if optics is None and not old_style:
@@ -119,15 +121,13 @@ def _new_optics(stack: ParticleStack, table: pd.DataFrame) -> pd.DataFrame:
     if raw_box:
         optics["rlnImageSize"] = raw_box
     optics["rlnImageDimensionality"] = 2
-    if "rlnMicrographName" not in table.columns:
-        table["rlnMicrographName"] = _micrographs(stack)
+    paths = stack.metadata.get("location/micrograph_path", pd.Series([""])).astype(str)
+    if paths.ne("").all():
+        table["rlnMicrographName"] = paths.str.removeprefix(">").to_numpy()
+    elif not {"rlnMicrographName", "rlnGroupName"} & set(table.columns):
+        # RELION forms its groups of noise by this label, and by micrographs only where it is missing.
+        table["rlnGroupName"] = [f"group_{group:06d}" for group in stack.noise_group]
     return optics
-
-
-def _micrographs(stack: ParticleStack) -> list[str]:
-    if "location/micrograph_path" in stack.metadata.columns:
-        return [str(name).removeprefix(">") for name in stack.metadata["location/micrograph_path"]]
-    return [f"noise_group_{group:06d}" for group in stack.noise_group]
 
 
 def raw_geometry(stack: ParticleStack) -> tuple[int, float | None]:

@@ -6,9 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from sklearn_cryoem.io._locate import ImageFinder
+from sklearn_cryoem.io._image_names import names_on_disk
+from sklearn_cryoem.io._locate import ImageFinder, split_format, split_image_name
 from sklearn_cryoem.particles import ParticleStack
 
 
@@ -55,16 +54,25 @@ def rename_images(
     column = next((name for name in ("rlnImageName", "blob/path") if name in stack.metadata), None)
     if column is None:
         return stack, {}
-    names = stack.metadata[column].astype(str).str.rpartition("@")  # (n_images, 3)
-    code, files = pd.factorize(names[2])
-    renamed = _renamed([str(file) for file in files], Path(read_from), Path(write_to), images_dir)
+    names = stack.metadata[column].astype(str).tolist()
+    parts = [split_image_name(name) if column == "rlnImageName" else (None, name) for name in names]
+    files = list(dict.fromkeys(file for _, file in parts))
+    renamed = _renamed(files, Path(read_from), Path(write_to), images_dir)
     if not renamed:
         return stack, {}
-    now = pd.Series([renamed.get(file, file) for file in files], dtype=object).iloc[code]
-    heads = names[0] + names[1]  # number and @
-    return stack.with_metadata(**{column: (heads.to_numpy() + now.to_numpy()).tolist()}), {
-        old.removeprefix(">"): new for old, new in renamed.items()
-    }
+    new = [("" if number is None else f"{number}@") + renamed.get(file, file) for number, file in parts]
+    return stack.with_metadata(**{column: new}), {old.removeprefix(">"): new for old, new in renamed.items()}
+
+
+def missing_files(stack: ParticleStack, table: str | Path) -> list[str]:
+    """Files of images that would not be found by their names from a STAR file of a stack."""
+    names = names_on_disk(stack, Path(table))
+    if names is None:  # they will be written with it
+        return []
+    finder = ImageFinder(Path(table))
+    return [
+        file for file in dict.fromkeys(split_image_name(name)[1] for name in names) if not finder.find(file)
+    ]
 
 
 def _renamed(
@@ -76,5 +84,5 @@ def _renamed(
     for file in files:
         found, seen = before.find(file.removeprefix(">")), after.find(file.removeprefix(">"))
         if found is not None and (seen is None or not os.path.samefile(found, seen)):
-            renamed[file] = name_in_project(found)
+            renamed[file] = name_in_project(found) + split_format(file)[1]
     return renamed

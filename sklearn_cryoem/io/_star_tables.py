@@ -12,9 +12,13 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import linecache
 import mmap
+import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +29,7 @@ import starfile
 from sklearn_cryoem._core.exceptions import ParticleDataError
 
 _SYNTAX = re.compile(rb"""(?:^|\s)["'#]""")  # what begins a value: inside one, these are letters
+_IN_MEMORY = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
 _NAME = "rlnImageName"
 _NAN = [  # by C, by Python, and by Windows; with a sign where the program divided 0 by 0
     "nan", "NaN", "NAN", "-nan", "-NaN", "-NAN", "+nan", "<NA>",
@@ -143,16 +148,37 @@ def _read_skeleton(content: mmap.mmap, loops: list[_Loop], text_labels: list[str
     kept.append(content[place:])
     lines = b"\n\n".join(kept).splitlines()
     plain = b"\n".join(line for line in lines if not line.lstrip().startswith(b"#"))
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            skeleton = Path(folder) / "skeleton.star"
-            skeleton.write_bytes(plain + b"\n")
-            return starfile.read(skeleton, always_dict=True, parse_as_string=text_labels)
-    except OSError as error:
-        raise ParticleDataError(
-            f"{path}: blocks without a table are read by way of a temporary file, and none can be written "
-            f"({error}). Set TMPDIR to a folder that can be written."
-        ) from error
+    with _named(plain + b"\n") as skeleton:
+        return starfile.read(skeleton, always_dict=True, parse_as_string=text_labels)
+
+
+@contextmanager
+def _named(content: bytes) -> Iterator[Path]:
+    """Path of a file with this content, for `starfile` reads by name.
+
+    Where the system has files in memory it is one, so that reading needs no folder that can be written to,
+    and no room on a disk.
+    """
+    if _IN_MEMORY:
+        with open(os.memfd_create("skeleton.star"), "w+b") as stream:
+            stream.write(content)
+            stream.flush()
+            try:
+                yield Path(f"/proc/self/fd/{stream.fileno()}")
+            finally:
+                linecache.clearcache()  # `starfile` reads through it, and another file may get this number
+    else:
+        try:
+            folder = tempfile.TemporaryDirectory()
+        except OSError as error:
+            raise ParticleDataError(
+                f"blocks without a table are read by way of a temporary file, and none can be "
+                f"written ({error}). Set TMPDIR to a folder that can be written."
+            ) from error
+        with folder as name:
+            path = Path(name) / "skeleton.star"
+            path.write_bytes(content)
+            yield path
 
 
 def _read_rows(rows: bytes, labels: list[str], text_labels: list[str]) -> pd.DataFrame:

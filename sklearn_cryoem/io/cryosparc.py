@@ -6,16 +6,17 @@ A .cs file is a numpy array with named fields; `sklearn_cryoem.io._records` make
 from __future__ import annotations
 
 import logging
-import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.spatial.transform import Rotation
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.io._cryosparc_files import beside, check_has_images, load_joined
 from sklearn_cryoem.io._raw import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT, RawParticles, RowProblems
 from sklearn_cryoem.io._records import records_to_table
+from sklearn_cryoem.physics.orientation import euler_of_rotation_vector
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +32,10 @@ CRYOSPARC_CTF = {
     "b_factor_angstrom2": ("ctf/bfactor", 1.0, 0.0),
     "scale": ("ctf/scale", 1.0, 1.0),
 }
-_COMPRESSED_MAGIC = (b"\x94CSDAT", b"\x95CSDAT")
-_REMEDY_CTF = "Pass passthrough= the file that has them, or read with ctf=False to take the CTF as 1."
 
 
 def read_cryosparc(
-    path: Path, *, permissive: bool, ctf: bool, passthrough: str | Path | None
+    path: Path, *, permissive: bool, ctf: bool, passthrough: str | Path | Sequence[str | Path] | None
 ) -> tuple[RawParticles, RowProblems]:
     """Read the metadata of a cryoSPARC table of particles.
 
@@ -48,8 +47,8 @@ def read_cryosparc(
         Whether bad rows are dropped instead of raising.
     ctf : bool
         Whether CTF parameters are wanted.
-    passthrough : str or Path, optional
-        Second file, joined by ``uid``.
+    passthrough : str or Path, or several, optional
+        More files, joined by ``uid``.
 
     Returns
     -------
@@ -63,15 +62,17 @@ def read_cryosparc(
     ParticleDataError
         If the file does not hold particles, or lacks what is needed.
     """
-    if path.suffix.lower() == ".csg":
-        table_path, others = _group_members(path)
-    else:
-        table_path, others = path, []
-    records = load_records(table_path)
-    for other in others if passthrough is None else [Path(passthrough)]:
-        records = _join(records, load_records(other), path, other)
-    _check_has_images(records, path)
+    more = [passthrough] if isinstance(passthrough, str | Path) else passthrough or []
+    records = load_joined(path, more)
+    check_has_images(records, path)
     problems = RowProblems(path, len(records), permissive=permissive)
+    if _has(records, "uid"):
+        again = pd.Series(records["uid"]).duplicated().to_numpy()
+        problems.add(
+            again,
+            lambda row: f"its uid {records['uid'][row]} is that of a particle before it",
+            "Export the particles again: every particle has a uid of its own.",
+        )
     code, names = pd.factorize(_image_paths(records, path))
     raw = RawParticles(
         path=path,
@@ -91,32 +92,6 @@ def read_cryosparc(
         problems.add(odd, "the pose or shift of its alignment is NaN or infinite", "Repair or drop the row.")
     _note_sign(records, path)
     return raw, problems
-
-
-def load_records(path: Path) -> np.ndarray:
-    """Load the structured array of a .cs file; raises ParticleDataError if it is none."""
-    if not path.is_file():
-        raise ParticleDataError(f"{path}: no such file. Copy it from the same job as the other one.")
-    with open(path, "rb") as stream:
-        magic = stream.read(6)
-    if magic in _COMPRESSED_MAGIC:
-        raise ParticleDataError(
-            f"{path}: a compressed cryoSPARC stream. Save it in the numpy format with cryosparc-tools: "
-            'Dataset.load("in.cs").save("out.cs").'
-        )
-    try:
-        records = np.load(path, allow_pickle=False)
-    except Exception as error:  # numpy evaluates the header: a damaged one can raise nearly anything
-        what = "the file is empty" if not magic else f"cannot be read as a cryoSPARC table ({error})"
-        raise ParticleDataError(f"{path}: {what}. Copy or export it again.") from error
-    if not isinstance(records, np.ndarray) or records.dtype.names is None:
-        raise ParticleDataError(f"{path}: an array without named fields, so not a cryoSPARC table. Check it.")
-    odd = [name for name in records.dtype.names if not (name.isascii() and name.isprintable())]
-    if odd:
-        raise ParticleDataError(
-            f"{path}: a field is called {odd[0]!a}, so the table is damaged. Copy or export it again."
-        )
-    return records
 
 
 def _image_paths(records: np.ndarray, path: Path) -> np.ndarray:
@@ -142,71 +117,8 @@ def _optional(records: np.ndarray, name: str, default: float) -> np.ndarray:
     return np.full(len(records), default, dtype=np.float64)
 
 
-def _check_has_images(records: np.ndarray, path: Path) -> None:
-    names = records.dtype.names or ()
-    if len(records) == 0:
-        raise ParticleDataError(f"{path}: holds no particle. Check the job that wrote it.")
-    if "blob/path" not in names or "blob/idx" not in names:
-        prefixes = ", ".join(sorted({name.split("/")[0] for name in names} - {"uid"}))
-        particle_like = any(name.split("/")[0] in ("alignments2D", "alignments3D", "ctf") for name in names)
-        if particle_like:
-            beside = sorted(p.name for p in path.parent.glob("*passthrough*particles*.cs"))
-            hint = f" (perhaps {beside[0]})" if beside else ""
-            raise ParticleDataError(
-                f"{path}: no field blob/path, which says where the images are (fields: {prefixes}). "
-                f"Pass passthrough= the passthrough file of the same job{hint}."
-            )
-        raise ParticleDataError(
-            f"{path}: this is not a table of particles (fields: {prefixes}). Give the particles of a job."
-        )
-
-
-def _group_members(path: Path) -> tuple[Path, list[Path]]:
-    """The tables a .csg group refers to: the job's own first, then the passthrough ones."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    kind = re.search(r"^ {2}type: *(\S+)", text, flags=re.MULTILINE)
-    if kind is None or kind[1] != "particle":
-        found = f"a group of type {kind[1]}" if kind else "no cryoSPARC group"
-        raise ParticleDataError(
-            f"{path}: this is {found}, not of particles. Give the group of the particles."
-        )
-    names = list(dict.fromkeys(re.findall(r"metafile: *'?>?([^'\s]+)'?", text)))
-    members = [path.parent / name for name in names]
-    missing = [str(member) for member in members if not member.is_file()]
-    if missing or not members:
-        raise ParticleDataError(
-            f"{path}: not there, though the group refers to it: {', '.join(missing) or 'any file'}. "
-            "Copy all files of the group into one folder."
-        )
-    members.sort(key=lambda member: "passthrough" in member.name)
-    return members[0], members[1:]
-
-
-def _join(records: np.ndarray, other: np.ndarray, path: Path, other_path: Path) -> np.ndarray:
-    """Add the fields of `other` that `records` lacks, row by row of equal uid."""
-    if not _has(records, "uid") or not _has(other, "uid"):
-        raise ParticleDataError(f"{path} and {other_path} cannot be joined: no field uid. Export them again.")
-    order = np.argsort(other["uid"])
-    place = np.minimum(np.searchsorted(other["uid"][order], records["uid"]), max(len(other) - 1, 0))
-    match = order[place] if len(other) else np.zeros(len(records), dtype=np.intp)
-    lost = np.flatnonzero(other["uid"][match] != records["uid"]) if len(other) else np.arange(len(records))
-    if lost.size:
-        raise ParticleDataError(
-            f"{other_path}: lacks {lost.size} of the {len(records)} particles of {path}, the first with uid "
-            f"{records['uid'][lost[0]]}. Take both files from the same job."
-        )
-    new = [name for name in other.dtype.names if name not in records.dtype.names]
-    dtype = records.dtype.descr + [(name, other.dtype[name].base, other.dtype[name].shape) for name in new]
-    joined = np.zeros(len(records), dtype=dtype)
-    for name in records.dtype.names:
-        joined[name] = records[name]
-    for name in new:
-        joined[name] = other[name][match]
-    return joined
-
-
 def _noise_groups(records: np.ndarray, file_code: np.ndarray) -> np.ndarray:
-    for name in ("location/micrograph_uid", "location/micrograph_path"):
+    for name in ("location/micrograph_uid", "location/micrograph_path", "sklearn_cryoem/rlnGroupName"):
         if _has(records, name):
             return np.unique(records[name], return_inverse=True)[1].reshape(-1)
     return file_code
@@ -216,7 +128,10 @@ def _ctf(records: np.ndarray, path: Path) -> dict[str, np.ndarray]:
     needed = [name for name, _, default in CRYOSPARC_CTF.values() if default is None]
     missing = [name for name in needed if not _has(records, name)]
     if missing:
-        raise ParticleDataError(f"{path}: no field {', '.join(missing)}. {_REMEDY_CTF}")
+        raise ParticleDataError(
+            f"{path}: no field {', '.join(missing)}. Pass passthrough= the file that has them"
+            f"{beside(path, missing[0])}, or read with ctf=False to take the CTF as 1."
+        )
     return {
         ours: _optional(records, name, 0.0 if default is None else default) * unit
         for ours, (name, unit, default) in CRYOSPARC_CTF.items()
@@ -239,35 +154,37 @@ def poses_of_records(
     is_in_pixels : bool
         Whether the shift is in pixels of the images, since no field gives a pixel size; else in Angstrom.
     """
-    for kind in ("alignments2D", "alignments3D"):
-        if _has(records, f"{kind}/pose") and _has(records, f"{kind}/shift"):
-            pose = records[f"{kind}/pose"].astype(np.float64)
-            angle = pose if kind == "alignments2D" else _psi_of_rotation_vector(pose)  # (n,)
-            shift = records[f"{kind}/shift"].astype(np.float64)  # (n, 2)
-            unit = _optional(records, f"{kind}/psize_A", 0.0)
-            known = unit > 0
-            if pixel_size is not None:
-                unit = np.where(known, unit, pixel_size)
-            elif not known.any():
-                return angle, shift, True
-            elif not known.all():
-                n_unknown = int((~known).sum())
-                raise ParticleDataError(
-                    f"{path or 'The table'}: {kind}/psize_A is missing or 0 for {n_unknown:,} of the "
-                    f"{len(known):,} particles, and there is no blob/psize_A, so the unit of their shifts is "
-                    "not known. Pass passthrough= the file that has blob/psize_A."
-                )
-            return angle, shift * unit[:, None], False
-    return None, None, False
+    kind = _alignment(records)
+    if kind is None:
+        return None, None, False
+    pose = records[f"{kind}/pose"].astype(np.float64)
+    angle = pose if kind == "alignments2D" else euler_of_rotation_vector(pose)[:, 2]  # (n,)
+    shift = records[f"{kind}/shift"].astype(np.float64)  # (n, 2)
+    unit = _optional(records, f"{kind}/psize_A", 0.0)
+    known = unit > 0
+    if pixel_size is not None:
+        unit = np.where(known, unit, pixel_size)
+    elif not known.any():
+        return angle, shift, True
+    elif not known.all():
+        n_unknown = int((~known).sum())
+        raise ParticleDataError(
+            f"{path or 'The table'}: {kind}/psize_A is missing or 0 for {n_unknown:,} of the "
+            f"{len(known):,} particles, and there is no blob/psize_A, so the unit of their shifts is "
+            "not known. Pass passthrough= the file that has blob/psize_A."
+        )
+    return angle, shift * unit[:, None], False
 
 
-def _psi_of_rotation_vector(vector: np.ndarray) -> np.ndarray:
-    euler_matrix = Rotation.from_rotvec(vector).as_matrix().transpose(0, 2, 1)  # (n, 3, 3)
-    psi = np.arctan2(euler_matrix[:, 1, 2], -euler_matrix[:, 0, 2])
-    at_pole = np.hypot(euler_matrix[:, 0, 2], euler_matrix[:, 1, 2]) < 1e-6  # tilt 0 or 180
-    side = np.where(euler_matrix[:, 2, 2] > 0, 1.0, -1.0)
-    at_pole_psi = np.arctan2(-side * euler_matrix[:, 1, 0], side * euler_matrix[:, 0, 0])
-    return np.where(at_pole, at_pole_psi, psi)
+def _alignment(records: np.ndarray) -> str | None:
+    """Which alignment of a table counts: the 2-D one, unless it was never made and there is a 3-D one."""
+    kinds = [
+        kind
+        for kind in ("alignments2D", "alignments3D")
+        if _has(records, f"{kind}/pose") and _has(records, f"{kind}/shift")
+    ]
+    made = [kind for kind in kinds if any(np.any(records[f"{kind}/{name}"]) for name in ("pose", "shift"))]
+    return next(iter([*made, *kinds]), None)
 
 
 def _note_sign(records: np.ndarray, path: Path) -> None:

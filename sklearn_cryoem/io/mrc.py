@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mrcfile
 import numpy as np
 import pandas as pd
 
@@ -13,7 +12,7 @@ from sklearn_cryoem._core.files import atomic_path
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.io._raw import RawParticles, RowProblems
 from sklearn_cryoem.particles.geometry import UNKNOWN_PIXEL_SIZE
-from sklearn_cryoem.particles.mrc_files import inspect_mrc, write_mrc_blocks
+from sklearn_cryoem.particles.mrc_files import inspect_mrc, read_whole_mrc, write_mrc_blocks
 
 
 def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
@@ -22,7 +21,7 @@ def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
     Parameters
     ----------
     path : str or Path
-        Any mode of real numbers, either byte order, compressed or not.
+        Any mode of real numbers, either byte order, any order of axes, compressed or not.
 
     Returns
     -------
@@ -43,17 +42,8 @@ def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
         raise FileNotFoundError(
             f"{path}: no such file. Check the name; the working directory is {Path.cwd()}."
         )
-    try:
-        with mrcfile.open(path) as mrc:
-            data, size = mrc.data, float(mrc.voxel_size.x)
-    except (ValueError, OSError) as error:
-        raise ParticleDataError(
-            f"{path}: cannot be read as MRC ({error}). Check that it is a whole .mrc file."
-        ) from error
-    if data is None or np.iscomplexobj(data):
-        what = "holds no data" if data is None else "holds complex numbers"
-        raise ParticleDataError(f"{path}: {what}, expected a map or images. Give the real-space file.")
-    return np.array(data, dtype=np.float32), size if np.isfinite(size) and size > 0 else None
+    array, voxel = read_whole_mrc(path)
+    return array, float(voxel[0]) if np.isfinite(voxel[0]) else None
 
 
 def write_mrc(

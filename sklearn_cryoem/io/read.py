@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sklearn_cryoem._core.contents import other_content
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.io._assemble import assemble
@@ -39,7 +40,7 @@ def read_particles(
     permissive: bool = False,
     check_images: bool = False,
     metadata_only: bool = False,
-    passthrough: str | Path | None = None,
+    passthrough: str | Path | Sequence[str | Path] | None = None,
     verbose: int = 0,
 ) -> ParticleStack | tuple[ParticleStack, pd.DataFrame]:
     """Read particles: metadata now, images when they are needed.
@@ -77,8 +78,9 @@ def read_particles(
         raises when it is first needed.
     metadata_only : bool, default=False
         Do not look for images; reading them raises.
-    passthrough : str or Path, optional
-        The passthrough file of a .cs file that has no ``blob/path`` itself.
+    passthrough : str or Path, or a sequence of them, optional
+        The passthrough files of a .cs file that lacks images, CTF or alignment: their fields are joined by
+        ``uid``. Of fields that several have the first counts.
     verbose : int, default=0
         Whether to show progress while images are checked.
 
@@ -149,10 +151,17 @@ def read_particles(
 
 
 def _read_metadata(
-    path: Path, *, permissive: bool, ctf: bool, passthrough: str | Path | None
+    path: Path, *, permissive: bool, ctf: bool, passthrough: str | Path | Sequence[str | Path] | None
 ) -> tuple[RawParticles, RowProblems]:
     kind = path.suffix.lower()
+    if passthrough and kind not in (".cs", ".csg"):
+        raise ParticleDataError(
+            f"{path}: passthrough= adds fields to the tables of cryoSPARC, and this is none. Leave it out."
+        )
     if kind == ".star":
+        problem = other_content(path, "a STAR file", "star", "text", "binary", "empty")
+        if problem:
+            raise ParticleDataError(f"{path}: {problem}")
         return read_star(path, permissive=permissive, ctf=ctf)
     if kind in (".cs", ".csg"):
         return read_cryosparc(path, permissive=permissive, ctf=ctf, passthrough=passthrough)

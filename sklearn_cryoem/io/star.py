@@ -11,6 +11,7 @@ import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.notices import notify
+from sklearn_cryoem.io._locate import split_image_name
 from sklearn_cryoem.io._raw import (
     ANGSTROM_PER_MM,
     RADIANS_PER_DEGREE,
@@ -188,9 +189,9 @@ def _image_names(table: _Table) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Distinct files, file of each particle, and place in that file from 0; of ``000001@stack.mrcs``."""
     missing = table.particles["rlnImageName"].isna().to_numpy()
     table.problems.add(missing, "rlnImageName is missing", "Repair that row; it may be cut off.")
-    parts = [name.partition("@") for name in table.text("rlnImageName").tolist()]
-    number = [head if at else "1" for head, at, _ in parts]  # a name without @ is a file of one image
-    file = np.array([tail if at else head for head, at, tail in parts], dtype=object)
+    parts = [split_image_name(name) for name in table.text("rlnImageName").tolist()]
+    number = ["1" if number is None else number for number, _ in parts]  # without one it is a single image
+    file = np.array([file for _, file in parts], dtype=object)
     frame = pd.to_numeric(pd.Series(number, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
     bad = ~((frame >= 1) & (frame == np.floor(frame)) & (frame < _MOST_FRAMES))
     table.problems.add(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -93,9 +93,13 @@ def write_particles(
     Notes
     -----
     Particles that are far out (`ParticleStack.screen`) are marked by 1 in a column ``smlOutlier``, which
-    `select_classes` leaves out. Columns that came in go out in their order with the same numbers,
-    row-filtered; the STAR file has the style it came in unless told otherwise. Names of images are kept as
-    they came in: RELION takes them relative to the project's folder, `read_particles` relative to the
+    `select_classes` leaves out. Particles that are dark where they lie stay marked as such: ``blob/sign``,
+    ``cryosparcSign`` in a STAR file. Where no micrographs are known, a new STAR file has groups of noise,
+    ``rlnGroupName``, instead.
+
+    Columns that came in go out in their order with the same numbers, row-filtered; the STAR file has the
+    style it came in unless told otherwise. Names of images are kept as they came in: RELION takes them
+    relative to the project's folder, `read_particles` relative to the
     file's folder or one above it; `rename_images` is for tables that are written where neither finds them.
     """
     path = Path(path)
@@ -120,7 +124,7 @@ def write_particles(
         records, lost = cryosparc_records(stack, checked_labels, extra, names)
         _warn_of_loss(path, lost)
         with atomic_path(path, overwrite=overwrite) as temporary, open(temporary, "wb") as stream:
-            np.save(stream, records, allow_pickle=False)
+            _save_records(stream, records)
     elif kind == ".mrcs":
         if checked_labels is not None or extra:
             raise ParticleDataError(f"{path}: a .mrcs file holds no labels or columns. Write a .star file.")
@@ -129,6 +133,14 @@ def write_particles(
         raise ParticleDataError(
             f"{path}: particles are written to .star, .cs or .mrcs files. Change the suffix."
         )
+
+
+def _save_records(stream: BinaryIO, records: np.ndarray) -> None:
+    """Write a .cs file; in numpy's format 2.0, which allows a longer header, only where it has to be."""
+    try:
+        np.lib.format.write_array(stream, records, version=(1, 0), allow_pickle=False)
+    except ValueError:  # raised before anything is written
+        np.lib.format.write_array(stream, records, version=(2, 0), allow_pickle=False)
 
 
 def _of_classification(posterior: Any, latent_positions: Any, kind: str) -> dict[str, np.ndarray]:

@@ -11,19 +11,23 @@ from pathlib import Path
 
 import mrcfile
 import numpy as np
-from mrcfile.constants import MAP_ID
 from mrcfile.dtypes import HEADER_DTYPE
-from mrcfile.utils import byte_order_from_machine_stamp
 
+from sklearn_cryoem._core.contents import other_content
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.particles.mrc_header import (
+    HEADER_BYTES,
+    PLAUSIBLE_MODES,
+    axis_order,
+    pixel_type,
+    read_header,
+    voxel_size,
+)
 
 logger = logging.getLogger(__name__)
 
-HEADER_BYTES = 1024
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2"}
 _WRITE_MODES = {"float32": 2, "float16": 12}
-_PLAUSIBLE_MODES = range(102)
-_REAL_MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}  # MRC mode: numpy type of one pixel
+_STACKS_OF_VOLUMES = range(401, 631)  # space groups that say so
 
 
 @dataclass(frozen=True)
@@ -92,24 +96,20 @@ def inspect_mrc(path: str | Path) -> FrameFile:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ParticleDataError(f"{path}: this is no file, but a folder, pipe or device. Give an .mrcs file.")
-    header, oddities = _read_header(path, status.st_size)
-    mode = int(header.mode)
+    header, oddities = read_header(path)
     nx, ny, nz = int(header.nx), int(header.ny), int(header.nz)
-    if oddities and (mode not in _PLAUSIBLE_MODES or min(nx, ny, nz) < 1):
+    if oddities and (int(header.mode) not in PLAUSIBLE_MODES or min(nx, ny, nz) < 1):
         raise ParticleDataError(
             f"{path}: not an MRC file ({oddities[0]}). Give the .mrcs file that the extraction wrote."
         )
-    if mode not in _REAL_MODES:
-        raise ParticleDataError(
-            f"{path}: MRC mode {mode}, expected 0, 1, 2, 6 or 12 (real numbers). "
-            "Convert the file to mode 2 (32-bit float), for example with `e2proc2d.py`."
-        )
+    dtype = pixel_type(header, path)
     if nx != ny or nx < 4 or nz < 1 or int(header.nsymbt) < 0:
         raise ParticleDataError(
             f"{path}: images of {nx} x {ny} pixels, {nz} of them; expected square particle images. "
             "If this is a micrograph, extract the particles first."
         )
-    dtype = np.dtype(_REAL_MODES[mode]).newbyteorder(header.dtype["mode"].byteorder)
+    _check_images(header, path)
+    size = float(voxel_size(header)[0])
     file = FrameFile(
         path=os.path.abspath(path),
         offset=HEADER_BYTES + int(header.nsymbt),
@@ -118,7 +118,7 @@ def inspect_mrc(path: str | Path) -> FrameFile:
         box=nx,
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
-        pixel_size=_pixel_size(header),
+        pixel_size=size if np.isfinite(size) else None,
     )
     if oddities and file.offset + nz * file.image_bytes != file.size:
         raise ParticleDataError(
@@ -181,40 +181,68 @@ def write_mrc_blocks(
             stream.write(np.array(value, dtype="<f4").tobytes())
 
 
-def _read_header(path: str | Path, size: int) -> tuple[np.recarray, list[str]]:
-    """Header of an MRC file in the byte order of the file, and what is odd about it."""
-    # Only these bytes are read: mrcfile would follow a senseless length of the extended header.
-    with open(path, "rb") as stream:
-        start = stream.read(HEADER_BYTES)
-    if start[:2] in _COMPRESSED:
-        raise ParticleDataError(
-            f"{path}: compressed with {_COMPRESSED[start[:2]]}. Uncompress it: images are read singly."
-        )
-    if len(start) < HEADER_BYTES:
-        what = "empty" if size == 0 else f"only {size} bytes long, shorter than an MRC header (1024)"
-        raise ParticleDataError(f"{path}: the file is {what}. Copy or extract it again.")
-    header = np.frombuffer(start, dtype=HEADER_DTYPE).view(np.recarray)[0]
-    oddities = [] if header.map == MAP_ID else ["no MAP tag in the header"]
+def read_whole_mrc(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a whole MRC file, compressed or not, with its axes in the order of this library.
+
+    Parameters
+    ----------
+    path : str or Path
+        A volume, a stack or an image of real numbers.
+
+    Returns
+    -------
+    array : ndarray of shape (nz, ny, nx) or (ny, nx), float32
+        The data, whatever the order of axes in the file.
+    voxel : ndarray of shape (3,)
+        Angstrom along x, y and z; NaN where the header does not say.
+
+    Raises
+    ------
+    ParticleDataError
+        If it is not a sound MRC file of real numbers, or its cell is not rectangular.
+    """
+    problem = other_content(path, "an MRC file", "mrc", "binary", "gzip", "bzip2")
+    if problem:
+        raise ParticleDataError(f"{path}: {problem}")
     try:
-        order = byte_order_from_machine_stamp(header.machst)
-    except ValueError:
-        oddities.append(f"machine stamp {header.machst.tobytes().hex()}")
-        order = "<"
-    if order == ">":
-        header = _with_byte_order(start, ">")
-    if int(header.mode) not in _PLAUSIBLE_MODES:
-        other = _with_byte_order(start, "<" if order == ">" else ">")
-        if int(other.mode) in _PLAUSIBLE_MODES:
-            oddities.append("machine stamp and byte order disagree")
-            header = other
-    return header, oddities
+        with mrcfile.open(path, header_only=True) as mrc:
+            header = mrc.header
+            dtype, order = pixel_type(header, path), axis_order(header, path)
+        with mrcfile.open(path) as mrc:
+            data = mrc.data
+    except (ValueError, OSError, EOFError) as error:
+        raise ParticleDataError(
+            f"{path}: cannot be read as MRC ({error}). Check that it is a whole .mrc file."
+        ) from error
+    if data is None:
+        raise ParticleDataError(f"{path}: holds no data, expected a map or images. Copy it again.")
+    angles = [float(angle) for angle in header.cellb.tolist()]
+    if data.ndim == 3 and any(angle not in (0.0, 90.0) for angle in angles):
+        raise ParticleDataError(
+            f"{path}: the angles of its cell are {angles}, expected 90 degrees. Resample the map on a "
+            "rectangular grid."
+        )
+    if dtype == np.uint8:
+        data = data.view(np.uint8)  # mrcfile takes all bytes as signed
+    if data.ndim == 3:  # (sections, rows, columns)
+        place = [order[::-1].index(axis) for axis in (3, 2, 1)]
+        data = data.transpose(place)
+    elif order != (1, 2, 3):
+        _check_images(header, path)
+    return np.array(data, dtype=np.float32, order="C"), voxel_size(header)
 
 
-def _with_byte_order(start: bytes, order: str) -> np.recarray:
-    return np.frombuffer(start, dtype=HEADER_DTYPE.newbyteorder(order)).view(np.recarray)[0]
-
-
-def _pixel_size(header: np.recarray) -> float | None:
-    cell, sampling = float(header.cella.x), int(header.mx)
-    size = cell / sampling if sampling > 0 else 0.0
-    return size if np.isfinite(size) and size > 0 else None
+def _check_images(header: np.recarray, path: str | Path) -> None:
+    """Raise unless the columns of images are x and their rows y, and they are images."""
+    order = axis_order(header, path)
+    if order != (1, 2, 3):
+        raise ParticleDataError(
+            f"{path}: the header says that columns, rows and sections are the axes {order} (MAPC, MAPR, "
+            "MAPS), expected (1, 2, 3): other images are mirrored or cut across. Write the stack again with "
+            "its axes in that order, or set the three numbers if the header is wrong."
+        )
+    if int(header.ispg) in _STACKS_OF_VOLUMES:
+        raise ParticleDataError(
+            f"{path}: a stack of volumes (space group {int(header.ispg)}), expected images. Give the stack "
+            "of particle images."
+        )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
+
+_AT_POLE = 1e-6  # sine of the tilt below which rot and psi turn about one axis
 
 
 def euler_matrices(rot_rad: ArrayLike, tilt_rad: ArrayLike, psi_rad: ArrayLike) -> NDArray[np.float64]:
@@ -49,3 +52,47 @@ def in_plane_turn(frames: NDArray[np.float64], reference: NDArray[np.float64]) -
     """
     relative = frames @ reference.T  # (n, 3, 3)
     return np.arctan2(relative[:, 1, 0] - relative[:, 0, 1], relative[:, 0, 0] + relative[:, 1, 1])
+
+
+def euler_of_rotation_vector(vector: ArrayLike) -> NDArray[np.float64]:
+    """RELION's angles of cryoSPARC's 3-D poses.
+
+    Parameters
+    ----------
+    vector : array_like of shape (n, 3)
+        ``alignments3D/pose``: the axis of a rotation times its angle in radians. The matrix of that rotation
+        is the transposed of `euler_matrices` (as csparc2star of pyem has it).
+
+    Returns
+    -------
+    angles : ndarray of shape (n, 3)
+        rot, tilt and psi in radians. At tilt 0 and 180 degrees, where only their sum or difference counts,
+        rot is 0.
+    """
+    frames = Rotation.from_rotvec(np.array(vector, dtype=np.float64)).as_matrix().transpose(0, 2, 1)
+    sine = np.hypot(frames[:, 0, 2], frames[:, 1, 2])  # of the tilt, (n,)
+    tilt = np.arctan2(sine, frames[:, 2, 2])
+    side = np.where(frames[:, 2, 2] > 0, 1.0, -1.0)
+    rot = np.where(sine < _AT_POLE, 0.0, np.arctan2(frames[:, 2, 1], frames[:, 2, 0]))
+    at_pole = np.arctan2(-side * frames[:, 1, 0], side * frames[:, 0, 0])
+    psi = np.where(sine < _AT_POLE, at_pole, np.arctan2(frames[:, 1, 2], -frames[:, 0, 2]))
+    return np.column_stack([rot, tilt, psi])
+
+
+def rotation_vector_of_euler(
+    rot_rad: ArrayLike, tilt_rad: ArrayLike, psi_rad: ArrayLike
+) -> NDArray[np.float64]:
+    """Inverse of `euler_of_rotation_vector`.
+
+    Parameters
+    ----------
+    rot_rad, tilt_rad, psi_rad : array_like of shape (n,)
+        rlnAngleRot, rlnAngleTilt and rlnAnglePsi in radians.
+
+    Returns
+    -------
+    vector : ndarray of shape (n, 3)
+        Axis times angle, of at most pi.
+    """
+    matrices = euler_matrices(rot_rad, tilt_rad, psi_rad).transpose(0, 2, 1)
+    return np.asarray(Rotation.from_matrix(matrices).as_rotvec(), dtype=np.float64)

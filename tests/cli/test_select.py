@@ -13,7 +13,8 @@ import pytest
 import starfile
 
 from sklearn_cryoem import read_particles
-from sklearn_cryoem.cli.main import main
+from sklearn_cryoem.cli._config import run_text
+from sklearn_cryoem.cli.main import main, parse
 from sklearn_cryoem.io import read_mrc, write_selection
 from sklearn_cryoem.particles import class_labels
 
@@ -162,18 +163,72 @@ def test_select_may_change_the_format_and_keeps_all_it_can(results, tmp_path, ca
     assert "CTF" not in capsys.readouterr().err
 
 
+def test_a_run_that_lies_elsewhere_names_the_images_that_it_was_made_of(
+    results, tmp_path, monkeypatch, capsys
+):
+    """Its particles have the names of its input, which are found from there, as the summary says."""
+    shutil.copytree(results, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert run("select", "moved", "--classes", "1-6", "-o", "x.star") == 0
+    said = capsys.readouterr()
+    assert f"particles.mrcs is named {results.parent / 'particles.mrcs'}" in said.out
+    assert "found" not in said.err
+    np.testing.assert_array_equal(read_particles("x.star").read([7]), labelled("x.star", results).read([7]))
+    (tmp_path / "moved" / "summary.json").unlink()
+    assert run("select", "moved", "--classes", "1-6", "-o", "lost.star") == 0
+    assert "particles.mrcs will not be found from lost.star" in capsys.readouterr().err
+    words = ("--images-dir", results.parent, "-o", "found.star", "-q")
+    assert run("select", "moved", "--classes", "1-6", *words) == 0
+    assert (tmp_path / "found.star").read_text() == (tmp_path / "x.star").read_text()
+
+
+def test_files_of_a_job_are_passed_through_by_every_command(results, tmp_path, monkeypatch, capsys):
+    """Alignments, images and CTF in three files, as cryoSPARC leaves them."""
+    monkeypatch.chdir(results.parent)
+    assert run("convert", results / "particles.star", tmp_path / "all.cs", "-q") == 0
+    records = np.load(tmp_path / "all.cs")
+    parts = {"alignments2D": "J1_particles.cs", "blob": "images.cs", "ctf": "ctf.cs"}
+    for prefix, name in parts.items():
+        with open(tmp_path / name, "wb") as file:
+            np.save(file, records[["uid", *[n for n in records.dtype.names if n.startswith(prefix)]]].copy())
+    job, images, ctf = (tmp_path / name for name in parts.values())
+    both = ("--passthrough", images, "--passthrough", ctf)
+    assert run("info", job, "--images-dir", results.parent) == 1
+    assert "Pass --passthrough the passthrough file of the same job" in capsys.readouterr().err
+    where = ("--images-dir", results.parent)
+    assert run("info", job, *both, *where, "--json", "--no-checks") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["particles"], facts["ctf"], facts["images"]) == (200, "yes", "found")
+    assert run("select", job, *both, "--classes", "1", "-o", tmp_path / "s.star", *where, "-q") == 0
+    n_first = (records["alignments2D/class"] == 0).sum()
+    assert len(read_particles(tmp_path / "s.star")) == n_first
+    assert run("convert", job, tmp_path / "c.star", *both, *where, "-q") == 0
+    assert read_particles(tmp_path / "c.star").ctf is not None
+    run_yaml = tmp_path / "run.yaml"
+    run_yaml.write_text(run_text("classify", {"passthrough": [images, ctf], "particles": job}))
+    parsed = parse(["classify", "--config", str(run_yaml), "-o", "x"])
+    assert (parsed.passthrough, parsed.particles) == ([images, ctf], job)
+    parsed = parse(["classify", "--config", str(run_yaml), "-o", "x", "--passthrough=other.cs"])
+    assert parsed.passthrough == [Path("other.cs")]
+    run_yaml.write_text(run_text("classify", {"passthrough": [], "particles": job}))
+    assert parse(["classify", "--config", str(run_yaml), "-o", "x"]).passthrough == []
+
+
 # ---------------------------------------------------------------- convert
 def test_convert_to_cryosparc_and_back(results, tmp_path, capsys):
     assert run("convert", results / "particles.star", tmp_path / "p.cs") == 0
-    assert run("convert", tmp_path / "p.cs", tmp_path / "back.star") == 0
     assert "warning" not in capsys.readouterr().err
+    assert run("convert", tmp_path / "p.cs", tmp_path / "back.star") == 0
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1
+    assert "particles.mrcs will not be found from" in said and "Pass --images-dir" in said
     before, after = read_particles(results / "particles.star"), labelled(tmp_path / "back.star", results)
     np.testing.assert_array_equal(after.read(), before.read())
     np.testing.assert_allclose(after.poses.shift, before.poses.shift, atol=1e-4)
     np.testing.assert_allclose(after.poses.angle_rad, before.poses.angle_rad, atol=1e-6)
     np.testing.assert_allclose(after.ctf.defocus_u_angstrom, before.ctf.defocus_u_angstrom, rtol=1e-6)
     np.testing.assert_allclose(after.ctf.astigmatism_angle_rad, before.ctf.astigmatism_angle_rad, atol=1e-6)
-    for label in ("rlnClassNumber", "rlnImageName", "rlnMicrographName", "smlLatent1", "smlLatent2"):
+    for label in ("rlnClassNumber", "rlnImageName", "rlnGroupName", "smlLatent1", "smlLatent2"):
         assert after.metadata[label].tolist() == before.metadata[label].tolist()
     assert run("convert", tmp_path / "back.star", tmp_path / "again.cs") == 0
     first, second = np.load(tmp_path / "p.cs"), np.load(tmp_path / "again.cs")

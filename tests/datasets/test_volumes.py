@@ -36,7 +36,7 @@ def test_what_is_not_a_map_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Give the path of an \.mrc map"):
         load_volume(tmp_path / "absent.mrc")
     (tmp_path / "text.mrc").write_text("no map" * 400)
-    with pytest.raises(ParticleDataError, match=r"text.mrc is not a readable MRC map.*Give a .mrc map"):
+    with pytest.raises(ParticleDataError, match=r"text.mrc: not an MRC file, but plain text. Give the file"):
         load_volume(tmp_path / "text.mrc")
     write(tmp_path / "flat.mrc", np.zeros((4, 6, 6), np.float32))
     with pytest.raises(ParticleDataError, match=r"shape \(4, 6, 6\).*Pad or crop it to a cube"):

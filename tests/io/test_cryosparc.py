@@ -1,4 +1,5 @@
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarni
 from sklearn_cryoem.io import read_particles, write_particles
 from sklearn_cryoem.io._records import records_to_table, table_to_records
 from sklearn_cryoem.particles import Poses
+from sklearn_cryoem.physics.orientation import euler_of_rotation_vector
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*ctf/tetra_A are kept, but not used")
 
@@ -177,7 +179,7 @@ def test_a_passthrough_file_is_joined_by_uid(project, records, save_cs):
         read_particles(main, passthrough=fewer)
     with pytest.raises(ParticleDataError, match=r"gone.cs: no such file"):
         read_particles(main, passthrough=project.folder / "gone.cs")
-    with pytest.raises(ParticleDataError, match="no field uid"):
+    with pytest.raises(ParticleDataError, match=r"no field uid in .*none.cs. Export it again"):
         read_particles(main, passthrough=save_cs(without(records, "uid"), "none.cs"))
 
 
@@ -250,7 +252,8 @@ def test_bad_particles_are_refused_or_reported(project, records, save_cs, spoil,
     [
         (b"", "the file is empty. Copy or export it again"),
         (b"\x95CSDAT" + bytes(50), r"compressed cryoSPARC stream.*Dataset.load"),
-        (b"text, no table", "cannot be read as a cryoSPARC table"),
+        (b"text, no table", "not a cryoSPARC table, but plain text. Give the file"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr'", "cannot be read as a cryoSPARC table .*Copy or export it again"),
     ],
 )
 def test_files_that_are_no_table(tmp_path, content, message):
@@ -263,10 +266,148 @@ def test_files_that_are_no_table(tmp_path, content, message):
 def test_plain_arrays_and_other_tables_are_refused(records, save_cs):
     with pytest.raises(ParticleDataError, match="an array without named fields"):
         read_particles(save_cs(np.zeros((3, 4))))
-    with pytest.raises(ParticleDataError, match=r"not a table of particles \(fields: map\)"):
+    with pytest.raises(ParticleDataError, match=r"a table of a volume, not .* \(fields: map\). Read the map"):
         read_particles(save_cs(np.zeros(1, dtype=[("uid", "u8"), ("map/path", "S9")])))
     with pytest.raises(ParticleDataError, match="holds no particle"):
         read_particles(save_cs(records[:0]))
+
+
+# ------------------------------------------------------------------------------------ files of a job
+def extended(records, *fields):
+    """The same table with more fields: (name, type, values)."""
+    new = np.zeros(len(records), dtype=[*records.dtype.descr, *[(name, kind) for name, kind, _ in fields]])
+    for name in records.dtype.names:
+        new[name] = records[name]
+    for name, _, values in fields:
+        new[name] = values
+    return new
+
+
+def test_alignment_images_and_ctf_may_lie_in_three_files(project, records, save_cs):
+    order = np.random.default_rng(0).permutation(9)
+    main = save_cs(without(records, "blob/", "ctf/", "location/"), "cryosparc_P9_J2_020_particles.cs")
+    images = save_cs(
+        records[["uid", *[n for n in records.dtype.names if n.startswith("blob/")]]][order], "b.cs"
+    )
+    ctf = save_cs(records[["uid", *[n for n in records.dtype.names if n.startswith("ctf/")]]][::-1], "c.cs")
+    with pytest.raises(ParticleDataError, match=r"no field ctf/df1_A.*Pass passthrough= the file"):
+        read_particles(main, passthrough=images)
+    for several in ([images, ctf], (str(ctf), str(images))):
+        stack = read_particles(main, passthrough=several)
+        np.testing.assert_array_equal(stack.read(), project.images)
+        np.testing.assert_allclose(stack.ctf.defocus_u_angstrom, 15000 + np.arange(9))
+        np.testing.assert_allclose(stack.poses.angle_rad, 0.3 * np.arange(9), rtol=1e-6)
+
+
+def test_only_tables_of_cryosparc_are_joined(project, records, save_cs):
+    with pytest.raises(ParticleDataError, match=r"particles.star: passthrough= adds fields .*Leave it out"):
+        read_particles(project.write(), passthrough=save_cs(records))
+
+
+def test_the_file_proposed_is_of_the_same_job_and_has_the_field(project, records, save_cs):
+    main = save_cs(without(records, "blob/"), "cryosparc_P9_J2_020_particles.cs")
+    save_cs(records, "P9_J21_passthrough_particles.cs")
+    save_cs(without(records, "blob/"), "P9_J2_passthrough_particles_0.cs")
+    (project.folder / "P9_J2_passthrough_particles_1.cs").write_bytes(b"damaged")
+    with pytest.raises(ParticleDataError, match=r"passthrough file of the same job\.$"):
+        read_particles(main)
+    save_cs(records, "P9_J2_passthrough_particles_2.cs")
+    with pytest.raises(ParticleDataError, match=r"perhaps P9_J2_passthrough_particles_2.cs"):
+        read_particles(main)
+
+
+def test_uids_name_one_particle_each(records, save_cs):
+    main = save_cs(without(records, "blob/"), "main.cs")
+    records["uid"][4] = records["uid"][1]
+    with pytest.raises(ParticleDataError, match=r"twice.cs: 1 uids are there more.*Export it again"):
+        read_particles(main, passthrough=save_cs(records, "twice.cs"))
+    path = save_cs(records)
+    with pytest.raises(ParticleDataError, match=r"particle 5: its uid 1000000000000000007 is that of"):
+        read_particles(path)
+    assert len(read_particles(path, permissive=True)[0]) == 8
+
+
+@pytest.mark.parametrize("n_fields", [300, 2000])
+def test_tables_of_many_fields_are_read_and_written(records, save_cs, tmp_path, n_fields):
+    """numpy reads headers up to 10,000 bytes unless it is told otherwise, and warns above 65,535."""
+    values = np.random.default_rng(0).normal(size=(n_fields, 9)).astype(np.float32)
+    more = [(f"alignments_class_{i}/class_posterior", "<f4", row) for i, row in enumerate(values)]
+    stack = read_particles(save_cs(extended(records, *more)) if n_fields < 1000 else save_cs(records))
+    table = {name: column for name, _, column in more}
+    write_particles(stack, tmp_path / "out.cs", columns=table, overwrite=True)
+    again = read_particles(tmp_path / "out.cs", metadata_only=True)
+    np.testing.assert_array_equal(again.metadata[list(table)].to_numpy().T, values)
+    found = np.load(tmp_path / "out.cs", max_header_size=10**6)
+    np.testing.assert_array_equal(found[more[-1][0]], values[-1])
+
+
+@pytest.mark.parametrize("quote", ["'>{}'", '">{}"', ">-\n      >{}", "'{}'", "{}"])
+def test_a_group_is_yaml_however_it_is_quoted(project, records, save_cs, quote):
+    save_cs(without(records, "blob/"), "P with space_particles.cs")
+    save_cs(records, "P_passthrough_particles.cs")
+    group = project.folder / "P.csg"
+    first, second = quote.format("P_passthrough_particles.cs"), quote.format("P with space_particles.cs")
+    group.write_text(
+        "created: 2021-06-10 00:55:14.794530\ngroup: {name: particles, type: particle}\nresults:\n"
+        f"  blob:\n    metafile: {first}\n    num_items: 9\n  ctf:\n    metafile: {second}\n"
+    )
+    np.testing.assert_array_equal(read_particles(group).read(), project.images)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "group: {type: volume}\n",
+            "a group of type volume, not of particles. Give the group",
+        ),
+        ("group: [", "cannot be read as YAML .*. Copy or export it again"),
+        ("- a\n- b\n", "no cryoSPARC group, not of particles. Give"),
+        ("group: {type: particle}\nresults: {}\n", "refers to it: any file. Copy all files"),
+        ("version https://git-lfs.github.com/spec/v1\n", "but a Git LFS pointer.*git lfs pull"),
+    ],
+)
+def test_groups_that_are_none(tmp_path, text, message):
+    (tmp_path / "x.csg").write_text(text)
+    with pytest.raises(ParticleDataError, match=rf"x\.csg: .*{message}"):
+        read_particles(tmp_path / "x.csg")
+
+
+def test_a_group_without_pyyaml_says_how_to_do_without(tmp_path, monkeypatch):
+    (tmp_path / "x.csg").write_text("group: {type: particle}\n")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ParticleDataError, match=r"PyYAML is not there. Install it.*give the \.cs file"):
+        read_particles(tmp_path / "x.csg")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            ["micrograph_blob/path", "ctf/df1_A", "mscope_params/accel_kv"],
+            "exposures, movies or.*Extract part",
+        ),
+        (["movie_blob/path", "gain_ref_blob/path"], "exposures, movies or micrographs.*Extract particles"),
+        (["map/path", "map/psize_A"], "a table of a volume.*Read the map"),
+        (["location/center_x_frac", "pick_stats/ncc_score"], "a table of picks.*Extract the particles first"),
+        (["ctf/df1_A", "location/center_x_frac"], "no field blob/path.*Pass passthrough="),
+        (["something/else"], "this is not a table of particles.*Give the particles of a job"),
+    ],
+)
+def test_tables_of_other_things_are_named(save_cs, fields, message):
+    with pytest.raises(ParticleDataError, match=message):
+        read_particles(save_cs(np.ones(2, dtype=[("uid", "u8"), *[(name, "f4") for name in fields]])))
+
+
+def test_an_alignment_of_zeros_was_never_made(records, save_cs):
+    vectors = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    shift = np.ones((9, 2))
+    new = extended(records, ("alignments3D/pose", "3<f4", vectors), ("alignments3D/shift", "2<f4", shift))
+    np.testing.assert_allclose(read_particles(save_cs(new)).poses.angle_rad, 0.3 * np.arange(9), rtol=1e-6)
+    new["alignments2D/pose"], new["alignments2D/shift"] = 0, 0
+    poses = read_particles(save_cs(new)).poses
+    np.testing.assert_allclose(poses.angle_rad, euler_of_rotation_vector(vectors)[:, 2])
+    np.testing.assert_allclose(poses.shift, 2.0)
 
 
 def test_real_refinement(shared_data):

@@ -133,7 +133,7 @@ def test_star_handler_and_stack_create_take_a_subset(classified, version):
     relion(f"relion_star_handler --i {name}.star --o {name}_handled.star", folder)  # converts 3.0 itself
     theirs = read_particles(folder / f"{name}_handled.star")
     assert set(theirs.metadata["rlnClassNumber"]) == {1, 3}
-    for label in ("rlnImageName", "rlnClassNumber", "rlnMicrographName"):
+    for label in ("rlnImageName", "rlnClassNumber", "rlnGroupName"):
         assert theirs.metadata[label].tolist() == chosen.metadata[label].tolist()
     for label in ("smlLatent1", "smlLatent2", "rlnMaxValueProbDistribution"):
         np.testing.assert_allclose(theirs.metadata[label], chosen.metadata[label], atol=2e-6)

@@ -1,0 +1,167 @@
+"""Headers of MRC files that read wrongly if they are not heeded."""
+
+import itertools
+
+import mrcfile
+import numpy as np
+import pytest
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.datasets import load_volume
+from sklearn_cryoem.io import read_mrc, read_particles
+
+IMOD_STAMP, SIGNED, UNSIGNED = 1146047817, 1, 0
+
+
+def write(path, array, *, order="<", voxel=2.0, **fields):
+    """An MRC file with these fields in its header; `imod` is stamp and flags of IMOD."""
+    mrcfile.write(path, array, voxel_size=voxel, overwrite=True)
+    with mrcfile.open(path, "r+", permissive=True) as mrc:
+        imod = fields.pop("imod", None)
+        for name, value in fields.items():
+            mrc.header[name] = value
+        content = bytearray(mrc.header.tobytes() + array.tobytes())
+    if imod is not None:
+        content[152:160] = np.array(imod, dtype="<i4").tobytes()
+    if order == ">":
+        header = np.frombuffer(bytes(content[:1024]), dtype=mrcfile.dtypes.HEADER_DTYPE).copy()
+        stamp = np.array([0x11, 0x11, 0, 0], dtype=np.uint8)
+        imod = np.frombuffer(bytes(content[152:160]), dtype="<i4").astype(">i4").tobytes()
+        big = header.astype(header.dtype.newbyteorder(">"))
+        big["machst"] = stamp
+        content[:1024] = big.tobytes()
+        content[152:160] = imod
+        content[1024:] = array.astype(array.dtype.newbyteorder(">")).tobytes()
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def grey(rng):
+    """Images of grey values from 0 to 255."""
+    return rng.integers(0, 256, (5, 8, 8), dtype=np.uint8)
+
+
+# ------------------------------------------------------------------------------------ bytes
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("fields", "signed"),
+    [
+        ({"imod": (IMOD_STAMP, UNSIGNED)}, False),
+        ({"imod": (IMOD_STAMP, SIGNED)}, True),
+        ({"imod": (0, UNSIGNED), "dmin": 0, "dmax": 100}, True),
+        ({"dmin": 0, "dmax": 255}, False),
+        ({"dmin": -128, "dmax": 127}, True),
+    ],
+)
+def test_bytes_are_signed_as_the_header_says(tmp_path, grey, order, fields, signed):
+    path = write(tmp_path / "a.mrcs", grey.view(np.int8), order=order, **fields)
+    expected = grey.view(np.int8) if signed else grey
+    np.testing.assert_array_equal(read_particles(path).read(), expected)
+    np.testing.assert_array_equal(read_mrc(path)[0], expected)
+    np.testing.assert_array_equal(read_particles(path).read([3, 1]), expected[[3, 1]])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", ["i1", "i2", "f4", "u2", "f2"])
+def test_every_mode_of_real_numbers_in_both_byte_orders(tmp_path, rng, dtype, order):
+    images = (rng.normal(size=(5, 8, 8)) * 30 + 40).clip(0, 127).astype(dtype)
+    path = write(tmp_path / "a.mrcs", images, order=order)
+    np.testing.assert_array_equal(read_particles(path).read(), images)
+    np.testing.assert_array_equal(read_mrc(path)[0], images)
+
+
+@pytest.mark.parametrize(
+    ("mode", "what"), [(3, "complex 16-bit"), (4, "a Fourier transform"), (16, "colours"), (101, "4-bit")]
+)
+def test_other_modes_are_named(tmp_path, rng, mode, what):
+    path = write(tmp_path / "a.mrc", rng.normal(size=(5, 8, 8)).astype("f4"), mode=mode)
+    for read in (read_particles, read_mrc, load_volume):
+        with pytest.raises(ParticleDataError, match=rf"a.mrc: MRC mode {mode} \(.*{what}.*Convert the file"):
+            read(path)
+
+
+# ------------------------------------------------------------------------------------ axes
+@pytest.mark.parametrize("axes", list(itertools.permutations((1, 2, 3))))
+def test_a_map_has_the_axes_that_its_header_says(tmp_path, rng, axes):
+    """`axes` are those of columns, rows and sections; an array of sections, rows, columns is stored."""
+    volume = rng.normal(size=(6, 6, 6)).astype("f4")  # [z, y, x]
+    stored = volume.transpose([{1: 2, 2: 1, 3: 0}[axis] for axis in axes[::-1]])
+    column, row, section = (2, 3, 1)  # z, y, x of one voxel
+    place = {1: section, 2: row, 3: column}
+    assert stored[tuple(place[axis] for axis in axes[::-1])] == volume[column, row, section]
+    names = dict(zip(("mapc", "mapr", "maps"), axes, strict=True))
+    path = write(tmp_path / "m.mrc", np.ascontiguousarray(stored), **names)
+    np.testing.assert_array_equal(load_volume(path).array, volume)
+    np.testing.assert_array_equal(read_mrc(path)[0], volume)
+
+
+def test_an_oblong_map_has_its_axes_and_the_pixel_size_along_x(tmp_path, rng):
+    volume = rng.normal(size=(4, 5, 6)).astype("f4")
+    fields = {"mapc": 3, "mapr": 2, "maps": 1, "mx": 6, "my": 5, "mz": 4, "cella": (12.0, 15.0, 16.0)}
+    path = write(tmp_path / "m.mrc", np.ascontiguousarray(volume.transpose(2, 1, 0)), **fields)
+    array, pixel_size = read_mrc(path)
+    np.testing.assert_array_equal(array, volume)
+    assert pixel_size == 2.0
+
+
+def test_axes_left_out_are_the_usual_ones_and_senseless_ones_are_refused(tmp_path, rng):
+    volume = rng.normal(size=(6, 6, 6)).astype("f4")
+    path = write(tmp_path / "m.mrcs", volume, mapc=0, mapr=0, maps=0)
+    np.testing.assert_array_equal(load_volume(path).array, volume)
+    np.testing.assert_array_equal(read_particles(path).read(), volume)
+    path = write(tmp_path / "m.mrcs", volume, mapc=1, mapr=1, maps=3)
+    for read in (read_particles, read_mrc, load_volume):
+        with pytest.raises(ParticleDataError, match=r"axes \(1, 1, 3\).*expected 1, 2 and 3.*Write the file"):
+            read(path)
+
+
+@pytest.mark.parametrize("axes", [(2, 1, 3), (3, 2, 1)])
+def test_stacks_with_other_axes_are_refused(tmp_path, rng, axes):
+    names = dict(zip(("mapc", "mapr", "maps"), axes, strict=True))
+    path = write(tmp_path / "a.mrcs", rng.normal(size=(5, 8, 8)).astype("f4"), **names)
+    with pytest.raises(
+        ParticleDataError, match=r"a.mrcs: .*images are mirrored or cut across. Write the stack"
+    ):
+        read_particles(path)
+
+
+def test_a_stack_of_volumes_and_an_oblique_cell_are_refused(tmp_path, rng):
+    array = rng.normal(size=(8, 8, 8)).astype("f4")
+    path = write(tmp_path / "a.mrcs", array, ispg=401)
+    with pytest.raises(ParticleDataError, match=r"a stack of volumes \(space group 401\).*Give the stack"):
+        read_particles(path)
+    path = write(tmp_path / "a.mrc", array, cellb=(90, 90, 120))
+    with pytest.raises(ParticleDataError, match=r"angles of its cell are \[90.0, 90.0, 120.0\].*Resample"):
+        load_volume(path)
+
+
+# ------------------------------------------------------------------------------------ pixel size
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cella": (1.0, 1.0, 1.0)},
+        {"cella": (1.0, 1.0, 1.0), "mx": 1, "my": 1, "mz": 1},
+        {"cella": (0.0, 0.0, 0.0)},
+        {"cella": (8e-9, 8e-9, 8e-9)},
+        {"cella": (8e9, 8e9, 8e9)},
+        {"mx": 0},
+        {"cella": (np.nan, np.nan, np.nan)},
+    ],
+)
+def test_a_cell_that_says_nothing_is_no_pixel_size(tmp_path, rng, fields):
+    path = write(tmp_path / "a.mrcs", rng.normal(size=(8, 8, 8)).astype("f4"), **fields)
+    assert read_particles(path).pixel_size is None
+    assert read_mrc(path)[1] is None
+    with pytest.raises(ParticleDataError, match="Give pixel_size= in Angstrom"):
+        load_volume(path)
+    assert load_volume(path, pixel_size=1.5).pixel_size == 1.5
+
+
+def test_an_extended_header_is_stepped_over(tmp_path, rng):
+    images = rng.normal(size=(5, 8, 8)).astype("f4")
+    path = write(tmp_path / "a.mrcs", images, nsymbt=160)
+    content = path.read_bytes()
+    path.write_bytes(content[:1024] + bytes(160) + content[1024:])
+    np.testing.assert_array_equal(read_particles(path).read(), images)
+    np.testing.assert_array_equal(read_mrc(path)[0], images)
