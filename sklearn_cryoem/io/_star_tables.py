@@ -135,6 +135,7 @@ def _read_rows(rows: bytes, labels: list[str], text_labels: list[str]) -> pd.Dat
             na_values=_NAN,
             quoting=csv.QUOTE_NONE,
             engine="c",
+            float_precision="round_trip",  # the default of pandas before 3 loses last digits
         )
         short = _short_rows(rows, table, len(labels))
     twice = [label for label in labels if labels.count(label) > 1]
