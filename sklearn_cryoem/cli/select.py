@@ -68,12 +68,14 @@ def class_numbers(text):
 def run(options, console):
     """Read the labelled particles, select, write."""
     from sklearn_cryoem.io import write_particles
+    from sklearn_cryoem.io.write import check_target
     from sklearn_cryoem.particles import class_labels, select_classes
 
     particles = labelled_particles(options.results)
     output = options.output or particles.with_name(f"selected{particles.suffix}")
     if output.exists() and not options.force:
         raise CommandError(f"{output} exists. Choose another --output, or pass --force to replace it.")
+    check_target(output, overwrite=options.force)
     numbers = chosen_numbers(options, console)
     stack = _read(particles, output, console)
     labels = class_labels(stack)

@@ -267,6 +267,7 @@ class SMLClusterer(
         check_parameters(self)
         forget_doubts(self)
         data, self._space = self._open(X)
+        kept = checkpoint_of(self, data)
         self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs, self.cache_folder)
         self._store(noise_attributes(self._space, blocks))
         basis = latent_basis(self)
@@ -276,7 +277,6 @@ class SMLClusterer(
             question_mask(self, data, stacklevel=stacklevel)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         logger.info("n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape)
-        kept = checkpoint_of(self, data)
         fit, self._moments = learn(self, blocks, basis, self._space, np.random.default_rng(seed), kept)
         self._manifold, self._layout, self._stream = fit.manifold, blocks.layout, None
         self.n_images_seen_ = blocks.n_samples

@@ -24,6 +24,10 @@ import starfile
 
 _SYNTAX = re.compile(rb"""(?:^|\s)["'#]""")  # what begins a value: inside one, these are letters
 _NAME = "rlnImageName"
+# Numbers to their last digit, which pandas reads from 3.1 on, and then warns if it is asked to.
+_EXACT: dict = (
+    {"float_precision": "round_trip"} if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1) else {}
+)
 _NAN = ["nan", "NaN", "<NA>"]
 _VALUE = re.compile(
     r"""
@@ -135,7 +139,7 @@ def _read_rows(rows: bytes, labels: list[str], text_labels: list[str]) -> pd.Dat
             na_values=_NAN,
             quoting=csv.QUOTE_NONE,
             engine="c",
-            float_precision="round_trip",  # the default of pandas before 3 loses last digits
+            **_EXACT,
         )
         short = _short_rows(rows, table, len(labels))
     twice = [label for label in labels if labels.count(label) > 1]
@@ -203,4 +207,9 @@ def _numbers_if_possible(column: pd.Series) -> pd.Series:
         numbers = pd.to_numeric(column)
     except ValueError:
         return column
-    return column if numbers.isna().all() else numbers
+    if numbers.isna().all():
+        return column
+    if numbers.dtype.kind == "f":  # numpy's are exact; those of to_numeric only from pandas 3.1 on
+        known = numbers.notna()
+        numbers[known] = column[known].astype(np.float64)
+    return numbers
