@@ -135,13 +135,13 @@ def check_may_write(path: str | os.PathLike[str], *, overwrite: bool) -> None:
             f"{error.encoding}, has no {error.object[error.start]!a}. Choose another name, or set the "
             "environment variable PYTHONUTF8=1."
         ) from error
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):  # unlike methods of Path, these raise nothing of long names
         raise FileNotFoundError(
             f"There is no folder {target.parent} to write {target.name} into. Make it first."
         )
-    if target.is_dir():
+    if os.path.isdir(target):
         raise FileExistsError(f"{target} is a folder. Give the name of a file.")
-    if target.exists() and not overwrite:
+    if os.path.exists(target) and not overwrite:
         raise FileExistsError(f"{target} exists. Choose another name, or pass overwrite=True to replace it.")
 
 
