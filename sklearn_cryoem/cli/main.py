@@ -95,7 +95,6 @@ class Terminated(SystemExit):
 @contextmanager
 def ending_on_request():
     """Within the block, SIGTERM ends the run at once; states of fits that were kept stay."""
-
     asked = []
 
     def end(number, frame):
