@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
@@ -58,12 +58,21 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
         If `path` exists and `overwrite` is false; checked before any work and again before the renaming.
     FileNotFoundError
         If the folder of `path` does not exist.
+    ValueError
+        If the system's encoding has no such name.
     OSError
-        If the disk is full; the message says so.
+        If the folder may not be written to, the name is too long, or the disk full; the message says so.
     """
     target = Path(path)
     check_may_write(target, overwrite=overwrite)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise OSError(
+            error.errno, f"{target} cannot be written ({error.strerror}). Choose another folder or name"
+        ) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -74,6 +83,24 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _Tried(Exception):
+    """Ends a write that is only tried."""
+
+
+def try_to_write(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Raise what `atomic_path` would raise after the work, before it; nothing is written or replaced.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to write.
+    overwrite : bool
+        Whether an existing file may be replaced.
+    """
+    with suppress(_Tried), atomic_path(path, overwrite=overwrite):
+        raise _Tried
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
@@ -100,13 +127,21 @@ def check_may_write(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         Whether an existing file may be replaced.
     """
     target = Path(path)
-    if not target.parent.is_dir():
+    try:
+        os.fsencode(target)
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{os.fspath(target)!a} cannot be the name of a file: the encoding of names here, "
+            f"{error.encoding}, has no {error.object[error.start]!a}. Choose another name, or set the "
+            "environment variable PYTHONUTF8=1."
+        ) from error
+    if not os.path.isdir(target.parent):  # unlike methods of Path, these raise nothing of long names
         raise FileNotFoundError(
             f"There is no folder {target.parent} to write {target.name} into. Make it first."
         )
-    if target.is_dir():
+    if os.path.isdir(target):
         raise FileExistsError(f"{target} is a folder. Give the name of a file.")
-    if target.exists() and not overwrite:
+    if os.path.exists(target) and not overwrite:
         raise FileExistsError(f"{target} exists. Choose another name, or pass overwrite=True to replace it.")
 
 
@@ -116,16 +151,17 @@ def check_room(path: str | os.PathLike[str], n_bytes: int) -> None:
     Parameters
     ----------
     path : path-like
-        The file to write; its folder exists.
+        The file to write, whose folder exists; or a folder to write into.
     n_bytes : int
-        That it will have.
+        That it will have, or get.
 
     Raises
     ------
     OSError
         ENOSPC, if there is less room. More is not proof that it will do: quotas are not seen.
     """
-    free = shutil.disk_usage(Path(path).parent).free
+    target = Path(path)
+    free = shutil.disk_usage(target if target.is_dir() else target.parent).free
     if free < n_bytes:
         raise OSError(
             errno.ENOSPC,

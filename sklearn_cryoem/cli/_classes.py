@@ -74,7 +74,10 @@ def write_classes(averages, pixel_size, quality, folder):
     """
     from sklearn_cryoem.io import write_class_averages, write_selection
 
-    columns = {star: quality[name].round(6).to_numpy() for star, name in _STAR_COLUMNS.items()}
+    rounded = quality[list(_STAR_COLUMNS.values())].round(
+        6
+    )  # a table: pandas before 2.2 rounds no Series of bool
+    columns = {star: rounded[name].to_numpy() for star, name in _STAR_COLUMNS.items()}
     write_class_averages(
         folder / AVERAGES,
         averages,

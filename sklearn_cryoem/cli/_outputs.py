@@ -1,11 +1,13 @@
 """The folder of a run: nothing replaced unasked, nothing half-written, `summary.json` last."""
 
+import copy
 import csv
 import json
 import math
 import platform
 import shutil
 import sys
+import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -22,6 +24,7 @@ from sklearn_cryoem.cli._resume import UNFINISHED
 from sklearn_cryoem.cli.console import CommandError
 
 SUMMARY = "summary.json"
+TRIAL = "trial-"  # how names of folders begin in which writing is tried
 _REPORTED_VERSIONS = ("numpy", "scipy", "scikit-learn", "finufft", "mrcfile", "starfile", "joblib")
 
 
@@ -89,6 +92,16 @@ class RunFolder:
     def __truediv__(self, name):
         return self.path / name
 
+    @contextmanager
+    def trial(self):
+        """The same in a folder within, to try what will be written; it is removed after the block."""
+        unfinished = self.path / UNFINISHED  # where the next run expects what a killed one has left
+        unfinished.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=unfinished, prefix=TRIAL) as place:
+            trial = copy.copy(self)
+            trial.path = Path(place)
+            yield trial
+
     def writing(self, name):
         """Context manager with a temporary path that becomes `name` when the block succeeds."""
         return atomic_path(self.path / name, overwrite=self.force)
@@ -104,7 +117,10 @@ class RunFolder:
 
     def write_csv(self, name, header, rows):
         """Write a table as comma-separated values."""
-        with self.writing(name) as path, open(path, "w", newline="", encoding="utf-8") as file:
+        with (
+            self.writing(name) as path,
+            open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(header)
             writer.writerows(rows)
@@ -124,7 +140,7 @@ class RunFolder:
             What it warned of.
         """
         with self.writing(RUN) as path:
-            path.write_text(run_text(command, options), encoding="utf-8")
+            path.write_text(run_text(command, options), encoding="utf-8", errors="backslashreplace")
         summary = {
             "command": command,
             "written_at": self.written_at,

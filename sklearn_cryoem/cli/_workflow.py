@@ -1,6 +1,5 @@
 """The way of the data through one run, shared by `classify` and `demo`: read, align, cluster, write, tell."""
 
-import importlib.util
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from sklearn_cryoem.cli._classes import (
     write_classes,
 )
 from sklearn_cryoem.cli._estimators import make_aligner, make_clusterer
+from sklearn_cryoem.cli._preflight import refuse_early, rehearse
 from sklearn_cryoem.cli._resume import UnfinishedRun
 from sklearn_cryoem.cli.console import CommandError
 
@@ -49,15 +49,6 @@ def output_names(suffix, *, align=True):
 def labelled_name(suffix):
     """Labelled particles come back in the format they came in; a bare stack gets a STAR file."""
     return "particles.cs" if suffix.lower() in (".cs", ".csg") else "particles.star"
-
-
-def require_pictures():
-    """Say before any work, not after hours of it, that pictures cannot be drawn."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise CommandError(
-            "matplotlib is not installed, and the pictures need it. "
-            "Install it with: pip install 'sklearn-cryoem[plot]'"
-        )
 
 
 def read(options, folder, console):
@@ -143,9 +134,12 @@ def classify(stack, options, folder):
     -------
     Outcome
     """
+    from sklearn_cryoem.estimators._sml_parameters import latent_basis
+
     clusterer = make_clusterer(options)
     refuse_early(clusterer, stack)
     aligner = make_aligner(options, stack)
+    rehearse(stack, options, folder, len(latent_basis(clusterer).nodes))
     unfinished = UnfinishedRun(folder)
     if aligner is not None:
         with folder.timed("align"):
@@ -154,27 +148,6 @@ def classify(stack, options, folder):
     with folder.timed("cluster"):
         clusterer = unfinished.fit(clusterer, stack)
     return Outcome(stack, aligner, clusterer, labelled_name(options.particles.suffix))
-
-
-def refuse_early(clusterer, stack):
-    """Raise now, not after hours of alignment, what the clusterer would refuse; nothing is read or fitted.
-
-    Parameters
-    ----------
-    clusterer : SMLClusterer
-        With the parameters it will be fitted with.
-    stack : ParticleStack
-        The particles.
-    """
-    from sklearn.base import clone
-
-    from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
-
-    trial = clone(clusterer)
-    check_parameters(trial)
-    latent_basis(trial)
-    few, space = trial._open(stack[:2])
-    space.blocks(few)
 
 
 def write(outcome, folder, console):

@@ -151,12 +151,13 @@ def add_classification(parser):
 def run(options, console):
     """Classify and write."""
     from sklearn_cryoem.cli import _advice, _workflow
+    from sklearn_cryoem.cli._preflight import check_machine
 
     if not options.particles.exists():
         raise CommandError(f"there is no {options.particles}. Check the path.")
     names = _workflow.output_names(options.particles.suffix, align=not options.skip_align)
     with RunFolder(options.output, [*names, _workflow.LEFT_OUT], force=options.force) as folder:
-        _workflow.require_pictures()
+        check_machine(console)
         with folder.timed("read"):
             stack, n_left_out = _workflow.read(options, folder, console)
         console.say(f"{stack!r}")

@@ -21,6 +21,12 @@ class Interrupted(CommandError):
     """Ctrl-C ended a run that can go on; its text says how."""
 
 
+def _put(text, stream):
+    """Print a line, with escapes for what the encoding of the stream lacks: names of files hold anything."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
 class Console:
     """Speaks to the person at the terminal: results on stdout, warnings and errors on stderr.
 
@@ -38,7 +44,7 @@ class Console:
     def say(self, text=""):
         """Print a line for people, unless quiet."""
         if not self.quiet:
-            print(text, flush=True)
+            _put(text, sys.stdout)
 
     def table(self, rows, *, indent=2):
         """Print (name, value) rows in two columns, unless quiet."""
@@ -48,7 +54,7 @@ class Console:
 
     def data(self, text):
         """Print what was asked for, quiet or not."""
-        print(text, flush=True)
+        _put(text, sys.stdout)
 
     def warn(self, text):
         """Print a warning and keep it, unless one of the same name was told before.
@@ -60,7 +66,7 @@ class Console:
             return
         self._told.add(name[0] if name is not None else text)
         self.warnings.append(text)
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        _put(f"warning: {text}", sys.stderr)
 
     @property
     def notices(self):
@@ -70,14 +76,14 @@ class Console:
 
     def error(self, text):
         """Print an error."""
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        _put(f"error: {text}", sys.stderr)
 
 
 class _LineHandler(logging.Handler):
     """Log records as plain lines on stderr, past any progress bar."""
 
     def emit(self, record):
-        print(self.format(record), file=sys.stderr, flush=True)
+        _put(self.format(record), sys.stderr)
 
 
 @contextmanager

@@ -77,7 +77,9 @@ def run(options, console):
 
 
 def _check_paths(options):
-    """Refuse what cannot be read or must not be written over."""
+    """Refuse what cannot be read, or not be written, before anything is."""
+    from sklearn_cryoem.io.write import check_target
+
     if not options.input.exists():
         raise CommandError(f"there is no {options.input}. Check the path.")
     if options.float32 and options.output.suffix.lower() != ".star":
@@ -90,6 +92,7 @@ def _check_paths(options):
             raise CommandError(f"{path} is the input itself. Choose another name.")
         if path.exists() and not options.force:
             raise CommandError(f"{path} exists. Choose another name, or pass --force to replace it.")
+        check_target(path, overwrite=options.force)
 
 
 def _keep_own_images(stack, output):

@@ -62,12 +62,13 @@ def add_parser(commands):
 def run(options, console):
     """Classify, divide and write."""
     from sklearn_cryoem.cli import _advice, _workflow
+    from sklearn_cryoem.cli._preflight import check_machine
 
     if not options.particles.exists():
         raise CommandError(f"there is no {options.particles}. Check the path.")
     names = output_names(options.particles.suffix, align=not options.skip_align)
     with RunFolder(options.output, [*names, _workflow.LEFT_OUT], force=options.force) as folder:
-        _workflow.require_pictures()
+        check_machine(console)
         with folder.timed("read"):
             stack, n_left_out = _workflow.read(options, folder, console)
         console.say(f"{stack!r}")
@@ -101,6 +102,12 @@ def choose_first_classes(options, n_particles):
     options.classes = options.classes or n_first
 
 
+def most_classes(options, n_particles):
+    """Number of classes that there can be in the end, first classes that stay whole among them."""
+    first = options.classes if options.skip_align else options.align_classes
+    return n_particles // options.images_per_subclass + int(np.prod(first))
+
+
 def undivided(deep, options):
     """What to say where no class was large enough to be divided; empty where one was."""
     if any(clusterer is not None for clusterer in deep.clusterers_):
@@ -127,12 +134,13 @@ def divide(stack, options, folder):
     from sklearn.base import clone
 
     from sklearn_cryoem.cli._estimators import machine, make_aligner, make_clusterer
-    from sklearn_cryoem.cli._workflow import refuse_early
+    from sklearn_cryoem.cli._preflight import refuse_early, rehearse
     from sklearn_cryoem.estimators import DeepClusterer
 
     clusterer = make_clusterer(options)
     refuse_early(clusterer, stack)
     first = make_aligner(options, stack) or clusterer
+    rehearse(stack, options, folder, most_classes(options, len(stack)))
     unfinished = UnfinishedRun(folder)
     with folder.timed("classify"):
         unfinished.fit(clone(first), stack)

@@ -37,10 +37,11 @@ def add_parser(commands):
 def run(options, console):
     """Simulate, classify, measure, write, tell."""
     from sklearn_cryoem.cli import _workflow
+    from sklearn_cryoem.cli._preflight import check_machine
 
     names = [SIMULATED_STACK, SIMULATED_STAR, TRUTH, *_workflow.output_names(".star")]
     with RunFolder(options.output, names, force=options.force) as folder:
-        _workflow.require_pictures()
+        check_machine(console)
         with folder.timed("simulate"):
             stack = _simulate(options, folder)
         console.say(f"simulated {stack!r}")

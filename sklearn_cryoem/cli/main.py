@@ -95,8 +95,10 @@ class Terminated(SystemExit):
 @contextmanager
 def ending_on_request():
     """Within the block, SIGTERM ends the run at once; states of fits that were kept stay."""
+    asked = []
 
     def end(number, frame):
+        asked.append(number)
         raise Terminated
 
     try:
@@ -106,6 +108,10 @@ def ending_on_request():
         return
     try:
         yield
+    except Exception as error:
+        if asked:  # amid an import, which made another error of it
+            raise Terminated from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

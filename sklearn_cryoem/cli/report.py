@@ -39,12 +39,12 @@ def run(options, console):
     """Make the page and say where it is."""
     if not options.folder.is_dir():
         raise CommandError(f"there is no folder {options.folder}. Give the --output of a finished run.")
-    from sklearn_cryoem._core.files import check_may_write
+    from sklearn_cryoem._core.files import try_to_write
     from sklearn_cryoem.report import report
 
     path = options.output or options.folder / PAGE
     overwrite = options.force or options.output is None
-    check_may_write(path, overwrite=overwrite)
+    try_to_write(path, overwrite=overwrite)
     page = report(
         options.folder,
         images_dir=options.images_dir,

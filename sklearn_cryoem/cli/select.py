@@ -70,6 +70,7 @@ def class_numbers(text):
 def run(options, console):
     """Read the labelled particles, select, write."""
     from sklearn_cryoem.io import write_particles
+    from sklearn_cryoem.io.write import check_target
     from sklearn_cryoem.particles import class_labels, select_classes
 
     particles = labelled_particles(options.results)
@@ -77,6 +78,7 @@ def run(options, console):
     output = options.output or particles.with_name(f"selected{suffix}")
     if output.exists() and not options.force:
         raise CommandError(f"{output} exists. Choose another --output, or pass --force to replace it.")
+    check_target(output, overwrite=options.force)
     numbers = chosen_numbers(options, console)
     stack = _read(particles, output, options.passthrough, console)
     labels = class_labels(stack)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import check_random_state
 
-from sklearn_cryoem._core.files import check_may_write
+from sklearn_cryoem._core.files import check_room, try_to_write
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_choice, check_number
@@ -207,7 +207,8 @@ def _check_parameters(given: dict[str, Any]) -> None:
     if path is not None and Path(path).suffix not in (".mrcs", ".mrc"):
         raise ValueError(f"The parameter 'path' of {_OWNER} must end in .mrcs. Got {str(path)!r} instead.")
     if path is not None:
-        check_may_write(path, overwrite=given["overwrite"])
+        try_to_write(path, overwrite=given["overwrite"])
+        check_room(path, np.dtype(given["dtype"]).itemsize * given["n_samples"] * given["box"] ** 2)
 
 
 def _resolve_volumes(

@@ -100,13 +100,14 @@ def checkpoint_of(estimator, data):
     folder = Path(estimator.checkpoint)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{name}(checkpoint={str(folder)!r}): this is a file. Give a folder.")
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:  # said now, not after the first half minute
-        raise PermissionError(
+        raise OSError(
+            error.errno,
             f"{name}(checkpoint={str(folder)!r}): nothing can be written there ({error.strerror}). Give a "
-            "folder of your own."
+            "folder of your own",
         ) from error
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return CheckpointFile(folder / f"{name.lower()}-{digest}.npz")

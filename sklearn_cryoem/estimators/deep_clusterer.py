@@ -1,7 +1,7 @@
 """DeepClusterer: classes first, then sub-classes inside each by its population."""
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, clone
 from sklearn.utils import check_random_state, get_tags
 
 from sklearn_cryoem._core.validation import check_number
@@ -11,12 +11,14 @@ from sklearn_cryoem.estimators._deep_first import (
     classes_of,
     classify_training,
     default_first,
+    is_prefit,
     steps_of,
 )
 from sklearn_cryoem.estimators._deep_fit import fit_subclasses, n_subclasses, summarise
 from sklearn_cryoem.estimators._deep_use import DescendsTree
 from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
 from sklearn_cryoem.estimators._inputs import as_screened, as_stack, as_vectors, is_images, question_mask
+from sklearn_cryoem.estimators._sml_parameters import check_parameters
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 
 
@@ -219,10 +221,21 @@ class DeepClusterer(
                 "expected an SMLClusterer, a Pipeline that ends in one, or None. Put everything else before "
                 "it, into first=."
             )
+        self._check_late_steps()
         counts = {"owner": self, "integer": True}
         check_number("images_per_subclass", self.images_per_subclass, minimum=1, **counts)
         check_number("min_class_size", self.min_class_size, minimum=2, allow_none=True, **counts)
         check_number("max_subclasses", self.max_subclasses, minimum=2, allow_none=True, **counts)
+
+    def _check_late_steps(self):
+        """Raise now what an SMLClusterer would refuse only once the first classes are found."""
+        late = [] if self.first is None or is_prefit(self.first) else list(steps_of(self.first)[1:])
+        if self.second is not None:
+            *before, last = steps_of(self.second)
+            late += [*before, clone(last).set_params(n_clusters=SMLClusterer().n_clusters)]  # set later
+        for step in late:
+            if isinstance(step, SMLClusterer):
+                check_parameters(step)
 
     def _tell_convergence(self):
         fitted = [steps_of(clusterer)[-1] for clusterer in self.clusterers_ if clusterer is not None]

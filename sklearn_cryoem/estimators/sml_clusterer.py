@@ -272,6 +272,7 @@ class SMLClusterer(
         check_parameters(self)
         forget_doubts(self)
         given, self._space = self._open(X)
+        kept = checkpoint_of(self, given)
         data, screened, self._usual = given, None, None
         if isinstance(self._space, ImageSpace):
             screened, self._usual = as_screened(given, self, stacklevel=stacklevel)
@@ -286,7 +287,6 @@ class SMLClusterer(
             question_mask(self, data, stacklevel=stacklevel)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         logger.info("n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape)
-        kept = checkpoint_of(self, given)
         fit, self._moments = learn(self, blocks, basis, self._space, np.random.default_rng(seed), kept)
         self._manifold, self._layout, self._stream = fit.manifold, blocks.layout, None
         self.n_images_seen_ = blocks.n_samples

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.io._locate import split_image_name
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
@@ -166,4 +167,16 @@ def _as_stack(file: str) -> str:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+    return in_unicode(str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path))
+
+
+def in_unicode(name: str) -> str:
+    """`name`, unless it has bytes that are no letters here: no table of particles can hold it then."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ParticleDataError(
+            f"{name!a} has bytes that are no letters in the encoding of names of files here, and no table "
+            "can name it. Rename the file or its folder, or set the environment variable PYTHONUTF8=1."
+        ) from error
+    return name

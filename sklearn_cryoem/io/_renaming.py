@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sklearn_cryoem.io._image_names import names_on_disk
+from sklearn_cryoem.io._image_names import in_unicode, names_on_disk
 from sklearn_cryoem.io._locate import ImageFinder, split_format, split_image_name
 from sklearn_cryoem.particles import ParticleStack
 
@@ -15,7 +15,7 @@ def name_in_project(path: str | Path, project: str | Path = ".") -> str:
     """Name of a file from the folder of a project, as RELION has it; absolute where it is not under it."""
     # A link stays a link: its target may be outside of the project.
     path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(project))
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+    return in_unicode(path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path))
 
 
 def rename_images(

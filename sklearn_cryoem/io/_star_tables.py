@@ -35,6 +35,10 @@ _NAN = [  # by C, by Python, and by Windows; with a sign where the program divid
     "nan", "NaN", "NAN", "-nan", "-NaN", "-NAN", "+nan", "<NA>",
     "nan(ind)", "-nan(ind)", "1.#QNAN", "-1.#IND",
 ]  # fmt: skip
+# Numbers to their last digit, which pandas reads from 3.1 on, and then warns if it is asked to.
+_EXACT: dict = (
+    {"float_precision": "round_trip"} if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1) else {}
+)
 _VALUE = re.compile(
     r"""
     \s*(?:
@@ -194,6 +198,7 @@ def _read_rows(rows: bytes, labels: list[str], text_labels: list[str]) -> pd.Dat
             na_values=_NAN,
             quoting=csv.QUOTE_NONE,
             engine="c",
+            **_EXACT,
         )
         short = _short_rows(rows, table, len(labels))
     table.columns = labels
@@ -258,4 +263,9 @@ def _numbers_if_possible(column: pd.Series) -> pd.Series:
         numbers = pd.to_numeric(column)
     except ValueError:
         return column
-    return column if numbers.isna().all() else numbers
+    if numbers.isna().all():
+        return column
+    if numbers.dtype.kind == "f":  # numpy's are exact; those of to_numeric only from pandas 3.1 on
+        known = numbers.notna()
+        numbers[known] = column[known].astype(np.float64)
+    return numbers

@@ -14,6 +14,7 @@ from sklearn_cryoem._version import __version__
 
 _ROWS_AT_ONCE = 50_000
 _TO_QUOTE = re.compile(r"""\s|#|^$|^["'_;$]|^(data_|loop_|save_|stop_|global_)""")
+_LINE_ENDS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 def star_text(blocks: Mapping[str, pd.DataFrame]) -> str:
@@ -62,9 +63,9 @@ def _cell(value: object, label: object) -> str:
     if not _TO_QUOTE.search(value):
         return value
     quote = next((mark for mark in "\"'" if mark not in value), None)
-    if quote is None or "\n" in value or "\r" in value:
+    if quote is None or _LINE_ENDS.search(value):
         raise ParticleDataError(
             f"The value {value!r} of column {label} cannot be written to a STAR file: it has a line break or "
-            "both kinds of quotes. Change it, or drop the column."
+            "both kinds of quotes. Change it (rename the file or folder that it names), or drop the column."
         )
     return f"{quote}{value}{quote}"

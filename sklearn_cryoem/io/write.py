@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem._core.files import atomic_path, check_may_write, check_room
+from sklearn_cryoem._core.files import atomic_path, check_may_write, check_room, try_to_write
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.progress import Progress, progress
 from sklearn_cryoem._core.workers import row_blocks
@@ -104,11 +104,13 @@ def write_particles(
     """
     path = Path(path)
     kind = path.suffix.lower()
+    check_target(path, overwrite=overwrite)
     checked_labels = None if labels is None else check_labels(labels, len(stack))
     extra = _columns(columns or {}, len(stack))
     extra |= _columns(_of_classification(posterior, latent_positions, kind), len(stack))
     marks = stack.outlier
-    if marks is not None and (marks.any() or OUTLIER in stack.metadata.columns) and OUTLIER not in extra:
+    has_marks = marks is not None and (marks.any() or OUTLIER in stack.metadata.columns)
+    if has_marks and kind != ".mrcs":  # a stack alone holds no marks
         extra[OUTLIER] = marks.astype(np.int64)
     if kind == ".star":
         images = _Images(
@@ -125,14 +127,27 @@ def write_particles(
         _warn_of_loss(path, lost)
         with atomic_path(path, overwrite=overwrite) as temporary, open(temporary, "wb") as stream:
             _save_records(stream, records)
-    elif kind == ".mrcs":
+    else:
         if checked_labels is not None or extra:
             raise ParticleDataError(f"{path}: a .mrcs file holds no labels or columns. Write a .star file.")
         _Images(path, wanted=True, project=None, overwrite=overwrite, verbose=verbose).write(stack)
-    else:
+
+
+def check_target(path: str | Path, *, overwrite: bool) -> None:
+    """Raise before any work what `write_particles` would raise of a path after it.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to write.
+    overwrite : bool
+        Whether an existing file may be replaced.
+    """
+    if Path(path).suffix.lower() not in (".star", ".cs", ".mrcs"):
         raise ParticleDataError(
             f"{path}: particles are written to .star, .cs or .mrcs files. Change the suffix."
         )
+    try_to_write(path, overwrite=overwrite)
 
 
 def _save_records(stream: BinaryIO, records: np.ndarray) -> None:
@@ -226,7 +241,6 @@ def _write_star(
     images: _Images,
     star_version: str | None,
 ) -> None:
-    check_may_write(path, overwrite=images.overwrite)
     names = None if images.wanted else names_on_disk(stack, path)
     if names is None and images.wanted is False:
         raise ParticleDataError(

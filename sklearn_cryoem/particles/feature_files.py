@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import struct
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sklearn_cryoem._core.files import atomic_path, room_for
+from sklearn_cryoem._core.files import atomic_path, check_room, room_for
 from sklearn_cryoem._core.memory import format_bytes
 from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.manifold.blocks import FeatureBlock, FeatureLayout
@@ -140,6 +141,33 @@ class FeatureFiles:
                 "max_resolution, or fit without one",
             )
 
+    def check_room(self) -> None:
+        """Raise if the folder of all sets has no room for this one, even in the place of the others there.
+
+        A set is named after poses among others: what a fit has yet to find tells which files it can use.
+
+        Raises
+        ------
+        OSError
+            If there is no room, or nothing can be written there.
+        """
+        home = self.folder.parent
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=home).close()
+        except OSError as error:
+            raise self._not_writable(home, error) from error
+        there = sum(path.stat().st_size for path in home.glob("features-*/*"))
+        check_room(home, sum(map(self.n_bytes, range(len(self._n_rows)))) - there)
+
+    @staticmethod
+    def _not_writable(folder: Path, error: OSError) -> OSError:
+        return OSError(
+            error.errno,
+            f"Prepared features cannot be written to {folder} ({error.strerror}). Give a "
+            "cache folder of your own",
+        )
+
     def _make_folder(self) -> None:
         """Make the folder with its manifest, and sweep out what killed writers have left."""
         try:
@@ -150,11 +178,7 @@ class FeatureFiles:
             with atomic_path(self.folder / "manifest.json", overwrite=True) as temporary:
                 temporary.write_text(json.dumps(self._manifest(), indent=1) + "\n")
         except OSError as error:
-            raise OSError(
-                error.errno,
-                f"Prepared features cannot be written to {self.folder} ({error.strerror}). Give a "
-                "cache folder of your own",
-            ) from error
+            raise self._not_writable(self.folder, error) from error
 
     def _manifest(self) -> dict[str, Any]:
         """What is in the folder, for people: files are checked by themselves."""

@@ -4,7 +4,32 @@ No function here calls pyplot or shows a window: without `ax=` each makes a figu
 notebook shows when the cell ends with `ax.figure` and which `ax.figure.savefig(...)` writes.
 """
 
+import os
+import sys
+from contextlib import suppress
+
+
+def _import_matplotlib():
+    """Import matplotlib, whatever MPLBACKEND names.
+
+    A notebook sets it, for all processes that it starts, to a backend that their environments may lack, and
+    matplotlib then cannot even be imported. Nothing here needs a backend; pyplot keeps one that is there.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+    if named:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = named
+
+
 try:
+    _import_matplotlib()
     from sklearn_cryoem.plotting.atlas import plot_manifold_atlas
     from sklearn_cryoem.plotting.convergence import plot_convergence
     from sklearn_cryoem.plotting.gallery import plot_class_averages

@@ -105,7 +105,8 @@ class Report:
             Whether an existing file may be replaced.
         """
         with atomic_path(path, overwrite=overwrite) as temporary:
-            temporary.write_text(self.html, encoding="utf-8")
+            # A name of a file may have bytes that are not UTF-8.
+            temporary.write_text(self.html, encoding="utf-8", errors="replace")
 
     def __repr__(self):
         return f"Report({self._label}, {len(self.html) / 1e6:.1f} MB)"

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from sklearn_cryoem._core.files import atomic_path
+from sklearn_cryoem._core.files import atomic_path, try_to_write
 
 
 def test_the_file_appears_whole_under_its_name(tmp_path):
@@ -55,3 +55,17 @@ def test_results_are_readable_like_other_files(tmp_path):
     with atomic_path(tmp_path / "ours") as temporary:
         temporary.write_text("")
     assert os.stat(tmp_path / "ours").st_mode == os.stat(plain).st_mode
+
+
+def test_what_cannot_be_written_is_known_by_trying(tmp_path):
+    (tmp_path / "old.txt").write_text("old")
+    try_to_write(tmp_path / "new.txt", overwrite=False)
+    try_to_write(tmp_path / "old.txt", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.txt"]
+    assert (tmp_path / "old.txt").read_text() == "old"
+    with pytest.raises(FileExistsError, match="Choose another name"):
+        try_to_write(tmp_path / "old.txt", overwrite=False)
+    with pytest.raises(OSError, match=r"n\.txt cannot be written .* Choose another folder or name"):
+        try_to_write(tmp_path / ("n" * 300 + "n.txt"), overwrite=False)
+    with pytest.raises(ValueError, match="Choose another name, or set the environment variable PYTHONUTF8=1"):
+        try_to_write(tmp_path / "lone\ud800.txt", overwrite=False)

@@ -1,8 +1,11 @@
 """What every command shares: help, exit codes, one-line errors, quiet, warnings."""
 
 import logging
+import os
+import signal
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -183,3 +186,17 @@ def test_help_is_quick_to_import_and_the_module_runs():
     )
     assert done.stdout.startswith("sklearn-cryoem ")
     assert main_module.OK == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGTERM") or os.name == "nt", reason="no SIGTERM on this system")
+def test_a_request_to_end_stays_one_whatever_becomes_of_it_on_its_way(monkeypatch, tmp_path, capsys):
+    def run(options, console):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except SystemExit as error:
+            raise ImportError("numpy is only half there") from error
+
+    monkeypatch.setattr("sklearn_cryoem.cli.report.run", run)
+    assert main(["report", str(tmp_path)]) == 143
+    assert "terminated. Files already written are whole" in capsys.readouterr().err

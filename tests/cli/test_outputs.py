@@ -1,8 +1,11 @@
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
 
+from sklearn_cryoem.cli._config import load_config
 from sklearn_cryoem.cli._outputs import RunFolder, as_json
 from sklearn_cryoem.cli.console import CommandError
 
@@ -76,3 +79,13 @@ def test_everything_becomes_strict_json(tmp_path):
     }
     text = json.dumps(as_json(value), allow_nan=False)
     assert json.loads(text) == {"a": 0.1, "b": [3, True, None], "c": str(tmp_path), "d": None, "5": False}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_unicode_are_kept_in_the_options_of_a_run(tmp_path):
+    stack = tmp_path / os.fsdecode(b"\xff\xc3\xa9.star")
+    with RunFolder(tmp_path / "out", ["left.csv"]) as folder:
+        folder.write_csv("left.csv", ["image"], [(stack,)])
+        folder.write_summary("classify", {"particles": stack, "title": "é"}, {}, [])
+    assert load_config(tmp_path / "out" / "run.yaml")["particles"] == str(stack)
+    assert "é" in (tmp_path / "out" / "run.yaml").read_text(encoding="utf-8")

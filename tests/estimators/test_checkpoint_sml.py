@@ -122,3 +122,11 @@ def test_a_model_with_a_checkpoint_folder_can_be_saved(stack, tmp_path):
 def test_a_checkpoint_needs_a_seed(stack, tmp_path):
     with pytest.raises(ValueError, match="needs random_state to be an int"):
         SMLClusterer(4, checkpoint=tmp_path).fit(stack)
+
+
+def test_a_checkpoint_that_cannot_be_is_refused_before_any_image_is_read(stack, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(type(stack), "read", lambda self, rows=None: pytest.fail("images were read"))
+    for folder in (tmp_path / "file" / "deeper", "/proc/no"):
+        with pytest.raises(OSError, match="Give a folder of your own"):
+            SMLClusterer(noise="group", checkpoint=folder, **OPTIONS).fit(stack)

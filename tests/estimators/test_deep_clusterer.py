@@ -302,3 +302,24 @@ def test_manifolds_that_did_not_converge_are_told_of_once(stack, fitted):
     with pytest.warns(ConvergenceWarning, match="of . manifolds stopped at max_iter=2 .*second=") as told:
         deep = DeepClusterer(fitted.first_, SMLClusterer(max_iter=2), images_per_subclass=20).fit(stack)
     assert len(told) == 1 and not deep.converged_
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        {"first": make_pipeline(MAPAligner(2), SMLClusterer(3, alpha="none"))},
+        {"second": SMLClusterer(alpha="none")},
+        {"second": make_pipeline(EigenImages(3), SMLClusterer(alpha="none"))},
+    ],
+    ids=["first", "second", "pipeline"],
+)
+def test_what_later_steps_would_refuse_is_refused_before_the_first_is_fitted(late, monkeypatch):
+    for kind in (MAPAligner, EigenImages):
+        monkeypatch.setattr(kind, "fit", lambda self, X, y=None: pytest.fail("a fit began"))
+    stack = make_particles("ribosome", 20, box=16, snr=1.0, random_state=0)
+    with pytest.raises(ValueError, match="'alpha'"):
+        DeepClusterer(**{"first": MAPAligner(2), **late}).fit(stack)
+
+
+def test_classes_on_a_sphere_may_be_fewer_than_the_sphere_of_the_template():
+    DeepClusterer(second=SMLClusterer(2, topology="sphere"))._check_parameters()

@@ -265,7 +265,7 @@ def test_a_disk_that_fills_up_while_results_are_written_leaves_whole_files_and_w
     out, replace = tmp_path / "out", os.replace
 
     def fills_up(source, target):
-        if os.path.basename(target) == last:
+        if os.fspath(target) == str(out / last):  # not where writing is tried before the fits
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return replace(source, target)
 

@@ -365,3 +365,19 @@ def test_the_line_of_a_row_skips_comments_and_other_blocks(tmp_path):
     assert line_of_row(path, "y", 1) == 12
     assert line_of_row(path, "y", 2) is None
     assert line_of_row(path, "x", 0) == 4
+
+
+@pytest.mark.parametrize("name", ["plain", "'quoted name'"])
+def test_numbers_are_read_to_their_last_digit(name, tmp_path):
+    numbers = np.random.default_rng(0).normal(size=200).tolist()
+    rows = "".join(f"{name} {number!r}\n" for number in numbers)
+    (tmp_path / "x.star").write_text(f"data_\n\nloop_\n_rlnImageName #1\n_rlnScore #2\n{rows}")
+    table = read_tables(tmp_path / "x.star", TEXT_LABELS)[""]
+    assert table["rlnScore"].tolist() == numbers
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028"])
+def test_a_text_with_a_line_end_of_any_kind_is_not_written(end):
+    table = pd.DataFrame({"rlnImageName": [f"000001@a{end}b.mrcs"]})
+    with pytest.raises(ParticleDataError, match="rename the file or folder that it names"):
+        list(star_parts({"particles": table}))
