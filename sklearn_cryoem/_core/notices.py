@@ -66,6 +66,13 @@ _ALL = (
         "Pass pixel_size= (--pixel-size) to be sure.",
     ),
     Notice(
+        "no-poses",
+        "Particles are to be clustered that have no in-plane angles and shifts. Unless they were aligned "
+        "before they were written, classes then tell angles apart, not views.",
+        "Align them with a MAPAligner first; say that they are aligned with "
+        "stack.with_poses(Poses.identity(len(stack))).",
+    ),
+    Notice(
         "box-too-tight",
         "The mask takes nearly the whole box, so that hardly any background is left to tell signal from "
         "noise by, and particles that are off centre are cut.",

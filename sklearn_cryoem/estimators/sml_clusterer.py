@@ -16,6 +16,7 @@ from sklearn_cryoem.estimators._inputs import (
     as_vectors,
     is_images,
     question_mask,
+    question_poses,
     question_vectors,
 )
 from sklearn_cryoem.estimators._sml_fit import learn, manifold_attributes, summarise
@@ -173,8 +174,9 @@ class SMLClusterer(
 
     Notes
     -----
-    A stack without poses is taken as aligned already. Time goes as n_images * n_nodes * n_frequencies; memory
-    does not depend on n_images but for the labels: blocks of images are prepared again in each iteration
+    Particles without poses are taken as aligned already: in silence those of an array, which has no place
+    for poses, while of a stack it is questioned. Time goes as n_images * n_nodes * n_frequencies; memory does
+    not depend on n_images but for the labels: blocks of images are prepared again in each iteration
     once 256 MB of them are kept, or read from `cache_folder`.
 
     Examples
@@ -274,6 +276,7 @@ class SMLClusterer(
             question_vectors(self, data, len(basis.nodes), stacklevel=stacklevel)
         else:
             question_mask(self, data, stacklevel=stacklevel)
+            question_poses(self, X, stacklevel=stacklevel)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         logger.info("n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape)
         kept = checkpoint_of(self, data)
