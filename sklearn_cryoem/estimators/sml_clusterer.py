@@ -278,7 +278,9 @@ class SMLClusterer(
             question_mask(self, data, stacklevel=stacklevel)
             question_poses(self, X, stacklevel=stacklevel)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
-        logger.info("n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape)
+        logger.info(
+            "SMLClusterer, n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape
+        )
         kept = checkpoint_of(self, data)
         fit, self._moments = learn(self, blocks, basis, self._space, np.random.default_rng(seed), kept)
         self._manifold, self._layout, self._stream = fit.manifold, blocks.layout, None
@@ -292,14 +294,14 @@ class SMLClusterer(
         if not fit.converged:
             gain = fit.trace.last_gain
             how = (
-                f"gained {gain:.3g} nats per image (tol={self.tol:g}). Raise max_iter or tol."
+                f"gained {gain:.3g} nats per image, more than {self.tol:g}"
                 if np.isfinite(gain)
-                else "let finer detail in, so its gain cannot be told. Raise max_iter."
+                else "let finer detail in, so that its gain cannot be told"
             )
             doubt(
                 self,
                 f"SMLClusterer stopped at max_iter={self.max_iter} before it converged: the last iteration "
-                + how,
+                f"{how}. Raise max_iter or tol.",
                 stacklevel=stacklevel,
             )
         return blocks
@@ -314,8 +316,8 @@ class SMLClusterer(
             doubt(
                 self,
                 f"The map of SMLClusterer collapsed: its {n_nodes} classes are worth "
-                f"{self.n_effective_clusters_:.1f} equal ones. Lower initial_temperature, give more "
-                "particles, or ask for fewer n_clusters.",
+                f"{self.n_effective_clusters_:.1f} equal ones. Give more particles, or fewer "
+                "n_clusters, or lower initial_temperature.",
                 stacklevel=stacklevel,
             )
 
