@@ -36,11 +36,11 @@ _ALL = (
     ),
     Notice(
         "ctf-does-not-fit",
-        "The rings that the CTF leaves in the power spectrum of the background lie where another defocus "
-        "would put them, so the CTF in the table is that of other images or its fit went wrong. Every class "
-        "average is blurred by it.",
-        "Estimate the CTF again and look at its fits, take the table from the right job, or read with "
-        "ctf=False (--no-ctf).",
+        "The rings that the CTF leaves in power spectra lie where another defocus would put them, so the CTF "
+        "in the table is that of other images, its fit went wrong, or the pixel size or voltage is wrong; or "
+        "the defocus is negative throughout. Every class average is blurred by it.",
+        "Estimate the CTF again and look at its fits, take the table from the right job, make sure of the "
+        "pixel size (pixel_size=, --pixel-size), or read with ctf=False (--no-ctf).",
     ),
     Notice(
         "ctf-fit-poor",
@@ -111,6 +111,13 @@ _ALL = (
         "out again, but not corrected: the CTF used is that of defocus, astigmatism, Cs, amplitude contrast, "
         "phase shift, B-factor and scale.",
         "Nothing, as a rule; extract with the distortion corrected if it is above one per cent.",
+    ),
+    Notice(
+        "no-poses",
+        "Particles are to be clustered that have no in-plane angles and shifts. Unless they were aligned "
+        "before they were written, classes then tell angles apart, not views.",
+        "Align them with a MAPAligner first; say that they are aligned with "
+        "stack.with_poses(Poses.identity(len(stack))).",
     ),
     Notice(
         "box-too-tight",

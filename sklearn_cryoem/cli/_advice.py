@@ -71,7 +71,7 @@ def question_particles(stack, console, *, mask_diameter=None, pixel_size=None):
     if pixel_size is not None:
         found = [finding for finding in found if finding.name != "pixel-size-differs"]
     for finding in found:
-        console.warn(in_the_shell(str(finding)))
+        console.warn(in_the_shell(str(finding), console.options))
     return found
 
 

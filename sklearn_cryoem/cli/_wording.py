@@ -16,6 +16,12 @@ _ANYWHERE = {
     "passthrough=": "--passthrough",
     "n_jobs": "--jobs",
     "pixel_size=": "--pixel-size",
+    "pixel_size": "--pixel-size",
+    "cache_folder=...": "--cache-folder",
+    "cache_folder": "--cache-folder",
+    "n_basis": "--basis",
+    "topology=": "--topology=",
+    "box=": "--box",
     "sklearn_cryoem.set_memory_limit": "SKLEARN_CRYOEM_MEMORY_LIMIT",
     "rescale=True": "--rescale",
 }
@@ -24,11 +30,20 @@ _NOT_IN_THE_SHELL = (
     " Fit again with warm_start=True to go on from here, or with the same checkpoint to go on from the last "
     "state kept there.",
     " Fit again with the same checkpoint to go on from here.",
+    "choose some with optics_groups=, ",
+    "choose groups of one size with optics_groups=, ",
+    " Read the groups one by one with optics_groups= and pixel_size=, and join them with concatenate.",
+    "; if they are aligned already, say so with stack.with_poses(Poses.identity(len(stack)))",
+    " or tol of second=",
+    " or tol",
+    ", or lower initial_temperature",
+    ", lower basis_width, or raise alpha",
 )
 _OF_ESTIMATOR = {
     "DeepClusterer": {
         "images_per_subclass": "--images-per-subclass",
         "max_subclasses": "--max-subclasses",
+        "max_iter": "--iterations",
         "min_class_size": "--min-class-size",
     },
     "MAPAligner": {
@@ -42,21 +57,21 @@ _OF_ESTIMATOR = {
     },
     "SMLClusterer": {
         "max_iter": "--iterations",
-        "n_basis": "--basis",
         "n_clusters": "--classes",
         "n_components": "--latent-dim",
-        "topology": "--topology",
     },
 }
 
 
-def in_the_shell(text):
+def in_the_shell(text, options=None):
     """`text` with parameters named as the options that set them, on one line.
 
     Parameters
     ----------
     text : str
         A message of an error or a warning.
+    options : argparse.Namespace or None
+        Those of the command that shows it; what it has not is called an option of `classify`.
 
     Returns
     -------
@@ -66,9 +81,13 @@ def in_the_shell(text):
     for phrase in _NOT_IN_THE_SHELL:
         text = text.replace(phrase, "")
     words = dict(_ANYWHERE)
-    for owner, options in _OF_ESTIMATOR.items():
+    for owner, own in _OF_ESTIMATOR.items():
         if owner in text:
-            words |= options
+            words |= own
     for python, shell in words.items():
+        option = shell.rstrip("=")
+        missing = options is not None and not hasattr(options, option.lstrip("-").replace("-", "_"))
+        if missing and option.startswith("--"):
+            shell = shell.replace(option, f"{option} of classify")
         text = re.sub(rf"(?<![\w-])'?{re.escape(python)}'?(?!\w)", shell, text)
     return text

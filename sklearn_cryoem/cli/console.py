@@ -34,10 +34,12 @@ class Console:
     ----------
     quiet : bool
         Say only warnings and errors.
+    options : argparse.Namespace or None
+        Of the command that runs; messages of the library are put in its words.
     """
 
-    def __init__(self, *, quiet=False):
-        self.quiet = quiet
+    def __init__(self, *, quiet=False, options=None):
+        self.quiet, self.options = quiet, options
         self.warnings = []  # every warning of the run, for its summary
         self._told = set()  # names of those that have one
 
@@ -107,7 +109,7 @@ def reporting(console, *, verbosity=0):
     logger.propagate = False
 
     def show(message, category, filename, lineno, file=None, line=None):
-        console.warn(in_the_shell(str(message)))
+        console.warn(in_the_shell(str(message), console.options))
 
     try:
         with warnings.catch_warnings():

@@ -135,7 +135,7 @@ def main(argv=None):
     except CommandError as error:
         Console().error(str(error))
         return WRONG
-    console = Console(quiet=options.quiet)
+    console = Console(quiet=options.quiet, options=options)
     try:
         with ending_on_request(), reporting(console, verbosity=options.verbose):
             options.run(options, console)
@@ -153,22 +153,22 @@ def main(argv=None):
     except Exception as error:
         if options.debug:
             traceback.print_exc()
-        console.error(explain(error))
+        console.error(explain(error, options))
         return INTERRUPTED if isinstance(error, Interrupted) else FAILED
     return OK
 
 
-def explain(error):
+def explain(error, options=None):
     """One line for the person at the terminal: what happened and what to do."""
     if isinstance(error, OutOfMemoryError | WorkerLostError):
-        return in_the_shell(str(error))
+        return in_the_shell(str(error), options)
     if isinstance(error, MemoryError):
         return f"out of memory ({error}). Use fewer --jobs, a smaller --downsample box, or a larger machine."
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}. Check the path, its permissions and the space on the disk."
     if isinstance(error, CommandError | ValueError | TypeError | OSError | ImportError) and str(error):
-        return in_the_shell(str(error))
+        return in_the_shell(str(error), options)
     return (
         f"unexpected {type(error).__name__}: {error}. This is a fault of sklearn-cryoem; "
         f"run again with --debug and report the traceback."

@@ -53,7 +53,7 @@ def run(options, console):
     )
     page.save(path, overwrite=overwrite)
     for warning in page.warnings:
-        console.warn(in_the_shell(warning))
+        console.warn(in_the_shell(warning, options))
     console.say(
         f"{path} ({len(page.html) / 1e6:.1f} MB): open it in a browser, select classes, save the selection"
     )

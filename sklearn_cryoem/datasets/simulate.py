@@ -248,7 +248,7 @@ def _warn_if_it_wraps(volume: Volume, side: float) -> None:
         notify(
             "phantom-wraps",
             f"{100 * outside:.0f} % of the volume's power lies outside the {side:g} A of the images and "
-            "wraps round. Raise box or pixel_size.",
+            "wraps round. Raise box= or pixel_size=.",
             stacklevel=4,
         )
 

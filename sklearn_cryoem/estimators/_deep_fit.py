@@ -74,7 +74,9 @@ def fit_subclasses(second, data, rows, counts, seeds, *, folder=None, n_jobs, ve
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", ConvergenceWarning)  # told once for all classes, by the caller
-        warnings.filterwarnings("ignore", r"(?s).*\[box-too-tight\]$", ParticleDataWarning)  # so is this
+        warnings.filterwarnings(
+            "ignore", r"(?s).*\[(box-too-tight|no-poses)\]$", ParticleDataWarning
+        )  # so is this
         fits = ordered_map(partial(_fit_class, data, folder), tasks, n_jobs=1 if len(tasks) == 1 else n_jobs)
         for k, part in zip(divided, fits, strict=True):
             clusterers[k] = part.fitted

@@ -149,6 +149,30 @@ def question_mask(owner, stack, *, stacklevel):
         notify(problem[0], f"{type(owner).__name__}: {problem[1]}", stacklevel=stacklevel + 1)
 
 
+def question_poses(owner, X, *, stacklevel):
+    """Warn if X is a stack without poses: what is not aligned is clustered by its angles, not its views.
+
+    Arrays of images have no place for poses; whoever gives them is taken to have aligned them.
+
+    Parameters
+    ----------
+    owner : estimator
+        That needs aligned particles.
+    X : ParticleStack or array_like
+        What the user gave.
+    stacklevel : int
+        1 blames the caller of this function.
+    """
+    if isinstance(X, ParticleStack) and X.poses is None:
+        notify(
+            "no-poses",
+            f"{type(owner).__name__} needs aligned particles, and these have no poses: they are taken as "
+            "they lie. Align them with a MAPAligner before, in a Pipeline; if they are aligned already, say "
+            "so with stack.with_poses(Poses.identity(len(stack))).",
+            stacklevel=stacklevel + 1,
+        )
+
+
 def question_vectors(owner, vectors, n_nodes, *, stacklevel):
     """Warn of fewer distinct vectors than classes, as `KMeans` does; a look at few rows unless they repeat.
 

@@ -7,6 +7,8 @@ from sklearn_cryoem.alignment.mutual import unite_references
 from sklearn_cryoem.alignment.update import polar_statistics
 from sklearn_cryoem.particles import Poses
 
+LABELS_IN_MOTION = 0.5  # of the images, in the last pass: with more, an alignment has not come to rest
+
 
 def unite_classes(aligner, fit, source, settings):
     """Frames of the references of a fit, and the classes that they form, Eq. (4.9)-(4.10).
@@ -63,5 +65,7 @@ def store_results(aligner, fit, classes, stack, found):
     aligner.cluster_weights_ = classes.mass / classes.mass.sum()
     aligner.noise_variance_, aligner.shift_sigma_ = model.noise, model.shift_sigma_px * unit
     aligner.group_noise_variance_ = model.noise * model.group_noise if len(model.group_noise) else None
-    aligner.log_posterior_, aligner.n_iter_, aligner.converged_ = fit.evidence, fit.n_iter, fit.converged
+    aligner.log_posterior_, aligner.n_iter_ = fit.evidence, fit.n_iter
+    # few passes are the usual end of online EM: what is still in motion tells whether more are needed
+    aligner.converged_ = bool(fit.converged or fit.changed <= LABELS_IN_MOTION)
     aligner.n_effective_clusters_ = float(np.exp(-(share * np.log(share)).sum()))

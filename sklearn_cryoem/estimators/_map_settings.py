@@ -134,9 +134,8 @@ def known_poses(stack, settings):
         return None
     if stack.poses is None:
         raise ValueError(
-            f"MAPAligner(angle_range={settings.angle_range_rad:.3g}) searches round known poses, and this "
-            "stack has none. Give them with stack.with_poses(poses), for example poses_ of a first run, or "
-            "set angle_range=None."
+            "MAPAligner with angle_range searches round known poses, and this stack has none. Give them with "
+            "stack.with_poses(poses), for example poses_ of a first run, or leave angle_range out."
         )
     poses = stack.poses
     return KnownPoses(poses.angle_rad, poses.shift_px(stack.pixel_size), poses.mirrored)

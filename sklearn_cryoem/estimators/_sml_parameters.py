@@ -33,7 +33,7 @@ def check_parameters(estimator):
     _check_grid("n_basis", estimator, allow_auto=True)
     if given["topology"] == "sphere" and np.prod(given["n_clusters"]) < FEWEST_ON_SPHERE:
         raise ValueError(
-            f"n_clusters={given['n_clusters']} nodes enclose no sphere, expected at least "
+            f"SMLClusterer: n_clusters={given['n_clusters']} nodes enclose no sphere, expected at least "
             f"{FEWEST_ON_SPHERE}. Ask for more, or for topology='grid'."
         )
     if isinstance(given["basis_width"], str):
@@ -137,7 +137,7 @@ def _check_topology(estimator):
     if n_components is not None and n_components not in possible:
         fitting = [other for other, space in TOPOLOGIES.items() if n_components in space.components]
         raise ValueError(
-            f"n_components={n_components} makes no sense with topology={name!r}, expected "
+            f"SMLClusterer: n_components={n_components} makes no sense with topology={name!r}, expected "
             f"{' or '.join(map(str, possible))}. Leave n_components out, or choose topology="
             f"{' or '.join(map(repr, fitting))}."
         )

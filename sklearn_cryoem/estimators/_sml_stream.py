@@ -7,7 +7,13 @@ import numpy as np
 from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem.estimators._callbacks import FRAMES, with_callbacks
-from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images, normalised_like
+from sklearn_cryoem.estimators._inputs import (
+    as_stack,
+    as_vectors,
+    is_images,
+    normalised_like,
+    question_poses,
+)
 from sklearn_cryoem.estimators._sml_fit import class_attributes, manifold_attributes
 from sklearn_cryoem.estimators._sml_noise import noise_attributes, pooling
 from sklearn_cryoem.estimators._sml_parameters import check_parameters, folds_of, latent_basis
@@ -140,6 +146,7 @@ class ManifoldStream:
             self.outlier_, self.labels_ = chunk.outlier, self._posteriors(chunk, most_probable)
             return
         self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs)
+        question_poses(self, X, stacklevel=3 + FRAMES)
         self._store(noise_attributes(self._space, blocks))
         done = advance(
             self._stream,

@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
+from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images, question_poses
 from sklearn_cryoem.estimators._sml_space import check_kind
 from sklearn_cryoem.manifold.classes import latent_positions, map_posterior
 
@@ -24,6 +24,7 @@ class ManifoldPrediction:
         data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=False)
         with memory_watched("Comparing particles with SMLClusterer's nodes"), single_blas_threads():
             blocks = self._space.blocks(data, self.cache_folder)
+            question_poses(self, X, stacklevel=3)
             matcher = self._manifold.matcher(blocks.layout, dtype=self._space.dtype)
             return np.concatenate(list(map_posterior(function, blocks, matcher, n_jobs=self.n_jobs)))
 

@@ -33,8 +33,6 @@ from sklearn_cryoem.particles.preprocess import normalised_radius
 
 logger = logging.getLogger(__name__)
 
-LABELS_IN_MOTION = 0.5  # fraction of labels changing in the last pass above which the user is warned
-
 
 class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, TransformerMixin, BaseEstimator):
     """Align particle images without a reference, and sort them into classes, by maximum a posteriori.
@@ -166,7 +164,8 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
     n_iter_ : int
         Full passes made.
     converged_ : bool
-        Whether `tol` was reached.
+        Whether the passes came to rest: `tol` was reached or, at `max_iter`, most images kept their class and
+        pose in the last pass. Where it is false, `fit` has given a warning.
     n_effective_clusters_ : float
         exp(entropy of the class sizes).
     n_features_in_ : int
@@ -301,7 +300,7 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
         if not fit.interrupted:
             kept.remove()
         task.end()
-        if not fit.interrupted and not fit.converged and fit.changed > LABELS_IN_MOTION:
+        if not fit.interrupted and not self.converged_:
             doubt(
                 self,
                 f"MAPAligner stopped at max_iter={self.max_iter} while {fit.changed:.0%} of the images still "

@@ -6,7 +6,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.estimators._inputs import TakesImages, as_screened, as_stack
+from sklearn_cryoem.estimators._inputs import TakesImages, as_screened, as_stack, question_poses
 from sklearn_cryoem.estimators._realign_round import own_references, realigned
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.particles import Poses
@@ -89,7 +89,8 @@ class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstim
         Parameters
         ----------
         X : ParticleStack or array-like of shape (n_images, D, D)
-            Particles with poses, as a MAPAligner returns them; without any they are taken as aligned.
+            Particles with poses, as a MAPAligner returns them; without any they are taken as aligned, and a
+            stack is questioned.
         y : None
             Ignored.
 
@@ -98,6 +99,7 @@ class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstim
         self : RealigningClusterer
         """
         self._check_parameters()
+        question_poses(self, X, stacklevel=2)
         template = SMLClusterer(n_jobs=self.n_jobs) if self.clusterer is None else self.clusterer
         stack, _ = as_screened(with_some_poses(as_stack(X, self)), template, stacklevel=2)
         changes = []
@@ -144,7 +146,7 @@ class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstim
             With `poses_`: found against half averages, so not quite those of ``fit(X).transform(X)``.
         """
         stack = as_stack(X, self)
-        return stack.with_poses(self.fit(stack).poses_)
+        return stack.with_poses(self.fit(X).poses_)
 
     def transform(self, X):
         """Realign particles near the poses they have, each against the average of its class.
@@ -160,6 +162,7 @@ class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstim
             The same particles with new poses.
         """
         check_is_fitted(self)
+        question_poses(self, X, stacklevel=2)
         stack = with_some_poses(as_stack(X, self))
         labels = self.clusterer_.predict(stack)
         return realigned(self, self.clusterer_, stack, labels, self.class_averages_)

@@ -17,6 +17,7 @@ from sklearn_cryoem.estimators._inputs import (
     as_vectors,
     is_images,
     question_mask,
+    question_poses,
     question_vectors,
     sound_part,
 )
@@ -178,8 +179,9 @@ class SMLClusterer(
 
     Notes
     -----
-    A stack without poses is taken as aligned already. Time goes as n_images * n_nodes * n_frequencies; memory
-    does not depend on n_images but for the labels: blocks of images are prepared again in each iteration
+    Particles without poses are taken as aligned already: in silence those of an array, which has no place
+    for poses, while of a stack it is questioned. Time goes as n_images * n_nodes * n_frequencies; memory does
+    not depend on n_images but for the labels: blocks of images are prepared again in each iteration
     once 256 MB of them are kept, or read from `cache_folder`.
 
     Examples
@@ -285,8 +287,11 @@ class SMLClusterer(
             question_vectors(self, data, len(basis.nodes), stacklevel=stacklevel)
         else:
             question_mask(self, data, stacklevel=stacklevel)
+            question_poses(self, X, stacklevel=stacklevel)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
-        logger.info("n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape)
+        logger.info(
+            "SMLClusterer, n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape
+        )
         fit, self._moments = learn(self, blocks, basis, self._space, np.random.default_rng(seed), kept)
         self._manifold, self._layout, self._stream = fit.manifold, blocks.layout, None
         self.n_images_seen_ = blocks.n_samples
@@ -302,14 +307,14 @@ class SMLClusterer(
         if not fit.converged:
             gain = fit.trace.last_gain
             how = (
-                f"gained {gain:.3g} nats per image (tol={self.tol:g}). Raise max_iter or tol."
+                f"gained {gain:.3g} nats per image, more than {self.tol:g}"
                 if np.isfinite(gain)
-                else "let finer detail in, so its gain cannot be told. Raise max_iter."
+                else "let finer detail in, so that its gain cannot be told"
             )
             doubt(
                 self,
                 f"SMLClusterer stopped at max_iter={self.max_iter} before it converged: the last iteration "
-                + how,
+                f"{how}. Raise max_iter or tol.",
                 stacklevel=stacklevel,
             )
         return blocks
@@ -334,8 +339,8 @@ class SMLClusterer(
             doubt(
                 self,
                 f"The map of SMLClusterer collapsed: its {n_nodes} classes are worth "
-                f"{self.n_effective_clusters_:.1f} equal ones. Lower initial_temperature, give more "
-                "particles, or ask for fewer n_clusters.",
+                f"{self.n_effective_clusters_:.1f} equal ones. Give more particles, or fewer "
+                "n_clusters, or lower initial_temperature.",
                 stacklevel=stacklevel,
             )
 

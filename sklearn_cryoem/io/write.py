@@ -119,9 +119,7 @@ def write_particles(
         _write_star(stack, path, checked_labels, extra, images, star_version)
     elif kind == ".cs":
         if write_images:
-            raise ParticleDataError(
-                f"{path}: a .cs file keeps its images. Write a .star file with write_images."
-            )
+            raise ParticleDataError(f"{path}: a .cs file keeps its images. Write a .star file instead.")
         names = None if "uid" in stack.metadata.columns else names_on_disk(stack, path)
         records, lost = cryosparc_records(stack, checked_labels, extra, names)
         _warn_of_loss(path, lost)

@@ -69,8 +69,8 @@ def solve_weights(
     if n_singular:
         warnings.warn(
             f"{n_singular} of {layout.n_norms} systems for the weights are singular to working precision "
-            f"with alpha down to {alpha.min():.3g} and basis_width={basis.width:g}; they got "
-            "their least-norm solution. Raise alpha, or lower basis_width or n_basis.",
+            f"with alpha down to {alpha.min():.3g} and a basis width of {basis.width:g}; they "
+            "got their least-norm solution. Lower n_basis, lower basis_width, or raise alpha.",
             LinAlgWarning,
             stacklevel=2,
         )

@@ -38,7 +38,6 @@ _N_GROUPS, _GROUP_SIZE = 10, 20  # micrographs looked at, if they have that many
 _DARK_SHARE, _DARK_ERRORS = 0.55, 4.0  # of the images; standard errors that their mean contrast lies below 0
 _PIXELS_MEASURED = 2**26  # at most, spread over the stack: 16,384 images of 64 pixels, 1,024 of 256
 _BLANK_LINES, _BLANK_SHARE = 0.03, 0.01  # of an image; of the images
-_POOR_SHARE = 0.25  # of the match of the best defocus: a worse one does not fit
 
 
 @dataclass(frozen=True)
@@ -243,17 +242,31 @@ def _dark(images: Images) -> Finding | None:
 
 
 def _wrong_ctf(images: Images, stack: ParticleStack, rows: np.ndarray, group: np.ndarray) -> Finding | None:
-    if stack.ctf is None or stack.pixel_size is None:
+    if stack.ctf is None:
         return None
-    fit = ctf_fit(images, stack.ctf[rows], group, stack.pixel_size)
-    if fit is None or not fit.is_sure or fit.given > _POOR_SHARE * fit.best:
+    negative = stack.ctf.defocus_u_angstrom + stack.ctf.defocus_v_angstrom < 0
+    if negative.mean() > 0.5:  # the power spectrum has no sign: rings lie nearly where they should
+        return Finding(
+            "ctf-does-not-fit",
+            f"the defocus of {negative.sum():,} of {len(stack):,} particles is negative, which is overfocus, "
+            "and nobody takes particles in overfocus: the program that wrote it seems to count the other "
+            "way. Change its sign in the table, positive being underfocus.",
+        )
+    fit = None if stack.pixel_size is None else ctf_fit(images, stack.ctf[rows], group, stack.pixel_size)
+    if fit is None or not fit.is_poor:
         return None
+    remedy = "Estimate the CTF again, or read with ctf=False."
+    if fit.factor is not None:
+        remedy = (
+            f"All are off by one factor, so the pixel size may be wrong: with {stack.pixel_size:.4g} A "
+            f"replaced by {stack.pixel_size / math.sqrt(fit.factor):.3g} A, pixel_size=, they would fit. "
+            "Make sure of it and of the voltage, else estimate the CTF again, or read with ctf=False."
+        )
     return Finding(
         "ctf-does-not-fit",
-        "the CTF does not fit the particles: the power spectrum round them has the rings of a defocus of "
-        f"about {1e-4 * fit.best_defocus_angstrom:.2g} um (match {fit.best:.1f}), and the metadata say "
-        f"{1e-4 * fit.given_defocus_angstrom:.2g} um (match {fit.given:.1f}). Estimate the CTF again, or "
-        "read with ctf=False.",
+        "the CTF does not fit the particles: their power spectra have the rings of a defocus of about "
+        f"{1e-4 * fit.best_defocus_angstrom:.2g} um (match {fit.best:.1f}), and the metadata say "
+        f"{1e-4 * fit.given_defocus_angstrom:.2g} um (match {fit.given:.1f}). {remedy}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Whether the CTF of particles goes with the rings in the power spectrum of their background."""
+"""Whether the CTF of particles goes with the rings in their power spectra."""
 
 from __future__ import annotations
 
@@ -16,25 +16,37 @@ Float64 = NDArray[np.float64]
 
 _INNER, _EDGE = 0.375, 0.06  # of the box: radius of the particle that is left out, width of its edge
 _FIRST_SHELL = 2
-_DEFOCUS_ANGSTROM = np.arange(2_000.0, 60_001.0, 250.0)
+_STEP_ANGSTROM = 250.0
+_DEFOCUS_ANGSTROM = np.arange(2_000.0, 60_001.0, _STEP_ANGSTROM)
+_FACTORS = np.geomspace(0.3, 3.0, 60)  # of every defocus: half and double, and pixel sizes off by a factor
 _SMALLEST_BOX = 48  # below, rings cannot be told from the slope of a spectrum
 _CLEAR = 2.0  # variance of the middle over that of the background from which structure outshines ice
+_MEDIAN_ERROR = 1.25  # standard error of a median over that of a mean
+_GROUP_SIZE, _FEWEST_GROUPS = 20, 4  # images that make a median, groups whose differences can be told
+_SPREAD_ANGSTROM = 1_000.0  # least range of the defocus of groups for their rings to differ
+_SURE, _SURE_FACTOR = 5.0, 6.0  # standard errors; simulated particles without rings reach 3.5 and 5.5
+_EXPLAINED = 0.5  # of what is more than noise, by the best defocus: less is structure, not rings
+_SAME_FACTOR = 0.15  # relative range of the middle half of the groups
 
 
 @dataclass(frozen=True)
 class CTFFit:
-    """How well a CTF, and the best other one, match the rings of the background.
+    """How well a CTF, and the best other one, match the rings of the images.
 
     Attributes
     ----------
     given : float
-        Match of the CTF given, in standard errors of no match; mean over groups.
+        Match of the CTF given, in standard errors of no match.
     best : float
-        Match of the defocus that fits best in each group.
+        Match of the best other one.
     given_defocus_angstrom, best_defocus_angstrom : float
         Medians over the groups.
     n_groups : int
         Number of groups.
+    is_sure : bool
+        Whether the images show rings of the best one at all.
+    factor : float or None
+        Best defocus over the one given, where it is the same for all groups, as with a wrong pixel size.
     """
 
     given: float
@@ -42,20 +54,23 @@ class CTFFit:
     given_defocus_angstrom: float
     best_defocus_angstrom: float
     n_groups: int
+    is_sure: bool
+    factor: float | None
 
     @property
-    def is_sure(self) -> bool:
-        """Whether the background shows rings at all: noise alone matches some defocus by 2 to 3."""
-        return self.best > 2.5 + 2.5 / np.sqrt(self.n_groups)
+    def is_poor(self) -> bool:
+        """Whether another CTF is sure to match, and the one given has less than a quarter of its match."""
+        return self.is_sure and self.given <= 0.25 * self.best
 
 
 def ctf_fit(images: NDArray[np.float32], ctf: CTFTable, group: NDArray, pixel_size: float) -> CTFFit | None:
-    """Match the power spectrum beyond the particles with their CTF, and with every defocus.
+    """Match the power spectra of groups of images with their CTF, and with every other defocus.
 
-    Ice shows the rings of the CTF as particles do, but has no structure of its own that could be mistaken
-    for rings; so the middle of the images is left out. Slow changes with frequency are removed from the
-    logarithm of the spectrum and from the CTF squared, and what is left is correlated over shells, each
-    weighted by its number of frequencies.
+    What all groups have in common, the particle's own structure above all, is no ring of theirs: each group's
+    logarithm of the spectrum is compared with the CTF squared after slow changes with frequency and the
+    median over the groups are taken off both. Where one group, or one defocus, leaves nothing to compare
+    with, the background beyond the particle is looked at instead: ice shows the rings of the CTF as particles
+    do, but has no structure that could be mistaken for rings. Medians over images keep junk from deciding.
 
     Parameters
     ----------
@@ -64,48 +79,117 @@ def ctf_fit(images: NDArray[np.float32], ctf: CTFTable, group: NDArray, pixel_si
     ctf : CTFTable
         Theirs.
     group : ndarray of shape (n_images,), int
-        Particles of one group share about one defocus; numbers from 0.
+        Particles of one group share about one defocus; numbers from 0. One group of particles that differ in
+        defocus is divided by it.
     pixel_size : float
         In Angstrom.
 
     Returns
     -------
     CTFFit or None
-        None if the box is too small, the background empty, or the particles so clear (simulated without
-        much noise, or averaged) that their own structure spreads into the background.
-
-    Notes
-    -----
-    White noise gives a best match of 2 to 3, whatever the particles; real ice of 40 particles in one
-    micrograph about 6.
+        Against the best defocus of each group or, if that is not sure, against every defocus times one factor
+        (of a wrong unit, voltage or pixel size). None if the box is too small, the background is empty, or
+        there is but one defocus of particles so clear that their structure spreads into the background.
     """
     box = images.shape[-1]
     if box < _SMALLEST_BOX:
         return None
-    outside = pixel_radius(box) > _INNER * box  # (D, D)
-    if images[:, ~outside].var() > _CLEAR * images[:, outside].var():
+    group = _divided(group, _mean_defocus(ctf))
+    differ = _differ(group, _mean_defocus(ctf))
+    if not differ and _is_clear(images):
         return None
-    spectrum = _background_spectrum(images)  # (n_images, n_shells)
-    if not (spectrum > 0).all():
-        return None
+    power = radial_power(images)[:, _FIRST_SHELL : box // 2] if differ else _background_spectrum(images)
+    return match_of_groups(power, ctf, group, pixel_size, box) if (power > 0).all() else None
+
+
+def match_of_groups(power: Float64, ctf: CTFTable, group: NDArray, pixel_size: float, box: int) -> CTFFit:
+    """`ctf_fit` of spectra: of whole images where groups differ in defocus, else of the background.
+
+    Parameters
+    ----------
+    power : ndarray of shape (n_images, n_shells)
+        By shell from the second, to Nyquist.
+    ctf, group, pixel_size
+        As for `ctf_fit`.
+    box : int
+        Side of the images in pixels.
+    """
+    defocus = _mean_defocus(ctf)
+    differ = _differ(group, defocus)
+    members = [np.flatnonzero(group == number) for number in range(int(group.max()) + 1)]
+    own = np.array([np.median(defocus[some]) for some in members])  # (n_groups,)
     plane = half_plane(box, box // 2 - 0.5)
-    weight = np.bincount(plane.shell)[_FIRST_SHELL:].astype(np.float64)
-    model = _rings(ctf, plane, pixel_size)  # (n_images, n_shells)
-    given, best, own, other = [], [], [], []
-    blur = _blur(box)
-    defocus = 0.5 * (ctf.defocus_u_angstrom + ctf.defocus_v_angstrom)
-    for number in range(int(group.max()) + 1):
-        members = np.flatnonzero(group == number)
-        data = _without_trend(np.log(spectrum[members].mean(axis=0)))  # (n_shells,)
-        error = blur / np.sqrt(len(members))  # of the logarithm, for a shell of one frequency
-        others = _rings(_at_every_defocus(ctf[members[:1]]), plane, pixel_size)  # (n_defocus, n_shells)
-        scores = _match(data, others, weight) / error
-        given.append(float(_match(data, model[members].mean(axis=0), weight)) / error)
-        best.append(max(float(scores.max()), given[-1]))
-        own.append(float(np.median(defocus[members])))
-        other.append(float(_DEFOCUS_ANGSTROM[scores.argmax()]))
-    medians = float(np.median(own)), float(np.median(other))
-    return CTFFit(float(np.mean(given)), float(np.mean(best)), *medians, n_groups=len(given))
+    weight = np.bincount(plane.shell)[_FIRST_SHELL:].astype(np.float64)  # (n_shells,)
+    curves = _without_trend(np.log(power))  # (n_images, n_shells)
+    data = np.stack([np.median(curves[some], axis=0) for some in members])  # (n_groups, n_shells)
+    rings = _rings(ctf, plane, pixel_size)  # (n_images, n_shells)
+    model = np.stack([rings[some].mean(axis=0) for some in members])  # (n_groups, n_shells)
+    others = _rings(_at_every_defocus(ctf[:1]), plane, pixel_size)  # (n_defocus, n_shells)
+    if differ:
+        data, model = data - np.median(data, axis=0), model - model.mean(axis=0)
+    # of the logarithm, for a shell of one frequency
+    error = _MEDIAN_ERROR * (1.0 if differ else _blur(box)) / np.sqrt([len(some) for some in members])
+    data = data / error[:, None]
+    scores = _match(data[:, None], others, weight)  # (n_groups, n_defocus)
+    given = _match(data, model, weight)  # (n_groups,)
+    best = np.maximum(scores.max(axis=1), given)
+    beyond_noise = np.maximum((weight * data**2).sum(axis=1) - len(weight), 1.0)  # (n_groups,)
+    explained = np.median(best / np.sqrt(beyond_noise))
+    least = _SURE if differ else 2.5 + 2.5 / np.sqrt(len(own))  # noise alone matches some defocus by 2 to 3
+    other = _DEFOCUS_ANGSTROM[scores.argmax(axis=1)]  # (n_groups,)
+    low, middle, high = np.percentile(other / np.where(own == 0, np.inf, own), [25, 50, 75])
+    fit = CTFFit(
+        float(given.mean()), float(best.mean()), float(np.median(own)), float(np.median(other)), len(own),
+        is_sure=bool(best.mean() > least and explained > _EXPLAINED),
+        factor=float(middle) if high - low < _SAME_FACTOR * middle else None,
+    )  # fmt: skip
+    return _with_one_factor(data, model, others, own, weight, error) if differ and not fit.is_sure else fit
+
+
+def _with_one_factor(
+    data: Float64, model: Float64, others: Float64, own: Float64, weight: Float64, error: Float64
+) -> CTFFit:
+    """Match of all groups together, as given and with every defocus times one factor."""
+
+    def total(rings: Float64) -> float:
+        rings = rings / error[:, None]
+        return float(_match(data.ravel(), rings.ravel(), np.tile(weight, len(data))))
+
+    matches = []
+    for factor in _FACTORS:
+        place = np.rint((factor * own - _DEFOCUS_ANGSTROM[0]) / _STEP_ANGSTROM).astype(np.int64)
+        some = others[np.clip(place, 0, len(others) - 1)]  # (n_groups, n_shells)
+        matches.append(total(some - some.mean(axis=0)))
+    given, best = total(model), max(matches)
+    factor, usual = float(_FACTORS[np.argmax(matches)]), float(np.median(own))
+    return CTFFit(given, max(best, given), usual, factor * usual, len(own), best > _SURE_FACTOR, factor)
+
+
+def _mean_defocus(ctf: CTFTable) -> Float64:
+    return np.asarray(0.5 * (ctf.defocus_u_angstrom + ctf.defocus_v_angstrom))
+
+
+def _divided(group: NDArray, defocus: Float64) -> NDArray:
+    """Groups as they are, or one alone divided by defocus, 20 images to a group."""
+    if group.max() > 0:
+        return group
+    n_groups = max(1, len(group) // _GROUP_SIZE)
+    divided = np.empty(len(group), dtype=np.int64)
+    divided[np.argsort(defocus, kind="stable")] = np.arange(len(group)) * n_groups // len(group)
+    return divided if _differ(divided, defocus) else group
+
+
+def _differ(group: NDArray, defocus: Float64) -> bool:
+    """Whether there are groups enough, of defocus so different that what they share is no ring."""
+    medians = [np.median(defocus[group == number]) for number in range(int(group.max()) + 1)]
+    return len(medians) >= _FEWEST_GROUPS and bool(np.ptp(medians) > _SPREAD_ANGSTROM)
+
+
+def _is_clear(images: NDArray[np.float32]) -> bool:
+    """Whether particles are so clear that their structure spreads into the background."""
+    outside = pixel_radius(images.shape[-1]) > _INNER * images.shape[-1]  # (D, D)
+    inner, outer = images[:, ~outside].var(axis=1), images[:, outside].var(axis=1)
+    return bool(np.median(inner) > _CLEAR * np.median(outer))
 
 
 def _outside(box: int) -> NDArray[np.float32]:

@@ -19,8 +19,10 @@ REFERENCE_SIZE = 100  # particles of the average whose information is stated, wh
 LOW_SHELLS = 4  # of the box: blobs, gradients and edges
 CORE, RIM = 0.6, 0.85  # of the mask's radius: the particle's middle, and where it should have ended
 LARGEST_EDGE = 10.0
+OUTER = 0.6  # of the mask's radius: beyond, most particles have ended, and faults of the detector go on
+LINE_WIDTH, LINE_ANGLES = 0.75, 90  # Fourier pixels to either side of a line; directions tried
 SPECTRAL = ("resolution", "snr", "information", "strength")
-PICTORIAL = ("contrast", "edge", "offset")
+PICTORIAL = ("contrast", "edge", "offset", "spikes", "lines")
 
 
 def spectral_measures(sums: ClassSums, pixel_size: float, box: int) -> dict[str, float]:
@@ -68,7 +70,7 @@ def _standard_error(ratio: Float64, sums: ClassSums) -> Float64:
     return np.asarray(np.sqrt(variance))
 
 
-def pictorial_measures(pictures: NDArray[Any], radius_px: float) -> dict[str, float]:
+def pictorial_measures(pictures: NDArray[Any], radius_px: float, plane: HalfPlane) -> dict[str, float]:
     """What the average of one class looks like.
 
     Parameters
@@ -77,6 +79,8 @@ def pictorial_measures(pictures: NDArray[Any], radius_px: float) -> dict[str, fl
         Averages of the first half, the second half and of all.
     radius_px : float
         Radius of the particle's mask in pixels.
+    plane : HalfPlane
+        Frequencies that the averages hold.
 
     Returns
     -------
@@ -91,7 +95,13 @@ def pictorial_measures(pictures: NDArray[Any], radius_px: float) -> dict[str, fl
     edge = LARGEST_EDGE if centre_power <= 0 else np.clip(rim_power / centre_power, 0.0, LARGEST_EDGE)
     level, spread = average[rim].mean(), average[inside].std()
     contrast = (average[core].mean() - level) / spread if spread > 0 else 0.0
-    return {"contrast": float(contrast), "edge": float(edge), "offset": _offset(average - level, inside)}
+    return {
+        "contrast": float(contrast),
+        "edge": float(edge),
+        "offset": _offset(average - level, inside),
+        "spikes": _spikes(average, inside, plane),
+        "lines": _lines(average, radius, plane.k_max),
+    }
 
 
 def _offset(picture: Float64, inside: NDArray[np.bool_]) -> float:
@@ -106,9 +116,51 @@ def _offset(picture: Float64, inside: NDArray[np.bool_]) -> float:
     return float(np.hypot(x, y) / np.sqrt(inside.sum() / np.pi))
 
 
+def _spikes(picture: Float64, inside: NDArray[np.bool_], plane: HalfPlane) -> float:
+    """Share of the power that one point of this resolution holds, times the root of how many there are.
+
+    A particle of many pixels has about 1 at any resolution; hot pixels, aligned to each other, 3 and more.
+    """
+    squares = (picture[inside] - np.median(picture[inside])) ** 2  # (n_pixels,)
+    n_points = 2.0 * plane.n_coefficients * inside.mean()
+    share = (
+        squares.max() * picture.size / (2.0 * plane.n_coefficients) / squares.sum() if squares.any() else 0.0
+    )
+    return float(share * np.sqrt(n_points))
+
+
+def _lines(picture: Float64, radius: Float64, k_max: float) -> float:
+    """Share of the power in one line of the Fourier plane; 0 to 1.
+
+    Stripes have it in the particle and beyond; a bad row or column at all fine detail, where long particles
+    have none, and layered ones at one period alone. The larger is taken.
+    """
+    whole = _line_share(picture, radius < 1.0, 3.0, k_max)
+    outer = _line_share(picture, (radius >= OUTER) & (radius < 1.0), 3.0, k_max)
+    fine = [
+        _line_share(picture, radius < 1.0, low * k_max, high * k_max)
+        for low, high in ((0.5, 0.75), (0.75, 1.0))
+    ]
+    return max(float(np.sqrt(whole * outer)), min(fine))
+
+
+def _line_share(picture: Float64, where: NDArray[np.bool_], k_min: float, k_max: float) -> float:
+    """Largest share of the power between two radii that lies on a line through the origin."""
+    box = picture.shape[-1]
+    power = np.abs(np.fft.rfft2(np.where(where, picture - picture[where].mean(), 0.0))) ** 2
+    ky, kx = np.fft.fftfreq(box, 1.0 / box)[:, None], np.fft.rfftfreq(box, 1.0 / box)
+    ring = (np.hypot(kx, ky) >= k_min) & (np.hypot(kx, ky) < min(k_max, box // 2))
+    weight = np.where(kx > 0, 2.0, 1.0) * power  # column 0 holds both signs of ky, others stand for two
+    ky, kx = np.broadcast_to(ky, ring.shape)[ring], np.broadcast_to(kx, ring.shape)[ring]
+    angles = np.arange(LINE_ANGLES) * np.pi / LINE_ANGLES
+    along = [weight[ring][np.abs(kx * np.sin(a) - ky * np.cos(a)) <= LINE_WIDTH].sum() for a in angles]
+    total = weight[ring].sum()
+    return float(max(along) / total) if total > 0 else 0.0
+
+
 def measure_class(sums: ClassSums, plane: HalfPlane, pixel_size: float, radius_px: float) -> dict[str, float]:
     """All measures of one class of at least two particles."""
     return {
         **spectral_measures(sums, pixel_size, plane.box),
-        **pictorial_measures(sums.images(plane), radius_px),
+        **pictorial_measures(sums.images(plane), radius_px, plane),
     }

@@ -29,6 +29,8 @@ def suggest_classes(
     max_edge: float = 0.5,
     max_offset: float = 0.3,
     max_strength: float = 2.0,
+    max_spikes: float = 2.5,
+    max_lines: float = 0.5,
     min_contrast: float = 0.0,
 ) -> pd.DataFrame:
     """Rank classes and suggest which to keep, by limits on their measures.
@@ -47,6 +49,10 @@ def suggest_classes(
         Farthest centre of mass, over the radius of the mask.
     max_strength : float, default=2.0
         Largest power at low resolution, over the median of particles.
+    max_spikes : float, default=2.5
+        Most power in a single point, as hot pixels have it.
+    max_lines : float, default=0.5
+        Most power in one line of the Fourier plane, as stripes and bad rows of a detector have it.
     min_contrast : float, default=0.0
         Least contrast of the middle over the rim: above 0 for white particles.
 
@@ -64,7 +70,8 @@ def suggest_classes(
     """
     check_number("min_size", min_size, owner="suggest_classes", minimum=2, integer=True)
     check_number("min_information", min_information, owner="suggest_classes", minimum=0, maximum=1)
-    for name, value in {"max_edge": max_edge, "max_offset": max_offset, "max_strength": max_strength}.items():
+    limits = {"max_edge": max_edge, "max_offset": max_offset, "max_strength": max_strength}
+    for name, value in {**limits, "max_spikes": max_spikes, "max_lines": max_lines}.items():
         check_number(name, value, owner="suggest_classes", minimum=0, inclusive=False)
     good = _good_information(table)
     share = table["information"].to_numpy() / good  # (n_classes,)
@@ -83,8 +90,19 @@ def suggest_classes(
             lambda row: f"off centre by {row['offset']:.2g} of the mask's radius",
         ),
         _Test(
+            max_spikes / _positive(table["spikes"]),
+            lambda row: f"much of its power in a single point ({row['spikes']:.2g}): hot pixels",
+        ),
+        _Test(
+            max_lines / _positive(table["lines"]),
+            lambda row: f"{row['lines']:.0%} of its power along one direction: stripes or bad rows",
+        ),
+        _Test(
             max_strength / _positive(table["strength"]),
-            lambda row: f"{row['strength']:.2g} times as strong at low resolution as others: ice or carbon",
+            lambda row: (
+                f"{row['strength']:.2g} times as strong at low resolution as others"
+                + ("" if row["spikes"] > max_spikes or row["lines"] > max_lines else ": ice or carbon")
+            ),
         ),
         _Test(
             np.where(table["contrast"].to_numpy() > min_contrast, np.inf, 0.0),

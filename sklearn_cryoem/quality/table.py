@@ -79,7 +79,8 @@ def class_quality(
         image), ``information``
         (bits in an average of 100 such particles), ``strength`` (power at low resolution over the median of
         particles), ``contrast`` (of the middle over the rim, in standard deviations), ``edge`` (signal at the
-        rim over that in the middle), ``offset`` (of the centre of mass, over the mask's radius),
+        rim over that in the middle), ``offset`` (of the centre of mass, over the mask's radius), ``spikes``
+        (power in a single point, over that of a usual particle), ``lines`` (share of it in one direction),
         ``latent_spread`` (over that of all particles), ``posterior``, ``stability`` (fraction of pairs that
         stay together), then ``score`` (0 to 1), ``rank`` (from 1, the best), ``keep`` and ``reasons``, see
         `suggest_classes`. What cannot be measured is NaN.

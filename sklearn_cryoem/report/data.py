@@ -19,6 +19,8 @@ _MEASURES = {
     "contrast": "contrast (s.d.)",
     "edge": "rim signal (× middle)",
     "offset": "off centre (mask radii)",
+    "spikes": "power in one point",
+    "lines": "power in one direction",
     "latent_spread": "latent spread (× overall)",
     "posterior": "mean posterior (0-1)",
     "stability": "stable pairs (share)",

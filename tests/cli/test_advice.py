@@ -1,5 +1,6 @@
 """What the command line says of options and data that do not go together, before any work."""
 
+import json
 from argparse import Namespace
 
 import pytest
@@ -128,6 +129,20 @@ def test_info_describes_labels_of_a_stack_without_ctf(tmp_path, capsys):
     assert main(["info", str(out / "particles.star")]) == 1
     text = capsys.readouterr()
     assert "--images-dir" in text.out and text.err.startswith("error: ") and "--images-dir" in text.err
+
+
+@pytest.mark.parametrize("passes", ["1", "2"])
+def test_summary_and_warnings_agree_on_whether_the_alignment_converged(passes, tmp_path, capsys):
+    words = ["--particles", "60", "--box", "16", "--snr", "1", "--quiet", "--jobs", "1"]
+    assert main(["simulate", "-o", str(tmp_path), *words]) == 0
+    out, few = tmp_path / "out", list(FEW)
+    few[few.index("--align-iterations") + 1] = passes
+    assert main(["classify", str(tmp_path / "particles.star"), "-o", str(out), "--quiet", *few]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    warned = [text for text in summary["warnings"] if text.startswith("MAPAligner stopped at")]
+    assert summary["results"]["converged_align"] == (not warned) == (passes == "2")
+    assert all("Raise --align-iterations, or --align-batches." in text for text in warned)
+    assert all(text in capsys.readouterr().err for text in warned)
 
 
 def test_a_larger_box_is_refused_in_the_words_of_the_option(tmp_path, capsys):

@@ -160,7 +160,7 @@ def test_remedies_are_in_the_words_of_the_shell():
          "MAPAligner stopped at --align-iterations=5. Raise --align-iterations, or --align-batches."),
         ("MAPAligner(n_init=0): n_references is 3", "MAPAligner(--align-starts=0): --align-references is 3"),
         ("SMLClusterer stopped at max_iter=5. Raise max_iter or tol.",
-         "SMLClusterer stopped at --iterations=5. Raise --iterations or tol."),
+         "SMLClusterer stopped at --iterations=5. Raise --iterations."),
         ("The parameter 'n_clusters' of SMLClusterer is", "The parameter --classes of SMLClusterer is"),
         ("mask_diameter is 400", "--mask-diameter is 400"),
         ("an image_max_shift and max_iter stay", "an image_max_shift and max_iter stay"),

@@ -250,7 +250,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_a_volume_larger_than_the_images_is_warned_about():
-    with pytest.warns(ParticleDataWarning, match="Raise box or pixel_size"):
+    with pytest.warns(ParticleDataWarning, match="Raise box= or pixel_size="):
         make_particles(make_ribosome_phantom(32, 10.0), 2, box=16, random_state=0)
 
 

@@ -10,6 +10,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, load_model, save_model
+from sklearn_cryoem._core.exceptions import ParticleDataWarning
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import EigenImages
 from sklearn_cryoem.estimators._deep_first import default_first, n_first_classes
@@ -225,6 +226,13 @@ def test_by_default_particles_without_poses_are_aligned_and_others_are_not(stack
     deep = DeepClusterer(second=QUICK).fit(aligned)
     assert isinstance(deep.first_, SMLClusterer)
     assert deep.poses_ is aligned.poses
+
+
+def test_particles_without_poses_are_questioned_where_nobody_aligns_them(stack):
+    first = SMLClusterer((1, 2), n_folds=1, max_resolution=40.0, random_state=0)
+    with pytest.warns(ParticleDataWarning, match=r"needs aligned particles.*no-poses") as caught:
+        DeepClusterer(first, QUICK, images_per_subclass=10, random_state=0).fit(stack[:60].with_poses(None))
+    assert sum("no-poses" in str(warning.message) for warning in caught) == 1
 
 
 def test_images_stay_in_their_file(tmp_path):

@@ -1,6 +1,7 @@
 """What MAPAligner adds to the alignment kernels: units, defaults, files, and what it says to the user."""
 
 import logging
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,6 @@ from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem.alignment import em
 from sklearn_cryoem.alignment.memory import memory_needed
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.estimators import map_aligner
 from sklearn_cryoem.estimators._map_settings import (
     alignment_settings,
     feature_source,
@@ -157,10 +157,13 @@ def test_a_ctf_without_a_pixel_size_is_refused(stack):
         MAPAligner(**QUICK).fit(ParticleStack(stack.read(), ctf=ctf))
 
 
-def test_labels_still_in_motion_are_reported_with_the_number(stack, monkeypatch):
-    monkeypatch.setattr(map_aligner, "LABELS_IN_MOTION", -1.0)
+@pytest.mark.filterwarnings("default::sklearn.exceptions.ConvergenceWarning")
+def test_an_alignment_has_converged_just_where_it_does_not_warn(stack):
     with pytest.warns(ConvergenceWarning, match=r"max_iter=1 while \d+% of the images .* Raise max_iter"):
-        MAPAligner(**{**QUICK, "max_iter": 1}).fit(stack)
+        assert not MAPAligner(**{**QUICK, "max_iter": 1}).fit(stack).converged_
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert MAPAligner(**{**QUICK, "max_iter": 2, "tol": 0.0}).fit(stack).converged_
 
 
 def test_memory_is_stated_before_work_starts(stack, caplog):

@@ -15,6 +15,7 @@ from sklearn_cryoem import (
     load_model,
     save_model,
 )
+from sklearn_cryoem._core.exceptions import ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles, true_poses
 from sklearn_cryoem.estimators._realign_round import own_references, realigned
 from sklearn_cryoem.metrics import pose_errors
@@ -36,6 +37,17 @@ def stack():
 @pytest.fixture(scope="module")
 def fitted(stack):
     return RealigningClusterer(QUICK, n_rounds=2).fit(stack)
+
+
+def test_particles_without_poses_are_questioned_once(stack):
+    few = stack[:60].with_poses(None)
+    model = RealigningClusterer(QUICK, n_rounds=1)
+    remedy = r"RealigningClusterer needs aligned .*Align them with a MAPAligner .*Poses\.identity"
+    for use in (model.fit, model.transform, model.fit_transform):
+        with pytest.warns(ParticleDataWarning, match=remedy) as caught:
+            use(few)
+        assert sum("no-poses" in str(warning.message) for warning in caught) == 1
+    np.testing.assert_array_equal(model.fit(few.read()).labels_, model.labels_)  # arrays are, in silence
 
 
 def test_errors_of_poses_fall_by_half(stack, fitted):

@@ -10,7 +10,8 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import GridSearchCV
 
-from sklearn_cryoem import ParticleStack, SMLClusterer
+from sklearn_cryoem import ParticleStack, Poses, SMLClusterer
+from sklearn_cryoem._core.exceptions import ParticleDataWarning
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import sml_clusterer
 from sklearn_cryoem.estimators._sml_fit import class_resolution
@@ -91,6 +92,7 @@ def test_noise_variance_is_that_of_the_masked_noise(stack, fitted):
     np.testing.assert_allclose(fitted.noise_variance_[4:], share, rtol=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:.*no-poses")
 def test_images_without_ctf_have_noise_and_prior_of_each_shell(stack):
     bare = ParticleStack(np.random.default_rng(0).standard_normal((300, 24, 24)))
     model = SMLClusterer((3, 3), alpha=1e6, max_iter=30).fit(bare)
@@ -168,10 +170,20 @@ def test_soft_and_hard_averages_differ_only_where_labels_are_uncertain(stack, fi
     assert not np.array_equal(hard.class_averages_, fitted.class_averages_)
 
 
-def test_plain_images_and_a_stack_of_them_are_the_same(stack):
+def test_plain_images_and_a_stack_of_them_are_the_same_but_the_stack_is_asked_for_poses(stack):
+    """An array has no place for poses: who gives one has aligned it. A stack says it by poses of zeros."""
     images = stack.read()
-    from_array, from_stack = (SMLClusterer(4).fit(X) for X in (images, ParticleStack(images)))
+    from_array, bare = SMLClusterer(4).fit(images), ParticleStack(images)
+    remedy = r"SMLClusterer needs aligned .*Align them with a MAPAligner .*Poses\.identity"
+    with pytest.warns(ParticleDataWarning, match=remedy) as caught:
+        from_stack = SMLClusterer(4).fit(bare)
+    assert caught[0].filename == __file__ and caught[0].message.name == "no-poses"
     np.testing.assert_array_equal(from_array.class_averages_, from_stack.class_averages_)
+    told = SMLClusterer(4).fit(bare.with_poses(Poses.identity(len(bare))))
+    for use in (told.predict, told.predict_proba, told.transform, told.score_samples, told.partial_fit):
+        with pytest.warns(ParticleDataWarning, match="no-poses") as caught:
+            use(bare)
+        assert caught[0].filename == __file__
 
 
 def test_a_list_of_images_is_an_array_of_them(fitted, stack):
@@ -237,7 +249,9 @@ def test_default_settings_do_not_warn_and_a_short_run_says_what_to_do(stack):
 
 def test_a_collapsed_map_has_not_converged(stack, monkeypatch):
     monkeypatch.setattr(sml_clusterer, "COLLAPSED", 1e9)  # every map counts as collapsed
-    with pytest.warns(ConvergenceWarning, match=r"collapsed: its 25 classes are worth .*Lower initial_temp"):
+    with pytest.warns(
+        ConvergenceWarning, match=r"collapsed: its 25 classes are worth .*or lower initial_temp"
+    ):
         model = SMLClusterer(25).fit(stack)
     assert not model.converged_
     with warnings.catch_warnings():

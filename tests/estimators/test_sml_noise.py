@@ -12,6 +12,8 @@ from sklearn_cryoem.metrics import fraction_within
 
 RATIO = 3.0
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no-poses")  # images that are laid out as they should be
+
 
 def particles(n, snr, *, noise=None, group=None, seed=0):
     """Particles whose noise variance is `noise` (n,) times that of the simulation."""

@@ -8,6 +8,8 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn_cryoem import SMLClusterer
 from sklearn_cryoem.datasets import make_particles
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no-poses")  # images that are laid out as they should be
+
 
 @pytest.fixture(scope="module")
 def particles():

@@ -84,7 +84,7 @@ def test_a_singular_system_gets_its_least_norm_solution_and_a_warning_with_numbe
     layout = blocks.layout
     basis = LatentBasis((4, 3), (6, 6), 2.0)  # 37 functions on 12 nodes
     ones, zeros = np.ones(layout.n_shells), np.zeros(layout.n_shells)
-    with pytest.warns(LinAlgWarning, match=r"alpha down to 0 and basis_width=2.*Raise alpha"):
+    with pytest.warns(LinAlgWarning, match=r"alpha down to 0 and a basis width of 2.*or raise alpha"):
         solution = solve_weights(statistics, basis, ones, zeros, layout)
     assert np.isfinite(solution).all()
     with warnings.catch_warnings():

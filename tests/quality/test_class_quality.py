@@ -81,6 +81,9 @@ def picture(kind, n_images, rng):
         "dark": -np.exp(-((x / 5) ** 2 + (y / 7) ** 2)),
         "ice": 6 * np.exp(-((x / 6) ** 2 + (y / 6) ** 2)),
         "empty": np.zeros((32, 32)),
+        "hot pixel": 12.0 * ((x == 3) & (y == -5)),
+        "stripes": np.sin(2 * np.pi * 5 * (x + 0.5 * y) / 32),
+        "bad column": 2.0 * (x == 4) + 0.0 * y,
     }[kind]
     return (shown + rng.normal(scale=0.7, size=(n_images, 32, 32))).astype(np.float32)
 
@@ -91,7 +94,10 @@ def picture(kind, n_images, rng):
         ("off centre", r"off centre by 0\.\d+ of the mask's radius"),
         ("edge", r"signal at the mask's edge"),
         ("dark", r"darker in the middle"),
-        ("ice", r"times as strong at low resolution as others"),
+        ("ice", r"times as strong at low resolution as others: ice or carbon"),
+        ("hot pixel", r"power in a single point \(\S+\): hot pixels"),
+        ("stripes", r"\d+% of its power along one direction: stripes or bad rows"),
+        ("bad column", r"\d+% of its power along one direction: stripes or bad rows"),
         ("empty", r"blurred: \d+% of the information of a good class"),
     ],
 )
@@ -104,6 +110,23 @@ def test_each_oddity_is_found_named_and_ranked_last(kind, reason):
     assert table["keep"].tolist() == [True, False, True]
     assert table["rank"][1] == 3
     assert pd.Series(table["reasons"][1]).str.contains(reason).all(), table["reasons"][1]
+
+
+@pytest.mark.parametrize("max_resolution", [None, 4.0])
+@pytest.mark.parametrize("shape", ["rod", "hollow", "barrel"])
+def test_long_and_hollow_particles_are_no_stripes(shape, max_resolution):
+    axis = np.arange(48) - 24
+    x, y = axis[None, :], axis[:, None]
+    shown = {
+        "rod": np.exp(-((x / 3) ** 2) - (y / 13) ** 4),
+        "hollow": np.exp(-(((np.hypot(x, y) - 12) / 2) ** 2)),
+        "barrel": np.exp(-((x / 9) ** 6)) * sum(np.exp(-(((y - at) / 1.5) ** 2)) for at in (-10, -3, 4, 11)),
+    }[shape]
+    noise = np.random.default_rng(0).normal(scale=1.5, size=(80, 48, 48))
+    table = class_quality(
+        ParticleStack((shown + noise).astype(np.float32)), np.zeros(80, int), max_resolution=max_resolution
+    )
+    assert table["spikes"][0] < 1.8 and table["lines"][0] < 0.45, table[["spikes", "lines"]].to_dict()
 
 
 def test_classes_that_cannot_be_judged_say_so(views):
