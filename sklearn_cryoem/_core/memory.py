@@ -22,9 +22,7 @@ DEFAULT_SHARE = 0.5  # of what the machine, or the container, has
 CACHE_SHARE = 0.25  # of the limit: features that are kept for the next pass
 DEFAULT_CACHE_BYTES = 256 * 2**20  # as long as nobody sets a limit: the same bits on any machine of 1 GB
 PROCESS_BYTES = 110e6  # of a worker process before it does anything: interpreter and libraries
-ROOM_BYTES = (
-    40 * 2**20
-)  # BLAS takes 32 MB for a thread, as late as its first product; numpy 64 kB for a ufunc
+ROOM_BYTES = 40 * 2**20  # BLAS takes 32 MB for a thread, at its first product; NumPy 64 kB a ufunc
 _PRIVATE: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
 SENT_PROCESS_BYTES = 30e6  # of those libraries in a worker of a cluster, which runs already
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
