@@ -1,8 +1,13 @@
 """What estimators take: a stack, images, or plain vectors, told apart in one place."""
 
+from __future__ import annotations
+
+import os
 import warnings
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import validate_data
 
@@ -10,6 +15,9 @@ from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import check_images
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.geometry import box_problem
+
+Data: TypeAlias = ParticleStack | ArrayLike  # particles, images or vectors
+Path: TypeAlias = str | os.PathLike[str]
 
 
 class TakesImages:
