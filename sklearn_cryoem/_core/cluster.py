@@ -27,6 +27,7 @@ import cloudpickle
 
 from sklearn_cryoem._core.allocator import keep_freed_memory
 from sklearn_cryoem._core.dask_workers import homes_of, reaches_workers
+from sklearn_cryoem._core.memory import with_room
 from sklearn_cryoem._core.shortage import CLUSTER_REMEDY, worker_lost
 from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem._core.workers import in_order
@@ -272,7 +273,7 @@ def run_task(function: Callable[..., Any], named: list[tuple[str, Any]]) -> Any:
 
         return Missing(list(lacking.args), get_worker().address)
     with single_blas_threads():
-        return function(*args)
+        return with_room(function, *args)
 
 
 def _value(name: str) -> Any:

@@ -30,6 +30,7 @@ from joblib.parallel import ThreadingBackend, get_active_backend
 
 from sklearn_cryoem._core.dask_workers import is_nested
 from sklearn_cryoem._core.files import room_for
+from sklearn_cryoem._core.memory import with_room
 from sklearn_cryoem._core.shortage import worker_lost
 from sklearn_cryoem._core.threads import one_openmp_thread, single_blas_threads
 from sklearn_cryoem._core.workers import WINDOW, in_order
@@ -98,7 +99,7 @@ class TaskPool:
     def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
         """Run ``function(*args)``, with shared arguments in their place; a function of a module."""
         done: Future[Result] = Future()
-        done.set_result(function(*args))
+        done.set_result(with_room(function, *args))
         return done
 
     def result(self, future: Future[Result]) -> Result:
@@ -119,7 +120,7 @@ class ThreadPool(TaskPool):
 
     def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
         """Run ``function(*args)`` in a thread."""
-        return self._executor.submit(function, *args)
+        return self._executor.submit(with_room, function, *args)
 
 
 class ProcessPool(TaskPool):
@@ -294,7 +295,7 @@ def _folder_in_memory() -> str | None:
 
 def _run(function: Callable[..., Any], args: tuple[Any, ...], path: str) -> str:
     loaded = [arg.get() if isinstance(arg, SharedFile) else arg for arg in args]
-    _dump(function(*loaded), path)
+    _dump(with_room(function, *loaded), path)
     return path
 
 

@@ -6,7 +6,6 @@ added in that order. So the same data and seed give the same bits for any `n_job
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,11 +21,10 @@ from joblib.parallel import ThreadingBackend, get_active_backend
 from threadpoolctl import threadpool_limits
 
 from sklearn_cryoem._core.dask_workers import is_nested
-from sklearn_cryoem._core.memory import given_limit, set_memory_limit
+from sklearn_cryoem._core.memory import claim_room, given_limit, set_memory_limit, with_room
 from sklearn_cryoem._core.threads import one_openmp_thread, single_blas_threads
 
 WINDOW = 4  # items in flight or waiting per worker
-FIRST_BYTES = 2 * 2**20  # that the interpreter may ask for as a thread begins
 EVEN_SHARES = 4  # the number of even blocks is a multiple of this
 
 
@@ -109,6 +107,7 @@ def ordered_map(
     is_threaded = here or nested or isinstance(backend, ThreadingBackend)
     if here:
         workers = min(workers, os.cpu_count() or 1)
+    function = partial(with_room, function)
     with single_blas_threads():
         if workers == 1 and is_threaded:
             yield from map(function, items)
@@ -184,7 +183,7 @@ class DaemonThreads:
         self._threads: list[Thread] = []
         try:
             for _ in range(n_threads):
-                mmap.mmap(-1, FIRST_BYTES).close()  # without them it never says that it has begun: a hang
+                claim_room()  # a thread that finds none as it begins never says that it has begun: a hang
                 self._threads.append(Thread(target=self._work, daemon=True))
                 self._threads[-1].start()
         except (OSError, RuntimeError):  # no memory, or no thread

@@ -10,6 +10,7 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
+from sklearn_cryoem._core.memory import claim_room
 from sklearn_cryoem._core.workers import even_blocks
 from sklearn_cryoem.alignment import plan as planned
 from sklearn_cryoem.alignment.dense import dense_statistics, dense_sums
@@ -98,6 +99,7 @@ def run_pass(
     """
     if not len(rows):
         raise ValueError("A pass needs at least one image; no rows were given.")
+    claim_room()
     room = Room.of(source.pool.n_workers)
     plan = source.pool.share(Plan(model, space, source.n_even, broad, source.scale, room))
     result = reduce(add, source.pool.map(pass_over, task_rows(rows), source.shared, plan))

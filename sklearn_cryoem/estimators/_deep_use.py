@@ -1,13 +1,18 @@
 """What a fitted DeepClusterer does with particles: down the tree, and what is found at its leaves."""
 
+from __future__ import annotations
+
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.estimators._deep_first import aligns, classify_new
-from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images
+from sklearn_cryoem.estimators._inputs import Data, as_stack, as_vectors, is_images
+from sklearn_cryoem.particles import ParticleStack
 
 
 class DescendsTree:
@@ -42,7 +47,7 @@ class DescendsTree:
         wanted = "images. Give a ParticleStack or images" if was_images else "vectors. Give an array of them"
         raise ValueError(f"X has shape {np.shape(X)}, but this {type(self).__name__} was fitted on {wanted}.")
 
-    def predict(self, X):
+    def predict(self, X: Data) -> NDArray[Any]:
         """Flat class of each particle: the sub-class of its class.
 
         Parameters
@@ -64,7 +69,7 @@ class DescendsTree:
             labels[rows] = self.children_[k][0 if part is None else self._leaf_of_node[k][part]]
         return labels
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Data) -> NDArray[Any]:
         """Posterior probability of every flat class, given the class that `first_` puts a particle in.
 
         Parameters
@@ -87,7 +92,7 @@ class DescendsTree:
                 posterior[rows, self.children_[k][leaf]] += part[:, node]
         return posterior
 
-    def transform(self, X):
+    def transform(self, X: Data) -> NDArray[Any]:
         """Latent position of each particle on the manifold of its own first class, Eq. (3.7).
 
         Parameters
@@ -107,7 +112,7 @@ class DescendsTree:
                 positions[rows] = part
         return positions
 
-    def align(self, X):
+    def align(self, X: Data) -> ParticleStack:
         """Particles with the poses that `first_` finds for them.
 
         Parameters

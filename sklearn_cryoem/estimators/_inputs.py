@@ -1,8 +1,13 @@
 """What estimators take: a stack, images, or plain vectors, told apart in one place."""
 
+from __future__ import annotations
+
+import os
 import warnings
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import validate_data
 
@@ -12,6 +17,9 @@ from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.geometry import box_problem
 from sklearn_cryoem.particles.outliers import screened
 from sklearn_cryoem.particles.preprocess import normalised_radius
+
+Data: TypeAlias = ParticleStack | ArrayLike  # particles, images or vectors
+Path: TypeAlias = str | os.PathLike[str]
 
 
 class TakesImages:

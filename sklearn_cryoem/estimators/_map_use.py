@@ -1,15 +1,19 @@
 """What a fitted MAPAligner does with particles: align, classify, score."""
 
-from dataclasses import replace
+from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
-from sklearn_cryoem.estimators._inputs import as_stack, normalised_like
+from sklearn_cryoem.estimators._inputs import Data, as_stack, normalised_like
 from sklearn_cryoem.estimators._map_settings import feature_source, group_codes
-from sklearn_cryoem.particles import Poses
+from sklearn_cryoem.particles import ParticleStack, Poses
 
 PIXEL_SIZE_TOLERANCE = 0.01  # relative; headers are rounded
 
@@ -17,7 +21,7 @@ PIXEL_SIZE_TOLERANCE = 0.01  # relative; headers are rounded
 class AlignsParticles:
     """The methods of a fitted `MAPAligner`."""
 
-    def transform(self, X):
+    def transform(self, X: Data) -> ParticleStack:
         """Align particles to the fitted references.
 
         Parameters
@@ -34,7 +38,7 @@ class AlignsParticles:
         unit = 1.0 if stack.pixel_size is None else stack.pixel_size
         return stack.with_poses(Poses(found.angle_rad, found.shift_px * unit, found.mirrored))
 
-    def predict(self, X):
+    def predict(self, X: Data) -> NDArray[Any]:
         """Most probable class of every particle.
 
         Parameters
@@ -48,7 +52,7 @@ class AlignsParticles:
         """
         return self._find(X, refine=False)[1].cluster
 
-    def score_samples(self, X):
+    def score_samples(self, X: Data) -> NDArray[Any]:
         """Log likelihood of every particle, Eq. (1.3), up to `max_resolution`.
 
         Parameters
@@ -63,7 +67,7 @@ class AlignsParticles:
         found = self._find(X, refine=False)[1]
         return found.log_evidence + found.log_noise
 
-    def score(self, X, y=None):
+    def score(self, X: Data, y: Any = None) -> float:
         """Mean log likelihood of the particles.
 
         Parameters

@@ -6,6 +6,8 @@ closed list: numbers, text, arrays, dataclasses of this library, its estimators,
 of them.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import datetime
 import importlib
@@ -13,8 +15,10 @@ import json
 import math
 import os
 import zipfile
+from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
@@ -35,7 +39,7 @@ _WITH_DATACLASSES = tuple(
 _ESTIMATORS = ("DeepClusterer", "EigenImages", "MAPAligner", "RealigningClusterer", "SMLClusterer")
 
 
-def save_model(estimator, path, *, overwrite=False):
+def save_model(estimator: BaseEstimator, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write an estimator, fitted or not, to a .npz file.
 
     Parameters
@@ -91,7 +95,7 @@ def _write(path, model, arrays):
         np.savez(file, **{_HEADER: np.array(json.dumps(header, allow_nan=False))}, **arrays)
 
 
-def load_model(path):
+def load_model(path: str | os.PathLike[str]) -> Any:
     """Read back what `save_model` wrote.
 
     Parameters

@@ -1,6 +1,9 @@
 """Learning from particles as they arrive: SMLClusterer.partial_fit."""
 
+from __future__ import annotations
+
 import logging
+from typing import Any, Self
 
 import numpy as np
 
@@ -8,6 +11,7 @@ from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem.estimators._callbacks import FRAMES, with_callbacks
 from sklearn_cryoem.estimators._inputs import (
+    Data,
     as_stack,
     as_vectors,
     is_images,
@@ -30,7 +34,7 @@ class ManifoldStream:
     """Incremental learning for an estimator with a `_manifold`, its feature `_space` and a `_stream`."""
 
     @with_callbacks
-    def partial_fit(self, X, y=None):
+    def partial_fit(self, X: Data, y: Any = None) -> Self:
         """Learn from a chunk of particles, for data that arrive while the microscope runs, Eq. (3.20).
 
         The first call fits its chunk as `fit` does; each further one improves the manifold by a few passes

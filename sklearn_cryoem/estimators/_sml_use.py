@@ -1,15 +1,19 @@
 """What a fitted manifold is good for: classes, latent positions, likelihoods, images between the nodes."""
 
+from __future__ import annotations
+
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.estimators._inputs import as_stack, as_vectors, is_images, question_poses
+from sklearn_cryoem.estimators._inputs import Data, as_stack, as_vectors, is_images, question_poses
 from sklearn_cryoem.estimators._sml_space import check_kind
 from sklearn_cryoem.manifold.classes import latent_positions, map_posterior
 
@@ -28,7 +32,7 @@ class ManifoldPrediction:
             matcher = self._manifold.matcher(blocks.layout, dtype=self._space.dtype)
             return np.concatenate(list(map_posterior(function, blocks, matcher, n_jobs=self.n_jobs)))
 
-    def predict(self, X):
+    def predict(self, X: Data) -> NDArray[Any]:
         """Class of each particle: its most probable node.
 
         Parameters
@@ -42,7 +46,7 @@ class ManifoldPrediction:
         """
         return self._posteriors(X, most_probable)
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Data) -> NDArray[Any]:
         """Posterior probability of every node.
 
         Parameters
@@ -57,7 +61,7 @@ class ManifoldPrediction:
         """
         return self._posteriors(X, responsibilities)
 
-    def transform(self, X):
+    def transform(self, X: Data) -> NDArray[Any]:
         """Latent position of each particle, Eq. (3.7): posterior mean or mode, as `position` says.
 
         On a ring or torus the mean is circular, and coordinates run from -1 to 1, which are one point; on a
@@ -82,7 +86,7 @@ class ManifoldPrediction:
         means = self._posteriors(X, partial(latent_positions, nodes=basis.embedding, mode="mean"))
         return basis.space.unembed(means)
 
-    def score_samples(self, X):
+    def score_samples(self, X: Data) -> NDArray[Any]:
         """Log likelihood of each particle, Eq. (2.5).
 
         Parameters
@@ -97,7 +101,7 @@ class ManifoldPrediction:
         """
         return self._posteriors(X, log_evidence)
 
-    def score(self, X, y=None):
+    def score(self, X: Data, y: Any = None) -> float:
         """Mean log likelihood per particle, Eq. (3.9).
 
         Parameters
@@ -114,7 +118,7 @@ class ManifoldPrediction:
         """
         return float(self.score_samples(X).mean())
 
-    def inverse_transform(self, Z):
+    def inverse_transform(self, Z: ArrayLike) -> NDArray[Any]:
         """Images anywhere on the manifold, mu(s) of Eq. (2.2).
 
         Parameters
@@ -139,7 +143,9 @@ class ManifoldPrediction:
         with single_blas_threads():
             return self._space.to_data(self._manifold.basis.at(positions) @ self.weights_)
 
-    def sample(self, n_samples=1, random_state=None):
+    def sample(
+        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Draw particles from the model: a node, Eq. (2.4), its template and noise; the CTF is 1.
 
         Parameters

@@ -1,5 +1,9 @@
 """DeepClusterer: classes first, then sub-classes inside each by its population."""
 
+from __future__ import annotations
+
+from typing import Any, Self
+
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, clone
 from sklearn.utils import check_random_state, get_tags
@@ -17,7 +21,15 @@ from sklearn_cryoem.estimators._deep_first import (
 from sklearn_cryoem.estimators._deep_fit import fit_subclasses, n_subclasses, summarise
 from sklearn_cryoem.estimators._deep_use import DescendsTree
 from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
-from sklearn_cryoem.estimators._inputs import as_screened, as_stack, as_vectors, is_images, question_mask
+from sklearn_cryoem.estimators._inputs import (
+    Data,
+    Path,
+    as_screened,
+    as_stack,
+    as_vectors,
+    is_images,
+    question_mask,
+)
 from sklearn_cryoem.estimators._sml_parameters import check_parameters
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 
@@ -118,17 +130,17 @@ class DeepClusterer(
 
     def __init__(
         self,
-        first=None,
-        second=None,
+        first: BaseEstimator | None = None,
+        second: BaseEstimator | None = None,
         *,
-        images_per_subclass=30,
-        min_class_size=None,
-        max_subclasses=None,
-        checkpoint=None,
-        n_jobs=None,
-        random_state=None,
-        verbose=0,
-    ):
+        images_per_subclass: int = 30,
+        min_class_size: int | None = None,
+        max_subclasses: int | None = None,
+        checkpoint: Path | None = None,
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
         self.first = first
         self.second = second
         self.images_per_subclass = images_per_subclass
@@ -146,7 +158,7 @@ class DeepClusterer(
         tags.input_tags.three_d_array = True
         return tags
 
-    def fit(self, X, y=None):
+    def fit(self, X: Data, y: Any = None) -> Self:
         """Classify particles, then divide their classes.
 
         Parameters

@@ -1,8 +1,12 @@
 """EigenImages: particles as a few coordinates along the principal components of their set."""
 
+from __future__ import annotations
+
 from functools import partial
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
@@ -10,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem._core.workers import ordered_map, sum_in_order
-from sklearn_cryoem.estimators._inputs import TakesImages, as_screened, as_stack, sound_part
+from sklearn_cryoem.estimators._inputs import Data, TakesImages, as_screened, as_stack, sound_part
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 
 
@@ -54,13 +58,20 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
     (60, 4)
     """
 
-    def __init__(self, n_components=8, *, max_resolution=None, mask_diameter=None, n_jobs=None):
+    def __init__(
+        self,
+        n_components: int = 8,
+        *,
+        max_resolution: float | None = None,
+        mask_diameter: float | None = None,
+        n_jobs: int | None = None,
+    ) -> None:
         self.n_components = n_components
         self.max_resolution = max_resolution
         self.mask_diameter = mask_diameter
         self.n_jobs = n_jobs
 
-    def fit(self, X, y=None):
+    def fit(self, X: Data, y: Any = None) -> Self:
         """Find the eigen-images of particles.
 
         Parameters
@@ -102,7 +113,7 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         self.n_features_in_ = stack.box**2
         return self
 
-    def transform(self, X):
+    def transform(self, X: Data) -> NDArray[Any]:
         """Coordinates of particles along the eigen-images.
 
         Parameters
@@ -119,7 +130,7 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         task = partial(_coordinates, blocks, self._mean, self._axes)
         return np.concatenate(list(ordered_map(task, range(len(blocks)), n_jobs=self.n_jobs)))
 
-    def inverse_transform(self, Z):
+    def inverse_transform(self, Z: ArrayLike) -> NDArray[Any]:
         """Phase-flipped images of coordinates.
 
         Parameters

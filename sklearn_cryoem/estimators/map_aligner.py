@@ -1,6 +1,9 @@
 """MAPAligner: reference-free alignment of particle images and their first classes."""
 
+from __future__ import annotations
+
 import logging
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
@@ -14,6 +17,8 @@ from sklearn_cryoem.estimators._callbacks import FRAMES, FitTask, TakesCallbacks
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
 from sklearn_cryoem.estimators._inputs import (
+    Data,
+    Path,
     TakesImages,
     as_screened,
     as_stack,
@@ -29,6 +34,7 @@ from sklearn_cryoem.estimators._map_settings import (
     starting_point,
 )
 from sklearn_cryoem.estimators._map_use import AlignsParticles
+from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.preprocess import normalised_radius
 
 logger = logging.getLogger(__name__)
@@ -190,33 +196,33 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
 
     def __init__(
         self,
-        n_clusters=50,
+        n_clusters: int = 50,
         *,
-        n_references=None,
-        align_mirrored=False,
-        mask_diameter=None,
-        max_shift=None,
-        shift_step=None,
-        angle_step=None,
-        angle_range=None,
-        initial_resolution=40.0,
-        max_resolution=None,
-        tau_fudge=2.0,
-        class_prior="uniform",
-        noise="shell",
-        image_scale=False,
-        n_init=1,
-        n_batches=200,
-        batch_size=None,
-        max_iter=5,
-        tol=0.01,
-        adaptive_fraction=0.999,
-        checkpoint=None,
-        warm_start=False,
-        n_jobs=None,
-        random_state=None,
-        verbose=0,
-    ):
+        n_references: int | None = None,
+        align_mirrored: bool = False,
+        mask_diameter: float | None = None,
+        max_shift: float | None = None,
+        shift_step: float | None = None,
+        angle_step: float | None = None,
+        angle_range: float | None = None,
+        initial_resolution: float = 40.0,
+        max_resolution: float | None = None,
+        tau_fudge: float = 2.0,
+        class_prior: str = "uniform",
+        noise: str = "shell",
+        image_scale: bool = False,
+        n_init: int = 1,
+        n_batches: int = 200,
+        batch_size: int | None = None,
+        max_iter: int = 5,
+        tol: float = 0.01,
+        adaptive_fraction: float = 0.999,
+        checkpoint: Path | None = None,
+        warm_start: bool = False,
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
         self.n_clusters = n_clusters
         self.n_references = n_references
         self.align_mirrored = align_mirrored
@@ -245,7 +251,7 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
 
     # ---------------------------------------------------------------- learning
     @with_callbacks
-    def fit(self, X, y=None):
+    def fit(self, X: Data, y: Any = None) -> Self:
         """Align particles and find their classes.
 
         Parameters
@@ -317,7 +323,7 @@ class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, Tra
             self.image_scale_ = np.concatenate([self.image_scale_, scale])[order]
         return ImagePoses.concatenate([found, others]).take(order)
 
-    def fit_transform(self, X, y=None):
+    def fit_transform(self, X: Data, y: Any = None) -> ParticleStack:
         """Align particles and return them with their poses; the same as ``fit(X).transform(X)``.
 
         Parameters

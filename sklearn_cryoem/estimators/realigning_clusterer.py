@@ -1,15 +1,20 @@
 """RealigningClusterer: clustering and local realignment in turn, each from what the other found."""
 
+from __future__ import annotations
+
+from typing import Any, Self
+
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.estimators._inputs import TakesImages, as_screened, as_stack, question_poses
+from sklearn_cryoem.estimators._inputs import Data, TakesImages, as_screened, as_stack, question_poses
 from sklearn_cryoem.estimators._realign_round import own_references, realigned
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
-from sklearn_cryoem.particles import Poses
+from sklearn_cryoem.particles import ParticleStack, Poses
 
 
 class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstimator):
@@ -74,8 +79,15 @@ class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstim
     """
 
     def __init__(
-        self, clusterer=None, *, n_rounds=3, angle_range=0.2, max_shift=None, n_jobs=None, verbose=0
-    ):
+        self,
+        clusterer: BaseEstimator | None = None,
+        *,
+        n_rounds: int = 3,
+        angle_range: float = 0.2,
+        max_shift: float | None = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
         self.clusterer = clusterer
         self.n_rounds = n_rounds
         self.angle_range = angle_range
@@ -83,7 +95,7 @@ class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstim
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    def fit(self, X, y=None):
+    def fit(self, X: Data, y: Any = None) -> Self:
         """Cluster and realign in turn.
 
         Parameters
@@ -130,7 +142,7 @@ class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstim
         check_number("angle_range", self.angle_range, maximum=np.pi, **limits)
         check_number("max_shift", self.max_shift, allow_none=True, **limits)
 
-    def fit_transform(self, X, y=None):
+    def fit_transform(self, X: Data, y: Any = None) -> ParticleStack:
         """Cluster, realign, and return the particles with their new poses.
 
         Parameters
@@ -148,7 +160,7 @@ class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstim
         stack = as_stack(X, self)
         return stack.with_poses(self.fit(X).poses_)
 
-    def transform(self, X):
+    def transform(self, X: Data) -> ParticleStack:
         """Realign particles near the poses they have, each against the average of its class.
 
         Parameters
@@ -167,7 +179,7 @@ class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstim
         labels = self.clusterer_.predict(stack)
         return realigned(self, self.clusterer_, stack, labels, self.class_averages_)
 
-    def predict(self, X):
+    def predict(self, X: Data) -> NDArray[Any]:
         """Class of each particle once it is realigned.
 
         Parameters
@@ -182,7 +194,7 @@ class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstim
         aligned = self.transform(X)
         return self.clusterer_.predict(aligned)
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Data) -> NDArray[Any]:
         """Posterior probability of every class of each particle once it is realigned.
 
         Parameters

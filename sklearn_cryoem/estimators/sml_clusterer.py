@@ -1,6 +1,9 @@
 """SMLClusterer: classes and latent positions of aligned particles on a manifold."""
 
+from __future__ import annotations
+
 import logging
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
@@ -12,6 +15,8 @@ from sklearn_cryoem.estimators._callbacks import FRAMES, TakesCallbacks, with_ca
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
 from sklearn_cryoem.estimators._inputs import (
+    Data,
+    Path,
     as_screened,
     as_stack,
     as_vectors,
@@ -196,30 +201,30 @@ class SMLClusterer(
 
     def __init__(
         self,
-        n_clusters=100,
+        n_clusters: int | tuple[int, ...] = 100,
         *,
-        n_components=None,
-        topology="grid",
-        n_basis="auto",
-        basis_width="auto",
-        alpha="auto",
-        n_folds="auto",
-        noise="shell",
-        init="pca",
-        initial_resolution=40.0,
-        initial_temperature=1.0,
-        max_resolution=None,
-        mask_diameter=None,
-        class_average="soft",
-        position="mean",
-        max_iter=100,
-        tol=0.01,
-        checkpoint=None,
-        cache_folder=None,
-        n_jobs=None,
-        random_state=None,
-        verbose=0,
-    ):
+        n_components: int | None = None,
+        topology: str = "grid",
+        n_basis: str | int | tuple[int, ...] = "auto",
+        basis_width: str | float = "auto",
+        alpha: str | float = "auto",
+        n_folds: str | int = "auto",
+        noise: str = "shell",
+        init: str = "pca",
+        initial_resolution: float = 40.0,
+        initial_temperature: float = 1.0,
+        max_resolution: float | None = None,
+        mask_diameter: float | None = None,
+        class_average: str = "soft",
+        position: str = "mean",
+        max_iter: int = 100,
+        tol: float = 0.01,
+        checkpoint: Path | None = None,
+        cache_folder: Path | None = None,
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
         self.n_clusters = n_clusters
         self.n_components = n_components
         self.topology = topology
@@ -251,7 +256,7 @@ class SMLClusterer(
 
     # ---------------------------------------------------------------- learning
     @with_callbacks
-    def fit(self, X, y=None):
+    def fit(self, X: Data, y: Any = None) -> Self:
         """Fit the manifold to particles.
 
         Parameters

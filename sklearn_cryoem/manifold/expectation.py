@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sklearn_cryoem._core.memory import claim_room
 from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureBlock, FeatureLayout, in_turn, shards
 from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed, with_digits_of
@@ -86,6 +87,7 @@ class Matcher:
         temperature: float = 1.0,
     ) -> Matcher:
         """Prepare templates (K, P) under a noise variance for each shell (S,)."""
+        claim_room()  # a pass begins here
         precision = 1.0 / noise_variance  # (S,)
         return cls(layout, templates, precision, Factors.of(templates, precision, layout, dtype), temperature)
 

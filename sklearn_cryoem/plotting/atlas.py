@@ -1,10 +1,14 @@
 """The manifold atlas: class averages where they lie in latent space, the crowd of particles behind them."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
@@ -33,15 +37,15 @@ _PROFILE_HEIGHT = 0.55  # room for the density curve above a row of a 1-D atlas,
 
 
 def plot_manifold_atlas(
-    class_averages,
-    latent_nodes,
+    class_averages: ArrayLike,
+    latent_nodes: ArrayLike,
     *,
-    topology="grid",
-    latent_positions=None,
-    counts=None,
-    title=None,
-    ax=None,
-):
+    topology: str = "grid",
+    latent_positions: ArrayLike | None = None,
+    counts: ArrayLike | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Lay class averages out on their latent grid, with the density of particles behind them.
 
     A 2-D latent space is one map; a 1-D one runs in rows, like text, under a curve of the density; a 3-D

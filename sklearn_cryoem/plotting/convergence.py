@@ -1,7 +1,11 @@
 """How a fit went: objective and resolution, iteration by iteration."""
 
+from __future__ import annotations
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from numpy.typing import ArrayLike
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.plotting._tiles import ACCENT, FAINT, INK, new_axes
@@ -11,17 +15,17 @@ CROSS_FITTED, FITTED = "cross-fitted: fit to held-out images", "EM: fit to all i
 
 
 def plot_convergence(
-    log_posterior,
+    log_posterior: ArrayLike,
     *,
-    resolution=None,
-    stage=None,
-    held_out=None,
-    temperature=None,
-    label=None,
-    resolution_label="resolution limit (Å)",
-    title="Convergence",
-    ax=None,
-):
+    resolution: ArrayLike | None = None,
+    stage: ArrayLike | None = None,
+    held_out: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    label: str | None = None,
+    resolution_label: str = "resolution limit (Å)",
+    title: str = "Convergence",
+    ax: Axes | None = None,
+) -> Axes:
     """Draw the objective of a fit against the iteration.
 
     Parameters

@@ -1,9 +1,13 @@
 """The gallery: all class averages, largest class first."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
+from numpy.typing import ArrayLike
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.grey import robust_grey
@@ -23,18 +27,18 @@ _GAP_FRACTION = 0.05  # empty space between tiles, in tile widths
 
 
 def plot_class_averages(
-    class_averages,
+    class_averages: ArrayLike,
     *,
-    counts=None,
-    resolutions=None,
-    order="size",
-    hide_empty=True,
-    numbers=False,
-    pixel_size=None,
-    n_columns=None,
-    title=None,
-    ax=None,
-):
+    counts: ArrayLike | None = None,
+    resolutions: ArrayLike | None = None,
+    order: str = "size",
+    hide_empty: bool = True,
+    numbers: bool = False,
+    pixel_size: float | None = None,
+    n_columns: int | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Draw class averages as a gallery, each with its own contrast, its size and its resolution.
 
     Parameters

@@ -1,20 +1,36 @@
 """The report of a run: made from estimators or from the folder of a run, saved or shown in a notebook."""
 
+from __future__ import annotations
+
 import html
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+from numpy.typing import ArrayLike
+from pandas import DataFrame
+from sklearn.base import BaseEstimator
+
 from sklearn_cryoem._core.files import atomic_path
+from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.report.collect import run_of_estimators
 from sklearn_cryoem.report.folder import run_of_folder
 from sklearn_cryoem.report.render import render
+from sklearn_cryoem.report.run import Run
 
 _HEIGHT_PX = 820  # of the page inside a notebook
 
 
 def report(
-    model, stack=None, *, latent_positions=None, quality=None, images_dir=None, examples=True, title=None
-):
+    model: BaseEstimator | str | os.PathLike[str],
+    stack: ParticleStack | None = None,
+    *,
+    latent_positions: ArrayLike | None = None,
+    quality: Mapping[str, ArrayLike] | DataFrame | None = None,
+    images_dir: str | os.PathLike[str] | None = None,
+    examples: bool = True,
+    title: str | None = None,
+) -> Report:
     """Make an HTML page of a classification: gallery, atlas, convergence, tree, parameters, warnings.
 
     The page is one file that needs no network. Classes can be selected in it by click, box, rank or keyboard;
@@ -89,12 +105,12 @@ class Report:
         What it could not show, and why.
     """
 
-    def __init__(self, run, *, examples=True):
+    def __init__(self, run: Run, *, examples: bool = True) -> None:
         self._label = f"{run.name}: {int(run.sizes.sum()):,} particles in {run.n_classes:,} classes"
         self.html = render(run, examples=examples)
         self.warnings = list(run.missing)
 
-    def save(self, path, *, overwrite=False):
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the page, whole or not at all.
 
         Parameters

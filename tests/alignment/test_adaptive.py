@@ -125,7 +125,7 @@ def test_blocks_come_in_the_order_of_the_rows_with_their_own_cells(setting, monk
     shards = list(posteriors(source, rows, model, space))
     assert [len(features) for features, _ in shards] == [50, 50, 50]
     power = np.concatenate([features.power for features, _ in shards])
-    np.testing.assert_array_equal(power, source(rows, space.n_rings, space.n_orders).power)
+    np.testing.assert_allclose(power, source(rows, space.n_rings, space.n_orders).power, rtol=1e-5)
     for features, posterior in shards:
         total = np.bincount(posterior.image, posterior.weight, len(features))
         np.testing.assert_allclose(total, 1.0, atol=1e-5)

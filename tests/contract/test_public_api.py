@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import importlib.resources
 import inspect
 import pkgutil
 import re
@@ -47,6 +48,37 @@ def test_the_top_level_holds_these_names_and_no_others():
         assert name in dir(sklearn_cryoem)
     with pytest.raises(AttributeError, match="has no attribute 'KMeans'"):
         sklearn_cryoem.KMeans  # noqa: B018
+
+
+def signatures(thing):
+    """Functions that a user of a public object calls, by their names."""
+    if not inspect.isclass(thing):
+        return {thing.__name__: thing} if inspect.isfunction(thing) else {}
+    ours = [base for base in thing.__mro__ if base.__module__.startswith("sklearn_cryoem")]
+    members = {name: value for base in reversed(ours) for name, value in vars(base).items()}
+    plain = {
+        name: value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        for name, value in members.items()
+        if name == "__init__" or not name.startswith("_")
+    }
+    return {f"{thing.__name__}.{name}": value for name, value in plain.items() if inspect.isfunction(value)}
+
+
+@pytest.mark.parametrize("thing", list(public_objects()))
+def test_public_signatures_are_typed(thing):
+    for name, function in signatures(thing).items():
+        signature = inspect.signature(function)
+        untyped = [
+            parameter.name
+            for parameter in signature.parameters.values()
+            if parameter.annotation is parameter.empty and parameter.name not in ("self", "cls")
+        ]
+        assert not untyped, f"{name}: give {untyped} a type"
+        assert signature.return_annotation is not signature.empty, f"{name}: say what it returns"
+
+
+def test_type_checkers_are_told_that_there_are_types():
+    assert importlib.resources.files("sklearn_cryoem").joinpath("py.typed").is_file()
 
 
 def test_importing_is_light_and_pictures_are_not_imported_for_fitting():

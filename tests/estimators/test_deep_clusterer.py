@@ -205,7 +205,8 @@ def test_a_pipeline_can_be_the_first_classification(stack):
     np.testing.assert_array_equal(deep.poses_.angle_rad, deep.first_[0].poses_.angle_rad)
     np.testing.assert_array_equal(deep.first_labels_, deep.first_[-1].labels_)
     assert deep.predict(stack[:10]).shape == (10,)
-    np.testing.assert_array_equal(deep.align(stack[:9]).poses.angle_rad, deep.poses_.angle_rad[:9])
+    turn = np.angle(np.exp(1j * (deep.align(stack[:9]).poses.angle_rad - deep.poses_.angle_rad[:9])))
+    np.testing.assert_allclose(turn, 0.0, atol=1e-5)  # among nine, not among all: last digits differ
 
 
 def test_it_is_a_step_of_a_pipeline_after_the_aligner(stack):

@@ -132,30 +132,32 @@ def test_a_process_that_finds_no_memory_says_so_and_goes_on_when_there_is_room(t
     assert has_state and same
 
 
-NO_ROOM_FOR_A_THREAD = """
-import resource
+NO_ROOM_TO_BEGIN = """
+import resource, sys
 from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.workers import ordered_map
-list(ordered_map(abs, range(4), n_jobs=2))  # leaves stacks to the next threads, which then begin
+n_jobs, begun = int(sys.argv[1]), []
+list(ordered_map(abs, range(4), n_jobs=n_jobs))  # leaves stacks to the next threads, which then begin
 limits = resource.getrlimit(resource.RLIMIT_AS)
 n_pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (n_pages * resource.getpagesize(), limits[1]))
 try:
     with memory_watched("It"):
-        list(ordered_map(abs, range(4), n_jobs=2))
+        list(ordered_map(begun.append, range(4), n_jobs=n_jobs))
 except MemoryError as error:
     said = str(error)
 resource.setrlimit(resource.RLIMIT_AS, limits)
-print(said, list(ordered_map(abs, range(4), n_jobs=2)))
+print(said, begun, list(ordered_map(abs, range(4), n_jobs=n_jobs)))
 """
 
 
-def test_a_thread_without_memory_to_begin_with_is_an_error_and_no_hang():
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_work_without_memory_to_begin_with_is_an_error_and_neither_a_hang_nor_a_crash(n_jobs):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", NO_ROOM_FOR_A_THREAD]
+    command = [sys.executable, "-c", NO_ROOM_TO_BEGIN, str(n_jobs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=110)
     assert done.stdout.startswith("It ran out of memory: [Errno 12]"), done.stderr
-    assert done.stdout.endswith("[0, 1, 2, 3]\n")
+    assert done.stdout.endswith("[] [0, 1, 2, 3]\n")
 
 
 def test_a_thread_that_cannot_be_started_is_a_shortage_and_other_errors_are_not():

@@ -33,8 +33,8 @@ def test_a_batch_of_centres_is_one_disc_after_the_other():
     batch = soft_disc(24, 5.0, 2.0, centres)
     assert batch.shape == (3, 24, 24)
     for disc, centre in zip(batch, centres, strict=True):
-        np.testing.assert_array_equal(disc, soft_disc(24, 5.0, 2.0, centre))
-    np.testing.assert_array_equal(batch[1], np.roll(batch[0], (-3, 4), axis=(0, 1)))
+        np.testing.assert_allclose(disc, soft_disc(24, 5.0, 2.0, centre), atol=1e-6)
+    np.testing.assert_allclose(batch[1], np.roll(batch[0], (-3, 4), axis=(0, 1)), atol=1e-6)
 
 
 def test_background_mean_is_removed_and_outside_is_zero(rng):
