@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.workers import ordered_map
@@ -15,8 +16,12 @@ from sklearn_cryoem.estimators._inputs import Data, as_stack, as_vectors, is_ima
 from sklearn_cryoem.particles import ParticleStack
 
 
-class DescendsTree:
-    """Methods of an estimator with a fitted `first_`, `clusterers_` of its classes, and their `children_`."""
+class DescendsTree(TransformerMixin):
+    """Methods of an estimator with a fitted `first_`, `clusterers_` of its classes, and their `children_`.
+
+    It is a TransformerMixin itself because scikit-learn wraps `transform`, for `set_output`, in the class that
+    defines it alone.
+    """
 
     def _descend(self, X, method):
         """Apply a method of the clusterer of its own first class to each particle.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,6 +30,14 @@ class TakesImages:
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
         return tags
+
+
+class GivesStacks:
+    """What an estimator tells scikit-learn whose `transform` returns a ParticleStack."""
+
+    def set_output(self, *, transform: str | None = None) -> Self:
+        """Return the estimator: a stack is no table, whatever a Pipeline asks of all of its steps."""
+        return self
 
 
 def is_images(X):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -18,8 +19,12 @@ from sklearn_cryoem.estimators._sml_space import check_kind
 from sklearn_cryoem.manifold.classes import latent_positions, map_posterior
 
 
-class ManifoldPrediction:
-    """Methods of an estimator that has a fitted `_manifold` and the feature `_space` it lives in."""
+class ManifoldPrediction(TransformerMixin):
+    """Methods of an estimator that has a fitted `_manifold` and the feature `_space` it lives in.
+
+    It is a TransformerMixin itself because scikit-learn wraps `transform`, for `set_output`, in the class that
+    defines it alone.
+    """
 
     def _posteriors(self, X, function):
         """Apply `function` to the posterior of every block of X and join the results."""

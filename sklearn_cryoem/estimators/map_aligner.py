@@ -18,6 +18,7 @@ from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
 from sklearn_cryoem.estimators._inputs import (
     Data,
+    GivesStacks,
     Path,
     TakesImages,
     as_screened,
@@ -40,7 +41,9 @@ from sklearn_cryoem.particles.preprocess import normalised_radius
 logger = logging.getLogger(__name__)
 
 
-class MAPAligner(TakesImages, AlignsParticles, TakesCallbacks, ClusterMixin, TransformerMixin, BaseEstimator):
+class MAPAligner(
+    TakesImages, GivesStacks, AlignsParticles, TakesCallbacks, ClusterMixin, TransformerMixin, BaseEstimator
+):
     """Align particle images without a reference, and sort them into classes, by maximum a posteriori.
 
     Every image is a reference of one of `n_clusters` classes, turned, shifted and multiplied by its own CTF,

@@ -11,13 +11,20 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.estimators._inputs import Data, TakesImages, as_screened, as_stack, question_poses
+from sklearn_cryoem.estimators._inputs import (
+    Data,
+    GivesStacks,
+    TakesImages,
+    as_screened,
+    as_stack,
+    question_poses,
+)
 from sklearn_cryoem.estimators._realign_round import own_references, realigned
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.particles import ParticleStack, Poses
 
 
-class RealigningClusterer(TakesImages, ClusterMixin, TransformerMixin, BaseEstimator):
+class RealigningClusterer(TakesImages, GivesStacks, ClusterMixin, TransformerMixin, BaseEstimator):
     """Improve the poses of particles by the class averages of a clusterer, and the classes by the poses.
 
     Classes of a manifold are purer than those that the particles were aligned with, and so are better
