@@ -19,8 +19,8 @@ from sklearn_cryoem.particles import ParticleStack
 class DescendsTree(TransformerMixin):
     """Methods of an estimator with a fitted `first_`, `clusterers_` of its classes, and their `children_`.
 
-    It is a TransformerMixin itself because scikit-learn wraps `transform`, for `set_output`, in the class that
-    defines it alone.
+    It is a TransformerMixin itself: scikit-learn wraps `transform`, for `set_output`, only in the class that
+    defines it.
     """
 
     def _descend(self, X, method):

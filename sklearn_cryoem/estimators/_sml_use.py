@@ -22,8 +22,8 @@ from sklearn_cryoem.manifold.classes import latent_positions, map_posterior
 class ManifoldPrediction(TransformerMixin):
     """Methods of an estimator that has a fitted `_manifold` and the feature `_space` it lives in.
 
-    It is a TransformerMixin itself because scikit-learn wraps `transform`, for `set_output`, in the class that
-    defines it alone.
+    It is a TransformerMixin itself: scikit-learn wraps `transform`, for `set_output`, only in the class that
+    defines it.
     """
 
     def _posteriors(self, X, function):
