@@ -19,6 +19,7 @@ POOLED_IMAGES = 30.0  # of average noise that are added to every noise group
 SCALE_SIGMA = 0.3  # standard deviation of the prior of image scales, about 1
 SCALE_LIMITS = (0.2, 5.0)
 TINY_SHARE = 1e-12  # of the power of the strongest ring: noise of rings that are empty
+NEXT_TO_NOTHING = 1e-36  # noise of images that are zero
 
 Int = NDArray[np.signedinteger[Any]]
 
@@ -142,7 +143,7 @@ def group_noise(residual: Float64, n_images: Float64) -> Float64:
     if not len(residual):
         return np.empty((0, 0))
     pooled = residual.sum(axis=0) / np.maximum(n_images.sum(axis=0), 1e-9)  # (n_rings,)
-    own = residual / np.maximum(pooled, TINY_SHARE * pooled.max())  # images, each times its noise
+    own = residual / np.maximum(pooled, smallest_noise(pooled))  # images, each times its noise
     relative: Float64 = (np.maximum(own, 0.0) + POOLED_IMAGES) / (n_images + POOLED_IMAGES)
     return relative
 
@@ -163,6 +164,11 @@ def _real_product(one: Complex64, other: Complex64) -> Float64:
     product = one.real * other.real + one.imag * other.imag  # (n_orders, n_images, n_rings)
     total: Float64 = 2.0 * product.sum(axis=0, dtype=np.float64) - product[0]  # order 0 counts once
     return total
+
+
+def smallest_noise(power: Float64) -> float:
+    """Noise of rings without any, in the unit of the power of all rings (n_rings,): 0 would divide."""
+    return TINY_SHARE * float(power.max()) + NEXT_TO_NOTHING
 
 
 def log_noise_likelihood(power: Float32, noise: Float64, noise_fraction: float) -> Float64:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn_cryoem._core.workers import even_blocks
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
-from sklearn_cryoem.alignment.residuals import TINY_SHARE, ImageTerms, group_noise, group_sums
+from sklearn_cryoem.alignment.residuals import ImageTerms, group_noise, group_sums, smallest_noise
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.alignment.update import masked_references
 from sklearn_cryoem.physics.fourier import Float32, Float64
@@ -115,7 +115,7 @@ def first_noise(
     parts = list(source.pool.map(_power, blocks, source.shared, n_rings))
     power = np.concatenate(parts).astype(np.float64)  # (n_rows, n_rings)
     mean = power.mean(axis=0)
-    noise = np.maximum(mean, TINY_SHARE * mean.max()) / source.noise_fraction
+    noise = np.maximum(mean, smallest_noise(mean)) / source.noise_fraction
     nothing = np.zeros_like(power)  # explained by references
     return noise, group_noise(
         *group_sums(ImageTerms(nothing, nothing, power), source.group[rows], source.n_groups)

@@ -12,7 +12,7 @@ from sklearn_cryoem._core.workers import even_blocks, ordered_map
 from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.references import TRANSFORMS_PER_TASK, ring_power
-from sklearn_cryoem.alignment.residuals import TINY_SHARE, group_noise
+from sklearn_cryoem.alignment.residuals import group_noise, smallest_noise
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.masks import mask_background
 from sklearn_cryoem.physics.polar import (
@@ -191,7 +191,7 @@ def update_model(
         for part in zip(*ordered_map(masked, blocks, n_jobs=n_jobs, here=True), strict=True)
     )
     power = stats.power / np.maximum(stats.n_images, 1e-9)
-    floor = SMALLEST_NOISE * power + TINY_SHARE * power.max()
+    floor = SMALLEST_NOISE * power + smallest_noise(power)
     residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction
     moved = angular_orders(polar.numerator, stats.numerator.shape[1]).transpose(0, 2, 1)
     updated = replace(

@@ -182,7 +182,7 @@ class RealigningClusterer(TakesImages, GivesStacks, ClusterMixin, TransformerMix
         """
         check_is_fitted(self)
         question_poses(self, X, stacklevel=2)
-        stack = with_some_poses(as_stack(X, self))
+        stack = with_some_poses(normalised_like(as_stack(X, self), self.clusterer_._space.background_px))
         labels = self.clusterer_.predict(stack)
         return realigned(self, self.clusterer_, stack, labels, self.class_averages_)
 
