@@ -17,6 +17,7 @@ from sklearn_cryoem.estimators._inputs import (
     TakesImages,
     as_screened,
     as_stack,
+    normalised_like,
     question_poses,
 )
 from sklearn_cryoem.estimators._realign_round import own_references, realigned
