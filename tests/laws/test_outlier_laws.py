@@ -45,7 +45,8 @@ MODELS = {
     "realigning": lambda: RealigningClusterer(SMLClusterer((2, 2), max_iter=20), n_rounds=1),
 }
 LEARNED = (
-    "class_averages_", "class_resolution_", "class_sizes_", "noise_variance_", "half_averages_", "references_",
+    "class_averages_", "class_resolution_", "class_sizes_", "noise_variance_", "half_averages_",
+    "references_",
 )  # fmt: skip
 
 
