@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any, Self
 
@@ -124,6 +125,7 @@ class ManifoldStream:
         if not is_images(X):
             return None, as_vectors(X, self, reset=False)
         stack = normalised_like(as_stack(X, self), self._space.background_px)
+        dataclasses.replace(self._space, noise=None).blocks(stack)  # raises before images are read
         if stack.outlier is None:
             stack, _ = screened(
                 stack,
@@ -147,7 +149,7 @@ class ManifoldStream:
             )
         chunk, data = self._screened_chunk(X)
         if not len(data):  # nothing to learn from; labels alone
-            self.outlier_, self.labels_ = chunk.outlier, self._posteriors(chunk, most_probable)
+            self.outlier_, self.labels_ = chunk.outlier, self._posteriors(chunk, most_probable, None)
             return
         self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs)
         question_poses(self, X, stacklevel=3 + FRAMES)

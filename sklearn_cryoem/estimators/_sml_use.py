@@ -18,6 +18,8 @@ from sklearn_cryoem.estimators._inputs import Data, as_stack, as_vectors, is_ima
 from sklearn_cryoem.estimators._sml_space import check_kind
 from sklearn_cryoem.manifold.classes import latent_positions, map_posterior
 
+WRAPPED = 3  # frames from a method that scikit-learn wraps to whoever calls it
+
 
 class ManifoldPrediction(TransformerMixin):
     """Methods of an estimator that has a fitted `_manifold` and the feature `_space` it lives in.
@@ -26,14 +28,18 @@ class ManifoldPrediction(TransformerMixin):
     defines it.
     """
 
-    def _posteriors(self, X, function):
-        """Apply `function` to the posterior of every block of X and join the results."""
+    def _posteriors(self, X, function, stacklevel=2):
+        """Apply `function` to the posterior of every block of X and join the results.
+
+        Poses that are missing are questioned at `stacklevel`, 1 being the caller; with None they are not.
+        """
         check_is_fitted(self)
         check_kind(X, self)
         data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=False)
         with memory_watched("Comparing particles with SMLClusterer's nodes"), single_blas_threads():
             blocks = self._space.blocks(data, self.cache_folder)
-            question_poses(self, X, stacklevel=3)
+            if stacklevel is not None:
+                question_poses(self, X, stacklevel=stacklevel + 1)
             matcher = self._manifold.matcher(blocks.layout, dtype=self._space.dtype)
             return np.concatenate(list(map_posterior(function, blocks, matcher, n_jobs=self.n_jobs)))
 
@@ -86,9 +92,9 @@ class ManifoldPrediction(TransformerMixin):
         check_is_fitted(self)
         basis = self._manifold.basis
         if self.position == "mode":
-            return self._posteriors(X, partial(latent_positions, nodes=basis.nodes, mode="mode"))
+            return self._posteriors(X, partial(latent_positions, nodes=basis.nodes, mode="mode"), WRAPPED)
         # means are taken where averages are, then put back onto the shape, Eq. (2.7)
-        means = self._posteriors(X, partial(latent_positions, nodes=basis.embedding, mode="mean"))
+        means = self._posteriors(X, partial(latent_positions, nodes=basis.embedding, mode="mean"), WRAPPED)
         return basis.space.unembed(means)
 
     def score_samples(self, X: Data) -> NDArray[Any]:

@@ -328,7 +328,7 @@ class SMLClusterer(
         """Labels, and noise if each image has its own, of the images that took no part in the fit."""
         labels = np.empty(len(screened), dtype=self.labels_.dtype)
         labels[~self.outlier_] = self.labels_
-        labels[self.outlier_] = self._posteriors(screened[self.outlier_], most_probable)
+        labels[self.outlier_] = self._posteriors(screened[self.outlier_], most_probable, None)
         self.labels_ = labels
         if self.noise == "image":
             blocks = self._space.blocks(screened)

@@ -239,7 +239,7 @@ def test_default_settings_do_not_warn_and_a_short_run_says_what_to_do(stack):
         warnings.simplefilter("error")
         SMLClusterer(16).fit(stack)
     with pytest.warns(
-        ConvergenceWarning, match=r"max_iter=10 .*gained .* nats per image .*Raise max_iter or tol"
+        ConvergenceWarning, match=r"max_iter=10 .*gained .* nats per image, .*Raise max_iter or tol"
     ):
         model = SMLClusterer(16, max_iter=10, tol=1e-9).fit(stack)
     with pytest.warns(ConvergenceWarning, match=r"max_iter=1 .*let finer detail in.*Raise max_iter"):

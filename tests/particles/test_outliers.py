@@ -1,7 +1,6 @@
 """One look at every image: what is measured, what is far out, what is normalised."""
 
 import pickle
-from itertools import pairwise
 
 import joblib
 import numpy as np
@@ -11,7 +10,7 @@ from sklearn_cryoem import ParticleStack
 from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.particles import concatenate
-from sklearn_cryoem.particles.outliers import Ruler, band_edges, find_outliers, look_at, usual_limits
+from sklearn_cryoem.particles.outliers import find_outliers, look_at, usual_limits
 
 BOX, N = 32, 300
 
@@ -193,40 +192,3 @@ def test_screening_depends_on_no_number_of_threads(clean):
     stack = spoilt(clean, bright)
     one, two = (look_at(stack, n_jobs=n_jobs).measures.values for n_jobs in (1, 2))
     np.testing.assert_array_equal(one, two)
-
-
-# ---------------------------------------------------------------- the kernel
-def test_power_of_bands_is_that_of_their_shells():
-    images = np.random.default_rng(0).normal(size=(5, 64, 64)).astype(np.float32)
-    measures = Ruler(64, 24.0)(images)
-    power = np.abs(np.fft.rfft2(images, norm="ortho")) ** 2
-    radius = np.rint(np.hypot(np.fft.fftfreq(64, 1 / 64)[:, None], np.fft.rfftfreq(64, 1 / 64)))
-    edges = band_edges(64)
-    assert edges == [1, 4, 6, 9, 13, 19, 27, 33]
-    for band, (low, high) in enumerate(pairwise(edges)):
-        naive = power[:, (radius >= low) & (radius < high)].mean(axis=1)
-        np.testing.assert_allclose(np.exp(measures.log_power[:, band]), naive, rtol=1e-4)
-
-
-def test_backgrounds_are_measured_as_they_are():
-    images = np.random.default_rng(0).normal(2.0, 3.0, size=(5, 48, 48)).astype(np.float32)
-    outside = np.hypot(*(np.mgrid[:48, :48] - 24)) > 18.0
-    measures = Ruler(48, 18.0)(images)
-    np.testing.assert_allclose(measures.level, images[:, outside].mean(axis=1), rtol=1e-4)
-    np.testing.assert_allclose(measures.spread, images[:, outside].std(axis=1), rtol=1e-4)
-    images[:, outside] = 0.0
-    assert (Ruler(48, 18.0)(images).spread == 0).all()
-
-
-def test_a_stripe_and_a_hot_pixel_are_measured_in_standard_deviations():
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=(200, 64, 64)).astype(np.float32)
-    quiet = Ruler(64, 24.0)(noise)
-    assert 3.0 < np.median(quiet.hot_pixel) < 4.5 and 2.0 < np.median(quiet.stripe) < 3.5
-    noise[:, 30] += 5.0
-    noise[:, 10, 10] += 40.0
-    loud = Ruler(64, 24.0)(noise)
-    assert np.median(loud.stripe) == pytest.approx(
-        5 * 8 / np.sqrt(1.5) * 0.67, rel=0.3
-    )  # less what is clipped
-    assert np.median(loud.hot_pixel) == pytest.approx(40 / np.sqrt(1.25), rel=0.15)

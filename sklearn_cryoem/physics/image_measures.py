@@ -1,0 +1,161 @@
+"""What one look at images tells of each: background, power, hot pixels, stripes, blank lines."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+from sklearn_cryoem.physics.filters import neighbour_residual
+from sklearn_cryoem.physics.fourier import Float32, Float64
+from sklearn_cryoem.physics.masks import pixel_radius
+
+CLIP = 3.0  # standard deviations: pixels beyond it tell of a hot pixel, not of their line
+BLANK = 0.35  # of the mean difference of neighbours: lines that differ or vary less are blank, binned or not
+CONSTANT = 1e-5  # of the variance of the image: rounding of a constant background
+_TINY = np.finfo(np.float32).tiny
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What one look at images tells of each.
+
+    Attributes
+    ----------
+    level, spread : ndarrays of shape (n_images,)
+        Mean and standard deviation of the background.
+    log_power : ndarray of shape (n_images, n_bands)
+        Natural logarithm of the mean power in bands of Fourier shells.
+    hot_pixel : ndarray of shape (n_images,)
+        How far the most outlying pixel lies from its four neighbours, in standard deviations of that.
+    stripe : ndarray of shape (n_images,)
+        How far the most outlying row or column lies from its two neighbours, in standard deviations of that.
+    blank_lines : ndarray of shape (n_images,)
+        Share of the rows, or of the columns, that are constant or repeat the next one.
+    """
+
+    level: Float64
+    spread: Float64
+    log_power: Float64
+    hot_pixel: Float64
+    stripe: Float64
+    blank_lines: Float64
+
+    def __len__(self) -> int:
+        return len(self.level)
+
+    @property
+    def unusable(self) -> NDArray[np.bool_]:
+        """Which images are constant or not finite; (n_images,)."""
+        return np.isnan(self.level)
+
+    @property
+    def values(self) -> Float64:
+        """Level in spreads, hot pixel, stripe, blank lines and powers of all; (n_images, 4 + n_bands)."""
+        spread = float(np.nanmedian(self.spread))
+        level = self.level / spread if spread > 0 else 0.0 * self.level  # none is cut away
+        return np.column_stack([level, self.hot_pixel, self.stripe, self.blank_lines, self.log_power])
+
+    def normalised(self) -> Measures:
+        """What the images would be measured as with a background of mean 0 and standard deviation 1."""
+        log_power = self.log_power - 2.0 * np.log(np.maximum(self.spread, _TINY))[:, None]
+        sound = 0.0 * self.level  # NaN stays
+        return replace(self, level=sound, spread=sound + 1.0, log_power=log_power)
+
+
+def band_edges(box: int) -> list[int]:
+    """Edges of the bands in Fourier pixels: half an octave each from shell 4 on, up to Nyquist."""
+    edges = [1, 4]
+    while edges[-1] < box // 2:
+        edges.append(math.ceil(edges[-1] * math.sqrt(2.0)))
+    edges[-1] = box // 2 + 1
+    return edges
+
+
+class Ruler:
+    """Measures images of one box; one FFT and about fifteen passes over the pixels of each.
+
+    Parameters
+    ----------
+    box : int
+        Side of the images in pixels.
+    radius_px : float
+        The background lies farther than this from the centre pixel.
+    """
+
+    def __init__(self, box: int, radius_px: float) -> None:
+        outside = (pixel_radius(box) > radius_px).ravel()
+        self._background = (outside / outside.sum()).astype(np.float32)  # (D^2,)
+        ky, kx = np.fft.fftfreq(box, 1.0 / box)[:, None], np.fft.rfftfreq(box, 1.0 / box)[None]
+        shell = np.rint(np.hypot(ky, kx)).ravel()
+        edges = band_edges(box)
+        bands = [(shell >= low) & (shell < high) for low, high in pairwise(edges)]
+        self._bands = np.stack([band / band.sum() for band in bands], axis=1).astype(np.float32)
+
+    def __call__(self, images: Float32) -> Measures:
+        """Measure each image of an array (n_images, D, D); NaN for those that are constant or not finite."""
+        n = len(images)
+        low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))  # NaN and infinity show in them
+        bad = ~(np.isfinite(low) & np.isfinite(high)) | (low == high)
+        if bad.any():
+            images = np.where(bad[:, None, None], np.float32(np.nan), images)
+        mean = images.mean(axis=(1, 2), dtype=np.float64)
+        x = images - mean.astype(np.float32)[:, None, None]
+        largest = np.abs(x).max(axis=(1, 2))
+        x /= largest[:, None, None]  # squares of any number stay in range
+        unit = largest.astype(np.float64)
+        squared = np.square(x).reshape(n, -1)
+        sd = np.sqrt(squared.mean(axis=1))
+        level = (x.reshape(n, -1) @ self._background).astype(np.float64)
+        variance = (squared @ self._background).astype(np.float64) - level**2
+        variance[variance < CONSTANT * sd**2] = 0.0  # a background that was cut away
+        hot_pixel, blank_lines = _neighbours(x)
+        return Measures(
+            mean + level * unit,
+            np.sqrt(variance) * unit,
+            self._log_band_power(x) + 2.0 * np.log(unit)[:, None],
+            hot_pixel,
+            _stripe(x, sd),
+            blank_lines,
+        )
+
+    def _log_band_power(self, x: Float32) -> Float64:
+        spectrum = fft.rfft2(x, norm="ortho", axes=(1, 2), workers=1).reshape(len(x), -1)
+        power = spectrum.real**2 + spectrum.imag**2  # (n, D (D / 2 + 1))
+        return np.asarray(np.log(np.maximum(power @ self._bands, _TINY), dtype=np.float64))
+
+
+def _neighbours(x: Float32) -> tuple[Float64, Float64]:
+    """`hot_pixel` and `blank_lines` of `Measures`, from differences of neighbouring pixels."""
+    residual = np.abs(neighbour_residual(x))
+    # the mean of |residual| of noise is sqrt(2 / pi) of its standard deviation
+    usual_residual = np.maximum(residual.mean(axis=(1, 2)) * math.sqrt(math.pi / 2.0), _TINY)
+    across, down = np.abs(x[:, :, 1:] - x[:, :, :-1]), np.abs(x[:, 1:] - x[:, :-1])
+    in_row, in_column = across.mean(axis=2), across.mean(axis=1)  # along rows; from column to column
+    to_row, along_column = down.mean(axis=2), down.mean(axis=1)
+    # the mean over a line of D pixels varies by 0.8 / sqrt(D): short ones are never sure to be blank
+    share = np.clip(1.0 - 3.2 / math.sqrt(x.shape[1]), 0.0, BLANK)
+    usual = 0.5 * share * (in_row.mean(axis=1) + to_row.mean(axis=1))[:, None]
+    blank = np.maximum(
+        _blank_share(in_row < usual, to_row < usual), _blank_share(along_column < usual, in_column < usual)
+    )
+    return (residual.max(axis=(1, 2)) / usual_residual).astype(np.float64), blank
+
+
+def _stripe(x: Float32, sd: Float32) -> Float64:
+    """Largest second difference of the means of rows, or of columns, against that of white noise."""
+    limit = (CLIP * sd)[:, None, None]
+    clipped = np.clip(x, -limit, limit)
+    largest = [np.abs(np.diff(clipped.mean(axis=axis), n=2, axis=1)).max(axis=1) for axis in (1, 2)]
+    # half the second difference of means of D pixels each
+    return np.asarray(0.5 * np.maximum(*largest) * math.sqrt(x.shape[1] / 1.5) / sd, dtype=np.float64)
+
+
+def _blank_share(is_constant: NDArray[np.bool_], repeats_next: NDArray[np.bool_]) -> Float64:
+    blank = is_constant.copy()
+    blank[:, :-1] |= repeats_next
+    return np.asarray(blank.mean(axis=1))
