@@ -17,8 +17,8 @@ from sklearn_cryoem.plotting import plot_manifold_atlas
 
 # %%
 # Particles of a ribosome-like phantom in all view directions, and the same without noise and CTF, which is
-# what a class should look like. They are neither turned nor shifted, as poses of zeros say, so that no alignment
-# comes between.
+# what a class should look like. They are neither turned nor shifted, as poses of zeros say, so that no
+# alignment comes between.
 settings = {"n_samples": 1000, "box": 32, "in_plane": False, "random_state": 0}
 stack = make_particles("ribosome", snr=0.1, **settings).with_poses(Poses.identity(1000))
 clean = make_particles("ribosome", snr=None, defocus=None, **settings).read()
