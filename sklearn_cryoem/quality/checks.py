@@ -37,7 +37,7 @@ MOST_BYTES, MOST_SHARE = 2**27, 1 / 32  # of them, and of the memory limit: they
 _N_GROUPS, _GROUP_SIZE = 10, 20  # micrographs looked at, if they have that many particles
 _DARK_SHARE, _DARK_ERRORS = 0.55, 4.0  # of the images; standard errors that their mean contrast lies below 0
 _PIXELS_MEASURED = 2**26  # at most, spread over the stack: 16,384 images of 64 pixels, 1,024 of 256
-_BLANK_LINES, _BLANK_SHARE = 0.03, 0.01  # of an image; of the images
+_BLANK_LINES = 0.03  # of the lines of an image, beyond those that are blank in most
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _seen(look: Look, rows: np.ndarray, n_images: int, n_background_pixels: int)
         )
     lines = np.nan_to_num(look.measures.blank_lines)
     blank = np.setdiff1d(np.flatnonzero(lines > _BLANK_LINES + np.median(lines)), look.outliers["row"])
-    if len(blank) > _BLANK_SHARE * len(rows):
+    if len(blank):
         yield Finding(
             "blank-edges",
             f"{len(blank):,} {of} are blank along an edge (the first in row {rows[blank[0]]}): they were cut "

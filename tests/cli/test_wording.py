@@ -81,7 +81,7 @@ def test_every_option_named_is_one_of_classify_deep_or_simulate(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "shown"), [("classify", "Read with --normalise,"), ("info", "--normalise of classify,")]
+    ("command", "shown"), [("classify", "read with --normalise,"), ("info", "--normalise of classify,")]
 )
 def test_a_command_without_the_option_says_whose_it_is(command, shown, tmp_path):
     line = [command, str(tmp_path), *(["-o", "x"] if command == "classify" else [])]

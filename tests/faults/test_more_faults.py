@@ -14,7 +14,7 @@ from sklearn_cryoem import SMLClusterer
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.locks import FolderInUseError, folder_lock
 from sklearn_cryoem.cli.main import main
-from sklearn_cryoem.datasets import make_particles
+from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import _checkpoint
 from sklearn_cryoem.io import read_particles, write_mrc, write_particles
 from sklearn_cryoem.particles import file_source
@@ -29,7 +29,9 @@ only_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs limits of
 
 @pytest.fixture
 def made():
-    return make_particles("ribosome", 200, box=32, pixel_size=8.0, snr=0.3, n_views=3, random_state=0)
+    return aligned_to_truth(
+        make_particles("ribosome", 200, box=32, pixel_size=8.0, snr=0.3, n_views=3, random_state=0)
+    )
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import starfile
 from sklearn_cryoem import read_particles, write_particles
 from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.io import write_mrc
+from sklearn_cryoem.io import _star_tables, write_mrc
 from sklearn_cryoem.io._checks import RANGES
 from sklearn_cryoem.io.cryosparc import CRYOSPARC_CTF
 from sklearn_cryoem.io.star import RELION_CTF
@@ -302,6 +302,7 @@ def test_tables_need_no_temporary_folder_and_what_does_says_so(project, monkeypa
         raise FileNotFoundError(2, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(_star_tables, "_IN_MEMORY", False)  # as where the system has no files in memory
     text = project.write().read_text()
     assert len(read_particles(project.star)) == 9
     project.star.write_text("data_general\n\n_rlnA 1\n\n" + text)
