@@ -14,7 +14,7 @@ from sklearn_cryoem import SMLClusterer
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.locks import FolderInUseError, folder_lock
 from sklearn_cryoem.cli.main import main
-from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import _checkpoint
 from sklearn_cryoem.io import read_particles, write_mrc, write_particles
 from sklearn_cryoem.particles import file_source
@@ -23,15 +23,16 @@ OPTIONS = {"n_clusters": (3, 3), "max_iter": 8, "tol": 0.0, "random_state": 0}
 FEW = (
     "--align-classes 3 --align-batches 3 --align-iterations 1 --classes 4 --iterations 4 --jobs 1 -q".split()
 )
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::sklearn.exceptions.ConvergenceWarning",
+    r"ignore:(?s).*\[no-poses\]$",  # of a .mrcs file, which has none
+)
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs limits of Linux")
 
 
 @pytest.fixture
 def made():
-    return aligned_to_truth(
-        make_particles("ribosome", 200, box=32, pixel_size=8.0, snr=0.3, n_views=3, random_state=0)
-    )
+    return make_particles("ribosome", 200, box=32, pixel_size=8.0, snr=0.3, n_views=3, random_state=0)
 
 
 @pytest.fixture

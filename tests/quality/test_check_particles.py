@@ -96,7 +96,7 @@ def test_double_half_and_negative_defoci_are_seen(shared_data):
     stack = real(shared_data)
     for change in (lambda u: 2.0 * u, lambda u: 0.5 * u, np.negative):
         assert names(with_defocus(stack, change)) == ["ctf-does-not-fit"]
-    with pytest.warns(ParticleDataWarning, match=r"of 2,374 .*negative.*Change its sign in the table"):
+    with pytest.warns(ParticleDataWarning, match=r"of 2,216 .*negative.*Change its sign in the table"):
         check_particles(with_defocus(stack, np.negative))
 
 
