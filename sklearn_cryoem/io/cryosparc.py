@@ -6,6 +6,7 @@ A .cs file is a numpy array with named fields; `sklearn_cryoem.io._records` make
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.io._checks import RANGES
 from sklearn_cryoem.io._cryosparc_files import beside, check_has_images, load_joined
 from sklearn_cryoem.io._raw import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT, RawParticles, RowProblems
 from sklearn_cryoem.io._records import records_to_table
@@ -73,7 +75,20 @@ def read_cryosparc(
             lambda row: f"its uid {records['uid'][row]} is that of a particle before it",
             "Export the particles again: every particle has a uid of its own.",
         )
+    if _has(records, "blob/sign"):
+        problems.add(
+            ~np.isin(records["blob/sign"], (-1, 0, 1)),
+            lambda row: (
+                f"blob/sign is {records['blob/sign'][row]:g}, expected -1 (dark particles) or 1 (white)"
+            ),
+            "Correct it, or export the particles again.",
+        )
     code, names = pd.factorize(_image_paths(records, path))
+    problems.add(
+        np.array([re.search(r"[\x00-\x1f]", name) is not None for name in names])[code],
+        lambda row: f"blob/path is {names[code[row]]!r}, which holds a control character, so it is damaged",
+        "Copy or export the table again.",
+    )
     raw = RawParticles(
         path=path,
         metadata=records_to_table(records),
@@ -86,6 +101,13 @@ def read_cryosparc(
         box=records["blob/shape"][:, 0].astype(np.float64) if _has(records, "blob/shape") else None,
         ctf=_ctf(records, path) if ctf else None,
     )
+    if _has(records, "blob/shape"):
+        problems.add(
+            records["blob/shape"][:, 0] != records["blob/shape"][:, 1],
+            lambda row: f"blob/shape is {records['blob/shape'][row].tolist()}, expected a square",
+            "Extract the particles in a square box, or export them again.",
+        )
+    _check_alignment_pixels(records, problems)
     raw.angle_rad, raw.shift, raw.shift_unit_is_pixel = poses_of_records(records, raw.pixel_size, path)
     if raw.angle_rad is not None and raw.shift is not None:
         odd = ~(np.isfinite(raw.angle_rad) & np.isfinite(raw.shift).all(axis=1))
@@ -176,6 +198,18 @@ def poses_of_records(
     return angle, shift * unit[:, None], False
 
 
+def _check_alignment_pixels(records: np.ndarray, problems: RowProblems) -> None:
+    """Report pixel sizes of the alignment that counts that cannot be; 0 says that there is none."""
+    name = f"{_alignment(records)}/psize_A"
+    if _has(records, name):
+        limits, values = RANGES["pixel_size"], records[name].astype(np.float64)
+        problems.add(
+            ~np.isfinite(values) | limits.cannot_be(values) & (values != 0),
+            lambda row: f"{name}: {limits.says(values[row], limits.possible)}",
+            "Correct it, or export the particles again.",
+        )
+
+
 def _alignment(records: np.ndarray) -> str | None:
     """Which alignment of a table counts: the 2-D one, unless it was never made and there is a 3-D one."""
     kinds = [
@@ -188,13 +222,15 @@ def _alignment(records: np.ndarray) -> str | None:
 
 
 def _note_sign(records: np.ndarray, path: Path) -> None:
-    signs = np.unique(records["blob/sign"]) if _has(records, "blob/sign") else np.ones(1)
+    if not _has(records, "blob/sign"):
+        return
+    signs, first, count = np.unique(records["blob/sign"], return_index=True, return_counts=True)
     if len(signs) > 1:
         raise ParticleDataError(
             f"{path}: some images are marked as dark particles, others as white ones (blob/sign is "
-            f"{signs.tolist()}). Read them apart, the dark ones with invert=True."
+            f"{signs.tolist()}; the first of the fewer is particle {first[np.argmin(count)] + 1}). Read them apart, the dark ones with invert=True."
         )
-    if len(signs) and signs[0] < 0:
+    if signs[0] < 0:
         logger.info(
             "%s: cryoSPARC marks these particles as dark (blob/sign -1): invert=True whitens them.", path
         )

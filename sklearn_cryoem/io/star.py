@@ -37,7 +37,7 @@ RELION_CTF = {
     "phase_flipped": ("rlnCtfDataArePhaseFlipped", 1.0, 0.0),
     "premultiplied": ("rlnCtfDataAreCtfPremultiplied", 1.0, 0.0),
 }
-_MOST_FRAMES = 2**31  # in one file
+_TOO_LARGE = 2**31  # for a number of images, groups or classes
 _POOR_FIGURE_OF_MERIT = 0.05
 _POOR_RESOLUTION_ANGSTROM = 8.0
 
@@ -145,7 +145,7 @@ def _optics_groups(table: _Table) -> np.ndarray:
     numbers = np.ones(1, dtype=np.int64) if optics is None else _optics_numbers(optics, table.path)
     if "rlnOpticsGroup" in particles.columns:
         values = pd.to_numeric(particles["rlnOpticsGroup"], errors="coerce").to_numpy(dtype=np.float64)
-        bad = ~(np.abs(values) < _MOST_FRAMES) | (values != np.floor(values))
+        bad = ~(np.abs(values) < _TOO_LARGE) | (values != np.floor(values))
         table.problems.add(bad, "rlnOpticsGroup is missing or not a number", "Repair that value.")
         group = np.where(bad, 0, values).astype(np.int64)
     elif len(numbers) > 1:
@@ -175,7 +175,7 @@ def _optics_numbers(optics: pd.DataFrame, path: Path) -> np.ndarray:
         numbers = pd.Series(np.arange(1.0, len(optics) + 1.0))
     else:
         numbers = pd.to_numeric(optics["rlnOpticsGroup"], errors="coerce")
-    whole = (numbers.abs() < _MOST_FRAMES) & (numbers == np.floor(numbers))
+    whole = (numbers.abs() < _TOO_LARGE) & (numbers == np.floor(numbers))
     if len(numbers) == 0 or numbers.duplicated().any() or not whole.all():
         found = numbers.tolist() if not whole.all() else numbers.astype(np.int64).tolist()
         raise ParticleDataError(
@@ -193,7 +193,7 @@ def _image_names(table: _Table) -> tuple[list[str], np.ndarray, np.ndarray]:
     number = ["1" if number is None else number for number, _ in parts]  # without one it is a single image
     file = np.array([file for _, file in parts], dtype=object)
     frame = pd.to_numeric(pd.Series(number, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~((frame >= 1) & (frame == np.floor(frame)) & (frame < _MOST_FRAMES))
+    bad = ~((frame >= 1) & (frame == np.floor(frame)) & (frame < _TOO_LARGE))
     table.problems.add(
         bad,
         lambda row: (
@@ -281,7 +281,7 @@ def _check_classes(table: _Table) -> None:
     """Report class numbers that are no whole numbers; those below 1, and NaN, stand for no class."""
     values = table.numbers("rlnClassNumber")
     if values is not None:
-        odd = np.isinf(values) | (values != np.floor(values)) & ~np.isnan(values)
+        odd = (np.abs(values) >= _TOO_LARGE) | (values != np.floor(values)) & ~np.isnan(values)
         table.problems.add(
             odd,
             lambda row: f"rlnClassNumber is {values[row]:g}, expected a whole number, 0 for no class",
