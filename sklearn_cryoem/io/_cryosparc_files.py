@@ -14,7 +14,7 @@ from sklearn_cryoem._core.exceptions import ParticleDataError
 # numpy's limit of 10,000 guards its parser against hostile files; a job of many classes has several hundred
 # fields of some 60 bytes each.
 _LONGEST_HEADER = 2**20
-_ANY, _NUMBERS, _WHOLE, _TEXT = "biufSU", "iuf", "iu", "SU"  # numpy's kinds of types
+_ANY, _NUMBERS, _WHOLE, _TEXT = "biufSUV", "iuf", "iu", "SU"  # numpy's kinds; V is a gap between fields
 _KINDS = {_ANY: "numbers or text", _NUMBERS: "numbers", _WHOLE: "whole numbers", _TEXT: "text"}
 _FIELDS = {  # what is read of a table: kind, and the shape of the field in one row
     "uid": (_WHOLE, ()), "blob/path": (_TEXT, ()), "blob/idx": (_WHOLE, ()), "blob/shape": (_WHOLE, (2,)),
@@ -70,10 +70,10 @@ def load_records(path: Path) -> np.ndarray:
 
 
 def _check_kinds(records: np.ndarray, path: Path) -> None:
-    """Raise ParticleDataError unless there is one row for each particle, of the numbers and texts expected."""
+    """Raise ParticleDataError unless there is a row for each particle, of the numbers and texts expected."""
     if records.ndim != 1:
         raise ParticleDataError(
-            f"{path}: an array of {records.ndim} dimensions, expected one row for each particle. Export it again."
+            f"{path}: an array of {records.ndim} dimensions, expected a row for each particle. Export it again."
         )
     for name in records.dtype.names:
         kinds, shape = _FIELDS.get(name, (_ANY, None))

@@ -93,7 +93,7 @@ def read_tables(path: Path, text_labels: list[str]) -> dict[str, pd.DataFrame | 
             try:
                 blocks[loop.block] = _read_rows(content[loop.start : loop.stop], loop.labels, text_labels)
             except ValueError as error:
-                raise ValueError(f"block data_{loop.block}, {error}") from error
+                raise ValueError(f"{error}, in block data_{loop.block}") from error
     return blocks
 
 

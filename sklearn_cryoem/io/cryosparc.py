@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.io._checks import RANGES
+from sklearn_cryoem.io._checks import RANGES, refuse_misspelt
 from sklearn_cryoem.io._cryosparc_files import beside, check_has_images, load_joined
 from sklearn_cryoem.io._raw import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT, RawParticles, RowProblems
 from sklearn_cryoem.io._records import records_to_table
@@ -34,6 +34,8 @@ CRYOSPARC_CTF = {
     "b_factor_angstrom2": ("ctf/bfactor", 1.0, 0.0),
     "scale": ("ctf/scale", 1.0, 1.0),
 }
+_ALIGNMENTS = ("alignments2D", "alignments3D")  # the first that was made counts
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 def read_cryosparc(
@@ -67,31 +69,15 @@ def read_cryosparc(
     more = [passthrough] if isinstance(passthrough, str | Path) else passthrough or []
     records = load_joined(path, more)
     check_has_images(records, path)
+    table = records_to_table(records)
+    refuse_misspelt(path, table)
+    _refuse_half_poses(records, path)
     problems = RowProblems(path, len(records), permissive=permissive)
-    if _has(records, "uid"):
-        again = pd.Series(records["uid"]).duplicated().to_numpy()
-        problems.add(
-            again,
-            lambda row: f"its uid {records['uid'][row]} is that of a particle before it",
-            "Export the particles again: every particle has a uid of its own.",
-        )
-    if _has(records, "blob/sign"):
-        problems.add(
-            ~np.isin(records["blob/sign"], (-1, 0, 1)),
-            lambda row: (
-                f"blob/sign is {records['blob/sign'][row]:g}, expected -1 (dark particles) or 1 (white)"
-            ),
-            "Correct it, or export the particles again.",
-        )
     code, names = pd.factorize(_image_paths(records, path))
-    problems.add(
-        np.array([re.search(r"[\x00-\x1f]", name) is not None for name in names])[code],
-        lambda row: f"blob/path is {names[code[row]]!r}, which holds a control character, so it is damaged",
-        "Copy or export the table again.",
-    )
+    _check_rows(records, names[code], problems)
     raw = RawParticles(
         path=path,
-        metadata=records_to_table(records),
+        metadata=table,
         file_names=[name.removeprefix(">") for name in names],
         file_code=code,
         frame=records["blob/idx"].astype(np.int64),
@@ -101,19 +87,57 @@ def read_cryosparc(
         box=records["blob/shape"][:, 0].astype(np.float64) if _has(records, "blob/shape") else None,
         ctf=_ctf(records, path) if ctf else None,
     )
-    if _has(records, "blob/shape"):
-        problems.add(
-            records["blob/shape"][:, 0] != records["blob/shape"][:, 1],
-            lambda row: f"blob/shape is {records['blob/shape'][row].tolist()}, expected a square",
-            "Extract the particles in a square box, or export them again.",
-        )
-    _check_alignment_pixels(records, problems)
     raw.angle_rad, raw.shift, raw.shift_unit_is_pixel = poses_of_records(records, raw.pixel_size, path)
     if raw.angle_rad is not None and raw.shift is not None:
         odd = ~(np.isfinite(raw.angle_rad) & np.isfinite(raw.shift).all(axis=1))
         problems.add(odd, "the pose or shift of its alignment is NaN or infinite", "Repair or drop the row.")
     _note_sign(records, path)
     return raw, problems
+
+
+def _refuse_half_poses(records: np.ndarray, path: Path) -> None:
+    for kind in _ALIGNMENTS:
+        if _has(records, f"{kind}/pose") != _has(records, f"{kind}/shift"):
+            raise ParticleDataError(
+                f"{path}: of {kind}/pose and {kind}/shift one is missing, so no particle has a whole pose. "
+                "Export them again, or leave out both."
+            )
+
+
+def _check_rows(records: np.ndarray, paths: np.ndarray, problems: RowProblems) -> None:
+    """Report rows that no program wrote so: what is damaged, doubled or beyond what can be."""
+    again = "Export the particles again."
+    if _has(records, "uid"):
+        problems.add(
+            pd.Series(records["uid"]).duplicated().to_numpy(),
+            lambda row: f"its uid {records['uid'][row]} is that of a particle before it",
+            "Export the particles again: every particle has a uid of its own.",
+        )
+    problems.add(
+        np.array([_CONTROL.search(name) is not None for name in paths]),
+        lambda row: f"blob/path is {paths[row]!r}, with a control character, so the table is damaged",
+        again,
+    )
+    if _has(records, "blob/sign"):
+        problems.add(
+            ~np.isin(records["blob/sign"], (-1, 0, 1)),
+            lambda row: f"blob/sign is {records['blob/sign'][row]:g}, expected -1 (dark) or 1 (white)",
+            again,
+        )
+    if _has(records, "blob/shape"):
+        problems.add(
+            records["blob/shape"][:, 0] != records["blob/shape"][:, 1],
+            lambda row: f"blob/shape is {records['blob/shape'][row].tolist()}, expected a square",
+            again,
+        )
+    name = f"{_alignment(records)}/psize_A"
+    if _has(records, name):  # 0 says that it is not known
+        limits, sizes = RANGES["pixel_size"], records[name].astype(np.float64)
+        problems.add(
+            ~np.isfinite(sizes) | limits.cannot_be(sizes) & (sizes != 0),
+            lambda row: f"{name}: {limits.says(sizes[row], limits.possible)}",
+            again,
+        )
 
 
 def _image_paths(records: np.ndarray, path: Path) -> np.ndarray:
@@ -198,25 +222,9 @@ def poses_of_records(
     return angle, shift * unit[:, None], False
 
 
-def _check_alignment_pixels(records: np.ndarray, problems: RowProblems) -> None:
-    """Report pixel sizes of the alignment that counts that cannot be; 0 says that there is none."""
-    name = f"{_alignment(records)}/psize_A"
-    if _has(records, name):
-        limits, values = RANGES["pixel_size"], records[name].astype(np.float64)
-        problems.add(
-            ~np.isfinite(values) | limits.cannot_be(values) & (values != 0),
-            lambda row: f"{name}: {limits.says(values[row], limits.possible)}",
-            "Correct it, or export the particles again.",
-        )
-
-
 def _alignment(records: np.ndarray) -> str | None:
     """Which alignment of a table counts: the 2-D one, unless it was never made and there is a 3-D one."""
-    kinds = [
-        kind
-        for kind in ("alignments2D", "alignments3D")
-        if _has(records, f"{kind}/pose") and _has(records, f"{kind}/shift")
-    ]
+    kinds = [kind for kind in _ALIGNMENTS if _has(records, f"{kind}/pose") and _has(records, f"{kind}/shift")]
     made = [kind for kind in kinds if any(np.any(records[f"{kind}/{name}"]) for name in ("pose", "shift"))]
     return next(iter([*made, *kinds]), None)
 
@@ -228,7 +236,8 @@ def _note_sign(records: np.ndarray, path: Path) -> None:
     if len(signs) > 1:
         raise ParticleDataError(
             f"{path}: some images are marked as dark particles, others as white ones (blob/sign is "
-            f"{signs.tolist()}; the first of the fewer is particle {first[np.argmin(count)] + 1}). Read them apart, the dark ones with invert=True."
+            f"{signs.tolist()}; the first of the fewer is particle {first[np.argmin(count)] + 1}). Read them "
+            "apart, the dark ones with invert=True."
         )
     if signs[0] < 0:
         logger.info(

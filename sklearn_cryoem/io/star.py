@@ -11,6 +11,7 @@ import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.notices import notify
+from sklearn_cryoem.io._checks import refuse_misspelt
 from sklearn_cryoem.io._locate import split_image_name
 from sklearn_cryoem.io._raw import (
     ANGSTROM_PER_MM,
@@ -19,7 +20,7 @@ from sklearn_cryoem.io._raw import (
     RawParticles,
     RowProblems,
 )
-from sklearn_cryoem.io._star_file import find_particles, line_of_row, read_star_blocks
+from sklearn_cryoem.io._star_file import find_particles, line_of_row, read_star_blocks, seems_cut_off
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,15 @@ def read_star(path: Path, *, permissive: bool, ctf: bool) -> tuple[RawParticles,
         If the file does not hold particles, or lacks what is needed.
     """
     block, particles, optics = find_particles(read_star_blocks(path), path)
+    refuse_misspelt(path, particles, optics)
+    if seems_cut_off(path):
+        notify(
+            "last-line-open",
+            f"{path}: the last line has no end and is shorter than all others, as if the file had been cut "
+            "off in the midst of a value. Compare its length with that of the original, or end it with a line "
+            "break if it is whole.",
+            stacklevel=4,
+        )
     problems = RowProblems(path, len(particles), permissive=permissive)
     problems.name_row = lambda row: _name_row(path, block, row)
     table = _Table(path, block, particles, optics, problems)
@@ -187,7 +197,8 @@ def _optics_numbers(optics: pd.DataFrame, path: Path) -> np.ndarray:
 
 def _image_names(table: _Table) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Distinct files, file of each particle, and place in that file from 0; of ``000001@stack.mrcs``."""
-    missing = table.particles["rlnImageName"].isna().to_numpy()
+    names = table.particles["rlnImageName"]
+    missing = (names.isna() | (names.astype(str) == "")).to_numpy()
     table.problems.add(missing, "rlnImageName is missing", "Repair that row; it may be cut off.")
     parts = [split_image_name(name) for name in table.text("rlnImageName").tolist()]
     number = ["1" if number is None else number for number, _ in parts]  # without one it is a single image
@@ -262,19 +273,38 @@ def _warn_of_poor_fits(table: _Table) -> None:
 
 def _poses(table: _Table) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
     """In-plane angle (n,) and shift (n, 2) if the file has both, and whether the shift is in pixels."""
-    if "rlnAnglePsi" not in table.particles.columns:
-        return None, None, False
+    has_angle = "rlnAnglePsi" in table.particles.columns
     for x, y, in_pixels in [
         ("rlnOriginXAngst", "rlnOriginYAngst", False),
         ("rlnOriginX", "rlnOriginY", True),
     ]:
-        if x in table.particles.columns and y in table.particles.columns:
+        there = [label for label in (x, y) if label in table.particles.columns]
+        if len(there) == 1:
+            raise ParticleDataError(
+                f"{table.path}, block data_{table.block}: {there[0]} is there, but of {x} and {y} the other is"
+                " not. Add it, or remove both to read the particles without poses."
+            )
+        if there and not has_angle:
+            _warn_of_shifts(table, x, y)
+            return None, None, False
+        if there:
             angle = table.numbers("rlnAnglePsi") * RADIANS_PER_DEGREE  # (n,)
             shift = np.column_stack([table.numbers(x), table.numbers(y)])  # (n, 2)
             bad = ~(np.isfinite(angle) & np.isfinite(shift).all(axis=1))
             table.problems.add(bad, f"rlnAnglePsi, {x} or {y} is missing (NaN)", "Repair or drop the row.")
             return angle, shift, in_pixels
     return None, None, False
+
+
+def _warn_of_shifts(table: _Table, x: str, y: str) -> None:
+    """Say that shifts without angles are no poses, unless there are none."""
+    if any(np.any(table.numbers(label)) for label in (x, y)):
+        notify(
+            "shifts-without-angles",
+            f"{table.path}: {x} and {y} are there, but no rlnAnglePsi, so the particles have no poses and "
+            "their shifts are not used. Add it if it was lost.",
+            stacklevel=4,
+        )
 
 
 def _check_classes(table: _Table) -> None:
