@@ -203,7 +203,7 @@ def check_poses(raw: RawParticles, problems: RowProblems, box: int, pixel_size: 
     degrees = raw.angle_rad / RADIANS_PER_DEGREE  # (n,)
     longest = np.abs(raw.shift).max(axis=1) / unit  # (n,) px
     problems.add(
-        (np.abs(degrees) > _MOST_DEGREES) | (longest > (box or np.inf)),
+        (np.abs(degrees) > _MOST_DEGREES) | (longest > (box or RANGES["box"].possible[1])),
         lambda row: (
             f"an in-plane angle of {degrees[row]:g} degrees and a shift of {longest[row]:g} px, expected two "
             f"turns and, at the longest, the box of {box or 'some'} px (-999 and 999 stand for unknown)"

@@ -51,12 +51,19 @@ def load_records(path: Path) -> np.ndarray:
     if problem:
         raise ParticleDataError(f"{path}: {problem}")
     try:
-        records = np.load(path, allow_pickle=False, max_header_size=_LONGEST_HEADER)
+        with open(path, "rb") as stream:
+            records = np.load(stream, allow_pickle=False, max_header_size=_LONGEST_HEADER)
+            n_more = len(stream.read())
     except Exception as error:  # numpy evaluates the header: a damaged one can raise nearly anything
         reason = " ".join(str(error).split())  # of a file that was cut off it says so
         raise ParticleDataError(
             f"{path}: cannot be read as a cryoSPARC table ({reason}). Copy or export it again."
         ) from error
+    if n_more:
+        raise ParticleDataError(
+            f"{path}: holds {n_more:,} bytes more than its header says, so particles would be lost or "
+            "shifted. Copy or export it again; tables that were joined must be read one by one."
+        )
     if not isinstance(records, np.ndarray) or records.dtype.names is None:
         raise ParticleDataError(f"{path}: an array without named fields, so not a cryoSPARC table. Check it.")
     odd = [name for name in records.dtype.names if not (name.isascii() and name.isprintable())]
@@ -73,7 +80,7 @@ def _check_kinds(records: np.ndarray, path: Path) -> None:
     """Raise ParticleDataError unless there is a row for each particle, of the numbers and texts expected."""
     if records.ndim != 1:
         raise ParticleDataError(
-            f"{path}: an array of {records.ndim} dimensions, expected a row for each particle. Export it again."
+            f"{path}: an array of {records.ndim} dimensions, expected a row a particle. Export it again."
         )
     for name in records.dtype.names:
         kinds, shape = _FIELDS.get(name, (_ANY, None))

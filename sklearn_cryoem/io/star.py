@@ -116,7 +116,7 @@ def read_star(path: Path, *, permissive: bool, ctf: bool) -> tuple[RawParticles,
         notify(
             "last-line-open",
             f"{path}: the last line has no end and is shorter than all others, as if the file had been cut "
-            "off in the midst of a value. Compare its length with that of the original, or end it with a line "
+            "off in the midst of a value. Compare its length with the original's, or end it with a line "
             "break if it is whole.",
             stacklevel=4,
         )
@@ -281,8 +281,8 @@ def _poses(table: _Table) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
         there = [label for label in (x, y) if label in table.particles.columns]
         if len(there) == 1:
             raise ParticleDataError(
-                f"{table.path}, block data_{table.block}: {there[0]} is there, but of {x} and {y} the other is"
-                " not. Add it, or remove both to read the particles without poses."
+                f"{table.path}, block data_{table.block}: {there[0]} is there, but of {x} and {y} the other "
+                "is not. Add it, or remove both to read the particles without poses."
             )
         if there and not has_angle:
             _warn_of_shifts(table, x, y)
