@@ -106,6 +106,18 @@ _ALL = (
         "Drop the repeats, unless they are meant.",
     ),
     Notice(
+        "last-line-open",
+        "A STAR file ends within a line that is shorter than all others. It may have been cut off; then its "
+        "last value is another than was written, and rows are missing.",
+        "Compare its length with that of the original and copy it again, or end it with a line break.",
+    ),
+    Notice(
+        "shifts-without-angles",
+        "The file gives shifts, but no in-plane angles, so that the particles have no poses, and the shifts "
+        "are not used.",
+        "Add the column of the angles (rlnAnglePsi) if it was lost, or align the particles.",
+    ),
+    Notice(
         "optics-unused",
         "The file gives beam tilt, higher aberrations or a distortion of the magnification. They are written "
         "out again, but not corrected: the CTF used is that of defocus, astigmatism, Cs, amplitude contrast, "

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.notices import notify
+from sklearn_cryoem.io._locate import plain_name
 from sklearn_cryoem.io._raw import (
     ANGSTROM_PER_MM,
     RADIANS_PER_DEGREE,
@@ -108,6 +112,18 @@ _UNUSED = {  # what two dimensions do without, and the value that says nothing
     "rlnMagMat00": 1.0, "rlnMagMat01": 0.0, "rlnMagMat10": 0.0, "rlnMagMat11": 1.0,
     "ctf/shift_A": 0.0, "ctf/tilt_A": 0.0, "ctf/trefoil_A": 0.0, "ctf/tetra_A": 0.0, "ctf/anisomag": 0.0,
 }  # fmt: skip
+_MAY_BE_MISSING = {  # what is read if it is there: without them another value is taken in silence
+    "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor", "rlnCtfDataArePhaseFlipped",
+    "rlnCtfDataAreCtfPremultiplied", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst", "rlnOriginX",
+    "rlnOriginY", "rlnIsFlip", "rlnClassNumber", "rlnOpticsGroup", "rlnImagePixelSize", "rlnPixelSize",
+    "rlnDetectorPixelSize", "rlnMagnification", "rlnImageSize", "rlnMicrographName", "rlnGroupName",
+    "uid", "blob/psize_A", "blob/shape", "blob/sign", "ctf/phase_shift_rad", "ctf/bfactor", "ctf/scale",
+    "ctf/exp_group_id", "alignments2D/pose", "alignments2D/shift", "alignments2D/psize_A",
+    "alignments2D/class", "alignments3D/pose", "alignments3D/shift", "alignments3D/psize_A",
+    "location/micrograph_uid", "location/micrograph_path",
+}  # fmt: skip
+_NO_MISSPELLING = {"rlnOriginZ", "rlnOriginZAngst", "alignments3D/class", "rlnMicrographNameNoDW"}
+_NEARLY = 0.88  # one letter of ten or more
 _ROUNDING = 1e-6  # relative, of numbers in single precision
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
 
@@ -187,7 +203,7 @@ def check_poses(raw: RawParticles, problems: RowProblems, box: int, pixel_size: 
     degrees = raw.angle_rad / RADIANS_PER_DEGREE  # (n,)
     longest = np.abs(raw.shift).max(axis=1) / unit  # (n,) px
     problems.add(
-        (np.abs(degrees) > _MOST_DEGREES) | (longest > (box or np.inf)),
+        (np.abs(degrees) > _MOST_DEGREES) | (longest > (box or RANGES["box"].possible[1])),
         lambda row: (
             f"an in-plane angle of {degrees[row]:g} degrees and a shift of {longest[row]:g} px, expected two "
             f"turns and, at the longest, the box of {box or 'some'} px (-999 and 999 stand for unknown)"
@@ -235,7 +251,8 @@ def _question_repeats(raw: RawParticles, problems: RowProblems) -> None:
     used = np.flatnonzero(problems.keep)
     if not used.size:
         return
-    key = raw.file_code[used].astype(np.int64) * (int(raw.frame[used].max()) + 1) + raw.frame[used]
+    file = pd.factorize(pd.Series([plain_name(name) for name in raw.file_names], dtype=object))[0]
+    key = file[raw.file_code[used]].astype(np.int64) * (int(raw.frame[used].max()) + 1) + raw.frame[used]
     again = used[pd.Series(key).duplicated().to_numpy()]
     if again.size:
         first = int(again[0])
@@ -265,6 +282,28 @@ def _say_what_is_unused(raw: RawParticles) -> None:
             "where they are strong at the resolution that is reached.",
             stacklevel=4,
         )
+
+
+def refuse_misspelt(path: Path, *tables: pd.DataFrame | None) -> None:
+    """Raise ParticleDataError for a label that is nearly one which may be missing: its values would be too.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    *tables : DataFrame or None
+        All of its tables in which labels are looked for.
+    """
+    columns = [str(column) for table in tables if table is not None for column in table.columns]
+    there = {column.partition("[")[0] for column in columns}
+    unknown = sorted(there.difference(_MAY_BE_MISSING, _NO_MISSPELLING))
+    for label in sorted(_MAY_BE_MISSING - there):
+        for near in difflib.get_close_matches(label, unknown, n=1, cutoff=_NEARLY):
+            if not near.startswith(label):  # rlnImageSizeX is a label of its own
+                raise ParticleDataError(
+                    f"{path}: no {label}, but {near}, which looks like a misspelling of it. Correct the "
+                    "name, or give it another one if it is something else."
+                )
 
 
 def _differs(column: pd.Series, neutral: float) -> bool:

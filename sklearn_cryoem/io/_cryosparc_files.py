@@ -14,6 +14,20 @@ from sklearn_cryoem._core.exceptions import ParticleDataError
 # numpy's limit of 10,000 guards its parser against hostile files; a job of many classes has several hundred
 # fields of some 60 bytes each.
 _LONGEST_HEADER = 2**20
+_ANY, _NUMBERS, _WHOLE, _TEXT = "biufSUV", "iuf", "iu", "SU"  # numpy's kinds; V is a gap between fields
+_KINDS = {_ANY: "numbers or text", _NUMBERS: "numbers", _WHOLE: "whole numbers", _TEXT: "text"}
+_FIELDS = {  # what is read of a table: kind, and the shape of the field in one row
+    "uid": (_WHOLE, ()), "blob/path": (_TEXT, ()), "blob/idx": (_WHOLE, ()), "blob/shape": (_WHOLE, (2,)),
+    "blob/psize_A": (_NUMBERS, ()), "blob/sign": (_NUMBERS, ()), "ctf/exp_group_id": (_WHOLE, ()),
+    "ctf/df1_A": (_NUMBERS, ()), "ctf/df2_A": (_NUMBERS, ()), "ctf/df_angle_rad": (_NUMBERS, ()),
+    "ctf/accel_kv": (_NUMBERS, ()), "ctf/cs_mm": (_NUMBERS, ()), "ctf/amp_contrast": (_NUMBERS, ()),
+    "ctf/phase_shift_rad": (_NUMBERS, ()), "ctf/bfactor": (_NUMBERS, ()), "ctf/scale": (_NUMBERS, ()),
+    "alignments2D/pose": (_NUMBERS, ()), "alignments2D/shift": (_NUMBERS, (2,)),
+    "alignments2D/psize_A": (_NUMBERS, ()), "alignments2D/class": (_WHOLE, ()),
+    "alignments2D/class_posterior": (_NUMBERS, ()),
+    "alignments3D/pose": (_NUMBERS, (3,)), "alignments3D/shift": (_NUMBERS, (2,)),
+    "alignments3D/psize_A": (_NUMBERS, ()), "alignments3D/split": (_WHOLE, ()),
+}  # fmt: skip
 _OTHER_TABLES = (  # prefixes that give a table away, what it is, and what to do instead
     (
         ("micrograph_blob", "movie_blob", "mscope_params", "gain_ref_blob", "rigid_motion"),
@@ -37,12 +51,19 @@ def load_records(path: Path) -> np.ndarray:
     if problem:
         raise ParticleDataError(f"{path}: {problem}")
     try:
-        records = np.load(path, allow_pickle=False, max_header_size=_LONGEST_HEADER)
+        with open(path, "rb") as stream:
+            records = np.load(stream, allow_pickle=False, max_header_size=_LONGEST_HEADER)
+            n_more = len(stream.read())
     except Exception as error:  # numpy evaluates the header: a damaged one can raise nearly anything
         reason = " ".join(str(error).split())  # of a file that was cut off it says so
         raise ParticleDataError(
             f"{path}: cannot be read as a cryoSPARC table ({reason}). Copy or export it again."
         ) from error
+    if n_more:
+        raise ParticleDataError(
+            f"{path}: holds {n_more:,} bytes more than its header says, so particles would be lost or "
+            "shifted. Copy or export it again; tables that were joined must be read one by one."
+        )
     if not isinstance(records, np.ndarray) or records.dtype.names is None:
         raise ParticleDataError(f"{path}: an array without named fields, so not a cryoSPARC table. Check it.")
     odd = [name for name in records.dtype.names if not (name.isascii() and name.isprintable())]
@@ -50,7 +71,25 @@ def load_records(path: Path) -> np.ndarray:
         raise ParticleDataError(
             f"{path}: a field is called {odd[0]!a}, so the table is damaged. Copy or export it again."
         )
-    return records
+    _check_kinds(records, path)
+    # pandas takes the byte order of the machine only
+    return records.astype(records.dtype.newbyteorder("="), copy=False)
+
+
+def _check_kinds(records: np.ndarray, path: Path) -> None:
+    """Raise ParticleDataError unless there is a row for each particle, of the numbers and texts expected."""
+    if records.ndim != 1:
+        raise ParticleDataError(
+            f"{path}: an array of {records.ndim} dimensions, expected a row a particle. Export it again."
+        )
+    for name in records.dtype.names:
+        kinds, shape = _FIELDS.get(name, (_ANY, None))
+        field = records.dtype[name]
+        if field.base.kind not in kinds or shape not in (None, field.shape):
+            raise ParticleDataError(
+                f"{path}: field {name} is of type {field}, expected {_KINDS[kinds]}"
+                f"{f' of shape {shape}' if shape else ''}, so the table is damaged. Copy or export it again."
+            )
 
 
 def load_joined(path: Path, passthrough: Iterable[str | Path]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +23,11 @@ def split_format(file: str) -> tuple[str, str]:
     """Name of a file and the format that may be stated after it: ``("stack.mrc", ":mrcs")``."""
     match = _FORMAT.search(file)
     return (file[: match.start()], match[0]) if match else (file, "")
+
+
+def plain_name(file: str) -> str:
+    """One spelling of a file name: ``./a.mrcs``, ``b/../a.mrcs`` and ``a.mrcs:mrcs`` are ``a.mrcs``."""
+    return posixpath.normpath(split_format(file)[0].replace("\\", "/"))
 
 
 class ImageFinder:

@@ -21,8 +21,8 @@ def records_to_table(records: np.ndarray) -> pd.DataFrame:
         field = records[name]
         if field.dtype.kind in "SU":
             text = np.char.decode(field, "utf-8", _ODD_BYTES) if field.dtype.kind == "S" else field
-            columns[name] = text.astype(object)
-        elif field.ndim == 1:
+            field = pd.Series(text.astype(object), dtype=object) if text.ndim == 1 else text.astype(object)
+        if field.ndim == 1:
             columns[name] = field
         else:
             flat = field.reshape(len(field), -1)

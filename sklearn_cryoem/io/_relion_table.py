@@ -8,14 +8,15 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.io._from_cryosparc import relion_columns
+from sklearn_cryoem.io._from_cryosparc import relion_columns, same_angles
 from sklearn_cryoem.io._image_names import SIGN, raw_source, sign_of_images
-from sklearn_cryoem.io._star_version import STAR_VERSIONS, to_one_table, to_optics_groups
+from sklearn_cryoem.io._star_version import STAR_VERSIONS, holds_something, to_one_table, to_optics_groups
 from sklearn_cryoem.io.star import RELION_CTF
 from sklearn_cryoem.particles import CTFTable, ParticleStack
 from sklearn_cryoem.particles.frame import pixel_growth
 
 _NEW_DECIMALS = 6  # RELION's own
+_VIEWS = ("rlnAngleRot", "rlnAngleTilt")
 _IN_OPTICS = ("voltage_volts", "cs_angstrom", "amplitude_contrast", "phase_flipped", "premultiplied")
 
 
@@ -76,6 +77,8 @@ def relion_tables(
     if stack.ctf is not None:
         _set_ctf(table, optics, stack.ctf)
     if stack.poses is not None:
+        if came_from_relion:  # those of cryoSPARC were taken over with their psi, or not at all
+            table, lost = _without_stale_views(table, stack)
         _set_poses(table, stack, old_style=old_style, new_images=new_images)
     converts = version is not None and (version == "3.0") == (optics is not None)
     if not converts:
@@ -171,6 +174,17 @@ def _set_ctf(table: pd.DataFrame, optics: pd.DataFrame | None, ctf: CTFTable) ->
         if not in_optics and not (is_default and label not in table.columns):
             period = 180.0 if name == "astigmatism_angle_rad" else None
             set_column(table, label, values, period=period)
+
+
+def _without_stale_views(table: pd.DataFrame, stack: ParticleStack) -> tuple[pd.DataFrame, list[str]]:
+    """Leave out view directions found with another psi than is written, and say so if they hold something."""
+    views = [name for name in _VIEWS if name in table.columns]
+    psi = pd.to_numeric(table.get("rlnAnglePsi", pd.Series(np.nan, table.index)), errors="coerce")
+    if not views or same_angles(np.deg2rad(psi.to_numpy(dtype=np.float64)), stack.poses.angle_rad):
+        return table, []
+    held = ", ".join(name for name in views if holds_something(table[name]))
+    said = [f"{held} (of another alignment than the rlnAnglePsi that is written)"] if held else []
+    return table.drop(columns=views), said
 
 
 def _set_poses(table: pd.DataFrame, stack: ParticleStack, *, old_style: bool, new_images: bool) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.io._star_tables import read_tables
 
+_LOOKED_AT = 2**16  # bytes from the end
 Blocks = dict[str, pd.DataFrame | dict]
 
 # Labels whose values are text even where they look like numbers: "0012" must not become 12.
@@ -161,6 +162,17 @@ def _what_it_is(named: dict[str, pd.DataFrame]) -> str:
         f"no particles in it: no block has the column rlnImageName (blocks: {listed}). "
         "Give the particles.star of an extraction, or the *_data.star of a classification."
     )
+
+
+def seems_cut_off(path: Path) -> bool:
+    """Whether the last row has no line end, which alone is common, and is shorter than those before it."""
+    with open(path, "rb") as stream:
+        stream.seek(max(path.stat().st_size - _LOOKED_AT, 0))
+        *others, last = stream.read().splitlines(keepends=True)
+    if last.endswith((b"\n", b"\r")):
+        return False
+    lengths = [len(line.rstrip()) for line in others if len(line.split()) == len(last.split())]
+    return bool(lengths) and len(last) < min(lengths)
 
 
 def line_of_row(path: Path, block: str, row: int) -> int | None:

@@ -29,6 +29,7 @@ import starfile
 from sklearn_cryoem._core.exceptions import ParticleDataError
 
 _SYNTAX = re.compile(rb"""(?:^|\s)["'#]""")  # what begins a value: inside one, these are letters
+_NO_TEXT = bytes(set(range(32)) - set(b"\t\n\r") | {127})
 _IN_MEMORY = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
 _NAME = "rlnImageName"
 _NAN = [  # by C, by Python, and by Windows; with a sign where the program divided 0 by 0
@@ -48,7 +49,7 @@ _VALUE = re.compile(
         | (?P<open>["'])
         | (?P<bare>\S+)
     )""",
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 
 
@@ -89,7 +90,10 @@ def read_tables(path: Path, text_labels: list[str]) -> dict[str, pd.DataFrame | 
         only_tables = 0 < len(loops) == n_blocks
         blocks = {} if only_tables else _read_skeleton(content, loops, text_labels, path)
         for loop in loops:
-            blocks[loop.block] = _read_rows(content[loop.start : loop.stop], loop.labels, text_labels)
+            try:
+                blocks[loop.block] = _read_rows(content[loop.start : loop.stop], loop.labels, text_labels)
+            except ValueError as error:
+                raise ValueError(f"{error}, in block data_{loop.block}") from error
     return blocks
 
 
@@ -118,7 +122,7 @@ def _loops(content: mmap.mmap, path: Path) -> tuple[list[_Loop], int]:
 def _read_head(content: mmap.mmap, start: int, stop: int, path: Path) -> tuple[str, _Loop | None]:
     """Name of the block between two bytes, and its table; None if it has no table with rows."""
     content.seek(start)
-    name = content.readline().strip()[5:].decode()
+    name = content.readline().strip()[5:].decode("utf-8", "replace")
     labels: dict[str, int] = {}  # place of each
     in_loop = False
     while content.tell() < stop:
@@ -127,7 +131,12 @@ def _read_head(content: mmap.mmap, start: int, stop: int, path: Path) -> tuple[s
         if line.startswith(b"loop_"):
             in_loop = True
         elif line.startswith(b"_"):
-            label = line.split()[0][1:].decode()
+            label = line.split()[0][1:].decode("utf-8", "replace")
+            if not (label.isascii() and label.isprintable()):
+                raise ParticleDataError(
+                    f"{path}, block data_{name}: a label is called {label!a} ({_lines(content, row_start)}), "
+                    "so the file is damaged. Copy or write it again."
+                )
             if label in labels:
                 raise ParticleDataError(
                     f"{path}, block data_{name}: label {label} is there twice "
@@ -141,7 +150,9 @@ def _read_head(content: mmap.mmap, start: int, stop: int, path: Path) -> tuple[s
 
 def _lines(content: mmap.mmap, *places: int) -> str:
     """Name the lines on which two bytes of a file stand, from 1."""
-    return "lines " + " and ".join(str(content[:place].count(b"\n") + 1) for place in places)
+    return f"line{'s' if len(places) > 1 else ''} " + " and ".join(
+        str(content[:place].count(b"\n") + 1) for place in places
+    )
 
 
 def _read_skeleton(content: mmap.mmap, loops: list[_Loop], text_labels: list[str], path: Path) -> dict:
@@ -186,20 +197,26 @@ def _named(content: bytes) -> Iterator[Path]:
 
 
 def _read_rows(rows: bytes, labels: list[str], text_labels: list[str]) -> pd.DataFrame:
+    _check_text(rows)
     if any(mark in rows for mark in (b"#", b"'", b'"')) and _SYNTAX.search(rows):
-        table, short = _read_values(rows.decode("utf-8"), labels)
+        table, short = _read_values(rows, labels)
     else:
-        table = pd.read_csv(
-            io.BytesIO(rows),
-            delimiter=r"\s+",
-            header=None,
-            dtype={place: str for place, label in enumerate(labels) if label in text_labels},
-            keep_default_na=False,
-            na_values=_NAN,
-            quoting=csv.QUOTE_NONE,
-            engine="c",
-            **_EXACT,
-        )
+        try:
+            table = pd.read_csv(
+                io.BytesIO(rows),
+                delimiter=r"\s+",
+                header=None,
+                dtype={place: str for place, label in enumerate(labels) if label in text_labels},
+                keep_default_na=False,
+                na_values=_NAN,
+                quoting=csv.QUOTE_NONE,
+                engine="c",
+                **_EXACT,
+            )
+        except pd.errors.ParserError as error:
+            raise ValueError(_misfit(rows, labels)) from error
+        if table.shape[1] != len(labels):
+            raise ValueError(_misfit(rows, labels))
         short = _short_rows(rows, table, len(labels))
     table.columns = labels
     _blank(table, short)
@@ -209,11 +226,33 @@ def _read_rows(rows: bytes, labels: list[str], text_labels: list[str]) -> pd.Dat
     return table
 
 
+def _check_text(rows: bytes) -> None:
+    """Raise ValueError for the first row that is no text: another encoding, or a damaged file."""
+    if rows.isascii() and len(rows.translate(None, _NO_TEXT)) == len(rows):
+        return
+    for row, line in enumerate((line for line in rows.splitlines() if line.strip()), start=1):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"row {row} is no utf-8 text: it holds the byte {line[error.start]:#x}; save it as UTF-8"
+            ) from error
+        if len(line.translate(None, _NO_TEXT)) < len(line):
+            raise ValueError(f"row {row} holds a control character, as no text does")
+
+
+def _misfit(rows: bytes, labels: list[str]) -> str:
+    """Name the first row with too many values, or the first of all where each has too few."""
+    counts = [len(line.split()) for line in rows.splitlines() if line.strip()]
+    row = next((row for row, count in enumerate(counts) if count > len(labels)), 0)
+    return f"row {row + 1} has {counts[row]} values for {len(labels)} labels"
+
+
 def _short_rows(rows: bytes, table: pd.DataFrame, n_labels: int) -> list[int]:
     """Places of rows with fewer values than labels, which pandas fills up with NaN or empty text."""
     last = table.iloc[:, -1]
     suspects = np.flatnonzero((last.isna() | (last.astype(object) == "")).to_numpy())
-    if not suspects.size or table.shape[1] != n_labels:
+    if not suspects.size:
         return []
     lines = [line for line in rows.splitlines() if line.strip()]
     return [int(row) for row in suspects if len(lines[row].split()) < n_labels]
@@ -228,12 +267,14 @@ def _blank(table: pd.DataFrame, short: list[int]) -> None:
     table.loc[short, _NAME] = float("nan")
 
 
-def _read_values(rows: str, labels: list[str]) -> tuple[pd.DataFrame, list[int]]:
+def _read_values(rows: bytes, labels: list[str]) -> tuple[pd.DataFrame, list[int]]:
     """Rows with quotes or comments among them, value by value; a short row is filled up with NaN."""
     columns: list[list[str | float]] = [[] for _ in labels]
     short: list[int] = []
     for number, line in enumerate(rows.splitlines(), start=1):
-        values = _values(line, number) if _SYNTAX.search(line.encode()) else line.split()
+        # as bytes, for a name may hold what is a space in Unicode
+        odd = _SYNTAX.search(line)
+        values = _values(line.decode("utf-8"), number) if odd else list(map(bytes.decode, line.split()))
         if not values:
             continue
         if len(values) > len(labels):

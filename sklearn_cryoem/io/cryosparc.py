@@ -6,6 +6,7 @@ A .cs file is a numpy array with named fields; `sklearn_cryoem.io._records` make
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.io._checks import RANGES, refuse_misspelt
 from sklearn_cryoem.io._cryosparc_files import beside, check_has_images, load_joined
 from sklearn_cryoem.io._raw import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT, RawParticles, RowProblems
 from sklearn_cryoem.io._records import records_to_table
@@ -32,6 +34,8 @@ CRYOSPARC_CTF = {
     "b_factor_angstrom2": ("ctf/bfactor", 1.0, 0.0),
     "scale": ("ctf/scale", 1.0, 1.0),
 }
+_ALIGNMENTS = ("alignments2D", "alignments3D")  # the first that was made counts
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 def read_cryosparc(
@@ -65,18 +69,15 @@ def read_cryosparc(
     more = [passthrough] if isinstance(passthrough, str | Path) else passthrough or []
     records = load_joined(path, more)
     check_has_images(records, path)
+    table = records_to_table(records)
+    refuse_misspelt(path, table)
+    _refuse_half_poses(records, path)
     problems = RowProblems(path, len(records), permissive=permissive)
-    if _has(records, "uid"):
-        again = pd.Series(records["uid"]).duplicated().to_numpy()
-        problems.add(
-            again,
-            lambda row: f"its uid {records['uid'][row]} is that of a particle before it",
-            "Export the particles again: every particle has a uid of its own.",
-        )
     code, names = pd.factorize(_image_paths(records, path))
+    _check_rows(records, names[code], problems)
     raw = RawParticles(
         path=path,
-        metadata=records_to_table(records),
+        metadata=table,
         file_names=[name.removeprefix(">") for name in names],
         file_code=code,
         frame=records["blob/idx"].astype(np.int64),
@@ -92,6 +93,51 @@ def read_cryosparc(
         problems.add(odd, "the pose or shift of its alignment is NaN or infinite", "Repair or drop the row.")
     _note_sign(records, path)
     return raw, problems
+
+
+def _refuse_half_poses(records: np.ndarray, path: Path) -> None:
+    for kind in _ALIGNMENTS:
+        if _has(records, f"{kind}/pose") != _has(records, f"{kind}/shift"):
+            raise ParticleDataError(
+                f"{path}: of {kind}/pose and {kind}/shift one is missing, so no particle has a whole pose. "
+                "Export them again, or leave out both."
+            )
+
+
+def _check_rows(records: np.ndarray, paths: np.ndarray, problems: RowProblems) -> None:
+    """Report rows that no program wrote so: what is damaged, doubled or beyond what can be."""
+    again = "Export the particles again."
+    if _has(records, "uid"):
+        problems.add(
+            pd.Series(records["uid"]).duplicated().to_numpy(),
+            lambda row: f"its uid {records['uid'][row]} is that of a particle before it",
+            "Export the particles again: every particle has a uid of its own.",
+        )
+    problems.add(
+        np.array([_CONTROL.search(name) is not None for name in paths]),
+        lambda row: f"blob/path is {paths[row]!r}, with a control character, so the table is damaged",
+        again,
+    )
+    if _has(records, "blob/sign"):
+        problems.add(
+            ~np.isin(records["blob/sign"], (-1, 0, 1)),
+            lambda row: f"blob/sign is {records['blob/sign'][row]:g}, expected -1 (dark) or 1 (white)",
+            again,
+        )
+    if _has(records, "blob/shape"):
+        problems.add(
+            records["blob/shape"][:, 0] != records["blob/shape"][:, 1],
+            lambda row: f"blob/shape is {records['blob/shape'][row].tolist()}, expected a square",
+            again,
+        )
+    name = f"{_alignment(records)}/psize_A"
+    if _has(records, name):  # 0 says that it is not known
+        limits, sizes = RANGES["pixel_size"], records[name].astype(np.float64)
+        problems.add(
+            ~np.isfinite(sizes) | limits.cannot_be(sizes) & (sizes != 0),
+            lambda row: f"{name}: {limits.says(sizes[row], limits.possible)}",
+            again,
+        )
 
 
 def _image_paths(records: np.ndarray, path: Path) -> np.ndarray:
@@ -178,23 +224,22 @@ def poses_of_records(
 
 def _alignment(records: np.ndarray) -> str | None:
     """Which alignment of a table counts: the 2-D one, unless it was never made and there is a 3-D one."""
-    kinds = [
-        kind
-        for kind in ("alignments2D", "alignments3D")
-        if _has(records, f"{kind}/pose") and _has(records, f"{kind}/shift")
-    ]
+    kinds = [kind for kind in _ALIGNMENTS if _has(records, f"{kind}/pose") and _has(records, f"{kind}/shift")]
     made = [kind for kind in kinds if any(np.any(records[f"{kind}/{name}"]) for name in ("pose", "shift"))]
     return next(iter([*made, *kinds]), None)
 
 
 def _note_sign(records: np.ndarray, path: Path) -> None:
-    signs = np.unique(records["blob/sign"]) if _has(records, "blob/sign") else np.ones(1)
+    if not _has(records, "blob/sign"):
+        return
+    signs, first, count = np.unique(records["blob/sign"], return_index=True, return_counts=True)
     if len(signs) > 1:
         raise ParticleDataError(
             f"{path}: some images are marked as dark particles, others as white ones (blob/sign is "
-            f"{signs.tolist()}). Read them apart, the dark ones with invert=True."
+            f"{signs.tolist()}; the first of the fewer is particle {first[np.argmin(count)] + 1}). Read them "
+            "apart, the dark ones with invert=True."
         )
-    if len(signs) and signs[0] < 0:
+    if signs[0] < 0:
         logger.info(
             "%s: cryoSPARC marks these particles as dark (blob/sign -1): invert=True whitens them.", path
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,60 @@ logger = logging.getLogger(__name__)
 _STACKS = (".mrcs", ".mrc")
 
 
+@overload
+def read_particles(
+    path: str | Path,
+    *,
+    images_dir: str | Path | None = ...,
+    pixel_size: float | None = ...,
+    ctf: bool = ...,
+    optics_groups: int | Sequence[int] | None = ...,
+    rescale: bool = ...,
+    invert: bool = ...,
+    normalise: bool | float = ...,
+    clip_hot_pixels: bool = ...,
+    permissive: Literal[False] = ...,
+    check_images: bool = ...,
+    metadata_only: bool = ...,
+    passthrough: str | Path | Sequence[str | Path] | None = ...,
+    verbose: int = ...,
+) -> ParticleStack: ...
+@overload
+def read_particles(
+    path: str | Path,
+    *,
+    images_dir: str | Path | None = ...,
+    pixel_size: float | None = ...,
+    ctf: bool = ...,
+    optics_groups: int | Sequence[int] | None = ...,
+    rescale: bool = ...,
+    invert: bool = ...,
+    normalise: bool | float = ...,
+    clip_hot_pixels: bool = ...,
+    permissive: Literal[True],
+    check_images: bool = ...,
+    metadata_only: bool = ...,
+    passthrough: str | Path | Sequence[str | Path] | None = ...,
+    verbose: int = ...,
+) -> tuple[ParticleStack, pd.DataFrame]: ...
+@overload
+def read_particles(
+    path: str | Path,
+    *,
+    images_dir: str | Path | None = ...,
+    pixel_size: float | None = ...,
+    ctf: bool = ...,
+    optics_groups: int | Sequence[int] | None = ...,
+    rescale: bool = ...,
+    invert: bool = ...,
+    normalise: bool | float = ...,
+    clip_hot_pixels: bool = ...,
+    permissive: bool,
+    check_images: bool = ...,
+    metadata_only: bool = ...,
+    passthrough: str | Path | Sequence[str | Path] | None = ...,
+    verbose: int = ...,
+) -> ParticleStack | tuple[ParticleStack, pd.DataFrame]: ...
 def read_particles(
     path: str | Path,
     *,

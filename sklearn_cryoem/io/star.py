@@ -11,6 +11,7 @@ import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.notices import notify
+from sklearn_cryoem.io._checks import refuse_misspelt
 from sklearn_cryoem.io._locate import split_image_name
 from sklearn_cryoem.io._raw import (
     ANGSTROM_PER_MM,
@@ -19,7 +20,7 @@ from sklearn_cryoem.io._raw import (
     RawParticles,
     RowProblems,
 )
-from sklearn_cryoem.io._star_file import find_particles, line_of_row, read_star_blocks
+from sklearn_cryoem.io._star_file import find_particles, line_of_row, read_star_blocks, seems_cut_off
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ RELION_CTF = {
     "phase_flipped": ("rlnCtfDataArePhaseFlipped", 1.0, 0.0),
     "premultiplied": ("rlnCtfDataAreCtfPremultiplied", 1.0, 0.0),
 }
-_MOST_FRAMES = 2**31  # in one file
+_TOO_LARGE = 2**31  # for a number of images, groups or classes
 _POOR_FIGURE_OF_MERIT = 0.05
 _POOR_RESOLUTION_ANGSTROM = 8.0
 
@@ -110,6 +111,15 @@ def read_star(path: Path, *, permissive: bool, ctf: bool) -> tuple[RawParticles,
         If the file does not hold particles, or lacks what is needed.
     """
     block, particles, optics = find_particles(read_star_blocks(path), path)
+    refuse_misspelt(path, particles, optics)
+    if seems_cut_off(path):
+        notify(
+            "last-line-open",
+            f"{path}: the last line has no end and is shorter than all others, as if the file had been cut "
+            "off in the midst of a value. Compare its length with the original's, or end it with a line "
+            "break if it is whole.",
+            stacklevel=4,
+        )
     problems = RowProblems(path, len(particles), permissive=permissive)
     problems.name_row = lambda row: _name_row(path, block, row)
     table = _Table(path, block, particles, optics, problems)
@@ -145,7 +155,7 @@ def _optics_groups(table: _Table) -> np.ndarray:
     numbers = np.ones(1, dtype=np.int64) if optics is None else _optics_numbers(optics, table.path)
     if "rlnOpticsGroup" in particles.columns:
         values = pd.to_numeric(particles["rlnOpticsGroup"], errors="coerce").to_numpy(dtype=np.float64)
-        bad = ~(np.abs(values) < _MOST_FRAMES) | (values != np.floor(values))
+        bad = ~(np.abs(values) < _TOO_LARGE) | (values != np.floor(values))
         table.problems.add(bad, "rlnOpticsGroup is missing or not a number", "Repair that value.")
         group = np.where(bad, 0, values).astype(np.int64)
     elif len(numbers) > 1:
@@ -175,7 +185,7 @@ def _optics_numbers(optics: pd.DataFrame, path: Path) -> np.ndarray:
         numbers = pd.Series(np.arange(1.0, len(optics) + 1.0))
     else:
         numbers = pd.to_numeric(optics["rlnOpticsGroup"], errors="coerce")
-    whole = (numbers.abs() < _MOST_FRAMES) & (numbers == np.floor(numbers))
+    whole = (numbers.abs() < _TOO_LARGE) & (numbers == np.floor(numbers))
     if len(numbers) == 0 or numbers.duplicated().any() or not whole.all():
         found = numbers.tolist() if not whole.all() else numbers.astype(np.int64).tolist()
         raise ParticleDataError(
@@ -187,13 +197,14 @@ def _optics_numbers(optics: pd.DataFrame, path: Path) -> np.ndarray:
 
 def _image_names(table: _Table) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Distinct files, file of each particle, and place in that file from 0; of ``000001@stack.mrcs``."""
-    missing = table.particles["rlnImageName"].isna().to_numpy()
+    names = table.particles["rlnImageName"]
+    missing = (names.isna() | (names.astype(str) == "")).to_numpy()
     table.problems.add(missing, "rlnImageName is missing", "Repair that row; it may be cut off.")
     parts = [split_image_name(name) for name in table.text("rlnImageName").tolist()]
     number = ["1" if number is None else number for number, _ in parts]  # without one it is a single image
     file = np.array([file for _, file in parts], dtype=object)
     frame = pd.to_numeric(pd.Series(number, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~((frame >= 1) & (frame == np.floor(frame)) & (frame < _MOST_FRAMES))
+    bad = ~((frame >= 1) & (frame == np.floor(frame)) & (frame < _TOO_LARGE))
     table.problems.add(
         bad,
         lambda row: (
@@ -262,13 +273,21 @@ def _warn_of_poor_fits(table: _Table) -> None:
 
 def _poses(table: _Table) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
     """In-plane angle (n,) and shift (n, 2) if the file has both, and whether the shift is in pixels."""
-    if "rlnAnglePsi" not in table.particles.columns:
-        return None, None, False
+    has_angle = "rlnAnglePsi" in table.particles.columns
     for x, y, in_pixels in [
         ("rlnOriginXAngst", "rlnOriginYAngst", False),
         ("rlnOriginX", "rlnOriginY", True),
     ]:
-        if x in table.particles.columns and y in table.particles.columns:
+        there = [label for label in (x, y) if label in table.particles.columns]
+        if len(there) == 1:
+            raise ParticleDataError(
+                f"{table.path}, block data_{table.block}: {there[0]} is there, but of {x} and {y} the other "
+                "is not. Add it, or remove both to read the particles without poses."
+            )
+        if there and not has_angle:
+            _warn_of_shifts(table, x, y)
+            return None, None, False
+        if there:
             angle = table.numbers("rlnAnglePsi") * RADIANS_PER_DEGREE  # (n,)
             shift = np.column_stack([table.numbers(x), table.numbers(y)])  # (n, 2)
             bad = ~(np.isfinite(angle) & np.isfinite(shift).all(axis=1))
@@ -277,11 +296,22 @@ def _poses(table: _Table) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
     return None, None, False
 
 
+def _warn_of_shifts(table: _Table, x: str, y: str) -> None:
+    """Say that shifts without angles are no poses, unless there are none."""
+    if any(np.any(table.numbers(label)) for label in (x, y)):
+        notify(
+            "shifts-without-angles",
+            f"{table.path}: {x} and {y} are there, but no rlnAnglePsi, so the particles have no poses and "
+            "their shifts are not used. Add it if it was lost.",
+            stacklevel=4,
+        )
+
+
 def _check_classes(table: _Table) -> None:
     """Report class numbers that are no whole numbers; those below 1, and NaN, stand for no class."""
     values = table.numbers("rlnClassNumber")
     if values is not None:
-        odd = np.isinf(values) | (values != np.floor(values)) & ~np.isnan(values)
+        odd = (np.abs(values) >= _TOO_LARGE) | (values != np.floor(values)) & ~np.isnan(values)
         table.problems.add(
             odd,
             lambda row: f"rlnClassNumber is {values[row]:g}, expected a whole number, 0 for no class",

@@ -17,7 +17,8 @@ _NO_CLASS = 2**31
 
 def class_column(stack: ParticleStack) -> str:
     """Name of the column of classes: cryoSPARC's (from 0) for its own particles, else RELION's (from 1)."""
-    return CRYOSPARC_CLASS if "uid" in stack.metadata.columns else RELION_CLASS
+    own = {"uid", CRYOSPARC_CLASS}
+    return RELION_CLASS if own.isdisjoint(stack.metadata.columns) else CRYOSPARC_CLASS
 
 
 def with_classes(stack: ParticleStack, labels: Any) -> ParticleStack:

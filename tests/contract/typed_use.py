@@ -18,8 +18,9 @@ from sklearn_cryoem.estimators import EigenImages
 from sklearn_cryoem.plotting import plot_class_averages, plot_convergence, plot_manifold_atlas
 from sklearn_cryoem.report import Report, report
 
-stack = read_particles("particles.star")
-assert isinstance(stack, ParticleStack)  # a pair where permissive=True
+stack = assert_type(read_particles("particles.star"), ParticleStack)
+usable, problems = read_particles("particles.star", permissive=True)
+assert_type(usable, ParticleStack)
 aligner = MAPAligner(50, max_shift=20.0, checkpoint="state", random_state=0)
 aligned = assert_type(aligner.transform(stack), ParticleStack)
 clusterer = SMLClusterer((10, 10), n_basis="auto", alpha=1.0)

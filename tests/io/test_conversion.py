@@ -20,7 +20,7 @@ ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
 
 
 def particles_of(path):
-    return starfile.read(path, always_dict=True)["particles"]
+    return list(starfile.read(path, always_dict=True).values())[-1]
 
 
 def frames(table):
@@ -85,6 +85,23 @@ def test_directions_of_an_alignment_before_are_not_mixed_with_another_psi(refine
     with pytest.warns(ParticleDataWarning, match=r"alignments3D/pose \(a STAR file has one pose.*Keep"):
         write_particles(turned, refined.folder / "c.star")
     assert "rlnAngleRot" not in particles_of(refined.folder / "c.star")
+
+
+@pytest.mark.parametrize("version", ["3.0", "3.1"])
+def test_directions_of_an_alignment_before_leave_a_star_file_with_their_psi(refined, version):
+    stack, path = read_particles(refined.write()), refined.folder / "a.star"
+    write_particles(stack, path, star_version=version)
+    np.testing.assert_array_equal(particles_of(path)[ANGLES], refined.particles[ANGLES])
+    turned = stack.with_poses(Poses(stack.poses.angle_rad + 0.5, stack.poses.shift))
+    with pytest.warns(ParticleDataWarning, match=r"rlnAngleRot, rlnAngleTilt \(of another alignment.*Keep"):
+        write_particles(turned, path, star_version=version, overwrite=True)
+    left = particles_of(path)
+    assert not {"rlnAngleRot", "rlnAngleTilt"} & set(left.columns)
+    turn = np.deg2rad(left["rlnAnglePsi"] - refined.particles["rlnAnglePsi"])
+    np.testing.assert_allclose(np.exp(1j * turn), np.exp(0.5j), atol=1e-6)
+    refined.particles[["rlnAngleRot", "rlnAngleTilt"]] = 0.0  # nothing is lost, and nothing said
+    write_particles(read_particles(refined.write()).with_poses(turned.poses), path, overwrite=True)
+    assert "rlnAngleRot" not in particles_of(path).columns
 
 
 @pytest.mark.parametrize("subset", [0, 1])

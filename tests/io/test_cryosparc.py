@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.io import read_particles, write_particles
 from sklearn_cryoem.io._records import records_to_table, table_to_records
-from sklearn_cryoem.particles import Poses
+from sklearn_cryoem.particles import Poses, class_labels
 from sklearn_cryoem.physics.orientation import euler_of_rotation_vector
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*ctf/tetra_A are kept, but not used")
@@ -419,3 +419,100 @@ def test_real_refinement(shared_data):
     )
     assert (stack.box, len(np.unique(stack.noise_group))) == (256, 196)
     np.testing.assert_allclose(stack.poses.shift, raw["alignments3D/shift"] * 1.0273438, rtol=1e-6)
+
+
+def _renamed(records, **names):
+    return records.astype(
+        [(names.get(n.replace("/", "_"), n), records.dtype[n]) for n in records.dtype.names]
+    )
+
+
+def _with(records, name, row, value):
+    records[name][row] = value
+    return records
+
+
+def _with_field(records, *field):
+    names = [name for name in records.dtype.names if name != field[0]]
+    table = np.zeros(len(records), dtype=[*((name, records.dtype[name]) for name in names), field])
+    for name in names:
+        table[name] = records[name]
+    return table
+
+
+def _cast(records, name, dtype):
+    return records.astype([(n, dtype if n == name else records.dtype[n]) for n in records.dtype.names])
+
+
+REFUSED = {  # what is wrong with a table: how to make it, and what is said
+    "two dimensions": (
+        lambda r: r.reshape(-1, 1),
+        r"array of 2 dimensions, expected a row .* Export it again",
+    ),
+    "no dimension": (lambda r: r[0], "array of 0 dimensions"),
+    "complex": (
+        lambda r: _cast(r, "ctf/df1_A", "c8"),
+        "field ctf/df1_A is of type complex64, expected numbers",
+    ),
+    "text": (lambda r: _cast(r, "blob/idx", "S4"), "field blob/idx is of type .S4, expected whole numbers"),
+    "dates": (
+        lambda r: _cast(r, "ctf/bfactor", "M8[s]"),
+        r"expected numbers, so the table .* export it again",
+    ),
+    "no names": (
+        lambda r: _with_field(r, "blob/path", "<u8"),
+        "field blob/path is of type uint64, expected text",
+    ),
+    "shape": (lambda r: _with_field(r, "blob/shape", "<u4", (3,)), r"whole numbers of shape \(2,\)"),
+    "half a pose": (lambda r: without(r, "alignments2D/shift"), r"shift one is missing.* leave out both"),
+    "misspelt": (lambda r: _renamed(r, blob_psize_A="blob/psise_A"), "no blob/psize_A, but blob/psise_A"),
+    "not square": (
+        lambda r: _with(r, "blob/shape", 4, (8, 9)),
+        r"particle 5: blob/shape is \[8, 9\], expected a",
+    ),
+    "sign": (lambda r: _with(r, "blob/sign", 4, -999), "particle 5: blob/sign is -999, expected -1"),
+    "mixed": (lambda r: _with(r, "blob/sign", 4, 1), "the first of the fewer is particle 5.*invert=True"),
+    "unit": (
+        lambda r: _with(r, "alignments2D/psize_A", 4, -999),
+        "particle 5: alignments2D/psize_A: the pixel",
+    ),
+    "name": (
+        lambda r: _with(r, "blob/path", 4, b"a\x07.mrcs"),
+        "particle 5: blob/path is .*control character",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_tables_that_no_program_wrote_are_refused(records, save_cs, what):
+    spoil, said = REFUSED[what]
+    with pytest.raises(ParticleDataError, match=rf"particles.cs.*{said}"):
+        read_particles(save_cs(spoil(records)), metadata_only=True)
+
+
+def test_a_table_with_more_than_its_header_says_is_refused(records, save_cs):
+    path = save_cs(records)
+    path.write_bytes(path.read_bytes().replace(b"'shape': (9,)", b"'shape': (7,)"))
+    with pytest.raises(ParticleDataError, match=r"more than its header says.* Copy or export it again"):
+        read_particles(path)
+
+
+def test_the_byte_order_of_other_machines_is_read(records, save_cs):
+    there = read_particles(save_cs(records))
+    other = read_particles(save_cs(records.astype(records.dtype.newbyteorder(">")), "other.cs"))
+    np.testing.assert_array_equal(other.ctf.defocus_u_angstrom, there.ctf.defocus_u_angstrom)
+    np.testing.assert_array_equal(other.poses.shift, there.poses.shift)
+    assert other[2:4].metadata["uid"].tolist() == records["uid"][2:4].tolist()
+
+
+def test_classes_count_without_a_uid(records, save_cs):
+    stack = read_particles(save_cs(without(records, "uid")))
+    assert class_labels(stack).tolist() == records["alignments2D/class"].tolist()
+
+
+def test_texts_that_are_no_text_are_kept_as_they_came(records, save_cs, project):
+    odd = np.array([b"\x80\xff"] * 9)
+    table = _with_field(records, "ctf/type", "S4")
+    table["ctf/type"] = odd
+    write_particles(read_particles(save_cs(table)), project.folder / "b.cs")
+    assert np.load(project.folder / "b.cs")["ctf/type"].tolist() == odd.tolist()

@@ -69,9 +69,93 @@ def test_what_the_optics_table_says_beats_a_stale_column(project):
 
 def test_poses_need_angles_and_shifts(project):
     del project.particles["rlnOriginYAngst"]
+    with pytest.raises(
+        ParticleDataError, match=r"of rlnOriginXAngst and rlnOriginYAngst the other is not\. Add"
+    ):
+        read_particles(project.write())
+    del project.particles["rlnOriginXAngst"]  # as after picking by templates
     stack = read_particles(project.write())
     assert stack.poses is None
     assert "rlnAnglePsi" in stack.metadata.columns
+
+
+def test_shifts_without_angles_are_said_to_be_unused(project):
+    del project.particles["rlnAnglePsi"]
+    with pytest.warns(ParticleDataWarning, match=r"Add it if it was lost. \[shifts-without-angles\]"):
+        stack = read_particles(project.write())
+    assert stack.poses is None
+    project.particles[["rlnOriginXAngst", "rlnOriginYAngst"]] = 0.0
+    assert read_particles(project.write()).poses is None
+
+
+@pytest.mark.parametrize(
+    ("label", "typed"), [("rlnAnglePsi", "rlnAnglePsl"), ("rlnOriginXAngst", "rlnOriginXAngs")]
+)
+def test_misspelt_labels_are_not_taken_for_missing_ones(project, label, typed):
+    project.particles = project.particles.rename(columns={label: typed})
+    with pytest.raises(ParticleDataError, match=f"no {label}, but {typed}.*Correct the name"):
+        read_particles(project.write())
+
+
+def test_labels_that_only_look_alike_are_no_misspellings(project):
+    table = project.particles
+    columns = {
+        "rlnOriginZAngst": 0.0,
+        "rlnMicrographNameNoDW": "a",
+        "rlnImageSizeX": 8,
+        "rlnAnglePsiPrior": 1.0,
+    }
+    project.particles = table.drop(columns=["rlnMicrographName", "rlnAnglePsi", "rlnOriginXAngst"]).assign(
+        **columns
+    )
+    del project.particles["rlnOriginYAngst"]
+    del project.optics["rlnImageSize"]
+    assert len(read_particles(project.write())) == 9
+
+
+def test_a_last_row_that_was_cut_off_is_noticed(project):
+    project.particles[project.particles.select_dtypes("number").columns] = 1.25
+    project.particles["rlnOpticsGroup"] = 1
+    project.particles["rlnDefocusU"] = project.particles["rlnDefocusV"] = 15000.0
+    text = project.write().read_text().rstrip()
+    project.star.write_text(text)
+    read_particles(project.star)
+    project.star.write_text(text[:-2])
+    with pytest.warns(ParticleDataWarning, match=r"line break if it is whole. \[last-line-open\]"):
+        read_particles(project.star)
+
+
+def test_a_row_that_is_no_text_is_named(project):
+    path = project.write()
+    sound = path.read_bytes()
+    for spoilt, said in (
+        (b"mic\x00b", "holds a control character"),
+        (b"mic\xe9b", "byte 0xe9; save it as UTF-8"),
+    ):
+        path.write_bytes(sound.replace(b"mic_b", spoilt, 1))
+        with pytest.raises(ParticleDataError, match=f"row 6 .*{said}.*, in block data_particles"):
+            read_particles(path)
+    path.write_bytes(sound.replace(b"_rlnOriginXAngst", b"_rlnOriginXAn\x00st"))
+    with pytest.raises(ParticleDataError, match=r"a label is called .*Copy or write it again"):
+        read_particles(path)
+
+
+def test_names_with_the_spaces_of_other_scripts_stay_whole(project):
+    names = ["a\u00a0b.mrc", "with a space", *["c\u2028d.mrc"] * 7]  # a quoted one: row by row
+    text = project.write().read_text()
+    rows = [line for line in text.splitlines() if "@" in line]
+    for row, name in zip(rows, names, strict=True):
+        quoted = f'"{name}"' if " " in name else name
+        text = text.replace(row, row.replace("mic_a.mrc", quoted).replace("mic_b.mrc", quoted))
+    project.star.write_text(text)
+    assert read_particles(project.star).metadata["rlnMicrographName"].tolist() == names
+
+
+@pytest.mark.parametrize("spelt", ["./{}", "Extract/../{}", "{}:mrcs", "Extract//Movies/a.mrcs"])
+def test_an_image_named_twice_is_noticed_however_it_is_spelt(project, spelt):
+    project.particles.loc[1, "rlnImageName"] = "000001@" + spelt.format("Extract/Movies/a.mrcs")
+    with pytest.warns(ParticleDataWarning, match=r"1 of 9 rows.*Drop the repeats"):
+        read_particles(project.write())
 
 
 def test_noise_groups_follow_micrographs_else_groups_else_files(project):
