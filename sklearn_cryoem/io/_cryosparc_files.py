@@ -37,7 +37,9 @@ def load_records(path: Path) -> np.ndarray:
     if problem:
         raise ParticleDataError(f"{path}: {problem}")
     try:
-        records = np.load(path, allow_pickle=False, max_header_size=_LONGEST_HEADER)
+        with path.open("rb") as file:
+            records = np.load(file, allow_pickle=False, max_header_size=_LONGEST_HEADER)
+            n_more = path.stat().st_size - file.tell()
     except Exception as error:  # numpy evaluates the header: a damaged one can raise nearly anything
         reason = " ".join(str(error).split())  # of a file that was cut off it says so
         raise ParticleDataError(
@@ -45,12 +47,21 @@ def load_records(path: Path) -> np.ndarray:
         ) from error
     if not isinstance(records, np.ndarray) or records.dtype.names is None:
         raise ParticleDataError(f"{path}: an array without named fields, so not a cryoSPARC table. Check it.")
+    if records.ndim != 1:
+        raise ParticleDataError(
+            f"{path}: an array of shape {records.shape}, expected one row for each particle. Export it again."
+        )
+    if n_more:  # numpy would leave out what follows the first array
+        raise ParticleDataError(
+            f"{path}: {n_more:,} bytes after the table of {len(records):,} rows, expected none; tables may "
+            "have been joined as files. Read them one by one, and join them with concatenate."
+        )
     odd = [name for name in records.dtype.names if not (name.isascii() and name.isprintable())]
     if odd:
         raise ParticleDataError(
             f"{path}: a field is called {odd[0]!a}, so the table is damaged. Copy or export it again."
         )
-    return records
+    return records.astype(records.dtype.newbyteorder("="), copy=False)  # pandas takes no other byte order
 
 
 def load_joined(path: Path, passthrough: Iterable[str | Path]) -> np.ndarray:

@@ -189,6 +189,11 @@ def _alignment(records: np.ndarray) -> str | None:
 
 def _note_sign(records: np.ndarray, path: Path) -> None:
     signs = np.unique(records["blob/sign"]) if _has(records, "blob/sign") else np.ones(1)
+    if not np.isin(signs, (-1, 1)).all():
+        raise ParticleDataError(
+            f"{path}: the contrast of images, blob/sign, is {signs.tolist()}, expected 1, or -1 for dark "
+            "particles. Correct that field, or drop it."
+        )
     if len(signs) > 1:
         raise ParticleDataError(
             f"{path}: some images are marked as dark particles, others as white ones (blob/sign is "
