@@ -57,7 +57,12 @@ def read_star_blocks(path: Path) -> Blocks:
         blocks = read_tables(path, TEXT_LABELS)
     except ParticleDataError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, UnicodeError, pd.errors.ParserError) as error:
+    except UnicodeDecodeError as error:
+        raise ParticleDataError(
+            f"{path}: not text in UTF-8 ({error.reason}). Save it as UTF-8, or write it again if it "
+            "is damaged."
+        ) from error
+    except (ValueError, KeyError, TypeError, IndexError, pd.errors.ParserError) as error:
         reason = str(error).strip().split("\n", maxsplit=1)[0]
         raise ParticleDataError(
             f"{path}: cannot be parsed as STAR ({reason}). Look for a row with too few or too many values, "

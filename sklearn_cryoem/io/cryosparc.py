@@ -120,7 +120,7 @@ def _check_rows(records: np.ndarray, paths: np.ndarray, problems: RowProblems) -
     )
     if _has(records, "blob/sign"):
         problems.add(
-            ~np.isin(records["blob/sign"], (-1, 0, 1)),
+            ~np.isin(records["blob/sign"], (-1, 1)),
             lambda row: f"blob/sign is {records['blob/sign'][row]:g}, expected -1 (dark) or 1 (white)",
             again,
         )

@@ -14,6 +14,8 @@ from sklearn_cryoem.io._raw import RawParticles, RowProblems
 from sklearn_cryoem.particles.geometry import UNKNOWN_PIXEL_SIZE
 from sklearn_cryoem.particles.mrc_files import inspect_mrc, read_whole_mrc, write_mrc_blocks
 
+_MOST_LACKING = 100_000  # images that are listed of a truncated file: a damaged header may promise 10^9
+
 
 def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
     """Read a whole MRC file: a volume, a stack or an image.
@@ -110,7 +112,7 @@ def read_image_stack(path: Path, *, permissive: bool) -> tuple[RawParticles, Row
             f"{path}: a cube of {file.box} voxels, so a volume. Read it with load_volume; if it is a stack "
             "of particles indeed, rename it to .mrcs."
         )
-    rows = np.arange(file.n_images)
+    rows = np.arange(min(file.n_images, file.n_whole_images + _MOST_LACKING))
     name = str(path.resolve())
     raw = RawParticles(
         path=path,

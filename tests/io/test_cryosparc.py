@@ -209,6 +209,38 @@ def test_dark_particles_are_mentioned_and_mixed_ones_refused(records, save_cs, c
         read_particles(save_cs(records))
 
 
+@pytest.mark.parametrize("sign", [0.0, np.nan, 2.0])
+def test_a_contrast_that_is_no_sign_is_refused(records, save_cs, sign):
+    records["blob/sign"] = sign
+    with pytest.raises(
+        ParticleDataError,
+        match=r"particles\.cs, particle 1: blob/sign is .*expected -1 .*Export the particles",
+    ):
+        read_particles(save_cs(records))
+
+
+def test_tables_joined_as_files_are_refused(project, records, save_cs):
+    path = save_cs(records)
+    path.write_bytes(2 * path.read_bytes())
+    with pytest.raises(
+        ParticleDataError, match=r"bytes more than its header says.* join them with concatenate"
+    ):
+        read_particles(path)
+
+
+def test_a_table_has_one_row_for_each_particle(records, save_cs):
+    with pytest.raises(
+        ParticleDataError, match=r"an array of 2 dimensions, expected a row a particle. Export"
+    ):
+        read_particles(save_cs(np.stack([records, records])))
+
+
+def test_bytes_may_be_in_either_order(project, records, save_cs):
+    stack = read_particles(save_cs(records.astype(records.dtype.newbyteorder(">"))))
+    np.testing.assert_array_equal(stack.read(), project.images)
+    np.testing.assert_array_equal(stack.metadata["ctf/df1_A"], records["ctf/df1_A"])
+
+
 @pytest.mark.parametrize("name", ["ctf/df1_A", "ctf/accel_kv", "ctf/df_angle_rad"])
 def test_a_missing_ctf_field_is_named(records, save_cs, name):
     path = save_cs(without(records, name))
