@@ -72,6 +72,7 @@ def run(options, console):
     from sklearn_cryoem.io import write_particles
     from sklearn_cryoem.io.write import check_target
     from sklearn_cryoem.particles import class_labels, select_classes
+    from sklearn_cryoem.particles.classes import marked_outliers
 
     particles = labelled_particles(options.results)
     suffix = ".cs" if particles.suffix.lower() == ".csg" else particles.suffix
@@ -91,12 +92,19 @@ def run(options, console):
         wanted = np.setdiff1d(labels[labels >= 0], wanted)
     if not len(wanted):
         raise CommandError("that leaves no particle. Choose other classes.")
+    n_marked = np.count_nonzero(np.isin(labels, wanted) & marked_outliers(stack))
+    if n_marked == np.count_nonzero(np.isin(labels, wanted)):
+        raise CommandError(
+            "all particles of these classes are marked as far out (smlOutlier), which leaves none. Choose "
+            "other classes."
+        )
     chosen = named_for(output, select_classes(stack, labels, wanted), _places(particles, options), console)
     write_particles(chosen, output, overwrite=options.force)
     n_classes = len(np.unique(labels[labels >= 0]))
     console.say(
         f"{len(chosen):,} of {len(stack):,} particles, in {len(wanted)} of {n_classes} classes with any, "
         f"written to {output}"
+        + (f"; {n_marked:,} that are far out (smlOutlier) were left out" if n_marked else "")
     )
 
 

@@ -20,6 +20,7 @@ from sklearn_cryoem.particles.preprocess import normalised_radius
 
 Data: TypeAlias = ParticleStack | ArrayLike  # particles, images or vectors
 Path: TypeAlias = str | os.PathLike[str]
+WRAPPED = 1  # scikit-learn puts a frame of its own round `transform` and `fit_transform`
 
 
 class TakesImages:
@@ -128,6 +129,14 @@ def normalised_like(stack, background_px):
     if background_px is None or normalised_radius(stack.images) is not None:
         return stack
     return stack.normalise(2.0 * background_px * (stack.pixel_size or 1.0))
+
+
+def mean_of_sound(values, X):
+    """Mean over the particles that are not marked as far out: one of them would outweigh all others."""
+    outlier = X.outlier if isinstance(X, ParticleStack) else None
+    if outlier is None or outlier.all():
+        return float(values.mean())
+    return float(values[~outlier].mean())
 
 
 def sound_part(stack, owner):

@@ -110,13 +110,14 @@ class ManifoldStream:
         """What `fit` would have remembered, as far as its results tell."""
         space = self._space
         halves = np.stack([space.to_features(half) for half in self.half_averages_])  # (2, K, P)
+        outlier = getattr(self, "outlier_", None)  # models of earlier versions have none
         return resume_stream(
             self._manifold,
             self._moments,
             self._layout,
             halves,
             self.soft_class_sizes_,
-            self.labels_ if self.outlier_ is None else self.labels_[~self.outlier_],
+            self.labels_ if outlier is None else self.labels_[~outlier],
             n_folds=self._n_folds(self.n_images_seen_),
         )
 
@@ -131,7 +132,7 @@ class ManifoldStream:
                 stack,
                 self.mask_diameter,
                 noise=self.noise,
-                limits=self._usual,
+                limits=getattr(self, "_usual", None),
                 n_jobs=self.n_jobs,
                 stacklevel=5 + FRAMES,
             )

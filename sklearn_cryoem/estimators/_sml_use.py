@@ -14,7 +14,14 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.estimators._inputs import Data, as_stack, as_vectors, is_images, question_poses
+from sklearn_cryoem.estimators._inputs import (
+    Data,
+    as_stack,
+    as_vectors,
+    is_images,
+    mean_of_sound,
+    question_poses,
+)
 from sklearn_cryoem.estimators._sml_space import check_kind
 from sklearn_cryoem.manifold.classes import latent_positions, map_posterior
 
@@ -125,9 +132,10 @@ class ManifoldPrediction(TransformerMixin):
         Returns
         -------
         score : float
-            Higher is better; compare models of the same `max_resolution` and `mask_diameter` alone.
+            Higher is better; compare models of the same `max_resolution` and `mask_diameter` alone. Particles
+            marked as far out do not count: for cross-validation, screen the stack before.
         """
-        return float(self.score_samples(X).mean())
+        return mean_of_sound(self.score_samples(X), X)
 
     def inverse_transform(self, Z: ArrayLike) -> NDArray[Any]:
         """Images anywhere on the manifold, mu(s) of Eq. (2.2).

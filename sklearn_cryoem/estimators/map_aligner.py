@@ -17,6 +17,7 @@ from sklearn_cryoem.estimators._callbacks import FRAMES, FitTask, TakesCallbacks
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
 from sklearn_cryoem.estimators._inputs import (
+    WRAPPED,
     Data,
     GivesStacks,
     Path,
@@ -341,6 +342,6 @@ class MAPAligner(
         stack : ParticleStack
             The same particles with poses, normalised if they were not, and with marks of what is far out.
         """
-        stack, _ = as_screened(X, self, stacklevel=2)
+        stack, _ = as_screened(X, self, stacklevel=2 + WRAPPED)
         self.fit(stack)
         return stack.with_poses(self.poses_)

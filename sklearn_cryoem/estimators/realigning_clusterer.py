@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.estimators._inputs import (
+    WRAPPED,
     Data,
     GivesStacks,
     TakesImages,
@@ -120,8 +121,7 @@ class RealigningClusterer(TakesImages, GivesStacks, ClusterMixin, TransformerMix
         """
         self._check_parameters()
         question_poses(self, X, stacklevel=2)
-        template = SMLClusterer(n_jobs=self.n_jobs) if self.clusterer is None else self.clusterer
-        stack, _ = as_screened(with_some_poses(as_stack(X, self)), template, stacklevel=2)
+        template, stack = self._template(), self._screened(X, stacklevel=2)
         changes = []
         with progress(self.n_rounds, "RealigningClusterer: rounds", verbose=self.verbose) as bar:
             for _ in range(self.n_rounds):
@@ -163,10 +163,21 @@ class RealigningClusterer(TakesImages, GivesStacks, ClusterMixin, TransformerMix
         Returns
         -------
         stack : ParticleStack
-            With `poses_`: found against half averages, so not quite those of ``fit(X).transform(X)``.
+            With `poses_`: found against half averages, so not quite those of ``fit(X).transform(X)``;
+            normalised if they were not, and with marks of what is far out.
         """
-        stack = as_stack(X, self)
-        return stack.with_poses(self.fit(X).poses_)
+        self._check_parameters()
+        question_poses(self, X, stacklevel=2 + WRAPPED)
+        stack = self._screened(X, stacklevel=2 + WRAPPED)
+        return stack.with_poses(self.fit(stack).poses_)
+
+    def _screened(self, X, *, stacklevel):
+        """X with poses, looked at as the clusterer would."""
+        stack = with_some_poses(as_stack(X, self))
+        return as_screened(stack, self._template(), stacklevel=stacklevel + 1)[0]
+
+    def _template(self):
+        return SMLClusterer(n_jobs=self.n_jobs) if self.clusterer is None else self.clusterer
 
     def transform(self, X: Data) -> ParticleStack:
         """Realign particles near the poses they have, each against the average of its class.

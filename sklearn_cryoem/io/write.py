@@ -20,7 +20,7 @@ from sklearn_cryoem.io._relion_table import relion_tables
 from sklearn_cryoem.io._renaming import name_in_project
 from sklearn_cryoem.io._star_text import star_parts
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.particles.classes import OUTLIER, check_labels
+from sklearn_cryoem.particles.classes import OUTLIER, OUTLIER_COLUMNS, check_labels
 from sklearn_cryoem.particles.mrc_files import write_mrc_blocks
 
 _BLOCK_BYTES = 32 * 2**20
@@ -109,7 +109,7 @@ def write_particles(
     extra = _columns(columns or {}, len(stack))
     extra |= _columns(_of_classification(posterior, latent_positions, kind), len(stack))
     marks = stack.outlier
-    has_marks = marks is not None and (marks.any() or OUTLIER in stack.metadata.columns)
+    has_marks = marks is not None and (marks.any() or stack.metadata.columns.isin(OUTLIER_COLUMNS).any())
     if has_marks and kind != ".mrcs":  # a stack alone holds no marks
         extra[OUTLIER] = marks.astype(np.int64)
     if kind == ".star":

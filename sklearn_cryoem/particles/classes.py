@@ -12,6 +12,7 @@ from sklearn_cryoem.particles.stack import ParticleStack
 
 RELION_CLASS, CRYOSPARC_CLASS = "rlnClassNumber", "alignments2D/class"
 OUTLIER = "smlOutlier"  # 1 for images that took no part in the fit that made the classes
+OUTLIER_COLUMNS = (OUTLIER, f"sklearn_cryoem/{OUTLIER}")  # in a STAR file, in a .cs file
 _NO_CLASS = 2**31
 
 
@@ -133,9 +134,10 @@ def marked_outliers(stack: ParticleStack) -> NDArray[np.bool_]:
     if stack.outlier is not None:
         return stack.outlier
     metadata = stack.metadata
-    if OUTLIER not in metadata.columns:
-        return np.zeros(len(stack), dtype=bool)
-    return pd.to_numeric(metadata[OUTLIER], errors="coerce").to_numpy(dtype=np.float64) == 1.0
+    marks = np.zeros(len(stack), dtype=bool)
+    for name in metadata.columns.intersection(OUTLIER_COLUMNS):
+        marks |= pd.to_numeric(metadata[name], errors="coerce").to_numpy(dtype=np.float64) == 1.0
+    return marks
 
 
 def check_labels(labels: Any, n_images: int) -> NDArray[np.int64]:

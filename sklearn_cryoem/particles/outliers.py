@@ -38,6 +38,7 @@ LEVEL = 5.0  # standard deviations of the background
 TORN_SHARE = 0.2  # of the lines; boxes at the edge of a micrograph have fewer blank ones
 SPREADS = 8.0  # robust standard deviations that lie beyond the median, in any case
 MOST_ROWS = 5  # that a message names of a kind
+FEWEST_SEEN = 0.9  # of the backgrounds have to be there to be compared
 UNEVEN_LEVEL, UNEVEN_SPREAD = 1.0, 0.5  # of the background's standard deviation: its mean, and its range
 OF_PARTS = ("group", "image")  # noise models by which backgrounds may differ
 HOT = "with hot pixels"
@@ -68,7 +69,7 @@ def measure(
     verbose : int
         Whether to show progress.
     """
-    blocks = row_blocks(n_images, max(1, PIXELS_AT_ONCE // box**2))
+    blocks = row_blocks(n_images, max(1, PIXELS_AT_ONCE // box**2)) or [slice(0, 0)]
     parts = []
     with progress(n_images, "looking at every image", verbose=verbose) as bar:
         task = partial(_measure_rows, read, Ruler(box, radius_px))
@@ -209,7 +210,7 @@ def uneven_background(measures: Measures, n_background: int, *, level_counts: bo
     """
     level, spread = measures.level, measures.spread
     seen = spread > 0
-    if seen.sum() < max(2, 0.5 * len(seen)):  # masked to a constant: nothing to judge by
+    if seen.sum() < max(2, FEWEST_SEEN * len(seen)):  # masked, or without noise: nothing to judge by
         return None
     level, spread = level[seen], spread[seen]
     relative = float(np.median(np.abs(level) / spread))

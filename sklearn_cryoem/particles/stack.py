@@ -312,7 +312,7 @@ class ParticleStack(Immutable):
 
     def __setstate__(self, state: dict) -> None:
         tables = {name: unpack_table(state[name]) for name in ("_metadata", "_optics", "_truth")}
-        self.__dict__.update({**state, **tables})
+        self.__dict__.update({"_outlier": None, **state, **tables})  # earlier versions had none
         self.__dict__.update({name: read_only(state[name]) for name in self._row_arrays()})
 
     def _row_arrays(self) -> list[str]:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.physics.fourier import Float32, Float64
 from sklearn_cryoem.physics.masks import pixel_radius
 
@@ -27,13 +26,13 @@ def normalise_background(images: Float32, radius_px: float | None = None) -> Flo
     Returns
     -------
     normalised : ndarray of shape (n_images, D, D), float32
+        An image whose background is constant, masked or torn, has standard deviation 1 over all its pixels
+        instead; one that is constant altogether is 0.
 
     Raises
     ------
     ValueError
         If fewer than 2 pixels are background.
-    ParticleDataError
-        If the background of an image is constant.
     """
     box = images.shape[-1]
     radius_px = box / 2 if radius_px is None else radius_px
@@ -45,12 +44,11 @@ def normalise_background(images: Float32, radius_px: float | None = None) -> Flo
         )
     background = images[:, outside].astype(np.float64)  # (n_images, n_background)
     mean, sd = background.mean(axis=1), background.std(axis=1)
-    constant = np.flatnonzero(sd <= 1e-6 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny))
-    if constant.size:
-        raise ParticleDataError(
-            f"The background of {constant.size} image(s) is constant, the first at index {constant[0]}, so "
-            "it cannot be scaled to standard deviation 1. Remove those images, or do not normalise."
-        )
+    least = 1e-6 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)
+    constant = np.flatnonzero(sd <= least)
+    if constant.size:  # one such image among a million must not stop anything
+        whole = images[constant].std(axis=(1, 2), dtype=np.float64)
+        sd[constant] = np.where(whole > least[constant], whole, np.inf)
     shift, scale = mean.astype(np.float32), (1.0 / sd).astype(np.float32)
     normalised: Float32 = (images - shift[:, None, None]) * scale[:, None, None]
     return normalised

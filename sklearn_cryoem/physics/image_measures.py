@@ -16,7 +16,7 @@ from sklearn_cryoem.physics.masks import pixel_radius
 
 CLIP = 3.0  # standard deviations: pixels beyond it tell of a hot pixel, not of their line
 BLANK = 0.35  # of the mean difference of neighbours: lines that differ or vary less are blank, binned or not
-CONSTANT = 1e-5  # of the variance of the image: rounding of a constant background
+CONSTANT = 1e-2  # of the variance of the image: a background that was cut away, or images without noise
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -56,13 +56,16 @@ class Measures:
     @property
     def values(self) -> Float64:
         """Level in spreads, hot pixel, stripe, blank lines and powers of all; (n_images, 4 + n_bands)."""
-        spread = float(np.nanmedian(self.spread))
-        level = self.level / spread if spread > 0 else 0.0 * self.level  # none is cut away
+        seen = self.spread > 0  # neither cut away nor unusable
+        level = self.level / np.median(self.spread[seen]) if seen.any() else 0.0 * self.level
         return np.column_stack([level, self.hot_pixel, self.stripe, self.blank_lines, self.log_power])
 
     def normalised(self) -> Measures:
         """What the images would be measured as with a background of mean 0 and standard deviation 1."""
-        log_power = self.log_power - 2.0 * np.log(np.maximum(self.spread, _TINY))[:, None]
+        # where the background is cut away, by all of the image, as `normalise_background` does
+        log_spread = 0.5 * self.log_power.mean(axis=1)
+        np.log(self.spread, out=log_spread, where=self.spread > 0)
+        log_power = self.log_power - 2.0 * log_spread[:, None]
         sound = 0.0 * self.level  # NaN stays
         return replace(self, level=sound, spread=sound + 1.0, log_power=log_power)
 
@@ -108,9 +111,9 @@ class Ruler:
         largest = np.abs(x).max(axis=(1, 2))
         x /= largest[:, None, None]  # squares of any number stay in range
         unit = largest.astype(np.float64)
-        squared = np.square(x).reshape(n, -1)
+        squared = np.square(x).reshape(n, self._background.size)
         sd = np.sqrt(squared.mean(axis=1))
-        level = (x.reshape(n, -1) @ self._background).astype(np.float64)
+        level = (x.reshape(squared.shape) @ self._background).astype(np.float64)
         variance = (squared @ self._background).astype(np.float64) - level**2
         variance[variance < CONSTANT * sd**2] = 0.0  # a background that was cut away
         hot_pixel, blank_lines = _neighbours(x)
@@ -124,7 +127,8 @@ class Ruler:
         )
 
     def _log_band_power(self, x: Float32) -> Float64:
-        spectrum = fft.rfft2(x, norm="ortho", axes=(1, 2), workers=1).reshape(len(x), -1)
+        spectrum = fft.rfft2(x, norm="ortho", axes=(1, 2), workers=1)
+        spectrum = spectrum.reshape(len(x), len(self._bands))
         power = spectrum.real**2 + spectrum.imag**2  # (n, D (D / 2 + 1))
         return np.asarray(np.log(np.maximum(power @ self._bands, _TINY), dtype=np.float64))
 

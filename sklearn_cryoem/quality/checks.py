@@ -16,6 +16,7 @@ from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.geometry import box_problem, pixel_sizes_differ
 from sklearn_cryoem.particles.outliers import (
+    FEWEST_SEEN,
     HOT,
     HOT_PIXEL_HINT,
     Look,
@@ -165,6 +166,8 @@ def _seen(look: Look, rows: np.ndarray, n_images: int, n_background_pixels: int)
             + (HOT_PIXEL_HINT if (found["kind"] == HOT).any() else ""),
         )
     lines = np.nan_to_num(look.measures.blank_lines)
+    if np.mean(look.measures.spread > 0) < FEWEST_SEEN:  # masked, or without noise: blank all round
+        return
     blank = np.setdiff1d(np.flatnonzero(lines > _BLANK_LINES + np.median(lines)), look.outliers["row"])
     if len(blank):
         yield Finding(

@@ -15,7 +15,7 @@ import starfile
 from sklearn_cryoem import read_particles
 from sklearn_cryoem.cli._config import run_text
 from sklearn_cryoem.cli.main import main, parse
-from sklearn_cryoem.io import read_mrc, write_selection
+from sklearn_cryoem.io import read_mrc, write_particles, write_selection
 from sklearn_cryoem.particles import class_labels
 
 FEW = (
@@ -98,6 +98,24 @@ def test_select_writes_beside_the_results_and_replaces_nothing_unasked(results, 
     assert target.read_text() == before
     assert run("select", results / "selected.star", "--classes", "1-6", "-o", target, "--force", "-q") == 0
     target.unlink()
+
+
+@pytest.mark.parametrize("suffix", [".star", ".cs"])
+def test_particles_that_are_far_out_are_left_out_and_that_is_said(suffix, results, tmp_path, capsys):
+    stack = labelled(results / "particles.star", results)
+    labels = class_labels(stack)
+    marks = np.zeros(len(stack), bool)
+    marks[np.flatnonzero(labels == labels[0])] = True
+    marks[np.flatnonzero(labels != labels[0])[:3]] = True
+    path = tmp_path / f"particles{suffix}"
+    write_particles(stack.with_outliers(marks), path, labels=labels)
+    others = ",".join(str(number + 1) for number in np.unique(labels[~marks]))
+    assert run("select", path, "--classes", others) == 0
+    assert "; 3 that are far out (smlOutlier) were left out" in capsys.readouterr().out
+    chosen = read_particles(tmp_path / f"selected{suffix}", metadata_only=True, ctf=False)
+    assert len(chosen) == np.count_nonzero(~marks)
+    assert run("select", path, "--classes", labels[0] + 1, "--force") == 1
+    assert "marked as far out (smlOutlier), which leaves none. Choose other" in capsys.readouterr().err
 
 
 def test_exclude_is_the_rest(results, tmp_path):

@@ -124,6 +124,27 @@ def test_one_warning_for_a_whole_pipeline(dirty):
     assert sum("[outliers]" in str(warning.message) for warning in said) == 1
 
 
+@pytest.mark.parametrize("name", ["map", "realigning"])
+def test_what_fit_transform_returns_has_been_looked_at_and_the_caller_is_told(name, dirty, bad):
+    with pytest.warns(UserWarning, match=r"\[outliers\]$") as said:
+        aligned = MODELS[name]().fit_transform(dirty)
+    np.testing.assert_array_equal(aligned.outlier, bad)
+    assert [w.filename for w in said if "[outliers]" in str(w.message)] == [__file__]
+
+
+@pytest.mark.parametrize("name", ["map", "sml"])
+def test_a_score_is_that_of_the_sound_images(name, dirty, bad):
+    model = MODELS[name]().fit(dirty.with_outliers(bad))
+    assert model.score(dirty.with_outliers(bad)) == pytest.approx(model.score_samples(dirty)[~bad].mean())
+
+
+def test_a_model_of_an_earlier_version_learns_on(dirty, bad):
+    model = SMLClusterer(4, max_iter=3).fit(dirty[~bad])
+    del model.outlier_, model._usual
+    model.partial_fit(dirty)
+    np.testing.assert_array_equal(model.outlier_, bad)
+
+
 # ---------------------------------------------------------------- grey values
 @pytest.fixture(scope="module")
 def uneven(simulated):

@@ -6,7 +6,7 @@ import joblib
 import numpy as np
 import pytest
 
-from sklearn_cryoem import ParticleStack
+from sklearn_cryoem import ParticleStack, check_particles
 from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.particles import concatenate
@@ -192,3 +192,38 @@ def test_screening_depends_on_no_number_of_threads(clean):
     stack = spoilt(clean, bright)
     one, two = (look_at(stack, n_jobs=n_jobs).measures.values for n_jobs in (1, 2))
     np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.filterwarnings(r"ignore:(?s).*\[(outliers|not-normalised)\]$")
+def test_one_constant_background_does_not_stop_the_normalisation_of_others(clean):
+    images = clean.read() * np.exp(np.random.default_rng(0).normal(size=(N, 1, 1))).astype(np.float32)
+    outside = np.hypot(*(np.mgrid[:BOX, :BOX] - BOX // 2)) > 11
+    images[7][outside] = 0.0
+    screened = ParticleStack(images).screen()
+    assert np.flatnonzero(screened.outlier).tolist() == [7]
+    assert np.isfinite(screened.read()).all()
+
+
+def test_images_whose_backgrounds_hold_no_noise_have_nothing_far_out():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(N, BOX, BOX)) * rng.uniform(0.002, 0.015, size=(N, 1, 1))
+    inside = np.hypot(*(np.mgrid[:BOX, :BOX] - BOX // 2)) < 8
+    images[:, inside] += rng.normal(3.0, 1.0, size=(N, np.count_nonzero(inside)))
+    stack = ParticleStack(images.astype(np.float32))
+    assert not stack.screen().outlier.any()
+    assert check_particles(stack, warn=False) == []
+
+
+def test_no_image_and_nothing_but_unusable_ones_can_be_looked_at(clean):
+    assert clean[:0].screen().outlier.shape == (0,)
+    stack = ParticleStack(np.zeros((30, 8, 8), np.float32))
+    assert len(stack.check()) == 30
+    assert [finding.name for finding in check_particles(stack, warn=False)] == ["unusable-images"]
+
+
+def test_a_stack_of_an_earlier_version_has_no_marks(clean):
+    state = clean[:3].__getstate__()
+    del state["_outlier"]
+    older = ParticleStack.__new__(ParticleStack)
+    older.__setstate__(state)
+    assert older[:2].outlier is None

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.physics.filters import invert_contrast, low_pass, normalise_background, radial_power
 from sklearn_cryoem.physics.masks import pixel_radius
 
@@ -22,13 +21,20 @@ def test_background_gets_mean_zero_and_deviation_one(box, radius, rng):
     np.testing.assert_allclose(again, normalised, atol=1e-3)  # whatever the gain and the offset were
 
 
-def test_normalisation_names_the_constant_image_and_the_way_out(rng):
+def test_a_constant_background_stops_no_normalisation(rng):
     images = rng.standard_normal((3, 16, 16)).astype(np.float32)
+    sound = normalise_background(images, 5.0)
     images[1] = 0.1
-    with pytest.raises(
-        ParticleDataError, match=r"first at index 1.*Remove those images, or do not normalise"
-    ):
-        normalise_background(images, 5.0)
+    images[2, :8] = images[2, 8:] = 0.1
+    images[2, 6:10, 6:10] = 7.0
+    normalised = normalise_background(images, 5.0)
+    np.testing.assert_array_equal(normalised[0], sound[0])
+    np.testing.assert_allclose(normalised[1], 0.0, atol=1e-6)
+    assert normalised[2].std() == pytest.approx(1.0, rel=1e-5) and abs(normalised[2, 0, 0]) < 1e-6
+
+
+def test_a_box_without_background_is_an_error(rng):
+    images = rng.standard_normal((3, 16, 16)).astype(np.float32)
     with pytest.raises(ValueError, match="Use a particle radius below 8 pixels"):
         normalise_background(images, 50.0)
 
