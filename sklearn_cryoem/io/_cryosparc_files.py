@@ -62,8 +62,8 @@ def load_records(path: Path) -> np.ndarray:
     if n_more:
         raise ParticleDataError(
             f"{path}: holds {n_more:,} bytes more than its header says, so particles would be lost or "
-            "shifted. Copy or export it again; read tables that were joined as files one by one, and join them "
-            "with concatenate."
+            "shifted. Copy or export it again; read tables that were joined as files one by one, and join "
+            "them with concatenate."
         )
     if not isinstance(records, np.ndarray) or records.dtype.names is None:
         raise ParticleDataError(f"{path}: an array without named fields, so not a cryoSPARC table. Check it.")
