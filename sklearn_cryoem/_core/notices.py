@@ -63,6 +63,12 @@ _ALL = (
         "again, or leave them out.",
     ),
     Notice(
+        "shared-fault",
+        "Most images have pixels or lines far off their neighbours. Averages then align on these.",
+        "Clip hot pixels with clip_hot_pixels=True (--clip-hot-pixels); correct lines in micrographs, and "
+        "extract again.",
+    ),
+    Notice(
         "unusable-images",
         "Some images are constant or hold NaN or infinity: nothing can be done with them.",
         "Leave them out with permissive=True (--permissive), or extract them again.",

@@ -15,8 +15,8 @@ from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import check_images
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.geometry import box_problem
-from sklearn_cryoem.particles.outliers import screened
 from sklearn_cryoem.particles.preprocess import normalised_radius
+from sklearn_cryoem.particles.screening import screened
 
 Data: TypeAlias = ParticleStack | ArrayLike  # particles, images or vectors
 Path: TypeAlias = str | os.PathLike[str]

@@ -26,7 +26,7 @@ from sklearn_cryoem.estimators._sml_space import ImageSpace, check_kind
 from sklearn_cryoem.estimators._sml_use import most_probable
 from sklearn_cryoem.manifold.classes import effective_count
 from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
-from sklearn_cryoem.particles.outliers import screened
+from sklearn_cryoem.particles.screening import screened
 
 logger = logging.getLogger(__name__)
 

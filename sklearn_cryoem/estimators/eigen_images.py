@@ -49,6 +49,11 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
     n_features_in_ : int
         Number of pixels of an image.
 
+    Notes
+    -----
+    Images that are far out (see `ParticleStack.screen`) take no part in `fit`, but have coordinates: leave
+    them out before an estimator of vectors, which cannot know them.
+
     Examples
     --------
     >>> from sklearn_cryoem.datasets import aligned_to_truth, make_particles

@@ -1,4 +1,4 @@
-"""One look at every image: which are far out, and whether all are normalised.
+"""Which images are far out of what is usual, and whether all are normalised.
 
 An image that is a hundred times too bright, torn, striped or hit by a cosmic ray weighs as much as
 thousands of sound ones in every sum of squares. Each image is measured once against the others, and what is
@@ -8,29 +8,19 @@ far out takes part in no statistic.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.notices import notify
-from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem._core.workers import ordered_map, row_blocks
-from sklearn_cryoem.physics.fourier import Float32, Float64
-from sklearn_cryoem.physics.image_measures import Measures, Ruler, band_edges
-from sklearn_cryoem.physics.masks import pixel_radius
+from sklearn_cryoem.physics.fourier import Float64
+from sklearn_cryoem.physics.image_measures import Measures, band_edges
 
 if TYPE_CHECKING:
-    from sklearn_cryoem.particles.stack import ParticleStack
+    pass
 
-PIXELS_AT_ONCE = 2**17  # measured together: small enough for the processor's caches
 FEWEST_IMAGES = 20  # that tell what is usual
-BACKGROUND_SHARE = 0.375  # of the box: what lies farther from the centre is background
-LARGEST_RADIUS_SHARE = 0.48  # of the box: some background is left, whatever the mask
 POWER_RATIO = 6.0  # to the median: twice the contrast is four times the power, and occurs; thrice is nine
 COARSE_RATIO, COARSE_SHARE = 400.0, 0.1  # where ice and carbon are seen: shells below this part of the box
 HOT_PIXEL, STRIPE = 12.0, 10.0  # standard deviations; the largest of 10^6 pixels of noise has 5
@@ -40,48 +30,8 @@ SPREADS = 8.0  # robust standard deviations that lie beyond the median, in any c
 MOST_ROWS = 5  # that a message names of a kind
 FEWEST_SEEN = 0.9  # of the backgrounds have to be there to be compared
 UNEVEN_LEVEL, UNEVEN_SPREAD = 1.0, 0.5  # of the background's standard deviation: its mean, and its range
-OF_PARTS = ("group", "image")  # noise models by which backgrounds may differ
 HOT = "with hot pixels"
 HOT_PIXEL_HINT = " Hot pixels can be clipped: read with clip_hot_pixels=True."
-
-
-def measure(
-    read: Callable[[slice], Float32],
-    n_images: int,
-    box: int,
-    radius_px: float,
-    *,
-    n_jobs: int | None = None,
-    verbose: int = 0,
-) -> Measures:
-    """Measure many images, block by block; see `Ruler`.
-
-    Parameters
-    ----------
-    read : callable
-        Returns the images of a slice of rows.
-    n_images, box : int
-        How many there are, and their side.
-    radius_px : float
-        Of the background.
-    n_jobs : int or None
-        Number of threads; the result does not depend on it.
-    verbose : int
-        Whether to show progress.
-    """
-    blocks = row_blocks(n_images, max(1, PIXELS_AT_ONCE // box**2)) or [slice(0, 0)]
-    parts = []
-    with progress(n_images, "looking at every image", verbose=verbose) as bar:
-        task = partial(_measure_rows, read, Ruler(box, radius_px))
-        for block, part in zip(blocks, ordered_map(task, blocks, n_jobs=n_jobs, here=True), strict=True):
-            parts.append(part)
-            bar.update(block.stop - block.start)
-    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Measures)}
-    return Measures(**{name: np.concatenate(values) for name, values in columns.items()})
-
-
-def _measure_rows(read: Callable[[slice], Float32], ruler: Ruler, rows: slice) -> Measures:
-    return ruler(read(rows))
 
 
 def usual_limits(measures: Measures, box: int) -> Float64:
@@ -90,14 +40,17 @@ def usual_limits(measures: Measures, box: int) -> Float64:
     Parameters
     ----------
     measures : Measures
-        Of the images that say what is usual. Fewer than `FEWEST_IMAGES` say nothing.
+        Of the images that say what is usual. Fewer than `FEWEST_IMAGES` say nothing of power and level.
     box : int
         Their side.
     """
     values = measures.values
     values = values[np.isfinite(values).all(axis=1)]
     if len(values) < FEWEST_IMAGES:
-        return np.repeat([[-np.inf], [np.inf]], values.shape[1], axis=1)
+        limits = np.repeat([[-np.inf], [np.inf]], values.shape[1], axis=1)
+        if has_backgrounds(measures):
+            limits[1, 1:4] = HOT_PIXEL, STRIPE, TORN_SHARE
+        return limits
     median, reach = np.median(values, axis=0), SPREADS * _robust_sd(values)
     low, high = median - np.maximum(reach, LEVEL), median + np.maximum(reach, LEVEL)
     low[1:4] = -np.inf
@@ -106,6 +59,11 @@ def usual_limits(measures: Measures, box: int) -> Float64:
     ratio = np.maximum(reach[4:], log_ratios(box))
     low[4:], high[4:] = median[4:] - ratio, median[4:] + ratio
     return np.stack([low, high])
+
+
+def has_backgrounds(measures: Measures) -> bool:
+    """Whether images have noise round the particle: they are neither masked nor free of noise."""
+    return np.count_nonzero(measures.spread > 0) >= FEWEST_SEEN * max(len(measures), 1)
 
 
 def log_ratios(box: int) -> Float64:
@@ -223,121 +181,3 @@ def uneven_background(measures: Measures, n_background: int, *, level_counts: bo
         f"the images are not normalised: their background has a mean of {relative:.2g} standard deviations "
         f"(median of {len(level):,} images), and its standard deviation goes from {low:.3g} to {high:.3g}"
     )
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a look at every image of a stack has found.
-
-    Attributes
-    ----------
-    measures : Measures
-        Of the images as they came.
-    unusable : ndarray of shape (n_bad,), int
-        Rows that are constant or not finite.
-    uneven : str or None
-        What is said of backgrounds that are not normalised.
-    outliers : DataFrame
-        As `find_outliers` returns it; of the normalised images where they were not normalised.
-    limits : ndarray of shape (2, 4 + n_bands)
-        What was taken as usual.
-    """
-
-    measures: Measures
-    unusable: NDArray[np.int64]
-    uneven: str | None
-    outliers: pd.DataFrame
-    limits: Float64
-
-
-def look_at(
-    stack: ParticleStack,
-    mask_diameter: float | None = None,
-    *,
-    noise: str = "shell",
-    limits: Float64 | None = None,
-    n_jobs: int | None = None,
-    verbose: int = 0,
-) -> Look:
-    """Measure every image of a stack and judge it.
-
-    Parameters
-    ----------
-    stack : ParticleStack
-        The images.
-    mask_diameter, noise, n_jobs, verbose
-        As of `ParticleStack.screen`.
-    limits : ndarray of shape (2, 4 + n_bands), optional
-        What is usual, from a look at other images of the same kind, whose normalisation these share; by
-        default what is usual among these.
-    """
-    box, radius_px = stack.box, background_radius(stack, mask_diameter)
-    measures = measure(
-        lambda rows: stack.images.read(rows, check=False),
-        len(stack), box, radius_px, n_jobs=n_jobs, verbose=verbose,
-    )  # fmt: skip
-    unusable, uneven, judged = np.flatnonzero(measures.unusable), None, measures
-    if limits is None:
-        if noise not in OF_PARTS:
-            uneven = uneven_background(measures, n_background(box, radius_px), level_counts=False)
-        judged = measures if uneven is None else measures.normalised()
-        limits = usual_limits(judged, box)
-    found = find_outliers(judged, limits, stack.noise_group, box, groups_differ=noise == "group")
-    return Look(measures, unusable, uneven, found, limits)
-
-
-def background_radius(stack: ParticleStack, mask_diameter: float | None) -> float:
-    """Distance from the centre, in pixels, beyond which an image is background."""
-    radius_px = BACKGROUND_SHARE * stack.box
-    if mask_diameter is not None:
-        radius_px = 0.5 * mask_diameter / (stack.pixel_size or 1.0)
-    return min(radius_px, LARGEST_RADIUS_SHARE * stack.box)
-
-
-def n_background(box: int, radius_px: float) -> int:
-    """Pixels farther than `radius_px` from the centre pixel."""
-    return int((pixel_radius(box) > radius_px).sum())
-
-
-def screened(
-    stack: ParticleStack,
-    mask_diameter: float | None = None,
-    *,
-    noise: str = "shell",
-    limits: Float64 | None = None,
-    n_jobs: int | None = None,
-    verbose: int = 0,
-    stacklevel: int = 1,
-) -> tuple[ParticleStack, Float64]:
-    """`ParticleStack.screen` that also returns what was usual, for further images of the same kind.
-
-    Parameters
-    ----------
-    stack, mask_diameter, noise, limits, n_jobs, verbose
-        As of `look_at`.
-    stacklevel : int
-        1 blames the caller of this function.
-    """
-    look = look_at(stack, mask_diameter, noise=noise, limits=limits, n_jobs=n_jobs, verbose=verbose)
-    if len(look.unusable):
-        stack.read(look.unusable[:1])  # raises, and says what is wrong with it
-    if look.uneven is not None:
-        radius_px = background_radius(stack, mask_diameter)
-        stack = stack.normalise(2.0 * radius_px * (stack.pixel_size or 1.0))
-        notify(
-            "not-normalised",
-            f"{look.uneven}. Each is given a background of mean 0 and standard deviation 1 here; extract "
-            "again with normalisation to have that in the files.",
-            stacklevel=stacklevel + 1,
-        )
-    outlier = np.zeros(len(stack), dtype=bool)
-    outlier[look.outliers["row"]] = True
-    if outlier.any():
-        notify(
-            "outliers",
-            f"{outlier.sum():,} of {len(stack):,} particles are far out and take part in no statistic: "
-            f"{count_text(look.outliers)}. They get labels all the same, and marks in the table."
-            + (HOT_PIXEL_HINT if (look.outliers["kind"] == HOT).any() else ""),
-            stacklevel=stacklevel + 1,
-        )
-    return stack.with_outliers(outlier), look.limits

@@ -14,7 +14,6 @@ from sklearn_cryoem.particles.check import find_bad_images
 from sklearn_cryoem.particles.ctf_table import CTFTable
 from sklearn_cryoem.particles.file_source import as_source
 from sklearn_cryoem.particles.html import stack_html
-from sklearn_cryoem.particles.outliers import look_at, screened
 from sklearn_cryoem.particles.poses import Poses
 from sklearn_cryoem.particles.preprocess import (
     ClipHotPixels,
@@ -24,6 +23,7 @@ from sklearn_cryoem.particles.preprocess import (
     Step,
     TransformedSource,
 )
+from sklearn_cryoem.particles.screening import look_at, screened
 from sklearn_cryoem.particles.sources import ImageSource
 from sklearn_cryoem.particles.tables import guarded, pack_table, unpack_table
 

@@ -16,17 +16,14 @@ from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.geometry import box_problem, pixel_sizes_differ
 from sklearn_cryoem.particles.outliers import (
-    FEWEST_SEEN,
     HOT,
     HOT_PIXEL_HINT,
-    Look,
-    background_radius,
     count_text,
-    look_at,
-    n_background,
+    has_backgrounds,
     uneven_background,
 )
 from sklearn_cryoem.particles.preprocess import TransformedSource
+from sklearn_cryoem.particles.screening import Look, background_radius, look_at, n_background
 from sklearn_cryoem.particles.sources import bad_pixels
 from sklearn_cryoem.physics.masks import pixel_radius
 from sklearn_cryoem.quality.ctf_fit import ctf_fit
@@ -165,8 +162,10 @@ def _seen(look: Look, rows: np.ndarray, n_images: int, n_background_pixels: int)
             f"{len(found):,} {of} are far out: {count_text(found)}. Fits learn nothing from them."
             + (HOT_PIXEL_HINT if (found["kind"] == HOT).any() else ""),
         )
+    if look.shared_fault is not None:
+        yield Finding("shared-fault", look.shared_fault)
     lines = np.nan_to_num(look.measures.blank_lines)
-    if np.mean(look.measures.spread > 0) < FEWEST_SEEN:  # masked, or without noise: blank all round
+    if not has_backgrounds(look.measures):  # masked, or without noise: blank all round
         return
     blank = np.setdiff1d(np.flatnonzero(lines > _BLANK_LINES + np.median(lines)), look.outliers["row"])
     if len(blank):

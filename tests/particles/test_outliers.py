@@ -10,7 +10,8 @@ from sklearn_cryoem import ParticleStack, check_particles
 from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.particles import concatenate
-from sklearn_cryoem.particles.outliers import find_outliers, look_at, usual_limits
+from sklearn_cryoem.particles.outliers import find_outliers, usual_limits
+from sklearn_cryoem.particles.screening import look_at
 
 BOX, N = 32, 300
 
@@ -112,8 +113,25 @@ def test_sound_sets_have_nothing_far_out(phantom, settings):
     assert stack.check().empty
 
 
-def test_few_images_say_nothing_of_what_is_usual(clean):
+def test_few_images_say_nothing_of_usual_power_and_are_judged_by_themselves(clean):
     assert not spoilt(clean, bright)[:15].screen().outlier.any()
+    for change in (hot, striped, torn):
+        with pytest.warns(ParticleDataWarning, match=r"1 of 15 .*\(row 7\)"):
+            spoilt(clean, change)[:15].screen()
+
+
+@pytest.mark.parametrize(("change", "remedy"), [(hot, "clip_hot_pixels=True"), (striped, "extract again")])
+def test_a_fault_that_most_images_share_is_told_and_none_is_left_out(clean, change, remedy):
+    stack = spoilt(clean, change, rows=range(200))
+    with pytest.warns(
+        ParticleDataWarning, match=rf"2\d\d of 300 images have .*defect of the detector.*{remedy}"
+    ):
+        assert not stack.screen().outlier.any()
+    assert [finding.name for finding in check_particles(stack, warn=False)] == ["shared-fault"]
+
+
+def test_images_without_noise_have_no_fault_for_it():
+    assert not make_particles("ribosome", 60, box=BOX, snr=None, random_state=0).screen().outlier.any()
 
 
 def test_an_image_is_compared_with_its_micrograph_and_with_all(clean):

@@ -14,7 +14,7 @@ from sklearn_cryoem._core.notices import NOTICES, notify
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.io import write_mrc
 from sklearn_cryoem.particles import CTFTable
-from sklearn_cryoem.particles.outliers import look_at
+from sklearn_cryoem.particles.screening import look_at
 from sklearn_cryoem.quality.checks import centre_above_rim, rows_to_look_at
 from sklearn_cryoem.quality.ctf_fit import ctf_fit
 

@@ -8,7 +8,7 @@ import pytest
 from sklearn_cryoem import MAPAligner, SMLClusterer, check_particles, read_particles, write_particles
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.particles.outliers import look_at
+from sklearn_cryoem.particles.screening import look_at
 
 SIMULATED = {  # phantom, box and the options that differ from the usual
     "ribosome": ("ribosome", 48, {}),
