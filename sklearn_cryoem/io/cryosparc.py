@@ -73,8 +73,9 @@ def read_cryosparc(
     refuse_misspelt(path, table)
     _refuse_half_poses(records, path)
     problems = RowProblems(path, len(records), permissive=permissive)
-    code, names = pd.factorize(_image_paths(records, path))
-    _check_rows(records, names[code], problems)
+    paths = _image_paths(records, path)
+    _check_rows(records, paths, problems)  # first: pandas before 3 takes names for one up to a null byte
+    code, names = pd.factorize(paths)
     raw = RawParticles(
         path=path,
         metadata=table,

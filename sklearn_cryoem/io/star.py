@@ -258,9 +258,8 @@ def _warn_of_poor_fits(table: _Table) -> None:
     if not all(label in table.particles.columns for label in labels):
         return
     # nothing else is read from them, so values that are no numbers do no harm
-    merit, resolution = (
-        float(pd.to_numeric(table.particles[label], errors="coerce").median()) for label in labels
-    )
+    numbers = [pd.to_numeric(table.particles[label], errors="coerce").dropna() for label in labels]
+    merit, resolution = (float(some.median()) if len(some) else np.nan for some in numbers)
     if merit < _POOR_FIGURE_OF_MERIT and resolution > _POOR_RESOLUTION_ANGSTROM:
         notify(
             "ctf-fit-poor",
