@@ -33,7 +33,7 @@ class CTFTable(Immutable):
         Phase-plate shift, envelope exp(-B s^2 / 4), overall factor.
     phase_flipped, premultiplied : array_like of 0 and 1, optional
         What was done to the images already: the sign of the CTF taken out of them, or the images multiplied
-        by their CTF. What is left in them is |c| or c^2, as RELION takes it.
+        by their CTF. What is left in them is ``|c|`` or ``c^2``, as RELION takes it.
 
     Raises
     ------
