@@ -16,7 +16,7 @@ from sklearn_cryoem._core.validation import check_images
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.geometry import box_problem
 from sklearn_cryoem.particles.preprocess import normalised_radius
-from sklearn_cryoem.particles.screening import screened
+from sklearn_cryoem.particles.screening import normalised_beyond, screened
 
 Data: TypeAlias = ParticleStack | ArrayLike  # particles, images or vectors
 Path: TypeAlias = str | os.PathLike[str]
@@ -128,7 +128,7 @@ def normalised_like(stack, background_px):
     """
     if background_px is None or normalised_radius(stack.images) is not None:
         return stack
-    return stack.normalise(2.0 * background_px * (stack.pixel_size or 1.0))
+    return normalised_beyond(stack, background_px)
 
 
 def mean_of_sound(values, X):

@@ -164,6 +164,11 @@ def background_radius(stack: ParticleStack, mask_diameter: float | None) -> floa
     return min(radius_px, LARGEST_RADIUS_SHARE * stack.box)
 
 
+def normalised_beyond(stack: ParticleStack, radius_px: float) -> ParticleStack:
+    """The stack, normalised by the background that lies farther than `radius_px` from the centre pixel."""
+    return stack.normalise(2.0 * radius_px * (stack.pixel_size or 1.0))
+
+
 def n_background(box: int, radius_px: float) -> int:
     """Pixels farther than `radius_px` from the centre pixel."""
     return int((pixel_radius(box) > radius_px).sum())
@@ -192,8 +197,7 @@ def screened(
     if len(look.unusable):
         stack.read(look.unusable[:1])  # raises, and says what is wrong with it
     if look.uneven is not None:
-        radius_px = background_radius(stack, mask_diameter)
-        stack = stack.normalise(2.0 * radius_px * (stack.pixel_size or 1.0))
+        stack = normalised_beyond(stack, background_radius(stack, mask_diameter))
         notify(
             "not-normalised",
             f"{look.uneven}. Each is given a background of mean 0 and standard deviation 1 here; extract "
