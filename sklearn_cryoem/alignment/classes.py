@@ -26,6 +26,9 @@ from sklearn_cryoem.physics.polar import (
     translation_phase,
 )
 
+CENTRINGS = 3  # each time the mask follows
+FAINT = 0.1  # of the brightest pixel
+
 
 @dataclass(frozen=True)
 class AlignedClasses:
@@ -98,6 +101,39 @@ def aligned_classes(
     inverse_prior, signal_to_noise = spectral_prior(polar, united.mass, noise, settings.tau_fudge)
     averages = masked_references(images_from_polar(solve_references(polar, inverse_prior), grid), settings)
     return AlignedClasses(averages, resolved_ring(signal_to_noise), united.mass)
+
+
+def centred_classes(
+    stats: Statistics,
+    frames: Frames,
+    model: AlignmentModel,
+    grid: PolarGrid,
+    settings: AlignmentSettings,
+    noise_fraction: float,
+) -> tuple[Frames, AlignedClasses]:
+    """Frames in which the average of every class has its centre of mass in the centre, Eq. (4.17), and these.
+
+    Parameters as in `aligned_classes`. Classes in the frame of known poses are left where they are.
+    """
+    classes = aligned_classes(stats, frames, model, grid, settings, noise_fraction)
+    for _ in range(CENTRINGS if settings.turns_freely else 0):
+        frames = frames.moved(-centre_of_mass(classes.averages))
+        classes = aligned_classes(stats, frames, model, grid, settings, noise_fraction)
+    return frames, classes
+
+
+def centre_of_mass(averages: Float32) -> Float64:
+    """Centre of mass (x, y) of what is bright in each of some pictures, from the centre pixel; (n, 2).
+
+    What is less than a tenth as bright as the brightest pixel does not count: noise, and the dark halo that
+    missing low frequencies leave.
+    """
+    brightest = averages.max(axis=(1, 2), keepdims=True)
+    mass = np.maximum(averages - FAINT * brightest, 0.0).astype(np.float64)
+    axis = np.arange(averages.shape[-1]) - averages.shape[-1] // 2
+    sums = np.column_stack([mass.sum(axis=1) @ axis, mass.sum(axis=2) @ axis])
+    centre: Float64 = sums / np.maximum(mass.sum(axis=(1, 2)), 1e-12)[:, None]
+    return centre
 
 
 def _mirrored(orders: NDArray[Any], mirrored: NDArray[np.bool_]) -> NDArray[Any]:

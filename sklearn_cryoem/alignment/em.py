@@ -31,6 +31,7 @@ from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.alignment.start import starting_model
 from sklearn_cryoem.alignment.state import FittedAlignment, OnlineState, PassState
 from sklearn_cryoem.alignment.update import update_model
+from sklearn_cryoem.physics.fourier import Float64
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +97,12 @@ def fit_alignment(
         try:
             model = start or best_start(source, settings, rng, keeper=keeper, found=found, bar=bar)
         except StoppedEarly as early:  # one pass, to use what was learnt; the state kept is that before
-            state = PassState(early.model, scale=source.scale)
+            state = PassState(early.model, scale=source.scale, shift_px=source.shift_px)
             return replace(
                 full_passes(source, replace(settings, max_iter=1), state, bar=bar), interrupted=True
             )
-        return full_passes(source, settings, PassState(model, scale=source.scale), keeper=keeper, bar=bar)
+        state = PassState(model, scale=source.scale, shift_px=source.shift_px)
+        return full_passes(source, settings, state, keeper=keeper, bar=bar)
 
 
 def best_start(
@@ -116,15 +118,18 @@ def best_start(
 
     All are compared at the lowest resolution and with the mean noise that they reach.
     """
-    models = [] if found is None else list(found.candidates)
-    bar.update(settings.n_batches * len(models))
-    while len(models) < settings.n_init:
+    candidates = [] if found is None else list(found.candidates)
+    bar.update(settings.n_batches * len(candidates))
+    while len(candidates) < settings.n_init:
         if found is None:
+            source.shift_px = source.known.shift_px
             first = starting_model(source, settings, rng)
-            state = OnlineState.before(first, rng, tuple(models))
+            state = OnlineState.before(first, rng, tuple(candidates))
         else:
             state, found = found, None
-        models.append(online_phase(source, settings, state, rng, keeper=keeper, bar=bar))
+        model = online_phase(source, settings, state, rng, keeper=keeper, bar=bar)
+        candidates.append((model, source.shift_px))
+    models = [model for model, _ in candidates]
     if len(models) == 1:
         return models[0]
     rows = np.sort(rng.permutation(source.n_images)[:IMAGES_TO_COMPARE])
@@ -134,9 +139,11 @@ def best_start(
     evidence = []
     for number, model in enumerate(models, start=1):
         same = replace(model, noise=noise, k_max=k_max)
+        source.shift_px = candidates[number - 1][1]
         evidence.append(run_pass(source, rows, same, space).log_evidence.mean())
         logger.info("start %d of %d: log evidence %.3f", number, len(models), evidence[-1])
-    return models[int(np.argmax(evidence))]
+    model, source.shift_px = candidates[int(np.argmax(evidence))]
+    return model
 
 
 def online_phase(
@@ -151,6 +158,7 @@ def online_phase(
     """Many cheap updates from mini-batches, Eq. (4.8); `rng` is taken to where `state` left it."""
     rng.set_state(state.drawn_with)
     batches = random_batches(source.n_images, settings.batch_size, settings.n_batches, rng)
+    source.shift_px = source.known.shift_px if state.shift_px is None else state.shift_px
     if state.number:
         rng.set_state(state.rng)
         bar.update(state.number)
@@ -158,8 +166,9 @@ def online_phase(
         for number in range(state.number, len(batches)):
             model, stats, broad = _after_batch(source, settings, state, batches[number], rng, len(batches))
             state = replace(
-                state, rng=random_tuple(rng), number=number + 1, model=model, stats=stats, broad=broad
-            )
+                state, rng=random_tuple(rng), number=number + 1, model=model, stats=stats, broad=broad,
+                shift_px=source.shift_px,
+            )  # fmt: skip
             if keeper is not None:
                 keeper.keep(state)
             _report(bar, f"batch {number + 1}", model, source.box)
@@ -194,7 +203,17 @@ def _after_batch(
         explained = mean_evidence(result.label, result.log_evidence, settings.n_references)
         model, stats = reseed(model, stats, space.grid, settings, source.noise_fraction, rng, explained)
     model = replace(model, k_max=next_k_max(model, settings, (number + 1) / n_batches))
+    _follow(source, settings, rows, result, space)
     return model, stats, result.is_broad
+
+
+def _follow(
+    source: FeatureSource, settings: AlignmentSettings, rows: Rows, result: PassResult, space: SearchSpace
+) -> None:
+    """Bring images that were found far out, and are told from noise, to where they lie, Eq. (4.16)."""
+    told = result.log_evidence > 0.0
+    lies_px = result.lies_px(source, rows, space)[told]
+    source.follow(rows[told], lies_px, settings.max_shift_px, settings.reach_px)
 
 
 def full_passes(
@@ -207,6 +226,8 @@ def full_passes(
 ) -> FittedAlignment:
     """Passes over all images until their likelihood, or labels and poses, stand still, Eq. (3.5)."""
     source.scale = state.scale
+    if state.shift_px is not None:
+        source.shift_px = state.shift_px
     interrupted, said = False, memory_needed(source, settings, online_limit(settings))
     if keeper is not None:
         keeper.keep(state, now=True)
@@ -242,9 +263,10 @@ def _after_pass(source: FeatureSource, settings: AlignmentSettings, state: PassS
     noise = _log_noise(result.statistics, state.model, source.noise_fraction)
     likelihood = [*state.likelihood, evidence[-1] + noise]
     changed, same_rings = 1.0, False
+    lies_px = result.lies_px(source, rows, space)
     if state.evidence:
         last_space = settings.space(source.box, state.k_max)
-        changed = _changed(state, last_space, result, space)
+        changed = _changed(state, last_space, result, space, lies_px)
         same_rings = space.n_rings == last_space.n_rings
     model, stats = update_model(
         result.statistics, state.model, space.grid, settings, source.noise_fraction, source.pool.n_workers
@@ -252,6 +274,7 @@ def _after_pass(source: FeatureSource, settings: AlignmentSettings, state: PassS
     converged = same_rings and (
         abs(likelihood[-1] - likelihood[-2]) <= settings.tol * abs(evidence[-1]) or changed <= FEW_CHANGES
     )
+    _follow(source, settings, rows, result, space)
     return PassState(
         replace(model, k_max=next_k_max(model, settings, None)),
         stats,
@@ -260,12 +283,13 @@ def _after_pass(source: FeatureSource, settings: AlignmentSettings, state: PassS
         [*state.resolved, int(model.resolution.max())],
         state.model.k_max,
         result.label,
-        result.best_shift,
+        lies_px,
         result.best_angle,
         result.is_broad,
         changed,
         converged,
         source.scale,
+        source.shift_px,
     )
 
 
@@ -287,12 +311,14 @@ def _log_noise(stats: Statistics, model: AlignmentModel, noise_fraction: float) 
     )
 
 
-def _changed(old: PassState, old_space: SearchSpace, new: PassResult, space: SearchSpace) -> float:
+def _changed(
+    old: PassState, old_space: SearchSpace, new: PassResult, space: SearchSpace, lies_px: Float64
+) -> float:
     """Fraction of the images with another reference, or a pose more than a step of the search away."""
-    if old.label is None or old.best_shift is None or old.best_angle is None:
+    if old.label is None or old.lies_px is None or old.best_angle is None:
         return 1.0
     turn = old_space.angles_rad[old.best_angle] - space.angles_rad[new.best_angle]
-    moved = old_space.shifts_px[old.best_shift] - space.shifts_px[new.best_shift]
+    moved = old.lies_px - lies_px
     same = (
         (old.label == new.label)
         & (np.abs(np.angle(np.exp(1j * turn))) <= TOLERATED_STEPS * space.angle_step_rad)

@@ -27,6 +27,7 @@ Rows = NDArray[np.int64]
 ReadImages = Callable[[Rows], Float32]
 EvaluateCTF = Callable[[Rows, Float64, Float64], Float32]
 
+FOLLOW_FROM = 0.5  # of the range of a search: images found further out are followed
 EVEN_ORDER_TOLERANCE = 1e-3  # orders of the squared CTF below this fraction of the largest are left out
 
 
@@ -159,6 +160,12 @@ class FeatureSource:
     known : KnownPoses or None
         Poses that all images are brought into, so that what is searched is what remains; their masks go with
         them. None leaves the images as they are.
+
+    Attributes
+    ----------
+    shift_px : ndarray of shape (n_images, 2)
+        Shift that every image is brought into: at first the known one, then wherever it was found to lie,
+        Eq. (4.16). It may be set anew at any time.
     """
 
     def __init__(
@@ -180,7 +187,9 @@ class FeatureSource:
         self.n_images, self.box = n_images, box
         self._read, self._ctf = read, ctf
         self.n_groups = 0 if group is None else int(group.max()) + 1
-        self.scale, self.known = scale, known
+        self.scale = scale
+        self.known = KnownPoses.identity(n_images) if known is None else known
+        self.shift_px = self.known.shift_px
         self.group: Rows = np.full(n_images, -1) if group is None else group
         self.mask_radius_px, self.mask_edge_px = mask_radius_px, mask_edge_px
         self.k_max, self.reference_radius_px = k_max, reference_radius_px
@@ -225,6 +234,40 @@ class FeatureSource:
         features = self._unscaled(rows, n_rings, n_orders)
         return features if self.scale is None else features.scaled(self.scale[rows])
 
+    def poses(self, rows: Rows) -> KnownPoses:
+        """Poses that some images are brought into."""
+        return KnownPoses(self.known.angle_rad[rows], self.shift_px[rows], self.known.mirrored[rows])
+
+    def follow(self, rows: Rows, lies_px: Float64, range_px: float, reach_px: float) -> Rows:
+        """Bring images that were found far out in their search to where they lie, Eq. (4.16).
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n,), int
+            Images that were searched.
+        lies_px : ndarray of shape (n, 2)
+            Shift at which each was found.
+        range_px : float
+            Longest shift of a search, counted from `shift_px`.
+        reach_px : float
+            Longest shift in all, counted from the known poses.
+
+        Returns
+        -------
+        moved : ndarray of int
+            Those of `rows` whose shift has changed.
+        """
+        far = np.hypot(*(lies_px - self.shift_px[rows]).T) > FOLLOW_FROM * range_px
+        rows, first = rows[far], self.known.shift_px[rows[far]]
+        way = lies_px[far] - first
+        most = max(reach_px - range_px, 0.0)
+        way *= np.minimum(1.0, most / np.maximum(np.hypot(*way.T), 1e-12))[:, None]
+        moved = (self.shift_px[rows] != first + way).any(axis=1)
+        updated = self.shift_px.copy()
+        updated[rows] = first + way
+        self.shift_px = updated
+        return rows[moved]
+
     def power(self, rows: Rows, n_rings: int) -> Float32:
         """Mean power of `rows` on each of `n_rings` rings, (n, n_rings), without the rest of the features."""
         if self._kept is not None:
@@ -243,16 +286,19 @@ class FeatureSource:
         if self._kept is None:
             grid, _ = self._grid(n_rings)
             return self._compute(rows, grid, n_orders)
-        missing = self._kept.missing(rows)
+        missing = self._kept.missing(rows, self.shift_px)
         if missing.size:
             new = self._compute(missing, self._full_grid, self._full_orders)
-            self._kept.fill(missing, orders=new.orders, ctf_power=new.ctf_power, power=new.power)
+            self._kept.fill(
+                missing, self.shift_px, orders=new.orders, ctf_power=new.ctf_power, power=new.power
+            )
         kept = (self._kept[name] for name in ("orders", "ctf_power", "power"))
         return ImageFeatures(*kept).take(rows, n_rings, n_orders)
 
     def masked_images(self, rows: Rows) -> Float32:
         """Images of `rows` with their background removed."""
-        centres = None if self.known is None else -self.known.shift_px[rows]
+        shift_px = self.shift_px[rows]
+        centres = -shift_px if shift_px.any() else None
         return mask_background(self._read(rows), self.mask_radius_px, self.mask_edge_px, centres)
 
     def ctf_on(self, rows: Rows, grid: PolarGrid) -> Float32 | None:
@@ -266,9 +312,8 @@ class FeatureSource:
 
     def _compute(self, rows: Rows, grid: PolarGrid, n_orders: int) -> ImageFeatures:
         n_even = min(self.n_even, (n_orders + 1) // 2)
-        known = None if self.known is None else self.known.take(rows)
         return image_features(
-            self.masked_images(rows), self.ctf_on(rows, grid), grid, n_orders, n_even, known
+            self.masked_images(rows), self.ctf_on(rows, grid), grid, n_orders, n_even, self.poses(rows)
         )
 
     def _grid(self, k_max: float) -> tuple[PolarGrid, int]:

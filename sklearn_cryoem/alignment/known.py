@@ -52,6 +52,10 @@ class KnownPoses:
         upright = np.where(self.mirrored[:, None, None], orders.conj(), orders)
         return np.asarray(upright * np.exp(-1j * angle)[:, :, None].astype(np.complex64))
 
+    def in_their_frame(self, shift_px: Float64) -> Float64:
+        """Shifts (n_images, 2) of the images as they are, seen in the frame of these poses."""
+        return turned(np.where(self.mirrored[:, None], shift_px * (1.0, -1.0), shift_px), self.angle_rad)
+
     def followed_by(
         self, angle_rad: Float64, shift_px: Float64, mirrored: NDArray[np.bool_] | None = None
     ) -> KnownPoses:

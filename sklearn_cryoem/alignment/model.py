@@ -26,7 +26,7 @@ class AlignmentSettings:
     mask_radius_px, mask_edge_px : float
         Soft mask of the references.
     max_shift_px : float
-        Longest shift searched.
+        Longest shift of one search, from where an image is taken to lie.
     k_start, k_limit : float
         Resolution to start from and never to exceed.
     shift_step_px, angle_step_rad : float or None
@@ -47,6 +47,8 @@ class AlignmentSettings:
         Part of a coarse posterior that the classes searched in full hold, Eq. (4.6); 1 searches all.
     angle_range_rad : float or None
         How far from the known poses of the images angles are searched; None for the whole circle.
+    reach_px : float
+        Longest shift in all, Eq. (4.16); `max_shift_px` where it is shorter.
     """
 
     n_references: int
@@ -66,6 +68,7 @@ class AlignmentSettings:
     tol: float = 1e-2
     adaptive_fraction: float = 0.999
     angle_range_rad: float | None = None
+    reach_px: float = 0.0
 
     @property
     def turns_freely(self) -> bool:

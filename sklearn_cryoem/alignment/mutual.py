@@ -59,6 +59,13 @@ class Frames:
         """Number of classes."""
         return int(self.group.max()) + 1
 
+    def moved(self, shift_px: Float64) -> Frames:
+        """Frames of which each class is displaced by (n_groups, 2) pixels, as its average is seen."""
+        frames = Frames(self.group, self.angle_rad.copy(), self.shift_px.copy(), self.mirrored)
+        for leaf, group in enumerate(self.group):
+            _move(frames, leaf, 0.0, shift_px[group], mirrored=False)
+        return frames
+
     def poses(
         self, reference: NDArray[np.int64], angle_rad: Float64, shift_px: Float64
     ) -> tuple[Float64, Float64, NDArray[np.bool_]]:

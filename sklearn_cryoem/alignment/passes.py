@@ -16,9 +16,10 @@ from sklearn_cryoem.alignment import plan as planned
 from sklearn_cryoem.alignment.dense import dense_statistics, dense_sums
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
+from sklearn_cryoem.alignment.known import to_image_frame, turned
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
 from sklearn_cryoem.alignment.model import AlignmentModel
-from sklearn_cryoem.alignment.plan import Plan, Room
+from sklearn_cryoem.alignment.plan import Plan
 from sklearn_cryoem.alignment.residuals import group_sums, image_scale, image_terms
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Float64
@@ -75,6 +76,12 @@ class PassResult:
             (n * self.occupancy + m * other.occupancy) / (n + m),
         )
 
+    def lies_px(self, source: FeatureSource, rows: Rows, space: SearchSpace) -> Float64:
+        """Shift of the best cell of each image, added to that which it was brought into; (n_rows, 2)."""
+        angle = space.angles_rad[self.best_angle]
+        moved = to_image_frame(angle, space.shifts_px[self.best_shift])
+        return source.poses(rows).followed_by(angle, moved).shift_px
+
     @property
     def is_broad(self) -> bool:
         """Whether posteriors are so broad that the next pass had better make whole tables of them."""
@@ -100,11 +107,24 @@ def run_pass(
     if not len(rows):
         raise ValueError("A pass needs at least one image; no rows were given.")
     claim_room()
-    room = Room.of(source.pool.n_workers)
-    plan = source.pool.share(Plan(model, space, source.n_even, broad, source.scale, room))
+    plan = source.pool.share(Plan.of(source, model, space, broad))
     result = reduce(add, source.pool.map(pass_over, task_rows(rows), source.shared, plan))
     source.pool.discard(plan)
-    return result
+    return _from_first_shifts(result, source, rows, space)
+
+
+def _from_first_shifts(
+    result: PassResult, source: FeatureSource, rows: Rows, space: SearchSpace
+) -> PassResult:
+    """Count the sums of shifts from the known poses instead of where the images were taken to lie."""
+    way = source.shift_px[rows] - source.known.shift_px[rows]  # (n_rows, 2)
+    if not way.any():
+        return result
+    known = source.known.take(rows)
+    way = turned(known.in_their_frame(way), space.angles_rad[result.best_angle])
+    stats = result.statistics
+    added = np.column_stack([np.bincount(result.label, axis, len(stats.mass)) for axis in way.T])
+    return replace(result, statistics=replace(stats, shift_sum=stats.shift_sum + added))
 
 
 def task_rows(rows: Rows) -> list[Rows]:
@@ -118,7 +138,7 @@ def task_rows(rows: Rows) -> list[Rows]:
 
 def pass_over(rows: Rows, source: FeatureSource, plan: Plan) -> PassResult:
     """One task of `run_pass`: search some rows and sum over them."""
-    source.scale = plan.scale
+    plan.brief(source)
     each_image = source.n_groups > 0 or source.scale is not None  # are its own terms needed?
     if plan.broad and not each_image and plan.fits_dense:
         return _dense_pass(source, rows, plan)

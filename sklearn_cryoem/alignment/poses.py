@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from sklearn_cryoem._core.workers import even_blocks
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
-from sklearn_cryoem.alignment.known import KnownPoses, to_image_frame
+from sklearn_cryoem.alignment.known import to_image_frame
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.mutual import Frames
 from sklearn_cryoem.alignment.passes import run_pass, task_rows
-from sklearn_cryoem.alignment.plan import IMAGES_PER_SHARD, Plan, Room
+from sklearn_cryoem.alignment.plan import IMAGES_PER_SHARD, Plan
 from sklearn_cryoem.alignment.residuals import log_noise_likelihood
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
@@ -99,15 +99,29 @@ def find_poses(
         Whether to go below the steps of the search.
     """
     space = settings.space(source.box, model.k_max)
+    wanted = _Wanted(source.n_rings(settings.k_limit), frames, refine)
+    source.shift_px = source.known.shift_px  # images of a fit get the poses that they would get as new ones
+    rows = np.arange(source.n_images)
+    if settings.reach_px > settings.max_shift_px:
+        wide = replace(settings, max_shift_px=settings.reach_px, adaptive_fraction=1.0)
+        coarse = wide.space(source.box, min(settings.k_start, model.k_max))
+        anywhere = replace(model, shift_sigma_px=0.5 * settings.reach_px)
+        far, lies_px = _searched(
+            source, rows, Plan.of(source, anywhere, coarse), replace(wanted, refine=False)
+        )
+        told = far.log_evidence > 0.0
+        source.follow(rows[told], lies_px[told], settings.max_shift_px, settings.reach_px)
+    return _searched(source, rows, Plan.of(source, model, space), wanted)[0]
+
+
+def _searched(source: FeatureSource, rows: Int, plan: Plan, wanted: _Wanted) -> tuple[ImagePoses, Float64]:
+    """Poses of some images, and the shift (n, 2) at which each lies in the frame of its reference."""
     pool = source.pool
-    room = Room.of(pool.n_workers)
-    plan = pool.share(Plan(model, space, source.n_even, scale=source.scale, room=room))
-    wanted = pool.share(_Wanted(source.n_rings(settings.k_limit), frames, refine))
-    rows = task_rows(np.arange(source.n_images))
-    found = list(pool.map(_poses_of, rows, source.shared, plan, wanted))
-    pool.discard(plan)
-    pool.discard(wanted)
-    return ImagePoses.concatenate(found)
+    shared = pool.share(plan), pool.share(wanted)
+    found, lies_px = zip(*pool.map(_poses_of, task_rows(rows), source.shared, *shared), strict=True)
+    for each in shared:
+        pool.discard(each)
+    return ImagePoses.concatenate(found), np.concatenate(lies_px)
 
 
 @dataclass(frozen=True)
@@ -119,19 +133,22 @@ class _Wanted:
     refine: bool
 
 
-def _poses_of(rows: Int, source: FeatureSource, plan: Plan, wanted: _Wanted) -> ImagePoses:
-    """Poses of the images of one task."""
-    source.scale = plan.scale
+def _poses_of(rows: Int, source: FeatureSource, plan: Plan, wanted: _Wanted) -> tuple[ImagePoses, Float64]:
+    """What `_searched` returns, of the images of one task."""
+    plan.brief(source)
     found: list[ImagePoses] = []
+    lies: list[Float64] = []
     done = 0
     for features, posterior in plan.posteriors(source, rows):
         shards = even_blocks(len(features), IMAGES_PER_SHARD, 1)
         for block, part in zip(shards, posterior.split(shards), strict=True):
             some = features.take(block, plan.space.n_rings, plan.space.n_orders)
             mine = rows[done + block.start : done + block.stop]
-            found.append(_poses_of_shard(mine, some, part, source, plan, wanted))
+            poses, lies_px = _poses_of_shard(mine, some, part, source, plan, wanted)
+            found.append(poses)
+            lies.append(lies_px)
         done += len(features)
-    return ImagePoses.concatenate(found)
+    return ImagePoses.concatenate(found), np.concatenate(lies)
 
 
 def _poses_of_shard(
@@ -141,7 +158,7 @@ def _poses_of_shard(
     source: FeatureSource,
     plan: Plan,
     wanted: _Wanted,
-) -> ImagePoses:
+) -> tuple[ImagePoses, Float64]:
     model, space, n_limit, frames = plan.model, plan.space, wanted.n_limit, wanted.frames
     reference, shift = np.divmod(posterior.best_row, space.n_shifts)
     angle = space.angles_rad[posterior.best_angle]
@@ -154,13 +171,14 @@ def _poses_of_shard(
         )
     power = features.power if n_limit == space.n_rings else source.power(rows, n_limit)
     mirrored = np.zeros(len(reference), dtype=bool)
+    known = source.poses(rows)
+    lies_px = known.followed_by(angle, pose).shift_px
     group_of = np.arange(plan.n_references)  # each reference is a class, unless frames unite some
     if frames is not None:
         group_of = frames.group
         angle, pose, mirrored = frames.poses(reference, angle, pose)
-    known = KnownPoses.identity(len(rows)) if source.known is None else source.known.take(rows)
     final = known.followed_by(angle, pose, mirrored)
-    return ImagePoses(
+    poses = ImagePoses(
         group_of[reference],
         final.angle_rad,
         final.shift_px,
@@ -169,6 +187,7 @@ def _poses_of_shard(
         log_noise_likelihood(power, noise, source.noise_fraction),
         final.mirrored,
     )
+    return poses, lies_px
 
 
 def find_scales(

@@ -46,7 +46,7 @@ def starting_model(
     drawn: list[tuple[NDArray[np.int64], Float64]] = []
     for _ in range(settings.n_references):
         rows = np.sort(rng.permutation(n_images)[:per_reference])
-        angle = rng.uniform(0.0, 2.0 * np.pi, per_reference) * (source.known is None)
+        angle = rng.uniform(0.0, 2.0 * np.pi, per_reference) * (settings.angle_range_rad is None)
         drawn.append((rows, angle))
     numerator, denominator = _random_sums(source, space, drawn)
     level = 0.1 * denominator.mean(axis=1, keepdims=True) + 1e-9

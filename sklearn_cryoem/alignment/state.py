@@ -14,6 +14,7 @@ from sklearn_cryoem.physics.fourier import Float64
 from sklearn_cryoem.physics.polar import PolarGrid
 
 Rows = NDArray[np.int64]
+Candidate = tuple[AlignmentModel, Float64]
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class OnlineState:
 
     Attributes
     ----------
-    candidates : tuple of AlignmentModel
-        Models of the starts that are done.
+    candidates : tuple of (AlignmentModel, ndarray of shape (n_images, 2))
+        Models of the starts that are done, and the shifts of the images that they came to.
     drawn_with : tuple
         State of the generator before the batches of this start were drawn.
     rng : tuple
@@ -72,19 +73,22 @@ class OnlineState:
         Batches done.
     model, stats, broad
         As they go from batch to batch.
+    shift_px : ndarray of shape (n_images, 2) or None
+        Shifts that the images are brought into next; None for the known ones.
     """
 
-    candidates: tuple[AlignmentModel, ...]
+    candidates: tuple[Candidate, ...]
     drawn_with: RandomTuple
     rng: RandomTuple
     number: int
     model: AlignmentModel
     stats: Statistics | None
     broad: bool
+    shift_px: Float64 | None = None
 
     @classmethod
     def before(
-        cls, model: AlignmentModel, rng: np.random.RandomState, candidates: tuple[AlignmentModel, ...] = ()
+        cls, model: AlignmentModel, rng: np.random.RandomState, candidates: tuple[Candidate, ...] = ()
     ) -> OnlineState:
         """Before the first batch; nothing is known, so posteriors will be broad."""
         drawn_with = random_tuple(rng)
@@ -105,8 +109,10 @@ class PassState:
         As in `FittedAlignment`.
     k_max : float
         Resolution of the last pass.
-    label, best_shift, best_angle : ndarrays of shape (n_images,), int, or None
-        What the last pass found.
+    label, best_angle : ndarrays of shape (n_images,), int, or None
+        What the last pass found
+    lies_px : ndarray of shape (n_images, 2) or None
+        and the shift of each image by it.
     broad : bool
         Whether its posteriors were.
     changed : float
@@ -115,6 +121,8 @@ class PassState:
         Whether no further pass is needed.
     scale : ndarray of shape (n_images,) or None
         Intensities of the images.
+    shift_px : ndarray of shape (n_images, 2) or None
+        Shifts that they are brought into next; None for the known ones.
     """
 
     model: AlignmentModel
@@ -124,9 +132,10 @@ class PassState:
     resolved: list[int] = field(default_factory=list)
     k_max: float = 0.0
     label: Rows | None = None
-    best_shift: Rows | None = None
+    lies_px: Float64 | None = None
     best_angle: Rows | None = None
     broad: bool = False
     changed: float = 1.0
     converged: bool = False
     scale: Float64 | None = None
+    shift_px: Float64 | None = None

@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.files import room_for
+from sklearn_cryoem.physics.fourier import Float64
 
 Rows = NDArray[np.int64]
 
+MADE_AT = "made_at"  # shift of the image, NaN before
+
 
 class FeatureStore:
-    """Arrays with one row an image, and which rows are filled.
+    """Arrays with one row an image, and at which shift of the image each row was made.
 
     Parameters
     ----------
@@ -31,23 +34,24 @@ class FeatureStore:
 
     def __init__(self, shapes: dict[str, tuple[tuple[int, ...], type]]) -> None:
         n_images = next(iter(shapes.values()))[0][0]
-        self._shapes = {**shapes, "is_ready": ((n_images,), np.uint8)}
+        self._shapes = {**shapes, MADE_AT: ((n_images, 2), np.float64)}
         self._folder: Path | None = None
         self._arrays = self._new_arrays()
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._arrays[name]
 
-    def missing(self, rows: Rows) -> Rows:
-        """Those of `rows` that are not filled yet."""
-        missing: Rows = rows[self._arrays["is_ready"][rows] == 0]
+    def missing(self, rows: Rows, shift_px: Float64) -> Rows:
+        """Those of `rows` that are not filled yet, or not at their shift (n_images, 2)."""
+        made_at = self._arrays[MADE_AT][rows]
+        missing: Rows = rows[(made_at != shift_px[rows]).any(axis=1)]
         return missing
 
-    def fill(self, rows: Rows, **values: NDArray[Any]) -> None:
-        """Set rows of every array."""
+    def fill(self, rows: Rows, shift_px: Float64, **values: NDArray[Any]) -> None:
+        """Set rows of every array, made at the shifts (n_images, 2) of the images."""
         for name, value in values.items():
             self._arrays[name][rows] = value
-        self._arrays["is_ready"][rows] = 1
+        self._arrays[MADE_AT][rows] = shift_px[rows]
 
     def move_to(self, folder: Path) -> None:
         """Go on in files of `folder`, which must outlive the store."""
@@ -55,9 +59,9 @@ class FeatureStore:
         for name, (shape, dtype) in self._shapes.items():
             _make_file(folder / name, math.prod(shape) * np.dtype(dtype).itemsize)
         self._arrays = self._opened(folder)
-        if old["is_ready"].any():
-            for name, array in old.items():
-                self._arrays[name][:] = array
+        is_empty = np.isnan(old[MADE_AT]).all()
+        for name in [MADE_AT] if is_empty else list(old):
+            self._arrays[name][:] = old[name]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_shapes": self._shapes, "_folder": self._folder}
@@ -68,7 +72,7 @@ class FeatureStore:
 
     def _new_arrays(self) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {name: np.empty(*spec) for name, spec in self._shapes.items()}
-        arrays["is_ready"][:] = 0
+        arrays[MADE_AT][:] = np.nan
         return arrays
 
     def _opened(self, folder: Path) -> dict[str, NDArray[Any]]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sklearn_cryoem.alignment.classes import aligned_classes
+from sklearn_cryoem.alignment.classes import centred_classes
 from sklearn_cryoem.alignment.mutual import unite_references
 from sklearn_cryoem.alignment.update import polar_statistics
 from sklearn_cryoem.particles import Poses
@@ -30,7 +30,7 @@ def unite_classes(aligner, fit, source, settings):
         fit.model, seen, stats.mass, settings, aligner.n_clusters, mirror=aligner.align_mirrored,
         n_jobs=aligner.n_jobs,
     )  # fmt: skip
-    return frames, aligned_classes(stats, frames, fit.model, fit.grid, settings, source.noise_fraction)
+    return centred_classes(stats, frames, fit.model, fit.grid, settings, source.noise_fraction)
 
 
 def store_results(aligner, fit, classes, stack, found):

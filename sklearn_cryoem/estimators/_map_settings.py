@@ -15,7 +15,8 @@ from sklearn_cryoem.physics.rotation import aligned_images
 
 NOISE_MODELS = ("shell", "group")
 MASK_FRACTION = 0.9  # of the box
-SHIFT_FRACTION = 0.08  # of the box
+REACH_FRACTION = 0.2  # of the box: longest shift
+RANGE_FRACTION = 0.08  # of the box: longest shift of one search, which follows the image
 MASK_EDGE_FRACTION = 0.05  # of the box
 SMALLEST_START = 6.0  # Fourier pixels
 IMAGES_PER_REFERENCE_AND_BATCH, SMALLEST_BATCH = 4, 200
@@ -106,12 +107,14 @@ def alignment_settings(aligner, stack):
         limit = float(np.clip(box * unit / aligner.max_resolution, 2.0, limit))
     start = max(box * unit / aligner.initial_resolution, SMALLEST_START)
     n_references = number_of_references(aligner, len(stack))
+    reach = REACH_FRACTION * box if aligner.max_shift is None else aligner.max_shift / unit
     batch = max(SMALLEST_BATCH, IMAGES_PER_REFERENCE_AND_BATCH * n_references)
     return AlignmentSettings(
         n_references=n_references,
         mask_radius_px=float(radius),
         mask_edge_px=float(edge),
-        max_shift_px=float(SHIFT_FRACTION * box if aligner.max_shift is None else aligner.max_shift / unit),
+        max_shift_px=float(min(reach, RANGE_FRACTION * box)),
+        reach_px=float(reach),
         k_start=float(min(start, limit)),
         k_limit=limit,
         shift_step_px=None if aligner.shift_step is None else float(aligner.shift_step / unit),
