@@ -33,6 +33,8 @@ def draw_truth(
     side: float,
     weights: Float64,
     junk_fraction: float,
+    directions: Float64 | None = None,
+    shift: Float64 | None = None,
 ) -> pd.DataFrame:
     """Draw view, in-plane angle, shift, structure and junk of every particle.
 
@@ -54,28 +56,34 @@ def draw_truth(
         Probability of each structure.
     junk_fraction : float
         Probability that a particle is junk; each kind is as likely.
+    directions : ndarray of shape (n_samples, 3), optional
+        Unit view directions, instead of drawing them.
+    shift : ndarray of shape (n_samples, 2), optional
+        Shifts in Angstrom, instead of drawing them.
 
     Returns
     -------
     truth : DataFrame of n_samples rows
         See `make_particles`.
     """
-    directions = rng.standard_normal((n_samples, 3))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    if directions is None:
+        directions = rng.standard_normal((n_samples, 3))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     view = np.full(n_samples, -1)
     if n_views is not None:
         view = rng.integers(n_views, size=n_samples)
         directions = uniform_directions(n_views, rng)[view]
     angle = rng.uniform(0.0, 2.0 * np.pi, n_samples) if in_plane else np.zeros(n_samples)
-    shift = _disc(rng, n_samples, 0.0, max_shift)
+    shift = disc(rng, n_samples, 0.0, max_shift) if shift is None else shift.copy()
     structure = rng.choice(len(weights), size=n_samples, p=weights)
     is_junk = rng.random(n_samples) < junk_fraction
     kind = np.where(is_junk, np.array(JUNK_KINDS)[rng.integers(len(JUNK_KINDS), size=n_samples)], "")
-    far = _disc(rng, n_samples, 0.35 * side, 0.5 * side)
+    far = disc(rng, n_samples, 0.35 * side, 0.5 * side)
     off_centre = kind == "off_centre"
     shift[off_centre] = far[off_centre]
     blank = is_junk & ~off_centre  # nothing of the particle is in these images
-    directions[blank], angle[blank], shift[blank] = np.nan, 0.0, 0.0
+    directions = np.where(blank[:, None], np.nan, directions)
+    angle[blank], shift[blank] = 0.0, 0.0
     view[is_junk], structure[blank] = -1, -1
     return pd.DataFrame(
         {
@@ -135,7 +143,7 @@ def aligned_to_truth(stack: ParticleStack) -> ParticleStack:
     return stack.with_poses(true_poses(stack))
 
 
-def _disc(rng: np.random.Generator, n: int, inner: float, outer: float) -> Float64:
+def disc(rng: np.random.Generator, n: int, inner: float, outer: float) -> Float64:
     """Points (n, 2) uniform in the ring between two radii."""
     azimuth = rng.uniform(0.0, 2.0 * np.pi, n)
     radius = np.sqrt(rng.uniform(inner**2, outer**2, n))
