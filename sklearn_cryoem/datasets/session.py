@@ -60,7 +60,7 @@ def make_session(
     *,
     box: int = 64,
     pixel_size: float | None = None,
-    snr: float = 0.05,
+    snr: float = 0.1,
     preferred_views: float = 0.55,
     max_shift: float | None = None,
     crowding: float = 0.3,
