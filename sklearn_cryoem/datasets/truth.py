@@ -11,6 +11,14 @@ from sklearn_cryoem.particles import ParticleStack, Poses
 
 Float64 = NDArray[np.float64]
 
+# views: von Mises-Fisher caps round directions at right angles, as surfaces that hold a particle
+POLE_SHARES = (0.75, 0.25)  # of the views that prefer a direction
+POLE_SPREAD_RAD = np.radians(20.0)  # standard deviation of the tilt away from the pole along each axis
+
+# picks: most near the centre, some anywhere in the disc that the picker searched
+SHARE_OF_SLOPPY_PICKS = 0.15
+PICK_SD = 0.3  # of the longest distance, along each axis, for all others
+
 
 def uniform_directions(n_views: int, rng: np.random.Generator) -> Float64:
     """Quasi-uniform unit vectors on the whole sphere: a Fibonacci spiral turned at random; (n_views, 3)."""
@@ -101,6 +109,41 @@ def draw_truth(
             "junk_kind": kind,
         }
     )
+
+
+def draw_views(n_samples: int, rng: np.random.Generator, poles: Float64, preferred: float) -> Float64:
+    """View directions (n_samples, 3), a share of them near `poles`, unit rows, by `POLE_SHARES`."""
+    uniform = rng.standard_normal((n_samples, 3))
+    uniform /= np.linalg.norm(uniform, axis=1, keepdims=True)
+    pole = rng.choice(len(poles), size=n_samples, p=POLE_SHARES)
+    concentration = POLE_SPREAD_RAD**-2
+    u, azimuth = rng.random(n_samples), rng.uniform(0.0, 2.0 * np.pi, n_samples)
+    # the von Mises-Fisher distribution by the inverse of its cosine's distribution function, Eq. (7.1)
+    cosine = 1.0 + np.log(u + (1.0 - u) * np.exp(-2.0 * concentration)) / concentration
+    sine = np.sqrt(np.clip(1.0 - cosine**2, 0.0, None))
+    frame = np.stack([np.linalg.svd(axis[None])[2] for axis in poles])[pole]  # rows: the pole and two across
+    frame[:, 0] = poles[pole]
+    local = np.column_stack([cosine, sine * np.cos(azimuth), sine * np.sin(azimuth)])
+    near = np.einsum("ni,nij->nj", local, frame)
+    return np.where(rng.random(n_samples)[:, None] < preferred, near, uniform)
+
+
+def view_density(directions: Float64, poles: Float64, preferred: float) -> Float64:
+    """Density of `draw_views` at unit directions (n, 3), relative to uniform views, Eq. (7.1)."""
+    concentration = POLE_SPREAD_RAD**-2
+    away = directions @ poles.T - 1.0  # (n, n_poles)
+    caps = 2.0 * concentration / -np.expm1(-2.0 * concentration) * np.exp(concentration * away)
+    return (1.0 - preferred) + preferred * (caps @ np.array(POLE_SHARES))
+
+
+def draw_picks(n_samples: int, rng: np.random.Generator, longest: float) -> Float64:
+    """Shifts (n_samples, 2) of picks: a normal distribution cut at `longest`, and a share uniform within."""
+    sloppy = disc(rng, n_samples, 0.0, longest)
+    u, azimuth = rng.random(n_samples), rng.uniform(0.0, 2.0 * np.pi, n_samples)
+    beyond = np.exp(-0.5 / PICK_SD**2)  # what the cut takes away
+    radius = longest * PICK_SD * np.sqrt(-2.0 * np.log(1.0 - u * (1.0 - beyond)))
+    close = radius[:, None] * np.column_stack([np.cos(azimuth), np.sin(azimuth)])
+    return np.where(rng.random(n_samples)[:, None] < SHARE_OF_SLOPPY_PICKS, sloppy, close)
 
 
 def true_poses(stack: ParticleStack) -> Poses:

@@ -8,16 +8,15 @@ import pytest
 from sklearn_cryoem.datasets import make_ribosome_phantom, make_session, volume_of_blobs
 from sklearn_cryoem.datasets.forward import BACKGROUND
 from sklearn_cryoem.datasets.junk import JUNK_KINDS
-from sklearn_cryoem.datasets.session import (
+from sklearn_cryoem.datasets.session import draw_session
+from sklearn_cryoem.datasets.truth import (
     POLE_SPREAD_RAD,
-    centred,
-    diameter_angstrom,
     draw_picks,
-    draw_session,
     draw_views,
+    uniform_directions,
     view_density,
 )
-from sklearn_cryoem.datasets.truth import uniform_directions
+from sklearn_cryoem.datasets.volumes import centred, diameter_angstrom
 from sklearn_cryoem.io import read_particles, write_particles
 from sklearn_cryoem.physics.filters import radial_power
 from sklearn_cryoem.physics.masks import pixel_radius
