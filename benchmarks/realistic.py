@@ -17,7 +17,9 @@ defocus share     variance of defocus between classes over all of it, of good pa
                   for classes shuffled at random
 accuracy          share of good particles whose class is the commonest one among the 15 good particles with
                   the nearest views. Views are continuous and classes have no true outline; but what a
-                  particle without noise would be called is what most particles of its view are called
+                  particle without noise would be called is what most particles of its view are called. Over
+                  the same of as many classes without error, which is below 1 for particles at their borders:
+                  those nearest to the mean view of each class
 posterior         mean posterior of the label of good particles, which should be as large as the accuracy
 precision, recall good particles among those in classes suggested to keep; and the share of good ones there
 recall, fifth N   the same by density of the view, rarest first
@@ -214,6 +216,13 @@ def chance_share(values, label):
 
 
 def accuracy(label, views):
+    """Share of labels that are those of their views, over that of classes without error."""
+    means = pd.DataFrame(views).groupby(label).mean().to_numpy()
+    means = means / np.linalg.norm(means, axis=1, keepdims=True)
+    return agreement_with_views(label, views) / agreement_with_views(cKDTree(means).query(views)[1], views)
+
+
+def agreement_with_views(label, views):
     """Share of labels that are the commonest, or tie, among the nearest views but the particle's own."""
     near = label[cKDTree(views).query(views, N_NEIGHBOURS + 1)[1][:, 1:]]  # (n, N_NEIGHBOURS)
     votes = (near[:, :, None] == near[:, None, :]).sum(axis=2).max(axis=1)
