@@ -171,7 +171,7 @@ def measures(found, keep, truth, defocus):
         "common drift": common_drift(off, seen),
         "centred 5 A": np.mean(distance <= 5.0),
         "centred 15 A": np.mean(distance <= 15.0),
-        "information": adjusted_mutual_info_score(cells(true[VIEW], len(np.unique(label))), good),
+        "information": adjusted_mutual_info_score(cells(true[VIEW], len(np.unique(good))), good),
         "junk purity": pd.crosstab(label, is_good).max(axis=1).sum() / len(label),
         "defocus share": share_between(defocus[is_good], good),
         "defocus share by chance": chance_share(defocus[is_good], good),

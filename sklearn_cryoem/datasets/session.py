@@ -138,7 +138,7 @@ def make_session(
 
     Notes
     -----
-    Four times the work of `make_particles`, and as much again for every neighbour: about 500 images of 64
+    Four times the work of `make_particles`, and as much again for every neighbour: about 400 images of 64
     pixels a second and core.
 
     Examples
