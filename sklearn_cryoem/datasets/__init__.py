@@ -7,6 +7,7 @@ from sklearn_cryoem.datasets.phantoms import (
     volume_of_blobs,
 )
 from sklearn_cryoem.datasets.projection import project
+from sklearn_cryoem.datasets.session import make_session
 from sklearn_cryoem.datasets.simulate import make_particles
 from sklearn_cryoem.datasets.truth import aligned_to_truth, true_poses
 from sklearn_cryoem.datasets.volumes import Volume, load_volume
@@ -19,6 +20,7 @@ __all__ = [
     "make_proteasome_phantoms",
     "make_ribosome_phantom",
     "make_rings",
+    "make_session",
     "project",
     "true_poses",
     "volume_of_blobs",

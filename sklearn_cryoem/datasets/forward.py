@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sklearn_cryoem.datasets.junk import junk_image
-from sklearn_cryoem.datasets.noise import draw_noise
+from sklearn_cryoem.datasets.noise import coloured_power, draw_noise
 from sklearn_cryoem.datasets.projection import shift_phase, slice_features, slice_plane
 from sklearn_cryoem.datasets.volumes import Volume
 from sklearn_cryoem.particles import CTFTable
 from sklearn_cryoem.physics.filters import normalise_background
-from sklearn_cryoem.physics.fourier import Complex64, Float32, HalfPlane, half_plane, images_from_features
+from sklearn_cryoem.physics.fourier import (
+    Complex64,
+    Float32,
+    Float64,
+    HalfPlane,
+    half_plane,
+    images_from_features,
+)
 from sklearn_cryoem.physics.orientation import euler_matrices
 
 PIXELS_A_BLOCK = 2**22  # images are made in blocks of about 4 million pixels
 CALIBRATION_IMAGES = 256  # particles whose signal variance sets the scale
+BACKGROUND = 0.375  # of the box: background lies farther from the centre, as RELION takes it by default
 
 
 def draw_ctf(
@@ -39,11 +49,16 @@ def draw_ctf(
     mean = rng.uniform(*defocus, size=n_samples)
     split = rng.uniform(0.0, 1.0, size=n_samples) * astigmatism
     angle = rng.uniform(0.0, np.pi, size=n_samples)
+    return ctf_of(mean, split, angle, **constants)
+
+
+def ctf_of(mean: Float64, split: Float64, angle: Float64, **constants: float) -> CTFTable:
+    """CTF by mean defocus, U - V (both in Angstrom) and azimuth of U (radians) of every particle."""
     return CTFTable(
         defocus_u_angstrom=mean + 0.5 * split,
         defocus_v_angstrom=mean - 0.5 * split,
         astigmatism_angle_rad=angle,
-        **{name: np.full(n_samples, value) for name, value in constants.items()},
+        **{name: np.full(len(mean), value) for name, value in constants.items()},
     )
 
 
@@ -60,7 +75,7 @@ class ForwardModel:
     pixel_size : float
         In Angstrom.
     truth : DataFrame
-        From `draw_truth`.
+        From `draw_truth`. A column ``contrast``, if there is one, multiplies the density of each particle.
     ctf : CTFTable or None
         One row per particle.
     noise : str or None
@@ -89,21 +104,25 @@ class ForwardModel:
         snr: float | None,
         noise: str,
     ) -> ForwardModel:
+        """Make a model whose signal's variance is `snr` on average (1 if `snr` is None)."""
+        return cls(volumes, box, pixel_size, truth, ctf, None if snr is None else noise).scaled_to(snr)
+
+    def scaled_to(self, snr: float | None) -> Self:
         """Set the scale so that the signal's variance is `snr` on average (1 if `snr` is None).
 
         The average is over the first 256 particles that are not junk (over junk that shows a particle, if
-        nothing else does).
+        nothing else does), at contrast 1.
         """
-        model = cls(volumes, box, pixel_size, truth, ctf, None if snr is None else noise)
-        shown = truth["structure"].to_numpy() >= 0
-        good = shown & ~truth["is_junk"].to_numpy()
+        box = self.box
+        shown = self.truth["structure"].to_numpy() >= 0
+        good = shown & ~self.truth["is_junk"].to_numpy()
         rows = np.flatnonzero(good if good.any() else shown)[:CALIBRATION_IMAGES]
         if rows.size == 0:
-            return model
-        signal = model.signal_features(rows)
+            return self
+        signal = self.signal_features(rows)
         # Parseval: each coefficient (times sqrt 2) stands for itself and its conjugate, Eq. (1.2)-(1.3)
         variance = (np.abs(signal.astype(np.complex128)) ** 2).sum(axis=1).mean() / box**2
-        return replace(model, scale=float(np.sqrt((1.0 if snr is None else snr) / variance)))
+        return replace(self, scale=float(np.sqrt((1.0 if snr is None else snr) / variance)))
 
     @property
     def plane(self) -> HalfPlane:
@@ -133,7 +152,40 @@ class ForwardModel:
         """Noise-free images (n_rows, D, D) of rows that show a particle."""
         features = self.signal_features(rows)
         features *= np.float32(self.scale)
+        if "contrast" in self.truth:
+            features *= self.truth["contrast"].to_numpy(np.float32)[rows, None]
         return images_from_features(features, self.plane)
+
+    def wide_signal(self, rows: np.ndarray) -> Float32:
+        """Noise-free images in a box twice as large: what leaves the box does not come in on the far side."""
+        return replace(self, box=2 * self.box).signal(rows)
+
+    def shown(self, rows: np.ndarray) -> Float32:
+        """What images (n_rows, D, D) show besides noise and contaminants, for rows that show a particle."""
+        far = self.truth["junk_kind"].to_numpy()[rows] == "off_centre"
+        images = np.zeros((len(rows), self.box, self.box), dtype=np.float32)
+        if not far.all():
+            images[~far] = self.signal(rows[~far])
+        if far.any():
+            images[far] = self.cropped(self.wide_signal(rows[far]))
+        return images
+
+    def cropped(self, wide: Float32) -> Float32:
+        """Middle of images in a box twice as large; (n_rows, D, D)."""
+        margin = self.box - self.box // 2
+        return wide[:, margin : margin + self.box, margin : margin + self.box]
+
+    def noise_power(self, rows: np.ndarray) -> Float64 | None:
+        """Power of the noise for `draw_noise`, of these rows."""
+        return coloured_power(self.box) if self.noise == "coloured" else None
+
+    def contaminant(self, kind: str, rng: np.random.Generator) -> Float32:
+        """What a junk image shows besides noise and particles; (D, D)."""
+        return junk_image(kind, self.box, rng)
+
+    def must_be_normalised(self, rows: np.ndarray) -> NDArray[np.bool_]:
+        """Whether each of the images is normalised by its own background: what contaminants have shifted."""
+        return np.isin(self.truth["junk_kind"].to_numpy()[rows], ["ice", "edge"])
 
     def render(self, task: tuple[slice, np.random.SeedSequence]) -> Float32:
         """Make the images of a block of rows; (n_rows, D, D).
@@ -148,20 +200,15 @@ class ForwardModel:
         numbers = np.arange(rows.start, rows.stop)
         kinds = self.truth["junk_kind"].to_numpy()[rows]
         is_junk = self.truth["is_junk"].to_numpy()[rows]
-        off_centre = kinds == "off_centre"
+        visible = self.truth["structure"].to_numpy()[rows] >= 0
         images = np.zeros((len(numbers), self.box, self.box), dtype=np.float32)
-        if not is_junk.all():
-            images[~is_junk] = self.signal(numbers[~is_junk])
-        if off_centre.any():
-            # in a box twice as large and then cropped: what leaves the box must not come in on the far side
-            margin = self.box - self.box // 2
-            wide = replace(self, box=2 * self.box).signal(numbers[off_centre])
-            images[off_centre] = wide[:, margin : margin + self.box, margin : margin + self.box]
+        if visible.any():
+            images[visible] = self.shown(numbers[visible])
         noisy = is_junk if self.noise is None else np.ones(len(images), dtype=bool)
-        images[noisy] += draw_noise(rng, np.count_nonzero(noisy), self.box, self.noise or "white")
+        images[noisy] += draw_noise(rng, np.count_nonzero(noisy), self.box, self.noise_power(numbers[noisy]))
         for row in np.flatnonzero(is_junk):
-            images[row] += junk_image(kinds[row], self.box, rng)
-        contaminated = np.isin(kinds, ["ice", "edge"])
-        if contaminated.any():
-            images[contaminated] = normalise_background(images[contaminated], 0.375 * self.box)
+            images[row] += self.contaminant(kinds[row], rng)
+        off = self.must_be_normalised(numbers)
+        if off.any():
+            images[off] = normalise_background(images[off], BACKGROUND * self.box)
         return images

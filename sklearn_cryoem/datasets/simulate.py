@@ -137,7 +137,7 @@ def make_particles(
     ((20, 32, 32), ['view_x', 'view_y', 'view_z'])
     """
     _check_parameters(locals())
-    volumes, pixel_size = _resolve_volumes(volume, box, pixel_size)
+    volumes, pixel_size = resolve_volumes(volume, box, pixel_size)
     probabilities = _probabilities(weights, len(volumes))
     entropy = check_random_state(random_state).randint(2**32, size=4, dtype=np.uint32)
     truth_seed, ctf_seed, image_seed = np.random.SeedSequence(entropy.tolist()).spawn(3)
@@ -164,22 +164,42 @@ def make_particles(
     model = ForwardModel.calibrated(
         volumes, box=box, pixel_size=pixel_size, truth=truth, ctf=ctf, snr=snr, noise=noise
     )
-    blocks = row_blocks(n_samples, max(1, PIXELS_A_BLOCK // box**2))
-    tasks = list(zip(blocks, image_seed.spawn(len(blocks)), strict=True))
-    images = _watched(ordered_map(model.render, tasks, n_jobs=n_jobs), n_samples, verbose)
-    shape = (n_samples, box, box)
-    if path is None:
-        source: Any = _gather(images, shape)
-    else:
-        source = write_stack(path, images, shape, pixel_size=pixel_size, dtype=dtype, overwrite=overwrite)
+    source = make_images(
+        model, image_seed, path=path, dtype=dtype, overwrite=overwrite, n_jobs=n_jobs, verbose=verbose
+    )
     return ParticleStack(source, pixel_size=pixel_size, ctf=ctf, truth=truth)
 
 
+def make_images(
+    model: ForwardModel,
+    seed: np.random.SeedSequence,
+    *,
+    path: str | Path | None,
+    dtype: str,
+    overwrite: bool,
+    n_jobs: int | None,
+    verbose: int,
+) -> Any:
+    """Render all images of a model, into an array or a file, in blocks that do not depend on `n_jobs`."""
+    n_samples, box = len(model.truth), model.box
+    blocks = row_blocks(n_samples, max(1, PIXELS_A_BLOCK // box**2))
+    tasks = list(zip(blocks, seed.spawn(len(blocks)), strict=True))
+    images = _watched(ordered_map(model.render, tasks, n_jobs=n_jobs), n_samples, verbose)
+    shape = (n_samples, box, box)
+    if path is None:
+        return _gather(images, shape)
+    return write_stack(path, images, shape, pixel_size=model.pixel_size, dtype=dtype, overwrite=overwrite)
+
+
 _POSITIVE = {"minimum": 0.0, "inclusive": False}
-_RANGES: dict[str, dict[str, Any]] = {
+COMMON_RANGES: dict[str, dict[str, Any]] = {
     "n_samples": {"minimum": 1, "integer": True},
     "box": {"minimum": 8, "integer": True},
     "pixel_size": {**_POSITIVE, "allow_none": True},
+    "junk_fraction": {"minimum": 0.0, "maximum": 1.0},
+}
+_RANGES: dict[str, dict[str, Any]] = {
+    **COMMON_RANGES,
     "snr": {**_POSITIVE, "allow_none": True},
     "n_views": {"minimum": 1, "integer": True, "allow_none": True},
     "max_shift": {"minimum": 0.0},
@@ -188,30 +208,34 @@ _RANGES: dict[str, dict[str, Any]] = {
     "cs_angstrom": {"minimum": 0.0},
     "amplitude_contrast": {"minimum": 0.0, "maximum": 1.0},
     "b_factor_angstrom2": {"minimum": 0.0},
-    "junk_fraction": {"minimum": 0.0, "maximum": 1.0},
 }
 
 
 def _check_parameters(given: dict[str, Any]) -> None:
-    for name, limits in _RANGES.items():
-        check_number(name, given[name], owner=_OWNER, **limits)
     check_choice("noise", given["noise"], NOISE_KINDS, owner=_OWNER)
     check_choice("dtype", given["dtype"], ("float32", "float16"), owner=_OWNER)
-    defocus = given["defocus"]
+    check_simulation(given, _RANGES, owner=_OWNER)
+
+
+def check_simulation(given: dict[str, Any], ranges: dict[str, dict[str, Any]], *, owner: str) -> None:
+    """Refuse numbers out of range, a range of defocus that is none, and a file that cannot be written."""
+    for name, limits in ranges.items():
+        check_number(name, given[name], owner=owner, **limits)
+    defocus, path = given["defocus"], given["path"]
     if defocus is not None and (np.shape(defocus) != (2,) or not defocus[0] <= defocus[1]):
         raise ValueError(
-            f"The parameter 'defocus' of {_OWNER} must be None or (lowest, highest) in Angstrom. "
+            f"The parameter 'defocus' of {owner} must be None or (lowest, highest) in Angstrom. "
             f"Got {defocus!r} instead."
         )
-    path = given["path"]
     if path is not None and Path(path).suffix not in (".mrcs", ".mrc"):
-        raise ValueError(f"The parameter 'path' of {_OWNER} must end in .mrcs. Got {str(path)!r} instead.")
+        raise ValueError(f"The parameter 'path' of {owner} must end in .mrcs. Got {str(path)!r} instead.")
     if path is not None:
         try_to_write(path, overwrite=given["overwrite"])
-        check_room(path, np.dtype(given["dtype"]).itemsize * given["n_samples"] * given["box"] ** 2)
+        itemsize = np.dtype(given.get("dtype", "float32")).itemsize
+        check_room(path, itemsize * given["n_samples"] * given["box"] ** 2)
 
 
-def _resolve_volumes(
+def resolve_volumes(
     volume: str | Volume | Sequence[str | Volume], box: int, pixel_size: float | None
 ) -> tuple[list[Volume], float]:
     """Return the volumes, named ones built to fit the box, and the pixel size of the images."""

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.particles.mrc_files import read_whole_mrc
+
+DIAMETER_POWER = 0.98  # share of the density's power inside the particle's diameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,3 +98,20 @@ def load_volume(path: str | Path, *, pixel_size: float | None = None) -> Volume:
         return Volume(array, pixel_size)
     except ValueError as error:
         raise ParticleDataError(f"{path}: {error}") from error
+
+
+def centred(volume: Volume) -> Volume:
+    """Return the volume with the centre of mass of its positive density at its centre voxel."""
+    mass = np.clip(volume.array, 0.0, None).astype(np.float64)
+    off = np.array(ndimage.center_of_mass(mass)) - volume.box // 2  # voxels, (z, y, x)
+    moved = ndimage.fourier_shift(np.fft.fftn(volume.array.astype(np.float64)), -off)
+    return Volume(np.fft.ifftn(moved).real.astype(np.float32), volume.pixel_size)
+
+
+def diameter_angstrom(volume: Volume) -> float:
+    """Diameter of the sphere about the centre voxel that holds 98 % of the density's power."""
+    axis = (np.arange(volume.box) - volume.box // 2).astype(np.float64) ** 2
+    radius = np.sqrt(axis[:, None, None] + axis[:, None] + axis).ravel()  # voxels
+    order = np.argsort(radius, kind="stable")
+    power = np.cumsum(volume.array.ravel()[order].astype(np.float64) ** 2)
+    return float(2.0 * volume.pixel_size * radius[order][np.searchsorted(power, DIAMETER_POWER * power[-1])])

@@ -77,6 +77,29 @@ def test_simulate_takes_maps_and_mixtures(tmp_path):
     assert not (tmp_path / "both").exists()
 
 
+def test_a_session_is_simulated_repeats_from_its_run_file_and_keeps_its_micrographs(tmp_path):
+    words = ["--session", "--particles", "150", "--box", "32", "--quiet", "--jobs", "1"]
+    assert run("simulate", "-o", tmp_path / "sim", *words) == 0
+    stack = read_particles(tmp_path / "sim" / "particles.star")
+    assert len(np.unique(stack.noise_group)) == 3
+    with open(tmp_path / "sim" / "truth.csv", newline="") as file:
+        truth = list(csv.DictReader(file))
+    assert {"micrograph", "contrast", "view_density", "n_neighbours"} <= set(truth[0])
+    junk = np.mean([row["is_junk"] == "True" for row in truth])
+    assert junk == pytest.approx(0.2, abs=0.12)
+    assert run("simulate", "--config", tmp_path / "sim" / "run.yaml", "-o", tmp_path / "again") == 0
+    again = read_particles(tmp_path / "again" / "particles.star")
+    np.testing.assert_array_equal(again.read(), stack.read())
+
+
+def test_what_a_session_draws_by_itself_is_refused(tmp_path, capsys):
+    words = ["--session", "--views", "5", "--no-rotation"]
+    assert run("simulate", "-o", tmp_path / "sim", *words) == 1
+    said = capsys.readouterr().err
+    assert "--views, --no-rotation. Leave them out, or leave out --session" in said
+    assert not (tmp_path / "sim").exists()
+
+
 # ---------------------------------------------------------------- classify
 def test_classify_writes_all_that_it_promises(classified, simulated):
     summary = json.loads((classified / "summary.json").read_text())

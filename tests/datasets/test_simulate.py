@@ -40,7 +40,7 @@ def test_noise_has_variance_one_and_signal_variance_snr(snr, rng):
 
 @pytest.mark.parametrize("box", [31, 32])
 def test_coloured_noise_has_the_documented_spectrum(box, rng):
-    noise = draw_noise(rng, 400, box, "coloured")
+    noise = draw_noise(rng, 400, box, coloured_power(box))
     assert noise.var() == pytest.approx(1.0, abs=0.03)
     ring = np.arange(1, box // 2)
     shape = 0.5 + 3.0 * np.exp(-ring / box / 0.06)
