@@ -107,7 +107,7 @@ def defocus_share(ctf: CTFTable, labels: Int, n_classes: int) -> DefocusShare:
     with np.errstate(divide="ignore", invalid="ignore"):  # a class of none, and one of all
         error = np.sqrt(total / (n_images - 1) * (1.0 / sizes - 1.0 / n_images))
         deviations = np.where((sizes > 0) & (error > 0), means / error, np.nan)
-    by_chance = free[0] / (n_images - 1)
+    by_chance = float(free[0] / (n_images - 1))
     return DefocusShare(float(share), by_chance, float(f_distribution.sf(ratio, *free)), deviations)
 
 
