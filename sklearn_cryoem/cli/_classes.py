@@ -13,7 +13,7 @@ CLASS_FILES = (AVERAGES, CLASS_STAR, QUALITY, SUGGESTED)
 _STAR_COLUMNS = {"clsSize": "size", "clsRank": "rank", "clsScore": "score", "clsKeep": "keep"}
 _DIGITS = "%.6g"
 REPEATED_PARTICLES, REPEATED_A_CLASS = 10_000, 50  # as many tell whether classes come out again: the larger
-LEAST_AGREEMENT = 0.15  # pure noise reaches 0.04, real particles 0.6
+LEAST_AGREEMENT = 0.15  # noise has 0.03 to 0.08, a round shell 0.10 to 0.13, real particles 0.7
 DEFOCUS_SHARE, DEFOCUS_P_VALUE = 2.0, 1e-3  # over chance; of chance
 
 
@@ -178,11 +178,14 @@ def judge_partition(stack, labels, quality):
     return results
 
 
-def agreement(labels, repeated):
-    """Adjusted mutual information of the classes with those of the repeat; None where it has none."""
+def agreement(labels, repeated, kept):
+    """Adjusted mutual information of the classes to keep with those of the repeat; None where it has none."""
     from sklearn.metrics import adjusted_mutual_info_score
 
     both = repeated >= 0
+    sound = both & (labels >= 0) & kept[labels]
+    if sound.any():  # particles and junk come apart again even where views do not
+        both = sound
     return adjusted_mutual_info_score(labels[both], repeated[both]) if both.any() else None
 
 

@@ -220,7 +220,9 @@ def measure(outcome):
             "alignment_pass_resolution": aligner.pass_resolution_,
         }
     results["n_outliers"] = np.count_nonzero(stack.outlier)
-    results["agreement_of_repeat"] = agreement(clusterer.labels_, outcome.repeated)
+    results["agreement_of_repeat"] = agreement(
+        clusterer.labels_, outcome.repeated, outcome.quality["keep"].to_numpy()
+    )
     results |= judge_partition(stack, clusterer.labels_, outcome.quality)
     results["classes"] = {
         "number": np.arange(1, n_classes + 1),
