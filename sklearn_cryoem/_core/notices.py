@@ -151,6 +151,21 @@ _ALL = (
         "is unknown.",
     ),
     Notice(
+        "classes-by-chance",
+        "Particles were put into classes by a second clustering, which had not seen them, and these classes "
+        "have next to nothing in common with those of the first: what tells classes apart is the noise of "
+        "their particles.",
+        "Ask for fewer classes, give more particles, or look at the class averages whether the alignment has "
+        "found a particle at all. Of a round particle that looks alike from everywhere there may be no more "
+        "than one class.",
+    ),
+    Notice(
+        "classes-follow-defocus",
+        "Particles of like defocus are in the same classes, more than twice as much as by chance. A mask "
+        "does it that cuts the rings of the CTF round the particle, or a CTF that is of other images.",
+        "Give a larger mask_diameter= (--mask-diameter), and look at the CTF fits.",
+    ),
+    Notice(
         "stack-truncated",
         "A stack of images is shorter than its header says, though the particles used of it are whole.",
         "Copy or extract that stack again.",

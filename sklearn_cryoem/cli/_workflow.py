@@ -10,9 +10,13 @@ from sklearn_cryoem.cli._classes import (
     CLASS_STAR,
     QUALITY,
     SUGGESTED,
+    agreement,
+    judge_partition,
     measure_classes,
     places_and_posterior,
+    repeated_labels,
     tell_suggestion,
+    warn_of_partition,
     write_classes,
 )
 from sklearn_cryoem.cli._estimators import make_aligner, make_clusterer
@@ -36,6 +40,7 @@ class Outcome:
     aligner: object  # MAPAligner, or None where the poses of the file were used
     clusterer: object  # SMLClusterer
     labels_name: str  # file name of the labelled particles
+    repeated: object = None  # labels of some particles by a second clustering, which has not seen them
     positions: object = None  # latent position of each particle, once known
     quality: object = None  # table of its classes, once measured
 
@@ -147,7 +152,9 @@ def classify(stack, options, folder):
             stack = stack.with_poses(aligner.poses_)
     with folder.timed("cluster"):
         clusterer = unfinished.fit(clusterer, stack)
-    return Outcome(stack, aligner, clusterer, labelled_name(options.particles.suffix))
+    with folder.timed("repeat"):
+        repeated = repeated_labels(unfinished, clusterer, stack, options.seed)
+    return Outcome(stack, aligner, clusterer, labelled_name(options.particles.suffix), repeated)
 
 
 def write(outcome, folder, console):
@@ -160,7 +167,7 @@ def write(outcome, folder, console):
     stack, clusterer = outcome.stack, outcome.clusterer
     with folder.timed("judge"):
         outcome.positions, posterior = places_and_posterior(clusterer, stack)
-        outcome.quality = measure_classes(stack, clusterer, outcome.positions, posterior)
+        outcome.quality = measure_classes(stack, clusterer, outcome.positions, posterior, outcome.repeated)
     with folder.timed("write"):
         write_particles(
             stack,
@@ -179,6 +186,7 @@ def write(outcome, folder, console):
         save_model(make_pipeline(*steps), folder / MODEL, overwrite=folder.force)
     with folder.timed("draw"):
         results = measure(outcome)
+        warn_of_partition(results, console)
         draw(outcome, results["classes"], folder)
     return results
 
@@ -211,10 +219,11 @@ def measure(outcome):
             "alignment_resolution": aligner.resolution_,
             "alignment_pass_resolution": aligner.pass_resolution_,
         }
-    kept = outcome.quality["keep"].to_numpy()
-    results["n_classes_suggested"] = np.count_nonzero(kept)
     results["n_outliers"] = np.count_nonzero(stack.outlier)
-    results["n_particles_suggested"] = clusterer.class_sizes_[kept].sum()
+    results["agreement_of_repeat"] = agreement(
+        clusterer.labels_, outcome.repeated, outcome.quality["keep"].to_numpy()
+    )
+    results |= judge_partition(stack, clusterer.labels_, outcome.quality)
     results["classes"] = {
         "number": np.arange(1, n_classes + 1),
         "size": clusterer.class_sizes_,

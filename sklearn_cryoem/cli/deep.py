@@ -11,7 +11,9 @@ from sklearn_cryoem.cli._classes import (
     CLASS_STAR,
     QUALITY,
     SUGGESTED,
+    judge_partition,
     tell_suggestion,
+    warn_of_partition,
     write_classes,
 )
 from sklearn_cryoem.cli._config import add_config
@@ -88,6 +90,7 @@ def run(options, console):
         if hint := undivided(deep, options):
             console.warn(hint)
         results = write(deep, stack, options, folder)
+        warn_of_partition(results, console)
         results["n_left_out"] = n_left_out + n_unusable
         folder.write_summary("deep", options_as_dict(options), results, console.warnings)
     tell(results, deep, folder, console)
@@ -185,7 +188,6 @@ def write(deep, stack, options, folder):
             path.write_text(json.dumps(as_json(numbered(deep.tree_)), indent=1) + "\n", encoding="utf-8")
     with folder.timed("draw"):
         draw(deep, stack, folder, aligned=not options.skip_align)
-    kept = quality["keep"].to_numpy()
     return {
         "n_particles": len(stack),
         "box_px": stack.box,
@@ -196,8 +198,7 @@ def write(deep, stack, options, folder):
         "n_classes_with_particles": np.count_nonzero(deep.class_sizes_),
         "n_effective_classes": deep.n_effective_clusters_,
         "n_outliers": np.count_nonzero(stack.outlier),
-        "n_classes_suggested": np.count_nonzero(kept),
-        "n_particles_suggested": deep.class_sizes_[kept].sum(),
+        **judge_partition(stack, deep.labels_, quality),
         "converged": deep.converged_,
         "finest_class_resolution": np.min(deep.class_resolution_),
         "classes": {

@@ -25,9 +25,10 @@ def suggest_classes(
     table: pd.DataFrame,
     *,
     min_size: int = 10,
-    min_information: float = 0.55,
+    min_significance: float = 1.0,
+    min_coherence: float = 0.5,
     max_edge: float = 0.5,
-    max_offset: float = 0.3,
+    max_offset: float = 0.15,
     max_strength: float = 2.0,
     max_spikes: float = 2.5,
     max_lines: float = 0.5,
@@ -41,12 +42,16 @@ def suggest_classes(
         From `class_quality`; its suggestion is made anew.
     min_size : int, default=10
         Particles that a class needs to be judged at all.
-    min_information : float, default=0.55
-        Least information, over that of the class in which the particle at the 80th percentile lies.
+    min_significance : float, default=1.0
+        Least energy of the signal, over that of noise that was aligned to itself: a class is judged by its
+        own signal, so that a rare view need not be as sharp as a common one.
+    min_coherence : float, default=0.5
+        Least share of the power above the usual noise that the average explains: clumps and blobs of all
+        shapes have more power than particles, and an average that explains little of it.
     max_edge : float, default=0.5
-        Most signal at the rim of the mask, over that in the middle.
+        Most signal at the rim of the mask, over that of the strongest ring within.
     max_offset : float, default=0.3
-        Farthest centre of mass, over the radius of the mask.
+        Farthest centre of the particle, over the radius of the mask.
     max_strength : float, default=2.0
         Largest power at low resolution, over the median of particles.
     max_spikes : float, default=2.5
@@ -54,7 +59,7 @@ def suggest_classes(
     max_lines : float, default=0.5
         Most power in one line of the Fourier plane, as stripes and bad rows of a detector have it.
     min_contrast : float, default=0.0
-        Least contrast of the middle over the rim: above 0 for white particles.
+        Least contrast of the particle over the rim: above 0 for white ones.
 
     Returns
     -------
@@ -65,11 +70,12 @@ def suggest_classes(
 
     Notes
     -----
-    The limit on information compares the classes of one run with each other: where all are junk, or nearly
-    all, it does not tell. Nothing here replaces a look at the class averages.
+    The limit on significance holds for each class by itself, whatever the others are; those on strength and
+    the score compare the classes of one run. Nothing here replaces a look at the class averages.
     """
     check_number("min_size", min_size, owner="suggest_classes", minimum=2, integer=True)
-    check_number("min_information", min_information, owner="suggest_classes", minimum=0, maximum=1)
+    check_number("min_significance", min_significance, owner="suggest_classes", minimum=0)
+    check_number("min_coherence", min_coherence, owner="suggest_classes", minimum=0, maximum=1)
     limits = {"max_edge": max_edge, "max_offset": max_offset, "max_strength": max_strength}
     for name, value in {**limits, "max_spikes": max_spikes, "max_lines": max_lines}.items():
         check_number(name, value, owner="suggest_classes", minimum=0, inclusive=False)
@@ -78,12 +84,18 @@ def suggest_classes(
     tests = [
         _Test(table["size"].to_numpy() / min_size, _say_size),
         _Test(
-            _over(share, min_information),
-            lambda row: f"blurred: {row['information'] / good:.0%} of the information of a good class",
+            _over(table["significance"].to_numpy(), min_significance),
+            lambda row: f"no more signal than aligned noise: {row['significance']:.2g} times as much",
+        ),
+        _Test(
+            _over(table["coherence"].to_numpy(), min_coherence),
+            lambda row: (
+                f"particles unlike each other: {row['coherence']:.0%} of their power is in the average"
+            ),
         ),
         _Test(
             max_edge / _positive(table["edge"]),
-            lambda row: f"signal at the mask's edge, {row['edge']:.2g} times that in the middle",
+            lambda row: f"signal at the mask's edge, {row['edge']:.2g} times that within",
         ),
         _Test(
             max_offset / _positive(table["offset"]),
@@ -106,7 +118,7 @@ def suggest_classes(
         ),
         _Test(
             np.where(table["contrast"].to_numpy() > min_contrast, np.inf, 0.0),
-            lambda row: "darker in the middle than around it",
+            lambda row: "darker than what is around it",
         ),
     ]
     margins = np.nan_to_num(np.stack([test.margin for test in tests]), nan=0.0, posinf=np.inf)  # (n, K)

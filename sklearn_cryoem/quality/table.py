@@ -19,7 +19,8 @@ from sklearn_cryoem.particles.classes import check_labels
 from sklearn_cryoem.particles.features import DEFAULT_MASK_SHARE
 from sklearn_cryoem.physics.fourier import HalfPlane, half_plane
 from sklearn_cryoem.quality.halves import class_sums
-from sklearn_cryoem.quality.measures import PICTORIAL, SPECTRAL, measure_class
+from sklearn_cryoem.quality.measures import PICTORIAL, SPECTRAL, ClassPower, coherence, measure_class
+from sklearn_cryoem.quality.partition import defocus_share, stability
 from sklearn_cryoem.quality.suggestion import suggest_classes
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,10 @@ def class_quality(
     """Measure every class from its particles, rank the classes, and suggest which to keep.
 
     The particles are read once. Averages of two halves of each class, corrected for the CTF, give its
-    resolution, its signal-to-noise ratio and the information it holds, Eq. (6.1)-(6.3); the average itself
-    tells edges, empty fields and things off centre.
+    resolution, its signal-to-noise ratio and the information it holds, Eq. (6.1)-(6.3), whether that is
+    more than noise would show that was aligned to itself, Eq. (6.4)-(6.5), and how alike its particles are,
+    Eq. (6.6); the average itself tells edges,
+    empty fields and things off centre.
 
     Parameters
     ----------
@@ -60,7 +63,9 @@ def class_quality(
     posterior : array_like of shape (n_images,), optional
         Posterior of its class for each particle, as `MAPAligner.class_posterior_`.
     other_labels : sequence of array_like of shape (n_images,)
-        Labels of the same particles from other starts, for `stability`; numbers need not correspond.
+        Labels of the same particles from other starts, for `stability`; numbers need not correspond, and -1
+        is a particle that a start did not label. Best are labels by a fit that did not see the particles:
+        noise that was aligned once comes together again in any fit of the same images.
     mask_diameter : float, optional
         Diameter of the particle's mask in Angstrom (pixels where the pixel size is unknown). Images are
         masked more widely, to see what lies at its edge. By default 0.9 of the box.
@@ -77,12 +82,16 @@ def class_quality(
         ``class`` (from 1, as in files), ``size``, ``soft_size``, ``resolution`` (where the correlation of the
         half averages falls below 0.143; infinite where it starts there), ``snr`` (signal over noise in one
         image), ``information``
-        (bits in an average of 100 such particles), ``strength`` (power at low resolution over the median of
-        particles), ``contrast`` (of the middle over the rim, in standard deviations), ``edge`` (signal at the
-        rim over that in the middle), ``offset`` (of the centre of mass, over the mask's radius), ``spikes``
-        (power in a single point, over that of a usual particle), ``lines`` (share of it in one direction),
-        ``latent_spread`` (over that of all particles), ``posterior``, ``stability`` (fraction of pairs that
-        stay together), then ``score`` (0 to 1), ``rank`` (from 1, the best), ``keep`` and ``reasons``, see
+        (bits in an average of 100 such particles), ``significance`` (energy of the signal in one image, over
+        that of aligned noise), ``coherence`` (share of the power above the usual noise that the
+        average explains), ``strength`` (power at low resolution over the median of particles),
+        ``contrast`` (of the particle over the rim, in standard deviations), ``edge`` (signal at the rim over
+        that of the strongest ring within), ``offset`` (of the centre of the particle, over the mask's
+        radius), ``spikes`` (power in a single point, over that of a usual particle), ``lines`` (share of it
+        in one direction), ``latent_spread`` (over that of all particles), ``posterior``, ``stability``
+        (fraction of pairs that stay together, chance taken off, Eq. (6.7)), ``defocus`` (mean defocus less
+        that of all, in standard errors), then ``score`` (0 to 1), ``rank`` (from 1, the best), ``keep`` and
+        ``reasons``, see
         `suggest_classes`. What cannot be measured is NaN.
 
     Raises
@@ -120,28 +129,31 @@ def class_quality(
     measure = partial(_measure, stack, plane, diameter)
     rows = [np.flatnonzero(label == number) for number in range(n_classes)]
     with progress(n_classes, "class_quality", verbose=verbose) as bar:
-        measured = []
-        for row in ordered_map(measure, rows, n_jobs=n_jobs):
+        measured, powers = [], []
+        for row, power in ordered_map(measure, rows, n_jobs=n_jobs):
             measured.append(row)
+            powers.append(power)
             bar.update()
     table = pd.DataFrame({"class": np.arange(1, n_classes + 1), "size": [len(some) for some in rows]})
     table["soft_size"] = _per("soft_sizes", soft_sizes, n_classes)
     table[[*SPECTRAL, *PICTORIAL]] = [[row[name] for name in (*SPECTRAL, *PICTORIAL)] for row in measured]
+    table.insert(table.columns.get_loc("strength"), "coherence", coherence(powers))
     table["strength"] /= _typical(table["strength"].to_numpy(), table["size"].to_numpy())
     table["latent_spread"] = _latent_spread(latent_positions, label, rows)
     certain = _per("posterior", posterior, len(label))
     table["posterior"] = [
         np.nan if certain is None or not len(some) else certain[some].mean() for some in rows
     ]
-    table["stability"] = _stability([check_labels(other, len(label)) for other in other_labels], rows)
+    table["stability"] = stability([check_labels(other, len(label)) for other in other_labels], rows)
+    table["defocus"] = np.nan if stack.ctf is None else defocus_share(stack.ctf, label, n_classes).deviation
     return suggest_classes(table)
 
 
 def _measure(
     stack: ParticleStack, plane: HalfPlane, diameter: float, rows: NDArray[np.intp]
-) -> dict[str, float]:
+) -> tuple[dict[str, float], ClassPower | None]:
     if len(rows) < 2:
-        return dict.fromkeys((*SPECTRAL, *PICTORIAL), np.nan)
+        return dict.fromkeys((*SPECTRAL, *PICTORIAL), np.nan), None
     unit = 1.0 if stack.pixel_size is None else stack.pixel_size
     wide = None if diameter <= DEFAULT_MASK_SHARE * stack.box * unit else diameter
     return measure_class(class_sums(stack[rows], plane, wide), plane, unit, 0.5 * diameter / unit)
@@ -191,16 +203,3 @@ def _latent_spread(
 
     whole = spread(np.arange(len(place)))
     return np.array([spread(some) for some in rows]) / (whole if whole > 0 else 1.0)
-
-
-def _stability(others: list[NDArray[np.int64]], rows: list[NDArray[np.intp]]) -> NDArray[np.float64]:
-    """Of the pairs within each class, the fraction that other labels hold together too; (n_classes,)."""
-    if not others:
-        return np.full(len(rows), np.nan)
-    kept = np.full((len(others), len(rows)), np.nan)
-    for start, other in enumerate(others):
-        for number, some in enumerate(rows):
-            if len(some) > 1:
-                together = np.bincount(other[some][other[some] >= 0]).astype(np.float64)
-                kept[start, number] = (together * (together - 1)).sum() / (len(some) * (len(some) - 1))
-    return kept.mean(axis=0)

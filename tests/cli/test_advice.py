@@ -3,14 +3,17 @@
 import json
 from argparse import Namespace
 
+import pandas as pd
 import pytest
 
 from sklearn_cryoem import ParticleStack
 from sklearn_cryoem.cli._advice import check_options, question_particles
+from sklearn_cryoem.cli._classes import warn_of_partition
 from sklearn_cryoem.cli._wording import in_the_shell
 from sklearn_cryoem.cli.console import CommandError, Console
 from sklearn_cryoem.cli.main import main
-from sklearn_cryoem.datasets import make_particles
+from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.io import write_particles
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 FEW = "--align-classes 2 --align-batches 2 --align-iterations 1 --classes 2x2 --iterations 2 --jobs 1".split()
@@ -163,3 +166,48 @@ def test_a_wrong_number_of_classes_is_told_of_grids(capsys):
     with pytest.raises(SystemExit):
         main(["classify", "x.star", "-o", "out", "--classes", "10xten"])
     assert "'10xten' is not a whole number from 1, nor a grid such as 10x10" in capsys.readouterr().err
+
+
+FOUND = {
+    "n_classes_with_particles": 9, "agreement_of_repeat": 0.5, "defocus_share": 0.02,
+    "defocus_share_by_chance": 0.012, "defocus_p_value": 1e-5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [
+        ({}, None),
+        ({"agreement_of_repeat": 0.03}, "classes-by-chance"),
+        ({"agreement_of_repeat": None}, None),
+        ({"agreement_of_repeat": 0.0, "n_classes_with_particles": 1}, None),
+        ({"defocus_share": 0.2}, "classes-follow-defocus"),
+        ({"defocus_share": 0.2, "defocus_p_value": 0.01}, None),
+        ({"defocus_share": float("nan"), "defocus_share_by_chance": float("nan")}, None),
+    ],
+)
+def test_what_is_wrong_with_all_classes_together_is_told(found, name, capsys):
+    console = Console(quiet=True)
+    warn_of_partition({**FOUND, **found}, console)
+    assert console.notices == ([] if name is None else [name])
+    assert "mutual information of 0.03" in capsys.readouterr().err or name != "classes-by-chance"
+
+
+def test_classes_of_noise_do_not_come_out_again_and_those_of_views_do(tmp_path, capsys):
+    """The second clustering labels half of the particles, which it has not seen."""
+    words = "--skip-align --classes 2x2 --iterations 30 --jobs 1 --seed 0 --quiet".split()
+    found = {}
+    for name, snr in (("views", 1.0), ("noise", 1e-6)):
+        stack = make_particles("ribosome", 300, box=24, snr=snr, n_views=4, random_state=0)
+        write_particles(aligned_to_truth(stack), tmp_path / f"{name}.star")
+        out = tmp_path / name
+        assert main(["classify", str(tmp_path / f"{name}.star"), "-o", str(out), *words]) == 0
+        found[name] = json.loads((out / "summary.json").read_text())
+        stability = pd.read_csv(out / "quality.csv")["stability"]
+        assert stability.min() > 0.9 if name == "views" else stability.max() < 0.3
+    assert found["views"]["results"]["agreement_of_repeat"] > 0.9
+    assert found["noise"]["results"]["agreement_of_repeat"] < 0.1
+    assert "[classes-by-chance]" in capsys.readouterr().err
+    assert not any("classes-by-chance" in text for text in found["views"]["warnings"])
+    assert any("classes-by-chance" in text for text in found["noise"]["warnings"])
+    assert len(found["views"]["results"]["kept_by_rarity"]) == 5

@@ -74,12 +74,13 @@ def picture(kind, n_images, rng):
     axis = np.arange(32) - 16
     x, y = axis[None, :], axis[:, None]
     shown = {
-        "particle": np.exp(-((x / 5) ** 2 + (y / 7) ** 2))
-        - 0.7 * np.exp(-(((x - 3) / 2) ** 2 + (y / 2) ** 2)),
+        "particle": 2.0 * np.exp(-((x / 6) ** 4 + (y / 8) ** 4))
+        - 2.0 * np.exp(-(((x - 2) / 2) ** 2 + ((y - 3) / 2) ** 2))
+        - 1.6 * np.exp(-(((x + 3) / 1.5) ** 2 + ((y + 2) / 3) ** 2)),
         "off centre": np.exp(-(((x - 9) / 3) ** 2 + (y / 3) ** 2)),
         "edge": 0.6 * np.tanh((x - 2.0) / 2),
         "dark": -np.exp(-((x / 5) ** 2 + (y / 7) ** 2)),
-        "ice": 6 * np.exp(-((x / 6) ** 2 + (y / 6) ** 2)),
+        "ice": 12 * np.exp(-((x / 6) ** 2 + (y / 6) ** 2)),
         "empty": np.zeros((32, 32)),
         "hot pixel": 12.0 * ((x == 3) & (y == -5)),
         "stripes": np.sin(2 * np.pi * 5 * (x + 0.5 * y) / 32),
@@ -93,12 +94,12 @@ def picture(kind, n_images, rng):
     [
         ("off centre", r"off centre by 0\.\d+ of the mask's radius"),
         ("edge", r"signal at the mask's edge"),
-        ("dark", r"darker in the middle"),
+        ("dark", r"darker than what is around it"),
         ("ice", r"times as strong at low resolution as others: ice or carbon"),
         ("hot pixel", r"power in a single point \(\S+\): hot pixels"),
         ("stripes", r"\d+% of its power along one direction: stripes or bad rows"),
         ("bad column", r"\d+% of its power along one direction: stripes or bad rows"),
-        ("empty", r"blurred: \d+% of the information of a good class"),
+        ("empty", r"no more signal than aligned noise: \S+ times as much"),
     ],
 )
 def test_each_oddity_is_found_named_and_ranked_last(kind, reason):
@@ -152,7 +153,7 @@ def test_what_the_fit_knows_is_told(views):
     assert table["soft_size"].tolist() == [50.5, 60.0, 69.5]
     assert (table["latent_spread"] < 0.05).all()
     assert table["posterior"].tolist() == [1.0, 0.5, 1.0]
-    np.testing.assert_allclose(table["stability"], [0.75, 1.0, 1.0], atol=0.02)
+    np.testing.assert_allclose(table["stability"], [0.66, 1.0, 1.0], atol=0.02)  # a chance of 0.28 taken off
 
 
 def test_limits_are_the_users(views):

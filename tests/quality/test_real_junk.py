@@ -1,10 +1,10 @@
-"""Real particles of an automatic picker: what is blurred ranks last, whatever the start of the fit."""
+"""Real particles of an automatic picker: what is blurred or mixed ranks last, whatever the start."""
 
 import numpy as np
 import pytest
 
 from sklearn_cryoem import MAPAligner, read_particles
-from sklearn_cryoem.quality import class_quality
+from sklearn_cryoem.quality import class_quality, suggest_classes
 
 K = 20
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -21,7 +21,8 @@ def test_junk_of_beta_galactosidase_ranks_last(shared_data):
     for seed in (0, 1):
         fit = MAPAligner(K, mask_diameter=190, n_batches=50, max_iter=1, random_state=seed).fit(stack)
         aligned = stack.with_poses(fit.poses_)
-        tables.append(class_quality(aligned, fit.labels_, n_classes=K, mask_diameter=190))
+        table = class_quality(aligned, fit.labels_, n_classes=K, mask_diameter=190)
+        tables.append(suggest_classes(table, max_offset=0.2))  # one pass leaves good classes off centre
         kept.append(tables[-1]["keep"].to_numpy()[fit.labels_])
     share = np.mean(kept, axis=1)  # (2,)
     assert (share > 0.5).all() and (share < 0.95).all(), f"keeps {share}"
@@ -31,5 +32,5 @@ def test_junk_of_beta_galactosidase_ranks_last(shared_data):
     for table in tables:
         ranked = table.sort_values("rank")
         best, worst = ranked.iloc[:3], ranked.iloc[-3:]
-        assert worst["information"].max() < 0.5 * best["information"].min() and not worst["keep"].any()
+        assert worst["information"].max() < 0.8 * best["information"].min() and not worst["keep"].any()
         assert worst["resolution"].min() > best["resolution"].max()
