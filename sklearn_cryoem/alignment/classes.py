@@ -129,7 +129,7 @@ def centre_of_mass(averages: Float32) -> Float64:
     missing low frequencies leave.
     """
     brightest = averages.max(axis=(1, 2), keepdims=True)
-    mass = np.maximum(averages - FAINT * brightest, 0.0).astype(np.float64)
+    mass = np.where(averages > FAINT * brightest, averages, 0.0).astype(np.float64)
     axis = np.arange(averages.shape[-1]) - averages.shape[-1] // 2
     sums = np.column_stack([mass.sum(axis=1) @ axis, mass.sum(axis=2) @ axis])
     centre: Float64 = sums / np.maximum(mass.sum(axis=(1, 2)), 1e-12)[:, None]

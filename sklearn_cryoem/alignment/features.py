@@ -262,11 +262,11 @@ class FeatureSource:
         way = lies_px[far] - first
         most = max(reach_px - range_px, 0.0)
         way *= np.minimum(1.0, most / np.maximum(np.hypot(*way.T), 1e-12))[:, None]
-        moved = (self.shift_px[rows] != first + way).any(axis=1)
+        moved: Rows = rows[(self.shift_px[rows] != first + way).any(axis=1)]
         updated = self.shift_px.copy()
         updated[rows] = first + way
         self.shift_px = updated
-        return rows[moved]
+        return moved
 
     def power(self, rows: Rows, n_rings: int) -> Float32:
         """Mean power of `rows` on each of `n_rings` rings, (n, n_rings), without the rest of the features."""

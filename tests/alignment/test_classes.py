@@ -1,11 +1,14 @@
 """Averages of classes: those of one reference are its own, those of many the sum of their images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment.classes import aligned_classes
+from sklearn_cryoem.alignment.classes import aligned_classes, centre_of_mass, centred_classes
 from sklearn_cryoem.alignment.mutual import Frames
 from sklearn_cryoem.alignment.passes import run_pass
+from sklearn_cryoem.alignment.poses import find_poses
 from sklearn_cryoem.alignment.update import update_model
 
 
@@ -78,3 +81,43 @@ def test_mirrored_particles_land_on_the_average_of_the_others(
     frames = Frames(np.zeros(2, int), np.zeros(2), np.zeros((2, 2)), np.array([False, True]))
     classes = aligned_classes(stats, frames, model, space.grid, settings, source.noise_fraction)
     assert np.corrcoef(classes.averages[0].ravel(), pair[0].ravel())[0, 1] > 0.9
+
+
+def spot(x, y, sd, height=1.0, box=32):
+    axis = np.arange(box) - box // 2
+    return height * np.exp(-((axis - x) ** 2 + (axis[:, None] - y) ** 2) / (2.0 * sd**2))
+
+
+def test_the_centre_of_mass_is_that_of_the_density():
+    """A round, a hollow and a lopsided particle, and one with the dark halo of missing low frequencies."""
+    ring = spot(3.0, -2.0, 4.0) - spot(3.0, -2.0, 2.5)
+    lopsided = 2.0 * spot(-4.0, 1.0, 2.5) + spot(8.0, -2.0, 2.5)
+    halo = spot(2.0, 2.0, 2.5) - 0.2 * spot(-3.0, -3.0, 5.0)
+    pictures = np.stack([spot(1.5, 4.0, 2.5), ring, lopsided, halo]).astype(np.float32)
+    found = centre_of_mass(pictures)
+    np.testing.assert_allclose(found, [[1.5, 4.0], [3.0, -2.0], [0.0, 0.0], [2.0, 2.0]], atol=0.35)
+    np.testing.assert_array_equal(centre_of_mass(np.zeros((1, 8, 8), np.float32)), [[0.0, 0.0]])
+
+
+def test_classes_are_centred_and_the_poses_of_their_images_with_them(
+    rng, make_particles, make_settings, make_model, blob_image
+):
+    """Views 3 and 5 have their mass in the centre; references off centre give poses that are not."""
+    particles = make_particles(rng, 90, noise=0.3, kinds=(3, 5), max_shift=0.5)
+    away = np.array([[2.0, 0.0], [0.0, -1.5]])
+    references = np.stack([blob_image(kind, 0.0, move) for kind, move in zip((3, 5), away, strict=True)])
+    settings = make_settings(max_shift_px=4.0, shift_step_px=1.0)
+    model = make_model(references, noise=0.1, k_max=11, shift_sigma_px=3.0)
+    source = particles.source()
+    space = settings.space(source.box, 11.0)
+    stats = run_pass(source, np.arange(90), model, space).statistics
+    alone = Frames(np.arange(2), np.zeros(2), np.zeros((2, 2)))
+    arguments = (model, space.grid, settings, source.noise_fraction)
+    frames, classes = centred_classes(stats, alone, *arguments)
+    np.testing.assert_allclose(centre_of_mass(classes.averages), 0.0, atol=0.3)
+    np.testing.assert_allclose(frames.shift_px, -away, atol=0.7)
+    found = find_poses(source, model, settings, frames=frames)
+    error = np.hypot(*(found.shift_px - particles.shift_px).T)
+    assert np.median(error) < 0.8  # 2 and 1.5 pixels before
+    known = replace(settings, angle_range_rad=0.1)
+    assert centred_classes(stats, alone, model, space.grid, known, 1.0)[0] is alone
