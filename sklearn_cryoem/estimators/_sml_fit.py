@@ -170,11 +170,12 @@ def summarise(estimator, blocks, manifold, space):
 def class_attributes(statistics, layout, manifold, space):
     """Fitted attributes that follow from sums over the classes."""
     ridge = manifold.alpha * manifold.noise_variance / layout.information  # (S,)
-    halves = np.stack([space.to_data(statistics.averages(ridge, layout, half)) for half in (0, 1)])
+    averages = [layout.confine(statistics.averages(ridge, layout, half)) for half in (0, 1, None)]
+    halves = np.stack([space.to_data(half) for half in averages[:2]])
     sizes = np.bincount(statistics.labels, minlength=len(manifold.basis.nodes))
     return {
         "labels_": statistics.labels,
-        "class_averages_": space.to_data(statistics.averages(ridge, layout)),
+        "class_averages_": space.to_data(averages[2]),
         "half_averages_": halves,
         "class_resolution_": class_resolution(halves, space),
         "class_sizes_": sizes,
