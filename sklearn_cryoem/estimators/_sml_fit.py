@@ -14,7 +14,7 @@ from sklearn_cryoem.estimators._sml_memory import memory_needed
 from sklearn_cryoem.estimators._sml_noise import pooling
 from sklearn_cryoem.estimators._sml_parameters import folds_of
 from sklearn_cryoem.estimators._sml_space import ImageSpace
-from sklearn_cryoem.manifold.classes import class_statistics, effective_count
+from sklearn_cryoem.manifold.classes import class_statistics, effective_count, information_share
 from sklearn_cryoem.manifold.coupling import turn_of
 from sklearn_cryoem.manifold.crossfit import cross_fit
 from sklearn_cryoem.manifold.fit import StoppedEarly, fit_manifold
@@ -164,7 +164,13 @@ def summarise(estimator, blocks, manifold, space):
         hard=estimator.class_average == "hard",
         n_jobs=estimator.n_jobs,
     )
-    return class_attributes(statistics, blocks.layout, manifold, space)
+    share = 1.0  # vectors are taken at their word
+    if isinstance(space, ImageSpace):
+        share = information_share(blocks, manifold, statistics, dtype=space.dtype, n_jobs=estimator.n_jobs)
+    return {
+        **class_attributes(statistics, blocks.layout, manifold, space),
+        "information_share_": share,
+    }
 
 
 def class_attributes(statistics, layout, manifold, space):

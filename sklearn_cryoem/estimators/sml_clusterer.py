@@ -163,6 +163,10 @@ class SMLClusterer(
         the fit. None for vectors.
     class_sizes_, soft_class_sizes_ : ndarray of shape (n_nodes,)
         Images of each class, and sums of their posteriors; of those that the fit learned from.
+    information_share_ : float
+        Share of the log likelihood that posteriors count, Eq. (3.17), so that they match how sure models of
+        one half of the images are of the labels of the other: far below 1 where averages are noisy or images
+        are not as the model has them. Labels and scores do not depend on it. 1 for vectors.
     n_effective_clusters_ : float
         exp(entropy of `class_sizes_`), Eq. (3.8).
     log_posterior_ : ndarray of shape (n_iter,)

@@ -154,6 +154,12 @@ class FeatureBlock:
     def __len__(self) -> int:
         return len(self.data)
 
+    def take(self, rows: slice) -> FeatureBlock:
+        """Some rows, as views."""
+        norm = None if self.norm is None else self.norm[rows]
+        log_noise = None if self.log_noise is None else self.log_noise[rows]
+        return FeatureBlock(self.data[rows], norm, self.power[rows], log_noise)
+
     def prefix(self, layout: FeatureLayout) -> FeatureBlock:
         """Return the first shells alone, as views."""
         norm = None if self.norm is None else self.norm[:, : layout.n_norms]
