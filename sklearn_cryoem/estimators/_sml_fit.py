@@ -14,7 +14,7 @@ from sklearn_cryoem.estimators._sml_memory import memory_needed
 from sklearn_cryoem.estimators._sml_noise import pooling
 from sklearn_cryoem.estimators._sml_parameters import folds_of
 from sklearn_cryoem.estimators._sml_space import ImageSpace
-from sklearn_cryoem.manifold.classes import class_statistics, effective_count
+from sklearn_cryoem.manifold.classes import class_statistics, effective_count, information_share
 from sklearn_cryoem.manifold.coupling import turn_of
 from sklearn_cryoem.manifold.crossfit import cross_fit
 from sklearn_cryoem.manifold.fit import StoppedEarly, fit_manifold
@@ -164,17 +164,24 @@ def summarise(estimator, blocks, manifold, space):
         hard=estimator.class_average == "hard",
         n_jobs=estimator.n_jobs,
     )
-    return class_attributes(statistics, blocks.layout, manifold, space)
+    share = 1.0  # vectors are taken at their word
+    if isinstance(space, ImageSpace):
+        share = information_share(blocks, manifold, statistics, dtype=space.dtype, n_jobs=estimator.n_jobs)
+    return {
+        **class_attributes(statistics, blocks.layout, manifold, space),
+        "information_share_": share,
+    }
 
 
 def class_attributes(statistics, layout, manifold, space):
     """Fitted attributes that follow from sums over the classes."""
     ridge = manifold.alpha * manifold.noise_variance / layout.information  # (S,)
-    halves = np.stack([space.to_data(statistics.averages(ridge, layout, half)) for half in (0, 1)])
+    averages = [layout.confine(statistics.averages(ridge, layout, half)) for half in (0, 1, None)]
+    halves = np.stack([space.to_data(half) for half in averages[:2]])
     sizes = np.bincount(statistics.labels, minlength=len(manifold.basis.nodes))
     return {
         "labels_": statistics.labels,
-        "class_averages_": space.to_data(statistics.averages(ridge, layout)),
+        "class_averages_": space.to_data(averages[2]),
         "half_averages_": halves,
         "class_resolution_": class_resolution(halves, space),
         "class_sizes_": sizes,

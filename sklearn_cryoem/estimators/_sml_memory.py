@@ -102,7 +102,7 @@ class _Steps:
     def _coupling(self):
         """Functions that couple the nodes, of each shell where they are alike."""
         step = np.sqrt(4.0 * np.pi / self.k)
-        finest = TURN / (2.0 * np.sqrt(np.pi * self.layout.information) * NARROWEST * step)
+        finest = TURN / (np.pi * self.layout.diameter * NARROWEST * step)
         return 8.0 * self.k**2 * min(finest, self.s)
 
     def class_averages(self):

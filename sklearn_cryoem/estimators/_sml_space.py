@@ -67,6 +67,7 @@ class ImageSpace:
     """Fourier features of masked images up to a resolution.
 
     Where the training images were normalised by their background, beyond `background_px` pixels, all are.
+    With `in_window`, templates are masked instead of images, Eq. (3.16).
     """
 
     plane: HalfPlane
@@ -75,9 +76,10 @@ class ImageSpace:
     dtype: str = "<f4"
     noise: NoiseOfParts | None = None
     background_px: float | None = None
+    in_window: bool = False
 
     @classmethod
-    def of(cls, stack, max_resolution, mask_diameter):
+    def of(cls, stack, max_resolution, mask_diameter, *, in_window=False):
         """Space of a stack; `max_resolution` in Angstrom, or in pixels where the pixel size is unknown."""
         side = stack.box * (stack.pixel_size or 1.0)
         if max_resolution is not None and side / max_resolution < 2:
@@ -88,7 +90,8 @@ class ImageSpace:
                 f"{side / 2:.4g} {unit}."
             )
         plane = half_plane(stack.box, None if max_resolution is None else side / max_resolution)
-        return cls(plane, stack.pixel_size, mask_diameter, background_px=normalised_radius(stack.images))
+        background_px = normalised_radius(stack.images)
+        return cls(plane, stack.pixel_size, mask_diameter, background_px=background_px, in_window=in_window)
 
     @property
     def shell(self):
@@ -111,7 +114,7 @@ class ImageSpace:
                 "Resample the particles to the same pixel size, or fit again."
             )
         stack = normalised_like(stack, self.background_px)
-        blocks = FeatureBlocks(stack, self.plane, self.mask_diameter)
+        blocks = FeatureBlocks(stack, self.plane, self.mask_diameter, self.in_window)
         if cache_folder is not None:
             blocks = blocks.kept_in(cache_folder, may_write=False)
         return blocks if self.noise is None else self.noise.whitened(blocks)

@@ -35,10 +35,11 @@ class ManifoldPrediction(TransformerMixin):
     defines it.
     """
 
-    def _posteriors(self, X, function, stacklevel=2):
+    def _posteriors(self, X, function, stacklevel=2, *, tempered=True):
         """Apply `function` to the posterior of every block of X and join the results.
 
-        Poses that are missing are questioned at `stacklevel`, 1 being the caller; with None they are not.
+        It is that of Eq. (3.17), or with `tempered` false that of Eq. (3.1). Poses that are missing are
+        questioned at `stacklevel`, 1 being the caller; with None they are not.
         """
         check_is_fitted(self)
         check_kind(X, self)
@@ -47,7 +48,8 @@ class ManifoldPrediction(TransformerMixin):
             blocks = self._space.blocks(data, self.cache_folder)
             if stacklevel is not None:
                 question_poses(self, X, stacklevel=stacklevel + 1)
-            matcher = self._manifold.matcher(blocks.layout, dtype=self._space.dtype)
+            share = getattr(self, "information_share_", 1.0) if tempered else 1.0  # none in older models
+            matcher = self._manifold.matcher(blocks.layout, dtype=self._space.dtype, temperature=1.0 / share)
             return np.concatenate(list(map_posterior(function, blocks, matcher, n_jobs=self.n_jobs)))
 
     def predict(self, X: Data) -> NDArray[Any]:
@@ -65,7 +67,7 @@ class ManifoldPrediction(TransformerMixin):
         return self._posteriors(X, most_probable)
 
     def predict_proba(self, X: Data) -> NDArray[Any]:
-        """Posterior probability of every node.
+        """Posterior probability of every node, as far as held-out images bear it out, Eq. (3.17).
 
         Parameters
         ----------
@@ -117,7 +119,7 @@ class ManifoldPrediction(TransformerMixin):
         log_likelihood : ndarray of shape (n_images,)
             In nats, over all frequencies up to `max_resolution`.
         """
-        return self._posteriors(X, log_evidence)
+        return self._posteriors(X, log_evidence, tempered=False)
 
     def score(self, X: Data, y: Any = None) -> float:
         """Mean log likelihood per particle, Eq. (3.9).

@@ -99,8 +99,9 @@ class SMLClusterer(
         Finest detail used, in Angstrom (pixels where the pixel size is unknown); by default all but Nyquist.
         Scores can be compared only between models with the same one.
     mask_diameter : float or None, default=None
-        Diameter of the soft disc about each particle outside which pixels are not used, in Angstrom (pixels
-        where the pixel size is unknown); by default 0.9 of the box.
+        Diameter of the soft disc that holds the particle, in Angstrom (pixels where the pixel size is
+        unknown); by default 0.9 of the box. Averages end there. Images are compared with them within 0.9 of
+        the box, where the CTF spreads the particle; without a CTF within the disc, Eq. (3.16).
     class_average : {"soft", "hard"}, default="soft"
         Whether `class_averages_` weigh images by their posterior or count each for its own class, Eq. (3.6).
     position : {"mean", "mode"}, default="mean"
@@ -162,6 +163,10 @@ class SMLClusterer(
         the fit. None for vectors.
     class_sizes_, soft_class_sizes_ : ndarray of shape (n_nodes,)
         Images of each class, and sums of their posteriors; of those that the fit learned from.
+    information_share_ : float
+        Share of the log likelihood that posteriors count, Eq. (3.17), so that they match how sure models of
+        one half of the images are of the labels of the other: far below 1 where averages are noisy or images
+        are not as the model has them. Labels and scores do not depend on it. 1 for vectors.
     n_effective_clusters_ : float
         exp(entropy of `class_sizes_`), Eq. (3.8).
     log_posterior_ : ndarray of shape (n_iter,)
@@ -284,7 +289,7 @@ class SMLClusterer(
         if isinstance(self._space, ImageSpace):
             screened, self._usual = as_screened(given, self, stacklevel=stacklevel)
             data = sound_part(screened, self)
-            self._space = ImageSpace.of(data, self.max_resolution, self.mask_diameter)
+            self._space = ImageSpace.of(data, self.max_resolution, self.mask_diameter, in_window=True)
         self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs, self.cache_folder)
         self._store(noise_attributes(self._space, blocks))
         basis = latent_basis(self)
@@ -358,7 +363,7 @@ class SMLClusterer(
         if len(stack) < 2:
             raise ValueError("SMLClusterer got 1 sample, expected at least 2. Give more particles.")
         self.n_features_in_ = stack.box**2
-        return stack, ImageSpace.of(stack, self.max_resolution, self.mask_diameter)
+        return stack, ImageSpace.of(stack, self.max_resolution, self.mask_diameter, in_window=True)
 
     def _store_manifold(self, fit):
         basis, trace = fit.manifold.basis, fit.trace

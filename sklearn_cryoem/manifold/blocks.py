@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.workers import DaemonThreads, Statistics, in_order, row_blocks, sum_in_order
+from sklearn_cryoem.physics.masks import Support
 
 Floating = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
@@ -45,11 +46,14 @@ class FeatureLayout:
         Column of c^2 that belongs to each feature, 0 .. Q - 1, ascending; a column never spans two shells.
     information : float
         Share of the features that carry independent noise, in (0, 1]: below 1 for masked images, Eq. (3.10).
+    support : Support, optional
+        Where the particle lies, if images are compared in a wider window, Eq. (3.16).
     """
 
     shell: Int
     norm_index: Int
     information: float = 1.0
+    support: Support | None = None
 
     @classmethod
     def plain(cls, n_features: int) -> FeatureLayout:
@@ -90,7 +94,20 @@ class FeatureLayout:
     def truncate(self, n_shells: int) -> FeatureLayout:
         """Return the layout of the first `n_shells` shells: a prefix."""
         n_kept = int(np.searchsorted(self.shell, n_shells))
-        return FeatureLayout(self.shell[:n_kept], self.norm_index[:n_kept], self.information)
+        return FeatureLayout(self.shell[:n_kept], self.norm_index[:n_kept], self.information, self.support)
+
+    @property
+    def diameter(self) -> float:
+        """Diameter of the particle's mask as a share of the box."""
+        share = self.information if self.support is None else self.support.share
+        return float(np.sqrt(4.0 * share / np.pi))
+
+    def confine(self, templates: Float64) -> Float64:
+        """Templates (K, P), or weights of them, without what lies outside the particle, Eq. (3.16)."""
+        if self.support is None:
+            return templates
+        rows = row_blocks(len(templates), ROWS_AT_ONCE)  # their images are larger than they
+        return np.concatenate([self.support.masked(templates[some]) for some in rows])
 
     def features_of(self, shell: int) -> slice:
         """Columns of the features of one shell."""
@@ -136,6 +153,12 @@ class FeatureBlock:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def take(self, rows: slice) -> FeatureBlock:
+        """Some rows, as views."""
+        norm = None if self.norm is None else self.norm[rows]
+        log_noise = None if self.log_noise is None else self.log_noise[rows]
+        return FeatureBlock(self.data[rows], norm, self.power[rows], log_noise)
 
     def prefix(self, layout: FeatureLayout) -> FeatureBlock:
         """Return the first shells alone, as views."""

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from sklearn_cryoem._core.workers import ordered_map, row_blocks
-from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureLayout, in_turn, shards
-from sklearn_cryoem.manifold.expectation import Matcher, Posterior
+from sklearn_cryoem.manifold.blocks import (
+    ROWS_AT_ONCE,
+    Blocks,
+    FeatureLayout,
+    in_turn,
+    shards,
+    sum_over_start,
+)
+from sklearn_cryoem.manifold.expectation import Matcher, Posterior, Statistics
+from sklearn_cryoem.manifold.fit import Manifold
+from sklearn_cryoem.manifold.maximisation import solve_weights
 from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed, with_digits_of
 
 Sums = NDArray[Any]  # float32 or float64
@@ -20,6 +30,8 @@ Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 Result = TypeVar("Result")
+
+SHARES = np.geomspace(1 / 64, 1.0, 25)  # of the log likelihood that are tried
 
 
 @dataclass(frozen=True)
@@ -131,6 +143,73 @@ def _shard_classes(blocks: Blocks, matcher: Matcher, hard: bool, shard: range) -
             else:
                 add_product(gram[half], left, block.norm[rows])
     return ClassStatistics(cross, gram, node_mass, np.concatenate(labels))
+
+
+@dataclass(frozen=True)
+class _Certainty:
+    """Sums over images of posteriors of their labels; they add over blocks."""
+
+    claimed: Float64  # with each of SHARES
+    held_out: float  # under the templates of the other half
+
+    def __add__(self, other: _Certainty) -> _Certainty:
+        return _Certainty(self.claimed + other.claimed, self.held_out + other.held_out)
+
+
+def information_share(
+    blocks: Blocks,
+    manifold: Manifold,
+    classes: ClassStatistics,
+    *,
+    dtype: DTypeLike = np.float32,
+    n_jobs: int | None = None,
+) -> float:
+    """Share of the log likelihood that images bear out, Eq. (3.17); from 1/64 to 1.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        The data that the manifold was fitted to.
+    manifold : Manifold
+        The fit.
+    classes : ClassStatistics
+        Of the same data.
+    dtype : dtype
+        Precision of the matrix products.
+    n_jobs : int, optional
+        Number of workers.
+
+    Notes
+    -----
+    Two M-steps, and a pass over at most 10,000 images.
+    """
+    layout, none = blocks.layout, np.zeros(blocks.layout.n_shells)
+    matchers = [manifold.matcher(layout, dtype=dtype)]
+    for other in (1, 0):  # even rows are compared with what odd ones alone give
+        half = Statistics(classes.cross[other], classes.gram[other], none, classes.node_mass, 0.0, 0)
+        weights = solve_weights(
+            half, manifold.basis, manifold.noise_variance, manifold.alpha, layout, n_jobs=n_jobs
+        )
+        matchers.append(dataclasses.replace(manifold, weights=weights).matcher(layout, dtype=dtype))
+    total = sum_over_start(partial(_block_certainty, blocks, matchers), blocks, n_jobs=n_jobs)
+    return float(np.exp(np.interp(total.held_out, total.claimed, np.log(SHARES))))
+
+
+def _block_certainty(blocks: Blocks, matchers: list[Matcher], index: int) -> _Certainty:
+    matcher, *held_out = matchers
+    block = matcher.in_enough_digits(blocks.load(index, matcher.layout.n_shells))
+    log_joint = matcher.log_joint(block)  # (n, K)
+    labels = log_joint.argmax(axis=1)
+    log_joint -= log_joint.max(axis=1, keepdims=True)
+    claimed = [
+        (1.0 / np.exp(log_joint * share).sum(axis=1)).sum() for share in SHARES.astype(log_joint.dtype)
+    ]
+    borne_out = 0.0
+    for half, other in enumerate(held_out):
+        rows = slice(half, None, 2)
+        posterior = other.posterior(block.take(rows)).responsibilities
+        borne_out += float(np.take_along_axis(posterior, labels[rows, None], axis=1).sum())
+    return _Certainty(np.array(claimed, dtype=np.float64), borne_out)
 
 
 def map_posterior(

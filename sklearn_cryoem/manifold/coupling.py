@@ -75,9 +75,8 @@ class Coupling:
         turn : float
             See `turn_of`.
         """
-        diameter = np.sqrt(4.0 * layout.information / np.pi)  # of the mask, as a share of the box
         step = np.sqrt(4.0 * np.pi / len(basis.nodes))  # radians between nodes that share all views
-        widths = turn / (np.pi * diameter * np.arange(1, layout.n_shells + 1)) / step  # (S,)
+        widths = turn / (np.pi * layout.diameter * np.arange(1, layout.n_shells + 1)) / step  # (S,)
         bases: list[Float64 | None] = []
         mean_square = np.ones(layout.n_shells)
         for shell, width in enumerate(np.minimum(widths, WIDEST)):
@@ -95,7 +94,8 @@ class Coupling:
         """Templates (K, P) that maximise the expected log posterior; c^2 is that of the shell, Eq. (3.3)."""
         ridge = self.alpha[: layout.n_shells] * noise_variance / layout.information  # (S,)
         solve = partial(self._solve_shell, statistics, ridge, layout)
-        return np.hstack(list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, here=True)))
+        solved = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, here=True))
+        return layout.confine(np.hstack(solved))
 
     def _solve_shell(
         self, statistics: Statistics, ridge: Float64, layout: FeatureLayout, shell: int

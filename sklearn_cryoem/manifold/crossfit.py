@@ -126,7 +126,7 @@ def _shard_folds(blocks: Blocks, matchers: list[Matcher], n_shells: int, shard: 
     evidence, n_samples = [0.0] * n_folds, [0] * n_folds
     for block in in_turn(blocks, shard, n_shells):
         for fold, matcher in enumerate(matchers):
-            part = matcher.in_enough_digits(_rows_of(block, slice(fold, None, n_folds)))
+            part = matcher.in_enough_digits(block.take(slice(fold, None, n_folds)))
             weights, log_evidence = matcher.posterior(part.prefix(matcher.layout))
             left = transposed(weights, part.data.shape[1])
             cross, gram = with_digits_of(part.data, cross, gram)
@@ -139,12 +139,6 @@ def _shard_folds(blocks: Blocks, matchers: list[Matcher], n_shells: int, shard: 
             n_samples[fold] += len(part)
     sums = zip(cross, gram, power, node_mass, evidence, n_samples, strict=True)
     return FoldStatistics([Statistics(*each) for each in sums])
-
-
-def _rows_of(block: FeatureBlock, rows: slice) -> FeatureBlock:
-    norm = None if block.norm is None else block.norm[rows]
-    log_noise = None if block.log_noise is None else block.log_noise[rows]
-    return FeatureBlock(block.data[rows], norm, block.power[rows], log_noise)
 
 
 def cross_fit(

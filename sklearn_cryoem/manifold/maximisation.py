@@ -29,7 +29,7 @@ def solve_weights(
     *,
     n_jobs: int | None = None,
 ) -> Float64:
-    """Weights W (M + 1, P) that maximise the expected log posterior, Eq. (3.3).
+    """Weights W (M + 1, P) that maximise the expected log posterior, Eq. (3.3), confined by Eq. (3.16).
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def solve_weights(
             LinAlgWarning,
             stacklevel=2,
         )
-    return np.hstack([solution.weights for solution in solutions])
+    return layout.confine(np.hstack([solution.weights for solution in solutions]))
 
 
 def _solve_shell(

@@ -29,7 +29,7 @@ from sklearn_cryoem.particles.feature_files import FORMAT, FeatureFiles
 from sklearn_cryoem.particles.stack import ParticleStack
 from sklearn_cryoem.physics.ctf import electron_wavelength
 from sklearn_cryoem.physics.fourier import Complex64, Float32, HalfPlane, fourier_features, fourier_resize
-from sklearn_cryoem.physics.masks import mask_background, soft_disc
+from sklearn_cryoem.physics.masks import Support, mask_background, soft_disc
 from sklearn_cryoem.physics.rotation import aligned_features
 
 BLOCK_BYTES, BLOCK_SHARE = 64 * 2**20, 1 / 64  # of a block, and of the memory limit, at most; or BLOCK_SIZE
@@ -56,6 +56,9 @@ class FeatureBlocks:
         Diameter of the soft disc outside which the background is removed, in the unit of the stack's lengths
         (Angstrom, or pixels if the pixel size is unknown). The disc lies about the particle, not the box. By
         default 0.9 of the box.
+    in_window : bool
+        Whether images with a CTF are masked by a window of 0.9 of the box instead, and the layout tells where
+        the particle lies: a tighter mask cuts the rings that the CTF spreads about it, Eq. (3.16).
     block_size : int
         Images of a block, at most; even. Fewer where they would take more than 64 MB, or than 1/64 of the
         memory limit.
@@ -81,6 +84,7 @@ class FeatureBlocks:
         stack: ParticleStack,
         plane: HalfPlane,
         mask_diameter: float | None = None,
+        in_window: bool = False,
         block_size: int = BLOCK_SIZE,
         cache_bytes: float | None = None,
     ) -> None:
@@ -97,6 +101,11 @@ class FeatureBlocks:
         self.stack, self.plane = stack, plane
         self.n_samples = len(stack)
         self._radius_px, self._edge_px = self._mask_of(mask_diameter)
+        self._support: Support | None = None
+        window_px = self._mask_of(None)[0]
+        if in_window and stack.ctf is not None and self._radius_px < window_px:
+            self._support = Support(plane, self._radius_px, self._edge_px)
+            self._radius_px = window_px
         self._is_isotropic = stack.ctf is not None and self._astigmatic_phase() <= NEGLIGIBLE_PHASE
         self.layout = self._layout()
         per_image = 4 * (self.layout.n_features + (self.layout.n_norms if stack.ctf is not None else 0))
@@ -143,7 +152,7 @@ class FeatureBlocks:
         else:
             norm = np.arange(self.plane.n_coefficients)
         disc = soft_disc(self.plane.box, self._radius_px, self._edge_px)
-        return FeatureLayout(shell, np.repeat(norm, 2), information=float(np.mean(disc**2)))
+        return FeatureLayout(shell, np.repeat(norm, 2), float(np.mean(disc**2)), self._support)
 
     @staticmethod
     def _radius_index(plane: HalfPlane) -> np.ndarray:

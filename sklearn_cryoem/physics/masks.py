@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from sklearn_cryoem.physics.fourier import Float32
+from sklearn_cryoem.physics.fourier import (
+    Float32,
+    Float64,
+    HalfPlane,
+    fourier_features,
+    images_from_features,
+)
+
+BAND_MARGIN = 4.0  # Fourier pixels beyond the band in which its features are masked: a mask spreads that far
+BAND_EDGE = 1.5  # Fourier pixels at the end of a band, where half of what a mask mixes is missing
 
 
 def pixel_radius(box: int, centre: ArrayLike = (0.0, 0.0)) -> NDArray[np.float64]:
@@ -129,3 +139,54 @@ def mask_background(
 @lru_cache(maxsize=8)
 def _centred_disc(box: int, radius_px: float, edge_px: float) -> Float32:
     return soft_disc(box, radius_px, edge_px)
+
+
+@dataclass(frozen=True)
+class Support:
+    """The soft disc that holds the particle, for features instead of images.
+
+    Attributes
+    ----------
+    plane : HalfPlane
+        Which coefficients the features are.
+    radius_px, edge_px : float
+        As in `soft_disc`.
+    """
+
+    plane: HalfPlane
+    radius_px: float
+    edge_px: float
+
+    @cached_property
+    def share(self) -> float:
+        """Share f of the power of white noise that the disc leaves."""
+        return float(np.mean(_centred_disc(self.plane.box, self.radius_px, self.edge_px) ** 2))
+
+    def masked(self, features: Float64) -> Float64:
+        """Features of the images that `features` stand for, without what lies outside the disc, Eq. (3.16).
+
+        Parameters
+        ----------
+        features : ndarray of shape (n, P)
+            Real features, of the whole plane or of the first shells of it.
+
+        Returns
+        -------
+        masked : ndarray of shape (n, P), float64
+            The outermost 1.5 Fourier pixels stay as they are: what the mask brings there lies half beyond.
+
+        Notes
+        -----
+        Two FFTs a row, in single precision, of a box no larger than the band needs.
+        """
+        n_kept, box = features.shape[1] // 2, self.plane.box
+        kx, ky, k_max = self.plane.kx[:n_kept], self.plane.ky[:n_kept], float(self.plane.radius[n_kept - 1])
+        small = min(box, int(2 * np.ceil(k_max + BAND_MARGIN)))
+        plane, ratio = HalfPlane(small, k_max, kx, ky), small / box
+        values = np.ascontiguousarray(features, dtype=np.float32).view(np.complex64)  # (n, J)
+        images = mask_background(
+            images_from_features(values, plane), self.radius_px * ratio, self.edge_px * ratio
+        )
+        masked = fourier_features(images, plane).view(np.float32).astype(np.float64)
+        inner = np.repeat(plane.radius <= k_max - BAND_EDGE, 2)
+        return np.where(inner, masked, features)

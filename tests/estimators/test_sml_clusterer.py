@@ -319,3 +319,29 @@ def test_input_of_another_kind_is_refused(stack, fitted, vectors):
         SMLClusterer(4).fit(stack[:1])
     with pytest.raises(ValueError, match="got 0 particles, expected at least 1"):
         fitted.predict(stack[:0])
+
+
+@pytest.mark.parametrize(("snr", "is_sharp"), [(0.3, True), (0.05, True), (0.02, False)])
+def test_posteriors_of_views_are_as_sure_as_they_are_right(snr, is_sharp):
+    stack = aligned_to_truth(make_particles("ribosome", 500, box=32, snr=snr, n_views=9, random_state=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = SMLClusterer((4, 4), max_iter=30, random_state=0).fit(stack)
+    truth, label = stack.truth["view"].to_numpy(), model.labels_
+    counts = np.zeros((16, 9))
+    np.add.at(counts, (label, truth), 1)
+    view = counts.argmax(axis=1)  # of each class
+    accuracy = np.mean(view[label] == truth)
+
+    def certainty():
+        return (model.predict_proba(stack) * (view == view[label][:, None])).sum(axis=1).mean()
+
+    assert abs(certainty() - accuracy) < 0.05, f"sure to {certainty():.3f}, right in {accuracy:.3f}"
+    assert (accuracy > 0.95) == is_sharp
+    labels, scores = model.predict(stack), model.score_samples(stack)
+    np.testing.assert_array_equal(labels, label)
+    model.information_share_ = 1.0  # Eq. (3.1) as it stands
+    np.testing.assert_array_equal(model.predict(stack), labels)
+    np.testing.assert_array_equal(model.score_samples(stack), scores)
+    if not is_sharp:
+        assert certainty() > accuracy + 0.2

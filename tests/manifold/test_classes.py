@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem.manifold.classes import class_statistics, effective_count, latent_positions, map_posterior
+from sklearn_cryoem.manifold.classes import (
+    class_statistics,
+    effective_count,
+    information_share,
+    latent_positions,
+    map_posterior,
+)
 from sklearn_cryoem.manifold.expectation import Matcher, Posterior
+from sklearn_cryoem.manifold.fit import Manifold
+from sklearn_cryoem.manifold.grid import LatentBasis
 
 
 def setting(make_blocks, rng):
@@ -46,6 +54,44 @@ def test_workers_change_no_bit(make_blocks, rng):
     alone, together = (class_statistics(blocks, matcher, n_jobs=n) for n in (1, 2))
     np.testing.assert_array_equal(alone.cross, together.cross)
     np.testing.assert_array_equal(alone.labels, together.labels)
+
+
+def test_images_claim_no_more_than_the_other_half_says_of_their_labels(make_blocks, rng):
+    blocks, y, ctf = make_blocks(rng, n=60, noise=1.0)
+    layout, basis = blocks.layout, LatentBasis((7,), (4,), 0.75)
+    variance, alpha = np.ones(layout.n_shells), np.full(layout.n_shells, 0.5)
+
+    def templates(weights, rows):
+        penalty = np.diag(0.5 / layout.information * np.append(np.ones(basis.phi.shape[1] - 1), 0.0))
+        over, under = weights[rows].T @ (ctf * y)[rows], weights[rows].T @ (ctf**2)[rows]
+        return np.stack(
+            [
+                np.linalg.solve(basis.phi.T @ (g[:, None] * basis.phi) + penalty, basis.phi.T @ b)
+                for g, b in zip(under.T, over.T, strict=True)
+            ],
+            axis=1,
+        )
+
+    def posterior(weights, share=1.0):
+        mu = basis.phi @ weights
+        joint = layout.information * ((ctf * y) @ mu.T - 0.5 * ctf**2 @ (mu**2).T) * share
+        joint = np.exp(joint - joint.max(axis=1, keepdims=True))
+        return joint / joint.sum(axis=1, keepdims=True)
+
+    everyone = slice(None)
+    manifold = Manifold(basis, templates(rng.dirichlet(np.ones(7), 60), everyone), variance, alpha)
+    for _ in range(5):
+        manifold = Manifold(basis, templates(posterior(manifold.weights), everyone), variance, alpha)
+    found = posterior(manifold.weights)
+    labels, halves = found.argmax(axis=1), (slice(0, None, 2), slice(1, None, 2))
+    borne_out = np.concatenate(
+        [posterior(templates(found, halves[1 - half]))[halves[half]][np.arange(30), labels[halves[half]]]
+         for half in (0, 1)]
+    )  # fmt: skip
+    statistics = class_statistics(blocks, manifold.matcher(layout, dtype=np.float64))
+    share = information_share(blocks, manifold, statistics, dtype=np.float64)
+    assert 1 / 64 < share < 1
+    assert posterior(manifold.weights, share).max(axis=1).mean() == pytest.approx(borne_out.mean(), abs=2e-3)
 
 
 def test_latent_positions_are_the_mean_or_the_mode_of_the_posterior():

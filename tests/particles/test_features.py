@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_cryoem import CTFTable, ParticleStack, Poses, SMLClusterer, set_memory_limit
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.datasets.volumes import Volume
 from sklearn_cryoem.manifold.blocks import in_turn
 from sklearn_cryoem.particles import features
 from sklearn_cryoem.particles.features import FeatureBlocks
@@ -132,6 +133,40 @@ def test_the_mask_follows_the_particle_off_the_centre():
     assert np.abs(everything(FeatureBlocks(centred, plane, 12.0))[0]).max() < 0.02
     data = everything(FeatureBlocks(shifted, plane, 12.0))[0].view(np.complex64)
     np.testing.assert_allclose(data, np.sqrt(2) / 32, atol=2e-3)  # a point at the centre: flat, real
+
+
+def test_in_a_window_images_keep_what_the_ctf_spreads_and_the_layout_tells_the_mask(one_view):
+    plane, diameter = half_plane(48), 0.6 * 48 * one_view.pixel_size
+    tight = FeatureBlocks(one_view, plane, diameter)
+    window, wide = FeatureBlocks(one_view, plane, diameter, True), FeatureBlocks(one_view, plane)
+    for mine, other in zip(everything(window), everything(wide), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert window.layout.information == wide.layout.information
+    assert window.layout.diameter == pytest.approx(tight.layout.diameter)
+    assert window.layout.truncate(5).support is window.layout.support and wide.layout.support is None
+    plain = one_view.with_ctf(None)  # nothing is spread: images are masked as tightly as they can be
+    blocks = [FeatureBlocks(plain, plane, diameter, in_window) for in_window in (False, True)]
+    assert blocks[1].layout.support is None
+    np.testing.assert_array_equal(everything(blocks[0])[0], everything(blocks[1])[0])
+
+
+def test_classes_under_a_tight_mask_do_not_follow_defocus():
+    axis = 5.0 * (np.arange(48) - 24)
+    radius = np.sqrt(sum(np.square(np.meshgrid(axis, axis, axis))))
+    shell = Volume(np.exp(-0.5 * ((radius - 50.0) / 8.0) ** 2), 5.0)  # all views are the same
+    stack = make_particles(shell, 600, box=48, pixel_size=5.0, snr=1.0, defocus=(8e3, 3e4), random_state=0)
+    stack = aligned_to_truth(stack)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels = SMLClusterer((5, 5), mask_diameter=135.0, max_iter=20, random_state=0).fit_predict(stack)
+    defocus = stack.ctf.defocus_u_angstrom
+    sizes = np.bincount(labels, minlength=25)
+    means = np.bincount(labels, defocus, minlength=25) / np.maximum(sizes, 1)
+    share = (sizes * (means - defocus.mean()) ** 2).sum() / (600 * defocus.var())
+    chance = (np.count_nonzero(sizes) - 1) / 599
+    assert share < 2 * chance, (
+        f"{share:.3f} of the variance of defocus lies between classes, chance {chance:.3f}"
+    )
 
 
 def test_isotropic_ctfs_need_one_column_a_radius_and_change_nothing_else(one_view):

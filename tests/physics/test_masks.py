@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem.physics.fourier import fourier_features, half_plane
-from sklearn_cryoem.physics.masks import mask_background, pixel_radius, soft_disc
+from sklearn_cryoem.physics.masks import BAND_EDGE, Support, mask_background, pixel_radius, soft_disc
 
 
 @pytest.mark.parametrize("box", [16, 17])
@@ -77,3 +77,26 @@ def test_errors_say_what_to_do():
         soft_disc(16, 4.0, 2.0, (1.0, 2.0, 3.0))
     with pytest.raises(ValueError, match="Use a radius below 8 pixels"):
         mask_background(np.zeros((1, 16, 16), np.float32), 20.0, 0.0)
+
+
+@pytest.mark.parametrize("k_max", [6.0, 15.0])
+def test_features_are_masked_as_their_images_are(rng, k_max):
+    box, plane = 32, half_plane(32)
+    images = rng.standard_normal((3, box, box)).astype(np.float32)
+    features = fourier_features(images, plane)  # (3, J)
+    features[:, plane.radius > k_max] = 0
+    n_kept = plane.prefix(k_max)
+    given = np.ascontiguousarray(features[:, :n_kept]).view(np.float32).astype(np.float64)
+    disc = soft_disc(box, 9.0, 3.0)
+    grid = np.arange(box) - box // 2
+    phase = np.exp(
+        2j * np.pi * (plane.ky[:, None, None] * grid[:, None] + plane.kx[:, None, None] * grid) / box
+    )
+    band = np.sqrt(2.0) / box * np.einsum("nj,jyx->nyx", features, phase).real  # Eq. (1.1)-(1.3)
+    background = (band * (1 - disc)).sum(axis=(1, 2)) / (1 - disc).sum()
+    naive = fourier_features(((band - background[:, None, None]) * disc).astype(np.float32), plane)
+    masked = Support(plane, 9.0, 3.0).masked(given).view(np.complex128)
+    inner = plane.radius[:n_kept] <= plane.radius[n_kept - 1] - BAND_EDGE
+    scale = np.abs(features).max()
+    np.testing.assert_allclose(masked[:, inner], naive[:, :n_kept][:, inner], atol=0.02 * scale)
+    np.testing.assert_array_equal(masked[:, ~inner], given.view(np.complex128)[:, ~inner])
