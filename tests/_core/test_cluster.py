@@ -142,12 +142,12 @@ def test_what_is_sent_once_is_not_sent_again_with_the_next_pass(client, monkeypa
     )
     table = Table(100_000)
     with parallel_config("dask"):
-        for _ in range(2):
-            found = list(ordered_map(partial(picked, table), range(40)))
-    assert [value for _, value in found] == list(range(40))
-    processes = {process for process, _ in found}
+        first, second = (list(ordered_map(partial(picked, table), range(40))) for _ in range(2))
+    assert [value for _, value in first] == [value for _, value in second] == list(range(40))
+    processes = {process for process, _ in first + second}
     assert os.getpid() not in processes
-    assert sum(n > 100_000 for n in sent) == 2, "the table goes to each of two workers once"
+    # on a busy machine one worker may do all of it
+    assert sum(n > 100_000 for n in sent) == len(processes), "the table goes to each worker once"
     assert all(n < 2_000 for n in sent if n <= 100_000)
 
 

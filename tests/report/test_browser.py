@@ -44,6 +44,14 @@ class Page:
             self.wait_until_ready()
         return seconds
 
+    def open_in_a_notebook(self, path):
+        """Open a page that holds a report in a frame, and go into the frame."""
+        self.driver.get(path.as_uri())
+        self.js("localStorage.clear()")
+        self.driver.refresh()
+        self.driver.switch_to.frame(self.find("iframe"))
+        self.wait_until_ready()
+
     def wait_until_ready(self):
         self.wait(lambda: self.js("return document.documentElement.dataset.ready") == "yes")
 
@@ -426,9 +434,7 @@ def test_a_thousand_classes_load_and_answer_at_once(page, tmp_path):
 def test_in_a_notebook_the_page_works_inside_its_frame(page, saved, tmp_path):
     notebook = tmp_path / "notebook.html"
     notebook.write_text(f"<!doctype html><body>{Report(saved[0])._repr_html_()}</body>", encoding="utf-8")
-    page.driver.get(notebook.as_uri())
-    page.driver.switch_to.frame(page.find("iframe"))
-    page.wait_until_ready()
+    page.open_in_a_notebook(notebook)
     page.tile(3).click()
     assert page.selected() == [3]
     page.driver.switch_to.default_content()
