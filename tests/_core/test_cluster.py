@@ -32,7 +32,7 @@ from sklearn_cryoem.manifold.blocks import N_SHARDS, shards
 from sklearn_cryoem.manifold.expectation import e_step
 from sklearn_cryoem.particles.features import FeatureBlocks
 
-TWO_PROCESSES = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+TWO_PROCESSES = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of dask and tornado
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -231,7 +231,7 @@ def slowly_doubled(item):
 @pytest.fixture
 def own_cluster():
     """A cluster of one process for a test that takes it apart."""
-    with distributed.LocalCluster(**{**TWO_PROCESSES, "n_workers": 1, "dashboard_address": ":0"}) as cluster:
+    with distributed.LocalCluster(**{**TWO_PROCESSES, "n_workers": 1}) as cluster:
         with distributed.Client(cluster):
             yield cluster
 

@@ -38,7 +38,7 @@ def main():
     connect()
     warnings.simplefilter("ignore", ConvergenceWarning)
     soon = {"distributed.comm.timeouts.connect": "3s", "distributed.comm.timeouts.tcp": "11s"}  # the least
-    nobody = {"n_workers": 0, "host": HERE, "dashboard_address": None, "silence_logs": 50}
+    nobody = {"n_workers": 0, "host": HERE, "dashboard_address": ":0", "silence_logs": 50}
     with dask.config.set(soon), LocalCluster(**nobody) as local, Client(local) as client:
         workers = [start_worker(name, client.scheduler.address, folder) for name in HOSTS]
         client.wait_for_workers(len(HOSTS), timeout=60)
