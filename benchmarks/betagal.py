@@ -5,7 +5,8 @@
 Runs ``sklearn-cryoem classify`` in a process of its own on 2,374 beta-galactosidase particles and then
 compares every class average with projections of the known map (which the classification never sees): the
 highest correlation coefficient over 400 views, all in-plane angles and shifts, inside a disc, between 60 and
-12 A. Blurred junk has a score too: read the figures beside the pictures.
+12 A. Blurred junk has a score too: read the figures beside the pictures. The map has its centre of symmetry
+in the centre, so the shift of the best match says how far a class is off.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import mrcfile
 import numpy as np
+import pandas as pd
 from scipy import fft
 
 from sklearn_cryoem.datasets import load_volume
@@ -29,6 +31,7 @@ from sklearn_cryoem.physics.masks import mask_background
 from sklearn_cryoem.physics.polar import angular_orders, polar_grid, polar_transform, translation_phase
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+RECOGNISED, OFF_CENTRE_PX = 0.7, 3.0
 COARSE_ANGSTROM, FINE_ANGSTROM = 60.0, 12.0
 
 
@@ -64,23 +67,28 @@ def main() -> None:
 
 
 def report_views(out: Path, map_path: Path, mask_diameter: float) -> None:
+    sizes = pd.read_csv(out / "quality.csv")["size"].to_numpy()
     for path in sorted(out.glob("*averages*.mrcs")):
         with mrcfile.open(path) as handle:
             averages, pixel_size = handle.data.astype(np.float32), float(handle.voxel_size.x)
-        print_view_scores(path.name, averages, pixel_size, map_path, mask_diameter)
+        print_view_scores(path.name, averages, sizes, pixel_size, map_path, mask_diameter)
 
 
-def print_view_scores(name, averages, pixel_size, map_path, mask_diameter):
-    """Print how many averages correlate well with a projection of the map, and how well the best do."""
-    scores = view_scores(averages, load_volume(map_path), pixel_size, mask_diameter)
+def print_view_scores(name, averages, sizes, pixel_size, map_path, mask_diameter):
+    """Print how many averages correlate well with a projection of the map, and which of them are off centre."""
+    scores, off_px = view_scores(averages, load_volume(map_path), pixel_size, mask_diameter)
     best = np.sort(scores)[::-1]
     counts = ", ".join(f"{(scores >= level).sum()} at {level:g}" for level in (0.7, 0.8, 0.85, 0.9))
     print(f"{name}: {len(averages)} classes; correlation with a projection: {counts} or above")
     print("  best 20:", np.array2string(best[:20], precision=2))
+    seen = scores >= RECOGNISED
+    print(f"  particles in classes at {RECOGNISED:g} or above: {sizes[seen].sum() / sizes.sum():.3f}")
+    off = off_px[seen] > OFF_CENTRE_PX
+    print(f"  of these {seen.sum()} classes more than {OFF_CENTRE_PX:g} px off centre: {off.sum()}")
 
 
-def view_scores(averages, volume, pixel_size, mask_diameter, n_views=400, reach_px=4, seed=0):
-    """Highest correlation of each average with any projection of the volume; (n_classes,)."""
+def view_scores(averages, volume, pixel_size, mask_diameter, n_views=400, reach_px=7, seed=0):
+    """Highest correlation of each average with any projection, and how far off it lies; both (n_classes,)."""
     box = averages.shape[-1]
     rng = np.random.default_rng(seed)
     rot, tilt = rng.uniform(-np.pi, np.pi, n_views), np.arccos(rng.uniform(-1, 1, n_views))
@@ -101,13 +109,16 @@ def view_scores(averages, volume, pixel_size, mask_diameter, n_views=400, reach_
         mask_background(averages, radius, 3.0), grid
     )  # (n_classes, n_rings, n_angles / 2)
     steps = np.arange(-reach_px, reach_px + 1)
-    best = np.full(len(averages), -1.0)
-    for move in np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2):
+    moves = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+    best, off = np.full(len(averages), -1.0), np.zeros(len(averages))
+    for move in moves[np.hypot(*moves.T) <= reach_px]:
         moved = orders_of(masked * translation_phase(grid, move)[0])
         cross = np.einsum("vrm,krm->kvm", np.conj(reference), moved, optimize=True)
         correlation = fft.irfft(cross, grid.n_angles, axis=-1, norm="forward")
-        best = np.maximum(best, correlation.max(axis=(1, 2)))
-    return best
+        highest = correlation.max(axis=(1, 2))
+        off[highest > best] = np.hypot(*move)
+        best = np.maximum(best, highest)
+    return best, off
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main() -> None:
         held = classes["size"].to_numpy() > 0
         print_view_scores(
             f"RELION, {held.sum()} of {len(held)} classes hold particles",
-            averages[held], pixel_size, options.map, options.mask_diameter,
+            averages[held], classes["size"].to_numpy()[held], pixel_size, options.map, options.mask_diameter,
         )  # fmt: skip
         if options.picture:
             draw(options.picture, averages, pixel_size, classes)

@@ -69,8 +69,9 @@ class MAPAligner(
         Diameter of the soft mask of the references in Angstrom (pixels where the pixel size is unknown). It
         should hold the particle with little to spare. By default 0.9 of the box.
     max_shift : float or None, default=None
-        Longest shift searched, in Angstrom (pixels where the pixel size is unknown). By default 0.08 of the
-        box.
+        Longest shift, in Angstrom (pixels where the pixel size is unknown). By default 0.2 of the box. A search
+        covers 0.08 of the box at most and follows the image from visit to visit, Eq. (4.16), so that a long
+        one costs no more.
     shift_step : float or None, default=None
         Distance of the shifts searched, in the same unit. By default a third of the finest period in use, but
         not below one pixel. Poses are refined below the step in the end.
@@ -141,8 +142,8 @@ class MAPAligner(
     log_evidence_ : ndarray of shape (n_images,)
         log p(image) / p(image | noise alone): low for images that no class explains.
     class_averages_ : ndarray of shape (n_clusters, D, D)
-        CTF-corrected, regularised and masked averages, in one frame: similar views are turned alike. The
-        largest class comes first.
+        CTF-corrected, regularised and masked averages, in one frame: similar views are turned alike, and each
+        has its centre of mass in the centre, Eq. (4.17). The largest class comes first.
     references_ : ndarray of shape (n_references, D, D)
         References of EM, each centred.
     reference_class_ : ndarray of shape (n_references,)
