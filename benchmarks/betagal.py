@@ -68,14 +68,13 @@ def main() -> None:
 
 def report_views(out: Path, map_path: Path, mask_diameter: float) -> None:
     sizes = pd.read_csv(out / "quality.csv")["size"].to_numpy()
-    for path in sorted(out.glob("*averages*.mrcs")):
-        with mrcfile.open(path) as handle:
-            averages, pixel_size = handle.data.astype(np.float32), float(handle.voxel_size.x)
-        print_view_scores(path.name, averages, sizes, pixel_size, map_path, mask_diameter)
+    with mrcfile.open(out / "class_averages.mrcs") as handle:
+        averages, pixel_size = handle.data.astype(np.float32), float(handle.voxel_size.x)
+    print_view_scores("class averages", averages, sizes, pixel_size, map_path, mask_diameter)
 
 
 def print_view_scores(name, averages, sizes, pixel_size, map_path, mask_diameter):
-    """Print how many averages correlate well with a projection of the map, and which of them are off centre."""
+    """Print how many averages correlate well with a projection of the map, and how many are off centre."""
     scores, off_px = view_scores(averages, load_volume(map_path), pixel_size, mask_diameter)
     best = np.sort(scores)[::-1]
     counts = ", ".join(f"{(scores >= level).sum()} at {level:g}" for level in (0.7, 0.8, 0.85, 0.9))

@@ -69,9 +69,9 @@ class MAPAligner(
         Diameter of the soft mask of the references in Angstrom (pixels where the pixel size is unknown). It
         should hold the particle with little to spare. By default 0.9 of the box.
     max_shift : float or None, default=None
-        Longest shift, in Angstrom (pixels where the pixel size is unknown). By default 0.2 of the box. A search
-        covers 0.08 of the box at most and follows the image from visit to visit, Eq. (4.16), so that a long
-        one costs no more.
+        Longest shift, in Angstrom (pixels where the pixel size is unknown). By default 0.2 of the box. A
+        search covers 0.08 of the box at most and follows the image from visit to visit, Eq. (4.16), so that a
+        long one costs no more.
     shift_step : float or None, default=None
         Distance of the shifts searched, in the same unit. By default a third of the finest period in use, but
         not below one pixel. Poses are refined below the step in the end.
