@@ -10,11 +10,11 @@ from sklearn_cryoem.cli._config import add_config
 from sklearn_cryoem.cli._outputs import RunFolder, options_as_dict
 
 SIMULATED_STACK, SIMULATED_STAR, TRUTH = "simulated.mrcs", "simulated.star", "truth.csv"
-_BOX, _SNR, _JUNK, _MAX_SHIFT = 64, 0.1, 0.1, 15.0
+_BOX, _SNR, _JUNK = 64, 0.1, 0.1
 _DESCRIPTION = f"""\
-Simulate particles of a ribosome-like phantom ({_BOX} px, signal-to-noise {_SNR}, CTF with astigmatism,
-shifts up to {_MAX_SHIFT:g} A, {_JUNK:.0%} junk), align and cluster them without telling what they are, and
-measure the result against the truth. Under three minutes on two cores.
+Simulate particles of a ribosome-like phantom as a session brings them home ({_BOX} px, signal-to-noise
+{_SNR}, picks off centre, neighbours, {_JUNK:.0%} junk, views that prefer directions), align and cluster them
+without telling what they are, and measure the result against the truth. Under three minutes on two cores.
 """
 
 
@@ -57,15 +57,14 @@ def run(options, console):
 
 def _simulate(options, folder):
     """Write the particles as a user would have them, and read them back with the truth beside."""
-    from sklearn_cryoem.datasets import make_particles
+    from sklearn_cryoem.datasets import make_session
     from sklearn_cryoem.io import read_particles, write_particles
 
-    made = make_particles(
+    made = make_session(
         "ribosome",
         options.particles,
         box=_BOX,
         snr=_SNR,
-        max_shift=_MAX_SHIFT,
         junk_fraction=_JUNK,
         path=folder / SIMULATED_STACK,
         overwrite=options.force,
@@ -85,8 +84,7 @@ def _as_classify_options(options):
     parser = argparse.ArgumentParser()
     classify.add_classification(parser)
     defaults = vars(parser.parse_args([]))
-    given = {**defaults, **vars(options), "particles": Path(SIMULATED_STAR), "max_shift": 1.5 * _MAX_SHIFT}
-    return argparse.Namespace(**given)
+    return argparse.Namespace(**{**defaults, **vars(options), "particles": Path(SIMULATED_STAR)})
 
 
 def accuracy(outcome, seed):

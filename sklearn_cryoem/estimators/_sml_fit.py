@@ -175,13 +175,15 @@ def summarise(estimator, blocks, manifold, space):
 
 def class_attributes(statistics, layout, manifold, space):
     """Fitted attributes that follow from sums over the classes."""
-    ridge = manifold.alpha * manifold.noise_variance / layout.information  # (S,)
-    averages = [layout.confine(statistics.averages(ridge, layout, half)) for half in (0, 1, None)]
-    halves = np.stack([space.to_data(half) for half in averages[:2]])
+    noise = manifold.noise_variance / layout.information  # (S,)
+    ridge = manifold.alpha * noise
+    halves = [layout.confine(statistics.averages(ridge, layout, half)) for half in (0, 1)]
+    halves = np.stack([space.to_data(half) for half in halves])
+    shown = statistics.signal_ridge(noise, layout) if isinstance(space, ImageSpace) else ridge
     sizes = np.bincount(statistics.labels, minlength=len(manifold.basis.nodes))
     return {
         "labels_": statistics.labels,
-        "class_averages_": space.to_data(averages[2]),
+        "class_averages_": space.to_data(layout.confine(statistics.averages(shown, layout))),
         "half_averages_": halves,
         "class_resolution_": class_resolution(halves, space),
         "class_sizes_": sizes,

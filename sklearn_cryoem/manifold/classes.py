@@ -31,6 +31,7 @@ Int = NDArray[np.int64]
 
 Result = TypeVar("Result")
 
+WIDEST_RIDGE = 1e3  # noise over signal, at most
 SHARES = np.geomspace(1 / 64, 1.0, 25)  # of the log likelihood that are tried
 
 
@@ -74,13 +75,34 @@ class ClassStatistics:
             np.concatenate([self.labels, other.labels]),
         )
 
+    def signal_ridge(self, noise: Float64, layout: FeatureLayout) -> Float64:
+        """Noise over signal in every shell, of all classes together, Eq. (3.6); (S,).
+
+        Parameters
+        ----------
+        noise : ndarray of shape (S,)
+            Variance of the noise in a feature.
+        layout : FeatureLayout
+            The shells in use.
+        """
+        shared, seen = np.zeros(layout.n_shells), np.zeros(layout.n_shells)
+        for rows in row_blocks(self.cross.shape[1], ROWS_AT_ONCE):
+            shared += layout.sum_shells((self.cross[0, rows] * self.cross[1, rows]).sum(axis=0))
+            weight = (self.gram[0, rows] * self.gram[1, rows]).sum(axis=0)  # (Q,)
+            seen += layout.sum_shells(weight[layout.norm_index])
+        signal = np.divide(shared, seen, out=np.zeros_like(shared), where=seen > 0)
+        ridge: Float64 = noise / np.maximum(
+            signal, np.maximum(noise, np.finfo(np.float64).tiny) / WIDEST_RIDGE
+        )
+        return ridge
+
     def averages(self, ridge: Float64, layout: FeatureLayout, half: int | None = None) -> Float64:
         """Class averages, Eq. (3.6); (K, P).
 
         Parameters
         ----------
         ridge : ndarray of shape (S,)
-            alpha / beta of each shell.
+            What is added to the sum of c^2 in each shell.
         layout : FeatureLayout
             The shells in use.
         half : {0, 1}, optional
