@@ -125,11 +125,12 @@ def centred_classes(
 def centre_of_mass(averages: Float32) -> Float64:
     """Centre of mass (x, y) of what is bright in each of some pictures, from the centre pixel; (n, 2).
 
-    What is less than a tenth as bright as the brightest pixel does not count: noise, and the dark halo that
-    missing low frequencies leave.
+    What is less than about a tenth as bright as the brightest pixel does not count: noise, and the dark halo
+    that missing low frequencies leave. What counts sets in gradually, so that the centre never jumps.
     """
     brightest = averages.max(axis=(1, 2), keepdims=True)
-    mass = np.where(averages > FAINT * brightest, averages, 0.0).astype(np.float64)
+    level = averages / np.maximum(brightest, np.finfo(np.float32).tiny)
+    mass = level.astype(np.float64) * np.clip(level / FAINT - 0.5, 0.0, 1.0)
     axis = np.arange(averages.shape[-1]) - averages.shape[-1] // 2
     sums = np.column_stack([mass.sum(axis=1) @ axis, mass.sum(axis=2) @ axis])
     centre: Float64 = sums / np.maximum(mass.sum(axis=(1, 2)), 1e-12)[:, None]

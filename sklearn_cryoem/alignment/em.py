@@ -18,6 +18,7 @@ from sklearn_cryoem.alignment.maximisation import Statistics, blend
 from sklearn_cryoem.alignment.memory import announce, memory_needed
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.passes import PassResult, run_pass
+from sklearn_cryoem.alignment.poses import place_images
 from sklearn_cryoem.alignment.reseed import mean_evidence, reseed
 from sklearn_cryoem.alignment.residuals import log_noise_likelihood
 from sklearn_cryoem.alignment.schedule import (
@@ -95,7 +96,11 @@ def fit_alignment(
             bar.update(n_online + len(found.evidence))
             return full_passes(source, settings, found, keeper=keeper, bar=bar)
         try:
-            model = start or best_start(source, settings, rng, keeper=keeper, found=found, bar=bar)
+            if start is None:
+                model = best_start(source, settings, rng, keeper=keeper, found=found, bar=bar)
+            else:
+                model = start
+                place_images(source, model, settings)
         except StoppedEarly as early:  # one pass, to use what was learnt; the state kept is that before
             state = PassState(early.model, scale=source.scale, shift_px=source.shift_px)
             return replace(

@@ -238,6 +238,13 @@ class FeatureSource:
         """Poses that some images are brought into."""
         return KnownPoses(self.known.angle_rad[rows], self.shift_px[rows], self.known.mirrored[rows])
 
+    def place(self, rows: Rows, shift_px: Float64) -> None:
+        """Set the shifts (n, 2) that some images are brought into; a worker has not seen them move."""
+        if not np.array_equal(self.shift_px[rows], shift_px):
+            updated = self.shift_px.copy()
+            updated[rows] = shift_px
+            self.shift_px = updated
+
     def follow(self, rows: Rows, lies_px: Float64, range_px: float, reach_px: float) -> Rows:
         """Bring images that were found far out in their search to where they lie, Eq. (4.16).
 
@@ -263,9 +270,7 @@ class FeatureSource:
         most = max(reach_px - range_px, 0.0)
         way *= np.minimum(1.0, most / np.maximum(np.hypot(*way.T), 1e-12))[:, None]
         moved: Rows = rows[(self.shift_px[rows] != first + way).any(axis=1)]
-        updated = self.shift_px.copy()
-        updated[rows] = first + way
-        self.shift_px = updated
+        self.place(rows, first + way)
         return moved
 
     def power(self, rows: Rows, n_rings: int) -> Float32:

@@ -25,6 +25,7 @@ from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Float64
 
 Rows = NDArray[np.int64]
+PlacedRows = tuple[Rows, Float64]  # images, and the shifts (n, 2) in pixels that they are brought into
 
 TASKS_PER_PASS = 8  # at least, as long as each has enough images to share its products,
 IMAGES_PER_TASK = (100, 1024)  # and the least and the most that a task gets
@@ -108,7 +109,7 @@ def run_pass(
         raise ValueError("A pass needs at least one image; no rows were given.")
     claim_room()
     plan = source.pool.share(Plan.of(source, model, space, broad))
-    result = reduce(add, source.pool.map(pass_over, task_rows(rows), source.shared, plan))
+    result = reduce(add, source.pool.map(pass_over, placed_rows(source, rows), source.shared, plan))
     source.pool.discard(plan)
     return _from_first_shifts(result, source, rows, space)
 
@@ -136,9 +137,16 @@ def task_rows(rows: Rows) -> list[Rows]:
     return np.array_split(rows, n_tasks)
 
 
-def pass_over(rows: Rows, source: FeatureSource, plan: Plan) -> PassResult:
+def placed_rows(source: FeatureSource, rows: Rows) -> list[PlacedRows]:
+    """The tasks of a pass over `rows`, with the shifts that their images are brought into."""
+    return [(some, source.shift_px[some]) for some in task_rows(rows)]
+
+
+def pass_over(task: PlacedRows, source: FeatureSource, plan: Plan) -> PassResult:
     """One task of `run_pass`: search some rows and sum over them."""
-    plan.brief(source)
+    rows = task[0]
+    source.place(*task)
+    source.scale = plan.scale
     each_image = source.n_groups > 0 or source.scale is not None  # are its own terms needed?
     if plan.broad and not each_image and plan.fits_dense:
         return _dense_pass(source, rows, plan)

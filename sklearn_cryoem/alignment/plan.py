@@ -93,8 +93,6 @@ class Plan:
         Whether posteriors are expected to be broad: whole tables of them are then quicker than lists.
     scale : ndarray of shape (all images,) or None
         Intensity of every image, Eq. (4.13), where the source has scales.
-    shift_px : ndarray of shape (all images, 2)
-        Shift that every image is brought into, Eq. (4.16).
     room : Room
         Memory of each worker.
     """
@@ -104,22 +102,14 @@ class Plan:
     n_even: int
     broad: bool = False
     scale: Float64 | None = None
-    shift_px: Float64 | None = None
     room: Room = field(default_factory=Room.of)
 
     @classmethod
     def of(
         cls, source: FeatureSource, model: AlignmentModel, space: SearchSpace, broad: bool = False
     ) -> Plan:
-        """Plan of a pass over images of `source`, which knows their intensities and shifts."""
-        room = Room.of(source.pool.n_workers)
-        return cls(model, space, source.n_even, broad, source.scale, source.shift_px, room)
-
-    def brief(self, source: FeatureSource) -> None:
-        """Tell the source of a worker what the plan knows of its images."""
-        source.scale = self.scale
-        if self.shift_px is not None:
-            source.shift_px = self.shift_px
+        """Plan of a pass over images of `source`, which knows their intensities."""
+        return cls(model, space, source.n_even, broad, source.scale, Room.of(source.pool.n_workers))
 
     @property
     def n_references(self) -> int:

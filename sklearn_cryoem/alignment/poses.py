@@ -14,7 +14,7 @@ from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
 from sklearn_cryoem.alignment.known import to_image_frame
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.mutual import Frames
-from sklearn_cryoem.alignment.passes import run_pass, task_rows
+from sklearn_cryoem.alignment.passes import PlacedRows, placed_rows, run_pass
 from sklearn_cryoem.alignment.plan import IMAGES_PER_SHARD, Plan
 from sklearn_cryoem.alignment.residuals import log_noise_likelihood
 from sklearn_cryoem.alignment.search import SearchSpace
@@ -30,6 +30,7 @@ Int = NDArray[np.int64]
 
 FINE_POINTS = 7  # per axis of the local grid, which spans one step of the search to each side
 REFINEMENT_ROUNDS = 2
+PLACING_RINGS = 8.0  # at most, of the search of all the reach: a shift to a third of their period
 
 
 @dataclass(frozen=True)
@@ -100,25 +101,34 @@ def find_poses(
     """
     space = settings.space(source.box, model.k_max)
     wanted = _Wanted(source.n_rings(settings.k_limit), frames, refine)
-    source.shift_px = source.known.shift_px  # images of a fit get the poses that they would get as new ones
     rows = np.arange(source.n_images)
-    if settings.reach_px > settings.max_shift_px:
-        wide = replace(settings, max_shift_px=settings.reach_px, adaptive_fraction=1.0)
-        coarse = wide.space(source.box, min(settings.k_start, model.k_max))
-        anywhere = replace(model, shift_sigma_px=0.5 * settings.reach_px)
-        far, lies_px = _searched(
-            source, rows, Plan.of(source, anywhere, coarse), replace(wanted, refine=False)
-        )
-        told = far.log_evidence > 0.0
-        source.follow(rows[told], lies_px[told], settings.max_shift_px, settings.reach_px)
+    place_images(source, model, settings)
     return _searched(source, rows, Plan.of(source, model, space), wanted)[0]
+
+
+def place_images(source: FeatureSource, model: AlignmentModel, settings: AlignmentSettings) -> None:
+    """Bring images to where a coarse search of all the reach finds them, from their known poses, Eq. (4.16).
+
+    Images of a fit are placed anew as well: they get the poses that they would get as new ones.
+    """
+    source.shift_px = source.known.shift_px
+    if settings.reach_px <= settings.max_shift_px:
+        return
+    wide = replace(settings, max_shift_px=settings.reach_px, adaptive_fraction=1.0)
+    space = wide.space(source.box, min(settings.k_start, model.k_max, PLACING_RINGS))
+    anywhere = replace(model, shift_sigma_px=0.5 * settings.reach_px)
+    wanted = _Wanted(source.n_rings(settings.k_limit), None, refine=False)
+    rows = np.arange(source.n_images)
+    found, lies_px = _searched(source, rows, Plan.of(source, anywhere, space), wanted)
+    told = found.log_evidence > 0.0
+    source.follow(rows[told], lies_px[told], settings.max_shift_px, settings.reach_px)
 
 
 def _searched(source: FeatureSource, rows: Int, plan: Plan, wanted: _Wanted) -> tuple[ImagePoses, Float64]:
     """Poses of some images, and the shift (n, 2) at which each lies in the frame of its reference."""
     pool = source.pool
     shared = pool.share(plan), pool.share(wanted)
-    found, lies_px = zip(*pool.map(_poses_of, task_rows(rows), source.shared, *shared), strict=True)
+    found, lies_px = zip(*pool.map(_poses_of, placed_rows(source, rows), source.shared, *shared), strict=True)
     for each in shared:
         pool.discard(each)
     return ImagePoses.concatenate(found), np.concatenate(lies_px)
@@ -133,9 +143,13 @@ class _Wanted:
     refine: bool
 
 
-def _poses_of(rows: Int, source: FeatureSource, plan: Plan, wanted: _Wanted) -> tuple[ImagePoses, Float64]:
+def _poses_of(
+    task: PlacedRows, source: FeatureSource, plan: Plan, wanted: _Wanted
+) -> tuple[ImagePoses, Float64]:
     """What `_searched` returns, of the images of one task."""
-    plan.brief(source)
+    rows = task[0]
+    source.place(*task)
+    source.scale = plan.scale
     found: list[ImagePoses] = []
     lies: list[Float64] = []
     done = 0
@@ -212,6 +226,7 @@ def find_scales(
     unit : float
     """
     source.scale = np.ones(source.n_images)
+    place_images(source, model, settings)
     space = settings.space(source.box, model.k_max)
     found = run_pass(source, np.arange(source.n_images), model, space).scale
     if found is not None:

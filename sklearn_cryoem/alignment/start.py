@@ -93,6 +93,7 @@ def _turned_sums(
 ) -> tuple[NDArray[np.complex128], Float64]:
     """Sums over some rows, given who is a member of which reference, and at what angle."""
     rows, member, angle = task
+    source.place(rows, source.known.shift_px[rows])  # a worker may have them where an earlier start left them
     features = source(rows, space.n_rings, space.n_orders)
     m = np.arange(space.n_orders)[:, None, None]
     turn = np.exp(-1j * m * angle) * member  # (n_orders, n_references, n)
@@ -123,4 +124,5 @@ def first_noise(
 
 
 def _power(rows: NDArray[np.int64], source: FeatureSource, n_rings: int) -> Float32:
+    source.place(rows, source.known.shift_px[rows])
     return source(rows, n_rings, 1).power

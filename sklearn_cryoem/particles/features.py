@@ -28,9 +28,9 @@ from sklearn_cryoem.manifold.noise import RowNoise
 from sklearn_cryoem.particles.feature_files import FORMAT, FeatureFiles
 from sklearn_cryoem.particles.stack import ParticleStack
 from sklearn_cryoem.physics.ctf import electron_wavelength
-from sklearn_cryoem.physics.fourier import Complex64, Float32, HalfPlane, fourier_features, fourier_resize
+from sklearn_cryoem.physics.fourier import Complex64, Float32, HalfPlane, fourier_features
 from sklearn_cryoem.physics.masks import Support, mask_background, soft_disc
-from sklearn_cryoem.physics.rotation import aligned_features
+from sklearn_cryoem.physics.rotation import aligned_features, cropped_for_rotation
 
 BLOCK_BYTES, BLOCK_SHARE = 64 * 2**20, 1 / 64  # of a block, and of the memory limit, at most; or BLOCK_SIZE
 FEWEST_ROWS = 64  # of a block: folds and half sets are taken from each
@@ -39,8 +39,6 @@ PIXELS_AT_ONCE = 2**19  # prepared together: small enough for the processor's ca
 AHEAD_BYTES, AHEAD_SHARE = 64 * 2**20, 1 / 64  # of images, and of the limit, read while others are worked on
 EDGE_SHARE = 0.06  # of the box: width of the mask's soft edge
 DEFAULT_MASK_SHARE = 0.9  # of the box: diameter of the mask by default
-CROP_MARGIN = 1.5  # times the box that k_max needs: rotation reads between the frequencies
-CROP_EXTRA = 8  # and this many Fourier pixels more on either side: they count at the lowest resolutions
 
 
 class FeatureBlocks:
@@ -311,7 +309,7 @@ class FeatureBlocks:
         images = mask_background(images, self._radius_px, self._edge_px, centres)
         if poses is None:
             return fourier_features(images, plane)
-        images, plane, shift = _cropped(images, plane, shift)
+        images, plane, shift = cropped_for_rotation(images, plane, shift)
         features = aligned_features(images, plane, poses.angle_rad[rows], shift, poses.mirrored[rows])
         features *= np.float32(box / plane.box)  # the orthonormal transform of a smaller box is smaller
         return features
@@ -339,20 +337,3 @@ def _shell_powers(features: Complex64, layout: FeatureLayout) -> np.ndarray:
     squares = np.square(features.real)
     squares += np.square(features.imag)  # (n, J)
     return np.add.reduceat(squares, layout.shell_starts // 2, axis=1, dtype=np.float64)
-
-
-def _cropped(images: Float32, plane: HalfPlane, shift: Any) -> tuple[Float32, HalfPlane, Any]:
-    """Crop images in Fourier space where their frequencies allow; scale plane and shift with them.
-
-    Rotation reads the transform between the frequencies kept, which costs a margin: the transform of an image
-    that is masked inside its box is smooth, and the error is about one hundredth of the noise.
-    """
-    box = plane.box
-    small = int(2 * np.ceil(CROP_MARGIN * plane.k_max + CROP_EXTRA))
-    if small > 0.75 * box:
-        return images, plane, shift
-    return (
-        fourier_resize(images, small),
-        HalfPlane(small, plane.k_max, plane.kx, plane.ky),
-        shift * small / box,
-    )

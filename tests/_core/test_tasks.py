@@ -35,7 +35,7 @@ def dies(item):
 
 
 def fill(rows, store):
-    store.fill(rows, values=np.outer(rows, np.ones(3)))
+    store.fill(rows, np.zeros((10, 2)), values=np.outer(rows, np.ones(3)))
 
 
 def blas_threads(item):
@@ -134,12 +134,14 @@ def test_a_killed_worker_is_an_error_with_a_remedy_and_the_next_pool_works():
 
 def test_processes_fill_one_store(tmp_path):
     store = FeatureStore({"values": ((10, 3), np.float64)})
-    store.fill(np.array([9]), values=np.full((1, 3), -1.0))
-    assert store.missing(np.arange(10)).tolist() == list(range(9))
+    here = np.zeros((10, 2))
+    store.fill(np.array([9]), here, values=np.full((1, 3), -1.0))
+    assert store.missing(np.arange(10), here).tolist() == list(range(9))
     with task_pool(2) as pool:
         store.move_to(pool.folder)
         shared = pool.share(store)
         list(pool.map(fill, [np.arange(0, 4), np.arange(4, 8)], shared))
-        assert store.missing(np.arange(10)).tolist() == [8]
+        assert store.missing(np.arange(10), here).tolist() == [8]
+        assert store.missing(np.arange(9, 10), here + 0.5).tolist() == [9]  # made at another shift
         np.testing.assert_array_equal(store["values"][:8], np.outer(np.arange(8), np.ones(3)))
         np.testing.assert_array_equal(store["values"][9], -1.0)

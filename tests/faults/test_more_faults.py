@@ -283,6 +283,7 @@ def test_a_disk_that_fills_up_while_results_are_written_leaves_whole_files_and_w
     assert sorted(name.name.split("-")[0] for name in (out / "unfinished").iterdir()) == [
         "mapaligner",
         "smlclusterer",
+        "smlclusterer",  # the one that tells whether classes come out again
     ]
     with monkeypatch.context() as patch:
         patch.delattr("sklearn_cryoem.estimators.map_aligner.fit_alignment")  # nothing is fitted again

@@ -185,4 +185,4 @@ def test_the_unit_of_grey_values_is_of_no_account(name, simulated):
     for factor in (1e-10, 1e7):
         other = fitted(factor)
         assert np.mean(other[0] == labels) > 0.99
-        np.testing.assert_allclose(other[1], averages, atol=1e-3 * np.abs(averages).max())
+        np.testing.assert_allclose(other[1], averages, atol=3e-3 * np.abs(averages).max())
