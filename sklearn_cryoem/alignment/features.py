@@ -219,6 +219,10 @@ class FeatureSource:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("pool", "shared")}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.shift_px = np.array(self.shift_px)  # a worker's own: arrays from a mapped file are read-only
+
     @property
     def noise_fraction(self) -> float:
         """Part of the noise power that passes the mask of the images."""
@@ -241,9 +245,7 @@ class FeatureSource:
     def place(self, rows: Rows, shift_px: Float64) -> None:
         """Set the shifts (n, 2) that some images are brought into; a worker has not seen them move."""
         if not np.array_equal(self.shift_px[rows], shift_px):
-            updated = self.shift_px.copy()
-            updated[rows] = shift_px
-            self.shift_px = updated
+            self.shift_px[rows] = shift_px  # in place: other threads of a worker place other rows
 
     def follow(self, rows: Rows, lies_px: Float64, range_px: float, reach_px: float) -> Rows:
         """Bring images that were found far out in their search to where they lie, Eq. (4.16).
@@ -270,7 +272,9 @@ class FeatureSource:
         most = max(reach_px - range_px, 0.0)
         way *= np.minimum(1.0, most / np.maximum(np.hypot(*way.T), 1e-12))[:, None]
         moved: Rows = rows[(self.shift_px[rows] != first + way).any(axis=1)]
-        self.place(rows, first + way)
+        updated = self.shift_px.copy()  # states of the alignment hold the old one
+        updated[rows] = first + way
+        self.shift_px = updated
         return moved
 
     def power(self, rows: Rows, n_rings: int) -> Float32:

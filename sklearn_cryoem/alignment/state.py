@@ -110,9 +110,9 @@ class PassState:
     k_max : float
         Resolution of the last pass.
     label, best_angle : ndarrays of shape (n_images,), int, or None
-        What the last pass found
+        What the last pass found.
     lies_px : ndarray of shape (n_images, 2) or None
-        and the shift of each image by it.
+        The shift of each image by it.
     broad : bool
         Whether its posteriors were.
     changed : float
