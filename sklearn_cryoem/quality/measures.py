@@ -27,10 +27,10 @@ CENTRING_STEPS = 10  # of a disc to its own centroid
 OUTER = 0.6  # of the mask's radius: beyond, most particles have ended, and faults of the detector go on
 LINE_WIDTH, LINE_ANGLES = 0.75, 90  # Fourier pixels to either side of a line; directions tried
 SPECTRAL = ("resolution", "snr", "information", "significance", "strength")
-PICTORIAL = ("contrast", "edge", "offset", "spikes", "lines")
+PICTORIAL = ("contrast", "edge", "offset", "extent", "spikes", "lines")
 
 
-def spectral_measures(sums: ClassSums, pixel_size: float, box: int) -> dict[str, float]:
+def spectral_measures(sums: ClassSums, pixel_size: float, box: int, radius_px: float) -> dict[str, float]:
     """Resolution, signal-to-noise ratio, information, significance and low-resolution power of one class.
 
     Parameters
@@ -41,6 +41,8 @@ def spectral_measures(sums: ClassSums, pixel_size: float, box: int) -> dict[str,
         In Angstrom; 1 for a resolution in pixels.
     box : int
         Side D in pixels.
+    radius_px : float
+        Radius of the particle's mask in pixels.
 
     Returns
     -------
@@ -60,11 +62,12 @@ def spectral_measures(sums: ClassSums, pixel_size: float, box: int) -> dict[str,
     ratio = sums.signal() * sums.mean_ctf2 / noise  # (S,)
     low = slice(0, min(LOW_SHELLS, len(sizes)))
     strength = sums.power[low].sum() / (sums.n_images * sizes[low].sum())
+    inner = slice(max(int(0.5 * box / radius_px), 1), shells.stop)  # finer than the outline, Eq. (6.4)
     return {
         "resolution": resolution,
         "snr": float(snr),
         "information": float(bits[shells].sum()),
-        "significance": _significance(ratio[shells], error[shells], sums.per_shell[shells], sums.n_images),
+        "significance": _significance(ratio[inner], error[inner], sums.per_shell[inner], sums.n_images),
         "strength": float(strength),
     }
 
@@ -166,6 +169,7 @@ def pictorial_measures(pictures: NDArray[Any], radius_px: float, plane: HalfPlan
     inside, rim = radius < 1.0, (radius >= RIM) & (radius < 1.0)
     shared = first * second  # what both halves have: the power of the signal, place by place
     level, spread = average[rim].mean(), average[inside].std()
+    support = _support(first, second, radius_px)
     weight = np.where(
         inside, np.maximum(shared, 0.0), 0.0
     )  # where the particle is: a hollow one not in the middle
@@ -173,7 +177,8 @@ def pictorial_measures(pictures: NDArray[Any], radius_px: float, plane: HalfPlan
     return {
         "contrast": float(bright / spread) if spread > 0 else 0.0,
         "edge": _edge(shared, radius, rim),
-        "offset": _offset(first, second, radius_px),
+        "offset": _offset(support, radius_px),
+        "extent": float((np.hypot(*support.T) < radius_px).sum() / inside.sum()),
         "spikes": _spikes(average, inside, plane),
         "lines": _lines(average, radius, plane.k_max),
     }
@@ -190,23 +195,29 @@ def _edge(shared: Float64, radius: Float64, rim: NDArray[np.bool_]) -> float:
     )
 
 
-def _offset(first: Float64, second: Float64, radius_px: float) -> float:
-    """Distance from the centre of the particle's support to that of the box, over the radius of the mask.
+def _support(first: Float64, second: Float64, radius_px: float) -> NDArray[np.int64]:
+    """Places (x, y) of the particle's support from the middle of the box; (n_places, 2).
 
-    The support is where both halves, blurred, are bright and agree; each of its places counts alike, so that
-    a dense part of an asymmetric particle does not. A disc as large as the mask follows it out of the mask,
-    and leaves neighbours behind.
+    The support is where both halves, blurred, are bright and agree.
     """
     one, other = (gaussian_filter(half, BLUR * radius_px) for half in (first, second))
     power = np.where((one > 0) & (other > 0), one * other, 0.0)
     y, x = np.nonzero(power > SUPPORT * power.max())
-    place = np.column_stack([x, y]) - first.shape[-1] // 2  # (n_places, 2)
+    return np.column_stack([x, y]) - first.shape[-1] // 2
+
+
+def _offset(support: NDArray[np.int64], radius_px: float) -> float:
+    """Distance from the centre of the particle's support to that of the box, over the radius of the mask.
+
+    Each place counts alike, so that a dense part of an asymmetric particle does not pull. A disc as large as
+    the mask follows the support out of the mask, and leaves neighbours behind.
+    """
     centre = np.zeros(2)
     for _ in range(CENTRING_STEPS):
-        near = np.hypot(*(place - centre).T) < radius_px
+        near = np.hypot(*(support - centre).T) < radius_px
         if not near.any():
             break
-        centre = place[near].mean(axis=0)
+        centre = support[near].mean(axis=0)
     return float(np.hypot(*centre) / radius_px)
 
 
@@ -257,7 +268,7 @@ def measure_class(
 ) -> tuple[dict[str, float], ClassPower]:
     """All measures of one class of at least two particles, and what `coherence` compares."""
     measures = {
-        **spectral_measures(sums, pixel_size, plane.box),
+        **spectral_measures(sums, pixel_size, plane.box, radius_px),
         **pictorial_measures(sums.images(plane), radius_px, plane),
     }
     return measures, ClassPower.of(sums)

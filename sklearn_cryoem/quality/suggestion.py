@@ -26,9 +26,10 @@ def suggest_classes(
     *,
     min_size: int = 10,
     min_significance: float = 1.0,
-    min_coherence: float = 0.5,
-    max_edge: float = 0.5,
+    min_coherence: float = 0.65,
+    max_edge: float = 0.35,
     max_offset: float = 0.15,
+    min_extent: float = 0.4,
     max_strength: float = 2.0,
     max_spikes: float = 2.5,
     max_lines: float = 0.5,
@@ -45,13 +46,16 @@ def suggest_classes(
     min_significance : float, default=1.0
         Least energy of the signal, over that of noise that was aligned to itself: a class is judged by its
         own signal, so that a rare view need not be as sharp as a common one.
-    min_coherence : float, default=0.5
+    min_coherence : float, default=0.65
         Least share of the power above the usual noise that the average explains: clumps and blobs of all
         shapes have more power than particles, and an average that explains little of it.
-    max_edge : float, default=0.5
+    max_edge : float, default=0.35
         Most signal at the rim of the mask, over that of the strongest ring within.
-    max_offset : float, default=0.3
+    max_offset : float, default=0.15
         Farthest centre of the particle, over the radius of the mask.
+    min_extent : float, default=0.4
+        Smallest area, over the median of particles: lumps of ice are smaller, and the end of a rod is seen
+        with half of the area of its side.
     max_strength : float, default=2.0
         Largest power at low resolution, over the median of particles.
     max_spikes : float, default=2.5
@@ -70,12 +74,14 @@ def suggest_classes(
 
     Notes
     -----
-    The limit on significance holds for each class by itself, whatever the others are; those on strength and
-    the score compare the classes of one run. Nothing here replaces a look at the class averages.
+    The limit on significance holds for each class by itself, whatever the others are; those on strength,
+    extent and coherence and the score compare the classes of one run. Nothing here replaces a look at the
+    class averages.
     """
     check_number("min_size", min_size, owner="suggest_classes", minimum=2, integer=True)
     check_number("min_significance", min_significance, owner="suggest_classes", minimum=0)
     check_number("min_coherence", min_coherence, owner="suggest_classes", minimum=0, maximum=1)
+    check_number("min_extent", min_extent, owner="suggest_classes", minimum=0)
     limits = {"max_edge": max_edge, "max_offset": max_offset, "max_strength": max_strength}
     for name, value in {**limits, "max_spikes": max_spikes, "max_lines": max_lines}.items():
         check_number(name, value, owner="suggest_classes", minimum=0, inclusive=False)
@@ -100,6 +106,10 @@ def suggest_classes(
         _Test(
             max_offset / _positive(table["offset"]),
             lambda row: f"off centre by {row['offset']:.2g} of the mask's radius",
+        ),
+        _Test(
+            _over(table["extent"].to_numpy(), min_extent),
+            lambda row: f"{row['extent']:.2g} times as large as others: a lump of ice, or dirt",
         ),
         _Test(
             max_spikes / _positive(table["spikes"]),

@@ -87,7 +87,8 @@ def class_quality(
         average explains), ``strength`` (power at low resolution over the median of particles),
         ``contrast`` (of the particle over the rim, in standard deviations), ``edge`` (signal at the rim over
         that of the strongest ring within), ``offset`` (of the centre of the particle, over the mask's
-        radius), ``spikes`` (power in a single point, over that of a usual particle), ``lines`` (share of it
+        radius), ``extent`` (area of the particle over the median of particles),
+        ``spikes`` (power in a single point, over that of a usual particle), ``lines`` (share of it
         in one direction), ``latent_spread`` (over that of all particles), ``posterior``, ``stability``
         (fraction of pairs that stay together, chance taken off, Eq. (6.7)), ``defocus`` (mean defocus less
         that of all, in standard errors), then ``score`` (0 to 1), ``rank`` (from 1, the best), ``keep`` and
@@ -138,7 +139,8 @@ def class_quality(
     table["soft_size"] = _per("soft_sizes", soft_sizes, n_classes)
     table[[*SPECTRAL, *PICTORIAL]] = [[row[name] for name in (*SPECTRAL, *PICTORIAL)] for row in measured]
     table.insert(table.columns.get_loc("strength"), "coherence", coherence(powers))
-    table["strength"] /= _typical(table["strength"].to_numpy(), table["size"].to_numpy())
+    for name in ("strength", "extent"):
+        table[name] /= _typical(table[name].to_numpy(), table["size"].to_numpy())
     table["latent_spread"] = _latent_spread(latent_positions, label, rows)
     certain = _per("posterior", posterior, len(label))
     table["posterior"] = [

@@ -21,6 +21,7 @@ _MEASURES = {
     "contrast": "contrast (s.d.)",
     "edge": "rim signal (× strongest ring)",
     "offset": "off centre (mask radii)",
+    "extent": "area (× typical)",
     "spikes": "power in one point",
     "lines": "power in one direction",
     "latent_spread": "latent spread (× overall)",

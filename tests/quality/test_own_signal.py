@@ -64,6 +64,15 @@ def test_noise_that_is_aligned_to_itself_is_not_significant(n_images):
     assert table["significance"][0] < 1 and not table["keep"][0]
 
 
+def test_an_outline_alone_is_no_signal():
+    """Whatever is bright, alignment moves to the centre, and it has a blob there; a smooth shell has more."""
+    blob = 1.2 * np.exp(-(AXIS[None, :] ** 2 + AXIS[:, None] ** 2) / 12**2)
+    table = class_quality(*classes_of([blob, 0.5 * shell(lumps=0.0)], n_images=200))
+    assert table["snr"][0] > 2 * table["snr"][1]
+    assert table["significance"][0] < 1 < table["significance"][1]
+    assert table["keep"].tolist() == [False, True]
+
+
 def test_a_rare_blurred_view_is_kept_beside_a_sharp_common_one():
     """It holds less than half of the information of the common view, and more signal than aligned noise."""
     x, y = AXIS[None, :], AXIS[:, None]

@@ -1,4 +1,4 @@
-"""Real particles of an automatic picker: what is blurred or mixed ranks last, whatever the start."""
+"""Real particles of an automatic picker: what is blurred ranks last, whatever the start of the fit."""
 
 import numpy as np
 import pytest
@@ -21,9 +21,11 @@ def test_junk_of_beta_galactosidase_ranks_last(shared_data):
     for seed in (0, 1):
         fit = MAPAligner(K, mask_diameter=190, n_batches=50, max_iter=1, random_state=seed).fit(stack)
         aligned = stack.with_poses(fit.poses_)
-        table = class_quality(aligned, fit.labels_, n_classes=K, mask_diameter=190)
-        tables.append(suggest_classes(table, max_offset=0.2))  # one pass leaves good classes off centre
-        kept.append(tables[-1]["keep"].to_numpy()[fit.labels_])
+        tables.append(class_quality(aligned, fit.labels_, n_classes=K, mask_diameter=190))
+        # dim classes, above aligned noise but far below the others here, are divided anew by each fit
+        clear = suggest_classes(tables[-1], min_significance=3.0)["keep"]
+        assert tables[-1]["keep"][clear].all()
+        kept.append(clear.to_numpy()[fit.labels_])
     share = np.mean(kept, axis=1)  # (2,)
     assert (share > 0.5).all() and (share < 0.95).all(), f"keeps {share}"
     agreement = (kept[0] == kept[1]).mean()
@@ -32,5 +34,5 @@ def test_junk_of_beta_galactosidase_ranks_last(shared_data):
     for table in tables:
         ranked = table.sort_values("rank")
         best, worst = ranked.iloc[:3], ranked.iloc[-3:]
-        assert worst["information"].max() < 0.8 * best["information"].min() and not worst["keep"].any()
+        assert worst["information"].max() < 0.5 * best["information"].min() and not worst["keep"].any()
         assert worst["resolution"].min() > best["resolution"].max()
