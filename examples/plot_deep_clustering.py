@@ -25,7 +25,7 @@ attached = stack.truth["structure"].to_numpy() == 1
 # Four classes first; each gets a sub-class for every 25 of its particles.
 deep = DeepClusterer(
     MAPAligner(4, n_batches=60, max_iter=6, random_state=0),
-    SMLClusterer(max_iter=60, tol=0.05),
+    SMLClusterer(max_iter=90, tol=0.05),
     images_per_subclass=25,
     random_state=0,
 ).fit(stack)
