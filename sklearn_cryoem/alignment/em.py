@@ -18,7 +18,7 @@ from sklearn_cryoem.alignment.maximisation import Statistics, blend
 from sklearn_cryoem.alignment.memory import announce, memory_needed
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.passes import PassResult, run_pass
-from sklearn_cryoem.alignment.poses import place_images
+from sklearn_cryoem.alignment.poses import follow_images, place_images
 from sklearn_cryoem.alignment.reseed import mean_evidence, reseed
 from sklearn_cryoem.alignment.residuals import log_noise_likelihood
 from sklearn_cryoem.alignment.schedule import (
@@ -208,17 +208,8 @@ def _after_batch(
         explained = mean_evidence(result.label, result.log_evidence, settings.n_references)
         model, stats = reseed(model, stats, space.grid, settings, source.noise_fraction, rng, explained)
     model = replace(model, k_max=next_k_max(model, settings, (number + 1) / n_batches))
-    _follow(source, settings, rows, result, space)
+    follow_images(source, settings, rows, result.lies_px(source, rows, space), result.log_evidence)
     return model, stats, result.is_broad
-
-
-def _follow(
-    source: FeatureSource, settings: AlignmentSettings, rows: Rows, result: PassResult, space: SearchSpace
-) -> None:
-    """Bring images that were found far out, and are told from noise, to where they lie, Eq. (4.16)."""
-    told = result.log_evidence > 0.0
-    lies_px = result.lies_px(source, rows, space)[told]
-    source.follow(rows[told], lies_px, settings.max_shift_px, settings.reach_px)
 
 
 def full_passes(
@@ -279,7 +270,7 @@ def _after_pass(source: FeatureSource, settings: AlignmentSettings, state: PassS
     converged = same_rings and (
         abs(likelihood[-1] - likelihood[-2]) <= settings.tol * abs(evidence[-1]) or changed <= FEW_CHANGES
     )
-    _follow(source, settings, rows, result, space)
+    follow_images(source, settings, rows, lies_px, result.log_evidence)
     return PassState(
         replace(model, k_max=next_k_max(model, settings, None)),
         stats,

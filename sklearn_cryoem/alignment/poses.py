@@ -117,10 +117,17 @@ def place_images(source: FeatureSource, model: AlignmentModel, settings: Alignme
     wide = replace(settings, max_shift_px=settings.reach_px, adaptive_fraction=1.0)
     space = wide.space(source.box, min(settings.k_start, model.k_max, PLACING_RINGS))
     anywhere = replace(model, shift_sigma_px=0.5 * settings.reach_px)
-    wanted = _Wanted(source.n_rings(settings.k_limit), None, refine=False)
+    wanted = _Wanted(space.n_rings, None, refine=False)  # power beyond these rings need not be read
     rows = np.arange(source.n_images)
     found, lies_px = _searched(source, rows, Plan.of(source, anywhere, space), wanted)
-    told = found.log_evidence > 0.0
+    follow_images(source, settings, rows, lies_px, found.log_evidence)
+
+
+def follow_images(
+    source: FeatureSource, settings: AlignmentSettings, rows: Int, lies_px: Float64, log_evidence: Float64
+) -> None:
+    """Bring images that were found far out, and are told from noise, to where they lie, Eq. (4.16)."""
+    told = log_evidence > 0.0
     source.follow(rows[told], lies_px[told], settings.max_shift_px, settings.reach_px)
 
 

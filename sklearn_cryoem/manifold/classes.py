@@ -31,8 +31,14 @@ Int = NDArray[np.int64]
 
 Result = TypeVar("Result")
 
-WIDEST_RIDGE = 1e3  # noise over signal, at most
+WIDEST_RIDGE = 1e3  # noise over signal, at most: where there is no signal an average is as good as 0
 SHARES = np.geomspace(1 / 64, 1.0, 25)  # of the log likelihood that are tried
+
+
+def wiener_ridge(signal: Float64, noise: Float64) -> Float64:
+    """What a Wiener filter adds to sums of c^2: noise over signal, where there is any; of one shape."""
+    least = np.maximum(noise, np.finfo(np.float64).tiny) / WIDEST_RIDGE
+    return np.asarray(noise / np.maximum(signal, least))
 
 
 @dataclass(frozen=True)
@@ -90,11 +96,7 @@ class ClassStatistics:
             shared += layout.sum_shells((self.cross[0, rows] * self.cross[1, rows]).sum(axis=0))
             weight = (self.gram[0, rows] * self.gram[1, rows]).sum(axis=0)  # (Q,)
             seen += layout.sum_shells(weight[layout.norm_index])
-        signal = np.divide(shared, seen, out=np.zeros_like(shared), where=seen > 0)
-        ridge: Float64 = noise / np.maximum(
-            signal, np.maximum(noise, np.finfo(np.float64).tiny) / WIDEST_RIDGE
-        )
-        return ridge
+        return wiener_ridge(np.divide(shared, seen, out=np.zeros_like(shared), where=seen > 0), noise)
 
     def averages(self, ridge: Float64, layout: FeatureLayout, half: int | None = None) -> Float64:
         """Class averages, Eq. (3.6); (K, P).

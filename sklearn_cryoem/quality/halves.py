@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem.manifold.blocks import FeatureLayout
+from sklearn_cryoem.manifold.classes import wiener_ridge
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import HalfPlane, images_from_features
 
 Float64 = NDArray[np.float64]
-
-WIDEST_RIDGE = 1e3  # noise over signal, at most: where there is no signal an average is as good as 0
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,7 @@ class ClassSums:
         """CTF-corrected average, Wiener filtered by the signal of both halves, Eq. (3.6); (P,)."""
         cross = self.cross.sum(axis=0) if half is None else self.cross[half]
         gram = self.gram.sum(axis=0) if half is None else self.gram[half]
-        noise = self.noise()
-        ridge = noise / np.maximum(self.signal(), noise / WIDEST_RIDGE)  # (S,)
+        ridge = wiener_ridge(self.signal(), self.noise())  # (S,)
         return np.asarray(cross / (gram + ridge[self.layout.shell]))
 
 
