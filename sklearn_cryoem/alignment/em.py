@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.keeping import ForgetfulKeeper, Keeper, random_tuple
+from sklearn_cryoem._core.em import Checkpoint, NullCheckpoint, random_tuple
 from sklearn_cryoem._core.progress import Progress, progress
 from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem.alignment.features import FeatureSource
@@ -58,7 +58,7 @@ def fit_alignment(
     rng: np.random.RandomState,
     *,
     start: AlignmentModel | None = None,
-    keeper: Keeper | None = None,
+    keeper: Checkpoint | None = None,
     verbose: int | bool = 0,
     on_step: Callable[[int], None] | None = None,
 ) -> FittedAlignment:
@@ -74,7 +74,7 @@ def fit_alignment(
         First references and order of the batches.
     start : AlignmentModel or None
         A model to go on from: the full passes alone follow.
-    keeper : Keeper or None
+    keeper : Checkpoint or None
         Keeps the state from time to time; a state that it has is gone on from, with the same bits.
     verbose : int
         1 shows progress.
@@ -86,7 +86,7 @@ def fit_alignment(
     Ctrl-C ends the mini-batches or the passes, and what was learnt is used. Before the first pass ends there
     is nothing to use.
     """
-    keeper = keeper or ForgetfulKeeper()
+    keeper = keeper or NullCheckpoint()
     found = keeper.load()
     n_online = settings.n_batches * settings.n_init if start is None else 0
     total = n_online + settings.max_iter
@@ -116,7 +116,7 @@ def best_start(
     rng: np.random.RandomState,
     *,
     bar: Progress,
-    keeper: Keeper | None = None,
+    keeper: Checkpoint | None = None,
     found: OnlineState | None = None,
 ) -> AlignmentModel:
     """The model of the online phase that explains a random subset best, of `settings.n_init`.
@@ -158,7 +158,7 @@ def online_phase(
     rng: np.random.RandomState,
     *,
     bar: Progress,
-    keeper: Keeper | None = None,
+    keeper: Checkpoint | None = None,
 ) -> AlignmentModel:
     """Many cheap updates from mini-batches, Eq. (4.8); `rng` is taken to where `state` left it."""
     rng.set_state(state.drawn_with)
@@ -218,7 +218,7 @@ def full_passes(
     state: PassState,
     *,
     bar: Progress,
-    keeper: Keeper | None = None,
+    keeper: Checkpoint | None = None,
 ) -> FittedAlignment:
     """Passes over all images until their likelihood, or labels and poses, stand still, Eq. (3.5)."""
     source.scale = state.scale

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.keeping import RandomTuple, random_tuple
+from sklearn_cryoem._core.em import RandomTuple, random_tuple
 from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.model import AlignmentModel
 from sklearn_cryoem.physics.fourier import Float64

@@ -11,8 +11,8 @@ from pathlib import Path
 import joblib
 import numpy as np
 
+from sklearn_cryoem._core.em import NullCheckpoint
 from sklearn_cryoem._core.files import atomic_path, remove_leftovers
-from sklearn_cryoem._core.keeping import ForgetfulKeeper
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.estimators._persistence import load_model, write_state
 
@@ -65,11 +65,6 @@ class CheckpointFile:
         remove_leftovers(self.path)
 
 
-class _NoFile(ForgetfulKeeper):
-    def remove(self):
-        """There is nothing to remove."""
-
-
 def checkpoint_of(estimator, data):
     """Where the state of this fit is kept: a file in the folder `estimator.checkpoint`, or nowhere.
 
@@ -88,7 +83,7 @@ def checkpoint_of(estimator, data):
         If the random state of the estimator is not an int: two fits would not be the same run.
     """
     if estimator.checkpoint is None:
-        return _NoFile()
+        return NullCheckpoint()
     name = type(estimator).__name__
     if not isinstance(estimator.random_state, int | np.integer):
         raise ValueError(

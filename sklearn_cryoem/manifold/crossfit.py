@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sklearn_cryoem._core.keeping import ForgetfulKeeper, Keeper
+from sklearn_cryoem._core.em import Checkpoint, NullCheckpoint
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, ReadBlocks, in_turn, shards
 from sklearn_cryoem.manifold.coupling import TURN, Coupling
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics
@@ -155,7 +155,7 @@ def cross_fit(
     noise: str = "shell",
     dtype: DTypeLike = np.float32,
     n_jobs: int | None = None,
-    keeper: Keeper | None = None,
+    keeper: Checkpoint | None = None,
     found: CrossFitState | None = None,
     after_iteration: Callable[[Trace], None] | None = None,
 ) -> tuple[Start, Trace]:
@@ -187,7 +187,7 @@ def cross_fit(
         Precision of the matrix products: that of the blocks.
     n_jobs : int, optional
         Number of workers. The result is the same bits for any number.
-    keeper : Keeper, optional
+    keeper : Checkpoint, optional
         Keeps the state from time to time.
     found : CrossFitState, optional
         A state of the same fit, to go on from in the place of `start`, with the same bits.
@@ -213,7 +213,7 @@ def cross_fit(
     """
     blocks = ShellNorms(blocks)
     coupling = Coupling.of(basis, alpha, blocks.layout, mean, turn)
-    keeper, state = keeper or ForgetfulKeeper(), found
+    keeper, state = keeper or NullCheckpoint(), found
     if state is None:
         if start is None:
             raise ValueError("A fit needs a start, or a state to go on from: give start= or found=.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sklearn_cryoem._core.keeping import ForgetfulKeeper, Keeper
+from sklearn_cryoem._core.em import Checkpoint, NullCheckpoint
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics, e_step
 from sklearn_cryoem.manifold.grid import LatentBasis
@@ -80,7 +80,7 @@ def fit_manifold(
     dtype: DTypeLike = np.float32,
     n_jobs: int | None = None,
     trace: Trace | None = None,
-    keeper: Keeper | None = None,
+    keeper: Checkpoint | None = None,
     found: FitState | None = None,
     after_iteration: Callable[[Trace], None] | None = None,
 ) -> ManifoldFit:
@@ -110,7 +110,7 @@ def fit_manifold(
         Number of workers.
     trace : Trace, optional
         Of the iterations that led to `start`, to which those of this fit are added.
-    keeper : Keeper, optional
+    keeper : Checkpoint, optional
         Keeps the state from time to time.
     found : FitState, optional
         A state of the same fit, to go on from in the place of `start` and `trace`, with the same bits.
@@ -133,7 +133,7 @@ def fit_manifold(
         floor = SMALLEST_VARIANCE * start.noise_variance
         trace = Trace() if trace is None else trace
         state = FitState(0, start.weights, start.noise_variance, floor, schedule.first_shells, trace)
-    keeper = keeper or ForgetfulKeeper()
+    keeper = keeper or NullCheckpoint()
     keeper.keep(state, now=bool(state.trace.objective))
     try:
         while True:
