@@ -27,7 +27,12 @@ extensions = [
     "mathml",
     "notices",
 ]
-exclude_patterns = ["_build", "decisions/0000-template.md", "auto_examples/*.ipynb", "auto_examples/*.py"]
+exclude_patterns = [
+    "_build",
+    "development/decisions/template.md",
+    "auto_examples/*.ipynb",
+    "auto_examples/*.py",
+]
 templates_path = ["_templates"]
 default_role = "literal"  # docstrings name parameters in single backticks
 nitpicky = True

@@ -1,6 +1,6 @@
 """Faults that long runs meet: each ends in an error that says what to do, and keeps what was finished.
 
-docs/faults.md has a row for each of these tests.
+docs/development/faults.md has a row for each of these tests.
 """
 
 import os

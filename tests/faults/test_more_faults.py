@@ -1,4 +1,7 @@
-"""Faults of file handles, mounts, checkpoints and shared folders; docs/faults.md has a row for each test."""
+"""Faults of file handles, mounts, checkpoints and shared folders.
+
+docs/development/faults.md has a row for each test.
+"""
 
 import errno
 import os

@@ -1,11 +1,11 @@
-"""docs/faults.md and the tests agree: every row has a test that exists, every test of a fault a row."""
+"""The page of faults and the tests agree: every row has a test that exists, every test a row."""
 
 import ast
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "faults.md").read_text()
+PAGE = (ROOT / "docs" / "development" / "faults.md").read_text()
 
 
 def rows():
