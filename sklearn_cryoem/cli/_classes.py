@@ -157,7 +157,7 @@ def judge_partition(stack, labels, quality):
     -------
     dict
     """
-    from sklearn_cryoem.manifold.classes import effective_count
+    from sklearn_cryoem.metrics import effective_count
     from sklearn_cryoem.quality.partition import defocus_share, kept_by_rarity
 
     kept = quality["keep"].to_numpy()
@@ -165,7 +165,7 @@ def judge_partition(stack, labels, quality):
     results = {
         "n_classes_suggested": np.count_nonzero(kept),
         "n_particles_suggested": sizes[kept].sum(),
-        "n_effective_classes_suggested": effective_count(sizes[kept]) if kept.any() else 0.0,
+        "n_effective_classes_suggested": effective_count(sizes[kept]),
         "kept_by_rarity": kept_by_rarity(quality),
     }
     if stack.ctf is not None:

@@ -40,12 +40,12 @@ class UnfinishedRun:
         Interrupted
             If Ctrl-C ended the fit; what it has reached is kept.
         """
-        from sklearn_cryoem.estimators._deep_keep import fit_once
+        from sklearn_cryoem.estimators._checkpoint import fit_once
 
         if estimator.random_state is None:
             return estimator.fit(stack)
         try:
-            return fit_once(estimator, stack, self.path).fitted
+            return fit_once(estimator, stack, self.path)[0]
         except KeyboardInterrupt:
             if not self.path.is_dir() or not any(self.path.iterdir()):
                 raise

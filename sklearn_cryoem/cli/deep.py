@@ -98,7 +98,7 @@ def run(options, console):
 
 def choose_first_classes(options, n_particles):
     """Fill in how many first classes there are to be, where the user has not said it."""
-    from sklearn_cryoem.estimators._deep_first import n_first_classes
+    from sklearn_cryoem.estimators.deep_clusterer import n_first_classes
 
     n_first = n_first_classes(n_particles, options.images_per_subclass)
     options.align_classes = options.align_classes or n_first

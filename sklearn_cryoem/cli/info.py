@@ -196,7 +196,7 @@ def describe_model(path):
     -------
     dict
     """
-    from sklearn_cryoem.estimators._persistence import read_model_header
+    from sklearn_cryoem.estimators.model_files import read_model_header
 
     header = read_model_header(path)
     facts = {"kind": "model", "written_by": header["written_by"], "written_at": header["written_at"]}

@@ -131,7 +131,7 @@ def normalised_like(stack, background_px):
     return normalised_beyond(stack, background_px)
 
 
-def mean_of_sound(values, X):
+def mean_without_outliers(values, X):
     """Mean over the particles that are not marked as far out: one of them would outweigh all others."""
     outlier = X.outlier if isinstance(X, ParticleStack) else None
     if outlier is None or outlier.all():
@@ -139,7 +139,7 @@ def mean_of_sound(values, X):
     return float(values[~outlier].mean())
 
 
-def sound_part(stack, owner):
+def without_outliers(stack, owner):
     """Particles of a screened stack that a fit learns from.
 
     Raises
@@ -155,7 +155,7 @@ def sound_part(stack, owner):
     return stack[~stack.outlier] if stack.outlier.any() else stack
 
 
-def question_mask(owner, stack, *, stacklevel):
+def warn_if_mask_too_tight(owner, stack, *, stacklevel):
     """Warn if the mask that was asked for leaves no background in the box.
 
     Parameters
@@ -174,7 +174,7 @@ def question_mask(owner, stack, *, stacklevel):
         notify(problem[0], f"{type(owner).__name__}: {problem[1]}", stacklevel=stacklevel + 1)
 
 
-def question_poses(owner, X, *, stacklevel):
+def warn_if_not_aligned(owner, X, *, stacklevel):
     """Warn if X is a stack without poses: what is not aligned is clustered by its angles, not its views.
 
     Arrays of images have no place for poses; whoever gives them is taken to have aligned them.
@@ -198,7 +198,7 @@ def question_poses(owner, X, *, stacklevel):
         )
 
 
-def question_vectors(owner, vectors, n_nodes, *, stacklevel):
+def warn_if_few_distinct_vectors(owner, vectors, n_nodes, *, stacklevel):
     """Warn of fewer distinct vectors than classes, as `KMeans` does; a look at few rows unless they repeat.
 
     Parameters

@@ -5,6 +5,7 @@ import numpy as np
 from sklearn_cryoem.alignment.classes import centred_classes
 from sklearn_cryoem.alignment.mutual import unite_references
 from sklearn_cryoem.alignment.update import polar_statistics
+from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles import Poses
 
 LABELS_IN_MOTION = 0.5  # of the images, in the last pass: with more, an alignment has not come to rest
@@ -52,7 +53,6 @@ def store_results(aligner, fit, classes, stack, found):
     unit = 1.0 if stack.pixel_size is None else stack.pixel_size
     model = fit.model
     sizes = np.bincount(found.cluster[~stack.outlier], minlength=aligner.n_clusters)
-    share = sizes[sizes > 0] / sizes.sum()
     with np.errstate(divide="ignore"):
         aligner.class_resolution_ = stack.box * unit / classes.resolution
         aligner.pass_resolution_ = stack.box * unit / fit.resolved
@@ -68,4 +68,4 @@ def store_results(aligner, fit, classes, stack, found):
     aligner.log_posterior_, aligner.n_iter_ = fit.evidence, fit.n_iter
     # few passes are the usual end of online EM: what is still in motion tells whether more are needed
     aligner.converged_ = bool(fit.converged or fit.changed <= LABELS_IN_MOTION)
-    aligner.n_effective_clusters_ = float(np.exp(-(share * np.log(share)).sum()))
+    aligner.n_effective_clusters_ = effective_count(sizes)

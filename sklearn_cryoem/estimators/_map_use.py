@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
-from sklearn_cryoem.estimators._inputs import Data, as_stack, mean_of_sound, normalised_like
+from sklearn_cryoem.estimators._inputs import Data, as_stack, mean_without_outliers, normalised_like
 from sklearn_cryoem.estimators._map_settings import feature_source, group_codes
 from sklearn_cryoem.particles import ParticleStack, Poses
 
@@ -83,7 +83,7 @@ class AlignsParticles:
             Comparable between aligners with the same masks and the same `max_resolution`. Particles marked as
             far out do not count: for cross-validation, screen the stack before.
         """
-        return mean_of_sound(self.score_samples(X), X)
+        return mean_without_outliers(self.score_samples(X), X)
 
     def _find(self, X, *, refine):
         check_is_fitted(self)

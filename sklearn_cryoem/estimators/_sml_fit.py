@@ -9,12 +9,12 @@ import numpy as np
 from sklearn_cryoem._core.memory import format_bytes, log_estimate
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.workers import row_blocks
-from sklearn_cryoem.estimators._callbacks import FitTask
+from sklearn_cryoem.estimators._checkpoint import FitTask
 from sklearn_cryoem.estimators._sml_memory import memory_needed
 from sklearn_cryoem.estimators._sml_noise import pooling
 from sklearn_cryoem.estimators._sml_parameters import folds_of
 from sklearn_cryoem.estimators._sml_space import ImageSpace
-from sklearn_cryoem.manifold.classes import class_statistics, effective_count, information_share
+from sklearn_cryoem.manifold.classes import class_statistics, information_share
 from sklearn_cryoem.manifold.coupling import turn_of
 from sklearn_cryoem.manifold.crossfit import cross_fit
 from sklearn_cryoem.manifold.fit import StoppedEarly, fit_manifold
@@ -22,7 +22,7 @@ from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_preci
 from sklearn_cryoem.manifold.schedule import Schedule, cross_fitted_iterations
 from sklearn_cryoem.manifold.start import pca_start, random_start
 from sklearn_cryoem.manifold.state import FitState
-from sklearn_cryoem.metrics import fourier_ring_correlation, resolution_from_frc
+from sklearn_cryoem.metrics import effective_count, fourier_ring_correlation, resolution_from_frc
 
 logger = logging.getLogger(__name__)
 

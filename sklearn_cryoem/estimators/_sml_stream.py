@@ -10,22 +10,22 @@ import numpy as np
 
 from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.threads import single_blas_threads
-from sklearn_cryoem.estimators._callbacks import FRAMES, with_callbacks
+from sklearn_cryoem.estimators._checkpoint import FRAMES, with_callbacks
 from sklearn_cryoem.estimators._inputs import (
     Data,
     as_stack,
     as_vectors,
     is_images,
     normalised_like,
-    question_poses,
+    warn_if_not_aligned,
 )
 from sklearn_cryoem.estimators._sml_fit import class_attributes, manifold_attributes
 from sklearn_cryoem.estimators._sml_noise import noise_attributes, pooling
 from sklearn_cryoem.estimators._sml_parameters import check_parameters, folds_of, latent_basis
 from sklearn_cryoem.estimators._sml_space import ImageSpace, check_kind
 from sklearn_cryoem.estimators._sml_use import most_probable
-from sklearn_cryoem.manifold.classes import effective_count
 from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
+from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles.screening import screened
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class ManifoldStream:
             self.outlier_, self.labels_ = chunk.outlier, self._posteriors(chunk, most_probable, None)
             return
         self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs)
-        question_poses(self, X, stacklevel=3 + FRAMES)
+        warn_if_not_aligned(self, X, stacklevel=3 + FRAMES)
         self._store(noise_attributes(self._space, blocks))
         done = advance(
             self._stream,

@@ -19,8 +19,8 @@ from sklearn_cryoem.estimators._inputs import (
     as_stack,
     as_vectors,
     is_images,
-    mean_of_sound,
-    question_poses,
+    mean_without_outliers,
+    warn_if_not_aligned,
 )
 from sklearn_cryoem.estimators._sml_space import check_kind
 from sklearn_cryoem.manifold.classes import latent_positions, map_posterior
@@ -47,7 +47,7 @@ class ManifoldPrediction(TransformerMixin):
         with memory_watched("Comparing particles with SMLClusterer's nodes"), single_blas_threads():
             blocks = self._space.blocks(data, self.cache_folder)
             if stacklevel is not None:
-                question_poses(self, X, stacklevel=stacklevel + 1)
+                warn_if_not_aligned(self, X, stacklevel=stacklevel + 1)
             share = getattr(self, "information_share_", 1.0) if tempered else 1.0  # none in older models
             matcher = self._manifold.matcher(blocks.layout, dtype=self._space.dtype, temperature=1.0 / share)
             return np.concatenate(list(map_posterior(function, blocks, matcher, n_jobs=self.n_jobs)))
@@ -137,7 +137,7 @@ class ManifoldPrediction(TransformerMixin):
             Higher is better; compare models of the same `max_resolution` and `mask_diameter` alone. Particles
             marked as far out do not count: for cross-validation, screen the stack before.
         """
-        return mean_of_sound(self.score_samples(X), X)
+        return mean_without_outliers(self.score_samples(X), X)
 
     def inverse_transform(self, Z: ArrayLike) -> NDArray[Any]:
         """Images anywhere on the manifold, mu(s) of Eq. (2.2).

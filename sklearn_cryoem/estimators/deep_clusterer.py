@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, get_tags
+from sklearn.utils.validation import check_is_fitted
 
+from sklearn_cryoem._core.exceptions import ParticleDataWarning
+from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.estimators._checkpoint import checkpoint_of
-from sklearn_cryoem.estimators._deep_first import (
-    check_first,
-    classes_of,
-    classify_training,
-    default_first,
-    is_prefit,
-    steps_of,
-)
-from sklearn_cryoem.estimators._deep_fit import fit_subclasses, n_subclasses, summarise
-from sklearn_cryoem.estimators._deep_use import DescendsTree
-from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
+from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem.estimators._checkpoint import checkpoint_of, fit_once, fit_steps_once, warn_and_keep
 from sklearn_cryoem.estimators._inputs import (
     Data,
     Path,
@@ -28,15 +27,19 @@ from sklearn_cryoem.estimators._inputs import (
     as_stack,
     as_vectors,
     is_images,
-    question_mask,
+    warn_if_mask_too_tight,
 )
 from sklearn_cryoem.estimators._sml_parameters import check_parameters
+from sklearn_cryoem.estimators.map_aligner import MAPAligner
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
+from sklearn_cryoem.metrics import effective_count
+from sklearn_cryoem.particles import ParticleStack
+
+SUBCLASSES_OF_FIRST = 10  # that an average first class is to be divided into
+MAX_FIRST_CLASSES = 50  # more views are told apart by the sub-classes
 
 
-class DeepClusterer(
-    DescendsTree, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator
-):
+class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
     """Classify particles, then divide each class by statistical manifold learning inside it.
 
     The second strategy of deep clustering: classes of a first classification are often mixed. The particles
@@ -158,6 +161,7 @@ class DeepClusterer(
         tags.input_tags.three_d_array = True
         return tags
 
+    # ---------------------------------------------------------------- learning
     def fit(self, X: Data, y: Any = None) -> Self:
         """Classify particles, then divide their classes.
 
@@ -173,27 +177,24 @@ class DeepClusterer(
         self : DeepClusterer
         """
         self._check_parameters()
-        forget_doubts(self)
-        data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=True)
-        if is_images(X):
-            self.n_features_in_ = data.box**2
-            self._question_mask(data)
-        rng = check_random_state(self.random_state)
-        seed = rng.randint(2**31 - 1)
-        first = self.first
-        if first is None:
-            common = {"n_jobs": self.n_jobs, "random_state": seed, "verbose": self.verbose}
-            first = default_first(data, self.images_per_subclass, **common)
+        self._fit_warnings = []
+        on_images = is_images(X)
+        data = as_stack(X, self) if on_images else as_vectors(X, self, reset=True)
         outlier = np.zeros(len(data), dtype=bool)
-        if is_images(X):
+        if on_images:
+            self.n_features_in_ = data.box**2
+            self._warn_if_mask_too_tight(data)
             data, _ = as_screened(data, self, stacklevel=2)
             outlier = data.outlier
         checkpoint_of(self, data)  # raises what stands in the way of a checkpoint before anything is fitted
-        self.first_, data, self.first_labels_, parts = classify_training(first, data, self.checkpoint)
-        if is_images(X):
+        rng = check_random_state(self.random_state)
+        common = {"n_jobs": self.n_jobs, "random_state": rng.randint(2**31 - 1), "verbose": self.verbose}
+        first = default_first(data, self.images_per_subclass, **common) if self.first is None else self.first
+        self.first_, data, self.first_labels_, checkpoints = fit_first(first, data, self.checkpoint)
+        classes = classes_of(self.first_)
+        if on_images:
             data = data.with_outliers(outlier)  # a first classification of one's own may have lost them
-        averages, resolution = classes_of(self.first_)
-        rows = [np.flatnonzero((self.first_labels_ == k) & ~outlier) for k in range(len(averages))]
+        rows = [np.flatnonzero((self.first_labels_ == k) & ~outlier) for k in range(len(classes[0]))]
         rule = self.images_per_subclass, self.min_class_size, self.max_subclasses
         self.clusterers_, of_classes = fit_subclasses(
             SMLClusterer() if self.second is None else self.second,
@@ -205,33 +206,39 @@ class DeepClusterer(
             n_jobs=self.n_jobs,
             verbose=self.verbose,
         )
-        for name, value in summarise(self.clusterers_, rows, len(data), averages, resolution).items():
+        for name, value in summarise(self.clusterers_, rows, len(data), *classes).items():
             setattr(self, name, value)
         if outlier.any():
-            found = self._ask_own_class(data[outlier], self.first_labels_[outlier], "predict")
-            self.labels_[outlier] = self._leaves(np.count_nonzero(outlier), found)
-        self.poses_ = data.poses if is_images(X) else None
-        for part in [*parts, *of_classes]:
-            part.remove()
-        self._tell_convergence()
+            found = self._in_own_classes(data[outlier], self.first_labels_[outlier], "predict")
+            self.labels_[outlier] = self._flat_labels(np.count_nonzero(outlier), found)
+        self.poses_ = data.poses if on_images else None
+        for checkpoint in [*checkpoints, *of_classes]:
+            checkpoint.remove()
+        self._warn_unless_converged()
         return self
 
-    def _question_mask(self, stack):
-        """Question the mask of the sub-classes, unless the first classification will question the same."""
-        second = self.second
+    def _warn_if_mask_too_tight(self, stack):
+        """Warn about the mask of the sub-classes, unless the first classification will warn about it."""
         given = {} if self.first is None else self.first.get_params()
         first_masks = [value for name, value in given.items() if name.endswith("mask_diameter")]
-        masked = [] if second is None else [s for s in steps_of(second) if hasattr(s, "mask_diameter")]
+        masked = [step for step in steps_of(self.second) if hasattr(step, "mask_diameter")]
         if masked and masked[0].mask_diameter not in first_masks:
-            question_mask(masked[0], stack, stacklevel=3)
+            warn_if_mask_too_tight(masked[0], stack, stacklevel=3)
 
     def _check_parameters(self):
-        check_first(self.first, self)
+        name = type(self).__name__
+        last = steps_of(self.first)[-1] if self.first is not None else None
+        if isinstance(self.first, type) or (last is not None and not hasattr(last, "predict")):
+            is_class = isinstance(self.first, type)
+            found = f"the class {self.first.__name__}" if is_class else f"a {type(last).__name__}"
+            raise TypeError(
+                f"The parameter 'first' of {name} is {found}, expected an estimator that finds classes. "
+                "Give a MAPAligner, an SMLClusterer, or a Pipeline that ends in one."
+            )
         if self.second is not None and not isinstance(steps_of(self.second)[-1], SMLClusterer):
             raise TypeError(
-                f"The parameter 'second' of {type(self).__name__} is a {type(self.second).__name__}, "
-                "expected an SMLClusterer, a Pipeline that ends in one, or None. Put everything else before "
-                "it, into first=."
+                f"The parameter 'second' of {name} is a {type(self.second).__name__}, expected an "
+                "SMLClusterer, a Pipeline that ends in one, or None. Put everything else into first=."
             )
         self._check_late_steps()
         counts = {"owner": self, "integer": True}
@@ -241,7 +248,7 @@ class DeepClusterer(
 
     def _check_late_steps(self):
         """Raise now what an SMLClusterer would refuse only once the first classes are found."""
-        late = [] if self.first is None or is_prefit(self.first) else list(steps_of(self.first)[1:])
+        late = [] if self.first is None or is_prefit(self.first) else steps_of(self.first)[1:]
         if self.second is not None:
             *before, last = steps_of(self.second)
             late += [*before, clone(last).set_params(n_clusters=SMLClusterer().n_clusters)]  # set later
@@ -249,19 +256,441 @@ class DeepClusterer(
             if isinstance(step, SMLClusterer):
                 check_parameters(step)
 
-    def _tell_convergence(self):
+    def _warn_unless_converged(self):
         fitted = [steps_of(clusterer)[-1] for clusterer in self.clusterers_ if clusterer is not None]
-        restless = sum(not clusterer.converged_ for clusterer in fitted)
-        self.converged_ = restless == 0
-        if restless:
-            doubt(
+        n_stopped = sum(not clusterer.converged_ for clusterer in fitted)
+        self.converged_ = n_stopped == 0
+        if n_stopped:
+            warn_and_keep(
                 self,
-                f"DeepClusterer: {restless} of {len(fitted)} manifolds stopped at "
+                f"DeepClusterer: {n_stopped} of {len(fitted)} manifolds stopped at "
                 f"max_iter={fitted[0].max_iter} before they converged. Raise max_iter or tol of second=.",
                 stacklevel=3,
             )
+
+    # ---------------------------------------------------------------- use
+    def predict(self, X: Data) -> NDArray[Any]:
+        """Flat class of each particle: the sub-class of its class.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`. New particles are aligned and classified by `first_`, then by the clusterer of their
+            class.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_images,)
+        """
+        return self._flat_labels(*self._classified(X, "predict"))
+
+    def predict_proba(self, X: Data) -> NDArray[Any]:
+        """Posterior probability of every flat class, given the class that `first_` puts a particle in.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+
+        Returns
+        -------
+        responsibilities : ndarray of shape (n_images, n_classes)
+            Rows sum to 1 and are 0 outside the sub-classes of the particle's own first class.
+        """
+        n_samples, found = self._classified(X, "predict_proba")
+        posterior = np.zeros((n_samples, len(self.parent_label_)), dtype=self.class_averages_.dtype)
+        for k, rows, part in found:
+            if part is None:
+                posterior[rows, self.children_[k][0]] = 1.0
+                continue
+            for node, subclass in enumerate(self._subclass_of_node[k]):
+                posterior[rows, self.children_[k][subclass]] += part[:, node]
+        return posterior
+
+    def transform(self, X: Data) -> NDArray[Any]:
+        """Latent position of each particle on the manifold of its own first class, Eq. (3.7).
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+
+        Returns
+        -------
+        positions : ndarray of shape (n_images, n_components)
+            Comparable inside a first class alone; 0 in classes kept whole.
+        """
+        n_samples, found = self._classified(X, "transform")
+        positions = np.zeros((n_samples, self._n_features_out))
+        for _, rows, part in found:
+            if part is not None:
+                positions[rows] = part
+        return positions
+
+    def align(self, X: Data) -> ParticleStack:
+        """Particles with the poses that `first_` finds for them.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles of the same box.
+
+        Returns
+        -------
+        stack : ParticleStack
+
+        Raises
+        ------
+        ValueError
+            If `first_` does not align.
+        """
+        check_is_fitted(self)
+        if not aligns(self.first_):
+            raise ValueError(
+                f"first_ is a {type(self.first_).__name__}, which does not align. Align the particles before "
+                "them with a MAPAligner, or give it as first=."
+            )
+        return classify_new(self.first_, self._checked(X))[0]
+
+    def _classified(self, X, method):
+        """Number of particles, and what `_in_own_classes` finds for them in the classes of `first_`."""
+        check_is_fitted(self)
+        data, first_labels = classify_new(self.first_, self._checked(X))
+        return len(data), self._in_own_classes(data, first_labels, method)
+
+    def _in_own_classes(self, data, first_labels, method):
+        """Apply a method of the clusterer of its own first class to each particle.
+
+        Returns
+        -------
+        list of (class, rows, result)
+            Of the first classes that hold particles; the result is None for classes kept whole.
+        """
+        tasks = [
+            (self.clusterers_[k], np.flatnonzero(first_labels == k), int(k)) for k in np.unique(first_labels)
+        ]
+        results = ordered_map(partial(_apply, data, method), tasks, n_jobs=self.n_jobs)
+        return [(k, rows, part) for (_, rows, k), part in zip(tasks, results, strict=True)]
+
+    def _flat_labels(self, n_samples, found):
+        """Flat class of each particle from the nodes that `_in_own_classes` found."""
+        labels = np.empty(n_samples, dtype=np.int64)
+        for k, rows, nodes in found:
+            labels[rows] = self.children_[k][0 if nodes is None else self._subclass_of_node[k][nodes]]
+        return labels
+
+    def _checked(self, X):
+        """X as a stack or as vectors, whichever was fitted."""
+        was_images = self.class_averages_.ndim == 3
+        if is_images(X) == was_images:
+            return as_stack(X, self) if was_images else as_vectors(X, self, reset=False)
+        wanted = "images. Give a ParticleStack or images" if was_images else "vectors. Give an array of them"
+        raise ValueError(f"X has shape {np.shape(X)}, but this {type(self).__name__} was fitted on {wanted}.")
 
     @property
     def _n_features_out(self):
         fitted = [steps_of(clusterer)[-1] for clusterer in self.clusterers_ if clusterer is not None]
         return fitted[0].latent_nodes_.shape[1] if fitted else 1
+
+
+def _apply(data, method, task):
+    clusterer, rows, _ = task
+    return None if clusterer is None else getattr(clusterer, method)(data[rows])
+
+
+# ---------------------------------------------------------------- the first classification
+def n_first_classes(n_samples, images_per_subclass):
+    """First classes for so many particles: few enough for each to have ten sub-classes, 2 to 50."""
+    most = max(1, min(MAX_FIRST_CLASSES, n_samples // 2))
+    return int(min(max(n_samples // (SUBCLASSES_OF_FIRST * images_per_subclass), 2), most))
+
+
+def default_first(data, images_per_subclass, *, n_jobs, random_state, verbose):
+    """A MAPAligner for images without poses, an SMLClusterer for aligned ones and for vectors."""
+    needs_poses = is_images(data) and data.poses is None
+    kind = MAPAligner if needs_poses else SMLClusterer
+    n_classes = n_first_classes(len(data), images_per_subclass)
+    return kind(n_classes, n_jobs=n_jobs, random_state=random_state, verbose=verbose)
+
+
+def is_prefit(first):
+    """Whether `first` comes fitted, or frozen by `sklearn.frozen.FrozenEstimator`."""
+    if isinstance(first, FrozenEstimator):
+        return True
+    try:
+        check_is_fitted(first)
+    except NotFittedError:
+        return False
+    return True
+
+
+def fit_first(first, data, folder):
+    """Fit the first classification, unless it is fitted already.
+
+    Parameters
+    ----------
+    first : estimator
+        Left untouched: a copy is fitted.
+    data : ParticleStack or ndarray of shape (n_samples, n_features)
+        Training data.
+    folder : path-like or None
+        Where a fit that is under way keeps its state, and one that is done its result.
+
+    Returns
+    -------
+    fitted : estimator
+    data : ParticleStack or ndarray
+        With the poses that `fitted` found, if it aligns.
+    labels : ndarray of shape (n_samples,), int
+    checkpoints : list of CheckpointFile or NullCheckpoint
+        May be removed when everything is done.
+    """
+    if is_prefit(first):
+        fitted = first.estimator if isinstance(first, FrozenEstimator) else first
+        return fitted, *classify_new(fitted, data), []
+    fitted, checkpoints = fit_steps_once(clone(first), data, folder, _aligned_training)
+    *before, last = steps_of(fitted)
+    for step in before:
+        data = _aligned_training(step, data)
+    return fitted, _aligned_training(last, data, is_last=True), last.labels_, checkpoints
+
+
+def classify_new(fitted, data):
+    """Particles as a fitted estimator aligns them, and their classes; any particles.
+
+    Parameters
+    ----------
+    fitted : estimator
+        Fitted MAPAligner, SMLClusterer or Pipeline.
+    data : ParticleStack or ndarray of shape (n_samples, n_features)
+        The particles.
+
+    Returns
+    -------
+    data : ParticleStack or ndarray
+    labels : ndarray of shape (n_samples,), int
+    """
+    *before, last = steps_of(fitted)
+    for step in before:
+        data = step.transform(data)
+    labels = last.predict(data)
+    return (last.transform(data) if aligns(last) else data), labels
+
+
+def aligns(fitted):
+    """Whether a fitted estimator found poses, so that its `transform` returns particles with them."""
+    return any(hasattr(step, "poses_") for step in steps_of(fitted))
+
+
+def classes_of(fitted):
+    """Class averages and resolutions of a fitted estimator.
+
+    Returns
+    -------
+    averages : ndarray of shape (n_classes, D, D) or (n_classes, n_features)
+    resolution : ndarray of shape (n_classes,)
+    """
+    last = steps_of(fitted)[-1]
+    if not hasattr(last, "class_averages_"):
+        raise TypeError(
+            f"{type(last).__name__} has no class_averages_ after its fit, which classes kept whole are shown "
+            "by. Give first= a MAPAligner, an SMLClusterer, or a Pipeline that ends in one."
+        )
+    return last.class_averages_, last.class_resolution_
+
+
+def steps_of(estimator):
+    """Estimators of a Pipeline in their order; any other estimator alone, and none of None."""
+    if estimator is None:
+        return []
+    if isinstance(estimator, FrozenEstimator):
+        estimator = estimator.estimator
+    if not isinstance(estimator, Pipeline):
+        return [estimator]
+    steps = [step for _, step in estimator.steps if step is not None and step != "passthrough"]
+    return [inner for step in steps for inner in steps_of(step)]
+
+
+def _aligned_training(step, data, *, is_last=False):
+    """Training data as a step hands them on; an aligner knows their poses without another search."""
+    if hasattr(step, "poses_"):
+        return data.with_poses(step.poses_)
+    return data if is_last else step.transform(data)
+
+
+# ---------------------------------------------------------------- the sub-classes
+def n_subclasses(size, images_per_subclass, min_class_size, max_subclasses):
+    """Sub-classes of a class of `size` images: one for every `images_per_subclass`, 1 if it stays whole.
+
+    Parameters
+    ----------
+    size : int
+        Images of the class.
+    images_per_subclass : int
+        How many images a sub-class should have, on average.
+    min_class_size : int or None
+        Smaller classes stay whole; None for twice `images_per_subclass`.
+    max_subclasses : int or None
+        At most so many.
+    """
+    smallest = 2 * images_per_subclass if min_class_size is None else min_class_size
+    if size < max(smallest, 2):
+        return 1
+    largest = size if max_subclasses is None else min(size, max_subclasses)
+    return int(min(max(size // images_per_subclass, 2), largest))
+
+
+def fit_subclasses(second, data, rows, counts, seeds, *, folder, n_jobs, verbose):
+    """Fit a copy of `second` to every class that is divided.
+
+    Parameters
+    ----------
+    second : SMLClusterer or Pipeline that ends in one
+        Copied for every class, with its number of classes set.
+    data : ParticleStack or ndarray
+        All particles, aligned.
+    rows : list of ndarray
+        Particles of each class.
+    counts : list of int
+        Sub-classes of each; 1 leaves it whole.
+    seeds : ndarray of shape (n_classes,), int
+        Seed of each.
+    folder : path-like or None
+        Where classes under way keep their states, and those that are done their results.
+    n_jobs : int or None
+        Classes fitted at a time. A class that is alone gets all workers.
+    verbose : int
+        1 shows progress.
+
+    Returns
+    -------
+    clusterers : list of SMLClusterer, Pipeline or None
+        None for classes that stay whole.
+    checkpoints : list of CheckpointFile or NullCheckpoint
+        May be removed when everything is done.
+    """
+    divided = sorted((k for k in range(len(rows)) if counts[k] > 1), key=lambda k: -len(rows[k]))
+    inner = n_jobs if len(divided) == 1 else 1  # workers are not nested
+    tasks = [(_copy_of(second, counts[k], inner, int(seeds[k])), rows[k]) for k in divided]
+    clusterers, checkpoints = [None] * len(rows), []
+    with (
+        progress(len(tasks), "DeepClusterer: classes", verbose=verbose) as bar,
+        warnings.catch_warnings(),
+    ):
+        # the caller gives each of these warnings once for all classes
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", r"(?s).*\[(box-too-tight|no-poses)\]$", ParticleDataWarning)
+        fits = ordered_map(partial(_fit_class, data, folder), tasks, n_jobs=1 if len(tasks) == 1 else n_jobs)
+        for k, (fitted, checkpoint) in zip(divided, fits, strict=True):
+            clusterers[k] = fitted
+            checkpoints.append(checkpoint)
+            bar.update()
+    return clusterers, checkpoints
+
+
+def _fit_class(data, folder, task):
+    clusterer, rows = task
+    return fit_once(clusterer, data[rows], folder)
+
+
+def _copy_of(second, n_clusters, n_jobs, seed):
+    """Copy of `second` for one class."""
+    copy = clone(second)
+    for step in steps_of(copy):
+        wanted = {"n_jobs": n_jobs, "random_state": seed}
+        step.set_params(**{name: value for name, value in wanted.items() if name in step.get_params()})
+    steps_of(copy)[-1].set_params(n_clusters=n_clusters)
+    return copy
+
+
+def subclasses_of_nodes(fitted):
+    """Sub-class of each node: nodes without images are none, and belong to that of the nearest other node.
+
+    Parameters
+    ----------
+    fitted : SMLClusterer, Pipeline or None
+        Of one class.
+
+    Returns
+    -------
+    subclass_of_node : ndarray of shape (n_nodes,), int
+        Numbered in the order of the nodes; one for a class that stays whole.
+    occupied : ndarray of shape (n_subclasses,), int
+        Nodes that have images.
+    """
+    if fitted is None:
+        return np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    last = steps_of(fitted)[-1]
+    occupied = np.unique(last.labels_)
+    offset = (
+        last.latent_nodes_[:, None] - last.latent_nodes_[occupied]
+    )  # (n_nodes, n_subclasses, n_components)
+    return np.square(offset).sum(axis=2).argmin(axis=1), occupied
+
+
+def averages_of(fitted, occupied):
+    """Averages and resolutions of the nodes that have images, in the space of the data."""
+    last = steps_of(fitted)[-1]
+    averages = last.class_averages_[occupied]
+    if fitted is not last:
+        averages = fitted[:-1].inverse_transform(averages)
+    return averages, last.class_resolution_[occupied]
+
+
+def summarise(clusterers, rows, n_samples, averages, resolution):
+    """Attributes of the flat classes: labels, averages, sizes, resolutions, and the tree above them.
+
+    Parameters
+    ----------
+    clusterers : list of SMLClusterer, Pipeline or None
+        Of each first class.
+    rows : list of ndarray
+        Particles of each first class that its clusterer learned from.
+    n_samples : int
+        Number of particles; those in none of `rows` get the label -1.
+    averages, resolution : ndarrays
+        Of the first classes: those of the ones that stay whole.
+    """
+    subclasses, occupied = zip(*map(subclasses_of_nodes, clusterers), strict=True)
+    n_of_class = [len(nodes) for nodes in occupied]
+    starts = np.cumsum([0, *n_of_class])
+    labels = np.full(n_samples, -1)
+    found = []
+    for k, (fitted, members) in enumerate(zip(clusterers, rows, strict=True)):
+        labels[members] = starts[k] + (0 if fitted is None else subclasses[k][steps_of(fitted)[-1].labels_])
+        whole = averages[k][None], resolution[k : k + 1]
+        found.append(whole if fitted is None else averages_of(fitted, occupied[k]))
+    sizes = np.bincount(labels[labels >= 0], minlength=starts[-1])
+    children = [np.arange(start, start + n) for start, n in zip(starts[:-1], n_of_class, strict=True)]
+    return {
+        "labels_": labels,
+        "parent_label_": np.repeat(np.arange(len(rows)), n_of_class),
+        "children_": children,
+        "class_averages_": np.concatenate([part for part, _ in found]),
+        "class_resolution_": np.concatenate([part for _, part in found]),
+        "class_sizes_": sizes,
+        "n_effective_clusters_": effective_count(sizes),
+        "tree_": describe_tree(clusterers, rows, children, sizes, occupied),
+        "_subclass_of_node": list(subclasses),
+    }
+
+
+def describe_tree(clusterers, rows, children, sizes, occupied):
+    """The classes and their sub-classes in plain lists and numbers, ready for JSON."""
+    classes = []
+    for k, fitted in enumerate(clusterers):
+        last = None if fitted is None else steps_of(fitted)[-1]
+        subclasses = [{"label": int(label), "n_images": int(sizes[label])} for label in children[k]]
+        if last is not None:
+            for subclass, position in zip(subclasses, last.latent_nodes_[occupied[k]], strict=True):
+                subclass["latent_position"] = [float(value) for value in position]
+        classes.append(
+            {
+                "first_class": k,
+                "n_images": len(rows[k]),
+                "is_whole": fitted is None,
+                "grid_shape": [1] if last is None else [int(side) for side in last.grid_shape_],
+                "subclasses": subclasses,
+            }
+        )
+    return {"n_images": int(sizes.sum()), "n_classes": len(sizes), "classes": classes}

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem._core.workers import ordered_map, sum_in_order
-from sklearn_cryoem.estimators._inputs import Data, TakesImages, as_screened, as_stack, sound_part
+from sklearn_cryoem.estimators._inputs import Data, TakesImages, as_screened, as_stack, without_outliers
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 
 
@@ -94,7 +94,7 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         for name in ("max_resolution", "mask_diameter"):
             value = getattr(self, name)
             check_number(name, value, owner=self, minimum=0, inclusive=False, allow_none=True)
-        stack = sound_part(as_screened(X, self, stacklevel=2)[0], self)
+        stack = without_outliers(as_screened(X, self, stacklevel=2)[0], self)
         space = ImageSpace.of(stack, self.max_resolution, self.mask_diameter)
         blocks = space.blocks(stack)
         most = min(len(stack), blocks.layout.n_features)

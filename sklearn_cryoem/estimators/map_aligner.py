@@ -13,9 +13,14 @@ from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.tasks import task_pool
 from sklearn_cryoem.alignment.em import fit_alignment
 from sklearn_cryoem.alignment.poses import ImagePoses, find_poses, find_scales
-from sklearn_cryoem.estimators._callbacks import FRAMES, FitTask, TakesCallbacks, with_callbacks
-from sklearn_cryoem.estimators._checkpoint import checkpoint_of
-from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
+from sklearn_cryoem.estimators._checkpoint import (
+    FRAMES,
+    FitTask,
+    TakesCallbacks,
+    checkpoint_of,
+    warn_and_keep,
+    with_callbacks,
+)
 from sklearn_cryoem.estimators._inputs import (
     WRAPPED,
     Data,
@@ -24,8 +29,8 @@ from sklearn_cryoem.estimators._inputs import (
     TakesImages,
     as_screened,
     as_stack,
-    question_mask,
-    sound_part,
+    warn_if_mask_too_tight,
+    without_outliers,
 )
 from sklearn_cryoem.estimators._map_results import store_results, unite_classes
 from sklearn_cryoem.estimators._map_settings import (
@@ -271,11 +276,11 @@ class MAPAligner(
         self : MAPAligner
         """
         check_parameters(self)
-        forget_doubts(self)
+        self._fit_warnings = []
         given = as_stack(X, self)
-        question_mask(self, given, stacklevel=2 + FRAMES)
+        warn_if_mask_too_tight(self, given, stacklevel=2 + FRAMES)
         screened, _ = as_screened(given, self, stacklevel=2 + FRAMES)
-        stack = sound_part(screened, self)
+        stack = without_outliers(screened, self)
         settings = alignment_settings(self, stack)
         if len(stack) < settings.n_references:
             raise ValueError(
@@ -312,7 +317,7 @@ class MAPAligner(
             kept.remove()
         task.end()
         if not fit.interrupted and not self.converged_:
-            doubt(
+            warn_and_keep(
                 self,
                 f"MAPAligner stopped at max_iter={self.max_iter} while {fit.changed:.0%} of the images still "
                 "changed their class or pose in a pass. Raise max_iter, or n_batches.",

@@ -19,7 +19,7 @@ from sklearn_cryoem.estimators._inputs import (
     as_screened,
     as_stack,
     normalised_like,
-    question_poses,
+    warn_if_not_aligned,
 )
 from sklearn_cryoem.estimators._realign_round import own_references, realigned
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
@@ -120,7 +120,7 @@ class RealigningClusterer(TakesImages, GivesStacks, ClusterMixin, TransformerMix
         self : RealigningClusterer
         """
         self._check_parameters()
-        question_poses(self, X, stacklevel=2)
+        warn_if_not_aligned(self, X, stacklevel=2)
         template, stack = self._template(), self._screened(X, stacklevel=2)
         changes = []
         with progress(self.n_rounds, "RealigningClusterer: rounds", verbose=self.verbose) as bar:
@@ -167,7 +167,7 @@ class RealigningClusterer(TakesImages, GivesStacks, ClusterMixin, TransformerMix
             normalised if they were not, and with marks of what is far out.
         """
         self._check_parameters()
-        question_poses(self, X, stacklevel=2 + WRAPPED)
+        warn_if_not_aligned(self, X, stacklevel=2 + WRAPPED)
         stack = self._screened(X, stacklevel=2 + WRAPPED)
         return stack.with_poses(self.fit(stack).poses_)
 
@@ -193,7 +193,7 @@ class RealigningClusterer(TakesImages, GivesStacks, ClusterMixin, TransformerMix
             The same particles with new poses.
         """
         check_is_fitted(self)
-        question_poses(self, X, stacklevel=2)
+        warn_if_not_aligned(self, X, stacklevel=2)
         stack = with_some_poses(normalised_like(as_stack(X, self), self.clusterer_._space.background_px))
         labels = self.clusterer_.predict(stack)
         return realigned(self, self.clusterer_, stack, labels, self.class_averages_)

@@ -11,9 +11,13 @@ from sklearn.utils import check_random_state
 
 from sklearn_cryoem._core.shortage import memory_watched
 from sklearn_cryoem._core.threads import single_blas_threads
-from sklearn_cryoem.estimators._callbacks import FRAMES, TakesCallbacks, with_callbacks
-from sklearn_cryoem.estimators._checkpoint import checkpoint_of
-from sklearn_cryoem.estimators._doubts import doubt, forget_doubts
+from sklearn_cryoem.estimators._checkpoint import (
+    FRAMES,
+    TakesCallbacks,
+    checkpoint_of,
+    warn_and_keep,
+    with_callbacks,
+)
 from sklearn_cryoem.estimators._inputs import (
     Data,
     Path,
@@ -21,10 +25,10 @@ from sklearn_cryoem.estimators._inputs import (
     as_stack,
     as_vectors,
     is_images,
-    question_mask,
-    question_poses,
-    question_vectors,
-    sound_part,
+    warn_if_few_distinct_vectors,
+    warn_if_mask_too_tight,
+    warn_if_not_aligned,
+    without_outliers,
 )
 from sklearn_cryoem.estimators._sml_fit import learn, manifold_attributes, summarise
 from sklearn_cryoem.estimators._sml_noise import noise_attributes
@@ -282,22 +286,22 @@ class SMLClusterer(
     def _learn(self, X, *, stacklevel):
         """Fit the manifold to X and return its feature blocks; warn at `stacklevel`."""
         check_parameters(self)
-        forget_doubts(self)
+        self._fit_warnings = []
         given, self._space = self._open(X)
         kept = checkpoint_of(self, given)
         data, screened, self._usual = given, None, None
         if isinstance(self._space, ImageSpace):
             screened, self._usual = as_screened(given, self, stacklevel=stacklevel)
-            data = sound_part(screened, self)
+            data = without_outliers(screened, self)
             self._space = ImageSpace.of(data, self.max_resolution, self.mask_diameter, in_window=True)
         self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs, self.cache_folder)
         self._store(noise_attributes(self._space, blocks))
         basis = latent_basis(self)
         if isinstance(self._space, VectorSpace):
-            question_vectors(self, data, len(basis.nodes), stacklevel=stacklevel)
+            warn_if_few_distinct_vectors(self, data, len(basis.nodes), stacklevel=stacklevel)
         else:
-            question_mask(self, data, stacklevel=stacklevel)
-            question_poses(self, X, stacklevel=stacklevel)
+            warn_if_mask_too_tight(self, data, stacklevel=stacklevel)
+            warn_if_not_aligned(self, X, stacklevel=stacklevel)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         logger.info(
             "SMLClusterer, n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape
@@ -321,7 +325,7 @@ class SMLClusterer(
                 if np.isfinite(gain)
                 else "let finer detail in, so that its gain cannot be told"
             )
-            doubt(
+            warn_and_keep(
                 self,
                 f"SMLClusterer stopped at max_iter={self.max_iter} before it converged: the last iteration "
                 f"{how}. Raise max_iter or tol.",
@@ -346,7 +350,7 @@ class SMLClusterer(
             return  # whoever gives a number for alpha may want one template
         if self.n_effective_clusters_ < COLLAPSED:
             self.converged_ = False
-            doubt(
+            warn_and_keep(
                 self,
                 f"The map of SMLClusterer collapsed: its {n_nodes} classes are worth "
                 f"{self.n_effective_clusters_:.1f} equal ones. Give more particles, or fewer "

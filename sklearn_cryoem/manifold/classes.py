@@ -264,9 +264,3 @@ def latent_positions(posterior: Posterior, nodes: Float64, mode: str) -> Float64
     if mode == "mode":
         return np.asarray(nodes[posterior.responsibilities.argmax(axis=1)])
     return posterior.responsibilities.astype(np.float64) @ nodes
-
-
-def effective_count(sizes: Float64) -> float:
-    """exp(entropy of the class sizes): as many equal classes as these are worth, Eq. (3.8)."""
-    share = sizes[sizes > 0] / sizes.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))

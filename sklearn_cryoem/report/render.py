@@ -6,6 +6,7 @@ from importlib.resources import files
 import numpy as np
 
 from sklearn_cryoem._version import __version__
+from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.report.charts import chart
 from sklearn_cryoem.report.data import page_data
 
@@ -66,14 +67,13 @@ def render(run, *, examples=True):
 def facts_line(run):
     """The few numbers that everybody wants first, as (value, what) pairs."""
     filled = run.sizes[run.sizes > 0]
-    share = filled / max(filled.sum(), 1)
     line = [
         (f"{int(run.sizes.sum()):,}", "particles"),
         (
             f"{len(filled):,}",
             "classes" if len(filled) == run.n_classes else f"of {run.n_classes:,} classes filled",
         ),
-        (f"{np.exp(-(share * np.log(share)).sum()):.0f}", "effective classes"),
+        (f"{effective_count(filled):.0f}", "effective classes"),
         (f"{run.averages.shape[-1]} px", "box"),
     ]
     if run.pixel_size is not None:

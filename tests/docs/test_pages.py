@@ -124,7 +124,7 @@ def messages_of_warnings():
         if path.name == "notices.py":
             continue
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("warnings.warn", "doubt"):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("warnings.warn", "warn_and_keep"):
                 told = [node for argument in call.args for node in ast.walk(argument)]
                 parts = [node.value for node in told if isinstance(node, ast.Constant)]
                 message = "".join(part for part in parts if isinstance(part, str))

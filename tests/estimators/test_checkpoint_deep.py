@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.estimators import _checkpoint, _deep_keep, map_aligner
+from sklearn_cryoem.estimators import _checkpoint, map_aligner
 from sklearn_cryoem.manifold import crossfit
 
 ALIGNER = {"n_batches": 6, "batch_size": 60, "max_iter": 2, "tol": 0.0, "random_state": 0}
@@ -126,7 +126,7 @@ def test_a_result_that_finds_no_room_is_told_and_does_not_end_the_fit(stack, exp
     def full(*args, **options):
         raise OSError(28, "No room")
 
-    monkeypatch.setattr(_deep_keep.CheckpointFile, "load", lambda self: None)
+    monkeypatch.setattr(_checkpoint.CheckpointFile, "load", lambda self: None)
     monkeypatch.setattr(_checkpoint, "write_state", full)
     with pytest.warns(UserWarning, match="could not be kept"):
         assert digest(deep().set_params(checkpoint=tmp_path).fit(stack)) == expected

@@ -13,8 +13,7 @@ from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, load_model, 
 from sklearn_cryoem._core.exceptions import ParticleDataWarning
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import EigenImages
-from sklearn_cryoem.estimators._deep_first import default_first, n_first_classes
-from sklearn_cryoem.estimators._deep_fit import n_subclasses
+from sklearn_cryoem.estimators.deep_clusterer import default_first, n_first_classes, n_subclasses
 
 QUICK = SMLClusterer(max_resolution=40.0, max_iter=150)
 

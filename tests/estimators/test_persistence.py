@@ -13,7 +13,7 @@ from sklearn_cryoem import CTFTable, MAPAligner, Poses, SMLClusterer, load_model
 from sklearn_cryoem._core.exceptions import ModelFileError
 from sklearn_cryoem.alignment.mutual import Frames
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.estimators._persistence import read_model_header
+from sklearn_cryoem.estimators.model_files import read_model_header
 from sklearn_cryoem.physics.fourier import half_plane
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # short fits

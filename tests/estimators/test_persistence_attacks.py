@@ -141,7 +141,7 @@ ESTIMATOR = {"$estimator": "SMLClusterer", "parameters": {}}
         {"$frozen": {"$dataclass": "subprocess:Popen", "fields": {"args": ["mkdir", "went_off"]}}},
         {"$dataclass": "sklearn_cryoem_evil:Popen", "fields": {}},
         {"$dataclass": "sklearn_cryoem.cli.__main__:main", "fields": {}},
-        {"$dataclass": "sklearn_cryoem.estimators._persistence:os.system", "fields": {}},
+        {"$dataclass": "sklearn_cryoem.estimators.model_files:os.system", "fields": {}},
         {"$scalar": "O", "value": "x"},
         {"$tuple": None},
         {},

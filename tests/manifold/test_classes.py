@@ -3,7 +3,6 @@ import pytest
 
 from sklearn_cryoem.manifold.classes import (
     class_statistics,
-    effective_count,
     information_share,
     latent_positions,
     map_posterior,
@@ -101,9 +100,3 @@ def test_latent_positions_are_the_mean_or_the_mode_of_the_posterior():
         latent_positions(posterior, nodes, "mean"), [[0.5, 1.5], [-0.8, 0.2]], atol=1e-6
     )
     np.testing.assert_array_equal(latent_positions(posterior, nodes, "mode"), nodes[[1, 0]])
-
-
-def test_effective_count_is_the_number_of_equal_classes():
-    assert effective_count(np.array([5, 5, 5, 0])) == pytest.approx(3.0)
-    assert effective_count(np.array([8, 0, 0])) == pytest.approx(1.0)
-    assert 1.0 < effective_count(np.array([99, 1])) < 1.1

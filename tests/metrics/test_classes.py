@@ -1,9 +1,14 @@
-"""Fourier ring correlation against its definition, and the resolution read off it."""
+"""Fourier rings against their definition, the resolution read off them, the effective number of classes."""
 
 import numpy as np
 import pytest
 
-from sklearn_cryoem.metrics import fourier_ring_correlation, resolution_from_frc
+from sklearn_cryoem.metrics import (
+    effective_classes,
+    effective_count,
+    fourier_ring_correlation,
+    resolution_from_frc,
+)
 
 
 def plain_frc(one, other):
@@ -61,3 +66,19 @@ def test_resolution_at_the_ends():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="Bring both to one box first"):
         fourier_ring_correlation(np.zeros((8, 8)), np.zeros((9, 9)))
+
+
+def test_effective_classes_count_and_weigh():
+    assert effective_classes(np.repeat(np.arange(7), 20)) == pytest.approx((7, 7.0))
+    occupied, perplexity = effective_classes([0] * 75 + [4] * 25 + [-1] * 50)
+    assert occupied == 2
+    assert perplexity == pytest.approx(np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25)))
+    assert effective_classes([-1, -1]) == (0, 0.0)
+    assert effective_classes([3, 3]).perplexity == pytest.approx(1.0)
+
+
+def test_effective_count_is_the_number_of_equal_classes():
+    assert effective_count([5, 5, 5, 0]) == pytest.approx(3.0)
+    assert effective_count([8, 0, 0]) == pytest.approx(1.0)
+    assert 1.0 < effective_count([99, 1]) < 1.1
+    assert effective_count([]) == 0.0

@@ -1,6 +1,8 @@
-"""Fourier ring correlation of two images, and the resolution it implies."""
+"""What classes are worth without a truth: resolution of their averages, and how many they really are."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -75,6 +77,53 @@ def resolution_from_frc(
     with np.errstate(divide="ignore"):
         resolution = np.where(crossing > 0, box * pixel_size / np.asarray(crossing), np.inf)
     return float(resolution) if resolution.ndim == 0 else resolution
+
+
+def effective_count(sizes: ArrayLike) -> float:
+    """exp(entropy of class sizes): the number of equal classes that would be as mixed, Eq. (3.8).
+
+    Parameters
+    ----------
+    sizes : array_like of shape (n_classes,)
+        Particles of each class; empty classes do not count.
+
+    Returns
+    -------
+    count : float
+        0 without particles.
+    """
+    filled = np.asarray(sizes)[np.asarray(sizes) > 0]
+    if filled.size == 0:
+        return 0.0
+    share = filled / filled.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+class EffectiveClasses(NamedTuple):
+    """How many classes a classification really uses, Eq. (3.8)."""
+
+    occupied: int
+    """Classes with at least one particle."""
+    perplexity: float
+    """exp(entropy of the class sizes): the number of equal classes that would be as mixed."""
+
+
+def effective_classes(labels: ArrayLike) -> EffectiveClasses:
+    """Count classes that hold particles, and the exponential of the entropy of their sizes, Eq. (3.8).
+
+    Parameters
+    ----------
+    labels : array_like of shape (n_images,), int
+        Class of each particle; negative labels are left out.
+
+    Returns
+    -------
+    effective : EffectiveClasses
+        ``(occupied, perplexity)``.
+    """
+    values = np.asarray(labels)
+    _, sizes = np.unique(values[values >= 0], return_counts=True)
+    return EffectiveClasses(int(sizes.size), effective_count(sizes))
 
 
 def _ring_sums(values: NDArray[np.float64], box: int) -> NDArray[np.float64]:
