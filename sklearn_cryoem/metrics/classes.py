@@ -80,7 +80,7 @@ def resolution_from_frc(
 
 
 def effective_count(sizes: ArrayLike) -> float:
-    """exp(entropy of class sizes): the number of equal classes that would be as mixed, Eq. (3.8).
+    """Exponential of the entropy of class sizes: as many equal classes would be as mixed, Eq. (3.8).
 
     Parameters
     ----------
