@@ -31,7 +31,7 @@ def check_options(options, stack, console):
             f"for every 20 to 100 particles is a good start."
         )
     unit = "px" if stack.pixel_size is None else "A"
-    pixel = stack.pixel_size or 1.0
+    pixel = stack.pixel_length
     side = stack.box * pixel
     shift, finest = options.max_shift, options.max_resolution
     if shift is not None and shift > side / 2 and not options.skip_align:

@@ -50,7 +50,7 @@ def store_results(aligner, fit, classes, stack, found):
     found : ImagePoses
         Their classes and poses.
     """
-    unit = 1.0 if stack.pixel_size is None else stack.pixel_size
+    unit = stack.pixel_length
     model = fit.model
     sizes = np.bincount(found.cluster[~stack.outlier], minlength=aligner.n_clusters)
     with np.errstate(divide="ignore"):

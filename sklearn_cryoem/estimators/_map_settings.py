@@ -11,13 +11,12 @@ from sklearn_cryoem.alignment.known import KnownPoses
 from sklearn_cryoem.alignment.model import CLASS_PRIORS, AlignmentSettings
 from sklearn_cryoem.alignment.update import masked_references
 from sklearn_cryoem.particles import CTFTable
+from sklearn_cryoem.physics.masks import mask_disc
 from sklearn_cryoem.physics.rotation import aligned_images
 
 NOISE_MODELS = ("shell", "group")
-MASK_FRACTION = 0.9  # of the box
 REACH_FRACTION = 0.2  # of the box: longest shift
 RANGE_FRACTION = 0.08  # of the box: longest shift of one search, which follows the image
-MASK_EDGE_FRACTION = 0.05  # of the box
 SMALLEST_START = 6.0  # Fourier pixels
 IMAGES_PER_REFERENCE_AND_BATCH, SMALLEST_BATCH = 4, 200
 REFERENCES_PER_CLASS = 2.5
@@ -97,11 +96,9 @@ def starting_point(aligner, stack, settings):
 
 def alignment_settings(aligner, stack):
     """Lengths of the aligner in pixels and Fourier pixels of the stack."""
-    unit = 1.0 if stack.pixel_size is None else stack.pixel_size
+    unit = stack.pixel_length
     box = stack.box
-    edge = max(2.0, MASK_EDGE_FRACTION * box)
-    diameter = MASK_FRACTION * box if aligner.mask_diameter is None else aligner.mask_diameter / unit
-    radius = min(0.5 * diameter, 0.5 * box - edge)
+    radius, edge = mask_disc(aligner.mask_diameter, box, stack.pixel_size)
     limit = float((box - 1) // 2)
     if aligner.max_resolution is not None:
         limit = float(np.clip(box * unit / aligner.max_resolution, 2.0, limit))
@@ -111,8 +108,8 @@ def alignment_settings(aligner, stack):
     batch = max(SMALLEST_BATCH, IMAGES_PER_REFERENCE_AND_BATCH * n_references)
     return AlignmentSettings(
         n_references=n_references,
-        mask_radius_px=float(radius),
-        mask_edge_px=float(edge),
+        mask_radius_px=radius,
+        mask_edge_px=edge,
         max_shift_px=float(min(reach, RANGE_FRACTION * box)),
         reach_px=float(reach),
         k_start=float(min(start, limit)),

@@ -14,8 +14,7 @@ from sklearn_cryoem.alignment.poses import find_poses, find_scales
 from sklearn_cryoem.estimators._inputs import Data, as_stack, mean_without_outliers, normalised_like
 from sklearn_cryoem.estimators._map_settings import feature_source, group_codes
 from sklearn_cryoem.particles import ParticleStack, Poses
-
-PIXEL_SIZE_TOLERANCE = 0.01  # relative; headers are rounded
+from sklearn_cryoem.particles.geometry import check_same_pixel_size
 
 
 class AlignsParticles:
@@ -35,7 +34,7 @@ class AlignsParticles:
             The same particles with poses, normalised if those of the fit were.
         """
         stack, found, _ = self._find(X, refine=True)
-        unit = 1.0 if stack.pixel_size is None else stack.pixel_size
+        unit = stack.pixel_length
         return stack.with_poses(Poses(found.angle_rad, found.shift_px * unit, found.mirrored))
 
     def predict(self, X: Data) -> NDArray[Any]:
@@ -93,14 +92,7 @@ class AlignsParticles:
                 f"MAPAligner was fitted to images of {self.class_averages_.shape[-1]} pixels; these have "
                 f"{stack.box}. Bring them to the same box, for example with stack.downsample."
             )
-        mine, other = self._pixel_size, stack.pixel_size
-        if (mine is None) != (other is None) or (
-            mine is not None and abs(other / mine - 1) > PIXEL_SIZE_TOLERANCE
-        ):
-            raise ValueError(
-                f"MAPAligner was fitted at {mine} Angstrom per pixel; these particles have "
-                f"{other}. Bring them to the same pixel size."
-            )
+        check_same_pixel_size(stack.pixel_size, self._pixel_size)
         group = group_codes(stack, self.noise_groups_)
         settings = self._settings
         if stack.poses is None:  # nothing to search round

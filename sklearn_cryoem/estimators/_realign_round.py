@@ -53,7 +53,7 @@ def realigned(realigner, clusterer, stack, labels, references):
     used = [number for number in np.unique(labels) if references[number].any()]
     tasks = [(np.flatnonzero(labels == number), references[number]) for number in used]
     task = partial(_realign_class, stack, settings, noise)
-    unit = 1.0 if stack.pixel_size is None else stack.pixel_size
+    unit = stack.pixel_length
     # a class without images in the other half has no reference: its particles stay where they are
     angle, shift = stack.poses.angle_rad.copy(), stack.poses.shift.copy()
     for (rows, _), found in zip(tasks, ordered_map(task, tasks, n_jobs=realigner.n_jobs), strict=True):
@@ -76,7 +76,7 @@ def _realign_class(stack, settings, noise, task):
 
 def _search(realigner, clusterer, stack):
     """Settings of the local search, and the noise at its rings, from what the clusterer learned."""
-    unit = 1.0 if stack.pixel_size is None else stack.pixel_size
+    unit = stack.pixel_length
     max_shift = SHIFT_FRACTION * stack.box * unit if realigner.max_shift is None else realigner.max_shift
     aligner = MAPAligner(
         1, mask_diameter=clusterer.mask_diameter, max_shift=max_shift,

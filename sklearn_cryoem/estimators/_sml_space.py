@@ -8,11 +8,11 @@ from sklearn_cryoem.estimators._inputs import is_images, normalised_like
 from sklearn_cryoem.estimators._sml_noise import NoiseOfParts
 from sklearn_cryoem.manifold.blocks import ArrayBlocks
 from sklearn_cryoem.particles.features import FeatureBlocks
+from sklearn_cryoem.particles.geometry import check_same_pixel_size
 from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.physics.fourier import HalfPlane, fourier_features, half_plane, images_from_features
 
 FEWEST_INITIAL_SHELLS = 6  # coarser images of anything look alike
-PIXEL_SIZE_TOLERANCE = 0.01  # relative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ImageSpace:
     @classmethod
     def of(cls, stack, max_resolution, mask_diameter, *, in_window=False):
         """Space of a stack; `max_resolution` in Angstrom, or in pixels where the pixel size is unknown."""
-        side = stack.box * (stack.pixel_size or 1.0)
+        side = stack.box * stack.pixel_length
         if max_resolution is not None and side / max_resolution < 2:
             unit = "px" if stack.pixel_size is None else "Angstrom"
             raise ValueError(
@@ -105,14 +105,7 @@ class ImageSpace:
 
     def blocks(self, stack, cache_folder=None):
         """Feature blocks of a stack of the same box and pixel size; those in the cache folder are used."""
-        mine, other = self.pixel_size, stack.pixel_size
-        if (mine is None) != (other is None) or (
-            mine is not None and abs(other / mine - 1) > PIXEL_SIZE_TOLERANCE
-        ):
-            raise ValueError(
-                f"The stack has pixel_size={other}, the model was fitted with pixel_size={mine}. "
-                "Resample the particles to the same pixel size, or fit again."
-            )
+        check_same_pixel_size(stack.pixel_size, self.pixel_size)
         stack = normalised_like(stack, self.background_px)
         blocks = FeatureBlocks(stack, self.plane, self.mask_diameter, self.in_window)
         if cache_folder is not None:

@@ -29,7 +29,7 @@ from sklearn_cryoem.particles.feature_files import FORMAT, FeatureFiles
 from sklearn_cryoem.particles.stack import ParticleStack
 from sklearn_cryoem.physics.ctf import electron_wavelength
 from sklearn_cryoem.physics.fourier import Complex64, Float32, HalfPlane, fourier_features
-from sklearn_cryoem.physics.masks import Support, mask_background, soft_disc
+from sklearn_cryoem.physics.masks import Support, mask_background, mask_disc, soft_disc
 from sklearn_cryoem.physics.rotation import aligned_features, cropped_for_rotation
 
 BLOCK_BYTES, BLOCK_SHARE = 64 * 2**20, 1 / 64  # of a block, and of the memory limit, at most; or BLOCK_SIZE
@@ -37,8 +37,6 @@ FEWEST_ROWS = 64  # of a block: folds and half sets are taken from each
 NEGLIGIBLE_PHASE = 1e-3  # radians of CTF phase; astigmatism below it at the finest frequency is left out
 PIXELS_AT_ONCE = 2**19  # prepared together: small enough for the processor's caches
 AHEAD_BYTES, AHEAD_SHARE = 64 * 2**20, 1 / 64  # of images, and of the limit, read while others are worked on
-EDGE_SHARE = 0.06  # of the box: width of the mask's soft edge
-DEFAULT_MASK_SHARE = 0.9  # of the box: diameter of the mask by default
 
 
 class FeatureBlocks:
@@ -98,9 +96,9 @@ class FeatureBlocks:
             )
         self.stack, self.plane = stack, plane
         self.n_samples = len(stack)
-        self._radius_px, self._edge_px = self._mask_of(mask_diameter)
+        self._radius_px, self._edge_px = mask_disc(mask_diameter, stack.box, stack.pixel_size)
         self._support: Support | None = None
-        window_px = self._mask_of(None)[0]
+        window_px = mask_disc(None, stack.box, stack.pixel_size)[0]
         if in_window and stack.ctf is not None and self._radius_px < window_px:
             self._support = Support(plane, self._radius_px, self._edge_px)
             self._radius_px = window_px
@@ -117,21 +115,6 @@ class FeatureBlocks:
         self._cache: dict[int, FeatureBlock] = {}
         self._files: FeatureFiles | None = None
         self.noise: RowNoise | None = None
-
-    def _mask_of(self, diameter: float | None) -> tuple[float, float]:
-        """Radius of the flat part and width of the edge in pixels; the edge is centred on the diameter."""
-        box = self.stack.box
-        edge_px = EDGE_SHARE * box
-        if diameter is None:
-            return 0.5 * (DEFAULT_MASK_SHARE * box - edge_px), edge_px
-        unit = 1.0 if self.stack.pixel_size is None else self.stack.pixel_size
-        if not edge_px < diameter / unit <= box:
-            name = "pixels" if self.stack.pixel_size is None else "Angstrom"
-            raise ValueError(
-                f"mask_diameter is {diameter:g} {name}, expected more than {edge_px * unit:.3g} (its edge) "
-                f"and at most {box * unit:.4g} (the box). Choose a little more than the particle's diameter."
-            )
-        return 0.5 * (diameter / unit - edge_px), edge_px
 
     def _astigmatic_phase(self) -> float:
         """Largest change of CTF phase over the azimuth, half of it either way, at the finest frequency."""

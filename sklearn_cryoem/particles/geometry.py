@@ -7,6 +7,7 @@ import numpy as np
 LARGEST_MASK = 0.95  # of the box
 SMALLEST_MASK = 0.25
 SAME_PIXEL_SIZE = 0.02  # relative
+FITTED_PIXEL_SIZE = 0.01  # relative
 UNKNOWN_PIXEL_SIZE = 1.0  # Angstrom, in headers: what programs write that do not know it
 
 
@@ -40,6 +41,26 @@ def box_problem(box: int, pixel_size: float | None, diameter: float) -> tuple[st
             f"larger as a rule: make sure that it is in {'pixels' if unit == 'px' else 'Angstrom'}."
         )
     return None
+
+
+def check_same_pixel_size(pixel_size: float | None, fitted: float | None) -> None:
+    """Raise unless particles have the pixel size that a model was fitted at.
+
+    Parameters
+    ----------
+    pixel_size : float or None
+        Of the particles, in Angstrom.
+    fitted : float or None
+        Of those of the fit. The two may differ by one per cent, as headers are rounded.
+    """
+    same = pixel_size == fitted
+    if pixel_size is not None and fitted is not None:
+        same = abs(pixel_size / fitted - 1.0) <= FITTED_PIXEL_SIZE
+    if not same:
+        raise ValueError(
+            f"The particles have pixel_size={pixel_size}, those that the model was fitted to have "
+            f"pixel_size={fitted}. Bring them to the same pixel size, or fit again."
+        )
 
 
 def pixel_sizes_differ(pixel_size: float, headers: list[float | None]) -> str | None:

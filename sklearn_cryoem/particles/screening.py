@@ -27,7 +27,7 @@ from sklearn_cryoem.particles.outliers import (
 )
 from sklearn_cryoem.physics.fourier import Float32, Float64
 from sklearn_cryoem.physics.image_measures import Measures, Ruler
-from sklearn_cryoem.physics.masks import pixel_radius
+from sklearn_cryoem.physics.masks import check_mask_diameter, pixel_radius
 
 if TYPE_CHECKING:
     from sklearn_cryoem.particles.stack import ParticleStack
@@ -158,15 +158,16 @@ def look_at(
 
 def background_radius(stack: ParticleStack, mask_diameter: float | None) -> float:
     """Distance from the centre, in pixels, beyond which an image is background."""
+    check_mask_diameter(mask_diameter, stack.box, stack.pixel_size)
     radius_px = BACKGROUND_SHARE * stack.box
     if mask_diameter is not None:
-        radius_px = 0.5 * mask_diameter / (stack.pixel_size or 1.0)
+        radius_px = 0.5 * mask_diameter / stack.pixel_length
     return min(radius_px, LARGEST_RADIUS_SHARE * stack.box)
 
 
 def normalised_beyond(stack: ParticleStack, radius_px: float) -> ParticleStack:
     """The stack, normalised by the background that lies farther than `radius_px` from the centre pixel."""
-    return stack.normalise(2.0 * radius_px * (stack.pixel_size or 1.0))
+    return stack.normalise(2.0 * radius_px * stack.pixel_length)
 
 
 def n_background(box: int, radius_px: float) -> int:

@@ -135,6 +135,11 @@ class ParticleStack(Immutable):
         return self._pixel_size
 
     @property
+    def pixel_length(self) -> float:
+        """Side of a pixel in the unit of all lengths: `pixel_size` in Angstrom, or 1 where it is unknown."""
+        return 1.0 if self._pixel_size is None else self._pixel_size
+
+    @property
     def ctf(self) -> CTFTable | None:
         """CTF parameters, or None if the CTF is taken as 1."""
         return self._ctf
@@ -391,7 +396,7 @@ class ParticleStack(Immutable):
         if diameter is None:
             radius_px = 0.375 * self.box
         else:
-            radius_px = 0.5 * float(diameter) / (1.0 if self._pixel_size is None else self._pixel_size)
+            radius_px = 0.5 * float(diameter) / self.pixel_length
         return self._seen_through(NormaliseBackground(radius_px))
 
     def clip_hot_pixels(self) -> ParticleStack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,8 +18,61 @@ from sklearn_cryoem.physics.fourier import (
     images_from_features,
 )
 
+MASK_SHARE = 0.9  # of the box: diameter of the mask by default
+EDGE_SHARE, MIN_EDGE_PX = 0.05, 2.0  # of the box, and in pixels: width of the soft edge
+MIN_DIAMETER_PX = 4.0
 BAND_MARGIN = 4.0  # Fourier pixels beyond the band in which its features are masked: a mask spreads that far
 BAND_EDGE = 1.5  # Fourier pixels at the end of a band, where half of what a mask mixes is missing
+
+
+def check_mask_diameter(diameter: float | None, box: int, pixel_size: float | None) -> None:
+    """Raise unless a mask diameter goes with the box: at least four pixels, and no more than the box.
+
+    Parameters
+    ----------
+    diameter : float or None
+        In Angstrom (pixels where the pixel size is unknown); None for the default.
+    box : int
+        Side D of the images in pixels.
+    pixel_size : float or None
+        In Angstrom.
+
+    Raises
+    ------
+    ValueError
+        If it is no number, smaller or larger.
+    """
+    if diameter is None:
+        return
+    length, unit = (1.0, "pixels") if pixel_size is None else (pixel_size, "Angstrom")
+    smallest, largest = MIN_DIAMETER_PX * length, box * length
+    if not isinstance(diameter, numbers.Real) or not smallest <= diameter <= largest:
+        raise ValueError(
+            f"mask_diameter is {diameter} {unit}, expected {smallest:.4g} ({MIN_DIAMETER_PX:g} pixels) to "
+            f"{largest:.4g} (the box). Give a little more than the particle's diameter, in {unit}."
+        )
+
+
+def mask_disc(diameter: float | None, box: int, pixel_size: float | None) -> tuple[float, float]:
+    """Soft disc that `mask_diameter` stands for: radius of its flat part and width of its edge, in pixels.
+
+    As in RELION, the disc is 1 up to half the diameter, and its edge lies outside of that. The edge ends
+    within the box: a larger disc, above 0.9 of the box, has its flat part cut by as much.
+
+    Parameters
+    ----------
+    diameter, box, pixel_size
+        As of `check_mask_diameter`. By default the diameter is 0.9 of the box.
+
+    Returns
+    -------
+    radius_px, edge_px : float
+        As of `soft_disc`.
+    """
+    check_mask_diameter(diameter, box, pixel_size)
+    edge_px = max(MIN_EDGE_PX, EDGE_SHARE * box)
+    diameter_px = MASK_SHARE * box if diameter is None else diameter / (pixel_size or 1.0)
+    return float(min(0.5 * diameter_px, 0.5 * box - edge_px)), edge_px
 
 
 def pixel_radius(box: int, centre: ArrayLike = (0.0, 0.0)) -> NDArray[np.float64]:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from sklearn_cryoem._core.memory import bytes_at_once
 from sklearn_cryoem._core.notices import NOTICES, Notice, notify
-from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.geometry import box_problem, pixel_sizes_differ
@@ -25,7 +24,7 @@ from sklearn_cryoem.particles.outliers import (
 from sklearn_cryoem.particles.preprocess import TransformedSource
 from sklearn_cryoem.particles.screening import Look, background_radius, look_at, n_background
 from sklearn_cryoem.particles.sources import bad_pixels
-from sklearn_cryoem.physics.masks import pixel_radius
+from sklearn_cryoem.physics.masks import check_mask_diameter, pixel_radius
 from sklearn_cryoem.quality.ctf_fit import ctf_fit
 
 Images = NDArray[np.float32]
@@ -107,9 +106,6 @@ def check_particles(
     >>> [finding.name for finding in check_particles(stack.invert_contrast(), warn=False)]
     ['dark-particles']
     """
-    check_number(
-        "mask_diameter", mask_diameter, owner="check_particles", minimum=0, inclusive=False, allow_none=True
-    )
     found = list(_findings(stack, mask_diameter)) if len(stack) else []
     for finding in found if warn else ():
         notify(finding.name, finding.text, stacklevel=2)
@@ -117,6 +113,7 @@ def check_particles(
 
 
 def _findings(stack: ParticleStack, mask_diameter: float | None) -> Iterator[Finding]:
+    check_mask_diameter(mask_diameter, stack.box, stack.pixel_size)
     pixel_sizes = _differing_pixel_size(stack)
     if pixel_sizes is not None:
         yield pixel_sizes

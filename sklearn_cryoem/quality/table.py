@@ -16,8 +16,8 @@ from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.classes import check_labels
-from sklearn_cryoem.particles.features import DEFAULT_MASK_SHARE
 from sklearn_cryoem.physics.fourier import HalfPlane, half_plane
+from sklearn_cryoem.physics.masks import MASK_SHARE, check_mask_diameter
 from sklearn_cryoem.quality.halves import class_sums
 from sklearn_cryoem.quality.measures import PICTORIAL, SPECTRAL, ClassPower, coherence, measure_class
 from sklearn_cryoem.quality.partition import defocus_share, stability
@@ -119,14 +119,13 @@ def class_quality(
     n_classes = _number_of_classes(label, n_classes)
     if stack.outlier is not None:
         label = np.where(stack.outlier, -1, label)  # what is far out says nothing of its class
-    unit = 1.0 if stack.pixel_size is None else stack.pixel_size
+    unit = stack.pixel_length
     side = stack.box * unit
     check_number("max_resolution", max_resolution, owner="class_quality", minimum=0, inclusive=False,
                  maximum=side / 2, allow_none=True)  # fmt: skip
-    check_number("mask_diameter", mask_diameter, owner="class_quality", minimum=4 * unit, maximum=side,
-                 allow_none=True)  # fmt: skip
+    check_mask_diameter(mask_diameter, stack.box, stack.pixel_size)
     plane = half_plane(stack.box, None if max_resolution is None else side / max_resolution)
-    diameter = DEFAULT_MASK_SHARE * side if mask_diameter is None else float(mask_diameter)
+    diameter = MASK_SHARE * side if mask_diameter is None else float(mask_diameter)
     measure = partial(_measure, stack, plane, diameter)
     rows = [np.flatnonzero(label == number) for number in range(n_classes)]
     with progress(n_classes, "class_quality", verbose=verbose) as bar:
@@ -156,9 +155,8 @@ def _measure(
 ) -> tuple[dict[str, float], ClassPower | None]:
     if len(rows) < 2:
         return dict.fromkeys((*SPECTRAL, *PICTORIAL), np.nan), None
-    unit = 1.0 if stack.pixel_size is None else stack.pixel_size
-    wide = None if diameter <= DEFAULT_MASK_SHARE * stack.box * unit else diameter
-    return measure_class(class_sums(stack[rows], plane, wide), plane, unit, 0.5 * diameter / unit)
+    unit = stack.pixel_length
+    return measure_class(class_sums(stack[rows], plane, None), plane, unit, 0.5 * diameter / unit)
 
 
 def _number_of_classes(label: NDArray[np.int64], given: int | None) -> int:

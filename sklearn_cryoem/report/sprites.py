@@ -82,7 +82,7 @@ def example_sheet(stack, labels, n_classes, finest=None):
     """
     rows = examples_of(labels, n_classes)
     chosen = np.concatenate([*rows, np.zeros(0, np.int64)])
-    side = stack.box * (stack.pixel_size or 1.0)
+    side = stack.box * stack.pixel_length
     wanted = _EXAMPLE_BOXES[1] if finest is None else round(2 * side / finest)
     box = min(stack.box, int(np.clip(wanted, *_EXAMPLE_BOXES)))
     images = np.empty((len(chosen), box, box), np.float32)

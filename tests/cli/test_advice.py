@@ -83,8 +83,8 @@ def test_dark_particles_are_noticed_whichever_way_they_became_so(stack, capsys):
 
 def test_a_mask_in_the_wrong_unit_is_questioned_in_the_words_of_the_option(stack, capsys):
     console = Console()
-    question_particles(stack, console, mask_diameter=25.0)
-    assert "--mask-diameter 25 A is 7% of the box (360 A)" in console.warnings[0]
+    question_particles(stack, console, mask_diameter=72.0)
+    assert "--mask-diameter 72 A is 20% of the box (360 A)" in console.warnings[0]
     assert console.warnings[0] in capsys.readouterr().err
 
 

@@ -57,7 +57,7 @@ def test_resolutions_become_fourier_pixels_between_six_and_the_limit():
 @pytest.mark.parametrize("box", [16, 24, 65])
 def test_masks_stay_inside_the_box(box):
     stack = ParticleStack(np.random.default_rng(0).normal(size=(4, box, box)))
-    for diameter in (None, 10.0 * box):
+    for diameter in (None, 1.0 * box):
         settings = alignment_settings(MAPAligner(mask_diameter=diameter), stack)
         assert settings.mask_radius_px + settings.mask_edge_px <= box / 2
         source = feature_source(stack, settings)

@@ -311,7 +311,7 @@ def test_input_of_another_kind_is_refused(stack, fitted, vectors):
         fitted.predict(np.zeros((3, 1024)))
     with pytest.raises(ValueError, match=r"fitted on vectors. Give an array \(n_samples, 3\)"):
         SMLClusterer(4).fit(vectors[0]).predict(stack)
-    with pytest.raises(ValueError, match=r"fitted with pixel_size=.* Resample the particles"):
+    with pytest.raises(ValueError, match=r"fitted to have pixel_size=.* the same pixel size"):
         fitted.predict(ParticleStack(stack.read(slice(0, 3)), pixel_size=1.0))
     with pytest.raises(ValueError, match=r"Use stack\.downsample"):
         fitted.predict(make_particles("ribosome", 3, box=24, pixel_size=stack.pixel_size, random_state=0))

@@ -104,8 +104,7 @@ def test_without_pose_and_ctf_features_are_those_of_the_masked_image():
     plane = half_plane(24)
     blocks = FeatureBlocks(ParticleStack(images), plane, mask_diameter=18.0)
     data, norm, power = everything(blocks)
-    edge = 0.06 * 24
-    disc = soft_disc(24, 9 - edge / 2, edge)  # the edge is centred on the diameter
+    disc = soft_disc(24, 9.0, 2.0)  # the edge lies outside of the diameter
     background = (images * (1 - disc)).sum(axis=(1, 2)) / (1 - disc).sum()
     masked = (images - background[:, None, None]) * disc
     np.testing.assert_allclose(data, fourier_features(masked, plane).view(np.float32), atol=1e-5)
@@ -121,7 +120,7 @@ def test_white_noise_keeps_its_variance_and_the_layout_says_what_the_mask_leaves
     blocks = FeatureBlocks(ParticleStack(images), half_plane(32), mask_diameter=24.0)
     data, _, _ = everything(blocks)
     assert data.var() == pytest.approx(blocks.layout.information, rel=0.03)
-    assert blocks.layout.information == pytest.approx(np.pi * 12**2 / 32**2, rel=0.1)
+    assert blocks.layout.information == pytest.approx(np.pi * (12 + 3 / 8 * 2) ** 2 / 32**2, rel=0.02)
 
 
 def test_the_mask_follows_the_particle_off_the_centre():

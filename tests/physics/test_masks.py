@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem.physics.fourier import fourier_features, half_plane
-from sklearn_cryoem.physics.masks import BAND_EDGE, Support, mask_background, pixel_radius, soft_disc
+from sklearn_cryoem.physics.masks import (
+    BAND_EDGE,
+    Support,
+    check_mask_diameter,
+    mask_background,
+    mask_disc,
+    pixel_radius,
+    soft_disc,
+)
 
 
 @pytest.mark.parametrize("box", [16, 17])
@@ -26,6 +34,31 @@ def test_disc_is_one_inside_zero_outside_and_falls_between(edge):
     if edge:
         np.testing.assert_allclose(disc[16, 16 + 8], 1.0)
         np.testing.assert_allclose(soft_disc(32, 8.5, 3.0)[16, 16 + 10], 0.5, atol=1e-6)  # half way down
+
+
+@pytest.mark.parametrize(
+    ("diameter", "box", "pixel_size", "radius", "edge"),
+    [
+        (160.0, 64, 4.0, 20.0, 3.2),  # the edge lies outside of the diameter
+        (16.8, 24, None, 8.4, 2.0),  # pixels where the pixel size is unknown; no edge below 2
+        (None, 64, 4.0, 28.8, 3.2),  # 0.9 of the box
+        (64.0, 64, None, 28.8, 3.2),  # the edge ends within the box
+    ],
+)
+def test_the_disc_of_a_mask_diameter(diameter, box, pixel_size, radius, edge):
+    np.testing.assert_allclose(mask_disc(diameter, box, pixel_size), (radius, edge))
+    along = soft_disc(box, radius, edge)[box // 2, box // 2 :]
+    assert (along[: int(radius) + 1] == 1).all()
+    outside = np.arange(int(radius) + 1, box // 2) - radius
+    expected = 0.5 * (1.0 + np.cos(np.pi * np.minimum(outside / edge, 1.0)))
+    np.testing.assert_allclose(along[int(radius) + 1 :], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("diameter", [15.9, 256.1, -1.0, 0, np.nan, np.inf, "wide"])
+def test_a_mask_that_does_not_go_with_the_box_is_refused(diameter):
+    expected = rf"mask_diameter is {diameter} Angstrom, expected 16 \(4 pixels\) to 256 \(the box\)\. Give"
+    with pytest.raises(ValueError, match=expected):
+        check_mask_diameter(diameter, 64, 4.0)
 
 
 def test_a_batch_of_centres_is_one_disc_after_the_other():
