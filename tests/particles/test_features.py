@@ -299,8 +299,8 @@ def test_the_lowest_memory_limit_leaves_every_fold_images(one_view):
     ("change", "message"),
     [
         ({"plane": half_plane(32)}, r"box of 48 pixels, expected 32. Use stack.downsample\(32\)"),
-        ({"mask_diameter": 1e6}, "at most .* Choose a little more than the particle's diameter"),
-        ({"mask_diameter": 1e-3}, "Choose a little more than the particle's diameter"),
+        ({"mask_diameter": 1e6}, "at most .* Give a little more than the particle's diameter"),
+        ({"mask_diameter": 1e-3}, "Give a little more than the particle's diameter"),
     ],
 )
 def test_what_does_not_fit_is_refused(one_view, change, message):
