@@ -42,7 +42,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn_cryoem import SMLClusterer
 from sklearn_cryoem._core import memory
 from sklearn_cryoem._core.memory import format_bytes
-from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.manifold import blocks as manifold_blocks
 from sklearn_cryoem.manifold.blocks import BLOCK_SIZE

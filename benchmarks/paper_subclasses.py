@@ -26,7 +26,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import MAPAligner, ParticleStack, Poses, SMLClusterer
-from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem.datasets import aligned_to_truth, load_volume, make_proteasome_phantoms, make_rings
 from sklearn_cryoem.datasets.forward import ForwardModel, draw_ctf
 from sklearn_cryoem.datasets.truth import draw_truth

@@ -27,10 +27,8 @@ import cloudpickle
 
 from sklearn_cryoem._core.allocator import keep_freed_memory
 from sklearn_cryoem._core.dask_workers import homes_of, reaches_workers
-from sklearn_cryoem._core.memory import with_room
-from sklearn_cryoem._core.shortage import CLUSTER_REMEDY, worker_lost
-from sklearn_cryoem._core.threads import single_blas_threads
-from sklearn_cryoem._core.workers import in_order
+from sklearn_cryoem._core.memory import CLUSTER_REMEDY, with_room, worker_lost
+from sklearn_cryoem._core.parallel import in_order, single_blas_threads
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem.alignment.expectation import COLUMNS_PER_PRODUCT, POSTERIOR_FLOOR, LogPrior, pair_levels
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics, undo_shifts

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.em import Checkpoint, NullCheckpoint, random_tuple
+from sklearn_cryoem._core.parallel import single_blas_threads
 from sklearn_cryoem._core.progress import Progress, progress
-from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.maximisation import Statistics, blend
 from sklearn_cryoem.alignment.memory import announce, memory_needed

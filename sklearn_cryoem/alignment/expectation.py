@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.products import (
     Int,

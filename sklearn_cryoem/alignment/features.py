@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.tasks import TaskPool
+from sklearn_cryoem._core.parallel import TaskPool
 from sklearn_cryoem.alignment.known import KnownPoses
 from sklearn_cryoem.alignment.store import FeatureStore
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64

@@ -17,8 +17,7 @@ import logging
 import numpy as np
 
 from sklearn_cryoem._core.memory import PROCESS_BYTES, SENT_PROCESS_BYTES, log_estimate
-from sklearn_cryoem._core.tasks import DaskPool, ProcessPool
-from sklearn_cryoem._core.workers import WINDOW
+from sklearn_cryoem._core.parallel import WINDOW, DaskPool, ProcessPool
 from sklearn_cryoem.alignment.dense import CLASSES_AT_ONCE
 from sklearn_cryoem.alignment.expectation import COLUMNS_PER_PRODUCT
 from sklearn_cryoem.alignment.features import FeatureSource

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem.alignment.known import to_image_frame, turned
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.search import SearchSpace, search_space
@@ -211,7 +211,7 @@ class _Forest:
         n = len(self.values)
         table = np.full((n, n), np.inf)
         rows = ordered_map(
-            lambda i: self.losses(i, np.arange(i)), list(range(1, n)), n_jobs=n_jobs, here=True
+            lambda i: self.losses(i, np.arange(i)), list(range(1, n)), n_jobs=n_jobs, threads_only=True
         )
         for i, row in enumerate(rows, start=1):
             table[i, :i] = row

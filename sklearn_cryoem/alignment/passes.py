@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.memory import claim_room
-from sklearn_cryoem._core.workers import even_blocks
+from sklearn_cryoem._core.parallel import even_blocks
 from sklearn_cryoem.alignment import plan as planned
 from sklearn_cryoem.alignment.dense import dense_statistics, dense_sums
 from sklearn_cryoem.alignment.expectation import Posterior

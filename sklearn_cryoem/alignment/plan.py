@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.memory import bytes_at_once, kept_by_worker
-from sklearn_cryoem._core.workers import even_blocks, row_blocks
+from sklearn_cryoem._core.parallel import even_blocks, row_blocks
 from sklearn_cryoem.alignment import adaptive
 from sklearn_cryoem.alignment.adaptive import AdaptiveSearch
 from sklearn_cryoem.alignment.expectation import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import even_blocks
+from sklearn_cryoem._core.parallel import even_blocks
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.residuals import ImageTerms, group_noise, group_sums, smallest_noise

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from sklearn_cryoem._core.workers import even_blocks, ordered_map
+from sklearn_cryoem._core.parallel import even_blocks, ordered_map
 from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
 from sklearn_cryoem.alignment.references import TRANSFORMS_PER_TASK, ring_power
@@ -188,7 +188,7 @@ def update_model(
     blocks = even_blocks(len(references), TRANSFORMS_PER_TASK)
     images, values = (
         np.concatenate(part)
-        for part in zip(*ordered_map(masked, blocks, n_jobs=n_jobs, here=True), strict=True)
+        for part in zip(*ordered_map(masked, blocks, n_jobs=n_jobs, threads_only=True), strict=True)
     )
     power = stats.power / np.maximum(stats.n_images, 1e-9)
     floor = SMALLEST_NOISE * power + smallest_noise(power)

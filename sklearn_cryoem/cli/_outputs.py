@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sklearn_cryoem._core.files import atomic_path, remove_leftovers
-from sklearn_cryoem._core.locks import FolderInUseError, folder_lock
+from sklearn_cryoem._core.files import FolderInUseError, atomic_path, folder_lock, remove_leftovers
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.cli._config import RUN, run_text
 from sklearn_cryoem.cli._resume import UNFINISHED

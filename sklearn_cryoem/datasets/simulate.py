@@ -11,9 +11,9 @@ from sklearn.utils import check_random_state
 
 from sklearn_cryoem._core.files import check_room, try_to_write
 from sklearn_cryoem._core.notices import notify
+from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_choice, check_number
-from sklearn_cryoem._core.workers import ordered_map, row_blocks
 from sklearn_cryoem.datasets.forward import PIXELS_A_BLOCK, ForwardModel, draw_ctf
 from sklearn_cryoem.datasets.mrc_writer import write_stack
 from sklearn_cryoem.datasets.noise import NOISE_KINDS

@@ -8,8 +8,8 @@ from typing import Any
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_cryoem._core.shortage import memory_watched
-from sklearn_cryoem._core.tasks import task_pool
+from sklearn_cryoem._core.memory import memory_watched
+from sklearn_cryoem._core.parallel import task_pool
 from sklearn_cryoem.alignment.poses import find_poses, find_scales
 from sklearn_cryoem.estimators._inputs import Data, as_stack, mean_without_outliers, normalised_like
 from sklearn_cryoem.estimators._map_settings import feature_source, group_codes

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem.alignment.fixed import poses_against
 from sklearn_cryoem.estimators._map_settings import alignment_settings, feature_source
 from sklearn_cryoem.estimators.map_aligner import MAPAligner

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sklearn_cryoem._core.memory import format_bytes, log_estimate
+from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.estimators._checkpoint import FitTask
 from sklearn_cryoem.estimators._sml_memory import memory_needed
 from sklearn_cryoem.estimators._sml_noise import pooling

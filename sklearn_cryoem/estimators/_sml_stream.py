@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from sklearn_cryoem._core.shortage import memory_watched
-from sklearn_cryoem._core.threads import single_blas_threads
+from sklearn_cryoem._core.memory import memory_watched
+from sklearn_cryoem._core.parallel import single_blas_threads
 from sklearn_cryoem.estimators._checkpoint import FRAMES, with_callbacks
 from sklearn_cryoem.estimators._inputs import (
     Data,

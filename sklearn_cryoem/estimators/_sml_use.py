@@ -11,8 +11,8 @@ from sklearn.base import TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_cryoem._core.shortage import memory_watched
-from sklearn_cryoem._core.threads import single_blas_threads
+from sklearn_cryoem._core.memory import memory_watched
+from sklearn_cryoem._core.parallel import single_blas_threads
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.estimators._inputs import (
     Data,

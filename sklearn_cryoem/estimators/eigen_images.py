@@ -11,9 +11,8 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_cryoem._core.threads import single_blas_threads
+from sklearn_cryoem._core.parallel import ordered_map, single_blas_threads, sum_in_order
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem._core.workers import ordered_map, sum_in_order
 from sklearn_cryoem.estimators._inputs import Data, TakesImages, as_screened, as_stack, without_outliers
 from sklearn_cryoem.estimators._sml_space import ImageSpace
 

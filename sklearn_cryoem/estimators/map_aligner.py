@@ -9,8 +9,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
 
-from sklearn_cryoem._core.shortage import memory_watched
-from sklearn_cryoem._core.tasks import task_pool
+from sklearn_cryoem._core.memory import memory_watched
+from sklearn_cryoem._core.parallel import task_pool
 from sklearn_cryoem.alignment.em import fit_alignment
 from sklearn_cryoem.alignment.poses import ImagePoses, find_poses, find_scales
 from sklearn_cryoem.estimators._checkpoint import (

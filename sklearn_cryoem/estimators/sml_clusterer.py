@@ -9,8 +9,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
 
-from sklearn_cryoem._core.shortage import memory_watched
-from sklearn_cryoem._core.threads import single_blas_threads
+from sklearn_cryoem._core.memory import memory_watched
+from sklearn_cryoem._core.parallel import single_blas_threads
 from sklearn_cryoem.estimators._checkpoint import (
     FRAMES,
     TakesCallbacks,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sklearn_cryoem._core.contents import other_content
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.files import other_content
 
 # numpy's limit of 10,000 guards its parser against hostile files; a job of many classes has several hundred
 # fields of some 60 bytes each.

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem._version import __version__
 
 _ROWS_AT_ONCE = 50_000

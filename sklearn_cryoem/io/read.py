@@ -10,8 +10,8 @@ from typing import Literal, overload
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.contents import other_content
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.files import other_content
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.io._assemble import assemble
 from sklearn_cryoem.io._checks import check_values

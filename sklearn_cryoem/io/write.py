@@ -12,8 +12,8 @@ import numpy as np
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import atomic_path, check_may_write, check_room, try_to_write
 from sklearn_cryoem._core.notices import notify
+from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem._core.progress import Progress, progress
-from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.io._cryosparc_table import cryosparc_records
 from sklearn_cryoem.io._image_names import names_on_disk
 from sklearn_cryoem.io._relion_table import relion_tables

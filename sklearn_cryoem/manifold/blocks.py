@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import DaemonThreads, Statistics, in_order, row_blocks, sum_in_order
+from sklearn_cryoem._core.parallel import Statistics, read_ahead, row_blocks, sum_in_order
 from sklearn_cryoem.physics.masks import Support
 
 Floating = NDArray[np.floating[Any]]
@@ -273,12 +272,7 @@ def in_turn(blocks: Blocks, indices: range, n_shells: int) -> Iterator[FeatureBl
     if len(indices) < 2 or not isinstance(blocks, ReadBlocks):
         yield from (blocks.load(index, n_shells) for index in indices)
         return
-    reader = DaemonThreads(1)
-    try:
-        read = partial(reader.submit, partial(blocks.fetch, n_shells=n_shells))
-        yield from map(_made, in_order(read, Future.result, indices, window=2))
-    finally:
-        reader.leave()  # nobody waits for a thread that waits for a stalled disk
+    yield from map(_made, read_ahead(partial(blocks.fetch, n_shells=n_shells), indices))
 
 
 def _made(make: Callable[[], FeatureBlock]) -> FeatureBlock:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sklearn_cryoem._core.workers import ordered_map, row_blocks
+from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem.manifold.blocks import (
     ROWS_AT_ONCE,
     Blocks,
@@ -140,7 +140,7 @@ def class_statistics(
     """
     # sums of two halves are twice as large as those of an E-step, so that none of them waits
     shard = partial(_shard_classes, blocks, matcher, hard)
-    return sum_in_place(shard, shards(blocks), n_jobs=n_jobs, spare=0)
+    return sum_in_place(shard, shards(blocks), n_jobs=n_jobs, max_waiting=0)
 
 
 def _shard_classes(blocks: Blocks, matcher: Matcher, hard: bool, shard: range) -> ClassStatistics:

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem.manifold.blocks import FeatureLayout
 from sklearn_cryoem.manifold.expectation import Statistics
 from sklearn_cryoem.manifold.grid import LatentBasis
@@ -94,7 +94,7 @@ class Coupling:
         """Templates (K, P) that maximise the expected log posterior; c^2 is that of the shell, Eq. (3.3)."""
         ridge = self.alpha[: layout.n_shells] * noise_variance / layout.information  # (S,)
         solve = partial(self._solve_shell, statistics, ridge, layout)
-        solved = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, here=True))
+        solved = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, threads_only=True))
         return layout.confine(np.hstack(solved))
 
     def _solve_shell(

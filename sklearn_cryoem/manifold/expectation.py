@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sklearn_cryoem._core.memory import claim_room
-from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureBlock, FeatureLayout, in_turn, shards
 from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed, with_digits_of
 

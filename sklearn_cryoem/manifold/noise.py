@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import ordered_map, sum_in_order
+from sklearn_cryoem._core.parallel import ordered_map, sum_in_order
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, sum_over_start
 from sklearn_cryoem.manifold.prior import LEAST_NOISE, measure_power
 
@@ -196,7 +196,7 @@ def image_noise(blocks: RowBlocks, reference: NoiseReference, *, n_jobs: int | N
         sums = reference.image_sums(blocks.load(index, blocks.layout.n_shells), blocks.layout)
         return np.clip(_level(sums, reference, blocks.layout.information), SMALLEST, LARGEST)
 
-    return np.concatenate(list(ordered_map(levels, range(len(blocks)), n_jobs=n_jobs, here=True)))
+    return np.concatenate(list(ordered_map(levels, range(len(blocks)), n_jobs=n_jobs, threads_only=True)))
 
 
 def _level(sums: NoiseSums, reference: NoiseReference, information: float) -> Float64:

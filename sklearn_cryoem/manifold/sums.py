@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from sklearn_cryoem._core.workers import ordered_map, row_blocks
+from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 
 Floating = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
@@ -75,15 +75,19 @@ def add_product(total: Floating, left: Any, values: Floating) -> None:
 
 
 def sum_in_place(
-    function: Callable[[Item], Sums], items: Iterable[Item], *, n_jobs: int | None = None, spare: int = 1
+    function: Callable[[Item], Sums],
+    items: Iterable[Item],
+    *,
+    n_jobs: int | None = None,
+    max_waiting: int = 1,
 ) -> Sums:
     """Sum `function(item)` in the order of the items with ``+=``, in float64.
 
-    At most `spare` results wait beside those being made: sums are large, though they do not grow with the
-    data.
+    At most `max_waiting` results wait beside those being made: sums are large, though they do not grow with
+    the data.
     """
     total: Any = None
-    for part in ordered_map(function, items, n_jobs=n_jobs, spare=spare):
+    for part in ordered_map(function, items, n_jobs=n_jobs, max_waiting=max_waiting):
         total = part.in_double() if total is None else total.__iadd__(part)
         del part  # before the next is made
     if total is None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem.manifold.blocks import BLOCK_SIZE, Blocks, FeatureBlock, FeatureLayout
 
 Floating = NDArray[np.floating[Any]]

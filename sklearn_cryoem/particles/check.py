@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.particles.preprocess import TransformedSource
 from sklearn_cryoem.particles.sources import ImageSource, bad_pixels
 

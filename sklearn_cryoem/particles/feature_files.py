@@ -26,7 +26,7 @@ import numpy as np
 
 from sklearn_cryoem._core.files import atomic_path, check_room, room_for
 from sklearn_cryoem._core.memory import format_bytes
-from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem.manifold.blocks import FeatureBlock, FeatureLayout
 
 logger = logging.getLogger(__name__)

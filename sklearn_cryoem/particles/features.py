@@ -21,7 +21,7 @@ import numpy as np
 
 from sklearn_cryoem._core.memory import bytes_at_once
 from sklearn_cryoem._core.memory import cache_bytes as default_cache_bytes
-from sklearn_cryoem._core.workers import row_blocks
+from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.manifold.blocks import BLOCK_SIZE, FeatureBlock, FeatureLayout
 from sklearn_cryoem.manifold.noise import RowNoise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem._core.grey import png_data_uri, robust_grey, to_bytes
+from sklearn_cryoem.particles.display import png_data_uri, robust_grey, to_bytes
 from sklearn_cryoem.physics.fourier import fourier_resize
 
 if TYPE_CHECKING:

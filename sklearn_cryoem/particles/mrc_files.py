@@ -13,8 +13,8 @@ import mrcfile
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 
-from sklearn_cryoem._core.contents import other_content
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.files import other_content
 from sklearn_cryoem.particles.mrc_header import (
     HEADER_BYTES,
     PLAUSIBLE_MODES,

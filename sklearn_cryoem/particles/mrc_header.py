@@ -9,8 +9,8 @@ from mrcfile.constants import MAP_ID
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import byte_order_from_machine_stamp
 
-from sklearn_cryoem._core.contents import content_of
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.files import content_of
 
 HEADER_BYTES = 1024
 PLAUSIBLE_MODES = range(102)

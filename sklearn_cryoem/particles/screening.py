@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.notices import notify
+from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem._core.workers import ordered_map, row_blocks
 from sklearn_cryoem.particles.outliers import (
     HOT,
     HOT_PIXEL,
@@ -66,7 +66,9 @@ def measure(
     parts = []
     with progress(n_images, "looking at every image", verbose=verbose) as bar:
         task = partial(_measure_rows, read, Ruler(box, radius_px))
-        for block, part in zip(blocks, ordered_map(task, blocks, n_jobs=n_jobs, here=True), strict=True):
+        for block, part in zip(
+            blocks, ordered_map(task, blocks, n_jobs=n_jobs, threads_only=True), strict=True
+        ):
             parts.append(part)
             bar.update(block.stop - block.start)
     columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Measures)}

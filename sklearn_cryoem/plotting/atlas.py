@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem._core.grey import robust_grey
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
+from sklearn_cryoem.particles.display import robust_grey
 from sklearn_cryoem.plotting._closed import MOST_ON_A_CIRCLE, check_directions, draw_ring, draw_sphere
 from sklearn_cryoem.plotting._tiles import (
     ACCENT,

@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem._core.grey import robust_grey
+from sklearn_cryoem.particles.display import robust_grey
 from sklearn_cryoem.plotting._tiles import (
     FAINT,
     INK,

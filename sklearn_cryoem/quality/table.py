@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.classes import check_labels
 from sklearn_cryoem.physics.fourier import HalfPlane, half_plane

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem._core.grey import png_data_uri, to_bytes
+from sklearn_cryoem.particles.display import png_data_uri, to_bytes
 from sklearn_cryoem.plotting.atlas import grid_cells
 
 _BLUR, _BLUR_OF_CLASSES = (

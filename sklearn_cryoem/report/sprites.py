@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from sklearn_cryoem._core.grey import png_data_uri, robust_grey, to_bytes
 from sklearn_cryoem._core.memory import bytes_at_once
+from sklearn_cryoem.particles.display import png_data_uri, robust_grey, to_bytes
 from sklearn_cryoem.physics.fourier import fourier_resize
 from sklearn_cryoem.physics.rotation import aligned_images
 

@@ -22,8 +22,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn_cryoem import MAPAligner, SMLClusterer
 from sklearn_cryoem._core import cluster as cluster_module
 from sklearn_cryoem._core import dask_workers
-from sklearn_cryoem._core.tasks import task_pool
-from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem._core.parallel import ordered_map, task_pool
 from sklearn_cryoem.alignment.passes import run_pass, task_rows
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators._map_settings import feature_source

@@ -11,7 +11,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.contents import content_of, other_content
+from sklearn_cryoem._core.files import content_of, other_content
 
 
 def saved(write):

@@ -7,7 +7,7 @@ from joblib import parallel_config
 
 from sklearn_cryoem import set_memory_limit
 from sklearn_cryoem._core import memory
-from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem._core.parallel import ordered_map
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,7 @@ import pytest
 from joblib import parallel_config
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from sklearn_cryoem._core.tasks import task_pool
-from sklearn_cryoem._core.threads import single_blas_threads
-from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem._core.parallel import ordered_map, single_blas_threads, task_pool
 
 
 def most_threads(item=None, kind="blas"):

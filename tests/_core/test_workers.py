@@ -8,7 +8,7 @@ import pytest
 from joblib import parallel_config
 from threadpoolctl import threadpool_info
 
-from sklearn_cryoem._core.workers import WINDOW, even_blocks, ordered_map, row_blocks, sum_in_order
+from sklearn_cryoem._core.parallel import WINDOW, even_blocks, ordered_map, row_blocks, sum_in_order
 
 
 @pytest.mark.parametrize(("n_rows", "block_size"), [(0, 4), (1, 4), (8, 4), (9, 4), (3, 100)])

@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import MAPAligner, SMLClusterer
 from sklearn_cryoem._core import cluster as cluster_module
-from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.io import read_particles, write_mrc
 from sklearn_cryoem.manifold.expectation import e_step

@@ -130,7 +130,7 @@ def test_modules_stay_readable(path):
 
 
 # what one run hands to its own workers; nothing of it is ever read from a file that somebody else wrote
-BETWEEN_PROCESSES = {"sklearn_cryoem/_core/tasks.py", "sklearn_cryoem/_core/cluster.py"}
+BETWEEN_PROCESSES = {"sklearn_cryoem/_core/parallel.py", "sklearn_cryoem/_core/cluster.py"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=label)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem import MAPAligner, SMLClusterer, save_model
-from sklearn_cryoem._core import tasks
+from sklearn_cryoem._core import parallel as tasks
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.alignment.features import FeatureSource
 from sklearn_cryoem.alignment.store import FeatureStore

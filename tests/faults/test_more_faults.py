@@ -15,7 +15,7 @@ import pytest
 
 from sklearn_cryoem import SMLClusterer
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem._core.locks import FolderInUseError, folder_lock
+from sklearn_cryoem._core.files import FolderInUseError, folder_lock
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import _checkpoint
@@ -251,7 +251,7 @@ def test_one_run_at_a_time_in_a_folder(tmp_path):
 
 
 def test_a_file_system_without_locks_keeps_nobody_out_and_says_so(tmp_path, monkeypatch, caplog):
-    from sklearn_cryoem._core import locks
+    from sklearn_cryoem._core import files as locks
 
     def refuses(handle, how):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

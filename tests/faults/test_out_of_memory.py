@@ -15,9 +15,9 @@ from joblib import parallel_config
 
 from sklearn_cryoem import MAPAligner
 from sklearn_cryoem._core import cluster as cluster_module
-from sklearn_cryoem._core import tasks
+from sklearn_cryoem._core import parallel as tasks
 from sklearn_cryoem._core.exceptions import OutOfMemoryError, WorkerLostError
-from sklearn_cryoem._core.shortage import memory_watched
+from sklearn_cryoem._core.memory import memory_watched
 from sklearn_cryoem.cli.main import explain
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import _checkpoint
@@ -134,8 +134,8 @@ def test_a_process_that_finds_no_memory_says_so_and_goes_on_when_there_is_room(t
 
 NO_ROOM_TO_BEGIN = """
 import resource, sys
-from sklearn_cryoem._core.shortage import memory_watched
-from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem._core.memory import memory_watched
+from sklearn_cryoem._core.parallel import ordered_map
 n_jobs, begun = int(sys.argv[1]), []
 list(ordered_map(abs, range(4), n_jobs=n_jobs))  # leaves stacks to the next threads, which then begin
 limits = resource.getrlimit(resource.RLIMIT_AS)

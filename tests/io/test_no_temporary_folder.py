@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from joblib import parallel_config
 
-from sklearn_cryoem._core.tasks import task_pool
+from sklearn_cryoem._core.parallel import task_pool
 from sklearn_cryoem.io import _star_tables, read_mrc, read_particles, write_particles
 
 

@@ -9,8 +9,8 @@ import pytest
 from joblib import parallel_config
 from threadpoolctl import threadpool_info
 
-from sklearn_cryoem._core import tasks
-from sklearn_cryoem._core.tasks import SharedFile, task_pool
+from sklearn_cryoem._core import parallel as tasks
+from sklearn_cryoem._core.parallel import SharedFile, task_pool
 from sklearn_cryoem.alignment.store import FeatureStore
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sklearn_cryoem._core.grey import inscribed_disc, png, png_data_uri, robust_grey, to_bytes
+from sklearn_cryoem.particles.display import inscribed_disc, png, png_data_uri, robust_grey, to_bytes
 
 
 def test_grey_values_do_not_depend_on_brightness_or_contrast(rng):
