@@ -48,6 +48,7 @@ from sklearn_cryoem.physics.fourier import half_plane
 MASK_DIAMETER = 270.0  # Angstrom: the ribosome
 ALIGNING_CLASSES = 50  # the aligner makes 2.5 times as many references
 FINEST = 20.0  # Angstrom: RELION compares images up to here
+FINEST_OF_COMPONENTS = 30.0  # Angstrom: principal components of finer shells hold little but noise here
 METHODS = {
     "sml1": "SML, 1-D",
     "sml2": "SML, 2-D",
@@ -156,8 +157,9 @@ class Case:
 
     @cached_property
     def components(self):
-        """Principal components of the aligned and masked images with the signs of their CTF."""
-        blocks = FeatureBlocks(self.stack, half_plane(self.options.box), MASK_DIAMETER)
+        """Principal components of the aligned, masked, low-passed images with the signs of their CTF."""
+        k_max = self.options.box * self.options.pixel_size / FINEST_OF_COMPONENTS
+        blocks = FeatureBlocks(self.stack, half_plane(self.options.box, k_max), MASK_DIAMETER)
         index, flipped = blocks.layout.norm_index, []
         for number in range(len(blocks)):
             block = blocks.load(number, blocks.layout.n_shells)
@@ -208,7 +210,7 @@ def labels_of(method, case):
         )  # fmt: skip
         yield "", model.fit_predict(case.stack), 0.0
     elif method == "pca":
-        for n_axes in (10, 20, 50):
+        for n_axes in (10, 20, 30, 50):
             clusters = KMeans(n, n_init=3, random_state=seed)
             yield f" ({n_axes})", clusters.fit_predict(case.components[:, :n_axes]), 0.0
     elif method == "gmm":
