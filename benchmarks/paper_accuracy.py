@@ -18,6 +18,8 @@ where it is installed. With true poses none of them searches any. RELION gets im
 with their angles, and a minute of CPU time an iteration; with --keep it goes on where it was killed, and
 methods that have ended are not run again.
 
+PCA + k-means and the Gaussian mixture get images low-passed to 30 Angstrom: beyond it, components are noise.
+
 CPU seconds are those of this process and of RELION; with --jobs the aligner's workers are not counted.
 --full is the paper's size: 50,000 images, 300 nodes; hours.
 """
