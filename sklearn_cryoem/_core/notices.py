@@ -166,6 +166,20 @@ _ALL = (
         "Give a larger mask_diameter= (--mask-diameter), and look at the CTF fits.",
     ),
     Notice(
+        "stack-too-long",
+        "An MRC file is longer than its header says. If the header is wrong in the number of images, those "
+        "beyond it are not read; if it is wrong in the type of the pixels or in the length of the extended "
+        "header, all images are wrong.",
+        "Look at the images, and copy or extract the file again; correct the header if only the number of "
+        "images in it is wrong.",
+    ),
+    Notice(
+        "pixels-not-square",
+        "The header of an MRC file gives pixels that are longer along one axis than along the other. Images "
+        "are taken to have square pixels, of the length along x.",
+        "Pass pixel_size= (--pixel-size), or correct the cell in the header.",
+    ),
+    Notice(
         "stack-truncated",
         "A stack of images is shorter than its header says, though the particles used of it are whole.",
         "Copy or extract that stack again.",

@@ -105,6 +105,9 @@ def describe_particles(path, images_dir=None, passthrough=()):
             "voltage_kv": _range(ctf.voltage_volts / 1e3),
             "spherical_aberration_mm": _range(ctf.cs_angstrom / 1e7),
             "amplitude_contrast": _range(ctf.amplitude_contrast),
+            "phase_shift_degrees": _range(np.rad2deg(ctf.phase_shift_rad)),
+            "phase_flipped_particles": int(ctf.phase_flipped.sum()),
+            "ctf_premultiplied_particles": int(ctf.premultiplied.sum()),
         }
     facts["in_plane_poses"] = "none" if poses is None else "yes"
     if poses is not None:

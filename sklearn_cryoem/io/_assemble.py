@@ -8,7 +8,7 @@ import numpy as np
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.notices import notify
-from sklearn_cryoem.io._checks import RANGES, check_poses, question_pixel_size
+from sklearn_cryoem.io._checks import RANGES, are_unlike, check_poses, question_pixel_size
 from sklearn_cryoem.io._locate import ImageFinder, split_image_name
 from sklearn_cryoem.io._raw import RawParticles, RowProblems
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
@@ -186,12 +186,36 @@ def _source(
     frame = np.where(problems.keep, raw.frame, raw.frame[good_row])
     sizes = {round(files[code].pixel_size or 0.0, 4) for code in sound}
     n_dropped = np.bincount(raw.file_code[~problems.keep], minlength=len(files))
-    _warn_of_truncation([files[code] for code in sound if n_dropped[code] == 0])
+    _question_files([files[code] for code in sound if n_dropped[code] == 0])
     source = FileSource([files[code] for code in sound], file_index, frame)
     return source, sizes.pop() or None if len(sizes) == 1 else None
 
 
-def _warn_of_truncation(files: list[FrameFile]) -> None:
+def _question_files(files: list[FrameFile]) -> None:
+    """Warn of files whose length is not what their header says, and of pixels that are not square."""
+    too_long = [file for file in files if file.size > file.offset + file.n_images * file.image_bytes]
+    if too_long:
+        first = too_long[0]
+        expected = first.offset + first.n_images * first.image_bytes
+        notify(
+            "stack-too-long",
+            f"{len(too_long)} stack(s) are longer than their header says: {first.path} has {first.size:,} "
+            f"bytes, expected {expected:,} for its {first.n_images:,} images, so {first.size - expected:,} "
+            f"bytes, {(first.size - expected) / first.image_bytes:g} images, are not read. If the header is "
+            "wrong in the type of the pixels or the length of the extended header, all images are wrong: "
+            "look at them, and copy or extract the stack again.",
+            stacklevel=6,
+        )
+    oblong = [file for file in files if are_unlike(file.pixel_size, file.pixel_size_along_y)]
+    if oblong:
+        first = oblong[0]
+        notify(
+            "pixels-not-square",
+            f"{len(oblong)} stack(s) have pixels that are not square by their header: {first.path} says "
+            f"{first.pixel_size:.6g} A along x and {first.pixel_size_along_y:.6g} A along y, expected one "
+            "length. That along x is taken; pass pixel_size=, or correct the header.",
+            stacklevel=6,
+        )
     truncated = [file.path for file in files if file.n_whole_images < file.n_images]
     if truncated:
         notify(

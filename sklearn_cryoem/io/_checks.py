@@ -100,12 +100,14 @@ RANGES = {
     "scale": Range("the scale factor of the CTF", "", 1.0, (1e-3, 1e3), (0.1, 10.0), _CORRECT),
     "phase_flipped": Range("the flag of phase-flipped images", "", 1.0, (0.0, 1.0), (0.0, 1.0), _CORRECT),
     "premultiplied": Range("the flag of CTF-premultiplied images", "", 1.0, (0.0, 1.0), (0.0, 1.0), _CORRECT),
+    "astigmatism": Range("the astigmatism (defocus U - V)", "A", 1.0, (0.0, 2e5), (0.0, 5000.0), _ESTIMATE),
     "box": Range("the box", "px", 1.0, (4.0, 65536.0), (4.0, 65536.0), "Correct it in the file."),
     "pixel_size": Range(
         "the pixel size", "A", 1.0, (0.05, 100.0), (0.3, 10.0), "Correct it in the file, or pass pixel_size=."
     ),
 }
 _LARGEST_SIDE = 800.0  # Angstrom of a box of large pixels: beyond, the magnification is doubted
+_METRES = (0.001, 0.005)  # a Cs of 1 to 5 mm in metres; correctors of Cs have 0, 0.001 or 0.01 mm
 _ENOUGH_ANGLES = 20  # to tell radians from degrees by their range
 _UNUSED = {  # what two dimensions do without, and the value that says nothing
     "rlnBeamTiltX": 0.0, "rlnBeamTiltY": 0.0, "rlnOddZernike": 0.0, "rlnEvenZernike": 0.0,
@@ -124,6 +126,7 @@ _MAY_BE_MISSING = {  # what is read if it is there: without them another value i
 }  # fmt: skip
 _NO_MISSPELLING = {"rlnOriginZ", "rlnOriginZAngst", "alignments3D/class", "rlnMicrographNameNoDW"}
 _NEARLY = 0.88  # one letter of ten or more
+_SAME_LENGTH = 1e-3  # relative
 _ROUNDING = 1e-6  # relative, of numbers in single precision
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
 
@@ -155,6 +158,9 @@ def check_values(raw: RawParticles, problems: RowProblems) -> None:
     if raw.box is not None:
         doubts += _check_range("box", raw.box, problems)
     if raw.ctf is not None:
+        split = np.abs(raw.ctf["defocus_u_angstrom"] - raw.ctf["defocus_v_angstrom"])  # (n,)
+        doubts += _check_range("astigmatism", split, problems)
+        doubts += _seem_metres(raw.ctf["cs_angstrom"] / ANGSTROM_PER_MM, problems)
         doubts += _seem_radians("phase shift", raw.ctf["phase_shift_rad"], problems)
     if raw.angle_rad is not None and len(raw.angle_rad) >= _ENOUGH_ANGLES:
         doubts += _seem_radians("in-plane angle", raw.angle_rad, problems)
@@ -238,6 +244,14 @@ def question_pixel_size(raw: RawParticles, size: float, box: int, *, header_agre
         )
 
 
+def _seem_metres(cs_mm: np.ndarray, problems: RowProblems) -> list[str]:
+    """Say if the spherical aberration is that of a microscope in metres, written for millimetres."""
+    odd = np.flatnonzero((cs_mm > _METRES[0] * (1 + _ROUNDING)) & (cs_mm < _METRES[1]) & problems.keep)
+    if not odd.size:
+        return []
+    return [f"the spherical aberration is {cs_mm[odd[0]]:g} mm, as if it were in metres"]
+
+
 def _seem_radians(what: str, values: np.ndarray, problems: RowProblems) -> list[str]:
     """Say if no angle exceeds pi degrees, as if radians had been written for degrees."""
     largest = float(np.abs(values[problems.keep]).max(initial=0.0) / RADIANS_PER_DEGREE)
@@ -304,6 +318,11 @@ def refuse_misspelt(path: Path, *tables: pd.DataFrame | None) -> None:
                     f"{path}: no {label}, but {near}, which looks like a misspelling of it. Correct the "
                     "name, or give it another one if it is something else."
                 )
+
+
+def are_unlike(one: float | None, other: float | None) -> bool:
+    """Whether two lengths of a pixel are known and differ by more than rounding."""
+    return one is not None and other is not None and abs(one - other) > _SAME_LENGTH * one
 
 
 def _differs(column: pd.Series, neutral: float) -> bool:

@@ -9,7 +9,10 @@ import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import atomic_path
+from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem.io._checks import are_unlike
+from sklearn_cryoem.io._image_names import in_unicode
 from sklearn_cryoem.io._raw import RawParticles, RowProblems
 from sklearn_cryoem.particles.geometry import UNKNOWN_PIXEL_SIZE
 from sklearn_cryoem.particles.mrc_files import inspect_mrc, read_whole_mrc, write_mrc_blocks
@@ -45,7 +48,15 @@ def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
             f"{path}: no such file. Check the name; the working directory is {Path.cwd()}."
         )
     array, voxel = read_whole_mrc(path)
-    return array, float(voxel[0]) if np.isfinite(voxel[0]) else None
+    along_x, along_y = (float(size) if np.isfinite(size) else None for size in voxel[:2])
+    if are_unlike(along_x, along_y):
+        notify(
+            "pixels-not-square",
+            f"{path}: the header says {along_x:.6g} A a pixel along x and {along_y:.6g} A along y, expected "
+            "one length. That along x is taken: correct the header if it is wrong.",
+            stacklevel=2,
+        )
+    return array, along_x
 
 
 def write_mrc(
@@ -113,7 +124,7 @@ def read_image_stack(path: Path, *, permissive: bool) -> tuple[RawParticles, Row
             "of particles indeed, rename it to .mrcs."
         )
     rows = np.arange(min(file.n_images, file.n_whole_images + _MOST_LACKING))
-    name = str(path.resolve())
+    name = in_unicode(str(path.resolve()))
     raw = RawParticles(
         path=path,
         metadata=pd.DataFrame({"rlnImageName": [f"{row + 1:06d}@{name}" for row in rows]}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import other_content
+from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem.particles.mrc_header import (
     HEADER_BYTES,
     PLAUSIBLE_MODES,
@@ -49,7 +51,9 @@ class FrameFile:
     size, mtime_ns : int
         Bytes in the file and its time of modification, when it was inspected.
     pixel_size : float or None
-        Angstrom per pixel by the header, None where the header does not say.
+        Angstrom per pixel along x by the header, None where the header does not say.
+    pixel_size_along_y : float or None
+        The same along y.
     """
 
     path: str
@@ -60,6 +64,7 @@ class FrameFile:
     size: int
     mtime_ns: int
     pixel_size: float | None = None
+    pixel_size_along_y: float | None = None
 
     @property
     def image_bytes(self) -> int:
@@ -109,7 +114,7 @@ def inspect_mrc(path: str | Path) -> FrameFile:
             "If this is a micrograph, extract the particles first."
         )
     _check_images(header, path)
-    size = float(voxel_size(header)[0])
+    along_x, along_y = (float(size) if np.isfinite(size) else None for size in voxel_size(header)[:2])
     file = FrameFile(
         path=os.path.abspath(path),
         offset=HEADER_BYTES + int(header.nsymbt),
@@ -118,7 +123,8 @@ def inspect_mrc(path: str | Path) -> FrameFile:
         box=nx,
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
-        pixel_size=size if np.isfinite(size) else None,
+        pixel_size=along_x,
+        pixel_size_along_y=along_y,
     )
     if oddities and file.offset + nz * file.image_bytes != file.size:
         raise ParticleDataError(
@@ -208,12 +214,21 @@ def read_whole_mrc(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         with mrcfile.open(path, header_only=True) as mrc:
             header = mrc.header
             dtype, order = pixel_type(header, path), axis_order(header, path)
-        with mrcfile.open(path) as mrc:
-            data = mrc.data
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with mrcfile.open(path) as mrc:
+                data = mrc.data
     except (ValueError, OSError, EOFError) as error:
         raise ParticleDataError(
             f"{path}: cannot be read as MRC ({error}). Check that it is a whole .mrc file."
         ) from error
+    for warning in caught:  # of mrcfile, which says only how much too long the file is
+        notify(
+            "stack-too-long",
+            f"{path}: {warning.message} by its header; the rest is not read. Copy it again, or write it "
+            "again with the program it came from.",
+            stacklevel=3,
+        )
     if data is None:
         raise ParticleDataError(f"{path}: holds no data, expected a map or images. Copy it again.")
     angles = [float(angle) for angle in header.cellb.tolist()]

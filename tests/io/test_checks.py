@@ -11,7 +11,7 @@ import starfile
 from sklearn_cryoem import read_particles, write_particles
 from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.io import _star_tables, write_mrc
+from sklearn_cryoem.io import _star_tables, read_mrc, write_mrc
 from sklearn_cryoem.io._checks import RANGES
 from sklearn_cryoem.io.cryosparc import CRYOSPARC_CTF
 from sklearn_cryoem.io.star import RELION_CTF
@@ -31,11 +31,17 @@ NUMBERS = {
 }
 
 
+PARTNER = {"rlnDefocusU": "rlnDefocusV", "rlnDefocusV": "rlnDefocusU", "ctf/df1_A": "ctf/df2_A"}
+PARTNER["ctf/df2_A"] = "ctf/df1_A"
+
+
 def star_with(project, name, values):
     """The project with a parameter of the CTF, one value a row, in RELION's unit."""
     label, _, _ = RELION_CTF[name]
     project.optics = project.optics.drop(columns=label, errors="ignore")
     project.particles[label] = np.resize(values, 9)
+    if label in PARTNER:  # no astigmatism that would be questioned too
+        project.particles[PARTNER[label]] = np.resize(np.clip(values, 1100, 79000), 9)
     return project.write()
 
 
@@ -47,6 +53,8 @@ def cs_with(project, name, values):
     records = np.load(path)
     field, theirs, _ = CRYOSPARC_CTF[name]
     records[field] = np.resize(values, 9) * (RELION_CTF[name][1] / theirs)
+    if field in PARTNER:
+        records[PARTNER[field]] = np.resize(np.clip(values, 1100, 79000), 9)
     with open(path, "wb") as stream:
         np.save(stream, records)
     return path
@@ -104,6 +112,22 @@ def test_numbers_that_may_be_are_taken_in_silence(written, name):
 def test_phase_shifts_in_radians_for_degrees_are_questioned(project):
     path = star_with(project, "phase_shift_rad", 1.57)
     with pytest.warns(ParticleDataWarning, match=r"no phase shift is larger than 1.57 degrees.*right unit"):
+        read_particles(path)
+
+
+@pytest.mark.parametrize(("cs_mm", "is_odd"), [(2.7e-3, True), (1.4e-3, True), (0.01, False), (0.001, False)])
+def test_a_spherical_aberration_in_metres_is_questioned(written, cs_mm, is_odd):
+    path = written("cs_angstrom", [cs_mm])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read_particles(path)
+    assert [f"is {cs_mm:g} mm, as if it were in metres" in str(w.message) for w in caught] == [True] * is_odd
+
+
+def test_an_astigmatism_that_no_microscope_has_is_questioned(written):
+    path = written("defocus_u_angstrom", [15_000] * 8 + [124_000])  # the other one is 79,000
+    said = r"the astigmatism .* is 45000 A, expected 0 to 5,000 A as a rule \(1 of 9, first particle 9"
+    with pytest.warns(ParticleDataWarning, match=said):
         read_particles(path)
 
 
@@ -234,6 +258,35 @@ def test_a_header_of_one_angstrom_says_nothing(project):
     assert read_particles(path, pixel_size=1.0).pixel_size == 1.0
     with pytest.warns(ParticleDataWarning, match="leaving it unknown.* say 1 A, .*Pass pixel_size="):
         assert read_particles(project.stacks[0]).pixel_size is None
+
+
+def test_pixels_that_are_not_square_are_questioned(project):
+    content = bytearray(project.stacks[1].read_bytes())
+    content[44:48] = np.array(8 * 2.5, dtype="<f4").tobytes()  # the cell along y
+    project.stacks[1].write_bytes(content)
+    said = r"1 stack.* b.mrcs says 2 A along x and 2.5 A along y, expected one length. .*pass pixel_size="
+    with pytest.warns(ParticleDataWarning, match=said.replace(" b.mrcs", " .*b.mrcs")) as caught:
+        stack = read_particles(project.write())
+    assert stack.pixel_size == 2.0 and [w.message.name for w in caught] == ["pixels-not-square"]
+    with pytest.warns(
+        ParticleDataWarning, match=r"2 A a pixel along x and 2.5 A along y.*correct the header"
+    ):
+        assert read_mrc(project.stacks[1])[1] == 2.0
+
+
+@pytest.mark.parametrize(("n_bytes", "said"), [(8 * 8 * 4, "256 bytes, 1 images"), (3, "3 bytes, 0.0117")])
+def test_a_stack_longer_than_its_header_says_is_questioned(project, n_bytes, said):
+    with open(project.stacks[1], "ab") as stream:
+        stream.write(bytes(n_bytes))
+    expected = 1024 + 4 * 8 * 8 * 4
+    said = rf"b.mrcs has {expected + n_bytes:,} bytes, expected {expected:,} for its 4 images, so {said}"
+    with pytest.warns(ParticleDataWarning, match=rf"{said}.*copy or extract the stack again") as caught:
+        stack = read_particles(project.write())
+    assert [warning.message.name for warning in caught] == ["stack-too-long"]
+    np.testing.assert_array_equal(stack.read(), project.images)
+    with pytest.warns(ParticleDataWarning, match=rf"is {n_bytes} bytes larger than expected.*again"):
+        array, _ = read_mrc(project.stacks[1])
+    np.testing.assert_array_equal(array, project.images[5:])
 
 
 @pytest.mark.parametrize("box", [-999, 0, 3, 1e6])

@@ -1,0 +1,43 @@
+"""`info` on small files: what it shows of the CTF, and names that a locale cannot say."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+
+from sklearn_cryoem import write_particles
+from sklearn_cryoem.cli.main import main
+from sklearn_cryoem.datasets import make_particles
+from sklearn_cryoem.io import write_mrc
+
+
+def run(*words):
+    return main([str(word) for word in words])
+
+
+def test_info_tells_the_phase_shift_and_what_was_done_to_the_images(tmp_path, capsys):
+    stack = make_particles("ribosome", 6, box=32, path=tmp_path / "a.mrcs", random_state=0)
+    ctf = dataclasses.replace(
+        stack.ctf, phase_shift_rad=np.full(6, np.pi / 2), phase_flipped=np.arange(6) < 4
+    )
+    write_particles(stack.with_ctf(ctf), tmp_path / "a.star")
+    assert run("info", "--no-checks", tmp_path / "a.star") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"phase shift degrees +90\n", said)
+    assert re.search(r"phase flipped particles +4\n", said)
+    assert re.search(r"ctf premultiplied particles +0\n", said)
+
+
+def test_names_that_the_locale_cannot_say_end_in_a_plain_message(tmp_path):
+    folder = tmp_path / "ü"
+    folder.mkdir()
+    write_mrc(folder / "a.mrcs", np.random.default_rng(0).normal(size=(3, 16, 16)), 2.0)
+    write_mrc(folder / "a.mrc", np.zeros((16, 16, 16)), 2.0)
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    for name, code, said in (("a.mrcs", 1, "set the environment variable PYTHONUTF8=1"), ("a.mrc", 0, "")):
+        command = [sys.executable, "-m", "sklearn_cryoem.cli", "info", str(folder / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code and said in done.stderr and "codec" not in done.stderr
