@@ -2,8 +2,8 @@
 How stiff a manifold, and of what dimension?
 ============================================
 
-A grid search over ``n_components``, ``n_basis`` and ``basis_width`` by the likelihood of held-out particles.
-The particles are simulated, so the truth can be asked as well: does it call best what the search has picked?
+This example searches over ``n_components``, ``n_basis`` and ``basis_width`` by the likelihood of held-out
+particles. The particles are simulated, so the choice of the search can be compared with the truth.
 """
 
 import matplotlib.pyplot as plt
@@ -16,19 +16,19 @@ from sklearn_cryoem.particles import Poses
 from sklearn_cryoem.plotting import plot_manifold_atlas
 
 # %%
-# Particles of a ribosome-like phantom in all view directions, and the same without noise and CTF, which is
-# what a class should look like. They are neither turned nor shifted, as poses of zeros say, so that no
-# alignment comes between.
+# We simulate particles of a ribosome-like phantom in all view directions, and the same particles without
+# noise and CTF, which is what a class should look like. They are neither turned nor shifted, so all poses
+# are zero and no alignment is needed.
 settings = {"n_samples": 1000, "box": 32, "in_plane": False, "random_state": 0}
 stack = make_particles("ribosome", snr=0.1, **settings).with_poses(Poses.identity(1000))
 clean = make_particles("ribosome", snr=None, defocus=None, **settings).read()
 
 
 # %%
-# Two scores of particles that a model has not seen. ``SMLClusterer.score`` needs no truth: it is the mean log
-# likelihood over all frequencies up to ``max_resolution``, which must be the same for all candidates (and so
-# must ``mask_diameter``). The second one does: how well the template of the class that a particle is given to
-# agrees with its own noise-free image.
+# We use two scores of particles that a model has not seen. ``SMLClusterer.score`` needs no truth. It is the
+# mean log likelihood over all frequencies up to ``max_resolution``, which must be the same for all
+# candidates (and so must ``mask_diameter``). The second score uses the truth: it is the correlation between
+# the template of a particle's class and the noise-free image of this particle.
 def held_out(model, particles, truth=None):
     return model.score(particles)
 
@@ -52,7 +52,7 @@ search.fit(stack, clean)
 likelihood, agreement = (search.cv_results_[f"mean_test_{name}"] for name in ("held_out", "truth"))
 
 # %%
-# The five best. Differences of a tenth of a nat per particle are those of a hundred nats over a thousand.
+# These are the five best. A tenth of a nat per particle is a hundred nats for the thousand particles.
 order = np.argsort(-likelihood)
 print("nats above the worst   agreement with the truth   parameters")
 for index in order[:5]:
@@ -73,7 +73,7 @@ axes.set(xlabel="held-out log likelihood, nats per particle", ylabel="agreement 
 axes.legend()
 
 # %%
-# The model that was picked, fitted again to all particles.
+# The chosen model is fitted again to all particles.
 best = search.best_estimator_
 plot_manifold_atlas(
     best.class_averages_,

@@ -2,9 +2,9 @@
 Which classes to keep: quality, selection, report
 =================================================
 
-Much of what a picker finds is ice, carbon or nothing. ``class_quality`` measures every class from its
-particles and says which to keep, and why not the others; ``select_classes`` takes those, and
-``write_particles`` hands them on to RELION or cryoSPARC.
+Many picks of an automatic picker are ice, carbon or empty. ``class_quality`` measures every class from its
+particles and says which classes to keep, and why not the others. ``select_classes`` takes the particles of
+these classes, and ``write_particles`` writes them for RELION or cryoSPARC.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ from sklearn_cryoem.plotting import plot_class_averages
 from sklearn_cryoem.report import report
 
 # %%
-# Particles with 30 % junk, aligned without a reference.
+# We simulate particles with 30 % junk and align them without a reference.
 stack = make_particles(
     "ribosome", 600, box=32, snr=0.5, n_views=8, max_shift=20.0, junk_fraction=0.3, random_state=0
 )
@@ -26,7 +26,7 @@ aligner = MAPAligner(10, n_batches=60, max_iter=6, random_state=0)
 aligned = aligner.fit_transform(stack)
 
 # %%
-# One row a class. Ranks go from 1; what speaks against a class is in ``reasons``.
+# The table has one row for each class. Rank 1 is the best; ``reasons`` says why a class is rejected.
 table = class_quality(aligned, aligner.labels_, n_classes=10, posterior=aligner.class_posterior_)
 print(table[["size", "resolution", "information", "rank", "keep", "reasons"]].to_string())
 
@@ -36,7 +36,7 @@ plot_class_averages(
 ).figure
 
 # %%
-# The particles of the classes to keep. The truth tells how well that went.
+# We take the particles of the classes to keep, and compare with the truth.
 good = select_classes(aligned, aligner.labels_, np.flatnonzero(table["keep"]))
 junk = stack.truth["is_junk"].to_numpy()
 left = good.truth["is_junk"].to_numpy()
@@ -44,14 +44,14 @@ print(f"junk before: {junk.mean():.1%} of {len(stack)} particles; after: {left.m
 print(f"good particles kept: {np.sum(~left) / np.sum(~junk):.1%}")
 
 # %%
-# The same by eye: one HTML page in which classes are clicked. ``page.save("report.html")`` writes it; as
-# the last value of a notebook cell it shows itself.
+# Classes can also be selected by eye, by clicks in one HTML page. ``page.save("report.html")`` writes it; as
+# the last value of a notebook cell the page is shown.
 page = report(aligner, aligned, quality=table)
 print(page)
 
 # %%
-# To RELION and back: particles that were simulated in memory need image files first, those that were read
-# have them.
+# The way to RELION and back. Particles that were simulated in memory need image files first; particles that
+# were read from files already have them.
 folder = Path(tempfile.mkdtemp())
 with_files = make_particles("ribosome", 50, box=32, snr=0.5, path=folder / "images.mrcs", random_state=0)
 write_particles(with_files, folder / "good.star", labels=np.zeros(50, dtype=int))

@@ -2,10 +2,10 @@
 Deep clustering: classes inside classes
 =======================================
 
-The second strategy of deep clustering aligns and classifies the particles first, as a 2-D classification
-does, and then lays a manifold inside every class. Two structures that differ in a detail share the
-classes of the alignment, since their views count for more than the detail; inside a class the views are
-nearly the same, and the detail is what is left.
+Deep clustering first aligns and classifies the particles, as a 2-D classification does, and then fits a
+manifold inside every class. Two structures that differ in a detail share the classes of the alignment,
+because different views differ by more than the detail. Inside a class the views are nearly the same, so
+there the detail separates the two structures.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ stack = make_particles(
 attached = stack.truth["structure"].to_numpy() == 1
 
 # %%
-# Four classes first; each gets a sub-class for every 25 of its particles.
+# There are four first classes, and each gets one sub-class for every 25 of its particles.
 deep = DeepClusterer(
     MAPAligner(4, n_batches=60, max_iter=6, random_state=0),
     SMLClusterer(max_iter=90, tol=0.05),
@@ -32,13 +32,13 @@ deep = DeepClusterer(
 plot_class_averages(deep.first_.class_averages_, counts=np.bincount(deep.first_labels_)).figure
 
 # %%
-# The tree: which flat classes are part of which first class.
+# The tree says which flat classes are part of which first class.
 for number, flat in enumerate(deep.children_):
     sizes = ", ".join(str(size) for size in deep.class_sizes_[flat])
     print(f"class {number + 1}: {len(flat)} sub-classes of {sizes} particles")
 
 # %%
-# The sub-classes of the largest class.
+# These are the sub-classes of the largest class.
 flat = deep.children_[np.bincount(deep.first_labels_).argmax()]
 plot_class_averages(
     deep.class_averages_[flat], counts=deep.class_sizes_[flat], pixel_size=stack.pixel_size
@@ -46,7 +46,7 @@ plot_class_averages(
 
 
 # %%
-# What the sub-classes are worth: how well one can tell, class by class, what a particle is.
+# How useful are the sub-classes? We count how many particles belong to the commoner structure of their class.
 def purity(labels):
     right = sum(
         max(np.sum(attached[labels == one]), np.sum(~attached[labels == one])) for one in np.unique(labels)

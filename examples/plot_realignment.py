@@ -2,9 +2,9 @@
 Better averages align better: realignment
 =========================================
 
-Poses come from the first alignment, with few classes. The many classes of a manifold are purer and so
-make better references: ``RealigningClusterer`` takes fits of an ``SMLClusterer`` and local searches of
-the poses in turn.
+The first poses come from an alignment with few classes. The many classes of a manifold are purer, so they
+are better references. ``RealigningClusterer`` therefore alternates between fits of an ``SMLClusterer`` and
+local searches of the poses.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from sklearn_cryoem.metrics import pose_errors
 from sklearn_cryoem.plotting import plot_class_averages
 
 # %%
-# Particles in four views, with poses that are wrong by a few degrees and about a pixel.
+# We simulate particles in four views, with poses that are wrong by a few degrees and about a pixel.
 stack = make_particles("ribosome", 600, box=32, snr=0.5, n_views=4, max_shift=20.0, random_state=0)
 rng = np.random.default_rng(0)
 truth = true_poses(stack)
@@ -24,14 +24,14 @@ rough = stack.with_poses(
 )
 
 # %%
-# Two rounds. Particles of even rows meet the averages of odd ones and the other way round: against an
-# average that holds its own noise, a particle would stay where it is.
+# We run two rounds. Particles of even rows are compared with averages of odd rows, and the other way round:
+# compared with an average that contains its own noise, a particle would not move.
 model = RealigningClusterer(SMLClusterer(9, max_iter=60, tol=0.05), n_rounds=2).fit(rough)
 for number, (angle, shift) in enumerate(zip(model.angle_change_, model.shift_change_, strict=True), start=1):
     print(f"round {number}: poses moved by {np.degrees(angle):.2f} degrees and {shift:.2f} A (medians)")
 
 # %%
-# What it was worth. Errors are those within the frame of each class.
+# The errors of the poses before and after, in the frame of each class.
 for name, poses in (("before", rough.poses), ("after", model.poses_)):
     errors = pose_errors(poses, stack.truth, model.labels_)
     print(
@@ -39,8 +39,8 @@ for name, poses in (("before", rough.poses), ("after", model.poses_)):
     )
 
 # %%
-# Class averages with the poses as they were, and with those that were found. Resolutions flatter, since
-# halves share their poses, and end at 24 A, the finest detail of these images: compare them with each other.
+# Class averages with the poses before and after. The resolutions are optimistic, because the halves share
+# their poses, and they end at 24 A, the finest detail of these images. Use them for comparison only.
 before = SMLClusterer(9, max_iter=60, tol=0.05).fit(rough)
 plot_class_averages(
     before.class_averages_, counts=before.class_sizes_, resolutions=before.class_resolution_, title="before"

@@ -2,8 +2,8 @@
 From particles to a map of their views
 ======================================
 
-Simulate particles whose truth is known, align them without a reference, lay their views on a two-dimensional
-manifold, and see how much more alike the views within a class are than chance would have it.
+This example simulates particles, aligns them without a reference, sorts them on a two-dimensional manifold,
+and measures how similar the views within a class are, compared with chance.
 """
 
 import numpy as np
@@ -15,17 +15,17 @@ from sklearn_cryoem.plotting import plot_class_averages, plot_manifold_atlas
 
 # %%
 # Particles of a ribosome-like phantom: all view directions, CTF with astigmatism, noise above the signal.
-# The truth rides along in ``stack.truth`` and is not looked at before the end.
+# The truth is in ``stack.truth`` and is not used before the end.
 stack = make_particles("ribosome", 800, box=32, snr=0.2, max_shift=20.0, random_state=0)
 print(stack)
 
 # %%
-# The aligner finds an in-plane angle and a shift for each particle, and gives back the same stack with poses.
+# The aligner finds an in-plane angle and a shift for each particle, and returns the same stack with poses.
 aligned = MAPAligner(8, max_iter=8, random_state=0).fit_transform(stack)
 print(aligned.poses)
 
 # %%
-# The clusterer lays the aligned particles on a 6 x 6 grid: neighbours on the grid are alike.
+# The clusterer sorts the aligned particles on a 6 x 6 grid, where neighbours look alike.
 clusterer = SMLClusterer((6, 6), random_state=0)
 labels = clusterer.fit_predict(aligned)
 counts = np.bincount(labels, minlength=36)

@@ -2,9 +2,9 @@
 Sub-populations hidden in one class
 ===================================
 
-Ring-shaped complexes of 11 subunits with a few of 10 and of 12 among them, seen from the side: an
-alignment puts all into one class, and their average shows nothing of it (section 3.2 of Wu et al. 2017).
-A manifold inside the class brings the minorities out.
+Ring-shaped complexes of 11 subunits, with a few of 10 and of 12 subunits, are seen from the side. An
+alignment puts all of them into one class, whose average does not show the difference (section 3.2 of Wu et
+al. 2017). A manifold inside the class finds the minorities.
 """
 
 import numpy as np
@@ -32,22 +32,19 @@ kind = stack.truth["structure"].to_numpy()
 print(stack)
 
 # %%
-
-# %%
-# A class of a few hundred particles feeds no manifold over thousands of Fourier coefficients, but it does
-# feed one over a few coordinates along its eigen-images.
+# A class of a few hundred particles is too small for a manifold over thousands of Fourier coefficients, but
+# large enough for one over a few coordinates along its eigen-images.
 model = make_pipeline(EigenImages(8, max_resolution=35.0), SMLClusterer(36, max_iter=300, random_state=0))
 labels = model.fit_predict(stack)
 
 # %%
-# Phase-flipped averages of the sub-classes, put together from the eigen-images again.
+# The phase-flipped averages of the sub-classes, computed from the eigen-images.
 eigen, manifold = model[0], model[1]
 averages = eigen.inverse_transform(manifold.class_averages_)
 plot_class_averages(averages, counts=manifold.class_sizes_, n_columns=9).figure
 
 # %%
-# How pure are they? Each sub-class takes the name of most of its particles, as a look at its average would
-# tell.
+# How pure are they? Each sub-class is named after the kind of most of its particles.
 names = np.array([np.bincount(kind[labels == label], minlength=3).argmax() for label in range(36)])
 table = confusion_matrix(kind, names[labels])
 for index, fold in enumerate((11, 10, 12)):

@@ -2,9 +2,9 @@
 While the microscope runs: classes from a stream of particles
 =============================================================
 
-``SMLClusterer.partial_fit`` learns from chunks. The features of the last 2,000 images are held, and matched
-again with every chunk; of older ones the sums of the expectation step are, and fade. At any time the
-model has classes, averages and a score for particles it has not seen.
+``SMLClusterer.partial_fit`` learns from chunks. It keeps the features of the last 2,000 images and matches
+them again with every chunk. Of older images it keeps only the sums of the E-step, which slowly lose weight.
+At any time the model has classes, averages and a score for particles that it has not seen.
 """
 
 import matplotlib.pyplot as plt
@@ -16,14 +16,14 @@ from sklearn_cryoem.metrics import fraction_within
 from sklearn_cryoem.plotting import plot_class_averages
 
 # %%
-# Aligned particles, in chunks as they would come from the microscope, and 500 that the model never learns
-# from.
+# We use aligned particles, in chunks as they would come from the microscope, and hold out 500 from which the
+# model does not learn.
 stack = aligned_to_truth(make_particles("ribosome", 2000, box=32, snr=0.1, random_state=0))
 held_out, stream = stack[:500], stack[500:]
 views = held_out.truth[["view_x", "view_y", "view_z"]].to_numpy()
 
 # %%
-# Chunk after chunk. ``score`` is the mean log likelihood of particles that the model has not seen.
+# The model learns chunk by chunk. ``score`` is the mean log likelihood of the held-out particles.
 model = SMLClusterer(36, max_iter=60, tol=0.05)
 history = []
 for start in range(0, len(stream), 250):
@@ -35,7 +35,7 @@ for start in range(0, len(stream), 250):
     )
 
 # %%
-# The same particles all at once, for comparison: a fit at the end still pays.
+# For comparison, a fit to all particles at once. It is still better than the stream.
 whole = SMLClusterer(36, max_iter=60, tol=0.05).fit(stream)
 seen, score, near = np.transpose(history)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
@@ -48,5 +48,5 @@ right.axhline(fraction_within(whole.predict(held_out), views, 20), color="0.6", 
 right.set(xlabel="particles seen", ylabel="same-class pairs within 20 degrees")
 
 # %%
-# Classes after the last chunk. New particles are given to them by ``predict``.
+# The classes after the last chunk. ``predict`` assigns new particles to them.
 plot_class_averages(model.class_averages_, counts=np.bincount(model.predict(stream), minlength=36)).figure

@@ -1,11 +1,11 @@
 """
-Are particles of one class seen from one side?
-==============================================
+How similar are the views within a class?
+==========================================
 
-The central measure of Wu et al. 2017 (their figure 2): take every pair of particles that share a class,
-and look at the angle between their true view directions. Classes are good if small angles are common.
-Statistical manifold learning is compared with k-means on principal components and with a Gaussian
-mixture, on the same particles in their true poses.
+This is the central measure of Wu et al. 2017 (their figure 2): the angle between the true view directions,
+for every pair of particles in one class. In good classes small angles are common. The example compares
+statistical manifold learning with k-means on principal components and with a Gaussian mixture, on the same
+particles in their true poses.
 """
 
 import matplotlib.pyplot as plt
@@ -19,16 +19,16 @@ from sklearn_cryoem.estimators import EigenImages
 from sklearn_cryoem.metrics import effective_classes, fraction_within, view_distances
 
 # %%
-# Particles of a ribosome-like phantom from all directions. The variance of the signal is a fiftieth of
-# that of the noise, per pixel, and ``aligned_to_truth`` stands for a perfect alignment.
+# We simulate particles of a ribosome-like phantom from all directions. Per pixel, the variance of the
+# signal is a fiftieth of that of the noise. ``aligned_to_truth`` takes the place of a perfect alignment.
 stack = aligned_to_truth(make_particles("ribosome", 4000, box=48, snr=0.02, random_state=0))
 views = stack.truth[["view_x", "view_y", "view_z"]].to_numpy()
 n_classes = 100
 
 # %%
-# Three ways to the same number of classes. ``EigenImages`` flips the phases of each particle where its CTF
-# is negative, and gives its coordinates along the principal components of the set; 20 of them at 25 A suit
-# k-means well here, 50 at 15 A would halve its share of near views. ``SMLClusterer`` has its defaults.
+# Three methods make the same number of classes. ``EigenImages`` flips the phases of each particle where its
+# CTF is negative, and returns its coordinates along the principal components of the set. Here 20 of them at
+# 25 A suit k-means well; 50 at 15 A would halve its share of near views. ``SMLClusterer`` has its defaults.
 coordinates = EigenImages(20, max_resolution=25.0).fit_transform(stack)
 labels = {
     "SMLClusterer": SMLClusterer(n_classes).fit_predict(stack),
@@ -47,8 +47,8 @@ chance = np.zeros(len(stack), dtype=int)
 print(f"{'by chance':24s} within 10 degrees {fraction_within(chance, views):6.1%}")
 
 # %%
-# The histogram of angles between views (figure 2d to 2f of the paper): the further left, the purer the
-# classes.
+# The histogram of the angles between views (figure 2d to 2f of the paper). The further left it lies, the
+# purer are the classes.
 figure, axes = plt.subplots(layout="constrained")
 bins = np.arange(0, 181, 4)
 for name, label in labels.items():
@@ -59,8 +59,8 @@ axes.set(xlabel="angle between views of a same-class pair (degrees)", ylabel="de
 axes.legend()
 
 # %%
-# Class sizes, largest first (figure 2g). A method that puts most particles into a few classes uses fewer
-# than it was given; the curve of equal classes would be a level line.
+# The class sizes, largest first (figure 2g). Classes of equal size would give a horizontal line. A method
+# that puts most particles into a few classes does not use the others.
 figure, axes = plt.subplots(layout="constrained")
 for name, label in labels.items():
     axes.plot(np.sort(np.bincount(label, minlength=n_classes))[::-1], lw=2, label=name)
