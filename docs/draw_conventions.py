@@ -76,8 +76,8 @@ def draw_ctf(folder):
     figure, (left, right) = panels(2, 3.6)
     frequency = np.linspace(0, 0.12, 600)
     transfer = contrast_transfer(
-        frequency[None], np.zeros((1, 1)), defocus_u_angstrom=np.array([[15000.0]]),
-        defocus_v_angstrom=np.array([[15000.0]]), astigmatism_angle_rad=np.zeros((1, 1)), **MICROSCOPE,
+        frequency, np.zeros(600), defocus_u_angstrom=15000.0, defocus_v_angstrom=15000.0,
+        astigmatism_angle_rad=0.0, **MICROSCOPE,
     )[0]  # fmt: skip
     left.set_axis_on()
     left.axhline(0, color="0.7", lw=0.8)
@@ -90,9 +90,8 @@ def draw_ctf(folder):
     axis = (np.arange(128) - 64) / 128 * 0.16
     kx, ky = np.meshgrid(axis, axis)
     rings = contrast_transfer(
-        np.hypot(kx, ky).reshape(1, -1), np.arctan2(ky, kx).reshape(1, -1),
-        defocus_u_angstrom=np.array([[18000.0]]), defocus_v_angstrom=np.array([[11000.0]]),
-        astigmatism_angle_rad=np.radians([[30.0]]), **MICROSCOPE,
+        np.hypot(kx, ky).ravel(), np.arctan2(ky, kx).ravel(), defocus_u_angstrom=18000.0,
+        defocus_v_angstrom=11000.0, astigmatism_angle_rad=np.radians(30.0), **MICROSCOPE,
     ).reshape(128, 128)  # fmt: skip
     show(right, rings, "astigmatism angle 30°", darkest=-1.0)
     ends = 64 + 58 * np.array([np.cos(np.radians(30)), np.sin(np.radians(30))])

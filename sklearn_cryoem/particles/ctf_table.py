@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_cryoem.particles._rows import Immutable, column, read_only, row_key
-from sklearn_cryoem.physics.ctf import contrast_transfer_table
+from sklearn_cryoem.physics.ctf import contrast_transfer
 
 
 @dataclass(eq=False, repr=False)
@@ -133,7 +133,7 @@ class CTFTable(Immutable):
             angle = np.where(mirrored, -angle, angle)
         if rotation_rad is not None:
             angle = angle + np.asarray(rotation_rad)  # Eq. (1.6)
-        ctf = contrast_transfer_table(
+        ctf = contrast_transfer(
             frequency,
             azimuth,
             defocus_u_angstrom=self.defocus_u_angstrom,

@@ -11,7 +11,7 @@ from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.particles.preprocess import Downsample, TransformedSource
 from sklearn_cryoem.particles.sources import ConcatenatedSource, ImageSource
 from sklearn_cryoem.particles.stack import ParticleStack
-from sklearn_cryoem.physics.resample import resample
+from sklearn_cryoem.physics.fourier import resample
 
 SAME_PIXEL_SIZE = 1e-3  # relative
 _SLACK = 1e-6

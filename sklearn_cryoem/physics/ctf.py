@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floating = NDArray[np.floating]
-
 
 def electron_wavelength(voltage_volts: ArrayLike) -> NDArray[np.float64]:
     """Relativistic wavelength in Angstrom, Eq. (1.5); 0.0197 Angstrom at 300 kV."""
@@ -27,80 +25,24 @@ def contrast_transfer(
     phase_shift_rad: ArrayLike = 0.0,
     b_factor_angstrom2: ArrayLike = 0.0,
     scale: ArrayLike = 1.0,
-) -> Floating:
-    """Contrast transfer at the given frequencies, Eq. (1.4)-(1.5). All arguments broadcast.
+) -> NDArray[np.float32]:
+    """Contrast transfer of many images at the same frequencies, Eq. (1.4)-(1.5).
 
     Parameters
     ----------
-    frequency : array_like
-        |s| in 1/Angstrom, for example shape (J,).
-    azimuth : array_like
-        atan2(ky, kx) in radians, same shape.
-    defocus_u_angstrom, defocus_v_angstrom : array_like
-        Defocus along the two principal directions, positive is underfocus; for example shape (n_images, 1).
-    astigmatism_angle_rad : array_like
+    frequency : array_like of shape (J,)
+        |s| in 1/Angstrom.
+    azimuth : array_like of shape (J,)
+        atan2(ky, kx) in radians.
+    defocus_u_angstrom, defocus_v_angstrom : array_like of shape (n_images,), or a number, as all others
+        Defocus along the two principal directions, positive is underfocus.
+    astigmatism_angle_rad : array_like of shape (n_images,)
         Azimuth of `defocus_u_angstrom`, from x (columns) towards y (rows). Add the in-plane angle psi of an
         image for the CTF of the aligned image, Eq. (1.6).
-    voltage_volts, cs_angstrom, amplitude_contrast, phase_shift_rad : array_like
-        Acceleration voltage, spherical aberration, amplitude contrast w in [0, 1], phase-plate shift.
-    b_factor_angstrom2 : array_like
-        Envelope exp(-B s^2 / 4).
-    scale : array_like
-        Overall factor.
-
-    Returns
-    -------
-    ctf : ndarray
-        Broadcast of all arguments, in the precision of `frequency` (float64 unless it is float32).
-
-    Notes
-    -----
-    The sign is RELION's: +w at s = 0. cisTEM, cryoJAX and ASPIRE have -w.
-    """
-    s = np.asarray(frequency)
-    s2 = s.astype(np.float64) ** 2
-    wavelength = electron_wavelength(voltage_volts)
-    mean_defocus = 0.5 * (np.asarray(defocus_u_angstrom) + np.asarray(defocus_v_angstrom))
-    half_split = 0.5 * (np.asarray(defocus_u_angstrom) - np.asarray(defocus_v_angstrom))
-    angle = np.asarray(azimuth, dtype=np.float64) - np.asarray(astigmatism_angle_rad)
-    defocus = mean_defocus + half_split * np.cos(2.0 * angle)  # Angstrom, Eq. (1.4)
-    chi = (  # Eq. (1.5)
-        np.pi * wavelength * s2 * defocus
-        - 0.5 * np.pi * np.asarray(cs_angstrom) * wavelength**3 * s2**2
-        + np.arcsin(np.asarray(amplitude_contrast, dtype=np.float64))
-        + np.asarray(phase_shift_rad)
-    )
-    envelope = np.asarray(scale) * np.exp(-0.25 * np.asarray(b_factor_angstrom2) * s2)
-    precision = np.float32 if s.dtype == np.float32 else np.float64
-    return np.asarray(np.sin(chi) * envelope, dtype=precision)
-
-
-def contrast_transfer_table(
-    frequency: ArrayLike,
-    azimuth: ArrayLike,
-    *,
-    defocus_u_angstrom: ArrayLike,
-    defocus_v_angstrom: ArrayLike,
-    astigmatism_angle_rad: ArrayLike,
-    voltage_volts: ArrayLike,
-    cs_angstrom: ArrayLike,
-    amplitude_contrast: ArrayLike,
-    phase_shift_rad: ArrayLike,
-    b_factor_angstrom2: ArrayLike,
-    scale: ArrayLike,
-) -> NDArray[np.float32]:
-    """`contrast_transfer` of many images at the same frequencies, several times faster.
-
-    Parameters
-    ----------
-    frequency, azimuth : array_like of shape (J,)
-        As in `contrast_transfer`.
-    defocus_u_angstrom, defocus_v_angstrom, astigmatism_angle_rad : array_like of shape (n_images,)
-        Defocus as in `contrast_transfer`, for each image.
     voltage_volts, cs_angstrom, amplitude_contrast, phase_shift_rad : array_like of shape (n_images,)
-        Microscope, for each image.
+        Acceleration voltage, spherical aberration, amplitude contrast w in [0, 1], phase-plate shift.
     b_factor_angstrom2, scale : array_like of shape (n_images,)
-        Envelope and factor, for each image.
+        Envelope exp(-B s^2 / 4), and overall factor.
 
     Returns
     -------
@@ -108,23 +50,27 @@ def contrast_transfer_table(
 
     Notes
     -----
+    The sign is RELION's: +w at s = 0. cisTEM, cryoJAX and ASPIRE have -w.
+
     The phase of Eq. (1.5) is linear in five functions of the frequency, |s|^2 times 1, cos 2a and sin 2a
     among them, so it is one matrix product in float64 and then one sine.
     """
+    u, v, angle, volts, cs, amplitude, shift, b_factor, factor = np.broadcast_arrays(
+        np.zeros(1), defocus_u_angstrom, defocus_v_angstrom, astigmatism_angle_rad, voltage_volts,
+        cs_angstrom, amplitude_contrast, phase_shift_rad, b_factor_angstrom2, scale,
+    )[1:]  # fmt: skip
     s2 = np.asarray(frequency, dtype=np.float64) ** 2  # (J,)
     double = 2.0 * np.asarray(azimuth, dtype=np.float64)
     functions = np.stack([s2, s2 * np.cos(double), s2 * np.sin(double), s2**2, np.ones_like(s2)])  # (5, J)
-    wavelength = electron_wavelength(voltage_volts)
-    u, v = np.asarray(defocus_u_angstrom), np.asarray(defocus_v_angstrom)
+    wavelength = electron_wavelength(volts)
     split = 0.5 * np.pi * wavelength * (u - v)
-    axis = 2.0 * np.asarray(astigmatism_angle_rad)
     coefficients = np.stack(
         [
             0.5 * np.pi * wavelength * (u + v),
-            split * np.cos(axis),
-            split * np.sin(axis),
-            -0.5 * np.pi * np.asarray(cs_angstrom) * wavelength**3,
-            np.arcsin(np.asarray(amplitude_contrast, dtype=np.float64)) + np.asarray(phase_shift_rad),
+            split * np.cos(2.0 * angle),
+            split * np.sin(2.0 * angle),
+            -0.5 * np.pi * cs * wavelength**3,
+            np.arcsin(amplitude) + shift,
         ],
         axis=1,
     )  # (n_images, 5)
@@ -134,7 +80,6 @@ def contrast_transfer_table(
     ctf: NDArray[np.float32] = turns.astype(np.float32)
     ctf *= np.float32(2.0 * np.pi)
     np.sin(ctf, out=ctf)
-    b_factor, factor = np.asarray(b_factor_angstrom2, dtype=np.float64), np.asarray(scale)
     if np.any(b_factor != 0.0):
         ctf *= np.exp(np.outer(-0.25 * b_factor, s2).astype(np.float32))
     if np.any(factor != 1.0):

@@ -1,11 +1,10 @@
-"""Preprocessing of images: background normalisation, contrast inversion, low-pass filter, power spectrum."""
+"""Preprocessing of images: background normalisation, hot pixels, power spectrum."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import fft
 
 from sklearn_cryoem.physics.fourier import Float32, Float64
@@ -89,48 +88,6 @@ def clip_hot_pixels(images: Float32, threshold: float = 12.0) -> Float32:
     return clipped
 
 
-def invert_contrast(images: Float32) -> Float32:
-    """Turn dark particles, as the microscope gives them, into white ones, and the reverse."""
-    inverted: Float32 = np.negative(images)
-    return inverted
-
-
-def low_pass(images: Float32, resolution_px: float, edge_shells: float = 2.0) -> Float32:
-    """Remove detail finer than `resolution_px` by a radial raised-cosine filter.
-
-    Parameters
-    ----------
-    images : ndarray of shape (..., D, D)
-        Real images.
-    resolution_px : float
-        Finest period kept, in pixels: frequencies up to D / `resolution_px` Fourier pixels pass unchanged.
-        Divide a resolution in Angstrom by the pixel size.
-    edge_shells : float
-        Width in Fourier pixels of the edge beyond, over which the filter falls from 1 to 0.
-
-    Returns
-    -------
-    filtered : ndarray of shape (..., D, D), float32
-
-    Raises
-    ------
-    ValueError
-        If `resolution_px` is not positive or `edge_shells` is negative.
-    """
-    if resolution_px <= 0 or edge_shells < 0:
-        raise ValueError(
-            f"resolution_px is {resolution_px:g} and edge_shells is {edge_shells:g}, expected a positive "
-            "resolution and an edge of at least 0. Two pixels are Nyquist, larger numbers are smoother."
-        )
-    box = images.shape[-1]
-    beyond = _frequency_radius(box) - box / resolution_px  # (D, D // 2 + 1), Fourier pixels past the cut-off
-    ramp = np.clip(beyond / edge_shells, 0.0, 1.0) if edge_shells > 0 else (beyond > 0).astype(np.float64)
-    gain = (0.5 + 0.5 * np.cos(np.pi * ramp)).astype(np.float32)
-    spectrum = fft.rfft2(images, axes=(-2, -1), workers=1)  # (..., D, D // 2 + 1)
-    filtered: Float32 = fft.irfft2(spectrum * gain, s=(box, box), axes=(-2, -1), workers=1)
-    return filtered
-
-
 def radial_power(images: Float32) -> Float64:
     """Mean of E|F|^2 over the frequencies of each shell, Eq. (1.1): white noise of variance s2 gives s2.
 
@@ -147,7 +104,8 @@ def radial_power(images: Float32) -> Float64:
     """
     box = images.shape[-1]
     n_shells = box // 2 + 1
-    shell = np.rint(_frequency_radius(box)).astype(np.int64)  # (D, D // 2 + 1)
+    ky, kx = np.fft.fftfreq(box, 1.0 / box)[:, None], np.fft.rfftfreq(box, 1.0 / box)
+    shell = np.rint(np.hypot(kx, ky)).astype(np.int64)  # (D, D // 2 + 1)
     # Columns of the half transform stand for two frequencies, but for kx = 0 and (even box) Nyquist.
     weight = np.full(shell.shape, 2.0)
     weight[:, 0] = 1.0
@@ -160,10 +118,3 @@ def radial_power(images: Float32) -> Float64:
     power = np.abs(spectrum[..., kept]).astype(np.float64) ** 2 * weight[kept]
     sums = np.add.reduceat(power[..., order], starts, axis=-1)  # (..., n_shells)
     return np.asarray(sums / np.add.reduceat(weight[kept][order], starts))
-
-
-def _frequency_radius(box: int) -> NDArray[np.float64]:
-    """|k| in Fourier pixels of the entries of an rfft2; shape (D, D // 2 + 1)."""
-    ky = np.fft.fftfreq(box, 1.0 / box)
-    kx = np.fft.rfftfreq(box, 1.0 / box)
-    return np.asarray(np.hypot(kx[None, :], ky[:, None]))

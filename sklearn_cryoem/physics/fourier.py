@@ -1,4 +1,4 @@
-"""From images to half-plane Fourier features and back, Eq. (1.1)-(1.3).
+"""From images to half-plane Fourier features and back, Eq. (1.1)-(1.3), and images of other pixels.
 
 Coefficients are sorted by radius, so that every resolution limit is a prefix: frequency marching slices
 columns and never copies.
@@ -7,7 +7,7 @@ columns and never copies.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,15 +57,6 @@ class HalfPlane:
     def shell(self) -> Int:
         """Nearest integer radius of each coefficient, from 1; shape (J,)."""
         return np.rint(self.radius).astype(np.int64)
-
-    def prefix(self, k_max: float) -> int:
-        """How many coefficients have radius <= `k_max`: the length of the prefix to slice."""
-        return int(np.searchsorted(self.radius, k_max + 1e-9, side="right"))
-
-    def truncate(self, k_max: float) -> HalfPlane:
-        """Return the half plane of the same box up to a smaller `k_max`."""
-        n_kept = self.prefix(k_max)
-        return HalfPlane(self.box, min(k_max, self.k_max), self.kx[:n_kept], self.ky[:n_kept])
 
 
 def half_plane(box: int, k_max: float | None = None) -> HalfPlane:
@@ -200,10 +191,53 @@ def fourier_resize(images: Float32, box: int) -> Float32:
     return images_resized
 
 
-def shell_sums(values: NDArray[np.floating], shell: Int, n_shells: int) -> Float64:
-    """Sum the last axis of `values` (..., J) within shells 0 .. n_shells - 1; float64 (..., n_shells)."""
-    # Coefficients are sorted by radius, so shells are contiguous: one reduceat, no scatter.
-    present, starts = np.unique(shell, return_index=True)
-    sums = np.zeros((*values.shape[:-1], n_shells))
-    sums[..., present] = np.add.reduceat(values, starts, axis=-1, dtype=np.float64)
-    return sums
+def resample(images: Float32, box: int, ratio: float) -> Float32:
+    """Bring images to larger pixels and a box that lies within the old one, about the centre pixel.
+
+    Each image is the trigonometric polynomial of its Fourier coefficients; those that the new pixels can hold
+    are summed at the places of the new pixels, which need not be a multiple of anything. As it is a product
+    of one matrix for each axis, it costs D^2 D' + D D'^2.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n_images, D, D)
+        Real images.
+    box : int
+        New side D' in new pixels.
+    ratio : float
+        New pixel size over the old one, at least 1.
+
+    Returns
+    -------
+    resampled : ndarray of shape (n_images, D', D'), float32
+        White noise keeps its variance, so images of normalised background stay normalised, and the same
+        particle under the same dose has the same signal-to-noise ratio at every frequency.
+
+    Raises
+    ------
+    ValueError
+        If the new pixels are smaller, or the new box does not lie within the old one.
+    """
+    old = images.shape[-1]
+    if ratio < 1.0 or box < 1 or box * ratio > old * (1.0 + 1e-6):
+        raise ValueError(
+            f"{box} pixels that are {ratio:g} times larger do not lie within a box of {old}. Use larger "
+            f"pixels and at most {int(old / max(ratio, 1.0))} of them."
+        )
+    matrix = _resampling_matrix(old, box, float(ratio))  # (D', D)
+    along = np.matmul(images, matrix.T)  # (n_images, D, D')
+    resampled: Float32 = np.matmul(matrix, along)
+    return resampled
+
+
+@lru_cache(maxsize=16)
+def _resampling_matrix(old: int, box: int, ratio: float) -> Float32:
+    """Weight of each old pixel in each new one along an axis; (D', D)."""
+    place = (np.arange(box) - box // 2) * ratio + old // 2  # of the new pixels among the old ones
+    if ratio == 1.0:
+        return np.asarray(np.arange(old) == place[:, None], dtype=np.float32)  # a crop
+    finest = int(min((old - 1) // 2, np.ceil(old / (2.0 * ratio)) - 1))
+    turn = 2.0 * np.pi / old * (place[:, None] - np.arange(old))  # (D', D)
+    sums = 1.0 + 2.0 * sum(np.cos(k * turn) for k in range(1, finest + 1))
+    # along one axis the variance of white noise falls by the ratio: taken back by its square root
+    return np.asarray(sums / old * np.sqrt(ratio), dtype=np.float32)

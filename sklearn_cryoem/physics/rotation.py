@@ -25,30 +25,7 @@ CROP_EXTRA = 8  # and this many Fourier pixels more on either side: they count a
 NUFFT_TOLERANCE = 1e-4  # relative; cryo-EM noise is 10 to 100 times the signal
 
 
-def rotated_frequencies(
-    plane: HalfPlane, angle_rad: ArrayLike, mirrored: ArrayLike | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where the image must be evaluated to obtain the aligned image: k turned by -angle, then mirrored.
-
-    Parameters
-    ----------
-    plane : HalfPlane
-        The coefficients of the aligned image.
-    angle_rad : array_like of shape (n_images,)
-        In-plane angles psi.
-    mirrored : array_like of shape (n_images,), bool, optional
-        Which images are mirrored, y -> -y, before they are turned; none by default.
-
-    Returns
-    -------
-    kx, ky : ndarrays of shape (n_images, J)
-        Frequencies in Fourier pixels.
-    """
-    turned = turns(angle_rad, mirrored) @ np.stack([plane.kx, plane.ky])  # (n_images, 2, J)
-    return turned[:, 0], turned[:, 1]
-
-
-def turns(angle_rad: ArrayLike, mirrored: ArrayLike | None = None) -> NDArray[np.float64]:
+def _turns(angle_rad: ArrayLike, mirrored: ArrayLike | None = None) -> NDArray[np.float64]:
     """Matrices that turn frequencies (kx, ky) by -angle and then mirror them; (n_images, 2, 2)."""
     angle = np.asarray(angle_rad, dtype=np.float64)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -91,7 +68,7 @@ def aligned_features(
     -----
     One NUFFT an image (finufft, relative tolerance 1e-4): O(D^2 log D + J). The plan is made once a call.
     """
-    turn = turns(angle_rad, mirrored)  # (n_images, 2, 2)
+    turn = _turns(angle_rad, mirrored)  # (n_images, 2, 2)
     box = plane.box
     radians = np.asarray(turn * (2.0 * np.pi / box), dtype=np.float32)
     frequency = np.stack([plane.kx, plane.ky]).astype(np.float32)  # (2, J)
@@ -108,12 +85,12 @@ def aligned_features(
         plan.setpts(points[row, 1], points[row, 0])
         plan.execute(image, out=features[row])
     # finufft counts pixels from D // 2, as we do, so only the particle's own shift is left to undo
-    for ramp in shift_ramps(plane, np.einsum("ni,nij->nj", np.asarray(shift_px, dtype=np.float64), turn)):
+    for ramp in _shift_ramps(plane, np.einsum("ni,nij->nj", np.asarray(shift_px, dtype=np.float64), turn)):
         features *= ramp
     return features
 
 
-def shift_ramps(plane: HalfPlane, shift_px: NDArray[np.float64]) -> tuple[Complex64, Complex64]:
+def _shift_ramps(plane: HalfPlane, shift_px: NDArray[np.float64]) -> tuple[Complex64, Complex64]:
     """Two factors whose product is sqrt(2) / D exp(-2 pi i k.shift / D), one for kx and one for ky.
 
     Every frequency of an axis is raised once an image; the coefficients look theirs up. Shifts (n_images, 2)

@@ -290,7 +290,7 @@ def test_the_grid_and_the_memory_are_stated_before_the_work(stack, caplog):
         ({"position": "median"}, ValueError, "must be one of 'mean', 'mode'"),
         ({"initial_temperature": 0.5}, ValueError, "'initial_temperature' of SMLClusterer must be"),
         ({"max_resolution": 1e4}, ValueError, "expected at least 2. Ask for a finer resolution"),
-        ({"mask_diameter": 1e4}, ValueError, "Choose a little more than the particle's diameter"),
+        ({"mask_diameter": 1e4}, ValueError, "Give a little more than the particle's diameter"),
         ({"n_folds": 0}, ValueError, r"'n_folds' of SMLClusterer must be an int in \[1"),
         ({"max_iter": 0}, ValueError, r"'max_iter' of SMLClusterer must be an int in \[1"),
         ({"tol": -1}, ValueError, "'tol' of SMLClusterer must be"),

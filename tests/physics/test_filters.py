@@ -1,9 +1,14 @@
-"""Normalisation, contrast, low-pass filter and radial power."""
+"""Normalisation, hot pixels and radial power."""
 
 import numpy as np
 import pytest
 
-from sklearn_cryoem.physics.filters import invert_contrast, low_pass, normalise_background, radial_power
+from sklearn_cryoem.physics.filters import (
+    clip_hot_pixels,
+    neighbour_residual,
+    normalise_background,
+    radial_power,
+)
 from sklearn_cryoem.physics.masks import pixel_radius
 
 
@@ -39,34 +44,6 @@ def test_a_box_without_background_is_an_error(rng):
         normalise_background(images, 50.0)
 
 
-def test_inverting_twice_is_nothing(rng):
-    images = rng.standard_normal((2, 8, 8)).astype(np.float32)
-    np.testing.assert_array_equal(invert_contrast(images), -images)
-    np.testing.assert_array_equal(invert_contrast(invert_contrast(images)), images)
-
-
-@pytest.mark.parametrize("box", [32, 33])
-def test_low_pass_keeps_what_is_below_and_removes_what_is_beyond(box, rng):
-    images = rng.standard_normal((2, box, box)).astype(np.float32) + 1.0
-    cutoff = 8.0
-    filtered = low_pass(images, box / cutoff, edge_shells=3.0)
-    k = np.fft.fftfreq(box, 1 / box)
-    radius = np.hypot(k[:, None], k)
-    before, after = np.fft.fft2(images), np.fft.fft2(filtered)
-    np.testing.assert_allclose(after[:, radius <= cutoff], before[:, radius <= cutoff], atol=1e-3)
-    assert np.abs(after[:, radius >= cutoff + 3.0]).max() < 1e-3
-    edge = (radius > cutoff) & (radius < cutoff + 3.0)
-    ratio = np.abs(after[:, edge] / before[:, edge])
-    assert ((ratio > 0) & (ratio < 1)).all()
-    sharp = np.fft.fft2(low_pass(images, box / cutoff, edge_shells=0.0))
-    assert np.abs(sharp[:, radius > cutoff + 0.01]).max() < 1e-3
-
-
-def test_low_pass_errors_say_what_to_do():
-    with pytest.raises(ValueError, match="Two pixels are Nyquist"):
-        low_pass(np.zeros((1, 8, 8), np.float32), 0.0)
-
-
 @pytest.mark.parametrize("box", [16, 17])
 def test_radial_power_is_the_mean_over_the_full_plane(box, rng):
     images = rng.standard_normal((2, 3, box, box)).astype(np.float32)
@@ -81,3 +58,35 @@ def test_radial_power_of_white_noise_is_its_variance(rng):
     images = rng.normal(0.0, 3.0, (500, 32, 32)).astype(np.float32)
     np.testing.assert_allclose(radial_power(images).mean(axis=0)[1:], 9.0, rtol=0.1)
     assert radial_power(images[:0]).shape == (0, 17)
+
+
+def test_the_residual_is_the_pixel_less_its_four_neighbours():
+    images = np.random.default_rng(0).normal(size=(3, 6, 6)).astype(np.float32)
+    naive = np.empty((3, 4, 4))
+    for y in range(1, 5):
+        for x in range(1, 5):
+            around = images[:, y - 1, x] + images[:, y + 1, x] + images[:, y, x - 1] + images[:, y, x + 1]
+            naive[:, y - 1, x - 1] = images[:, y, x] - around / 4
+    np.testing.assert_allclose(neighbour_residual(images), naive, atol=1e-6)
+
+
+@pytest.mark.parametrize("place", [(20, 11), (0, 0), (31, 5)], ids=["inside", "corner", "edge"])
+@pytest.mark.parametrize("value", [1e4, -60.0])
+def test_hot_and_dead_pixels_become_the_median_of_those_round_them(place, value):
+    clean = np.random.default_rng(1).normal(size=(4, 32, 32)).astype(np.float32)
+    images = clean.copy()
+    images[2][place] = value
+    clipped = clip_hot_pixels(images)
+    assert abs(clipped[2][place]) < 2.5
+    np.testing.assert_array_equal(np.delete(clipped, 2, axis=0), np.delete(clean, 2, axis=0))
+    far = np.ones((32, 32), bool)
+    y, x = place
+    far[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = False
+    np.testing.assert_array_equal(clipped[2][far], clean[2][far])  # at most its neighbours go with it
+
+
+def test_noise_and_sharp_particles_are_left_alone():
+    noise = np.random.default_rng(2).normal(size=(50, 64, 64)).astype(np.float32)
+    np.testing.assert_array_equal(clip_hot_pixels(noise), noise)
+    noise[:, 30:33, 30:33] += 8.0  # gold, three pixels wide
+    np.testing.assert_array_equal(clip_hot_pixels(noise), noise)

@@ -8,7 +8,7 @@ from sklearn_cryoem.physics.fourier import (
     fourier_resize,
     half_plane,
     images_from_features,
-    shell_sums,
+    resample,
 )
 
 BOXES = [8, 9, 16, 21]
@@ -35,12 +35,11 @@ def test_coefficients_ascend_in_radius_so_that_a_limit_is_a_prefix(box):
     plane = half_plane(box)
     assert (np.diff(plane.radius) >= 0).all()
     for k_max in (1.0, 2.0, 2.5, 3.0):
-        n_kept = plane.prefix(k_max)
-        smaller, cut = half_plane(box, k_max), plane.truncate(k_max)
-        assert n_kept == (plane.radius <= k_max).sum() == smaller.n_coefficients
+        smaller = half_plane(box, k_max)
+        n_kept = smaller.n_coefficients
+        assert n_kept == (plane.radius <= k_max).sum()
         np.testing.assert_array_equal(smaller.kx, plane.kx[:n_kept])
-        np.testing.assert_array_equal(cut.ky, smaller.ky)
-        assert (cut.box, cut.k_max) == (smaller.box, smaller.k_max)
+        np.testing.assert_array_equal(smaller.ky, plane.ky[:n_kept])
     np.testing.assert_array_equal(plane.shell, np.rint(np.hypot(plane.kx, plane.ky)))
     np.testing.assert_allclose(
         np.tan(plane.azimuth[plane.kx > 0]), (plane.ky / np.maximum(plane.kx, 1))[plane.kx > 0]
@@ -121,19 +120,61 @@ def test_images_from_features_in_another_box_is_a_resize(rng):
         )
 
 
-def test_shell_sums_are_the_sums_over_each_shell(rng):
-    plane = half_plane(17)
-    values = rng.standard_normal((2, 3, plane.n_coefficients)).astype(np.float32)
-    n_shells = int(plane.shell.max()) + 3
-    expected = np.zeros((2, 3, n_shells))
-    for j, shell in enumerate(plane.shell):
-        expected[..., shell] += values[..., j]
-    np.testing.assert_allclose(shell_sums(values, plane.shell, n_shells), expected, atol=1e-5)
-
-
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="Ask for a finer resolution"):
         half_plane(16, 0.5)
     plane = half_plane(16)
     with pytest.raises(ValueError, match="Use a box of at least 15"):
         images_from_features(np.zeros((1, plane.n_coefficients), np.complex64), plane, 12)
+
+
+# ---------------------------------------------------------------- resampling by any ratio
+def wave(box, pixel_size, period, angle):
+    """A plane wave of a period in Angstrom, its crest on the centre pixel."""
+    axis = (np.arange(box) - box // 2) * pixel_size
+    return np.cos(2 * np.pi / period * (np.cos(angle) * axis + np.sin(angle) * axis[:, None]))
+
+
+def blob(box, pixel_size, width=12.0, shift=(4.0, -7.0)):
+    axis = (np.arange(box) - box // 2) * pixel_size
+    squared = (axis - shift[0]) ** 2 + (axis[:, None] - shift[1]) ** 2
+    return np.exp(-squared / (2 * width**2))
+
+
+@pytest.mark.parametrize(
+    ("old", "size", "box", "new_size"), [(64, 3.0, 48, 3.9), (65, 3.0, 40, 4.7), (64, 3.0, 33, 5.1)]
+)
+def test_what_both_hold_is_the_same_picture(old, size, box, new_size):
+    images = blob(old, size)[None].astype(np.float32)
+    resampled = resample(images, box, new_size / size)
+    np.testing.assert_allclose(resampled[0] * size / new_size, blob(box, new_size), atol=2e-3)
+
+
+@pytest.mark.parametrize("box", [32, 64])
+def test_a_whole_ratio_is_a_crop_of_the_transform(rng, box):
+    images = rng.normal(size=(3, 64, 64)).astype(np.float32)
+    if box == 64:
+        np.testing.assert_array_equal(resample(images, 64, 1.0), images)
+        np.testing.assert_array_equal(resample(images, 40, 1.0), images[:, 12:52, 12:52])
+        return
+    expected = 2.0 * fourier_resize(images, 32)
+    np.testing.assert_allclose(resample(images, 32, 2.0), expected, atol=2e-5)
+
+
+def test_detail_that_the_new_pixels_cannot_hold_is_gone():
+    image = wave(96, 2.0, 192.0 / 40, 0.0)[None].astype(np.float32)  # 4.8 A; 3 A pixels end at 6 A
+    assert np.abs(resample(image, 64, 1.5)).max() < 1e-4
+    kept = wave(96, 2.0, 192.0 / 20, 0.0)[None].astype(np.float32)
+    np.testing.assert_allclose(resample(kept, 64, 1.5)[0] / 1.5, wave(64, 3.0, 9.6, 0.0), atol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.13, 1.5, 2.2])
+def test_white_noise_keeps_its_variance(rng, ratio):
+    images = rng.normal(size=(60, 64, 64)).astype(np.float32)
+    assert resample(images, int(64 / ratio), ratio).std() == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize(("box", "ratio"), [(33, 2.0), (16, 0.9), (0, 1.0)])
+def test_what_does_not_fit_is_refused(box, ratio):
+    with pytest.raises(ValueError, match="Use larger pixels and at most"):
+        resample(np.zeros((1, 64, 64), np.float32), box, ratio)
