@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from sklearn_cryoem.manifold.blocks import FeatureLayout
+from sklearn_cryoem.manifold.classes import wiener_ridge
 from sklearn_cryoem.metrics import resolution_from_frc
-from sklearn_cryoem.physics.fourier import HalfPlane
+from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.features import FeatureBlocks
+from sklearn_cryoem.physics.fourier import HalfPlane, images_from_features
 from sklearn_cryoem.physics.masks import pixel_radius
-from sklearn_cryoem.quality.halves import ClassSums
 
 Float64 = NDArray[np.float64]
 
@@ -21,7 +26,7 @@ LOW_SHELLS = 4  # of the box: blobs, gradients and edges
 ALIGNED_NOISE = 6.0  # L of Eq. (6.5), as images of nothing but noise have it: 2.3 to 6.5
 RIM = 0.85  # of the mask's radius: where the particle should have ended
 N_RINGS = 10  # of the mask, as wide as each other
-LARGEST_EDGE = 10.0
+MAX_EDGE = 10.0
 BLUR, SUPPORT = 0.12, 0.05  # of the mask's radius; of the largest power: where the particle is
 CENTRING_STEPS = 10  # of a disc to its own centroid
 OUTER = 0.6  # of the mask's radius: beyond, most particles have ended, and faults of the detector go on
@@ -30,45 +35,145 @@ SPECTRAL = ("resolution", "snr", "information", "significance", "strength")
 PICTORIAL = ("contrast", "edge", "offset", "extent", "spikes", "lines")
 
 
-def spectral_measures(sums: ClassSums, pixel_size: float, box: int, radius_px: float) -> dict[str, float]:
-    """Resolution, signal-to-noise ratio, information, significance and low-resolution power of one class.
+# ---------------------------------------------------------------- sums over the particles of a class
+@dataclass(frozen=True)
+class ClassSums:
+    """Sums over the two halves of a class: its particles with even and with odd place in it.
+
+    Attributes
+    ----------
+    cross : ndarray of shape (2, P)
+        Sum of c y.
+    gram : ndarray of shape (2, P)
+        Sum of c^2.
+    power : ndarray of shape (S,)
+        Sum of y^2 over each shell.
+    n_images : int
+        Particles.
+    layout : FeatureLayout
+        Which feature lies in which shell.
+    """
+
+    cross: Float64
+    gram: Float64
+    power: Float64
+    n_images: int
+    layout: FeatureLayout
+
+    @property
+    def per_shell(self) -> Float64:
+        """Independent features of each shell; (S,)."""
+        return self.layout.shell_sizes * self.layout.information
+
+    @cached_property
+    def mean_ctf2(self) -> Float64:
+        """Mean of c^2 over the particles and the features of a shell; (S,)."""
+        total = self.layout.sum_shells(self.gram.sum(axis=0))
+        return np.asarray(total / (self.n_images * self.layout.shell_sizes))
+
+    @cached_property
+    def signal(self) -> Float64:
+        """Power of the signal, by shell, without the bias of noise, Eq. (6.1); (S,), negative by chance."""
+        weight = self.layout.sum_shells(self.gram[0] * self.gram[1])
+        shared = self.layout.sum_shells(self.cross[0] * self.cross[1])
+        return np.asarray(np.divide(shared, weight, out=np.zeros_like(shared), where=weight > 0))
+
+    @property
+    def signal_in_images(self) -> Float64:
+        """Power of the signal in the images, times the mean c^2; (S,), at least 0."""
+        return np.asarray(np.maximum(self.signal, 0.0) * self.mean_ctf2)
+
+    @property
+    def image_power(self) -> Float64:
+        """Mean power of a feature of an image, by shell; (S,)."""
+        return np.asarray(self.power / (self.n_images * self.layout.shell_sizes))
+
+    @cached_property
+    def noise(self) -> Float64:
+        """Power of the noise of one image by shell, Eq. (6.2); (S,)."""
+        mean = self.image_power
+        return np.asarray(np.maximum(mean - self.signal_in_images, 1e-3 * mean))
+
+    @cached_property
+    def correlation(self) -> Float64:
+        """Correlation of the averages of the two halves by ring, from ring 0; (S + 1,)."""
+        layout = self.layout
+        one, other = self.average(0), self.average(1)
+        shared = layout.sum_shells(one * other)
+        norm = np.sqrt(layout.sum_shells(one**2) * layout.sum_shells(other**2))
+        curve = np.divide(shared, norm, out=np.zeros_like(shared), where=norm > 0)
+        return np.concatenate([[1.0], curve])
+
+    @property
+    def n_resolved(self) -> int:
+        """Shells from the first whose half averages agree."""
+        below = np.flatnonzero(self.correlation[1:] < FRC_THRESHOLD)
+        return int(below[0]) if below.size else len(self.correlation) - 1
+
+    def average(self, half: int | None) -> Float64:
+        """CTF-corrected average, Wiener filtered by the signal of both halves, Eq. (3.6); (P,)."""
+        cross = self.cross.sum(axis=0) if half is None else self.cross[half]
+        gram = self.gram.sum(axis=0) if half is None else self.gram[half]
+        ridge = wiener_ridge(self.signal, self.noise)  # (S,)
+        return np.asarray(cross / (gram + ridge[self.layout.shell]))
+
+
+def class_sums(stack: ParticleStack, plane: HalfPlane) -> ClassSums:
+    """Read the particles of one class once, aligned and masked, and add them up.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles of the class; those without poses are taken as aligned.
+    plane : HalfPlane
+        Frequencies used.
+    """
+    blocks = FeatureBlocks(stack, plane, None, cache_bytes=0)
+    layout = blocks.layout
+    cross, gram = np.zeros((2, layout.n_features)), np.zeros((2, layout.n_norms))
+    power = np.zeros(layout.n_shells)
+    for index in range(len(blocks)):
+        block = blocks.load(index, layout.n_shells)
+        power += block.power.sum(axis=0)
+        for half in (0, 1):
+            rows = slice(half, None, 2)  # blocks begin at even rows
+            cross[half] += block.data[rows].sum(axis=0, dtype=np.float64)
+            if block.norm is None:
+                gram[half] += len(block.data[rows])
+            else:
+                gram[half] += block.norm[rows].sum(axis=0, dtype=np.float64)
+    return ClassSums(cross, gram[:, layout.norm_index], power, len(stack), layout)
+
+
+# ---------------------------------------------------------------- of spectra
+def spectral_measures(sums: ClassSums, pixel_length: float, box: int, radius_px: float) -> dict[str, float]:
+    """What the spectra of one class of at least two particles say: the values named in `SPECTRAL`.
 
     Parameters
     ----------
     sums : ClassSums
-        Of at least two particles.
-    pixel_size : float
+        Of the class.
+    pixel_length : float
         In Angstrom; 1 for a resolution in pixels.
     box : int
         Side D in pixels.
     radius_px : float
         Radius of the particle's mask in pixels.
-
-    Returns
-    -------
-    dict of float
-        The values named in `SPECTRAL`.
     """
-    curve = sums.correlation()  # (S + 1,)
-    resolution = float(resolution_from_frc(curve, pixel_size, box, FRC_THRESHOLD))
-    sizes = sums.layout.shell_sizes
-    noise = sums.noise()
-    signal = np.maximum(sums.signal(), 0.0) * sums.mean_ctf2  # in the images
-    shells = slice(0, _n_resolved(curve))
-    snr = (signal * sizes)[shells].sum() / (noise * sizes).sum()
+    sizes, per_shell, noise = sums.layout.shell_sizes, sums.per_shell, sums.noise
+    signal, resolved = sums.signal_in_images, slice(0, sums.n_resolved)
     error = _standard_error(signal / noise, sums)  # (S,)
     certain = np.maximum(signal / noise - error, 0.0)  # (S,)
-    bits = 0.5 * sums.per_shell * np.log2(1.0 + REFERENCE_SIZE * certain)  # Eq. (6.3)
-    ratio = sums.signal() * sums.mean_ctf2 / noise  # (S,)
+    bits = 0.5 * per_shell * np.log2(1.0 + REFERENCE_SIZE * certain)  # Eq. (6.3)
+    ratio = sums.signal * sums.mean_ctf2 / noise  # (S,)
     low = slice(0, min(LOW_SHELLS, len(sizes)))
-    strength = sums.power[low].sum() / (sums.n_images * sizes[low].sum())
-    inner = slice(max(int(0.5 * box / radius_px), 1), shells.stop)  # finer than the outline, Eq. (6.4)
+    inner = slice(max(int(0.5 * box / radius_px), 1), resolved.stop)  # finer than the outline, Eq. (6.4)
     return {
-        "resolution": resolution,
-        "snr": float(snr),
-        "information": float(bits[shells].sum()),
-        "significance": _significance(ratio[inner], error[inner], sums.per_shell[inner], sums.n_images),
-        "strength": float(strength),
+        "resolution": float(resolution_from_frc(sums.correlation, pixel_length, box, FRC_THRESHOLD)),
+        "snr": float((signal * sizes)[resolved].sum() / (noise * sizes).sum()),
+        "information": float(bits[resolved].sum()),
+        "significance": _significance(ratio[inner], error[inner], per_shell[inner], sums.n_images),
+        "strength": float(sums.power[low].sum() / (sums.n_images * sizes[low].sum())),
     }
 
 
@@ -87,53 +192,19 @@ def _significance(ratio: Float64, error: Float64, per_shell: Float64, n_images: 
     return float(max(energy, 0.0) / of_noise)
 
 
-def _n_resolved(curve: Float64) -> int:
-    """Shells from the first whose half averages, correlated as `curve` (S + 1,) says, agree."""
-    below = np.flatnonzero(curve[1:] < FRC_THRESHOLD)
-    return int(below[0]) if below.size else len(curve) - 1
-
-
 class ClassPower(NamedTuple):
-    """Where the power of one class comes from; everything by independent feature, (S,).
+    """Where the power of one class comes from, by shell; (S,)."""
 
-    Attributes
-    ----------
-    signal : ndarray of shape (S,)
-        What its average explains.
-    rest : ndarray of shape (S,)
-        What it does not explain: noise, and how its particles differ.
-    n_images : int
-        Particles.
-    n_resolved : int
-        Shells up to its resolution.
-    """
-
-    signal: Float64
-    rest: Float64
+    signal: Float64  # what its average explains
+    rest: Float64  # what it does not explain: noise, and how its particles differ
     n_images: int
-    n_resolved: int
-
-    @classmethod
-    def of(cls, sums: ClassSums) -> ClassPower:
-        """Of a class of at least two particles."""
-        signal = np.maximum(sums.signal(), 0.0) * sums.mean_ctf2
-        mean = sums.power / (sums.n_images * sums.layout.shell_sizes)
-        rows = sums.per_shell * np.stack([signal, mean - signal])
-        return cls(rows[0], rows[1], sums.n_images, _n_resolved(sums.correlation()))
+    n_resolved: int  # shells up to its resolution
 
 
 def coherence(powers: list[ClassPower | None]) -> Float64:
     """Share of the power of each class above the usual noise that its average explains, Eq. (6.6).
 
-    Parameters
-    ----------
-    powers : list of ClassPower or None
-        Of the classes of one run.
-
-    Returns
-    -------
-    ndarray of shape (n_classes,)
-        0 to 1; 1 as well where nothing is above the usual noise but what is explained, NaN without particles.
+    It is 1 where nothing but what is explained is above the usual noise, NaN without particles; (n_classes,).
     """
     known = [power for power in powers if power is not None]
     n_images = sum(power.n_images for power in known)
@@ -147,8 +218,9 @@ def coherence(powers: list[ClassPower | None]) -> Float64:
     return shares
 
 
+# ---------------------------------------------------------------- of the average as a picture
 def pictorial_measures(pictures: NDArray[Any], radius_px: float, plane: HalfPlane) -> dict[str, float]:
-    """What the average of one class looks like.
+    """What the average of one class looks like: the values named in `PICTORIAL`.
 
     Parameters
     ----------
@@ -158,11 +230,6 @@ def pictorial_measures(pictures: NDArray[Any], radius_px: float, plane: HalfPlan
         Radius of the particle's mask in pixels.
     plane : HalfPlane
         Frequencies that the averages hold.
-
-    Returns
-    -------
-    dict of float
-        The values named in `PICTORIAL`.
     """
     first, second, average = pictures.astype(np.float64)
     radius = pixel_radius(average.shape[-1]) / radius_px  # (D, D), 1 at the mask's edge
@@ -170,9 +237,7 @@ def pictorial_measures(pictures: NDArray[Any], radius_px: float, plane: HalfPlan
     shared = first * second  # what both halves have: the power of the signal, place by place
     level, spread = average[rim].mean(), average[inside].std()
     support = _support(first, second, radius_px)
-    weight = np.where(
-        inside, np.maximum(shared, 0.0), 0.0
-    )  # where the particle is: a hollow one not in the middle
+    weight = np.where(inside, np.maximum(shared, 0.0), 0.0)  # a hollow particle is not in the middle
     bright = (weight * average).sum() / max(weight.sum(), np.finfo(float).tiny) - level
     return {
         "contrast": float(bright / spread) if spread > 0 else 0.0,
@@ -190,9 +255,7 @@ def _edge(shared: Float64, radius: Float64, rim: NDArray[np.bool_]) -> float:
     counts = np.bincount(ring.ravel(), minlength=N_RINGS)
     power = np.bincount(ring.ravel(), weights=shared.ravel(), minlength=N_RINGS) / np.maximum(counts, 1)
     strongest = power[: int(RIM * N_RINGS)].max()
-    return (
-        LARGEST_EDGE if strongest <= 0 else float(np.clip(shared[rim].mean() / strongest, 0.0, LARGEST_EDGE))
-    )
+    return MAX_EDGE if strongest <= 0 else float(np.clip(shared[rim].mean() / strongest, 0.0, MAX_EDGE))
 
 
 def _support(first: Float64, second: Float64, radius_px: float) -> NDArray[np.int64]:
@@ -227,11 +290,11 @@ def _spikes(picture: Float64, inside: NDArray[np.bool_], plane: HalfPlane) -> fl
     A particle of many pixels has about 1 at any resolution; hot pixels, aligned to each other, 3 and more.
     """
     squares = (picture[inside] - np.median(picture[inside])) ** 2  # (n_pixels,)
-    n_points = 2.0 * plane.n_coefficients * inside.mean()
-    share = (
-        squares.max() * picture.size / (2.0 * plane.n_coefficients) / squares.sum() if squares.any() else 0.0
-    )
-    return float(share * np.sqrt(n_points))
+    if not squares.any():
+        return 0.0
+    n_coefficients = 2.0 * plane.n_coefficients
+    share = squares.max() * picture.size / n_coefficients / squares.sum()
+    return float(share * np.sqrt(n_coefficients * inside.mean()))
 
 
 def _lines(picture: Float64, radius: Float64, k_max: float) -> float:
@@ -263,12 +326,23 @@ def _line_share(picture: Float64, where: NDArray[np.bool_], k_min: float, k_max:
     return float(max(along) / total) if total > 0 else 0.0
 
 
+# ---------------------------------------------------------------- all of them
 def measure_class(
-    sums: ClassSums, plane: HalfPlane, pixel_size: float, radius_px: float
-) -> tuple[dict[str, float], ClassPower]:
-    """All measures of one class of at least two particles, and what `coherence` compares."""
-    measures = {
-        **spectral_measures(sums, pixel_size, plane.box, radius_px),
-        **pictorial_measures(sums.images(plane), radius_px, plane),
-    }
-    return measures, ClassPower.of(sums)
+    stack: ParticleStack, plane: HalfPlane, radius_px: float
+) -> tuple[dict[str, float], ClassPower | None]:
+    """All measures of the class that a stack is, and what `coherence` compares.
+
+    With fewer than two particles the measures are NaN and there is no power. `plane` holds the frequencies
+    used, and `radius_px` is the radius of the particle's mask.
+    """
+    if len(stack) < 2:
+        return dict.fromkeys((*SPECTRAL, *PICTORIAL), np.nan), None
+    sums = class_sums(stack, plane)
+    features = np.stack([sums.average(half) for half in (0, 1, None)]).astype(np.float32)
+    pictures = images_from_features(features.view(np.complex64), plane)
+    measures = spectral_measures(sums, stack.pixel_length, plane.box, radius_px)
+    measures |= pictorial_measures(pictures, radius_px, plane)
+    signal, rest = sums.per_shell * np.stack(
+        [sums.signal_in_images, sums.image_power - sums.signal_in_images]
+    )
+    return measures, ClassPower(signal, rest, sums.n_images, sums.n_resolved)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,14 +10,23 @@ from numpy.typing import NDArray
 
 from sklearn_cryoem._core.validation import check_number
 
+FIFTHS = 5
 GOOD_QUANTILE = 0.8  # of the particles by the information of their class: one of the better classes
 
 
-class _Test(NamedTuple):
-    """A measure, how far it is from its limit (at least 1 passes), and what to say if it fails."""
-
-    margin: NDArray[np.float64]
-    say: Callable[[pd.Series], str]
+# what is said of a class that breaks the limit on a measure, in the order of the table of reasons
+REASONS = {
+    "size": "too few to judge",
+    "significance": "no more signal than aligned noise: {significance:.2g} times as much",
+    "coherence": "particles unlike each other: {coherence:.0%} of their power is in the average",
+    "edge": "signal at the mask's edge, {edge:.2g} times that within",
+    "offset": "off centre by {offset:.2g} of the mask's radius",
+    "extent": "{extent:.2g} times as large as others: a lump of ice, or dirt",
+    "spikes": "much of its power in a single point ({spikes:.2g}): hot pixels",
+    "lines": "{lines:.0%} of its power along one direction: stripes or bad rows",
+    "strength": "{strength:.2g} times as strong at low resolution as others",
+    "contrast": "darker than what is around it",
+}
 
 
 def suggest_classes(
@@ -78,82 +86,43 @@ def suggest_classes(
     extent and coherence and the score compare the classes of one run. Nothing here replaces a look at the
     class averages.
     """
+    least = {"size": min_size, "significance": min_significance, "coherence": min_coherence,
+             "extent": min_extent}  # fmt: skip
+    most = {"edge": max_edge, "offset": max_offset, "spikes": max_spikes, "lines": max_lines,
+            "strength": max_strength}  # fmt: skip
     check_number("min_size", min_size, owner="suggest_classes", minimum=2, integer=True)
-    check_number("min_significance", min_significance, owner="suggest_classes", minimum=0)
-    check_number("min_coherence", min_coherence, owner="suggest_classes", minimum=0, maximum=1)
-    check_number("min_extent", min_extent, owner="suggest_classes", minimum=0)
-    limits = {"max_edge": max_edge, "max_offset": max_offset, "max_strength": max_strength}
-    for name, value in {**limits, "max_spikes": max_spikes, "max_lines": max_lines}.items():
-        check_number(name, value, owner="suggest_classes", minimum=0, inclusive=False)
-    good = _good_information(table)
-    share = table["information"].to_numpy() / good  # (n_classes,)
-    tests = [
-        _Test(table["size"].to_numpy() / min_size, _say_size),
-        _Test(
-            _over(table["significance"].to_numpy(), min_significance),
-            lambda row: f"no more signal than aligned noise: {row['significance']:.2g} times as much",
-        ),
-        _Test(
-            _over(table["coherence"].to_numpy(), min_coherence),
-            lambda row: (
-                f"particles unlike each other: {row['coherence']:.0%} of their power is in the average"
-            ),
-        ),
-        _Test(
-            max_edge / _positive(table["edge"]),
-            lambda row: f"signal at the mask's edge, {row['edge']:.2g} times that within",
-        ),
-        _Test(
-            max_offset / _positive(table["offset"]),
-            lambda row: f"off centre by {row['offset']:.2g} of the mask's radius",
-        ),
-        _Test(
-            _over(table["extent"].to_numpy(), min_extent),
-            lambda row: f"{row['extent']:.2g} times as large as others: a lump of ice, or dirt",
-        ),
-        _Test(
-            max_spikes / _positive(table["spikes"]),
-            lambda row: f"much of its power in a single point ({row['spikes']:.2g}): hot pixels",
-        ),
-        _Test(
-            max_lines / _positive(table["lines"]),
-            lambda row: f"{row['lines']:.0%} of its power along one direction: stripes or bad rows",
-        ),
-        _Test(
-            max_strength / _positive(table["strength"]),
-            lambda row: (
-                f"{row['strength']:.2g} times as strong at low resolution as others"
-                + ("" if row["spikes"] > max_spikes or row["lines"] > max_lines else ": ice or carbon")
-            ),
-        ),
-        _Test(
-            np.where(table["contrast"].to_numpy() > min_contrast, np.inf, 0.0),
-            lambda row: "darker than what is around it",
-        ),
-    ]
-    margins = np.nan_to_num(np.stack([test.margin for test in tests]), nan=0.0, posinf=np.inf)  # (n, K)
-    keep = (margins >= 1.0).all(axis=0)
-    score = np.clip(np.nan_to_num(share), 0.0, 1.0) * np.clip(margins, 0.0, 1.0).prod(axis=0)
+    for name in ("significance", "coherence", "extent"):
+        highest = 1 if name == "coherence" else None
+        check_number(f"min_{name}", least[name], owner="suggest_classes", minimum=0, maximum=highest)
+    for name, limit in most.items():
+        check_number(f"max_{name}", limit, owner="suggest_classes", minimum=0, inclusive=False)
+    # how far each measure is from its limit: at least 1 passes
+    margins = {name: _over(table[name].to_numpy(), limit) for name, limit in least.items()}
+    margins |= {name: limit / _positive(table[name]) for name, limit in most.items()}
+    margins["contrast"] = np.where(table["contrast"].to_numpy() > min_contrast, np.inf, 0.0)
+    margin = np.stack([margins[name] for name in REASONS])  # (n_measures, n_classes)
+    margin = np.nan_to_num(margin, nan=0.0, posinf=np.inf)
+    keep = (margin >= 1.0).all(axis=0)
+    share = table["information"].to_numpy() / _good_information(table)  # (n_classes,)
+    score = np.clip(np.nan_to_num(share), 0.0, 1.0) * np.clip(margin, 0.0, 1.0).prod(axis=0)
     order = np.lexsort((-table["size"].to_numpy(), -score, ~keep))
-    judged = table.copy()
-    judged["score"] = score
-    judged["rank"] = np.argsort(order) + 1
-    judged["keep"] = keep
-    judged["reasons"] = [_reasons(row, margin, tests, min_size) for (_, row), margin in zip(
-        table.iterrows(), margins.T, strict=True)]  # fmt: skip
+    judged = table.assign(score=score, rank=np.argsort(order) + 1, keep=keep)
+    judged["reasons"] = [
+        _reasons(row, [name for name, value in zip(REASONS, some, strict=True) if value < 1.0])
+        for row, some in zip(table.to_dict("records"), margin.T, strict=True)
+    ]
     return judged
 
 
-def _reasons(row: pd.Series, margin: NDArray[np.float64], tests: list[_Test], min_size: int) -> str:
+def _reasons(row: dict[str, Any], failed: list[str]) -> str:
     """Everything that speaks against a class; of one that cannot be judged, only that."""
-    if row["size"] < min_size:
-        return _say_size(row)
-    return "; ".join(test.say(row) for test, value in zip(tests, margin, strict=True) if value < 1.0)
-
-
-def _say_size(row: pd.Series) -> str:
-    n_images = int(row["size"])
-    return "empty" if n_images == 0 else f"{n_images} particle{'s' * (n_images > 1)}, too few to judge"
+    if "size" in failed:
+        size = int(row["size"])
+        return "empty" if size == 0 else f"{size} particle{'s' * (size > 1)}, too few to judge"
+    reasons = {name: REASONS[name].format(**row) for name in failed}
+    if "strength" in failed and not {"spikes", "lines"} & reasons.keys():  # these are strong as well
+        reasons["strength"] += ": ice or carbon"
+    return "; ".join(reasons.values())
 
 
 def _good_information(table: pd.DataFrame) -> float:
@@ -174,3 +143,24 @@ def _positive(column: pd.Series) -> NDArray[np.float64]:
     """The column, but at least a trace, to divide by; NaN stays."""
     values = column.to_numpy(dtype=np.float64)
     return np.where(values <= 0, 1e-12, values)
+
+
+def kept_by_rarity(table: pd.DataFrame) -> list[float]:
+    """Share of the particles that are kept in each fifth of them, from the smallest classes to the largest.
+
+    A rare view has a small class. Nothing but sizes and the suggestion goes in, so the figure cannot hide a
+    view by calling it junk; where the junk is in small classes as well, it counts there.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `suggest_classes`.
+
+    Returns
+    -------
+    list of float
+        Of length 5; empty without particles.
+    """
+    order = table.sort_values("size", kind="stable")
+    kept = np.repeat(order["keep"].to_numpy(dtype=np.float64), order["size"])  # (n_images,), rarest first
+    return [float(part.mean()) for part in np.array_split(kept, FIFTHS)] if len(kept) >= FIFTHS else []

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import f as f_distribution
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline
 
-from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem._core.parallel import ordered_map
+from sklearn_cryoem.particles import CTFTable, ParticleStack
 from sklearn_cryoem.particles.classes import check_labels
-from sklearn_cryoem.physics.fourier import HalfPlane, half_plane
+from sklearn_cryoem.physics.fourier import half_plane
 from sklearn_cryoem.physics.masks import MASK_SHARE, check_mask_diameter
-from sklearn_cryoem.quality.halves import class_sums
-from sklearn_cryoem.quality.measures import PICTORIAL, SPECTRAL, ClassPower, coherence, measure_class
-from sklearn_cryoem.quality.partition import defocus_share, stability
+from sklearn_cryoem.quality.measures import PICTORIAL, SPECTRAL, coherence, measure_class
 from sklearn_cryoem.quality.suggestion import suggest_classes
 
-logger = logging.getLogger(__name__)
+Float64 = NDArray[np.float64]
+Int = NDArray[np.int64]
+Rows = list[NDArray[np.intp]]  # particles of each class
 
 
 def class_quality(
+    classification: BaseEstimator | ArrayLike,
     stack: ParticleStack,
-    labels: Any,
     *,
-    n_classes: int | None = None,
-    soft_sizes: Any = None,
-    latent_positions: Any = None,
-    posterior: Any = None,
     other_labels: Sequence[Any] = (),
+    assignment: tuple[NDArray[Any], ...] | None = None,
     mask_diameter: float | None = None,
     max_resolution: float | None = None,
     n_jobs: int | None = None,
@@ -45,32 +44,29 @@ def class_quality(
     The particles are read once. Averages of two halves of each class, corrected for the CTF, give its
     resolution, its signal-to-noise ratio and the information it holds, Eq. (6.1)-(6.3), whether that is
     more than noise would show that was aligned to itself, Eq. (6.4)-(6.5), and how alike its particles are,
-    Eq. (6.6); the average itself tells edges,
-    empty fields and things off centre.
+    Eq. (6.6). The average itself shows edges, empty fields and things off centre.
 
     Parameters
     ----------
+    classification : estimator or array_like of shape (n_images,), int
+        A fitted `SMLClusterer`, `MAPAligner`, `DeepClusterer` or `RealigningClusterer`, or a Pipeline that
+        ends in one; or the class of each particle from 0 (-1 for none), from any program. An estimator gives
+        its labels, sizes, posteriors, latent positions and poses as well.
     stack : ParticleStack
-        Particles with the poses that the classes were made with; without poses they are taken as aligned.
-    labels : array_like of shape (n_images,), int
-        Class of each particle from 0; -1 for none. From any program.
-    n_classes : int, optional
-        Number of classes; by default the largest label and one.
-    soft_sizes : array_like of shape (n_classes,), optional
-        Sums of posteriors, as `SMLClusterer.soft_class_sizes_`.
-    latent_positions : array_like of shape (n_images, n_components), optional
-        As `SMLClusterer.transform` returns them.
-    posterior : array_like of shape (n_images,), optional
-        Posterior of its class for each particle, as `MAPAligner.class_posterior_`.
+        The particles that were classified. With labels, in the poses that the classes were made with; without
+        poses they are taken as aligned.
     other_labels : sequence of array_like of shape (n_images,)
         Labels of the same particles from other starts, for `stability`; numbers need not correspond, and -1
         is a particle that a start did not label. Best are labels by a fit that did not see the particles:
         noise that was aligned once comes together again in any fit of the same images.
+    assignment : tuple of ndarray, optional
+        What ``classification.assign(stack)`` of an SMLClusterer returns, where it is known already: it is not
+        computed again.
     mask_diameter : float, optional
         Diameter of the particle's mask in Angstrom (pixels where the pixel size is unknown). Images are
-        masked more widely, to see what lies at its edge. By default 0.9 of the box.
+        masked more widely, to see what lies at its edge. By default that of the estimator, or 0.9 of the box.
     max_resolution : float, optional
-        Finest detail looked at, in the same unit; by default all but Nyquist.
+        Finest detail looked at, in the same unit; by default that of the estimator, or all but Nyquist.
     n_jobs : int, optional
         Number of workers; results are the same bits for any.
     verbose : int, default=0
@@ -81,22 +77,22 @@ def class_quality(
     DataFrame of n_classes rows, in the order of the classes
         ``class`` (from 1, as in files), ``size``, ``soft_size``, ``resolution`` (where the correlation of the
         half averages falls below 0.143; infinite where it starts there), ``snr`` (signal over noise in one
-        image), ``information``
-        (bits in an average of 100 such particles), ``significance`` (energy of the signal in one image, over
-        that of aligned noise), ``coherence`` (share of the power above the usual noise that the
-        average explains), ``strength`` (power at low resolution over the median of particles),
+        image), ``information`` (bits in an average of 100 such particles), ``significance`` (energy of the
+        signal in one image, over that of aligned noise), ``coherence`` (share of the power above the usual
+        noise that the average explains), ``strength`` (power at low resolution over the median of particles),
         ``contrast`` (of the particle over the rim, in standard deviations), ``edge`` (signal at the rim over
         that of the strongest ring within), ``offset`` (of the centre of the particle, over the mask's
-        radius), ``extent`` (area of the particle over the median of particles),
-        ``spikes`` (power in a single point, over that of a usual particle), ``lines`` (share of it
-        in one direction), ``latent_spread`` (over that of all particles), ``posterior``, ``stability``
-        (fraction of pairs that stay together, chance taken off, Eq. (6.7)), ``defocus`` (mean defocus less
-        that of all, in standard errors), then ``score`` (0 to 1), ``rank`` (from 1, the best), ``keep`` and
-        ``reasons``, see
-        `suggest_classes`. What cannot be measured is NaN.
+        radius), ``extent`` (area of the particle over the median of particles), ``spikes`` (power in a single
+        point, over that of a usual particle), ``lines`` (share of it in one direction), ``latent_spread``
+        (over that of all particles), ``posterior``, ``stability`` (fraction of pairs that stay together,
+        chance taken off, Eq. (6.7)), ``defocus`` (mean defocus less that of all, in standard errors), then
+        ``score`` (0 to 1), ``rank`` (from 1, the best), ``keep`` and ``reasons``, see `suggest_classes`. What
+        cannot be measured is NaN.
 
     Raises
     ------
+    TypeError
+        If the arguments are swapped, or the estimator has no labels.
     ValueError
         If an argument does not fit the stack.
 
@@ -111,95 +107,242 @@ def class_quality(
     --------
     >>> from sklearn_cryoem.datasets import aligned_to_truth, make_particles
     >>> stack = aligned_to_truth(make_particles("ribosome", 120, box=24, snr=1.0, n_views=2, random_state=0))
-    >>> table = class_quality(stack, stack.truth["view"])
+    >>> table = class_quality(stack.truth["view"], stack)
     >>> table[["class", "keep"]].values.tolist()
     [[1, True], [2, True]]
     """
-    label = check_labels(labels, len(stack))
-    n_classes = _number_of_classes(label, n_classes)
+    check_order("class_quality", classification, stack)
+    known = known_of(classification, stack, assignment)
+    stack, label = known.stack, known.labels
     if stack.outlier is not None:
         label = np.where(stack.outlier, -1, label)  # what is far out says nothing of its class
-    unit = stack.pixel_length
-    side = stack.box * unit
+    side = stack.box * stack.pixel_length
+    mask_diameter = known.mask_diameter if mask_diameter is None else mask_diameter
+    max_resolution = known.max_resolution if max_resolution is None else max_resolution
     check_number("max_resolution", max_resolution, owner="class_quality", minimum=0, inclusive=False,
                  maximum=side / 2, allow_none=True)  # fmt: skip
     check_mask_diameter(mask_diameter, stack.box, stack.pixel_size)
     plane = half_plane(stack.box, None if max_resolution is None else side / max_resolution)
-    diameter = MASK_SHARE * side if mask_diameter is None else float(mask_diameter)
-    measure = partial(_measure, stack, plane, diameter)
-    rows = [np.flatnonzero(label == number) for number in range(n_classes)]
-    with progress(n_classes, "class_quality", verbose=verbose) as bar:
-        measured, powers = [], []
-        for row, power in ordered_map(measure, rows, n_jobs=n_jobs):
+    radius_px = 0.5 * (MASK_SHARE * side if mask_diameter is None else mask_diameter) / stack.pixel_length
+    rows = [np.flatnonzero(label == number) for number in range(known.n_classes)]
+    measured, powers = [], []
+    with progress(len(rows), "class_quality", verbose=verbose) as bar:
+        task = partial(_measure_rows, stack, plane, radius_px)
+        for row, power in ordered_map(task, rows, n_jobs=n_jobs):
             measured.append(row)
             powers.append(power)
             bar.update()
-    table = pd.DataFrame({"class": np.arange(1, n_classes + 1), "size": [len(some) for some in rows]})
-    table["soft_size"] = _per("soft_sizes", soft_sizes, n_classes)
-    table[[*SPECTRAL, *PICTORIAL]] = [[row[name] for name in (*SPECTRAL, *PICTORIAL)] for row in measured]
+    names = [*SPECTRAL, *PICTORIAL]
+    table = pd.DataFrame({"class": np.arange(1, len(rows) + 1), "size": [len(some) for some in rows]})
+    table["soft_size"] = np.nan if known.soft_sizes is None else np.asarray(known.soft_sizes, np.float64)
+    table[names] = [[row[name] for name in names] for row in measured]
     table.insert(table.columns.get_loc("strength"), "coherence", coherence(powers))
     for name in ("strength", "extent"):
-        table[name] /= _typical(table[name].to_numpy(), table["size"].to_numpy())
-    table["latent_spread"] = _latent_spread(latent_positions, label, rows)
-    certain = _per("posterior", posterior, len(label))
-    table["posterior"] = [
-        np.nan if certain is None or not len(some) else certain[some].mean() for some in rows
-    ]
+        table[name] /= _median_of_particles(table[name].to_numpy(), table["size"].to_numpy())
+    table["latent_spread"] = _latent_spread(known.positions, rows)
+    table["posterior"] = _mean_of_classes(known.posterior, rows)
     table["stability"] = stability([check_labels(other, len(label)) for other in other_labels], rows)
-    table["defocus"] = np.nan if stack.ctf is None else defocus_share(stack.ctf, label, n_classes).deviation
+    table["defocus"] = np.nan if stack.ctf is None else defocus_share(stack.ctf, label, len(rows)).deviation
     return suggest_classes(table)
 
 
-def _measure(
-    stack: ParticleStack, plane: HalfPlane, diameter: float, rows: NDArray[np.intp]
-) -> tuple[dict[str, float], ClassPower | None]:
-    if len(rows) < 2:
-        return dict.fromkeys((*SPECTRAL, *PICTORIAL), np.nan), None
-    unit = stack.pixel_length
-    return measure_class(class_sums(stack[rows], plane, None), plane, unit, 0.5 * diameter / unit)
+def _measure_rows(stack, plane, radius_px, rows):  # type: ignore[no-untyped-def]
+    return measure_class(stack[rows], plane, radius_px)
 
 
-def _number_of_classes(label: NDArray[np.int64], given: int | None) -> int:
-    least = int(label.max(initial=-1)) + 1
-    check_number(
-        "n_classes", given, owner="class_quality", minimum=max(least, 1), integer=True, allow_none=True
+def check_order(function: str, classification: Any, stack: Any) -> None:
+    """Raise unless the classification comes first and the particles second.
+
+    Parameters
+    ----------
+    function : str
+        Name of the function that was called.
+    classification, stack : object
+        Its first two arguments.
+
+    Raises
+    ------
+    TypeError
+        With the right order.
+    """
+    if isinstance(stack, ParticleStack) and not isinstance(classification, ParticleStack):
+        return
+    swapped = isinstance(classification, ParticleStack)
+    found = "the particles first" if swapped else f"a {type(stack).__name__} as its particles"
+    raise TypeError(
+        f"{function} got {found}, expected the classification first and the ParticleStack second. Call "
+        f"{function}(classification, stack)."
     )
-    if given is None and least == 0:
-        raise ValueError("labels names no class: there is nothing to measure. Give labels from 0.")
-    return least if given is None else int(given)
 
 
-def _per(name: str, values: Any, length: int) -> NDArray[np.float64]:
-    """Values as float64, all NaN where none are given."""
-    if values is None:
-        return np.full(length, np.nan)
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape != (length,):
-        raise ValueError(f"{name} has shape {array.shape}, expected ({length},). Take it from the same fit.")
-    return array
+class Known(NamedTuple):
+    """What is known of a classification beside the particles."""
+
+    stack: ParticleStack  # in the poses of the classification
+    labels: Int
+    n_classes: int
+    soft_sizes: NDArray[Any] | None = None
+    posterior: NDArray[Any] | None = None  # of its class for each particle
+    positions: NDArray[Any] | None = None  # latent position of each particle
+    mask_diameter: float | None = None
+    max_resolution: float | None = None
 
 
-def _typical(values: NDArray[np.float64], sizes: NDArray[np.int64]) -> float:
-    """Median over particles; 1 if there is none."""
+def known_of(
+    classification: BaseEstimator | ArrayLike,
+    stack: ParticleStack,
+    assignment: tuple[NDArray[Any], ...] | None = None,
+) -> Known:
+    """Everything that a fitted estimator, or labels alone, say of the particles that were classified."""
+    last = classification[-1] if isinstance(classification, Pipeline) else classification
+    if not isinstance(last, BaseEstimator):
+        label = check_labels(last, len(stack))
+        n_classes = int(label.max(initial=-1)) + 1
+        if n_classes == 0:
+            raise ValueError("labels names no class: there is nothing to measure. Give labels from 0.")
+        return Known(stack, label, n_classes)
+    if not hasattr(last, "labels_") or not hasattr(last, "class_averages_"):
+        raise TypeError(
+            f"class_quality got a {type(last).__name__} without labels_ and class_averages_. Give a fitted "
+            "MAPAligner, SMLClusterer or DeepClusterer, or the label of each particle."
+        )
+    label = check_labels(last.labels_, len(stack))
+    steps = [step for _, step in classification.steps] if isinstance(classification, Pipeline) else [last]
+    poses = next((step.poses_ for step in steps if getattr(step, "poses_", None) is not None), None)
+    if poses is not None:
+        stack = stack.with_poses(poses)
+    if stack.outlier is None and getattr(last, "outlier_", None) is not None:
+        stack = stack.with_outliers(last.outlier_)
+    posterior, positions = getattr(last, "class_posterior_", None), None
+    if assignment is None and hasattr(last, "assign"):
+        assignment = last.assign(stack)
+    if assignment is not None:
+        _, posterior, positions = assignment
+    return Known(
+        stack,
+        label,
+        len(last.class_averages_),
+        soft_sizes=getattr(last, "soft_class_sizes_", None),
+        posterior=posterior,
+        positions=positions,
+        mask_diameter=getattr(last, "mask_diameter", None),
+        max_resolution=getattr(last, "max_resolution", None),
+    )
+
+
+def _median_of_particles(values: Float64, sizes: Int) -> float:
+    """Median over particles of a measure of their classes; 1 if there is none."""
     known = np.isfinite(values) & (sizes > 0)
     return float(np.median(np.repeat(values[known], sizes[known]))) if known.any() else 1.0
 
 
-def _latent_spread(
-    positions: Any, label: NDArray[np.int64], rows: list[NDArray[np.intp]]
-) -> NDArray[np.float64]:
+def _mean_of_classes(values: NDArray[Any] | None, rows: Rows) -> Float64:
+    """Mean of a value of particles over each class; (n_classes,)."""
+    if values is None:
+        return np.full(len(rows), np.nan)
+    return np.array([np.asarray(values, np.float64)[some].mean() if len(some) else np.nan for some in rows])
+
+
+def _latent_spread(positions: NDArray[Any] | None, rows: Rows) -> Float64:
     """Root mean square distance of each class from its middle, over that of all particles; (n_classes,)."""
     if positions is None:
         return np.full(len(rows), np.nan)
-    place = np.asarray(positions, dtype=np.float64)
-    if place.ndim != 2 or len(place) != len(label):
-        raise ValueError(
-            f"latent_positions has shape {place.shape}, expected ({len(label)}, n_components). "
-            "Take it from transform of the same particles."
-        )
 
-    def spread(some: NDArray[np.intp]) -> float:
-        return float(np.sqrt(place[some].var(axis=0).sum())) if len(some) else np.nan
+    def spread(some: Any) -> float:
+        return float(np.sqrt(positions[some].var(axis=0).sum())) if len(positions[some]) else np.nan
 
-    whole = spread(np.arange(len(place)))
+    whole = spread(slice(None))
     return np.array([spread(some) for some in rows]) / (whole if whole > 0 else 1.0)
+
+
+# ---------------------------------------------------------------- what the labels of a whole run tell
+class DefocusShare(NamedTuple):
+    """How far classes follow the defocus.
+
+    Attributes
+    ----------
+    share : float
+        Part of the variance of the defocus that lies between classes; NaN where there is no such variance.
+    by_chance : float
+        What it is on average where classes do not know of the defocus.
+    p_value : float
+        Probability that chance gives as much.
+    deviation : ndarray of shape (n_classes,)
+        Mean defocus of each class, less that of all, in standard errors of a random class of its size.
+    """
+
+    share: float
+    by_chance: float
+    p_value: float
+    deviation: Float64
+
+
+def stability(others: list[Int], rows: Rows) -> Float64:
+    """Of the pairs of each class, the fraction that other labels hold together too, above chance, Eq. (6.7).
+
+    Parameters
+    ----------
+    others : list of ndarray of shape (n_images,), int
+        Other labels of the same particles; those of -1 do not count.
+    rows : list of ndarray
+        Particles of each class.
+
+    Returns
+    -------
+    ndarray of shape (n_classes,)
+        1 where all stay together, about 0 where classes are drawn by lot; NaN of a class without a pair.
+    """
+    if not others:
+        return np.full(len(rows), np.nan)
+    kept = np.full((len(others), len(rows)), np.nan)
+    for start, other in enumerate(others):
+        chance = _pairs_together(other)
+        if chance < 1:
+            kept[start] = [(_pairs_together(other[some]) - chance) / (1.0 - chance) for some in rows]
+    return kept.mean(axis=0)
+
+
+def _pairs_together(labels: Int) -> float:
+    """Of all pairs of those that have a label, the fraction with the same one; NaN without a pair."""
+    sizes = np.bincount(labels[labels >= 0]).astype(np.float64)
+    n_pairs = sizes.sum() * (sizes.sum() - 1.0)
+    return float((sizes * (sizes - 1.0)).sum() / n_pairs) if n_pairs > 0 else np.nan
+
+
+def defocus_share(ctf: CTFTable, labels: Int, n_classes: int) -> DefocusShare:
+    """Share of the variance of the defocus that lies between classes, and what chance gives, Eq. (6.8).
+
+    Parameters
+    ----------
+    ctf : CTFTable
+        Of the particles.
+    labels : ndarray of shape (n_images,), int
+        Class of each; -1 for none.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    DefocusShare
+    """
+    known = labels >= 0
+    label = labels[known]
+    defocus = 0.5 * (ctf.defocus_u_angstrom + ctf.defocus_v_angstrom)[known]
+    sizes = np.bincount(label, minlength=n_classes)
+    n_images, n_filled = len(label), np.count_nonzero(sizes)
+    nothing = DefocusShare(np.nan, np.nan, np.nan, np.full(n_classes, np.nan))
+    if not 1 < n_filled < n_images:
+        return nothing
+    deviation = defocus - defocus.mean()
+    means = np.bincount(label, weights=deviation, minlength=n_classes) / np.maximum(sizes, 1)
+    total, between = (deviation**2).sum(), (sizes * means**2).sum()
+    if total <= np.finfo(np.float64).eps * (defocus**2).sum():
+        return nothing
+    share = between / total  # Eq. (6.8)
+    free = n_filled - 1, n_images - n_filled
+    ratio = (share / free[0]) / max((1.0 - share) / free[1], np.finfo(np.float64).tiny)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a class of none, and one of all
+        error = np.sqrt(total / (n_images - 1) * (1.0 / sizes - 1.0 / n_images))
+        deviations = np.where((sizes > 0) & (error > 0), means / error, np.nan)
+    by_chance = float(free[0] / (n_images - 1))
+    return DefocusShare(float(share), by_chance, float(f_distribution.sf(ratio, *free)), deviations)
