@@ -27,7 +27,7 @@ aligned = aligner.fit_transform(stack)
 
 # %%
 # The table has one row for each class. Rank 1 is the best; ``reasons`` says why a class is rejected.
-table = class_quality(aligned, aligner.labels_, n_classes=10, posterior=aligner.class_posterior_)
+table = class_quality(aligner, aligned)
 print(table[["size", "resolution", "information", "rank", "keep", "reasons"]].to_string())
 
 # %%

@@ -1,7 +1,6 @@
 """What a classification says of its classes: their quality, their files, and which to keep."""
 
 import warnings
-from functools import partial
 
 import numpy as np
 
@@ -15,35 +14,6 @@ _DIGITS = "%.6g"
 REPEATED_PARTICLES, REPEATED_A_CLASS = 10_000, 50  # as many tell whether classes come out again: the larger
 LEAST_AGREEMENT = 0.15  # noise has 0.03 to 0.08, a round shell 0.10 to 0.13, real particles 0.7
 DEFOCUS_SHARE, DEFOCUS_P_VALUE = 2.0, 1e-3  # over chance; of chance
-
-
-def places_and_posterior(clusterer, stack):
-    """Latent position and posterior of its class of every particle, in one pass.
-
-    Parameters
-    ----------
-    clusterer : SMLClusterer
-        Fitted.
-    stack : ParticleStack
-        Aligned particles.
-
-    Returns
-    -------
-    positions : ndarray of shape (n_images, n_components)
-    posterior : ndarray of shape (n_images,)
-    """
-    basis, mode = clusterer._manifold.basis, clusterer.position
-    nodes = basis.nodes if mode == "mode" else basis.embedding  # as clusterer.transform has it
-    both = clusterer._posteriors(stack, partial(_place_and_certainty, nodes, mode))
-    places = both[:, :-1]
-    return places if mode == "mode" else basis.space.unembed(places), both[:, -1]
-
-
-def _place_and_certainty(nodes, mode, posterior):
-    from sklearn_cryoem.manifold.classes import latent_positions
-
-    places = latent_positions(posterior, nodes, mode)
-    return np.column_stack([places, posterior.responsibilities.max(axis=1)])
 
 
 def repeated_labels(unfinished, clusterer, stack, seed):
@@ -86,20 +56,15 @@ def repeated_labels(unfinished, clusterer, stack, seed):
     return labels
 
 
-def measure_classes(stack, clusterer, positions, posterior, repeated):
-    """Table of `class_quality` of a fitted clusterer and the labels that its repeat has given."""
+def measure_classes(clusterer, stack, assignment, repeated):
+    """Table of `class_quality` of a fitted clusterer, and the labels that its repeat has given."""
     from sklearn_cryoem.quality import class_quality
 
     return class_quality(
+        clusterer,
         stack,
-        clusterer.labels_,
-        n_classes=len(clusterer.class_averages_),
-        soft_sizes=clusterer.soft_class_sizes_,
-        latent_positions=positions,
-        posterior=posterior,
         other_labels=[repeated],
-        mask_diameter=clusterer.mask_diameter,
-        max_resolution=clusterer.max_resolution,
+        assignment=assignment,
         n_jobs=clusterer.n_jobs,
         verbose=clusterer.verbose,
     )
@@ -158,7 +123,8 @@ def judge_partition(stack, labels, quality):
     dict
     """
     from sklearn_cryoem.metrics import effective_count
-    from sklearn_cryoem.quality.partition import defocus_share, kept_by_rarity
+    from sklearn_cryoem.quality.suggestion import kept_by_rarity
+    from sklearn_cryoem.quality.table import defocus_share
 
     kept = quality["keep"].to_numpy()
     sizes = quality["size"].to_numpy()

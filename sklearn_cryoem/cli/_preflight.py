@@ -80,29 +80,6 @@ def outdated():
     return found
 
 
-def refuse_early(clusterer, stack):
-    """Raise now, not after hours of alignment, what the clusterer would refuse; nothing is read or fitted.
-
-    Parameters
-    ----------
-    clusterer : SMLClusterer
-        With the parameters it will be fitted with.
-    stack : ParticleStack
-        The particles.
-    """
-    from sklearn.base import clone
-
-    from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
-
-    trial = clone(clusterer)
-    check_parameters(trial)
-    latent_basis(trial)
-    few, space = trial._open(stack[:2])
-    space.blocks(few)
-    if clusterer.cache_folder is not None:
-        space.blocks(stack).kept_in(clusterer.cache_folder, may_write=False)._files.check_room()
-
-
 def rehearse(stack, options, folder, n_classes):
     """Write what the run will write, of made-up results, and remove it; see that there is room for the rest.
 
@@ -161,6 +138,6 @@ def _write_made_up(stack, options, trial):
         posterior=nothing,
         latent_positions=np.zeros((n, 3)),
     )
-    quality = class_quality(stack[:2], nothing[:2], n_classes=2)
-    write_classes(np.zeros((2, stack.box, stack.box)), stack.pixel_size, quality, trial)
+    quality = class_quality(nothing[:2], stack[:2])
+    write_classes(np.zeros((1, stack.box, stack.box)), stack.pixel_size, quality, trial)
     save_model(make_clusterer(options), trial / MODEL)

@@ -13,14 +13,13 @@ from sklearn_cryoem.cli._classes import (
     agreement,
     judge_partition,
     measure_classes,
-    places_and_posterior,
     repeated_labels,
     tell_suggestion,
     warn_of_partition,
     write_classes,
 )
 from sklearn_cryoem.cli._estimators import make_aligner, make_clusterer
-from sklearn_cryoem.cli._preflight import refuse_early, rehearse
+from sklearn_cryoem.cli._preflight import rehearse
 from sklearn_cryoem.cli._resume import UnfinishedRun
 from sklearn_cryoem.cli.console import CommandError
 
@@ -139,12 +138,10 @@ def classify(stack, options, folder):
     -------
     Outcome
     """
-    from sklearn_cryoem.estimators._sml_parameters import latent_basis
-
     clusterer = make_clusterer(options)
-    refuse_early(clusterer, stack)
+    n_classes = clusterer.validate(stack)  # what it refuses is refused before the hours of an alignment
     aligner = make_aligner(options, stack)
-    rehearse(stack, options, folder, len(latent_basis(clusterer).nodes))
+    rehearse(stack, options, folder, n_classes)
     unfinished = UnfinishedRun(folder)
     if aligner is not None:
         with folder.timed("align"):
@@ -166,14 +163,15 @@ def write(outcome, folder, console):
 
     stack, clusterer = outcome.stack, outcome.clusterer
     with folder.timed("judge"):
-        outcome.positions, posterior = places_and_posterior(clusterer, stack)
-        outcome.quality = measure_classes(stack, clusterer, outcome.positions, posterior, outcome.repeated)
+        assignment = clusterer.assign(stack)
+        outcome.positions = assignment.positions
+        outcome.quality = measure_classes(clusterer, stack, assignment, outcome.repeated)
     with folder.timed("write"):
         write_particles(
             stack,
             folder / outcome.labels_name,
             labels=clusterer.labels_,
-            posterior=posterior,
+            posterior=assignment.posterior,
             latent_positions=outcome.positions,
             overwrite=folder.force,
         )
@@ -206,7 +204,7 @@ def measure(outcome):
         "n_iter_cluster": clusterer.n_iter_,
         "converged": clusterer.converged_,
         "log_posterior_per_particle": clusterer.log_posterior_[-1],
-        "finest_class_resolution": np.min(clusterer.class_resolution_),
+        "finest_class_resolution": outcome.quality["resolution"].min(),
     }
     aligner = outcome.aligner
     if aligner is not None:
@@ -228,7 +226,7 @@ def measure(outcome):
         "number": np.arange(1, n_classes + 1),
         "size": clusterer.class_sizes_,
         "soft_size": clusterer.soft_class_sizes_,
-        "resolution": clusterer.class_resolution_,
+        "resolution": outcome.quality["resolution"].to_numpy(),
         "latent_position": clusterer.latent_nodes_,
     }
     return results

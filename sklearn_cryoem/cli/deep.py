@@ -137,11 +137,11 @@ def divide(stack, options, folder):
     from sklearn.base import clone
 
     from sklearn_cryoem.cli._estimators import machine, make_aligner, make_clusterer
-    from sklearn_cryoem.cli._preflight import refuse_early, rehearse
+    from sklearn_cryoem.cli._preflight import rehearse
     from sklearn_cryoem.estimators import DeepClusterer
 
     clusterer = make_clusterer(options)
-    refuse_early(clusterer, stack)
+    clusterer.validate(stack)
     first = make_aligner(options, stack) or clusterer
     rehearse(stack, options, folder, most_classes(options, len(stack)))
     unfinished = UnfinishedRun(folder)
@@ -170,9 +170,8 @@ def write(deep, stack, options, folder):
     labelled = folder / flow.labelled_name(options.particles.suffix)
     with folder.timed("judge"):
         quality = class_quality(
+            deep,
             stack,
-            deep.labels_,
-            n_classes=len(deep.class_sizes_),
             mask_diameter=options.mask_diameter,
             max_resolution=options.max_resolution,
             n_jobs=options.jobs,
@@ -187,7 +186,7 @@ def write(deep, stack, options, folder):
         with folder.writing(TREE) as path:
             path.write_text(json.dumps(as_json(numbered(deep.tree_)), indent=1) + "\n", encoding="utf-8")
     with folder.timed("draw"):
-        draw(deep, stack, folder, aligned=not options.skip_align)
+        draw(deep, stack, quality, folder, aligned=not options.skip_align)
     return {
         "n_particles": len(stack),
         "box_px": stack.box,
@@ -200,12 +199,12 @@ def write(deep, stack, options, folder):
         "n_outliers": np.count_nonzero(stack.outlier),
         **judge_partition(stack, deep.labels_, quality),
         "converged": deep.converged_,
-        "finest_class_resolution": np.min(deep.class_resolution_),
+        "finest_class_resolution": quality["resolution"].min(),
         "classes": {
             "number": np.arange(1, len(deep.class_sizes_) + 1),
             "first_class": deep.parent_label_ + 1,
             "size": deep.class_sizes_,
-            "resolution": deep.class_resolution_,
+            "resolution": quality["resolution"].to_numpy(),
         },
     }
 
@@ -221,14 +220,14 @@ def numbered(tree):
     return {**tree, "classes": classes}
 
 
-def draw(deep, stack, folder, *, aligned):
+def draw(deep, stack, quality, folder, *, aligned):
     """Write the pictures: all sub-classes, and the manifold and the objective of the class divided most."""
     from sklearn_cryoem.cli import _workflow as flow
     from sklearn_cryoem.plotting import plot_class_averages, plot_manifold_atlas
 
     figures = {
         flow.GALLERY: plot_class_averages(
-            deep.class_averages_, counts=deep.class_sizes_, resolutions=deep.class_resolution_,
+            deep.class_averages_, counts=deep.class_sizes_, resolutions=quality["resolution"],
             pixel_size=stack.pixel_size, numbers=True,
         ).figure
     }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +24,18 @@ from sklearn_cryoem.estimators._inputs import (
 )
 from sklearn_cryoem.estimators._sml_space import check_kind
 from sklearn_cryoem.manifold.classes import latent_positions, map_posterior
+
+
+class Assignment(NamedTuple):
+    """Where a fitted manifold puts particles."""
+
+    labels: NDArray[np.int64]
+    """(n_images,) class of each: its most probable node."""
+    posterior: NDArray[np.float64]
+    """(n_images,) posterior of that class."""
+    positions: NDArray[np.float64]
+    """(n_images, n_components) latent position, as `SMLClusterer.transform` returns it."""
+
 
 WRAPPED = 3  # frames from a method that scikit-learn wraps to whoever calls it
 
@@ -105,6 +117,26 @@ class ManifoldPrediction(TransformerMixin):
         # means are taken where averages are, then put back onto the shape, Eq. (2.7)
         means = self._posteriors(X, partial(latent_positions, nodes=basis.embedding, mode="mean"), WRAPPED)
         return basis.space.unembed(means)
+
+    def assign(self, X: Data) -> Assignment:
+        """Class, posterior of that class, and latent position of each particle, in one pass.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+
+        Returns
+        -------
+        assignment : Assignment
+            ``(labels, posterior, positions)``, as of `predict`, `predict_proba` and `transform`.
+        """
+        check_is_fitted(self)
+        basis, is_mode = self._manifold.basis, self.position == "mode"
+        places = basis.nodes if is_mode else basis.embedding
+        found = self._posteriors(X, partial(assigned, places, self.position))  # (n, 2 + L)
+        positions = found[:, 2:] if is_mode else basis.space.unembed(found[:, 2:])
+        return Assignment(found[:, 0].astype(np.int64), found[:, 1], positions)
 
     def score_samples(self, X: Data) -> NDArray[Any]:
         """Log likelihood of each particle, Eq. (2.5).
@@ -202,6 +234,14 @@ def most_probable(posterior):
 def responsibilities(posterior):
     """Posterior of every node; (n, n_nodes)."""
     return posterior.responsibilities
+
+
+def assigned(places, mode, posterior):
+    """Node, its posterior, and place of each image among the `places` of the nodes; (n, 2 + L)."""
+    shares = posterior.responsibilities
+    return np.column_stack(
+        [shares.argmax(axis=1), shares.max(axis=1), latent_positions(posterior, places, mode)]
+    )
 
 
 def log_evidence(posterior):

@@ -6,7 +6,7 @@ import logging
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, clone
 from sklearn.utils import check_random_state
 
 from sklearn_cryoem._core.memory import memory_watched
@@ -262,6 +262,36 @@ class SMLClusterer(
         tags.input_tags.two_d_array = True
         tags.input_tags.three_d_array = True
         return tags
+
+    def validate(self, X: Data) -> int:
+        """Raise what `fit` would refuse, before a long alignment; nothing is fitted.
+
+        Parameters
+        ----------
+        X : ParticleStack, array-like of shape (n_images, D, D) or (n_samples, n_features)
+            What is to be fitted; it need not be aligned yet.
+
+        Returns
+        -------
+        n_classes : int
+            Number of classes that `fit` will find.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As from `fit`.
+        OSError
+            If there is no room for the features of X in `cache_folder`.
+        """
+        trial = clone(self)
+        check_parameters(trial)
+        basis = latent_basis(trial)
+        few, space = trial._open(X[:2])
+        space.blocks(few)
+        if self.cache_folder is not None and is_images(X):
+            kept = space.blocks(as_stack(X, self)).kept_in(self.cache_folder, may_write=False)
+            kept.check_room()
+        return len(basis.nodes)
 
     # ---------------------------------------------------------------- learning
     @with_callbacks

@@ -212,6 +212,11 @@ class FeatureBlocks:
         parts = [FORMAT, __version__, sys.byteorder, numbers, self._block_size, images]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
+    def check_room(self) -> None:
+        """Raise if there is no room for the files of `kept_in`."""
+        if self._files is not None:
+            self._files.check_room()
+
     def load(self, index: int, n_shells: int) -> FeatureBlock:
         """Return block `index`, its first `n_shells` shells; the first blocks come from the cache."""
         return self.fetch(index, n_shells)()

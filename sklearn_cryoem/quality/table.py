@@ -13,9 +13,9 @@ from scipy.stats import f as f_distribution
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 
+from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem.particles import CTFTable, ParticleStack
 from sklearn_cryoem.particles.classes import check_labels
 from sklearn_cryoem.physics.fourier import half_plane

@@ -5,11 +5,15 @@ import json
 
 import mrcfile
 import numpy as np
+import pandas as pd
 import pytest
+import starfile
 
 from sklearn_cryoem import load_model, read_particles
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.metrics import fraction_within
+from sklearn_cryoem.report.data import page_data
+from sklearn_cryoem.report.folder import run_of_folder
 
 FEW = (
     "--align-classes 4 --align-batches 10 --align-iterations 2 --classes 3x3 --iterations 6 --jobs 1".split()
@@ -120,6 +124,20 @@ def test_classify_writes_all_that_it_promises(classified, simulated):
     assert len(results["classes"]["resolution"]) == len(results["classes"]["latent_position"]) == 9
     assert summary["options"]["classes"] == [3, 3] and summary["options"]["seed"] == 0
     assert {"read", "align", "cluster", "total"} <= set(summary["seconds"])
+
+
+def test_a_class_has_the_same_resolution_in_all_files(classified):
+    quality = pd.read_csv(classified / "quality.csv")["resolution"].to_numpy()
+    star = starfile.read(classified / "class_averages_model.star")["rlnEstimatedResolution"].to_numpy()
+    summary = json.loads((classified / "summary.json").read_text())["results"]
+    page = page_data(run_of_folder(classified, examples=False))
+    told = [[np.nan if value is None else value for value in values]
+            for values in (summary["classes"]["resolution"], page["resolution"])]  # fmt: skip
+    wanted = np.where(np.isfinite(quality), quality, np.nan)
+    np.testing.assert_allclose(np.where(star == 999.0, np.nan, star), wanted, rtol=1e-4)
+    for values in told:
+        np.testing.assert_allclose(values, wanted, rtol=1e-3)
+    assert summary["finest_class_resolution"] == pytest.approx(np.nanmin(wanted), rel=1e-4)
 
 
 def test_references_starts_and_noise_groups_are_options_and_told(simulated, tmp_path, capsys):

@@ -190,7 +190,7 @@ def test_what_lies_in_a_cache_folder_counts_as_room(tmp_path, monkeypatch):
     blocks = space.blocks(stack).kept_in(tmp_path)
     blocks.load(0, blocks.layout.n_shells)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(10**9, 10**9, 0))
-    _preflight.refuse_early(clusterer, stack)  # the same command again finds what it has kept
+    clusterer.validate(stack)  # the same command again finds what it has kept
 
 
 # ------------------------------------------------------------------------------------ other commands

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sklearn_cryoem import MAPAligner, ParticleStack
+from sklearn_cryoem import MAPAligner, ParticleStack, SMLClusterer
 from sklearn_cryoem.datasets import make_particles, true_poses
 from sklearn_cryoem.quality import class_quality, suggest_classes
 
@@ -22,7 +22,7 @@ def views():
 
 def test_true_classes_are_all_good(views):
     stack, label = views
-    table = class_quality(stack, label)
+    table = class_quality(label, stack)
     assert table["class"].tolist() == [1, 2, 3] and table["size"].tolist() == np.bincount(label).tolist()
     assert table["keep"].all() and set(table["reasons"]) == {""} and sorted(table["rank"]) == [1, 2, 3]
     assert table["score"].between(0.6, 1).all()
@@ -32,13 +32,13 @@ def test_true_classes_are_all_good(views):
 def test_signal_to_noise_is_that_of_the_simulation(views):
     """snr=0.5 over the box; the mask holds 0.57 of its noise and all of the signal."""
     stack, label = views
-    table = class_quality(stack, label)
+    table = class_quality(label, stack)
     assert table["snr"].between(0.5, 1.3).all(), table["snr"].tolist()
 
 
 def test_mixed_views_hold_less_than_one(views):
     stack, label = views
-    pure, mixed = class_quality(stack, label), class_quality(stack, np.zeros(len(stack), int))
+    pure, mixed = class_quality(label, stack), class_quality(np.zeros(len(stack), int), stack)
     assert mixed["information"][0] < 0.8 * pure["information"].min()
 
 
@@ -46,26 +46,26 @@ def test_wrong_angles_lose_the_information(views):
     stack, label = views
     wrong = stack.with_poses(None)
     assert (
-        class_quality(wrong, label)["information"] < 0.7 * class_quality(stack, label)["information"]
+        class_quality(label, wrong)["information"] < 0.7 * class_quality(label, stack)["information"]
     ).all()
 
 
 def test_information_does_not_count_particles(views):
     """It is that of 100 particles: half of a class has about the same, in spite of fewer images."""
     stack, label = views
-    whole, half = class_quality(stack, label), class_quality(stack[::2], label[::2])
+    whole, half = class_quality(label, stack), class_quality(label[::2], stack[::2])
     ratio = half["information"] / whole["information"]
     assert ratio.between(0.75, 1.1).all(), ratio.tolist()
 
 
 def test_same_bits_for_any_number_of_workers(views):
     stack, label = views
-    pd.testing.assert_frame_equal(class_quality(stack, label), class_quality(stack, label, n_jobs=2))
+    pd.testing.assert_frame_equal(class_quality(label, stack), class_quality(label, stack, n_jobs=2))
 
 
 def test_noise_has_no_resolution():
     noise = np.random.default_rng(0).normal(size=(60, 24, 24)).astype(np.float32)
-    table = class_quality(ParticleStack(noise), np.zeros(60, int))
+    table = class_quality(np.zeros(60, int), ParticleStack(noise))
     assert table["resolution"][0] > 10 and table["information"][0] < 30 and table["snr"][0] < 0.02
 
 
@@ -109,7 +109,7 @@ def test_each_oddity_is_found_named_and_ranked_last(kind, reason):
     images = np.concatenate(
         [picture("particle", 60, rng), picture(kind, 20, rng), picture("particle", 60, rng)]
     )
-    table = class_quality(ParticleStack(images), np.repeat([0, 1, 2], [60, 20, 60]))
+    table = class_quality(np.repeat([0, 1, 2], [60, 20, 60]), ParticleStack(images))
     assert table["keep"].tolist() == [True, False, True]
     assert table["rank"][1] == 3
     assert pd.Series(table["reasons"][1]).str.contains(reason).all(), table["reasons"][1]
@@ -126,9 +126,8 @@ def test_long_and_hollow_particles_are_no_stripes(shape, max_resolution):
         "barrel": np.exp(-((x / 9) ** 6)) * sum(np.exp(-(((y - at) / 1.5) ** 2)) for at in (-10, -3, 4, 11)),
     }[shape]
     noise = np.random.default_rng(0).normal(scale=1.5, size=(80, 48, 48))
-    table = class_quality(
-        ParticleStack((shown + noise).astype(np.float32)), np.zeros(80, int), max_resolution=max_resolution
-    )
+    stack = ParticleStack((shown + noise).astype(np.float32))
+    table = class_quality(np.zeros(80, int), stack, max_resolution=max_resolution)
     assert table["spikes"][0] < 1.8 and table["lines"][0] < 0.45, table[["spikes", "lines"]].to_dict()
 
 
@@ -136,31 +135,54 @@ def test_classes_that_cannot_be_judged_say_so(views):
     stack, label = views
     few = np.where(np.arange(len(label)) < 3, 4, label)
     few[3] = 3
-    table = class_quality(stack, few, n_classes=7)
+    few[-1] = 6
+    table = class_quality(few, stack)
     assert table["reasons"][3:].tolist() == [
-        "1 particle, too few to judge", "3 particles, too few to judge", "empty", "empty",
+        "1 particle, too few to judge", "3 particles, too few to judge", "empty",
+        "1 particle, too few to judge",
     ]  # fmt: skip
     assert not table["keep"][3:].any() and table["rank"][:3].max() == 3
     assert table.loc[5:, ["resolution", "information", "edge"]].isna().all(axis=None)
 
 
-def test_what_the_fit_knows_is_told(views):
+def test_other_labels_tell_which_classes_come_out_again(views):
     stack, label = views
-    place = np.column_stack([label, np.random.default_rng(0).normal(scale=0.01, size=len(label))])
     other = np.where(label == 0, np.arange(len(label)) % 2, label + 5)
-    table = class_quality(
-        stack, label, soft_sizes=[50.5, 60.0, 69.5], latent_positions=place,
-        posterior=np.where(label == 1, 0.5, 1.0), other_labels=[label[::1] + 3, other],
-    )  # fmt: skip
-    assert table["soft_size"].tolist() == [50.5, 60.0, 69.5]
-    assert (table["latent_spread"] < 0.05).all()
-    assert table["posterior"].tolist() == [1.0, 0.5, 1.0]
+    table = class_quality(label, stack, other_labels=[label + 3, other])
     np.testing.assert_allclose(table["stability"], [0.66, 1.0, 1.0], atol=0.02)  # a chance of 0.28 taken off
+
+
+def test_what_an_estimator_knows_is_in_the_table(views):
+    stack, _ = views
+    fitted = SMLClusterer((2, 3), max_iter=8, max_resolution=40.0, mask_diameter=400.0).fit(stack)
+    table = class_quality(fitted, stack)
+    assert table["size"].tolist() == fitted.class_sizes_.tolist()
+    np.testing.assert_array_equal(table["soft_size"], fitted.soft_class_sizes_)
+    found = fitted.assign(stack)
+    means = [found.posterior[fitted.labels_ == k].mean() for k in range(6) if fitted.class_sizes_[k]]
+    np.testing.assert_allclose(table["posterior"].dropna(), means)
+    assert table["latent_spread"].dropna().between(0, 1).all()
+    pd.testing.assert_frame_equal(class_quality(fitted, stack, assignment=found), table)
+    alone = class_quality(fitted.labels_, stack, max_resolution=40.0, mask_diameter=400.0)
+    measured = ["size", "resolution", "information", "edge"]
+    pd.testing.assert_frame_equal(alone[measured], table[measured][: len(alone)])
+
+
+def test_an_aligner_gives_its_poses_and_posteriors(views):
+    stack, _ = views
+    aligner = MAPAligner(3, n_batches=5, max_iter=2, tol=10.0, random_state=0).fit(stack)
+    table = class_quality(aligner, stack.with_poses(None))
+    aligned = stack.with_poses(aligner.poses_).with_outliers(aligner.outlier_)
+    pd.testing.assert_series_equal(
+        class_quality(aligner.labels_, aligned)["information"], table["information"]
+    )
+    means = [aligner.class_posterior_[aligner.labels_ == k].mean() for k in range(3)]
+    np.testing.assert_allclose(table["posterior"], means)
 
 
 def test_limits_are_the_users(views):
     stack, label = views
-    table = class_quality(stack, label)
+    table = class_quality(label, stack)
     strict = suggest_classes(table, min_size=1000)
     assert not strict["keep"].any() and strict["reasons"].str.contains("too few to judge").all()
     assert suggest_classes(strict)["keep"].all(), "a suggestion is made anew"
@@ -169,12 +191,8 @@ def test_limits_are_the_users(views):
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
-        ({"labels": np.zeros(5, int)}, "one label for each particle"),
-        ({"labels": np.full(180, -1)}, "Give labels from 0"),
-        ({"n_classes": 2}, "n_classes"),
-        ({"soft_sizes": [1.0]}, "Take it from the same fit"),
-        ({"latent_positions": np.zeros(180)}, "Take it from transform"),
-        ({"posterior": np.zeros(3)}, "Take it from the same fit"),
+        ({"classification": np.zeros(5, int)}, "one label for each particle"),
+        ({"classification": np.full(180, -1)}, "Give labels from 0"),
         ({"mask_diameter": 1e5}, "mask_diameter"),
         ({"max_resolution": 1e5}, "max_resolution"),
     ],
@@ -182,7 +200,17 @@ def test_limits_are_the_users(views):
 def test_arguments_must_fit(views, arguments, remedy):
     stack, label = views
     with pytest.raises(ValueError, match=remedy):
-        class_quality(stack, **{"labels": label, **arguments})
+        class_quality(**{"classification": label, "stack": stack, **arguments})
+
+
+def test_arguments_in_the_wrong_order_are_told(views):
+    stack, label = views
+    with pytest.raises(TypeError, match=r"the particles first.*Call class_quality\(classification, stack\)"):
+        class_quality(stack, label)
+    with pytest.raises(TypeError, match="a ndarray as its particles, expected the classification first"):
+        class_quality(label, stack.read())
+    with pytest.raises(TypeError, match=r"a SMLClusterer without labels_.*Give a fitted"):
+        class_quality(SMLClusterer(), stack)
 
 
 def test_the_suggestion_keeps_particles_and_drops_junk():
@@ -191,7 +219,7 @@ def test_the_suggestion_keeps_particles_and_drops_junk():
         "ribosome", 800, box=32, snr=0.2, junk_fraction=0.25, max_shift=20.0, random_state=0
     )
     aligner = MAPAligner(12, n_batches=60, max_iter=2, random_state=0).fit(stack)
-    table = class_quality(stack.with_poses(aligner.poses_), aligner.labels_, n_classes=12)
+    table = class_quality(aligner, stack)
     kept, junk = table["keep"].to_numpy()[aligner.labels_], stack.truth["is_junk"].to_numpy()
     precision, recall = (kept & ~junk).sum() / kept.sum(), (kept & ~junk).sum() / (~junk).sum()
     assert precision > 0.95 and recall > 0.9, f"precision {precision:.3f}, recall {recall:.3f}"

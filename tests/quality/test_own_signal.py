@@ -14,7 +14,7 @@ NOISE = 1.5
 def classes_of(pictures, n_images=60, seed=0):
     noise = np.random.default_rng(seed).normal(scale=NOISE, size=(len(pictures), n_images, BOX, BOX))
     images = (np.asarray(pictures)[:, None] + noise).astype(np.float32).reshape(-1, BOX, BOX)
-    return ParticleStack(images), np.repeat(np.arange(len(pictures)), n_images)
+    return np.repeat(np.arange(len(pictures)), n_images), ParticleStack(images)
 
 
 def shell(dx=0.0, lumps=0.4):
@@ -59,7 +59,7 @@ def test_noise_that_is_aligned_to_itself_is_not_significant(n_images):
             others = np.fft.rfft2(aligned.sum(axis=0) - aligned[row])
             match = np.fft.irfft2(np.fft.rfft2(image).conj() * others, s=(32, 32))
             aligned[row] = np.roll(image, np.unravel_index(match.argmax(), (32, 32)), (0, 1))
-    table = class_quality(ParticleStack(aligned.astype(np.float32)), np.zeros(n_images, int))
+    table = class_quality(np.zeros(n_images, int), ParticleStack(aligned.astype(np.float32)))
     assert table["information"][0] > 100  # its halves agree
     assert table["significance"][0] < 1 and not table["keep"][0]
 
@@ -79,8 +79,8 @@ def test_a_rare_blurred_view_is_kept_beside_a_sharp_common_one():
     body = np.exp(-((x / 12) ** 6) - (y / 12) ** 6)
     sharp = 3.0 * body * (1 + np.cos(1.2 * x) * np.cos(1.0 * y))
     dim = 1.0 * body * (1 + np.cos(0.7 * x) * np.cos(0.9 * y))
-    stack, label = classes_of([sharp] * 6 + [dim])
-    table = class_quality(stack, np.where(label < 6, 0, 1))
+    label, stack = classes_of([sharp] * 6 + [dim])
+    table = class_quality(np.where(label < 6, 0, 1), stack)
     assert table["information"][1] < 0.5 * table["information"][0]
     assert table["keep"].all(), table["reasons"].tolist()
 
@@ -94,9 +94,9 @@ def test_particles_unlike_each_other_are_told_by_the_power_that_no_average_expla
         sum(4 * np.exp(-(((x - a) / 5) ** 2) - ((y - b) / 5) ** 2) for a, b in clump) for clump in places
     ]
     clumps = np.array(lumps) + 0.5 * np.exp(-((x / 9) ** 2) - (y / 9) ** 2)
-    particles, _ = classes_of([2 * shell()] * 4)
+    _, particles = classes_of([2 * shell()] * 4)
     others = clumps + rng.normal(scale=NOISE, size=clumps.shape)
     images = np.concatenate([particles.images.read(), others.astype(np.float32)])
-    table = class_quality(ParticleStack(images), np.repeat([0, 1], [240, 30]))
+    table = class_quality(np.repeat([0, 1], [240, 30]), ParticleStack(images))
     assert table["keep"][0] and table["coherence"][0] > 0.9 and table["coherence"][1] < 0.45
     assert "particles unlike each other: " in table["reasons"][1]

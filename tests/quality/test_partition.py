@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem.particles import CTFTable
-from sklearn_cryoem.quality.partition import defocus_share, kept_by_rarity, stability
+from sklearn_cryoem.quality.suggestion import kept_by_rarity
+from sklearn_cryoem.quality.table import defocus_share, stability
 
 N = 4000
 

@@ -20,8 +20,7 @@ def test_junk_of_beta_galactosidase_ranks_last(shared_data):
     tables, kept = [], []
     for seed in (0, 1):
         fit = MAPAligner(K, mask_diameter=190, n_batches=50, max_iter=1, random_state=seed).fit(stack)
-        aligned = stack.with_poses(fit.poses_)
-        tables.append(class_quality(aligned, fit.labels_, n_classes=K, mask_diameter=190))
+        tables.append(class_quality(fit, stack))
         # dim classes, above aligned noise but far below the others here, are divided anew by each fit
         clear = suggest_classes(tables[-1], min_significance=3.0)["keep"]
         assert tables[-1]["keep"][clear].all()
