@@ -154,7 +154,7 @@ def test_other_labels_tell_which_classes_come_out_again(views):
 
 def test_what_an_estimator_knows_is_in_the_table(views):
     stack, _ = views
-    fitted = SMLClusterer((2, 3), max_iter=8, max_resolution=40.0, mask_diameter=400.0).fit(stack)
+    fitted = SMLClusterer((2, 3), max_iter=8, max_resolution=40.0, mask_diameter=300.0).fit(stack)
     table = class_quality(fitted, stack)
     assert table["size"].tolist() == fitted.class_sizes_.tolist()
     np.testing.assert_array_equal(table["soft_size"], fitted.soft_class_sizes_)
@@ -163,7 +163,7 @@ def test_what_an_estimator_knows_is_in_the_table(views):
     np.testing.assert_allclose(table["posterior"].dropna(), means)
     assert table["latent_spread"].dropna().between(0, 1).all()
     pd.testing.assert_frame_equal(class_quality(fitted, stack, assignment=found), table)
-    alone = class_quality(fitted.labels_, stack, max_resolution=40.0, mask_diameter=400.0)
+    alone = class_quality(fitted.labels_, stack, max_resolution=40.0, mask_diameter=300.0)
     measured = ["size", "resolution", "information", "edge"]
     pd.testing.assert_frame_equal(alone[measured], table[measured][: len(alone)])
 
@@ -216,9 +216,9 @@ def test_arguments_in_the_wrong_order_are_told(views):
 def test_the_suggestion_keeps_particles_and_drops_junk():
     """A quarter is ice, edges, empty fields and particles far off, which alignment moves to the centre."""
     stack = make_particles(
-        "ribosome", 800, box=32, snr=0.2, junk_fraction=0.25, max_shift=20.0, random_state=0
+        "ribosome", 500, box=32, snr=0.3, junk_fraction=0.25, max_shift=20.0, random_state=0
     )
-    aligner = MAPAligner(12, n_batches=60, max_iter=2, random_state=0).fit(stack)
+    aligner = MAPAligner(8, n_batches=30, max_iter=2, random_state=0).fit(stack)
     table = class_quality(aligner, stack)
     kept, junk = table["keep"].to_numpy()[aligner.labels_], stack.truth["is_junk"].to_numpy()
     precision, recall = (kept & ~junk).sum() / kept.sum(), (kept & ~junk).sum() / (~junk).sum()
