@@ -75,9 +75,4 @@ axes.legend()
 # %%
 # The chosen model is fitted again to all particles.
 best = search.best_estimator_
-plot_manifold_atlas(
-    best.class_averages_,
-    best.latent_nodes_,
-    latent_positions=best.transform(stack),
-    counts=best.class_sizes_,
-).figure
+plot_manifold_atlas(best, stack).figure

@@ -25,23 +25,12 @@ print(stack)
 # %%
 # First a plane. The particles lie along a bent line in it, as the density behind the averages shows.
 plane = SMLClusterer((6, 6), max_iter=60, tol=0.05).fit(stack)
-plot_manifold_atlas(
-    plane.class_averages_,
-    plane.latent_nodes_,
-    latent_positions=plane.transform(stack),
-    counts=plane.class_sizes_,
-).figure
+plot_manifold_atlas(plane, stack).figure
 
 # %%
 # Now a ring of 24 nodes. Its first and last nodes are neighbours.
 ring = SMLClusterer(24, topology="ring", max_iter=60, tol=0.05).fit(stack)
-plot_manifold_atlas(
-    ring.class_averages_,
-    ring.latent_nodes_,
-    topology="ring",
-    latent_positions=ring.transform(stack),
-    counts=ring.class_sizes_,
-).figure
+plot_manifold_atlas(ring, stack).figure
 
 # %%
 # We plot the coordinate on the ring against the true turn of each particle, which the model does not know.
@@ -52,4 +41,4 @@ axes.set(xlabel="true turn (degrees)", ylabel="latent coordinate on the ring", y
 
 # %%
 # The convergence of the fit. Within a stage, which has one resolution limit, the objective must not fall.
-plot_convergence(ring.log_posterior_, resolution=ring.resolution_, stage=ring.stage_).figure
+plot_convergence(ring, stack).figure

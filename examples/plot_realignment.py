@@ -42,11 +42,7 @@ for name, poses in (("before", rough.poses), ("after", model.poses_)):
 # Class averages with the poses before and after. The resolutions are optimistic, because the halves share
 # their poses, and they end at 24 A, the finest detail of these images. Use them for comparison only.
 before = SMLClusterer(9, max_iter=60, tol=0.05).fit(rough)
-plot_class_averages(
-    before.class_averages_, counts=before.class_sizes_, resolutions=before.class_resolution_, title="before"
-).figure
+plot_class_averages(before, stack, title="before").figure
 
 # %%
-plot_class_averages(
-    model.class_averages_, counts=model.class_sizes_, resolutions=model.class_resolution_, title="after"
-).figure
+plot_class_averages(model, stack, title="after").figure

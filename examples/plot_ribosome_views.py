@@ -32,12 +32,7 @@ counts = np.bincount(labels, minlength=36)
 plot_class_averages(clusterer.class_averages_, counts=counts, pixel_size=stack.pixel_size).figure
 
 # %%
-plot_manifold_atlas(
-    clusterer.class_averages_,
-    clusterer.latent_nodes_,
-    latent_positions=clusterer.transform(aligned),
-    counts=counts,
-).figure
+plot_manifold_atlas(clusterer, aligned).figure
 
 # %%
 # How good is it? The fraction of same-class pairs whose views are within 20 degrees of each other.

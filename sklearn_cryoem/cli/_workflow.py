@@ -234,6 +234,8 @@ def measure(outcome):
 
 def draw(outcome, classes, folder):
     """Write the pictures."""
+    from sklearn.pipeline import make_pipeline
+
     from sklearn_cryoem.plotting import plot_class_averages, plot_manifold_atlas
 
     stack, aligner, clusterer = outcome.stack, outcome.aligner, outcome.clusterer
@@ -246,12 +248,16 @@ def draw(outcome, classes, folder):
     )
     atlas = plot_manifold_atlas(
         clusterer.class_averages_,
-        clusterer.latent_nodes_,
+        latent_nodes=clusterer.latent_nodes_,
         latent_positions=outcome.positions,
         counts=classes["size"],
         topology=clusterer.topology,
     )
-    figures = {GALLERY: gallery.figure, ATLAS: atlas.figure, CONVERGENCE: draw_convergence(outcome)}
+    figures = {
+        GALLERY: gallery.figure,
+        ATLAS: atlas.figure,
+        CONVERGENCE: draw_convergence(make_pipeline(*filter(None, (aligner, clusterer))), stack),
+    }
     if aligner is not None:
         figures[ALIGNMENT_GALLERY] = draw_alignment(aligner, stack.pixel_size)
     save_figures(figures, folder)
@@ -277,37 +283,17 @@ def save_figures(figures, folder):
             figure.savefig(path, dpi=_DPI, pil_kwargs={"compress_level": 4})
 
 
-def draw_convergence(outcome):
-    """Aligner above, clusterer below, each with an axis of its own: their objectives do not compare."""
+def draw_convergence(model, stack):
+    """Every fit of the model, one above the other: their objectives do not compare."""
     from matplotlib.figure import Figure
 
     from sklearn_cryoem.plotting import plot_convergence
+    from sklearn_cryoem.plotting.convergence import fits_of
 
-    aligner, clusterer = outcome.aligner, outcome.clusterer
-    unit = "px" if outcome.stack.pixel_size is None else "Å"
-    figure = Figure(figsize=(6.4, 3.6 if aligner is None else 7.0), layout="constrained")
-    axes = figure.subplots(1 if aligner is None else 2, squeeze=False)[:, 0]
-    if aligner is not None:
-        plot_convergence(
-            aligner.log_posterior_,
-            resolution=aligner.pass_resolution_,
-            stage=[0.0, *aligner.pass_resolution_[:-1]],  # what a pass reaches is what the next one uses
-            label="log evidence per particle",
-            resolution_label=f"best reference ({unit})",
-            title="Alignment, passes over all particles",
-            ax=axes[0],
-        )
-    plot_convergence(
-        clusterer.log_posterior_,
-        resolution=clusterer.resolution_,
-        stage=clusterer.stage_,
-        held_out=clusterer.held_out_,
-        temperature=clusterer.temperature_,
-        label="objective per particle",
-        resolution_label=f"resolution limit ({unit})",
-        title="Clustering",
-        ax=axes[-1],
-    )
+    fits = fits_of(model, stack)
+    figure = Figure(figsize=(6.4, 3.6 * len(fits)), layout="constrained")
+    for fit, ax in zip(fits, figure.subplots(len(fits), squeeze=False)[:, 0], strict=True):
+        plot_convergence(**fit, ax=ax)
     return figure
 
 

@@ -237,11 +237,9 @@ def draw(deep, stack, quality, folder, *, aligned):
         clusterer = deep.clusterers_[k]
         positions = clusterer.transform(stack[np.flatnonzero(deep.first_labels_ == k)])
         figures[flow.ATLAS] = plot_manifold_atlas(
-            clusterer.class_averages_, clusterer.latent_nodes_, latent_positions=positions,
-            counts=clusterer.class_sizes_, topology=clusterer.topology,
+            clusterer, latent_positions=positions,
         ).figure  # fmt: skip
-        outcome = flow.Outcome(stack, deep.first_ if aligned else None, clusterer, "")
-        figures[flow.CONVERGENCE] = flow.draw_convergence(outcome)
+        figures[flow.CONVERGENCE] = flow.draw_convergence(deep, stack)
     if aligned:
         figures[flow.ALIGNMENT_GALLERY] = flow.draw_alignment(deep.first_, stack.pixel_size)
     flow.save_figures(figures, folder)

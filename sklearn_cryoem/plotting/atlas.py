@@ -1,46 +1,42 @@
-"""The manifold atlas: class averages where they lie in latent space, the crowd of particles behind them."""
+"""The manifold atlas: class averages where they lie in latent space, the density of particles behind them."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Rectangle
 from numpy.typing import ArrayLike
-from scipy.ndimage import gaussian_filter
+from sklearn.base import BaseEstimator
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.manifold.topology import TOPOLOGIES
+from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.display import robust_grey
-from sklearn_cryoem.plotting._closed import MOST_ON_A_CIRCLE, check_directions, draw_ring, draw_sphere
-from sklearn_cryoem.plotting._tiles import (
-    ACCENT,
+from sklearn_cryoem.plotting._figure import (
     FAINT,
     INK,
-    bare,
+    check_averages,
+    check_order,
     check_per_class,
-    check_tiles,
-    disc_tiles,
-    mosaic,
+    hide_frame,
+    last_step,
     new_axes,
 )
+from sklearn_cryoem.plotting.latent_map import density_of, grid_axes, latent_map
 
-_BINS_PER_NODE = 8
-_BLUR_IN_NODES = 0.4  # Gaussian width of the density, in node spacings
-_TILE_FRACTION = 0.84  # diameter of a class average, in node spacings
+_DISC_DIAMETER = 0.84  # of a class average, in node spacings
+_RIM_OF_DISC = 0.06  # over which a disc fades, in radii
 _DENSITY_COLOURS = LinearSegmentedColormap.from_list(
-    "crowd", ["#ffffff", "#d8efe3", "#7fcdbb", "#2c7fb8", "#253494"]
-)  # white where nobody is
-_PROFILE_HEIGHT = 0.55  # room for the density curve above a row of a 1-D atlas, in node spacings
+    "density", ["#ffffff", "#d8efe3", "#7fcdbb", "#2c7fb8", "#253494"]
+)  # white where no particle is
 
 
 def plot_manifold_atlas(
-    class_averages: ArrayLike,
-    latent_nodes: ArrayLike,
+    classification: BaseEstimator | ArrayLike,
+    stack: ParticleStack | None = None,
     *,
-    topology: str = "grid",
+    latent_nodes: ArrayLike | None = None,
+    topology: str | None = None,
     latent_positions: ArrayLike | None = None,
     counts: ArrayLike | None = None,
     title: str | None = None,
@@ -48,24 +44,25 @@ def plot_manifold_atlas(
 ) -> Axes:
     """Lay class averages out on their latent grid, with the density of particles behind them.
 
-    A 2-D latent space is one map; a 1-D one runs in rows, like text, under a curve of the density; a 3-D
-    one is drawn as slices along its third coordinate. A ring is a circle (rows beyond 48 nodes), a torus is
-    unrolled, with dashed edges that meet each other, and a sphere is two hemispheres of equal area, each
-    seen from outside.
+    A 2-D latent space is one map; a 1-D one runs in rows, like text; a 3-D one is drawn as slices along its
+    third coordinate. A ring is a circle (rows beyond 48 nodes), a torus is unrolled, with dashed edges that
+    meet each other, and a sphere is two hemispheres of equal area, each seen from outside.
 
     Parameters
     ----------
-    class_averages : array-like of shape (n_nodes, D, D)
-        `estimator.class_averages_`.
-    latent_nodes : array-like of shape (n_nodes, n_components)
-        Where each class lies: `estimator.latent_nodes_`, a full regular grid in any order, 1 to 3 dimensions;
-        unit vectors for a sphere.
-    topology : {"grid", "ring", "torus", "sphere"}, default="grid"
-        Shape of the latent space: that of the estimator.
+    classification : estimator or array-like of shape (n_nodes, D, D)
+        A fitted `SMLClusterer`, or a Pipeline that ends in one; or class averages, with `latent_nodes`.
+    stack : ParticleStack, default=None
+        Particles that the estimator can transform: their density is drawn behind. By default that of the
+        class sizes.
+    latent_nodes : array-like of shape (n_nodes, n_components), default=None
+        Where each class lies; by default `latent_nodes_` of the estimator.
+    topology : {"grid", "ring", "torus", "sphere"}, default=None
+        Shape of the latent space; by default that of the estimator, "grid" for class averages.
     latent_positions : array-like of shape (n_particles, n_components), default=None
-        `estimator.transform(X)`; their density is drawn behind. By default the density of `counts`, if given.
+        `estimator.transform(stack)`, where it is known already.
     counts : array-like of shape (n_nodes,), default=None
-        Particles of each class. Classes without a particle become a dot.
+        Particles of each class; by default those of the estimator. Classes without a particle become a dot.
     title : str, default=None
         By default what is drawn, in words. "" for none.
     ax : matplotlib Axes, default=None
@@ -74,252 +71,136 @@ def plot_manifold_atlas(
     Returns
     -------
     matplotlib Axes
-        Its unit is one node spacing.
+        Its unit is one node spacing, y downwards.
 
     Raises
     ------
     ParticleDataError
-        If the shapes do not fit each other, the nodes are not a regular grid, or the topology is unknown.
+        If the shapes do not fit each other, or the topology is unknown.
+    TypeError
+        If classification and particles are swapped.
 
     Notes
     -----
     The density is in particles per node, smoothed by a Gaussian of 0.4 node spacings.
     """
-    tiles = check_tiles(class_averages)  # (n_nodes, D, D)
-    counts = check_per_class("counts", counts, len(tiles))
-    if topology not in TOPOLOGIES:
+    check_order("plot_manifold_atlas", classification, stack)
+    model = last_step(classification)
+    averages = check_averages(classification if model is None else model.class_averages_)
+    latent_nodes = getattr(model, "latent_nodes_", None) if latent_nodes is None else latent_nodes
+    if np.shape(latent_nodes)[:1] != (len(averages),):
         raise ParticleDataError(
-            f"topology is {topology!r}, expected one of {', '.join(map(repr, TOPOLOGIES))}. "
-            f"Pass `estimator.topology`."
+            f"latent_nodes has shape {np.shape(latent_nodes)}, expected ({len(averages)}, 1 to 3): one for "
+            f"each class. Pass a fitted SMLClusterer, or `class_averages_` and `latent_nodes_` of one fit."
         )
-    opacity = np.ones(len(tiles)) if counts is None else (counts >= 0.5).astype(float)
-    discs = disc_tiles(robust_grey(tiles), opacity)  # (n_nodes, D, D, 4)
-    if topology == "sphere":
-        ax, words = _draw_sphere(discs, latent_nodes, latent_positions, counts, opacity, ax)
-    else:
-        ax, words = _draw_grid(discs, latent_nodes, latent_positions, counts, opacity, topology, ax)
-    ax.set_title(words if title is None else title, color=INK, fontsize=11)
+    topology = topology or getattr(model, "topology", "grid")
+    counts = getattr(model, "class_sizes_", None) if counts is None else counts
+    counts = check_per_class("counts", counts, len(averages))
+    if stack is not None and latent_positions is None and model is not None:
+        latent_positions = classification.transform(stack)
+    flat = latent_map(latent_nodes, topology)
+    density = _density_behind(flat, latent_positions, counts, np.shape(latent_nodes)[1])
+    if ax is None:
+        left, top, right, bottom = flat.extent
+        inch = min(11.0 / max(right - left, bottom - top), 1.1)
+        ax = new_axes(inch * (right - left) + 1.6, inch * (bottom - top) + 0.9)
+    _draw_density(ax, flat, density)
+    seen = np.ones(len(averages), bool) if counts is None else counts >= 0.5
+    _draw_discs(ax, flat, averages, seen)
+    _draw_frames(ax, flat, np.asarray(latent_nodes, dtype=float), topology)
+    ax.set_title(_words(latent_nodes, topology) if title is None else title, color=INK, fontsize=11)
     return ax
 
 
-def _draw_sphere(discs, latent_nodes, latent_positions, counts, opacity, ax):
-    """Draw hemispheres; return the axes and what they show in words."""
-    nodes = check_directions("latent_nodes", latent_nodes, len(discs))
-    positions, weights = latent_positions, None
-    if positions is not None:
-        positions = check_directions("latent_positions", positions)
-    elif counts is not None:
-        positions, weights = nodes, counts
-    ax = draw_sphere(_inset(discs), nodes, positions, weights, opacity, _DENSITY_COLOURS, ax)
-    return ax, f"{len(nodes)} classes on a sphere"
-
-
-def _draw_grid(discs, latent_nodes, latent_positions, counts, opacity, topology, ax):
-    """Draw a grid, ring or torus; return the axes and what they show in words."""
-    cells, axes = grid_cells(latent_nodes, len(discs))  # (n_nodes, n_components), list of coordinates
-    positions, weights = _crowd(latent_positions, counts, cells, axes)
-    shape = tuple(len(coordinates) for coordinates in axes)
-    is_closed = topology != "grid"
-    density = None
-    if positions is not None:
-        density = particle_density(positions, weights, shape, is_closed=is_closed)
-    words = f"{' × '.join(map(str, shape))} classes on a "
-    if topology == "ring" and len(discs) <= MOST_ON_A_CIRCLE:
-        return draw_ring(_inset(discs), cells[:, 0], density, opacity, ax), words + "ring"
-    if len(shape) == 1:
-        ax = _draw_rows(discs, cells[:, 0], axes[0], density, opacity, ax)
-    else:
-        ax = _draw_maps(discs, cells, axes, density, opacity, ax, is_closed=is_closed)
-    kind = {"grid": f"{len(shape)}-D manifold", "ring": "ring: the last is next to the first"}
-    return ax, words + kind.get(topology, "torus: opposite edges meet")
-
-
-def grid_cells(latent_nodes, n_nodes):
-    """Integer cell of each node of a regular grid, and the coordinates along each axis.
-
-    Parameters
-    ----------
-    latent_nodes : array-like of shape (n_nodes, n_components)
-        Full regular grid, in any order.
-    n_nodes : int
-        How many there must be.
-
-    Returns
-    -------
-    cells : integer ndarray of shape (n_nodes, n_components)
-    axes : list of n_components ascending coordinate arrays
-    """
-    nodes = np.asarray(latent_nodes, dtype=float)
-    if nodes.ndim != 2 or nodes.shape[0] != n_nodes or nodes.shape[1] not in (1, 2, 3):
-        raise ParticleDataError(
-            f"latent_nodes has shape {nodes.shape}, expected ({n_nodes}, 1 to 3): a node for each class. "
-            f"Pass `latent_nodes_` and `class_averages_` of the same estimator."
-        )
-    axes, columns = [], []
-    for coordinate in nodes.T:
-        values, index = np.unique(np.round(coordinate, 9), return_inverse=True)
-        axes.append(values)
-        columns.append(index)
-    cells = np.stack(columns, axis=1)  # (n_nodes, n_components)
-    n_cells = math.prod(map(len, axes))
-    if n_cells != n_nodes or len(np.unique(cells, axis=0)) != n_nodes:
-        raise ParticleDataError(
-            f"the {n_nodes} latent nodes are not a regular grid (their coordinates span {n_cells} cells). "
-            f"Draw irregular classes with plot_class_averages instead."
-        )
-    return cells, axes
-
-
-def particle_density(positions, weights, shape, *, is_closed=False):
-    """Particles per node around each point of a grid of nodes, smoothed.
-
-    Parameters
-    ----------
-    positions : ndarray of shape (n_particles, n_components)
-        In node spacings: 0 is the first node of an axis, shape - 1 its last.
-    weights : ndarray of shape (n_particles,) or None
-        How much each counts; None for one.
-    shape : tuple of int
-        Nodes along each axis.
-    is_closed : bool, default=False
-        Whether the last node of an axis is next to the first.
-
-    Returns
-    -------
-    ndarray of shape (8 * shape[0], 8 * shape[1][, shape[2]])
-        Eight bins to a node along the first two axes, from -0.5 to shape - 0.5; one along a third.
-    """
-    per_node = [_BINS_PER_NODE, _BINS_PER_NODE, 1][: len(shape)]
-    bins = [n * fine for n, fine in zip(shape, per_node, strict=True)]
-    edges = [(-0.5, n - 0.5) for n in shape]
-    upper = np.nextafter(np.array(shape) - 0.5, 0)
-    if is_closed:
-        positions = (positions + 0.5) % np.array(shape) - 0.5
-    inside = np.clip(positions, -0.5, upper)  # what lies beyond the grid's rim is drawn on it
-    histogram, _ = np.histogramdd(inside, bins=bins, range=edges, weights=weights)
-    blur = [_BLUR_IN_NODES * fine if fine > 1 else 0.0 for fine in per_node]
-    return gaussian_filter(histogram, blur, mode="wrap" if is_closed else "reflect") * math.prod(per_node)
-
-
-def _crowd(latent_positions, counts, cells, axes):
-    """Positions of what is counted, in node spacings, and their weights (None: each counts one)."""
+def _density_behind(flat, latent_positions, counts, n_coordinates):
     if latent_positions is None:
-        return (None, None) if counts is None else (cells.astype(float), counts)
+        return None if counts is None else density_of(flat, flat.xy, counts)
     positions = np.asarray(latent_positions, dtype=float)
-    if positions.ndim != 2 or positions.shape[1] != len(axes):
+    if positions.ndim != 2 or positions.shape[1] != n_coordinates:
         raise ParticleDataError(
-            f"latent_positions has shape {positions.shape}, expected (n_particles, {len(axes)}). "
-            f"Pass `estimator.transform(X)` of the same estimator."
+            f"latent_positions has shape {positions.shape}, expected (n_particles, {n_coordinates}). "
+            f"Pass `estimator.transform(stack)` of the same estimator."
         )
-    first = np.array([coordinates[0] for coordinates in axes])
-    spacing = np.array([np.ptp(c) / (len(c) - 1) if len(c) > 1 else 1.0 for c in axes])
-    return (positions - first) / spacing, None
+    return density_of(flat, flat.place(positions))
 
 
-def _inset(discs):
-    """Discs with a transparent rim, so that one disc fills `_TILE_FRACTION` of its cell."""
-    box = discs.shape[1]
-    margin = round(0.5 * box * (1 / _TILE_FRACTION - 1))
-    return np.pad(discs, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-
-
-def _draw_maps(discs, cells, axes, density, opacity, ax, *, is_closed=False):
-    """A 2-D atlas, or the slices of a 3-D one side by side; first coordinate to the right, second up."""
-    n_x, n_y = len(axes[0]), len(axes[1])
-    slices = axes[2] if len(axes) == 3 else np.zeros(1)
-    slice_of = cells[:, 2] if len(axes) == 3 else np.zeros(len(cells), dtype=int)
-    across = min(len(slices), max(1, math.ceil(math.sqrt(1.4 * len(slices) * n_y / n_x))))
-    down = math.ceil(len(slices) / across)
-    step_x, step_y = n_x + 0.6, n_y + 1.0
-    width, height = across * step_x - 0.6, down * step_y - 1.0
-    if ax is None:
-        inch = min(11.0 / max(width, height), 1.1)
-        ax = new_axes(inch * width + 1.6, inch * height + 0.9)
-    densities = None if density is None else density.reshape(*density.shape[:2], -1)  # (bins, bins, n_slices)
-    peak = 1.0 if density is None else max(float(np.quantile(density, 0.995)), 1e-12)
-    shaded = None
-    for index, level in enumerate(slices):
-        x0, y0 = (index % across) * step_x, -(index // across) * step_y
-        extent = (x0 - 0.5, x0 + n_x - 0.5, y0 - 0.5, y0 + n_y - 0.5)
-        if densities is not None:
-            shaded = ax.imshow(
-                densities[:, :, index].T, extent=extent, origin="lower", cmap=_DENSITY_COLOURS,
-                vmin=0.0, vmax=peak, interpolation="bilinear",
-            )  # fmt: skip
-        own = slice_of == index
-        picture = mosaic(_inset(discs[own]), n_y - 1 - cells[own, 1], cells[own, 0], (n_y, n_x), fill=0.0)
-        ax.imshow(picture, extent=extent, origin="upper", interpolation="antialiased", zorder=2)
-        rim = (
-            {"edgecolor": INK, "lw": 1.0, "ls": (0, (5, 3))} if is_closed else {"edgecolor": FAINT, "lw": 0.6}
-        )
-        ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), n_x, n_y, fill=False, zorder=4, **rim))
-        _dots(ax, x0 + cells[own & (opacity == 0), 0], y0 + cells[own & (opacity == 0), 1])
-        if len(axes) == 3:
-            ax.text(
-                x0 - 0.4, y0 + n_y - 0.45, f"third coordinate {level:.2g}", va="bottom", color=INK, fontsize=8
-            )
-    ax.set_xlim(-0.55, width - 0.45)
-    ax.set_ylim(n_y - 0.55 - height, n_y - 0.45 + (0.8 if len(axes) == 3 else 0.0))
-    ax.set_aspect("equal")
-    bare(ax)
-    if len(axes) == 2:
-        _latent_ticks(ax.set_xticks, axes[0])
-        _latent_ticks(ax.set_yticks, axes[1])
-        ax.set_xlabel("first latent coordinate", color=INK)
-        ax.set_ylabel("second latent coordinate", color=INK)
-    if shaded is not None:
+def _draw_density(ax, flat, density):
+    left, top, right, bottom = flat.extent
+    if density is not None:
+        peak = max(float(np.quantile(density, 0.995)), 1e-12)
+        shaded = ax.imshow(
+            density, extent=(left, right, bottom, top), cmap=_DENSITY_COLOURS, vmin=0.0, vmax=peak,
+            interpolation="bilinear",
+        )  # fmt: skip
         bar = ax.figure.colorbar(shaded, ax=ax, shrink=0.5, aspect=24, pad=0.02)
         bar.set_label("particles per node", color=INK)
         bar.outline.set_visible(False)
-    return ax
 
 
-def _draw_rows(discs, cells, coordinates, density, opacity, ax):
-    """A 1-D atlas: nodes from left to right in rows, each row under the density along it."""
-    n_nodes = len(coordinates)
-    per_row = n_nodes if n_nodes <= 12 else math.ceil(n_nodes / round(math.sqrt(n_nodes / 2.6)))
-    n_rows = math.ceil(n_nodes / per_row)
-    step = 1.0 + (_PROFILE_HEIGHT + 0.1 if density is not None else 0.15)
-    if ax is None:
-        inch = min(11.0 / per_row, 1.1)
-        ax = new_axes(inch * (per_row + 1), inch * n_rows * step + 0.6)
-    ordered = _inset(discs[np.argsort(cells)])  # (n_nodes, D, D, 4)
-    seen = opacity[np.argsort(cells)]
-    peak = None if density is None else max(float(density.max()), 1e-12)
-    for row in range(n_rows):
-        own = slice(row * per_row, min((row + 1) * per_row, n_nodes))
-        count, y = own.stop - own.start, -row * step
-        picture = mosaic(ordered[own], np.zeros(count, int), np.arange(count), (1, count), fill=0.0)
-        ax.imshow(
-            picture, extent=(-0.5, count - 0.5, y - 0.5, y + 0.5), interpolation="antialiased", zorder=2
-        )
-        _dots(ax, np.flatnonzero(seen[own] == 0), np.full(np.sum(seen[own] == 0), y))
-        ax.text(-0.6, y, f"{coordinates[own.start]:+.2f}", ha="right", va="center", color=FAINT, fontsize=8)
-        if density is not None:
-            part = density[own.start * _BINS_PER_NODE : own.stop * _BINS_PER_NODE]
-            x = (np.arange(len(part)) + 0.5) / _BINS_PER_NODE - 0.5
-            ax.fill_between(
-                x, y + 0.5, y + 0.5 + _PROFILE_HEIGHT * part / peak, color=ACCENT, alpha=0.4, lw=0
-            )
-    if density is not None:
-        ax.text(
-            per_row - 0.5, 0.55 + _PROFILE_HEIGHT, f"blue: particles per node, up to {peak:,.0f}",
-            ha="right", va="bottom", color=ACCENT, fontsize=8,
-        )  # fmt: skip
-    ax.set_xlim(-1.4, per_row - 0.4)
-    ax.set_ylim(-(n_rows - 1) * step - 0.6, step - 0.2)
-    ax.set_aspect("equal")
-    bare(ax)
-    return ax
-
-
-def _dots(ax, x, y):
-    """Mark classes that hold no particle."""
+def _draw_discs(ax, flat, averages, seen):
+    """All averages as discs in one image, and a dot for each class that holds no particle."""
+    box = averages.shape[-1]
+    left, top, right, bottom = flat.extent
+    scale = box / _DISC_DIAMETER  # pixels of the averages in a node spacing
+    offset = np.arange(box) - (box - 1) / 2
+    rim = np.clip((1.0 - np.hypot(offset[:, None], offset) / (box / 2)) / _RIM_OF_DISC, 0.0, 1.0)
+    canvas = np.zeros((round((bottom - top) * scale) + 1, round((right - left) * scale) + 1, 4), np.float32)
+    for grey, (x, y) in zip(robust_grey(averages)[seen], flat.xy[seen], strict=True):
+        row, column = round((y - top) * scale - box / 2), round((x - left) * scale - box / 2)
+        own = canvas[max(row, 0) : row + box, max(column, 0) : column + box]
+        disc = np.stack([grey, grey, grey, rim], axis=-1)[-own.shape[0] :, -own.shape[1] :]
+        own[disc[..., 3] > 0] = disc[disc[..., 3] > 0]
+    extent = (left, left + canvas.shape[1] / scale, top + canvas.shape[0] / scale, top)
+    ax.imshow(canvas, extent=extent, interpolation="antialiased", zorder=2)
+    x, y = flat.xy[~seen].T
     ax.plot(x, y, ls="none", marker="o", ms=1.8, color=FAINT, alpha=0.7, zorder=3)
 
 
-def _latent_ticks(set_ticks, coordinates):
+def _draw_frames(ax, flat, nodes, topology):
+    """Frames and titles of the panels, and the coordinates along them."""
+    hide_frame(ax)
+    left, top, right, bottom = flat.extent
+    line = {"edgecolor": FAINT, "lw": 0.6}
+    if flat.is_closed:
+        line = {"edgecolor": INK, "lw": 1.0, "ls": (0, (5, 3))}
+    is_circle = topology == "ring" and len(flat.panels) == 1
+    for panel in flat.panels:
+        middle = (panel.x + panel.width / 2, panel.y + panel.height / 2)
+        if panel.radius is not None:
+            ax.add_patch(Circle(middle, panel.width / 2, fill=False, zorder=1, **line))
+        elif not is_circle:
+            ax.add_patch(Rectangle(panel[:2], panel.width, panel.height, fill=False, zorder=4, **line))
+        ax.text(panel.x, panel.y - 0.08, panel.title, va="bottom", color=INK, fontsize=8)
+    if is_circle:
+        radius = max(flat.panels[0].width / 2 - 1.2, 0.2)  # inside the circle of discs
+        for value, text in ((0.0, "0"), (0.5, "0.5"), (1.0, "±1"), (-0.5, "-0.5")):
+            x, y = radius * np.cos(np.pi * value), -radius * np.sin(np.pi * value)
+            ax.text(x, y, text, ha="center", va="center", color=FAINT, fontsize=8)
+    elif nodes.shape[1] == 2 and len(flat.panels) == 1 and grid_axes(nodes) is not None:
+        across, up = grid_axes(nodes)
+        _latent_ticks(ax.set_xticks, across)
+        _latent_ticks(ax.set_yticks, up, is_up=True)
+        ax.set_xlabel("first latent coordinate", color=INK)
+        ax.set_ylabel("second latent coordinate", color=INK)
+    ax.set_xlim(left - 0.05, right + 0.05)
+    ax.set_ylim(bottom + 0.05, top - (0.4 if any(panel.title for panel in flat.panels) else 0.05))
+    ax.set_aspect("equal")
+
+
+def _latent_ticks(set_ticks, coordinates, *, is_up=False):
     """Write round latent coordinates along an axis whose unit is one node."""
     values = np.linspace(coordinates[0], coordinates[-1], 5 if len(coordinates) > 4 else len(coordinates))
     where = np.interp(values, coordinates, np.arange(len(coordinates)))
+    where = len(coordinates) - 1 - where if is_up else where
     set_ticks(where, [f"{value:.2g}" for value in values], color=FAINT, fontsize=8)
+
+
+def _words(latent_nodes, topology):
+    """What is drawn, for the title."""
+    nodes = np.asarray(latent_nodes, dtype=float)
+    if topology == "sphere":
+        return f"{len(nodes)} classes on a sphere"
+    axes = grid_axes(nodes)
+    shape = str(len(nodes)) if axes is None else " × ".join(str(len(coordinates)) for coordinates in axes)
+    kind = {"ring": "ring", "torus": "torus: opposite edges meet"}
+    return f"{shape} classes on a {kind.get(topology, f'{nodes.shape[1]}-D manifold')}"

@@ -6,22 +6,26 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.plotting._tiles import ACCENT, FAINT, INK, new_axes
+from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.plotting._figure import ACCENT, FAINT, INK, check_order, new_axes
 
-_RESOLUTION_COLOUR = "#b2182b"
+RESOLUTION_COLOUR = "#b2182b"
 CROSS_FITTED, FITTED = "cross-fitted: fit to held-out images", "EM: fit to all images"
 
 
 def plot_convergence(
-    log_posterior: ArrayLike,
+    classification: BaseEstimator | ArrayLike,
+    stack: ParticleStack | None = None,
     *,
     resolution: ArrayLike | None = None,
     stage: ArrayLike | None = None,
     held_out: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
-    label: str | None = None,
+    label: str = "log posterior",
     resolution_label: str = "resolution limit (Å)",
     title: str = "Convergence",
     ax: Axes | None = None,
@@ -30,21 +34,22 @@ def plot_convergence(
 
     Parameters
     ----------
-    log_posterior : array-like of shape (n_iter,)
-        `estimator.log_posterior_`: log posterior after each iteration.
+    classification : estimator or array-like of shape (n_iter,)
+        A fitted `MAPAligner`, `SMLClusterer` or `DeepClusterer` (of which the last fit is drawn), or a
+        Pipeline that ends in one: everything below is taken from it. Or the objective after each iteration.
+    stack : ParticleStack, default=None
+        What was classified: resolutions are in pixels where its pixel size is unknown.
     resolution : array-like of shape (n_iter,), default=None
         Resolution limit of each iteration in Angstrom, drawn as steps on a second axis (finer is higher).
     stage : array-like of shape (n_iter,), default=None
         Anything that changes when the objective itself changes (frequencies, temperature, images): values
-        across a change cannot be compared. By default where `resolution` does. What a pass of a `MAPAligner`
-        reaches, `pass_resolution_`, is what the next one uses: ``stage=[0, *pass_resolution_[:-1]]``.
+        across a change cannot be compared. By default where `resolution` does.
     held_out : array-like of shape (n_iter,), bool, default=None
-        `estimator.held_out_`: which iterations are cross-fitted, the first ones. Their objective is how well
-        templates of some images foretell others, that of the rest how well the templates fit their own
-        images: they are shaded, and named in the picture.
+        Which iterations are cross-fitted, the first ones. Their objective is the likelihood of held-out
+        images, that of the rest the fit to all images: they are shaded, and named in the picture.
     temperature : array-like of shape (n_iter,), default=None
-        `estimator.temperature_`. Held-out values compare while it and `resolution` are the same.
-    label : str, default=None
+        Held-out values compare while it and `resolution` are the same.
+    label : str
         Name of the objective, at the vertical axis.
     resolution_label : str
         Name of the resolution, at the second axis.
@@ -61,15 +66,26 @@ def plot_convergence(
     ------
     ParticleDataError
         If the arrays differ in length or are empty.
+    TypeError
+        If classification and particles are swapped, or the estimator keeps no objective.
 
     Notes
     -----
     Where the objective changes, the line is broken (a faint vertical line marks it) and what came before is
     moved up or down to join: what can be seen is the gain within stages. The values of the last stage are the
-    true ones. Cross-fitted iterations are drawn from where all detail is in and the temperature has fallen:
-    before, their objective changes by more than they gain.
+    true ones. Cross-fitted iterations are drawn once all frequencies are in use and the temperature has
+    fallen: before, their objective changes by more than they gain.
     """
-    trace = np.asarray(log_posterior, dtype=float).ravel()  # (n_iter,)
+    check_order("plot_convergence", classification, stack)
+    if isinstance(classification, BaseEstimator):
+        fits = fits_of(classification, stack)
+        if not fits:
+            raise TypeError(
+                f"{type(classification).__name__} keeps no objective of its fit. Pass a fitted MAPAligner, "
+                "SMLClusterer or DeepClusterer, or the values themselves."
+            )
+        return plot_convergence(**fits[-1], ax=ax)
+    trace = np.asarray(classification, dtype=float).ravel()  # (n_iter,)
     given = {"resolution": resolution, "stage": stage, "held_out": held_out, "temperature": temperature}
     _check_lengths(trace, given)
     if ax is None:
@@ -82,12 +98,13 @@ def plot_convergence(
             ax.plot(iterations[part], trace[part], color=ACCENT, lw=1.6, marker="o", ms=3.5)
             if number:
                 ax.axvline(iterations[part[0]] - 0.5, color=FAINT, lw=0.6, alpha=0.35, zorder=0)
-        elif is_drawn(number, parts, held_out):
+        # Of the cross-fitted pieces only the last, after all changes, is worth drawing.
+        elif number + 1 == len(parts) or not held_out[parts[number + 1][0]]:
             ax.plot(iterations[part], trace[part], color=ACCENT, lw=1.2, ls="--", marker="o", ms=3.5, mfc="w")
     if held_out.any():
         _shade(ax, held_out)
     ax.set_xlabel("iteration", color=INK)
-    ax.set_ylabel(label or "log posterior", color=ACCENT)
+    ax.set_ylabel(label, color=ACCENT)
     ax.set_title(title, color=INK, fontsize=11, pad=18 if held_out.any() else None)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlim(0.5, len(trace) + 0.5)
@@ -96,6 +113,64 @@ def plot_convergence(
     if resolution is not None:
         _resolution_steps(ax, iterations, np.asarray(resolution, dtype=float), resolution_label)
     return ax
+
+
+def fits_of(model, stack=None):
+    """How the fits of an estimator went: arguments of `plot_convergence` for each, in order.
+
+    Parameters
+    ----------
+    model : estimator or Pipeline
+        Fitted. Of a deep clustering the first classification and the largest class are taken.
+    stack : ParticleStack or None
+        For the unit of resolutions.
+
+    Returns
+    -------
+    list of dict
+    """
+    unit = "px" if stack is not None and stack.pixel_size is None else "Å"
+    if isinstance(model, Pipeline):
+        return [fit for _, step in model.steps for fit in fits_of(step, stack)]
+    if hasattr(model, "first_"):
+        return [*fits_of(model.first_, stack), *_fit_of_largest(model, stack)]
+    if hasattr(model, "pass_resolution_"):
+        reached = np.asarray(model.pass_resolution_, dtype=float)
+        return [
+            {
+                "title": "Alignment: passes over all particles",
+                "classification": model.log_posterior_,
+                "label": "log evidence (nats per particle)",
+                "resolution": reached,
+                "resolution_label": f"best reference ({unit})",
+                "stage": [0.0, *reached[:-1]],  # what a pass reaches is what the next one uses
+            }
+        ]
+    if hasattr(model, "stage_"):
+        return [
+            {
+                "title": "Clustering",
+                "classification": model.log_posterior_,
+                "label": "objective (nats per particle)",
+                "resolution": model.resolution_,
+                "resolution_label": f"resolution limit ({unit})",
+                "stage": model.stage_,
+                "held_out": model.held_out_,
+                "temperature": model.temperature_,
+            }
+        ]
+    return []
+
+
+def _fit_of_largest(deep, stack):
+    """How the largest class of a deep clustering was divided."""
+    sizes = np.bincount(deep.first_labels_, minlength=len(deep.clusterers_))
+    divided = [k for k, clusterer in enumerate(deep.clusterers_) if clusterer is not None]
+    largest = max(divided, key=lambda k: sizes[k], default=None)
+    if largest is None:
+        return []
+    *_, fit = fits_of(deep.clusterers_[largest], stack)
+    return [{**fit, "title": f"Clustering inside class {largest + 1}, the largest"}]
 
 
 def pieces(n_iter, *, resolution=None, stage=None, held_out=None, temperature=None):
@@ -125,26 +200,6 @@ def pieces(n_iter, *, resolution=None, stage=None, held_out=None, temperature=No
     for values in known:
         changes |= both & (values[1:] != values[:-1])
     return np.split(np.arange(n_iter), np.flatnonzero(changes) + 1), held_out
-
-
-def is_drawn(number, parts, held_out):
-    """Whether piece `number` is worth drawing: of the cross-fitted ones only the last, after all changes.
-
-    Parameters
-    ----------
-    number : int
-        Of the piece, from 0.
-    parts : list of ndarray of int
-        All pieces.
-    held_out : ndarray of shape (n_iter,), bool
-        Both from `pieces`.
-
-    Returns
-    -------
-    bool
-    """
-    ends_them = number + 1 == len(parts) or not held_out[parts[number + 1][0]]
-    return ends_them or not held_out[parts[number][0]]
 
 
 def _check_lengths(trace, given):
@@ -218,7 +273,7 @@ def resolution_ticks(coarsest, finest, *, gap=0.06):
 def _resolution_steps(ax, iterations, resolution, label):
     """Resolution on a second axis, linear in 1/Angstrom so that equal steps are equal news."""
     twin = ax.twinx()
-    twin.step(iterations, resolution, where="mid", color=_RESOLUTION_COLOUR, lw=1.2, alpha=0.8)
+    twin.step(iterations, resolution, where="mid", color=RESOLUTION_COLOUR, lw=1.2, alpha=0.8)
     twin.set_yscale("function", functions=(_minus_reciprocal, _minus_reciprocal))
     finite = resolution[np.isfinite(resolution)]
     if finite.size:
@@ -229,7 +284,7 @@ def _resolution_steps(ax, iterations, resolution, label):
             ticks = np.unique([float(f"{value:.3g}") for value in (finite.min(), finite.max())])
         twin.yaxis.set_major_locator(FixedLocator(ticks))
         twin.yaxis.set_minor_locator(NullLocator())
-    twin.set_ylabel(label, color=_RESOLUTION_COLOUR)
+    twin.set_ylabel(label, color=RESOLUTION_COLOUR)
     twin.spines[["top"]].set_visible(False)
     twin.set_zorder(0)
     ax.set_zorder(1)

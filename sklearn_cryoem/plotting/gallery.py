@@ -8,16 +8,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.display import robust_grey
-from sklearn_cryoem.plotting._tiles import (
+from sklearn_cryoem.plotting._figure import (
     FAINT,
     INK,
-    bare,
+    check_averages,
+    check_order,
     check_per_class,
-    check_tiles,
-    mosaic,
+    hide_frame,
+    last_step,
     new_axes,
     round_length,
 )
@@ -27,7 +30,8 @@ _GAP_FRACTION = 0.05  # empty space between tiles, in tile widths
 
 
 def plot_class_averages(
-    class_averages: ArrayLike,
+    classification: BaseEstimator | ArrayLike,
+    stack: ParticleStack | None = None,
     *,
     counts: ArrayLike | None = None,
     resolutions: ArrayLike | None = None,
@@ -43,12 +47,16 @@ def plot_class_averages(
 
     Parameters
     ----------
-    class_averages : array-like of shape (n_classes, D, D)
-        For example `estimator.class_averages_`.
+    classification : estimator or array-like of shape (n_classes, D, D)
+        A fitted estimator, or a Pipeline that ends in one; or class averages.
+    stack : ParticleStack, default=None
+        What was classified: only its pixel size is used.
     counts : array-like of shape (n_classes,), default=None
-        Particles of each class, written under it on the left; soft (fractional) sizes are rounded.
+        Particles of each class, written under it on the left; soft (fractional) sizes are rounded. By default
+        those of the estimator.
     resolutions : array-like of shape (n_classes,), default=None
-        Resolution of each class in Angstrom, written under it on the right; nan or inf is left blank.
+        Resolution of each class in Angstrom, written under it on the right; nan or inf is left blank. By
+        default those of the estimator; those of `class_quality` are measured on halves of each class.
     order : {"size", "resolution", "index"}, default="size"
         Largest first, finest first, or as they come. Without `counts`, "size" is the same as "index".
     hide_empty : bool, default=True
@@ -56,7 +64,7 @@ def plot_class_averages(
     numbers : bool, default=False
         Write each class's number into its corner, counted from 1 as in a STAR file's `rlnClassNumber`.
     pixel_size : float, default=None
-        Angstrom per pixel; draws a scale bar into the first tile.
+        Angstrom per pixel; draws a scale bar into the first tile. By default that of the stack.
     n_columns : int, default=None
         Tiles in a row; by default a picture somewhat wider than high, with few cells left over.
     title : str, default=None
@@ -73,12 +81,21 @@ def plot_class_averages(
     ------
     ParticleDataError
         If an array has the wrong shape or every class is empty.
+    TypeError
+        If classification and particles are swapped.
 
     Notes
     -----
     One image is drawn, not one Axes per class, so that a thousand classes take seconds, not minutes.
     """
-    tiles = check_tiles(class_averages)  # (n_classes, D, D)
+    check_order("plot_class_averages", classification, stack)
+    model = last_step(classification)
+    if model is not None:
+        counts = getattr(model, "class_sizes_", None) if counts is None else counts
+        resolutions = model.class_resolution_ if resolutions is None else resolutions
+    if pixel_size is None and stack is not None:
+        pixel_size = stack.pixel_size
+    tiles = check_averages(classification if model is None else model.class_averages_)  # (n_classes, D, D)
     counts = check_per_class("counts", counts, len(tiles))
     resolutions = check_per_class("resolutions", resolutions, len(tiles))
     shown = class_order(len(tiles), counts, resolutions, order=order, hide_empty=hide_empty)
@@ -101,7 +118,7 @@ def plot_class_averages(
     ax.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="antialiased")
     ax.set_xlim(-0.5, picture.shape[1] - space - 0.5)
     ax.set_ylim(picture.shape[0] - space - 0.5, -0.5)
-    bare(ax)
+    hide_frame(ax)
     lefts, tops = columns * (box + space), rows * (box + strip)
     _write_captions(ax, captions, lefts, tops + box + 0.72 * (strip - space), box, points)
     if numbers:
@@ -149,6 +166,31 @@ def class_order(n_classes, counts=None, resolutions=None, *, order="size", hide_
                 f"Check that `counts` belongs to this fit, or pass hide_empty=False."
             )
     return shown
+
+
+def mosaic(tiles, rows, columns, shape, *, gap):
+    """Put grey tiles (n_tiles, D, D) on a grid of cells, row 0 at the top, over white.
+
+    Parameters
+    ----------
+    tiles : ndarray of shape (n_tiles, D, D)
+        Grey values.
+    rows, columns : integer array of shape (n_tiles,)
+        Cell of each tile.
+    shape : tuple of two int
+        Number of rows and columns of the grid.
+    gap : tuple of two int
+        Empty pixels under and to the right of each tile.
+
+    Returns
+    -------
+    ndarray of shape (n_rows * (D + gap[0]), n_columns * (D + gap[1]))
+    """
+    box = tiles.shape[1]
+    height, width = box + gap[0], box + gap[1]
+    canvas = np.ones((shape[0], height, shape[1], width), dtype=np.float32)
+    canvas[rows, :box, columns, :box] = tiles
+    return canvas.reshape(shape[0] * height, shape[1] * width)
 
 
 def balanced_columns(n_tiles, aspect=1.6):

@@ -1,7 +1,6 @@
 """From the folder of a run to its facts: summary and averages are needed, model and particles may be gone."""
 
 import json
-import re
 import warnings
 from pathlib import Path
 
@@ -12,40 +11,12 @@ from sklearn_cryoem._core.exceptions import ModelFileError, ParticleDataError, P
 from sklearn_cryoem.estimators import load_model
 from sklearn_cryoem.io import read_mrc, read_particles
 from sklearn_cryoem.particles import class_labels
-from sklearn_cryoem.report.collect import (
-    as_text,
-    described,
-    first_averages_of,
-    parameters_of,
-    traces_of,
-    with_unit,
-)
-from sklearn_cryoem.report.run import Run
+from sklearn_cryoem.plotting.convergence import fits_of
+from sklearn_cryoem.report.run import Run, as_text, facts_of_model, steps_of, with_unit
 
 SUMMARY, AVERAGES, MODEL = "summary.json", "class_averages.mrcs", "model.npz"
 QUALITY, TREE = "quality.csv", "tree.json"
-_LATENT = re.compile(r"^(?:sklearn_cryoem/)?smlLatent([1-9])$")  # as they are called in .star and .cs files
-_RESULT_NAMES = {
-    "n_particles": "particles", "n_left_out": "particles left out", "box_px": "box (px)",
-    "pixel_size_angstrom": "pixel size (Å)", "n_classes": "classes", "grid_shape": "grid of classes",
-    "n_classes_with_particles": "classes with particles", "n_classes_suggested": "classes suggested to keep",
-    "n_particles_suggested": "particles in these", "n_effective_classes": "effective classes",
-    "n_effective_classes_suggested": "effective classes suggested to keep",
-    "kept_by_rarity": "kept of each fifth of the particles, smallest classes first",
-    "agreement_of_repeat": "agreement with a second clustering (adjusted mutual information)",
-    "defocus_share": "variance of the defocus between classes (share)",
-    "defocus_share_by_chance": "that by chance",
-    "n_first_classes": "first classes", "n_first_classes_divided": "first classes divided",
-    "n_iter_cluster": "iterations of the clustering", "converged": "clustering converged",
-    "log_posterior_per_particle": "log posterior (nats per particle)",
-    "n_references_align": "references of the alignment", "n_classes_align": "classes of the alignment",
-    "n_effective_classes_align": "effective classes of the alignment",
-    "n_iter_align": "full passes of the alignment", "converged_align": "alignment converged",
-}  # fmt: skip
-_LENGTHS = {
-    "finest_class_resolution": "finest class resolution", "alignment_resolution": "finest reference",
-    "alignment_pass_resolution": "finest reference after each pass",
-}  # fmt: skip
+_RESULTS_WITH_LENGTH = ("finest_class_resolution", "alignment_resolution", "alignment_pass_resolution")
 
 
 def run_of_folder(folder, *, images_dir=None, examples=True, quality=None):
@@ -72,39 +43,34 @@ def run_of_folder(folder, *, images_dir=None, examples=True, quality=None):
     pixel_size = results.get("pixel_size_angstrom", pixel_size)
     missing = []
     model = _model_or_none(folder, missing)
-    steps = [] if model is None else [step for _, step in getattr(model, "steps", [("", model)])]
-    last = steps[-1] if steps else None
     stack = _particles_or_none(folder, summary, images_dir, missing) if examples else None
-    labels = None if stack is None else class_labels(stack)
+    of_model = {"facts": []} if model is None else facts_of_model(model, pixel_size)
+    of_model["facts"] = _facts_of_summary(summary, of_model["facts"])
+    if "latent_position" in classes:
+        of_model["nodes"] = np.array(classes["latent_position"], dtype=float)
+    if of_model.get("tree") is None:
+        of_model["tree"] = _tree_of(folder)
     return Run(
         name=folder.resolve().name,
         source=source_of(folder, summary),
         folder=str(folder),
         averages=averages,
         sizes=np.array(classes["size"]),
-        resolution=np.array(
-            [np.nan if value is None else value for value in classes["resolution"]], dtype=float
-        ),
+        resolution=pd.Series(classes["resolution"], dtype=float).to_numpy(),
         pixel_size=pixel_size,
-        nodes=_nodes_of(classes, last),
-        topology=getattr(last, "topology", "grid"),
-        positions=_positions(last, stack, missing),
-        labels=labels,
+        positions=_positions(model, stack, missing),
+        labels=None if stack is None else class_labels(stack),
         stack=stack,
-        quality=quality_of(folder, len(averages), missing) if quality is None else quality,
-        tree=getattr(last, "tree_", None) or tree_of(folder),
-        first_averages=first_averages_of(last),
-        traces=[trace for step in steps for trace in traces_of(step)],
-        facts=facts_of(
-            summary, [parameters_of(step, pixel_size) for step in described(steps)] if steps else []
-        ),
+        quality=_quality_of(folder, len(averages), missing) if quality is None else quality,
+        fits=[] if model is None else fits_of(model, stack),
         warnings=list(summary.get("warnings", [])),
         missing=missing,
+        **of_model,
     )
 
 
 def read_summary(folder):
-    """`summary.json` of a finished classification, looked over.
+    """Read and check `summary.json` of a finished classification.
 
     Parameters
     ----------
@@ -141,13 +107,13 @@ def source_of(folder, summary):
     }
 
 
-def quality_of(folder, n_classes, missing):
+def _quality_of(folder, n_classes, missing):
     """The table of class quality that the run wrote, or None where there is none."""
     path = folder / QUALITY
     if not path.is_file():
         return None
     try:
-        table = pd.read_csv(path, keep_default_na=True)
+        table = pd.read_csv(path)
         table["reasons"] = table["reasons"].fillna("")
         table["keep"] = table["keep"].astype(bool)
         if len(table) != n_classes:
@@ -158,7 +124,7 @@ def quality_of(folder, n_classes, missing):
     return table
 
 
-def tree_of(folder):
+def _tree_of(folder):
     """The tree that a deep clustering wrote, with classes counted from 0 as in `tree_`, or None."""
     path = folder / TREE
     if not path.is_file():
@@ -171,15 +137,17 @@ def tree_of(folder):
     return tree
 
 
-def facts_of(summary, parameters):
+def _facts_of_summary(summary, parameters):
     """(heading, [(name, value), ...]) of everything the run says of itself, for people."""
     results, unit = summary["results"], "px" if summary["results"].get("pixel_size_angstrom") is None else "Å"
-    found = [
-        (name, with_unit(key, as_text(results[key]), unit))
-        for key, name in _RESULT_NAMES.items()
-        if key in results
-    ]
-    found += [(f"{name} ({unit})", as_text(results[key])) for key, name in _LENGTHS.items() if key in results]
+    found = []
+    for key, value in results.items():
+        if isinstance(value, dict):  # classes and accuracy have places of their own
+            continue
+        length = f" ({unit})" if key in _RESULTS_WITH_LENGTH else ""
+        found.append(
+            (key.removeprefix("n_").replace("_", " ") + length, with_unit(key, as_text(value), unit))
+        )
     accuracy = [(key.replace("_", " "), as_text(v)) for key, v in results.get("accuracy", {}).items()]
     options = [
         (f"--{key.replace('_', '-')}", with_unit(key, as_text(v), unit))
@@ -212,7 +180,7 @@ def _model_or_none(folder, missing):
 
 
 def _particles_or_none(folder, summary, images_dir, missing):
-    """The labelled particles, read as the run read them, or None and a word on why not."""
+    """The labelled particles, read as the run read them, or None and the reason."""
     options = summary.get("options", {})
     path = next((folder / name for name in summary["files"] if name.startswith("particles.")), None)
     problem = f"{SUMMARY} names no file of particles"
@@ -222,10 +190,8 @@ def _particles_or_none(folder, summary, images_dir, missing):
             stack[:1].read()
             return stack.downsample(options["downsample"]) if options.get("downsample") else stack
         except (ParticleDataError, OSError, ValueError) as error:
-            problem = str(error).split(". Pass ")[0]
-    missing.append(
-        f"This page shows no example particles: {problem}. Give the folder of their images with images_dir=."
-    )
+            problem = str(error)
+    missing.append(f"This page shows no example particles: {problem}")
     return None
 
 
@@ -252,23 +218,18 @@ def _image_folders(options, images_dir):
     return [options.get("images_dir"), *parents]
 
 
-def _nodes_of(classes, model):
-    """Latent positions of the classes: those of the summary, else those of the model."""
-    if "latent_position" in classes:
-        return np.array(classes["latent_position"], dtype=float)
-    return getattr(model, "latent_nodes_", None)
-
-
 def _positions(model, stack, missing):
     """Latent positions of the particles, as written or else from the model, or None."""
-    if stack is None or not hasattr(model, "latent_nodes_"):
+    last = None if model is None else steps_of(model)[-1]
+    if stack is None or not hasattr(last, "latent_nodes_"):
         return None
-    metadata = stack.metadata
-    written = sorted(name for name in metadata.columns if _LATENT.match(str(name)))
-    if len(written) == model.latent_nodes_.shape[1]:
-        return metadata[written].to_numpy(dtype=float)
+    # The column is called smlLatent1 in a STAR file and sklearn_cryoem/smlLatent1 in a .cs file.
+    names = [str(name) for name in stack.metadata.columns]
+    written = sorted(name for name in names if name.rpartition("/")[2].startswith("smlLatent"))
+    if len(written) == last.latent_nodes_.shape[1]:
+        return stack.metadata[written].to_numpy(dtype=float)
     try:
-        return model.transform(stack)
+        return last.transform(stack)
     except (ParticleDataError, OSError, ValueError) as error:
         missing.append(f"The atlas shows the density of the class sizes, not of the particles: {error}")
         return None

@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 import html
+import io
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 from numpy.typing import ArrayLike
 from pandas import DataFrame
 from sklearn.base import BaseEstimator
 
 from sklearn_cryoem._core.files import atomic_path
+from sklearn_cryoem._version import __version__
+from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.report.collect import run_of_estimators
+from sklearn_cryoem.plotting import plot_convergence
+from sklearn_cryoem.plotting._figure import ACCENT, FAINT, INK, check_order
+from sklearn_cryoem.plotting.convergence import RESOLUTION_COLOUR
 from sklearn_cryoem.report.folder import run_of_folder
-from sklearn_cryoem.report.render import render
-from sklearn_cryoem.report.run import Run
+from sklearn_cryoem.report.page_data import page_data
+from sklearn_cryoem.report.run import Run, run_of_estimators
 
+try:
+    import jinja2
+    from markupsafe import Markup
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "jinja2 is not installed, and the report needs it. "
+        "Install it with: pip install 'sklearn-cryoem[report]'",
+        name=error.name,
+    ) from error
+
+STYLES = ("style.css", "views.css")
+SCRIPTS = (
+    "classes.js", "selection.js", "tiles.js", "details.js", "gallery.js", "box_selection.js", "tree.js",
+    "map_view.js", "atlas.js", "atlas_input.js", "rules.js", "files.js", "main.js",
+)  # fmt: skip
 _HEIGHT_PX = 820  # of the page inside a notebook
+# Colours of a picture become those of the page, which has a light and a dark theme.
+_PAGE_COLOURS = {
+    INK: "--ink", FAINT: "--faint", ACCENT: "--chosen", RESOLUTION_COLOUR: "--focus", "#000000": "--faint",
+}  # fmt: skip
 
 
 def report(
@@ -48,8 +76,8 @@ def report(
         `estimator.transform(stack)`: their density is drawn in the atlas. By default that of the class sizes.
         A folder's are computed from its model.
     quality : DataFrame or mapping of arrays, default=None
-        One row for each class: `rank` (1 is best), `keep` (whether to keep the class), `reasons` (text) and
-        any number of measures. By default classes are ranked by size.
+        One row for each class: `rank` (1 is best), `keep` (whether to keep the class), `reasons` (text),
+        `resolution` and any number of measures. By default classes are ranked by size.
     images_dir : path-like, default=None
         For a folder: where the image stacks are, if they were moved.
     examples : bool, default=True
@@ -67,7 +95,7 @@ def report(
     ParticleDataError
         If the parts do not fit each other, or the folder holds no finished run.
     TypeError
-        If `model` has no classes.
+        If `model` has no classes, or model and particles are swapped.
 
     Examples
     --------
@@ -79,6 +107,7 @@ def report(
     >>> page
     Report(SMLClusterer: 100 particles in 4 classes, 0.1 MB)
     """
+    check_order("report", model, stack)
     if isinstance(model, str | os.PathLike):
         run = run_of_folder(Path(model), images_dir=images_dir, examples=examples, quality=quality)
     else:
@@ -133,3 +162,72 @@ class Report:
             f'<iframe srcdoc="{html.escape(self.html)}" title="{html.escape(self._label)}" '
             f'style="width:100%;height:{_HEIGHT_PX}px;border:1px solid #8884;border-radius:8px"></iframe>'
         )
+
+
+def render(run: Run, *, examples: bool = True) -> str:
+    """Make the page: a template, style sheets and scripts in one HTML file that needs no other."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_resource),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("page.html").render(
+        name=run.name,
+        facts_line=_facts_line(run),
+        data=page_data(run, examples=examples),
+        charts=[chart(fit) for fit in run.fits],
+        facts=run.facts,
+        warnings=[*run.warnings, *run.missing],
+        styles=[Markup(_resource(name)) for name in STYLES],
+        scripts=[Markup(_resource(name)) for name in SCRIPTS],
+        version=__version__,
+        made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def chart(fit):
+    """The picture of one fit for the template, as an SVG in the colours of the page, and its values."""
+    objective = np.asarray(fit["classification"], dtype=float)
+    resolution = fit.get("resolution")
+    settings = {"svg.fonttype": "none", "svg.hashsalt": fit["title"], "axes.formatter.useoffset": False}
+    with matplotlib.rc_context(settings), io.StringIO() as file:
+        figure = plot_convergence(**{**fit, "title": ""}).figure
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+        svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for colour, variable in _PAGE_COLOURS.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return {
+        "title": fit["title"],
+        "svg": Markup(svg),
+        "headings": ["iteration", fit["label"], *([] if resolution is None else [fit["resolution_label"]])],
+        "rows": [
+            [f"{i + 1}", f"{value:,.6g}", *([] if resolution is None else [f"{resolution[i]:.3g}"])]
+            for i, value in enumerate(objective)
+        ],
+        "has_held_out": fit.get("held_out") is not None and bool(np.any(fit["held_out"])),
+    }
+
+
+def _facts_line(run):
+    """The few numbers that everybody wants first, as (value, what) pairs."""
+    n_filled = np.count_nonzero(run.sizes)
+    line = [
+        (f"{int(run.sizes.sum()):,}", "particles"),
+        (f"{n_filled:,}", "classes" if n_filled == run.n_classes else f"of {run.n_classes:,} classes filled"),
+        (f"{effective_count(run.sizes):.0f}", "effective classes"),
+        (f"{run.averages.shape[-1]} px", "box"),
+    ]
+    if run.pixel_size is not None:
+        line.append((f"{run.pixel_size:.4g} Å", "pixel"))
+    if run.finest_resolution is not None:
+        line.append((f"{run.finest_resolution:.3g} {run.unit}", "best class"))
+    return line
+
+
+def _resource(name):
+    """Text of a file of the page."""
+    return (files("sklearn_cryoem.report") / "page" / name).read_text(encoding="utf-8")

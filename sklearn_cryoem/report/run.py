@@ -1,43 +1,19 @@
-"""What a report is about: the plain facts of one classification, wherever they come from."""
+"""What a report is about: the plain facts of one classification, as fitted estimators give them."""
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.plotting.convergence import fits_of
 
-
-@dataclass
-class Trace:
-    """How one fit went, iteration by iteration.
-
-    Parameters
-    ----------
-    title : str
-        What was fitted.
-    objective : array-like of shape (n_iter,)
-        Value after each iteration, in nats per particle.
-    label : str
-        Name of the objective.
-    resolution : array-like of shape (n_iter,) or None
-        Resolution of each iteration, in the unit of the run; not finite where there was none.
-    resolution_label : str
-        What that resolution is.
-    stage : array-like of shape (n_iter,) or None
-        Changes where the objective itself changes.
-    held_out, temperature : array-like of shape (n_iter,) or None
-        As for `plot_convergence`.
-    """
-
-    title: str
-    objective: np.ndarray
-    label: str = "log posterior"
-    resolution: np.ndarray | None = None
-    resolution_label: str = "resolution"
-    stage: np.ndarray | None = None
-    held_out: np.ndarray | None = None
-    temperature: np.ndarray | None = None
+_MACHINE = ("n_jobs", "verbose")  # parameters that change no result
+_LENGTHS = ("initial_resolution", "mask_diameter", "max_resolution", "max_shift", "shift_step")
+_UNITS = {"angle_range": "rad", "angle_step": "rad", "pixel_size": "Å", "downsample": "px", "box": "px"}
+_GRIDS = ("classes", "grid_shape", "n_basis", "n_clusters")
 
 
 @dataclass
@@ -53,7 +29,8 @@ class Run:
     sizes : ndarray of shape (n_classes,)
         Particles of each class.
     resolution : ndarray of shape (n_classes,)
-        In Angstrom, or pixels where `pixel_size` is None; not finite where there is none.
+        In Angstrom, or pixels where `pixel_size` is None; not finite where there is none. Replaced by that of
+        `quality`, if it has one: a class has one resolution, the same in every picture and file.
     source : dict or str
         What a saved selection says that it was made from; of a folder its name, when it was written and how
         many classes it has; of an estimator its name, its number of classes and a fingerprint of its labels.
@@ -77,10 +54,10 @@ class Run:
         `tree_` of a deep clustering.
     first_averages : ndarray of shape (n_first_classes, D, D) or None
         Averages of the classes that a deep clustering divided.
-    traces : list of Trace
-        How the fits went.
+    fits : list of dict
+        How the fits went: arguments of `plot_convergence`.
     facts, warnings : list
-        (heading, [(name, value), ...]) and text, to be told as they are.
+        (heading, [(name, value), ...]) and text, shown as they are.
     missing : list of str
         What this page cannot show, and why.
     """
@@ -100,7 +77,7 @@ class Run:
     quality: object = None
     tree: dict | None = None
     first_averages: np.ndarray | None = None
-    traces: list[Trace] = field(default_factory=list)
+    fits: list[dict] = field(default_factory=list)
     facts: list = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -120,6 +97,8 @@ class Run:
                     f"{name} has {len(value)} rows, expected {self.n_classes}, one for each class average. "
                     f"Take all of them from the same fit."
                 )
+        if self.quality is not None and "resolution" in self.quality:
+            self.resolution = self.quality["resolution"]
         self.sizes = np.asarray(self.sizes, dtype=np.int64)
         self.resolution = np.asarray(self.resolution, dtype=float)
 
@@ -132,3 +111,124 @@ class Run:
     def unit(self):
         """Unit of lengths and resolutions."""
         return "px" if self.pixel_size is None else "Å"
+
+    @property
+    def finest_resolution(self):
+        """Of the classes with particles; None where none has one."""
+        finite = self.resolution[np.isfinite(self.resolution) & (self.sizes > 0)]
+        return float(finite.min()) if finite.size else None
+
+
+# ---------------------------------------------------------------- from estimators
+def run_of_estimators(model, stack=None, *, latent_positions=None, quality=None):
+    """Facts of fitted estimators.
+
+    Parameters
+    ----------
+    model : estimator or Pipeline
+        Fitted; the last one has the classes.
+    stack : ParticleStack or None
+        What it was fitted on.
+    latent_positions : ndarray or None
+        Of the particles.
+    quality : DataFrame or None
+        One row for each class.
+
+    Returns
+    -------
+    Run
+    """
+    last = steps_of(model)[-1]
+    if not hasattr(last, "class_averages_"):
+        raise TypeError(
+            f"a report cannot be made of {type(last).__name__}: it has no class_averages_. Give a fitted "
+            f"MAPAligner, SMLClusterer or DeepClusterer, a Pipeline that ends in one, or the folder of a run."
+        )
+    labels = np.asarray(last.labels_)
+    if stack is not None and len(stack) != len(labels):
+        raise ValueError(
+            f"the stack has {len(stack)} particles, expected {len(labels)}, those of the fit. "
+            f"Pass the stack that the estimator was fitted on."
+        )
+    pixel_size = getattr(stack, "pixel_size", None)
+    return Run(
+        name=type(last).__name__,
+        source=source_of(last, labels),
+        averages=last.class_averages_,
+        sizes=np.bincount(labels, minlength=len(last.class_averages_)),
+        resolution=last.class_resolution_,
+        pixel_size=pixel_size,
+        positions=latent_positions,
+        labels=labels,
+        stack=_with_poses_of(model, stack),
+        quality=quality,
+        fits=fits_of(model, stack),
+        **facts_of_model(model, pixel_size),
+    )
+
+
+def steps_of(model):
+    """Estimators of a pipeline in their order; any other estimator alone."""
+    return [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
+
+
+def facts_of_model(model, pixel_size):
+    """What the page shows of the model itself: latent space, tree and parameters, by the names of `Run`."""
+    last = steps_of(model)[-1]
+    first = getattr(last, "first_", None)  # of a deep clustering
+    inner = [] if first is None else steps_of(first)
+    return {
+        "nodes": getattr(last, "latent_nodes_", None),
+        "topology": getattr(last, "topology", "grid"),
+        "tree": getattr(last, "tree_", None),
+        "first_averages": None if first is None else getattr(inner[-1], "class_averages_", None),
+        "facts": [_parameters_of(step, pixel_size) for step in [*steps_of(model), *inner]],
+    }
+
+
+def source_of(model, labels):
+    """What a selection says it was made from: another fit gives other labels, hence another fingerprint."""
+    fingerprint = hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()[:12]
+    return {"estimator": type(model).__name__, "n_classes": len(model.class_averages_), "labels": fingerprint}
+
+
+def _with_poses_of(model, stack):
+    """The stack with the poses that an aligner in the model found for it, if there is one."""
+    found = [step.poses_ for step in steps_of(model) if getattr(step, "poses_", None) is not None]
+    if stack is None or not found or len(found[0]) != len(stack):
+        return stack
+    return stack.with_poses(found[0])
+
+
+def _parameters_of(step, pixel_size):
+    """(heading, [(parameter, value), ...]) as text with units, without what changes no result."""
+    unit = "px" if pixel_size is None else "Å"
+    shown = [
+        (name, with_unit(name, as_text(value), unit))
+        for name, value in sorted(step.get_params(deep=False).items())
+        if name not in _MACHINE
+    ]
+    return (f"Parameters of {type(step).__name__}", shown)
+
+
+# ---------------------------------------------------------------- values as text
+def with_unit(name, text, unit):
+    """The text of a parameter's value with its unit, if it is a number that has one."""
+    own_unit = unit if name in _LENGTHS else _UNITS.get(name)
+    text = text.replace(", ", " × ") if name in _GRIDS else text
+    return f"{text} {own_unit}" if own_unit and text[:1].isdigit() else text
+
+
+def as_text(value):
+    """A parameter or a result as text for people."""
+    if value is None or isinstance(value, bool):
+        return {None: "default", True: "yes", False: "no"}[value]
+    if hasattr(value, "get_params"):
+        return type(value).__name__
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(as_text(item) for item in value) or "none"
+    return str(value)

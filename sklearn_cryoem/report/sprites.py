@@ -11,9 +11,9 @@ from sklearn_cryoem.physics.fourier import fourier_resize
 from sklearn_cryoem.physics.rotation import aligned_images
 
 _TILES = ((60, 128), (300, 96), (1200, 64))  # up to so many classes, averages of at most so many pixels
-_SMALLEST_TILE = 48
+_MIN_TILE = 48
 _EXAMPLE_BOXES, _EXAMPLE_LEVELS = (24, 48), 16  # noise needs no more grey levels, and packs better with few
-_MOST_EXAMPLES, _ALL_EXAMPLES = 6, 2400  # of one class; of all together
+_MAX_EXAMPLES, _MAX_EXAMPLES_OF_ALL = 6, 2400  # of one class; of all together
 _BLOCK_BYTES, _BLOCK_SHARE = 2**26, 1 / 64  # of images that are turned together, and of the memory limit
 
 
@@ -54,8 +54,8 @@ def average_sheet(averages):
     dict
         As of `sprite_sheet`.
     """
-    most = next((tile for count, tile in _TILES if len(averages) <= count), _SMALLEST_TILE)
-    return sprite_sheet(_smaller(np.nan_to_num(averages), most))
+    largest = next((tile for count, tile in _TILES if len(averages) <= count), _MIN_TILE)
+    return sprite_sheet(_smaller(np.nan_to_num(averages), largest))
 
 
 def example_sheet(stack, labels, n_classes, finest=None):
@@ -114,10 +114,10 @@ def examples_of(labels, n_classes):
     order = np.argsort(labels, kind="stable")  # rows of class 0, of class 1, ...
     ends = np.searchsorted(labels[order], np.arange(n_classes + 1))
     n_filled = max(1, np.count_nonzero(np.diff(ends)))
-    most = int(np.clip(_ALL_EXAMPLES // n_filled, 1, _MOST_EXAMPLES))
+    n_examples = int(np.clip(_MAX_EXAMPLES_OF_ALL // n_filled, 1, _MAX_EXAMPLES))
     chosen = []
     for start, end in pairwise(ends):
-        n = min(most, end - start)
+        n = min(n_examples, end - start)
         chosen.append(order[start + ((np.arange(n) + 0.5) * (end - start) / max(n, 1)).astype(int)])
     return chosen
 

@@ -1,87 +1,78 @@
+"""The manifold atlas: every topology and dimension, with the density of particles behind."""
+
 import numpy as np
 import pytest
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.manifold.topology import TOPOLOGIES
 from sklearn_cryoem.plotting import plot_manifold_atlas
-from sklearn_cryoem.plotting.atlas import grid_cells, particle_density
-
-
-def nodes_of(shape):
-    """Regular grid over [-1, 1] in as many dimensions as `shape` is long."""
-    grids = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
-    return np.stack([grid.ravel() for grid in grids], axis=1)
 
 
 def averages_of(n_nodes, box=9):
     return np.random.default_rng(0).normal(size=(n_nodes, box, box))
 
 
-@pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 4), (1, 5)])
-def test_cells_are_found_whatever_the_order_of_the_nodes(shape, rng):
-    nodes = nodes_of(shape)
-    order = rng.permutation(len(nodes))
-    cells, axes = grid_cells(nodes[order], len(nodes))
-    assert tuple(map(len, axes)) == shape
-    expected = np.stack(np.unravel_index(order, shape), axis=1)
-    np.testing.assert_array_equal(cells, expected)
-
-
-@pytest.mark.parametrize("shape", [(6,), (5, 4), (4, 3, 2)])
-def test_density_counts_every_particle_once(shape, rng):
-    positions = rng.uniform(-1, 6, size=(500, len(shape)))  # some of them beyond the rim
-    density = particle_density(positions, None, shape)
-    per_node = 8 ** min(len(shape), 2)
-    assert density.sum() / per_node == pytest.approx(500)
-
-
-def test_a_crowd_on_one_node_is_densest_there():
-    density = particle_density(np.tile([3.0, 1.0], (50, 1)), None, (5, 4))
-    x, y = np.unravel_index(density.argmax(), density.shape)
-    assert abs((x + 0.5) / 8 - 0.5 - 3) < 0.2 and abs((y + 0.5) / 8 - 0.5 - 1) < 0.2
+@pytest.mark.parametrize(
+    ("topology", "shape", "words"),
+    [
+        ("grid", (5,), "5 classes on a 1-D manifold"),
+        ("grid", (40,), "40 classes on a 1-D manifold"),
+        ("grid", (4, 3), "4 × 3 classes on a 2-D manifold"),
+        ("grid", (3, 2, 4), "3 × 2 × 4 classes on a 3-D manifold"),
+        ("ring", (9,), "9 classes on a ring"),
+        ("ring", (60,), "60 classes on a ring"),
+        ("ring", (1,), "1 classes on a ring"),
+        ("torus", (5, 4), "5 × 4 classes on a torus: opposite edges meet"),
+        ("torus", (3, 2, 2), "3 × 2 × 2 classes on a torus: opposite edges meet"),
+        ("sphere", (30,), "30 classes on a sphere"),
+    ],
+)
+def test_every_shape_is_drawn_with_and_without_particles(topology, shape, words, tmp_path):
+    nodes = TOPOLOGIES[topology].points(shape)
+    positions = nodes[np.random.default_rng(1).integers(len(nodes), size=100)]
+    given = {"latent_nodes": nodes, "topology": topology}
+    for behind in ({"latent_positions": positions}, {"counts": np.arange(1, len(nodes) + 1)}, {}):
+        ax = plot_manifold_atlas(averages_of(len(nodes)), **given, **behind)
+        assert ax.get_title() == words and len(ax.images) == 1 + bool(behind)
+    ax.figure.savefig(tmp_path / "atlas.png", dpi=40)
 
 
 def test_first_coordinate_runs_right_and_second_up():
-    averages = np.zeros((4, 32, 32))
-    bright = nodes_of((2, 2)).tolist().index([1.0, -1.0])
-    averages[bright] = np.linspace(0, 1, 32 * 32).reshape(32, 32)
-    counts = np.zeros(4)
-    counts[bright] = 1
-    picture = plot_manifold_atlas(averages, nodes_of((2, 2)), counts=counts).images[-1].get_array()
-    alpha = picture[..., 3]
+    nodes = TOPOLOGIES["grid"].points((2, 2))
+    counts = (nodes[:, 0] > 0) & (nodes[:, 1] < 0)
+    averages = np.tile(np.linspace(0, 1, 32 * 32).reshape(32, 32), (4, 1, 1))
+    ax = plot_manifold_atlas(averages, latent_nodes=nodes, counts=counts)
+    alpha = ax.images[-1].get_array()[..., 3]
     half = len(alpha) // 2
     assert alpha[half:, half:].sum() > 0  # below, to the right
-    assert alpha[:half].sum() == 0 and alpha[:, :half].sum() == 0
+    assert alpha[: half - 1].sum() == 0 and alpha[:, : half - 1].sum() == 0
 
 
-@pytest.mark.parametrize("shape", [(5,), (40,), (4, 3), (3, 2, 4)])
-@pytest.mark.parametrize("crowd", ["positions", "counts", "none"])
-def test_every_dimension_is_drawn_with_and_without_a_crowd(shape, crowd, tmp_path):
-    n_nodes = int(np.prod(shape))
-    positions = np.random.default_rng(1).uniform(-1, 1, size=(200, len(shape)))
-    extra = {
-        "positions": {"latent_positions": positions},
-        "counts": {"counts": np.arange(n_nodes)},
-        "none": {},
-    }
-    ax = plot_manifold_atlas(averages_of(n_nodes), nodes_of(shape), **extra[crowd])
-    ax.figure.savefig(tmp_path / "atlas.png", dpi=40)
-    assert ax.get_title() == f"{' × '.join(map(str, shape))} classes on a {len(shape)}-D manifold"
+def test_discs_are_opaque_in_the_middle_and_clear_at_the_corners():
+    nodes = TOPOLOGIES["grid"].points((1, 1))
+    picture = plot_manifold_atlas(averages_of(1, 33), latent_nodes=nodes).images[-1].get_array()
+    middle = len(picture) // 2
+    assert picture[middle, middle, 3] == 1.0 and picture[3, 3, 3] == 0.0
 
 
 def test_classes_without_a_particle_are_dots():
-    ax = plot_manifold_atlas(averages_of(4), nodes_of((2, 2)), counts=[3, 0, 0, 1])
+    nodes = TOPOLOGIES["grid"].points((2, 2))
+    ax = plot_manifold_atlas(averages_of(4), latent_nodes=nodes, counts=[3, 0, 0, 1])
     assert sum(len(line.get_xdata()) for line in ax.lines) == 2
 
 
 @pytest.mark.parametrize(
-    ("nodes", "positions", "remedy"),
+    ("changes", "remedy"),
     [
-        (nodes_of((2, 3)), None, "same estimator"),
-        (nodes_of((2, 2, 1, 1)), None, "same estimator"),
-        (np.array([[0, 0], [0, 1], [1, 0], [0.5, 0.5]]), None, "plot_class_averages instead"),
-        (nodes_of((2, 2)), np.zeros((5, 3)), r"Pass `estimator.transform\(X\)`"),
+        ({"latent_nodes": np.zeros((6, 2))}, "of one fit"),
+        ({"latent_nodes": None}, "Pass a fitted SMLClusterer"),
+        ({"latent_nodes": np.zeros((20, 4))}, "Pass `latent_nodes_`"),
+        ({"latent_positions": np.zeros((5, 2))}, r"Pass `estimator.transform\(stack\)`"),
+        ({"topology": "disc"}, "Pass `estimator.topology`"),
+        ({"latent_nodes": np.ones((20, 3))}, "expected unit vectors"),
     ],
 )
-def test_arrays_that_do_not_fit_are_named(nodes, positions, remedy):
+def test_arrays_that_do_not_fit_are_named(changes, remedy):
+    usual = {"latent_nodes": TOPOLOGIES["sphere"].points((20,)), "topology": "sphere"}
     with pytest.raises(ParticleDataError, match=remedy):
-        plot_manifold_atlas(averages_of(4), nodes, latent_positions=positions)
+        plot_manifold_atlas(averages_of(20), **{**usual, **changes})

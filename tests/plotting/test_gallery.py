@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.plotting import plot_class_averages
-from sklearn_cryoem.plotting.gallery import balanced_columns, class_order
+from sklearn_cryoem.plotting._figure import round_length
+from sklearn_cryoem.plotting.gallery import balanced_columns, class_order, mosaic
 
 
 def gradients(n_classes, box=8):
@@ -88,8 +89,8 @@ def test_a_notebook_can_show_the_figure_and_a_file_can_hold_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
-        ({"class_averages": np.zeros((4, 8))}, "reshape them to square images"),
-        ({"class_averages": np.zeros((0, 8, 8))}, "class_averages_"),
+        ({"classification": np.zeros((4, 8))}, "reshape vectors to square images"),
+        ({"classification": np.zeros((0, 8, 8))}, "class_averages_"),
         ({"counts": [1, 2]}, "same fit"),
         ({"resolutions": np.ones((3, 1))}, "same fit"),
         ({"counts": [0, 0, 0]}, "hide_empty=False"),
@@ -97,7 +98,7 @@ def test_a_notebook_can_show_the_figure_and_a_file_can_hold_it(tmp_path):
 )
 def test_arrays_that_do_not_fit_are_named(arguments, remedy):
     with pytest.raises(ParticleDataError, match=remedy):
-        plot_class_averages(**{"class_averages": gradients(3), **arguments})
+        plot_class_averages(**{"classification": gradients(3), **arguments})
 
 
 def test_orders_are_a_closed_list():
@@ -105,3 +106,18 @@ def test_orders_are_a_closed_list():
         plot_class_averages(gradients(3), order="beauty")
     with pytest.raises(ValueError, match="Pass them, or use order='size'"):
         plot_class_averages(gradients(3), order="resolution")
+
+
+def test_mosaic_puts_each_tile_into_its_cell():
+    tiles = 2 + np.arange(3, dtype=np.float32)[:, None, None] * np.ones((3, 2, 2), np.float32)
+    picture = mosaic(tiles, np.array([0, 1, 1]), np.array([1, 0, 1]), (2, 2), gap=(1, 1))
+    assert picture.shape == (6, 6)
+    assert (picture[:2, 3:5] == 2).all() and (picture[3:5, :2] == 3).all() and (picture[3:5, 3:5] == 4).all()
+    assert (picture == 1).sum() == 36 - 12
+
+
+@pytest.mark.parametrize(
+    ("limit", "length"), [(1.0, 1), (101.9, 100), (49.9, 20), (0.7, 0.5), (2000, 2000), (199, 100)]
+)
+def test_scale_bars_have_round_lengths(limit, length):
+    assert round_length(limit) == pytest.approx(length)

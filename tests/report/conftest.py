@@ -5,7 +5,7 @@ import pytest
 
 from sklearn_cryoem import ParticleStack
 from sklearn_cryoem.cli.main import main
-from sklearn_cryoem.report.run import Run, Trace
+from sklearn_cryoem.report.run import Run
 
 
 def blobs(n_classes, box=32):
@@ -47,7 +47,12 @@ def make_run(n_classes=20, *, n_coordinates=2, n_junk=0, with_stack=True, with_q
         "folder": "out", "pixel_size": 4.0, "labels": labels, "stack": stack,
         "positions": nodes[labels] + 0.02 * rng.normal(size=(len(labels), n_coordinates)),
         "quality": quality if with_quality else None,
-        "traces": [Trace("Clustering", [-9.0, -7.0, -6.5, -6.0], resolution=[40, 40, 20, 20])],
+        "fits": [
+            {
+                "title": "Clustering", "classification": [-9.0, -7.0, -6.5, -6.0], "label": "objective",
+                "resolution": [40, 40, 20, 20], "resolution_label": "resolution limit (Å)",
+            }
+        ],
         "facts": [("Parameters", [("mask_diameter", "180 Å")])], "warnings": ["Look <at> this & that."],
     }  # fmt: skip
     return Run(**{**made, **facts})

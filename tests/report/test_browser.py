@@ -9,7 +9,7 @@ import pytest
 
 from sklearn_cryoem import read_particles
 from sklearn_cryoem.cli.main import main
-from sklearn_cryoem.report.report import Report
+from sklearn_cryoem.report import Report
 from tests.report.conftest import make_run, tree_of
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -18,12 +18,12 @@ from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, set_memory_l
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.manifold.topology import TOPOLOGIES
+from sklearn_cryoem.plotting.latent_map import latent_map
 from sklearn_cryoem.report import Report, report
-from sklearn_cryoem.report.charts import chart
-from sklearn_cryoem.report.collect import as_text, source_of, with_unit
-from sklearn_cryoem.report.data import page_data
-from sklearn_cryoem.report.render import SCRIPTS, STYLES
-from sklearn_cryoem.report.run import Trace
+from sklearn_cryoem.report.page_data import maps_side_by_side, page_data
+from sklearn_cryoem.report.report import SCRIPTS, STYLES, chart
+from sklearn_cryoem.report.run import as_text, source_of, with_unit
 from sklearn_cryoem.report.sprites import average_sheet, example_sheet, examples_of
 from tests.report.conftest import make_run, tree_of
 
@@ -119,6 +119,9 @@ def test_the_page_is_one_file_that_needs_no_other(run):
     outside.feed(page)
     assert outside.found == []
     without_data = re.sub(r'<script type="application/json".*?</script>', "", page, flags=re.S)
+    names = (' xmlns="http://www.w3.org/2000/svg"', ' xmlns:xlink="http://www.w3.org/1999/xlink"')
+    for name in names:
+        without_data = without_data.replace(name, "")
     assert not re.search(r"https?://|//cdn|@import", without_data)
     assert "default-src 'none'" in page
 
@@ -142,7 +145,7 @@ def test_numbers_of_the_page_are_those_of_the_run(run):
 
 
 def test_without_quality_particles_or_pixel_size_there_is_a_page_all_the_same():
-    run = make_run(6, with_quality=False, with_stack=False, pixel_size=None, nodes=None, traces=[], facts=[])
+    run = make_run(6, with_quality=False, with_stack=False, pixel_size=None, nodes=None, fits=[], facts=[])
     data = page_data(run)
     assert data["rank"] == (np.argsort(np.argsort(-run.sizes, kind="stable")) + 1).tolist()
     assert data["keep"] is data["atlas"] is data["examples"] is data["scaleBar"] is None
@@ -167,6 +170,14 @@ def test_a_deep_run_has_a_tree_and_a_frame_for_each_first_class():
     for parent, panel in zip(data["tree"]["parents"], data["atlas"]["panels"], strict=True):
         for k in parent["children"]:
             assert panel["x"] <= data["atlas"]["x"][k] <= panel["x"] + panel["width"]
+
+
+def test_maps_side_by_side_do_not_overlap():
+    maps = [latent_map(TOPOLOGIES["grid"].points((2, n))) for n in (2, 5, 3, 4)]
+    whole = maps_side_by_side(maps, list("abcd"))
+    assert [panel[4] for panel in whole.panels] == list("abcd")
+    apart = np.linalg.norm(whole.xy[:, None] - whole.xy[None], axis=-1)[np.triu_indices(28, 1)]
+    assert apart.min() >= 1.0 - 1e-6 and len(whole.xy) == 28
 
 
 @pytest.mark.parametrize(
@@ -219,32 +230,20 @@ def test_text_can_be_read_in_both_themes(theme):
 
 
 # ---------------------------------------------------------------- convergence
-def test_a_chart_joins_stages_and_keeps_true_values_in_its_words():
-    shown = chart(Trace("t", [-9.0, -8.0, -80.0, -79.0], resolution=[40, 40, 20, 20]), "Å")
-    assert len(shown["pieces"]) == 2 and len(shown["breaks"]) == 1
-    assert shown["dots"][2][2] == "iteration 3: -80 nats per particle, 20 Å"
-    heights = [float(dot[1]) for dot in shown["dots"]]
-    assert heights[1] == heights[2] and heights[0] > heights[1] > heights[3]
-
-
-def test_a_chart_shades_cross_fitted_iterations_and_draws_those_that_compare():
-    trace = Trace(
-        "t", [-90.0, -50.0, -20.0, -19.0, -21.0, -20.5], resolution=[40, 20, 10, 10, 10, 10],
-        stage=[0, 1, 2, 3, 4, 4], held_out=[True] * 4 + [False] * 2, temperature=[2, 1.5, 1, 1, 1, 1],
-    )  # fmt: skip
-    shown = chart(trace, "Å")
-    assert [words.partition(":")[0] for _, _, words in shown["dots"]] == [
-        f"iteration {i}" for i in (3, 4, 5, 6)
-    ]
-    assert len(shown["pieces"]) == 2 and len(shown["breaks"]) == 1
-    assert shown["band"]["end"] == shown["breaks"][0] and "held-out" in shown["band"]["inside"]
-    assert chart(Trace("t", [-9.0, -8.0], held_out=[False, False]), "Å")["band"] is None
-
-
-@pytest.mark.parametrize("values", [[3.0], [3.0, 3.0]])
-def test_a_flat_or_single_iteration_is_drawn_inside_the_frame(values):
-    shown = chart(Trace("t", values, resolution=[np.inf] * len(values)), "px")
-    assert all(16 <= float(dot[1]) <= 266 for dot in shown["dots"]) and not shown["steps"]
+def test_a_chart_is_a_picture_in_the_colours_of_the_page_and_a_table_of_true_values():
+    fit = {
+        "title": "Clustering", "classification": [-9.0, -8.0, -80.0, -79.0], "label": "objective",
+        "resolution": [40, 40, 20, np.inf], "resolution_label": "limit (Å)",
+        "held_out": [True] * 2 + [False] * 2,
+    }  # fmt: skip
+    shown = chart(fit)
+    assert (
+        shown["svg"].startswith("<svg") and "var(--chosen)" in shown["svg"] and "#2166ac" not in shown["svg"]
+    )
+    assert ">objective</text>" in shown["svg"] and shown == chart(fit)
+    assert shown["headings"] == ["iteration", "objective", "limit (Å)"]
+    assert shown["rows"][2:] == [["3", "-80", "20"], ["4", "-79", "inf"]]
+    assert shown["has_held_out"] and not chart({**fit, "held_out": None})["has_held_out"]
 
 
 # ---------------------------------------------------------------- from estimators
@@ -287,6 +286,8 @@ def test_what_has_no_classes_or_no_images_is_refused(stack):
 
     with pytest.raises(TypeError, match=r"has no class_averages_\. Give a fitted MAPAligner"):
         report(PCA())
+    with pytest.raises(TypeError, match="classification first and the particles second"):
+        report(stack, PCA())
     vectors = np.random.default_rng(0).normal(size=(30, 5))
     with pytest.raises(ParticleDataError, match=r"expected \(n_classes, D, D\)"):
         report(SMLClusterer((2, 2), max_iter=3).fit(vectors))

@@ -35,7 +35,7 @@ class Atlas {
     const { x, y, width, height } = data.atlas.density;
     this.view = new View(x, y, width, height);
     this.focus = -1;
-    this.asked = false;
+    this.isScheduled = false;
     byId("legend-high").textContent = `${Number(data.atlas.density.peak.toPrecision(3))} or more particles per node`;
     selection.listeners.push(() => this.draw());
     new ResizeObserver(() => this.resize()).observe(byId("map-frame"));
@@ -68,7 +68,7 @@ class Atlas {
     }
     this.density = new OffscreenCanvas(picture.width, picture.height);
     this.density.getContext("2d").putImageData(picture, 0, 0);
-    this.discs = this.roundOff();
+    this.discs = this.makeDiscs();
     const legend = byId("legend").getContext("2d");
     for (let i = 0; i < 120; i++) {
       legend.fillStyle = `rgb(${rampColour(i / 119).join(" ")})`;
@@ -78,7 +78,7 @@ class Atlas {
   }
 
   // All averages as discs, once, so that a frame is nothing but copies.
-  roundOff() {
+  makeDiscs() {
     const { columns, rows } = data.averages;
     const tile = Math.max(48, Math.min(128, Math.floor(3072 / columns)));
     this.discSize = tile;
@@ -107,10 +107,10 @@ class Atlas {
   }
 
   draw() {
-    if (this.asked || !this.view.wide) return;
-    this.asked = true;
+    if (this.isScheduled || !this.view.wide) return;
+    this.isScheduled = true;
     requestAnimationFrame(() => {
-      this.asked = false;
+      this.isScheduled = false;
       this.paint(this.canvas.getContext("2d"));
     });
   }
@@ -139,7 +139,8 @@ class Atlas {
     context.beginPath();
     for (const p of data.atlas.panels) {
       const [x, y] = this.view.toScreen(p.x, p.y);
-      context.roundRect(x, y, p.width * this.view.scale, p.height * this.view.scale, 6);
+      const [width, height] = [p.width * this.view.scale, p.height * this.view.scale];
+      context.roundRect(x, y, width, height, p.round ? width / 2 : 6);
     }
     context.clip();
     context.drawImage(this.density, left, top, d.width * this.view.scale, d.height * this.view.scale);
@@ -197,6 +198,6 @@ async function startAtlas() {
   if (!data.atlas) return;
   const pictures = [loaded(data.averages.url), loaded(blobUrl(data.atlas.density.uri))];
   atlas = new Atlas(...(await Promise.all(pictures)));
-  addHand(atlas);
+  addPointer(atlas);
   addKeys(atlas);
 }

@@ -13,7 +13,7 @@ const resolution = (k) =>
   data.resolution[k] === null ? "–" : `${Number(data.resolution[k].toPrecision(3))} ${data.unit}`;
 const totalSize = (classes) => classes.reduce((sum, k) => sum + data.size[k], 0);
 
-function words(k) {
+function describe(k) {
   const parts = [`class ${k + 1}`, particles(data.size[k])];
   if (data.resolution[k] !== null) parts.push(`resolution ${resolution(k)}`);
   parts.push(`rank ${data.rank[k]}`);
@@ -21,7 +21,7 @@ function words(k) {
   return parts.join(", ");
 }
 
-function say(text) {
+function announce(text) {
   byId("said").textContent = text;
 }
 

@@ -18,7 +18,7 @@ function save() {
     data.folder === null
       ? 'good = select_classes(stack, model.labels_, read_selection("selection.json").labels)'
       : `sklearn-cryoem select ${data.folder} --selection selection.json -o good.star`;
-  tell([element("p", {}, `${done} These particles:`), element("code", { tabindex: "0" }, command)]);
+  showMessage([element("p", {}, `${done} These particles:`), element("code", { tabindex: "0" }, command)]);
 }
 
 // The classes of a file, from 0, or an error that says what is wrong with it.
@@ -49,13 +49,13 @@ async function open(file) {
     const { classes, foreign } = readSelection(await file.text());
     selection.set(classes, `${file.name} opened`);
     const warning = foreign === null ? "" : ` Take care: it was made from another run (${foreign}).`;
-    tell([element("p", {}, `${file.name}: ${selection.summary()}.${warning}`)]);
+    showMessage([element("p", {}, `${file.name}: ${selection.summary()}.${warning}`)]);
   } catch (error) {
-    tell([element("p", { class: "wrong" }, `${file.name}: ${error.message}`)]);
+    showMessage([element("p", { class: "wrong" }, `${file.name}: ${error.message}`)]);
   }
 }
 
-function tell(content) {
+function showMessage(content) {
   const close = element("button", { type: "button" }, "Close");
   close.addEventListener("click", () => (byId("saved").hidden = true));
   byId("saved").replaceChildren(...content, close);

@@ -36,7 +36,7 @@ function startGallery() {
   byId("sort").addEventListener("change", () => {
     arrange();
     byId("gallery").scrollTop = 0;
-    say(`sorted ${byId("rule-order").textContent}`);
+    announce(`sorted ${byId("rule-order").textContent}`);
   });
   byId("empty").addEventListener("change", arrange);
   byId("tile-size").addEventListener("input", (event) => setTileSize(event.target.value));

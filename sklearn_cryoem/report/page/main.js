@@ -85,7 +85,7 @@ function start() {
   startTheme();
   startGallery();
   startTree();
-  addBox(gallery);
+  addBoxSelection(gallery);
   startRules();
   startFiles();
   selection.listeners.push(showTotal);

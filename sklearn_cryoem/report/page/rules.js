@@ -1,5 +1,5 @@
 // Selecting by rule: the first n, finer than, larger than, as suggested.
-function found(rule) {
+function classesByRule(rule) {
   const number = (id) => Number.parseFloat(byId(id).value);
   if (rule === "all") return filled;
   if (rule === "suggested") return filled.filter((k) => data.keep[k]);
@@ -11,10 +11,10 @@ function found(rule) {
 }
 
 function applyRule(rule) {
-  const classes = found(rule);
+  const classes = classesByRule(rule);
   if (classes === null) {
     byId(`rule-${rule}`).focus();
-    say("Give a number above 0.");
+    announce("Give a number above 0.");
     return;
   }
   const what = `rule found ${plural(classes.length, "class", "classes")}`;

@@ -17,7 +17,7 @@ const selection = {
   set(classes, what) {
     const next = new Set(classes);
     if (next.size === this.chosen.size && [...next].every((k) => this.chosen.has(k))) {
-      say(`${what}: nothing changed`);
+      announce(`${what}: nothing changed`);
       return;
     }
     this.past.push(this.chosen);
@@ -55,7 +55,7 @@ const selection = {
     const changed = new Set([...next, ...this.chosen].filter((k) => next.has(k) !== this.chosen.has(k)));
     this.chosen = next;
     this.remember();
-    say(`${what}. ${this.summary()}`);
+    announce(`${what}. ${this.summary()}`);
     for (const listener of this.listeners) listener(changed);
   },
 

@@ -34,7 +34,7 @@ function scaleBar() {
 function makeTile(k) {
   const tile = element(
     "div",
-    { class: "tile", role: "option", tabindex: "-1", "aria-selected": selection.has(k), "aria-label": words(k) },
+    { class: "tile", role: "option", tabindex: "-1", "aria-selected": selection.has(k), "aria-label": describe(k) },
     average(k),
     element("b", { "aria-hidden": "true" }, String(k + 1)),
     element("span", { "aria-hidden": "true" }, element("span", {}, count(data.size[k])), element("span", {}, resolution(k))),

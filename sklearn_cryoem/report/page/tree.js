@@ -12,7 +12,7 @@ function startTree() {
   };
   byId("tree-sort").addEventListener("change", arrangeTree);
   arrangeTree();
-  addBox(list);
+  addBoxSelection(list);
 }
 
 function makeBranch(parent, index) {

@@ -1,18 +1,20 @@
-"""What the page's script gets to know, as one JSON object."""
+"""The data of the page: one JSON object that its scripts work on."""
 
+import math
 import shlex
 
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem.plotting._tiles import round_length
-from sklearn_cryoem.report.atlas import Map, density_picture, flat_map, maps_side_by_side
+from sklearn_cryoem.particles.display import png_data_uri, to_bytes
+from sklearn_cryoem.plotting._figure import round_length
+from sklearn_cryoem.plotting.latent_map import LatentMap, Panel, density_of, latent_map
 from sklearn_cryoem.report.sprites import average_sheet, example_sheet
 
-_SHOWN_ELSEWHERE = ("rank", "keep", "reasons", "class", "number", "size")
+_SHOWN_ELSEWHERE = ("rank", "keep", "reasons", "class", "number", "size", "resolution")
+_GAP, _HEADROOM = 0.6, 0.2  # between the maps of two first classes, and above a map for its title; in nodes
 _MEASURES = {
     "soft_size": "soft size (particles)",
-    "resolution": "hard-half resolution ({unit})",
     "snr": "signal / noise power",
     "information": "information (bits)",
     "significance": "signal (× aligned noise)",
@@ -47,7 +49,7 @@ def page_data(run, *, examples=True):
     dict
         Plain values for JSON; arrays of n_classes have class 1 first, whose number is 1.
     """
-    quality = quality_columns(run.quality, run.sizes, run.unit)
+    quality = quality_columns(run.quality, run.sizes)
     return {
         "source": run.source,
         "folder": None if run.folder is None else shlex.quote(run.folder),
@@ -68,7 +70,7 @@ def page_data(run, *, examples=True):
     }
 
 
-def quality_columns(quality, sizes, unit):
+def quality_columns(quality, sizes):
     """Rank, suggestion, reasons and measures of each class, as lists.
 
     Parameters
@@ -77,8 +79,6 @@ def quality_columns(quality, sizes, unit):
         As `report` takes it; without it the largest class ranks first and nothing is suggested.
     sizes : ndarray of shape (n_classes,)
         Particles of each class.
-    unit : str
-        Of resolutions.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def quality_columns(quality, sizes, unit):
     by_size = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable") + 1
     reasons = table["reasons"] if "reasons" in table else [""] * len(sizes)
     measures = [
-        {"name": _MEASURES.get(name, str(name).replace("_", " ")).format(unit=unit), "values": values}
+        {"name": _MEASURES.get(name, str(name).replace("_", " ")), "values": values}
         for name in table.columns
         if name not in _SHOWN_ELSEWHERE and pd.api.types.is_numeric_dtype(table[name])
         for values in [rounded(table[name])]
@@ -123,9 +123,7 @@ def scale_bar(run):
 def _examples(run):
     if run.stack is None or run.labels is None:
         return None
-    finite = run.resolution[np.isfinite(run.resolution) & (run.sizes > 0)]
-    finest = float(finite.min()) if finite.size else None
-    sheet = example_sheet(run.stack, run.labels, run.n_classes, finest)
+    sheet = example_sheet(run.stack, run.labels, run.n_classes, run.finest_resolution)
     return {**sheet, "aligned": run.stack.poses is not None, "limit": f"{sheet['limit']:.2g} {run.unit}"}
 
 
@@ -134,35 +132,62 @@ def _atlas(run):
     flat = _map_of(run)
     if flat is None:
         return None
-    where, weights, what = flat.xy, run.sizes, "class sizes"
     if run.positions is not None and flat.place is not None:
-        where, weights, what = flat.place(run.positions), None, "particles"
-    panels = [
-        {"x": x, "y": y, "width": width, "height": height, "title": title}
-        for x, y, width, height, title in ((*map(float, panel[:4]), panel[4]) for panel in flat.panels)
-    ]
+        density, what = density_of(flat, flat.place(run.positions)), "particles"
+    else:
+        density, what = density_of(flat, flat.xy, run.sizes), "class sizes"
+    left, top, right, bottom = flat.extent
+    # White stands for the 99.5th percentile, so that one crowded place leaves the rest visible.
+    peak = max(float(np.quantile(density, 0.995)), 1e-12)
+    picture = png_data_uri(to_bytes((density / peak).astype(np.float32), levels=64))
+    extent = {"x": left, "y": top, "width": right - left, "height": bottom - top}
     return {
-        "x": np.round(flat.xy[:, 0], 3).tolist(), "y": np.round(flat.xy[:, 1], 3).tolist(), "panels": panels,
-        "caption": flat.caption, "density": density_picture(where, weights, flat.panels), "counted": what,
+        "x": np.round(flat.xy[:, 0], 3).tolist(),
+        "y": np.round(flat.xy[:, 1], 3).tolist(),
+        "panels": [
+            {"x": float(x), "y": float(y), "width": float(width), "height": float(height),
+             "title": title, "round": radius is not None}
+            for x, y, width, height, title, radius in flat.panels
+        ],
+        "caption": flat.caption,
+        "density": {"uri": picture, "peak": peak, **extent},
+        "counted": what,
     }  # fmt: skip
 
 
 def _map_of(run):
+    """Map of the classes; for a tree the maps of all first classes side by side."""
     if run.nodes is not None:
-        return flat_map(run.nodes, run.topology)
+        return latent_map(run.nodes, run.topology)
     if run.tree is None:
         return None
-    one = Map(np.zeros((1, 2)), [(-0.5, -0.5, 1, 1, "")], "")
+    whole = LatentMap(np.zeros((1, 2)), [Panel(-0.5, -0.5, 1, 1)], "")
     maps, titles, order = [], [], []
     for first in run.tree["classes"]:
         subclasses = first["subclasses"]
         placed = [sub["latent_position"] for sub in subclasses if "latent_position" in sub]
-        maps.append(flat_map(placed) if len(placed) == len(subclasses) > 1 else one)
+        maps.append(latent_map(placed) if len(placed) == len(subclasses) > 1 else whole)
         titles.append(f"class {first['first_class'] + 1}")
         order += [sub["label"] for sub in subclasses]
     side_by_side = maps_side_by_side(maps, titles)
     side_by_side.xy[order] = side_by_side.xy.copy()
     return side_by_side
+
+
+def maps_side_by_side(maps, titles):
+    """One map of many, in rows like text, each with its title; `xy` in the order of the maps."""
+    sizes = np.array([(right - left, bottom - top) for left, top, right, bottom in (m.extent for m in maps)])
+    line = max(sizes[:, 0].max(), math.sqrt(1.6 * ((sizes[:, 0] + _GAP) * (sizes[:, 1] + 2 * _GAP)).sum()))
+    x = y = row_height = 0.0
+    xy, panels = [], []
+    for one, (width, height), title in zip(maps, sizes, titles, strict=True):
+        if x > 0 and x + width > line:
+            x, y, row_height = 0.0, y + row_height + _GAP + _HEADROOM, 0.0
+        left, top, _, _ = one.extent
+        xy.append(one.xy + np.array([x - left, y - top]))
+        panels.append(Panel(x, y, width, height, title))
+        x, row_height = x + width + _GAP, max(row_height, height)
+    return LatentMap(np.concatenate(xy), panels, "a frame for each first class")
 
 
 def _tree(run):

@@ -1,11 +1,11 @@
 // Pointer and keys on the atlas: move, zoom, box, pick.
-function addHand(map) {
+function addPointer(map) {
   const { canvas, view } = map;
   const tip = byId("tip");
-  const rubber = byId("map-box");
+  const boxElement = byId("map-box");
   let drag = null; // {from, last, boxed, moved}
 
-  const spot = (event) => {
+  const position = (event) => {
     const frame = canvas.getBoundingClientRect();
     return [event.clientX - frame.left, event.clientY - frame.top];
   };
@@ -29,9 +29,9 @@ function addHand(map) {
     if (!drag.moved) return;
     tip.hidden = true;
     if (drag.boxed) {
-      rubber.hidden = false;
+      boxElement.hidden = false;
       const [left, top] = [Math.min(px, fromX), Math.min(py, fromY)];
-      rubber.style.cssText = `left:${left}px;top:${top}px;width:${Math.abs(px - fromX)}px;height:${Math.abs(py - fromY)}px`;
+      boxElement.style.cssText = `left:${left}px;top:${top}px;width:${Math.abs(px - fromX)}px;height:${Math.abs(py - fromY)}px`;
     } else {
       view.move(px - drag.last[0], py - drag.last[1]);
       map.draw();
@@ -41,10 +41,10 @@ function addHand(map) {
 
   function drop(event) {
     if (!drag) return;
-    const [px, py] = spot(event);
+    const [px, py] = position(event);
     if (!drag.moved) pick(view.toMap(px, py));
     else if (drag.boxed) pickBox([...view.toMap(...drag.from), ...view.toMap(px, py)], event.altKey);
-    rubber.hidden = true;
+    boxElement.hidden = true;
     drag = null;
   }
 
@@ -65,13 +65,13 @@ function addHand(map) {
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button) return;
     canvas.setPointerCapture(event.pointerId);
-    drag = { from: spot(event), last: spot(event), boxed: event.shiftKey || map.boxing, moved: false };
+    drag = { from: position(event), last: position(event), boxed: event.shiftKey || map.boxing, moved: false };
   });
-  canvas.addEventListener("pointermove", (event) => (drag ? dragTo(...spot(event)) : point(...spot(event))));
+  canvas.addEventListener("pointermove", (event) => (drag ? dragTo(...position(event)) : point(...position(event))));
   canvas.addEventListener("pointerup", drop);
   canvas.addEventListener("pointercancel", () => {
     drag = null;
-    rubber.hidden = true;
+    boxElement.hidden = true;
   });
   canvas.addEventListener("pointerleave", () => (tip.hidden = true));
   canvas.addEventListener(
@@ -79,7 +79,7 @@ function addHand(map) {
     (event) => {
       event.preventDefault();
       const pixels = event.deltaY * (event.deltaMode === 1 ? 18 : 1);
-      view.zoom(Math.exp(-Math.max(-120, Math.min(120, pixels)) / 300), ...spot(event));
+      view.zoom(Math.exp(-Math.max(-120, Math.min(120, pixels)) / 300), ...position(event));
       map.draw();
     },
     { passive: false },
@@ -104,7 +104,7 @@ function addKeys(map) {
       map.focus = k;
       view.reveal(data.atlas.x[k], data.atlas.y[k]);
       showDetails(k);
-      say(`${words(k)}${selection.has(k) ? ", selected" : ""}`);
+      announce(`${describe(k)}${selection.has(k) ? ", selected" : ""}`);
     });
 
   byId("zoom-in").addEventListener("click", () => zoom(1.4));

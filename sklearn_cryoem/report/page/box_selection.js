@@ -1,10 +1,10 @@
 // A box dragged over tiles selects what it touches; with Alt it takes that out.
-function addBox(list) {
+function addBoxSelection(list) {
   const root = list.root;
-  const rubber = element("div", { class: "rubber", hidden: "" });
+  const boxElement = element("div", { class: "selection-box", hidden: "" });
   let start = null; // where the drag began, in the coordinates of the content
   let pointer = null;
-  let spots = []; // tiles and where they are
+  let outlines = []; // tiles and where they are
 
   const content = (event) => {
     const frame = root.getBoundingClientRect();
@@ -18,41 +18,41 @@ function addBox(list) {
 
   const inside = () => {
     const [left, top, right, bottom] = corners();
-    return spots.filter((s) => s.right > left && s.left < right && s.bottom > top && s.top < bottom);
+    return outlines.filter((s) => s.right > left && s.left < right && s.bottom > top && s.top < bottom);
   };
 
   function begin() {
     const frame = root.getBoundingClientRect();
-    spots = list.tiles().map((tile) => {
-      const spot = tile.getBoundingClientRect();
+    outlines = list.tiles().map((tile) => {
+      const outline = tile.getBoundingClientRect();
       const [dx, dy] = [root.scrollLeft - frame.left, root.scrollTop - frame.top];
-      return { tile, left: spot.left + dx, right: spot.right + dx, top: spot.top + dy, bottom: spot.bottom + dy };
+      return { tile, left: outline.left + dx, right: outline.right + dx, top: outline.top + dy, bottom: outline.bottom + dy };
     });
-    root.append(rubber);
-    rubber.hidden = false;
+    root.append(boxElement);
+    boxElement.hidden = false;
     root.dataset.boxed = "yes";
     requestAnimationFrame(follow);
   }
 
   // Each frame: scroll where the pointer is near the rim, draw the box, mark what it touches.
   function follow() {
-    if (rubber.hidden) return;
+    if (boxElement.hidden) return;
     const frame = root.getBoundingClientRect();
     const over = Math.max(0, pointer.clientY - frame.bottom + 30) - Math.max(0, frame.top + 30 - pointer.clientY);
     root.scrollTop += Math.sign(over) * Math.min(24, Math.abs(over));
     const [left, top, right, bottom] = corners();
-    rubber.style.cssText = `left:${left}px;top:${top}px;width:${right - left}px;height:${bottom - top}px`;
+    boxElement.style.cssText = `left:${left}px;top:${top}px;width:${right - left}px;height:${bottom - top}px`;
     const touched = new Set(inside());
-    for (const spot of spots) spot.tile.classList.toggle("touched", touched.has(spot));
+    for (const outline of outlines) outline.tile.classList.toggle("touched", touched.has(outline));
     requestAnimationFrame(follow);
   }
 
   function end(apply) {
-    if (start && !rubber.hidden) {
-      const classes = apply ? inside().map((spot) => Number(spot.tile.dataset.class)) : [];
-      for (const spot of spots) spot.tile.classList.remove("touched");
-      rubber.hidden = true;
-      rubber.remove();
+    if (start && !boxElement.hidden) {
+      const classes = apply ? inside().map((outline) => Number(outline.tile.dataset.class)) : [];
+      for (const outline of outlines) outline.tile.classList.remove("touched");
+      boxElement.hidden = true;
+      boxElement.remove();
       const what = `box of ${plural(classes.length, "class", "classes")}`;
       if (classes.length && pointer.altKey) selection.remove(classes, `${what} taken out`);
       else if (classes.length) selection.add(classes, `${what} selected`);
@@ -71,8 +71,8 @@ function addBox(list) {
     if (!start) return;
     pointer = event;
     const [x, y] = content(event);
-    if (rubber.hidden && Math.hypot(x - start[0], y - start[1]) > 6) begin();
-    if (!rubber.hidden) event.preventDefault();
+    if (boxElement.hidden && Math.hypot(x - start[0], y - start[1]) > 6) begin();
+    if (!boxElement.hidden) event.preventDefault();
   });
   addEventListener("pointerup", (event) => {
     if (start) pointer = event;

@@ -1,0 +1,97 @@
+"""What all pictures share: figures without pyplot, colours, and checks of what is drawn."""
+
+import io
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.pipeline import Pipeline
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.particles import ParticleStack
+
+INK = "#2b2b2b"
+FAINT = "#8a8a8a"
+PAPER = "#ffffff"
+ACCENT = "#2166ac"
+
+
+class InlineFigure(Figure):
+    """A figure that a notebook shows when it is a cell's last value, without pyplot or a GUI backend."""
+
+    def _repr_png_(self):
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+        return buffer.getvalue()
+
+
+def new_axes(width_inch, height_inch):
+    """Axes that fill a new figure of the given size; no pyplot state is touched."""
+    figure = InlineFigure(figsize=(width_inch, height_inch), dpi=100, layout="constrained", facecolor=PAPER)
+    return figure.add_subplot()
+
+
+def check_order(function, classification, stack):
+    """Raise unless the classification comes first and the particles, if any, second.
+
+    Raises
+    ------
+    TypeError
+        If the two are swapped, or the second is no ParticleStack.
+    """
+    if isinstance(classification, ParticleStack):
+        raise TypeError(
+            f"{function} got the particles as its first argument. Pass the classification first and the "
+            f"particles second: {function}(estimator, stack)."
+        )
+    if stack is not None and not isinstance(stack, ParticleStack):
+        raise TypeError(
+            f"{function} got a {type(stack).__name__} as its second argument, expected a ParticleStack. "
+            f"Pass the particles second, and everything else by its name."
+        )
+
+
+def last_step(classification):
+    """The fitted estimator that has the classes: the last step of a Pipeline; None for an array."""
+    if isinstance(classification, Pipeline):
+        classification = classification[-1]
+    return classification if hasattr(classification, "class_averages_") else None
+
+
+def check_averages(class_averages):
+    """Return `class_averages` as float32 of shape (n_classes, D, D), or say what is wrong with it."""
+    averages = np.asarray(class_averages, dtype=np.float32)
+    if averages.ndim != 3 or averages.shape[1] != averages.shape[2] or averages.size == 0:
+        raise ParticleDataError(
+            f"class_averages has shape {averages.shape}, expected (n_classes, D, D) with at least one class. "
+            f"Pass a fitted estimator or its `class_averages_`; reshape vectors to square images first."
+        )
+    return averages
+
+
+def check_per_class(name, values, n_classes):
+    """Return `values` as a float array of length `n_classes`, or None."""
+    if values is None:
+        return None
+    values = np.asarray(values, dtype=float)
+    if values.shape != (n_classes,):
+        raise ParticleDataError(
+            f"{name} has shape {values.shape}, expected ({n_classes},): one number for each class average. "
+            f"Take it from the same fit as the class averages."
+        )
+    return values
+
+
+def round_length(limit):
+    """Largest of 1, 2 or 5 times a power of ten that is not above `limit`; for scale bars."""
+    power = 10.0 ** math.floor(math.log10(limit))
+    return max(step * power for step in (1, 2, 5) if step * power <= limit * (1 + 1e-9))
+
+
+def hide_frame(ax: Axes):
+    """Remove ticks and frame."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,62 @@
+"""Pictures of fitted estimators: the classification comes first, the particles second."""
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.pipeline import make_pipeline
+
+from sklearn_cryoem import MAPAligner, SMLClusterer
+from sklearn_cryoem.datasets import make_particles
+from sklearn_cryoem.plotting import plot_class_averages, plot_convergence, plot_manifold_atlas
+from sklearn_cryoem.plotting.convergence import fits_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@pytest.fixture(scope="module")
+def stack():
+    return make_particles("ribosome", 60, box=16, snr=1.0, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def model(stack):
+    aligner = MAPAligner(2, n_batches=2, max_iter=1, random_state=0)
+    return make_pipeline(aligner, SMLClusterer((2, 3), max_iter=3)).fit(stack)
+
+
+def test_an_estimator_brings_sizes_resolutions_nodes_and_topology(model, stack):
+    clusterer = model[-1]
+    gallery = plot_class_averages(model, stack)
+    assert gallery.get_title().startswith("60 particles in ")
+    texts = {text.get_text() for text in gallery.texts}
+    assert {str(size) for size in clusterer.class_sizes_ if size} <= texts
+    atlas = plot_manifold_atlas(clusterer)
+    assert atlas.get_title() == "2 × 3 classes on a 2-D manifold"
+    of_particles = plot_manifold_atlas(model, stack).images[0].get_array()
+    aligned = model[0].transform(stack)
+    known = plot_manifold_atlas(clusterer, latent_positions=clusterer.transform(aligned))
+    np.testing.assert_array_equal(of_particles, known.images[0].get_array())
+
+
+def test_a_pipeline_has_two_fits_and_its_last_is_drawn(model, stack):
+    assert [fit["title"] for fit in fits_of(model, stack)] == [
+        "Alignment: passes over all particles", "Clustering",
+    ]  # fmt: skip
+    ax = plot_convergence(model, stack)
+    assert ax.get_title() == "Clustering"
+    assert "resolution limit (Å)" in [other.get_ylabel() for other in ax.figure.axes]
+    (aligned,) = fits_of(model[0])
+    assert len(aligned["stage"]) == len(aligned["classification"]) == model[0].n_iter_
+
+
+@pytest.mark.parametrize("plot", [plot_class_averages, plot_convergence, plot_manifold_atlas])
+def test_swapped_arguments_are_named(plot, model, stack):
+    with pytest.raises(TypeError, match="classification first and the particles second"):
+        plot(stack, model)
+    with pytest.raises(TypeError, match=r"expected a ParticleStack\. Pass the particles second"):
+        plot(model, model[-1].class_averages_)
+
+
+def test_an_estimator_without_an_objective_is_refused():
+    with pytest.raises(TypeError, match="Pass a fitted MAPAligner"):
+        plot_convergence(KMeans())
