@@ -29,8 +29,8 @@ from sklearn_cryoem.quality.ctf_fit import ctf_fit
 
 Images = NDArray[np.float32]
 
-MOST_IMAGES = 400
-MOST_BYTES, MOST_SHARE = 2**27, 1 / 32  # of them, and of the memory limit: they are looked at together
+MAX_IMAGES = 400
+MAX_BYTES, MAX_SHARE = 2**27, 1 / 32  # of the images looked at together, and of the memory limit
 _N_GROUPS, _GROUP_SIZE = 10, 20  # micrographs looked at, if they have that many particles
 _DARK_SHARE, _DARK_ERRORS = 0.55, 4.0  # of the images; standard errors that their mean contrast lies below 0
 _PIXELS_MEASURED = 2**26  # at most, spread over the stack: 16,384 images of 64 pixels, 1,024 of 256
@@ -114,26 +114,34 @@ def check_particles(
 
 def _findings(stack: ParticleStack, mask_diameter: float | None) -> Iterator[Finding]:
     check_mask_diameter(mask_diameter, stack.box, stack.pixel_size)
-    pixel_sizes = _differing_pixel_size(stack)
-    if pixel_sizes is not None:
-        yield pixel_sizes
-    problem = None if mask_diameter is None else box_problem(stack.box, stack.pixel_size, mask_diameter)
-    if problem is not None:
-        yield Finding(*problem)
+    yield from _lengths(stack, mask_diameter)
     measured = _spread(np.arange(len(stack)), max(1, _PIXELS_MEASURED // stack.box**2))
     look = look_at(stack[measured], mask_diameter)
-    yield from _seen(
-        look, measured, len(stack), n_background(stack.box, background_radius(stack, mask_diameter))
-    )
+    n_pixels = n_background(stack.box, background_radius(stack, mask_diameter))
+    yield from _seen(look, measured, len(stack), n_pixels)
     rows, group = rows_to_look_at(stack)
     images = stack.images.read(rows, check=False)
     sound = ~np.isin(rows, measured[np.append(look.unusable, look.outliers["row"]).astype(np.int64)])
     sound[[place for place, _ in bad_pixels(images)]] = False
-    if not sound.any():
-        return
-    for finding in (_dark(images[sound]), _wrong_ctf(images[sound], stack, rows[sound], group[sound])):
-        if finding is not None:
-            yield finding
+    if sound.any():
+        yield from _dark(images[sound])
+        yield from _wrong_ctf(images[sound], stack, rows[sound], group[sound])
+
+
+def _lengths(stack: ParticleStack, mask_diameter: float | None) -> Iterator[Finding]:
+    """Whether the pixel size goes with the headers of the images, and the mask with the box."""
+    source = stack.images
+    while isinstance(source, TransformedSource):
+        source = source.source
+    if isinstance(source, FileSource) and stack.pixel_size is not None:
+        used = np.unique(source.file_index)
+        headers = [source.files[number].pixel_size for number in used]
+        text = pixel_sizes_differ(stack.pixel_size * stack.box / source.box, headers)
+        if text is not None:
+            yield Finding("pixel-size-differs", text)
+    problem = None if mask_diameter is None else box_problem(stack.box, stack.pixel_size, mask_diameter)
+    if problem is not None:
+        yield Finding(*problem)
 
 
 def _seen(look: Look, rows: np.ndarray, n_images: int, n_background_pixels: int) -> Iterator[Finding]:
@@ -154,23 +162,24 @@ def _seen(look: Look, rows: np.ndarray, n_images: int, n_background_pixels: int)
         )
     if len(look.outliers):
         found = look.outliers.assign(row=rows[look.outliers["row"]])
+        hint = HOT_PIXEL_HINT if (found["kind"] == HOT).any() else ""
         yield Finding(
             "outliers",
-            f"{len(found):,} {of} are far out: {count_text(found)}. Fits learn nothing from them."
-            + (HOT_PIXEL_HINT if (found["kind"] == HOT).any() else ""),
+            f"{len(found):,} {of} are far out: {count_text(found)}. Fits learn nothing from them.{hint}",
         )
     if look.shared_fault is not None:
         yield Finding("shared-fault", look.shared_fault)
-    lines = np.nan_to_num(look.measures.blank_lines)
-    if not has_backgrounds(look.measures):  # masked, or without noise: blank all round
-        return
-    blank = np.setdiff1d(np.flatnonzero(lines > _BLANK_LINES + np.median(lines)), look.outliers["row"])
-    if len(blank):
-        yield Finding(
-            "blank-edges",
-            f"{len(blank):,} {of} are blank along an edge (the first in row {rows[blank[0]]}): they were cut "
-            "at the edge of a micrograph and padded. Pick farther from it, or look for classes of them.",
-        )
+    if has_backgrounds(look.measures):  # images that were masked, or have no noise, are blank all round
+        lines = np.nan_to_num(look.measures.blank_lines)
+        is_blank = lines > _BLANK_LINES + np.median(lines)
+        blank = np.setdiff1d(np.flatnonzero(is_blank), look.outliers["row"])
+        if len(blank):
+            yield Finding(
+                "blank-edges",
+                f"{len(blank):,} {of} are blank along an edge (the first in row {rows[blank[0]]}): they were "
+                "cut at the edge of a micrograph and padded. Pick farther from it, or look for classes of "
+                "them.",
+            )
 
 
 def rows_to_look_at(stack: ParticleStack) -> tuple[np.ndarray, np.ndarray]:
@@ -188,8 +197,8 @@ def rows_to_look_at(stack: ParticleStack) -> tuple[np.ndarray, np.ndarray]:
     group : ndarray of shape (n_rows,), int
         Number of the group of each from 0; all 0 where groups are too small to be told apart.
     """
-    n_bytes = bytes_at_once(MOST_BYTES, MOST_SHARE)
-    most = int(np.clip(n_bytes // (4 * stack.box**2), _GROUP_SIZE, MOST_IMAGES))
+    n_bytes = bytes_at_once(MAX_BYTES, MAX_SHARE)
+    most = int(np.clip(n_bytes // (4 * stack.box**2), _GROUP_SIZE, MAX_IMAGES))
     _, code, size = np.unique(stack.noise_group, return_inverse=True, return_counts=True)
     large = np.flatnonzero(size >= _GROUP_SIZE)
     if size[large].sum() < 0.5 * len(stack):
@@ -226,34 +235,36 @@ def centre_above_rim(images: Images) -> np.ndarray:
     return np.asarray(images[:, inside].mean(axis=1) - images[:, rim].mean(axis=1))
 
 
-def _dark(images: Images) -> Finding | None:
+def _dark(images: Images) -> Iterator[Finding]:
     contrast = centre_above_rim(images)  # (n_images,)
     dark = float(np.mean(contrast < 0))
     sure = contrast.mean() * math.sqrt(max(len(images) - 1, 0)) < -_DARK_ERRORS * contrast.std()
-    if dark <= _DARK_SHARE or not sure:
-        return None
-    return Finding(
-        "dark-particles",
-        f"the particles look dark on a bright ground (in {dark:.0%} of {len(images)} images the middle is "
-        "darker than the rim), and averages will be of no use. Read with invert=True, or without it if it "
-        "was given.",
-    )
+    if dark > _DARK_SHARE and sure:
+        yield Finding(
+            "dark-particles",
+            f"the particles look dark on a bright ground (in {dark:.0%} of {len(images)} images the middle "
+            "is darker than the rim), and averages will be of no use. Read with invert=True, or without it "
+            "if it was given.",
+        )
 
 
-def _wrong_ctf(images: Images, stack: ParticleStack, rows: np.ndarray, group: np.ndarray) -> Finding | None:
+def _wrong_ctf(
+    images: Images, stack: ParticleStack, rows: np.ndarray, group: np.ndarray
+) -> Iterator[Finding]:
     if stack.ctf is None:
-        return None
+        return
     negative = stack.ctf.defocus_u_angstrom + stack.ctf.defocus_v_angstrom < 0
     if negative.mean() > 0.5:  # the power spectrum has no sign: rings lie nearly where they should
-        return Finding(
+        yield Finding(
             "ctf-does-not-fit",
             f"the defocus of {negative.sum():,} of {len(stack):,} particles is negative, which is overfocus, "
             "and nobody takes particles in overfocus: the program that wrote it seems to count the other "
             "way. Change its sign in the table, positive being underfocus.",
         )
+        return
     fit = None if stack.pixel_size is None else ctf_fit(images, stack.ctf[rows], group, stack.pixel_size)
     if fit is None or not fit.is_poor:
-        return None
+        return
     remedy = "Estimate the CTF again, or read with ctf=False."
     if fit.factor is not None:
         remedy = (
@@ -261,21 +272,9 @@ def _wrong_ctf(images: Images, stack: ParticleStack, rows: np.ndarray, group: np
             f"replaced by {stack.pixel_size / math.sqrt(fit.factor):.3g} A, pixel_size=, they would fit. "
             "Make sure of it and of the voltage, else estimate the CTF again, or read with ctf=False."
         )
-    return Finding(
+    yield Finding(
         "ctf-does-not-fit",
         "the CTF does not fit the particles: their power spectra have the rings of a defocus of about "
         f"{1e-4 * fit.best_defocus_angstrom:.2g} um (match {fit.best:.1f}), and the metadata say "
         f"{1e-4 * fit.given_defocus_angstrom:.2g} um (match {fit.given:.1f}). {remedy}",
     )
-
-
-def _differing_pixel_size(stack: ParticleStack) -> Finding | None:
-    source = stack.images
-    while isinstance(source, TransformedSource):
-        source = source.source
-    if not isinstance(source, FileSource) or stack.pixel_size is None:
-        return None
-    raw = stack.pixel_size * stack.box / source.box
-    used = np.unique(source.file_index)
-    text = pixel_sizes_differ(raw, [source.files[number].pixel_size for number in used])
-    return None if text is None else Finding("pixel-size-differs", text)

@@ -19,11 +19,11 @@ _FIRST_SHELL = 2
 _STEP_ANGSTROM = 250.0
 _DEFOCUS_ANGSTROM = np.arange(2_000.0, 60_001.0, _STEP_ANGSTROM)
 _FACTORS = np.geomspace(0.3, 3.0, 60)  # of every defocus: half and double, and pixel sizes off by a factor
-_SMALLEST_BOX = 48  # below, rings cannot be told from the slope of a spectrum
+_MIN_BOX = 48  # below, rings cannot be told from the slope of a spectrum
 _CLEAR = 2.0  # variance of the middle over that of the background from which structure outshines ice
 _MEDIAN_ERROR = 1.25  # standard error of a median over that of a mean
-_GROUP_SIZE, _FEWEST_GROUPS = 20, 4  # images that make a median, groups whose differences can be told
-_SPREAD_ANGSTROM = 1_000.0  # least range of the defocus of groups for their rings to differ
+_GROUP_SIZE, _MIN_GROUPS = 20, 4  # images that make a median, groups whose differences can be told
+_MIN_SPREAD_ANGSTROM = 1_000.0  # least range of the defocus of groups for their rings to differ
 _SURE, _SURE_FACTOR = 5.0, 6.0  # standard errors; simulated particles without rings reach 3.5 and 5.5
 _EXPLAINED = 0.5  # of what is more than noise, by the best defocus: less is structure, not rings
 _SAME_FACTOR = 0.15  # relative range of the middle half of the groups
@@ -41,8 +41,6 @@ class CTFFit:
         Match of the best other one.
     given_defocus_angstrom, best_defocus_angstrom : float
         Medians over the groups.
-    n_groups : int
-        Number of groups.
     is_sure : bool
         Whether the images show rings of the best one at all.
     factor : float or None
@@ -53,7 +51,6 @@ class CTFFit:
     best: float
     given_defocus_angstrom: float
     best_defocus_angstrom: float
-    n_groups: int
     is_sure: bool
     factor: float | None
 
@@ -92,37 +89,23 @@ def ctf_fit(images: NDArray[np.float32], ctf: CTFTable, group: NDArray, pixel_si
         there is but one defocus of particles so clear that their structure spreads into the background.
     """
     box = images.shape[-1]
-    if box < _SMALLEST_BOX:
+    if box < _MIN_BOX:
         return None
-    group = _divided(group, _mean_defocus(ctf))
-    differ = _differ(group, _mean_defocus(ctf))
+    defocus = _mean_defocus(ctf)
+    group = _divided(group, defocus)
+    differ = _differ(group, defocus)
     if not differ and _is_clear(images):
         return None
     power = radial_power(images)[:, _FIRST_SHELL : box // 2] if differ else _background_spectrum(images)
-    return match_of_groups(power, ctf, group, pixel_size, box) if (power > 0).all() else None
-
-
-def match_of_groups(power: Float64, ctf: CTFTable, group: NDArray, pixel_size: float, box: int) -> CTFFit:
-    """`ctf_fit` of spectra: of whole images where groups differ in defocus, else of the background.
-
-    Parameters
-    ----------
-    power : ndarray of shape (n_images, n_shells)
-        By shell from the second, to Nyquist.
-    ctf, group, pixel_size
-        As for `ctf_fit`.
-    box : int
-        Side of the images in pixels.
-    """
-    defocus = _mean_defocus(ctf)
-    differ = _differ(group, defocus)
+    if not (power > 0).all():
+        return None
     members = [np.flatnonzero(group == number) for number in range(int(group.max()) + 1)]
     own = np.array([np.median(defocus[some]) for some in members])  # (n_groups,)
     plane = half_plane(box, box // 2 - 0.5)
     weight = np.bincount(plane.shell)[_FIRST_SHELL:].astype(np.float64)  # (n_shells,)
     curves = _without_trend(np.log(power))  # (n_images, n_shells)
-    data = np.stack([np.median(curves[some], axis=0) for some in members])  # (n_groups, n_shells)
     rings = _rings(ctf, plane, pixel_size)  # (n_images, n_shells)
+    data = np.stack([np.median(curves[some], axis=0) for some in members])  # (n_groups, n_shells)
     model = np.stack([rings[some].mean(axis=0) for some in members])  # (n_groups, n_shells)
     others = _rings(_at_every_defocus(ctf[:1]), plane, pixel_size)  # (n_defocus, n_shells)
     if differ:
@@ -130,20 +113,31 @@ def match_of_groups(power: Float64, ctf: CTFTable, group: NDArray, pixel_size: f
     # of the logarithm, for a shell of one frequency
     error = _MEDIAN_ERROR * (1.0 if differ else _blur(box)) / np.sqrt([len(some) for some in members])
     data = data / error[:, None]
+    fit = _best_of_each(data, model, others, own, weight, min_match=_SURE if differ else None)
+    return _with_one_factor(data, model, others, own, weight, error) if differ and not fit.is_sure else fit
+
+
+def _best_of_each(
+    data: Float64, model: Float64, others: Float64, own: Float64, weight: Float64, *, min_match: float | None
+) -> CTFFit:
+    """Match of each group by itself, as given and with the defocus that suits it best."""
+    if min_match is None:
+        min_match = 2.5 + 2.5 / np.sqrt(len(own))  # noise alone matches some defocus by 2 to 3
     scores = _match(data[:, None], others, weight)  # (n_groups, n_defocus)
     given = _match(data, model, weight)  # (n_groups,)
     best = np.maximum(scores.max(axis=1), given)
     beyond_noise = np.maximum((weight * data**2).sum(axis=1) - len(weight), 1.0)  # (n_groups,)
     explained = np.median(best / np.sqrt(beyond_noise))
-    least = _SURE if differ else 2.5 + 2.5 / np.sqrt(len(own))  # noise alone matches some defocus by 2 to 3
     other = _DEFOCUS_ANGSTROM[scores.argmax(axis=1)]  # (n_groups,)
     low, middle, high = np.percentile(other / np.where(own == 0, np.inf, own), [25, 50, 75])
-    fit = CTFFit(
-        float(given.mean()), float(best.mean()), float(np.median(own)), float(np.median(other)), len(own),
-        is_sure=bool(best.mean() > least and explained > _EXPLAINED),
+    return CTFFit(
+        float(given.mean()),
+        float(best.mean()),
+        float(np.median(own)),
+        float(np.median(other)),
+        is_sure=bool(best.mean() > min_match and explained > _EXPLAINED),
         factor=float(middle) if high - low < _SAME_FACTOR * middle else None,
-    )  # fmt: skip
-    return _with_one_factor(data, model, others, own, weight, error) if differ and not fit.is_sure else fit
+    )
 
 
 def _with_one_factor(
@@ -162,7 +156,7 @@ def _with_one_factor(
         matches.append(total(some - some.mean(axis=0)))
     given, best = total(model), max(matches)
     factor, usual = float(_FACTORS[np.argmax(matches)]), float(np.median(own))
-    return CTFFit(given, max(best, given), usual, factor * usual, len(own), best > _SURE_FACTOR, factor)
+    return CTFFit(given, max(best, given), usual, factor * usual, best > _SURE_FACTOR, factor)
 
 
 def _mean_defocus(ctf: CTFTable) -> Float64:
@@ -182,7 +176,7 @@ def _divided(group: NDArray, defocus: Float64) -> NDArray:
 def _differ(group: NDArray, defocus: Float64) -> bool:
     """Whether there are groups enough, of defocus so different that what they share is no ring."""
     medians = [np.median(defocus[group == number]) for number in range(int(group.max()) + 1)]
-    return len(medians) >= _FEWEST_GROUPS and bool(np.ptp(medians) > _SPREAD_ANGSTROM)
+    return len(medians) >= _MIN_GROUPS and bool(np.ptp(medians) > _MIN_SPREAD_ANGSTROM)
 
 
 def _is_clear(images: NDArray[np.float32]) -> bool:
@@ -241,13 +235,11 @@ def _match(data: Float64, model: Float64, weight: Float64) -> Float64:
 
 def _at_every_defocus(ctf: CTFTable) -> CTFTable:
     """One row of a table at every defocus tried, without astigmatism."""
-    kept = {
-        name: float(getattr(ctf, name)[0])
-        for name in ("voltage_volts", "cs_angstrom", "amplitude_contrast", "phase_shift_rad")
-    }
+    defocus = _DEFOCUS_ANGSTROM
+    names = ("voltage_volts", "cs_angstrom", "amplitude_contrast", "phase_shift_rad")
     return CTFTable(
-        defocus_u_angstrom=_DEFOCUS_ANGSTROM,
-        defocus_v_angstrom=_DEFOCUS_ANGSTROM,
-        astigmatism_angle_rad=np.zeros(len(_DEFOCUS_ANGSTROM)),
-        **{name: np.full(len(_DEFOCUS_ANGSTROM), value) for name, value in kept.items()},
+        defocus_u_angstrom=defocus,
+        defocus_v_angstrom=defocus,
+        astigmatism_angle_rad=np.zeros(len(defocus)),
+        **{name: np.full(len(defocus), float(getattr(ctf, name)[0])) for name in names},
     )

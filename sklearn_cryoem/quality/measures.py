@@ -328,16 +328,16 @@ def _line_share(picture: Float64, where: NDArray[np.bool_], k_min: float, k_max:
 
 # ---------------------------------------------------------------- all of them
 def measure_class(
-    stack: ParticleStack, plane: HalfPlane, radius_px: float
+    stack: ParticleStack, plane: HalfPlane, radius_px: float, rows: NDArray[np.intp]
 ) -> tuple[dict[str, float], ClassPower | None]:
-    """All measures of the class that a stack is, and what `coherence` compares.
+    """All measures of the class that some rows of a stack are, and what `coherence` compares.
 
     With fewer than two particles the measures are NaN and there is no power. `plane` holds the frequencies
     used, and `radius_px` is the radius of the particle's mask.
     """
-    if len(stack) < 2:
+    if len(rows) < 2:
         return dict.fromkeys((*SPECTRAL, *PICTORIAL), np.nan), None
-    sums = class_sums(stack, plane)
+    sums = class_sums(stack[rows], plane)
     features = np.stack([sums.average(half) for half in (0, 1, None)]).astype(np.float32)
     pictures = images_from_features(features.view(np.complex64), plane)
     measures = spectral_measures(sums, stack.pixel_length, plane.box, radius_px)

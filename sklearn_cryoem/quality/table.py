@@ -112,42 +112,46 @@ def class_quality(
     [[1, True], [2, True]]
     """
     check_order("class_quality", classification, stack)
-    known = known_of(classification, stack, assignment)
-    stack, label = known.stack, known.labels
+    last = classification[-1] if isinstance(classification, Pipeline) else classification
+    label, n_classes = _labels(last, len(stack))
+    stack = _as_classified(stack, classification)
+    posterior, positions = getattr(last, "class_posterior_", None), None
+    if assignment is None and hasattr(last, "assign"):
+        assignment = last.assign(stack)
+    if assignment is not None:
+        _, posterior, positions = assignment
+    if mask_diameter is None:
+        mask_diameter = getattr(last, "mask_diameter", None)
+    if max_resolution is None:
+        max_resolution = getattr(last, "max_resolution", None)
     if stack.outlier is not None:
         label = np.where(stack.outlier, -1, label)  # what is far out says nothing of its class
     side = stack.box * stack.pixel_length
-    mask_diameter = known.mask_diameter if mask_diameter is None else mask_diameter
-    max_resolution = known.max_resolution if max_resolution is None else max_resolution
     check_number("max_resolution", max_resolution, owner="class_quality", minimum=0, inclusive=False,
                  maximum=side / 2, allow_none=True)  # fmt: skip
     check_mask_diameter(mask_diameter, stack.box, stack.pixel_size)
     plane = half_plane(stack.box, None if max_resolution is None else side / max_resolution)
     radius_px = 0.5 * (MASK_SHARE * side if mask_diameter is None else mask_diameter) / stack.pixel_length
-    rows = [np.flatnonzero(label == number) for number in range(known.n_classes)]
+    rows = [np.flatnonzero(label == number) for number in range(n_classes)]
     measured, powers = [], []
     with progress(len(rows), "class_quality", verbose=verbose) as bar:
-        task = partial(_measure_rows, stack, plane, radius_px)
+        task = partial(measure_class, stack, plane, radius_px)
         for row, power in ordered_map(task, rows, n_jobs=n_jobs):
             measured.append(row)
             powers.append(power)
             bar.update()
     names = [*SPECTRAL, *PICTORIAL]
     table = pd.DataFrame({"class": np.arange(1, len(rows) + 1), "size": [len(some) for some in rows]})
-    table["soft_size"] = np.nan if known.soft_sizes is None else np.asarray(known.soft_sizes, np.float64)
+    table["soft_size"] = np.asarray(getattr(last, "soft_class_sizes_", np.nan), dtype=np.float64)
     table[names] = [[row[name] for name in names] for row in measured]
     table.insert(table.columns.get_loc("strength"), "coherence", coherence(powers))
     for name in ("strength", "extent"):
         table[name] /= _median_of_particles(table[name].to_numpy(), table["size"].to_numpy())
-    table["latent_spread"] = _latent_spread(known.positions, rows)
-    table["posterior"] = _mean_of_classes(known.posterior, rows)
+    table["latent_spread"] = _latent_spread(positions, rows)
+    table["posterior"] = _mean_of_classes(posterior, rows)
     table["stability"] = stability([check_labels(other, len(label)) for other in other_labels], rows)
     table["defocus"] = np.nan if stack.ctf is None else defocus_share(stack.ctf, label, len(rows)).deviation
     return suggest_classes(table)
-
-
-def _measure_rows(stack, plane, radius_px, rows):  # type: ignore[no-untyped-def]
-    return measure_class(stack[rows], plane, radius_px)
 
 
 def check_order(function: str, classification: Any, stack: Any) -> None:
@@ -175,59 +179,29 @@ def check_order(function: str, classification: Any, stack: Any) -> None:
     )
 
 
-class Known(NamedTuple):
-    """What is known of a classification beside the particles."""
-
-    stack: ParticleStack  # in the poses of the classification
-    labels: Int
-    n_classes: int
-    soft_sizes: NDArray[Any] | None = None
-    posterior: NDArray[Any] | None = None  # of its class for each particle
-    positions: NDArray[Any] | None = None  # latent position of each particle
-    mask_diameter: float | None = None
-    max_resolution: float | None = None
-
-
-def known_of(
-    classification: BaseEstimator | ArrayLike,
-    stack: ParticleStack,
-    assignment: tuple[NDArray[Any], ...] | None = None,
-) -> Known:
-    """Everything that a fitted estimator, or labels alone, say of the particles that were classified."""
-    last = classification[-1] if isinstance(classification, Pipeline) else classification
-    if not isinstance(last, BaseEstimator):
-        label = check_labels(last, len(stack))
-        n_classes = int(label.max(initial=-1)) + 1
-        if n_classes == 0:
+def _labels(classification: Any, n_images: int) -> tuple[Int, int]:
+    """Class of each particle, and the number of classes."""
+    if not isinstance(classification, BaseEstimator):
+        label = check_labels(classification, n_images)
+        if label.max(initial=-1) < 0:
             raise ValueError("labels names no class: there is nothing to measure. Give labels from 0.")
-        return Known(stack, label, n_classes)
-    if not hasattr(last, "labels_") or not hasattr(last, "class_averages_"):
+        return label, int(label.max()) + 1
+    if not hasattr(classification, "labels_") or not hasattr(classification, "class_averages_"):
         raise TypeError(
-            f"class_quality got a {type(last).__name__} without labels_ and class_averages_. Give a fitted "
-            "MAPAligner, SMLClusterer or DeepClusterer, or the label of each particle."
+            f"class_quality got a {type(classification).__name__} without labels_ and class_averages_. "
+            "Give a fitted MAPAligner, SMLClusterer or DeepClusterer, or the label of each particle."
         )
-    label = check_labels(last.labels_, len(stack))
-    steps = [step for _, step in classification.steps] if isinstance(classification, Pipeline) else [last]
-    poses = next((step.poses_ for step in steps if getattr(step, "poses_", None) is not None), None)
-    if poses is not None:
-        stack = stack.with_poses(poses)
-    if stack.outlier is None and getattr(last, "outlier_", None) is not None:
-        stack = stack.with_outliers(last.outlier_)
-    posterior, positions = getattr(last, "class_posterior_", None), None
-    if assignment is None and hasattr(last, "assign"):
-        assignment = last.assign(stack)
-    if assignment is not None:
-        _, posterior, positions = assignment
-    return Known(
-        stack,
-        label,
-        len(last.class_averages_),
-        soft_sizes=getattr(last, "soft_class_sizes_", None),
-        posterior=posterior,
-        positions=positions,
-        mask_diameter=getattr(last, "mask_diameter", None),
-        max_resolution=getattr(last, "max_resolution", None),
-    )
+    return check_labels(classification.labels_, n_images), len(classification.class_averages_)
+
+
+def _as_classified(stack: ParticleStack, classification: Any) -> ParticleStack:
+    """The particles in the poses that the classification found, and with its marks of what is far out."""
+    steps = [step for _, step in getattr(classification, "steps", [("", classification)])]
+    poses = [step.poses_ for step in steps if getattr(step, "poses_", None) is not None]
+    if poses:
+        stack = stack.with_poses(poses[0])
+    outlier = getattr(steps[-1], "outlier_", None)
+    return stack if stack.outlier is not None or outlier is None else stack.with_outliers(outlier)
 
 
 def _median_of_particles(values: Float64, sizes: Int) -> float:
@@ -257,24 +231,12 @@ def _latent_spread(positions: NDArray[Any] | None, rows: Rows) -> Float64:
 
 # ---------------------------------------------------------------- what the labels of a whole run tell
 class DefocusShare(NamedTuple):
-    """How far classes follow the defocus.
+    """How far classes follow the defocus."""
 
-    Attributes
-    ----------
-    share : float
-        Part of the variance of the defocus that lies between classes; NaN where there is no such variance.
-    by_chance : float
-        What it is on average where classes do not know of the defocus.
-    p_value : float
-        Probability that chance gives as much.
-    deviation : ndarray of shape (n_classes,)
-        Mean defocus of each class, less that of all, in standard errors of a random class of its size.
-    """
-
-    share: float
-    by_chance: float
-    p_value: float
-    deviation: Float64
+    share: float  # part of the variance of the defocus that lies between classes; NaN without such variance
+    by_chance: float  # what that is on average where classes do not know of the defocus
+    p_value: float  # probability that chance gives as much
+    deviation: Float64  # (n_classes,) mean defocus less that of all, in standard errors of a random class
 
 
 def stability(others: list[Int], rows: Rows) -> Float64:
