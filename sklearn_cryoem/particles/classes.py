@@ -149,3 +149,30 @@ def check_labels(labels: Any, n_images: int) -> NDArray[np.int64]:
             "(-1 for none). Give one label for each particle of the stack."
         )
     return array.astype(np.int64)
+
+
+def check_order(function: str, classification: Any, stack: Any) -> None:
+    """Raise unless the classification comes first and the particles, if any, second.
+
+    Parameters
+    ----------
+    function : str
+        Name of the function that was called, for the message.
+    classification, stack : object
+        Its first two arguments.
+
+    Raises
+    ------
+    TypeError
+        If the two are swapped, or the second is no ParticleStack.
+    """
+    if isinstance(classification, ParticleStack):
+        raise TypeError(
+            f"{function} got the particles as its first argument. Pass the classification first and the "
+            f"particles second: {function}(estimator, stack)."
+        )
+    if stack is not None and not isinstance(stack, ParticleStack):
+        raise TypeError(
+            f"{function} got a {type(stack).__name__} as its second argument, expected a ParticleStack. "
+            "Pass the particles second, and everything else by its name."
+        )

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.particles import ParticleStack
 
 INK = "#2b2b2b"
 FAINT = "#8a8a8a"
@@ -30,26 +29,6 @@ def new_axes(width_inch, height_inch):
     """Axes that fill a new figure of the given size; no pyplot state is touched."""
     figure = InlineFigure(figsize=(width_inch, height_inch), dpi=100, layout="constrained", facecolor=PAPER)
     return figure.add_subplot()
-
-
-def check_order(function, classification, stack):
-    """Raise unless the classification comes first and the particles, if any, second.
-
-    Raises
-    ------
-    TypeError
-        If the two are swapped, or the second is no ParticleStack.
-    """
-    if isinstance(classification, ParticleStack):
-        raise TypeError(
-            f"{function} got the particles as its first argument. Pass the classification first and the "
-            f"particles second: {function}(estimator, stack)."
-        )
-    if stack is not None and not isinstance(stack, ParticleStack):
-        raise TypeError(
-            f"{function} got a {type(stack).__name__} as its second argument, expected a ParticleStack. "
-            f"Pass the particles second, and everything else by its name."
-        )
 
 
 def last_step(classification):

@@ -11,12 +11,12 @@ from sklearn.base import BaseEstimator
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.classes import check_order
 from sklearn_cryoem.particles.display import robust_grey
 from sklearn_cryoem.plotting._figure import (
     FAINT,
     INK,
     check_averages,
-    check_order,
     check_per_class,
     hide_frame,
     last_step,

@@ -11,7 +11,8 @@ from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.plotting._figure import ACCENT, FAINT, INK, check_order, new_axes
+from sklearn_cryoem.particles.classes import check_order
+from sklearn_cryoem.plotting._figure import ACCENT, FAINT, INK, new_axes
 
 RESOLUTION_COLOUR = "#b2182b"
 CROSS_FITTED, FITTED = "cross-fitted: fit to held-out images", "EM: fit to all images"

@@ -17,7 +17,7 @@ from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.particles import CTFTable, ParticleStack
-from sklearn_cryoem.particles.classes import check_labels
+from sklearn_cryoem.particles.classes import check_labels, check_order
 from sklearn_cryoem.physics.fourier import half_plane
 from sklearn_cryoem.physics.masks import MASK_SHARE, check_mask_diameter
 from sklearn_cryoem.quality.measures import PICTORIAL, SPECTRAL, coherence, measure_class
@@ -152,31 +152,6 @@ def class_quality(
     table["stability"] = stability([check_labels(other, len(label)) for other in other_labels], rows)
     table["defocus"] = np.nan if stack.ctf is None else defocus_share(stack.ctf, label, len(rows)).deviation
     return suggest_classes(table)
-
-
-def check_order(function: str, classification: Any, stack: Any) -> None:
-    """Raise unless the classification comes first and the particles second.
-
-    Parameters
-    ----------
-    function : str
-        Name of the function that was called.
-    classification, stack : object
-        Its first two arguments.
-
-    Raises
-    ------
-    TypeError
-        With the right order.
-    """
-    if isinstance(stack, ParticleStack) and not isinstance(classification, ParticleStack):
-        return
-    swapped = isinstance(classification, ParticleStack)
-    found = "the particles first" if swapped else f"a {type(stack).__name__} as its particles"
-    raise TypeError(
-        f"{function} got {found}, expected the classification first and the ParticleStack second. Call "
-        f"{function}(classification, stack)."
-    )
 
 
 def _labels(classification: Any, n_images: int) -> tuple[Int, int]:

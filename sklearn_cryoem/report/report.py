@@ -20,8 +20,9 @@ from sklearn_cryoem._core.files import atomic_path
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.classes import check_order
 from sklearn_cryoem.plotting import plot_convergence
-from sklearn_cryoem.plotting._figure import ACCENT, FAINT, INK, check_order
+from sklearn_cryoem.plotting._figure import ACCENT, FAINT, INK
 from sklearn_cryoem.plotting.convergence import RESOLUTION_COLOUR
 from sklearn_cryoem.report.folder import run_of_folder
 from sklearn_cryoem.report.page_data import page_data

@@ -12,8 +12,8 @@ import starfile
 from sklearn_cryoem import load_model, read_particles
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.metrics import fraction_within
-from sklearn_cryoem.report.data import page_data
 from sklearn_cryoem.report.folder import run_of_folder
+from sklearn_cryoem.report.page_data import page_data
 
 FEW = (
     "--align-classes 4 --align-batches 10 --align-iterations 2 --classes 3x3 --iterations 6 --jobs 1".split()

@@ -205,9 +205,9 @@ def test_arguments_must_fit(views, arguments, remedy):
 
 def test_arguments_in_the_wrong_order_are_told(views):
     stack, label = views
-    with pytest.raises(TypeError, match=r"the particles first.*Call class_quality\(classification, stack\)"):
+    with pytest.raises(TypeError, match=r"particles second: class_quality\(estimator, stack\)"):
         class_quality(stack, label)
-    with pytest.raises(TypeError, match="a ndarray as its particles, expected the classification first"):
+    with pytest.raises(TypeError, match="a ndarray as its second argument, expected a ParticleStack"):
         class_quality(label, stack.read())
     with pytest.raises(TypeError, match=r"a SMLClusterer without labels_.*Give a fitted"):
         class_quality(SMLClusterer(), stack)
