@@ -27,10 +27,10 @@ from sklearn_cryoem._core.files import atomic_path, other_content
 from sklearn_cryoem._version import __version__
 
 FORMAT = "sklearn-cryoem model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _HEADER = "header"
-_WHOLE = ("$estimator", "$pipeline", "$frozen", "$dataclass")  # what a file may hold: models and states
+_WHOLE = {"$estimator", "$pipeline", "$frozen", "$dataclass"}  # what a file may hold: models and states
 _WITH_DATACLASSES = tuple(
     ("sklearn_cryoem", name) for name in ("alignment", "estimators", "manifold", "particles", "physics")
 )
@@ -110,19 +110,19 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     ModelFileError
-        If the file is not such a model, is damaged, or was written by a newer version of the format.
+        If the file is not such a model, is damaged, or has another version of the format.
     """
-    header, arrays = _open(path)
+    header, arrays = _read(path)
     try:
         model = header["model"]
-        if not isinstance(model, dict) or next(iter(model), None) in _DECODERS.keys() - _WHOLE:
+        if not isinstance(model, dict) or _WHOLE.isdisjoint(model):
             raise ValueError("it holds no estimator")
         return _decode(model, arrays)
     except ModelFileError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, ImportError, RecursionError) as error:
         raise ModelFileError(
-            f"{path}, {header.get('written_by', 'of unknown origin')}, does not fit together ({error}). "
+            f"{path}, {header.get('written_by', 'of unknown origin')}, cannot be put together ({error}). "
             f"Fit the model again with this version, or load it with the one that wrote it."
         ) from error
 
@@ -140,7 +140,7 @@ def read_model_header(path):
     dict
         Keys `written_by`, `written_at`, `steps`: a list of (name, class name, parameters).
     """
-    header, _ = _open(path)
+    header, _ = _read(path)
     model = header["model"]
     steps = model["$pipeline"] if "$pipeline" in model else [[model["$estimator"].lower(), model]]
     return {
@@ -150,38 +150,30 @@ def read_model_header(path):
     }
 
 
-def _open(path):
+def _read(path):
     """Header and arrays of a model file, after a look at its format and version."""
     problem = other_content(path, "a model file", "zip")
     if problem:
         raise ModelFileError(f"{path}: {problem} A model file is what save_model wrote.")
     try:
+        # np.load leaves a file that it opened itself, and that is damaged, open
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile) or _HEADER not in archive:
-                raise ModelFileError(
-                    f"{path} is not a model file: it has no header. Give a file of save_model."
-                )
-            header = json.loads(str(archive[_HEADER]))
-            arrays = {name: archive[name] for name in archive.files if name != _HEADER}
-    except ModelFileError:
-        raise
+            arrays = dict(archive)
+        header = json.loads(str(arrays.pop(_HEADER, "null")))
     except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError, RecursionError) as error:
-        why = "no .npz archive" if "pickle" in str(error) else error  # numpy would advise to unpickle it
+        # where there is a pickle inside, numpy would advise to unpickle it
+        why = "it is no archive of arrays" if "pickle" in str(error) else error
         raise ModelFileError(
             f"{path} cannot be read as a model file ({why}). It is damaged or something else; "
             f"give a file that save_model wrote."
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ModelFileError(f"{path} holds arrays but no {FORMAT}. Give a file that save_model wrote.")
-    version = header.get("format_version")
-    if not isinstance(version, int):
+    if header.get("format_version") != FORMAT_VERSION:
         raise ModelFileError(
-            f"{path} has no format version ({version!r}). Give a file that save_model wrote."
-        )
-    if version > FORMAT_VERSION:
-        raise ModelFileError(
-            f"{path} has format version {version}, written by {header.get('written_by', 'somebody')}; "
-            f"sklearn-cryoem {__version__} reads up to {FORMAT_VERSION}. Upgrade sklearn-cryoem."
+            f"{path} has format version {header.get('format_version')!r}, written by "
+            f"{header.get('written_by', 'an unknown program')}; sklearn-cryoem {__version__} reads version "
+            f"{FORMAT_VERSION}. Fit the model again, or load it with the version that wrote it."
         )
     return header, arrays
 
