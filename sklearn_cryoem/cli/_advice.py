@@ -95,7 +95,7 @@ def where_images_are(written, stack, options):
     Path or None
     """
     from sklearn_cryoem.io import find_image
-    from sklearn_cryoem.io._locate import split_format, split_image_name
+    from sklearn_cryoem.io.image_files import split_format, split_image_name
 
     column = next((name for name in ("rlnImageName", "blob/path") if name in stack.metadata), None)
     if column is None:

@@ -97,7 +97,7 @@ def _check_paths(options):
 
 def _keep_own_images(stack, output):
     """Refuse to replace images that are being read, and that the input names."""
-    from sklearn_cryoem.io._image_names import image_files
+    from sklearn_cryoem.io.image_files import image_files
 
     path = output.with_suffix(".mrcs")
     if path.exists() and any(path.samefile(file) for file in image_files(stack)):
@@ -151,7 +151,7 @@ def named_for(output, stack, places, console):
 
 def _tell_what_is_missing(stack, output, console):
     """Warn of images that are not found by their names from the new table."""
-    from sklearn_cryoem.io._renaming import missing_files
+    from sklearn_cryoem.io.image_files import missing_files
 
     missing = missing_files(stack, output)
     if missing:

@@ -1,11 +1,9 @@
 """Files: reading and writing particles, maps and stacks. Strict by default, permissive on request."""
 
-from sklearn_cryoem.io._locate import find_image
-from sklearn_cryoem.io._renaming import rename_images
-from sklearn_cryoem.io.classes import write_class_averages
+from sklearn_cryoem.io.classes import Selection, read_selection, write_class_averages, write_selection
+from sklearn_cryoem.io.image_files import find_image, rename_images
 from sklearn_cryoem.io.mrc import read_mrc, write_mrc
 from sklearn_cryoem.io.read import read_particles
-from sklearn_cryoem.io.selection import Selection, read_selection, write_selection
 from sklearn_cryoem.io.write import write_particles
 
 __all__ = [

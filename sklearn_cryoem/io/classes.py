@@ -1,20 +1,24 @@
-"""Class averages with the STAR file by which RELION's tools know what they are."""
+"""Classes in files: averages with the STAR file by which RELION's tools know them, and selections as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import atomic_path
-from sklearn_cryoem.io._renaming import name_in_project
-from sklearn_cryoem.io._star_text import star_text
-from sklearn_cryoem.io.mrc import write_mrc
+from sklearn_cryoem.io.image_files import name_in_project
+from sklearn_cryoem.io.mrc import existing_file, write_mrc
+from sklearn_cryoem.io.star_file import star_parts
 
 NO_RESOLUTION = 999.0  # as RELION writes it
+SELECTION_VERSION = 1
 
 
 def class_star_path(path: str | Path) -> Path:
@@ -93,10 +97,9 @@ def write_class_averages(
         table[name] = _per_class(name, values, len(averages))
     star = class_star_path(path)
     with atomic_path(star, overwrite=overwrite) as temporary:
-        temporary.write_text(star_text({"model_classes": table}), encoding="utf-8")
-        write_mrc(
-            path, averages, pixel_size, overwrite=overwrite
-        )  # first in its place: never a list of nothing
+        temporary.write_text("".join(star_parts({"model_classes": table})), encoding="utf-8")
+        # The stack is in its place first, so that the list never names images that are not there.
+        write_mrc(path, averages, pixel_size, overwrite=overwrite)
     return star
 
 
@@ -108,3 +111,112 @@ def _per_class(name: str, values: Any, n_classes: int) -> np.ndarray:
             "Take it from the same fit."
         )
     return array
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Classes that somebody chose.
+
+    Attributes
+    ----------
+    classes : tuple of int
+        Class numbers from 1, as in ``rlnClassNumber``, each once, in rising order.
+    source : dict, str or None
+        What they number; of a results folder ``folder``, ``n_classes`` and ``written_at``.
+    """
+
+    classes: tuple[int, ...]
+    source: Any = None
+
+    @property
+    def labels(self) -> list[int]:
+        """The same classes counted from 0, as `labels_` and `select_classes` count."""
+        return [number - 1 for number in self.classes]
+
+
+def write_selection(
+    path: str | Path, classes: Iterable[int], *, source: Any = None, overwrite: bool = False
+) -> None:
+    """Write a selection of classes as JSON, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    classes : iterable of int
+        Class numbers from 1, in any order.
+    source : dict, str or None
+        What they number, see `Selection`.
+    overwrite : bool, default=False
+        Whether to replace a file that is there.
+
+    Raises
+    ------
+    ValueError
+        If a number is no whole number from 1.
+    FileExistsError
+        If the file exists and `overwrite` is False.
+    """
+    numbers = list(classes)
+    if not all(_is_class_number(number) for number in numbers):
+        raise ValueError(
+            f"classes is {numbers!r}, expected class numbers from 1, as in files and pictures. "
+            "Add 1 to labels, which count from 0."
+        )
+    content = {
+        "version": SELECTION_VERSION,
+        "classes": sorted({int(number) for number in numbers}),
+        "source": source,
+    }
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        temporary.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_selection(path: str | Path) -> Selection:
+    """Read a selection of classes.
+
+    Parameters
+    ----------
+    path : str or Path
+        A JSON file from `write_selection` or from a report.
+
+    Returns
+    -------
+    Selection
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ParticleDataError
+        If it is no selection, or one of a later version.
+    """
+    path = existing_file(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # broken JSON, and broken UTF-8 too
+        raise ParticleDataError(
+            f"{path}: cannot be read as JSON ({error}). Export the selection again."
+        ) from error
+    classes = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(classes, list) or not all(_is_class_number(number) for number in classes):
+        raise ParticleDataError(
+            f'{path}: no selection, which is {{"version": {SELECTION_VERSION}, "classes": [1, 4, 7]}} with '
+            "class numbers from 1. Export it from a report, or write it by hand."
+        )
+    version = content.get("version", SELECTION_VERSION)
+    if not isinstance(version, int) or version > SELECTION_VERSION:
+        raise ParticleDataError(
+            f"{path}: a selection of version {version!r}, this library knows up to {SELECTION_VERSION}. "
+            "Update sklearn-cryoem."
+        )
+    return Selection(tuple(sorted(set(classes))), content.get("source"))
+
+
+def _is_class_number(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    try:
+        return int(value) == value and value >= 1
+    except (TypeError, ValueError):
+        return False

@@ -1,7 +1,4 @@
-"""cryoSPARC particle tables (.cs, .csg), in the library's units.
-
-A .cs file is a numpy array with named fields; `sklearn_cryoem.io._records` makes a table of it.
-"""
+"""cryoSPARC particle tables (.cs, .csg), in the library's units."""
 
 from __future__ import annotations
 
@@ -14,10 +11,9 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.io._checks import RANGES, refuse_misspelt
-from sklearn_cryoem.io._cryosparc_files import beside, check_has_images, load_joined
-from sklearn_cryoem.io._raw import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT, RawParticles, RowProblems
-from sklearn_cryoem.io._records import records_to_table
+from sklearn_cryoem.io.checks import RANGES, refuse_misspelt_labels
+from sklearn_cryoem.io.cryosparc_file import file_beside, load_joined, records_to_table
+from sklearn_cryoem.io.records import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT, RawParticles, RowProblems
 from sklearn_cryoem.physics.orientation import euler_of_rotation_vector
 
 logger = logging.getLogger(__name__)
@@ -41,40 +37,18 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 def read_cryosparc(
     path: Path, *, permissive: bool, ctf: bool, passthrough: str | Path | Sequence[str | Path] | None
 ) -> tuple[RawParticles, RowProblems]:
-    """Read the metadata of a cryoSPARC table of particles.
+    """Read the metadata of a cryoSPARC table of particles, and report the rows that cannot be used.
 
-    Parameters
-    ----------
-    path : Path
-        A .cs file, or a .csg group, whose files are then read.
-    permissive : bool
-        Whether bad rows are dropped instead of raising.
-    ctf : bool
-        Whether CTF parameters are wanted.
-    passthrough : str or Path, or several, optional
-        More files, joined by ``uid``.
-
-    Returns
-    -------
-    raw : RawParticles
-        The metadata in the library's units.
-    problems : RowProblems
-        Rows found bad so far.
-
-    Raises
-    ------
-    ParticleDataError
-        If the file does not hold particles, or lacks what is needed.
+    Raises ParticleDataError if the file does not hold particles, or lacks what is needed.
     """
     more = [passthrough] if isinstance(passthrough, str | Path) else passthrough or []
     records = load_joined(path, more)
-    check_has_images(records, path)
     table = records_to_table(records)
-    refuse_misspelt(path, table)
-    _refuse_half_poses(records, path)
+    refuse_misspelt_labels(path, table)
     problems = RowProblems(path, len(records), permissive=permissive)
     paths = _image_paths(records, path)
     _check_rows(records, paths, problems)  # first: pandas before 3 takes names for one up to a null byte
+    _check_sign(records, path)
     code, names = pd.factorize(paths)
     raw = RawParticles(
         path=path,
@@ -89,24 +63,32 @@ def read_cryosparc(
         ctf=_ctf(records, path) if ctf else None,
     )
     raw.angle_rad, raw.shift, raw.shift_unit_is_pixel = poses_of_records(records, raw.pixel_size, path)
-    if raw.angle_rad is not None and raw.shift is not None:
-        odd = ~(np.isfinite(raw.angle_rad) & np.isfinite(raw.shift).all(axis=1))
-        problems.add(odd, "the pose or shift of its alignment is NaN or infinite", "Repair or drop the row.")
-    _note_sign(records, path)
     return raw, problems
 
 
-def _refuse_half_poses(records: np.ndarray, path: Path) -> None:
-    for kind in _ALIGNMENTS:
-        if _has(records, f"{kind}/pose") != _has(records, f"{kind}/shift"):
-            raise ParticleDataError(
-                f"{path}: of {kind}/pose and {kind}/shift one is missing, so no particle has a whole pose. "
-                "Export them again, or leave out both."
-            )
+def _has(records: np.ndarray, *names: str) -> bool:
+    return all(name in (records.dtype.names or ()) for name in names)
+
+
+def _optional(records: np.ndarray, name: str, default: float) -> np.ndarray:
+    if _has(records, name):
+        return records[name].astype(np.float64)
+    return np.full(len(records), default, dtype=np.float64)
+
+
+def _image_paths(records: np.ndarray, path: Path) -> np.ndarray:
+    field = records["blob/path"]
+    try:
+        text = np.char.decode(field, "utf-8") if field.dtype.kind == "S" else field
+        return text.astype(object)
+    except UnicodeError as error:
+        raise ParticleDataError(
+            f"{path}: field blob/path is not UTF-8 text, so the table is damaged. Copy or export it again."
+        ) from error
 
 
 def _check_rows(records: np.ndarray, paths: np.ndarray, problems: RowProblems) -> None:
-    """Report rows that no program wrote so: what is damaged, doubled or beyond what can be."""
+    """Report rows that no program wrote so: what is damaged, repeated or impossible."""
     again = "Export the particles again."
     if _has(records, "uid"):
         problems.add(
@@ -135,33 +117,27 @@ def _check_rows(records: np.ndarray, paths: np.ndarray, problems: RowProblems) -
     if _has(records, name):  # 0 says that it is not known
         limits, sizes = RANGES["pixel_size"], records[name].astype(np.float64)
         problems.add(
-            ~np.isfinite(sizes) | limits.cannot_be(sizes) & (sizes != 0),
-            lambda row: f"{name}: {limits.says(sizes[row], limits.possible)}",
+            ~np.isfinite(sizes) | limits.is_impossible(sizes) & (sizes != 0),
+            lambda row: f"{name}: {limits.describe(sizes[row], limits.possible)}",
             again,
         )
 
 
-def _image_paths(records: np.ndarray, path: Path) -> np.ndarray:
-    try:
-        return np.char.decode(_as_bytes(records["blob/path"]), "utf-8").astype(object)
-    except UnicodeError as error:
+def _check_sign(records: np.ndarray, path: Path) -> None:
+    """Refuse dark and white particles in one table, whose averages would cancel out."""
+    if not _has(records, "blob/sign"):
+        return
+    signs, first, count = np.unique(records["blob/sign"], return_index=True, return_counts=True)
+    if len(signs) > 1:
         raise ParticleDataError(
-            f"{path}: field blob/path is not UTF-8 text, so the table is damaged. Copy or export it again."
-        ) from error
-
-
-def _as_bytes(field: np.ndarray) -> np.ndarray:
-    return field if field.dtype.kind == "S" else np.char.encode(field.astype(str), "utf-8")
-
-
-def _has(records: np.ndarray, name: str) -> bool:
-    return name in (records.dtype.names or ())
-
-
-def _optional(records: np.ndarray, name: str, default: float) -> np.ndarray:
-    if _has(records, name):
-        return records[name].astype(np.float64)
-    return np.full(len(records), default, dtype=np.float64)
+            f"{path}: some images are marked as dark particles, others as white ones (blob/sign is "
+            f"{signs.tolist()}; the first of the fewer is particle {first[np.argmin(count)] + 1}). Read them "
+            "apart, the dark ones with invert=True."
+        )
+    if signs[0] < 0:
+        logger.info(
+            "%s: cryoSPARC marks these particles as dark (blob/sign -1): invert=True whitens them.", path
+        )
 
 
 def _noise_groups(records: np.ndarray, file_code: np.ndarray) -> np.ndarray:
@@ -177,12 +153,19 @@ def _ctf(records: np.ndarray, path: Path) -> dict[str, np.ndarray]:
     if missing:
         raise ParticleDataError(
             f"{path}: no field {', '.join(missing)}. Pass passthrough= the file that has them"
-            f"{beside(path, missing[0])}, or read with ctf=False to take the CTF as 1."
+            f"{file_beside(path, missing[0])}, or read with ctf=False to take the CTF as 1."
         )
     return {
-        ours: _optional(records, name, 0.0 if default is None else default) * unit
+        ours: _optional(records, name, default or 0.0) * unit
         for ours, (name, unit, default) in CRYOSPARC_CTF.items()
     }
+
+
+def _alignment(records: np.ndarray) -> str | None:
+    """Which alignment of a table counts: the 2-D one, unless it was never made and there is a 3-D one."""
+    kinds = [kind for kind in _ALIGNMENTS if _has(records, f"{kind}/pose", f"{kind}/shift")]
+    made = [kind for kind in kinds if records[f"{kind}/pose"].any() or records[f"{kind}/shift"].any()]
+    return next(iter([*made, *kinds]), None)
 
 
 def poses_of_records(
@@ -201,46 +184,28 @@ def poses_of_records(
     is_in_pixels : bool
         Whether the shift is in pixels of the images, since no field gives a pixel size; else in Angstrom.
     """
+    for kind in _ALIGNMENTS:
+        if _has(records, f"{kind}/pose") != _has(records, f"{kind}/shift"):
+            raise ParticleDataError(
+                f"{path or 'The table'}: of {kind}/pose and {kind}/shift one is missing, so no particle has "
+                "a whole pose. Export them again, or leave out both."
+            )
     kind = _alignment(records)
     if kind is None:
         return None, None, False
     pose = records[f"{kind}/pose"].astype(np.float64)
     angle = pose if kind == "alignments2D" else euler_of_rotation_vector(pose)[:, 2]  # (n,)
     shift = records[f"{kind}/shift"].astype(np.float64)  # (n, 2)
-    unit = _optional(records, f"{kind}/psize_A", 0.0)
+    unit = _optional(records, f"{kind}/psize_A", 0.0)  # (n,)
     known = unit > 0
     if pixel_size is not None:
         unit = np.where(known, unit, pixel_size)
     elif not known.any():
         return angle, shift, True
     elif not known.all():
-        n_unknown = int((~known).sum())
         raise ParticleDataError(
-            f"{path or 'The table'}: {kind}/psize_A is missing or 0 for {n_unknown:,} of the "
+            f"{path or 'The table'}: {kind}/psize_A is missing or 0 for {(~known).sum():,} of the "
             f"{len(known):,} particles, and there is no blob/psize_A, so the unit of their shifts is "
             "not known. Pass passthrough= the file that has blob/psize_A."
         )
     return angle, shift * unit[:, None], False
-
-
-def _alignment(records: np.ndarray) -> str | None:
-    """Which alignment of a table counts: the 2-D one, unless it was never made and there is a 3-D one."""
-    kinds = [kind for kind in _ALIGNMENTS if _has(records, f"{kind}/pose") and _has(records, f"{kind}/shift")]
-    made = [kind for kind in kinds if any(np.any(records[f"{kind}/{name}"]) for name in ("pose", "shift"))]
-    return next(iter([*made, *kinds]), None)
-
-
-def _note_sign(records: np.ndarray, path: Path) -> None:
-    if not _has(records, "blob/sign"):
-        return
-    signs, first, count = np.unique(records["blob/sign"], return_index=True, return_counts=True)
-    if len(signs) > 1:
-        raise ParticleDataError(
-            f"{path}: some images are marked as dark particles, others as white ones (blob/sign is "
-            f"{signs.tolist()}; the first of the fewer is particle {first[np.argmin(count)] + 1}). Read them "
-            "apart, the dark ones with invert=True."
-        )
-    if signs[0] < 0:
-        logger.info(
-            "%s: cryoSPARC marks these particles as dark (blob/sign -1): invert=True whitens them.", path
-        )

@@ -11,13 +11,36 @@ from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import atomic_path
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.io._checks import are_unlike
-from sklearn_cryoem.io._image_names import in_unicode
-from sklearn_cryoem.io._raw import RawParticles, RowProblems
+from sklearn_cryoem.io.image_files import in_unicode
+from sklearn_cryoem.io.records import RawParticles, RowProblems
 from sklearn_cryoem.particles.geometry import UNKNOWN_PIXEL_SIZE
 from sklearn_cryoem.particles.mrc_files import inspect_mrc, read_whole_mrc, write_mrc_blocks
 
-_MOST_LACKING = 100_000  # images that are listed of a truncated file: a damaged header may promise 10^9
+_SAME_LENGTH = 1e-3  # relative
+_MAX_LACKING = 100_000  # images that are listed of a truncated file: a damaged header may promise 10^9
+
+
+def existing_file(path: str | Path) -> Path:
+    """Return the path of a file, or raise FileNotFoundError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. Check the name; the working directory is {Path.cwd()}."
+        )
+    return path
+
+
+def are_unlike(one: float | None, other: float | None) -> bool:
+    """Whether two lengths of a pixel are known and differ by more than rounding."""
+    return one is not None and other is not None and abs(one - other) > _SAME_LENGTH * one
+
+
+def oblong_pixels(path: str | Path, along_x: float, along_y: float) -> str:
+    """What to say of pixels that are not square by the header of a file."""
+    return (
+        f"{path}: the header says {along_x:.6g} A a pixel along x and {along_y:.6g} A along y, expected one "
+        "length. That along x is taken: pass pixel_size=, or correct the header."
+    )
 
 
 def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
@@ -42,20 +65,11 @@ def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
     ParticleDataError
         If it is not a sound MRC file, or holds complex numbers.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file. Check the name; the working directory is {Path.cwd()}."
-        )
+    path = existing_file(path)
     array, voxel = read_whole_mrc(path)
     along_x, along_y = (float(size) if np.isfinite(size) else None for size in voxel[:2])
     if are_unlike(along_x, along_y):
-        notify(
-            "pixels-not-square",
-            f"{path}: the header says {along_x:.6g} A a pixel along x and {along_y:.6g} A along y, expected "
-            "one length. That along x is taken: correct the header if it is wrong.",
-            stacklevel=2,
-        )
+        notify("pixels-not-square", oblong_pixels(path, along_x, along_y), stacklevel=2)
     return array, along_x
 
 
@@ -96,26 +110,9 @@ def write_mrc(
 
 
 def read_image_stack(path: Path, *, permissive: bool) -> tuple[RawParticles, RowProblems]:
-    """Metadata of a bare stack of images: names, and the pixel size of the header.
+    """Metadata of a bare stack of images: names, and the pixel size of the header; no CTF.
 
-    Parameters
-    ----------
-    path : Path
-        A .mrcs file, or a .mrc file that is not a cube.
-    permissive : bool
-        Whether bad rows are dropped instead of raising.
-
-    Returns
-    -------
-    raw : RawParticles
-        One row for each image; no CTF.
-    problems : RowProblems
-        No problem yet.
-
-    Raises
-    ------
-    ParticleDataError
-        If the file is a volume, or not MRC.
+    Raises ParticleDataError if the file is a volume, or not MRC.
     """
     file = inspect_mrc(path)
     if path.suffix.lower() == ".mrc" and file.n_images == file.box:
@@ -123,8 +120,9 @@ def read_image_stack(path: Path, *, permissive: bool) -> tuple[RawParticles, Row
             f"{path}: a cube of {file.box} voxels, so a volume. Read it with load_volume; if it is a stack "
             "of particles indeed, rename it to .mrcs."
         )
-    rows = np.arange(min(file.n_images, file.n_whole_images + _MOST_LACKING))
+    rows = np.arange(min(file.n_images, file.n_whole_images + _MAX_LACKING))
     name = in_unicode(str(path.resolve()))
+    is_unknown = file.pixel_size in (None, UNKNOWN_PIXEL_SIZE)
     raw = RawParticles(
         path=path,
         metadata=pd.DataFrame({"rlnImageName": [f"{row + 1:06d}@{name}" for row in rows]}),
@@ -134,8 +132,6 @@ def read_image_stack(path: Path, *, permissive: bool) -> tuple[RawParticles, Row
         optics_group=np.ones(len(rows), dtype=np.int64),
         noise_group=np.zeros(len(rows), dtype=np.int64),
         box=np.full(len(rows), float(file.box)),
-        pixel_size=(
-            None if file.pixel_size in (None, UNKNOWN_PIXEL_SIZE) else np.full(len(rows), file.pixel_size)
-        ),
+        pixel_size=None if is_unknown else np.full(len(rows), file.pixel_size),
     )
     return raw, RowProblems(path, len(rows), permissive=permissive)

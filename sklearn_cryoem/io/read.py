@@ -13,12 +13,11 @@ import pandas as pd
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import other_content
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.io._assemble import assemble
-from sklearn_cryoem.io._checks import check_values
-from sklearn_cryoem.io._frames import assemble_in_one_frame
-from sklearn_cryoem.io._raw import RawParticles, RowProblems
+from sklearn_cryoem.io.assemble import assemble
+from sklearn_cryoem.io.checks import RANGES, check_values
 from sklearn_cryoem.io.cryosparc import read_cryosparc
-from sklearn_cryoem.io.mrc import read_image_stack
+from sklearn_cryoem.io.mrc import existing_file, read_image_stack
+from sklearn_cryoem.io.records import RawParticles, RowProblems
 from sklearn_cryoem.io.star import read_star
 from sklearn_cryoem.particles import ParticleStack
 
@@ -63,24 +62,6 @@ def read_particles(
     passthrough: str | Path | Sequence[str | Path] | None = ...,
     verbose: int = ...,
 ) -> tuple[ParticleStack, pd.DataFrame]: ...
-@overload
-def read_particles(
-    path: str | Path,
-    *,
-    images_dir: str | Path | None = ...,
-    pixel_size: float | None = ...,
-    ctf: bool = ...,
-    optics_groups: int | Sequence[int] | None = ...,
-    rescale: bool = ...,
-    invert: bool = ...,
-    normalise: bool | float = ...,
-    clip_hot_pixels: bool = ...,
-    permissive: bool,
-    check_images: bool = ...,
-    metadata_only: bool = ...,
-    passthrough: str | Path | Sequence[str | Path] | None = ...,
-    verbose: int = ...,
-) -> ParticleStack | tuple[ParticleStack, pd.DataFrame]: ...
 def read_particles(
     path: str | Path,
     *,
@@ -172,22 +153,18 @@ def read_particles(
     >>> stack = read_particles("Extract/job009/particles.star")  # doctest: +SKIP
     >>> stack, report = read_particles("particles.star", permissive=True)  # doctest: +SKIP
     """
-    path = Path(path)
-    check_number(
-        "pixel_size", pixel_size, owner="read_particles", minimum=0, inclusive=False, allow_none=True
-    )
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file. Check the name; the working directory is {Path.cwd()}."
-        )
+    path = existing_file(path)
+    low, high = RANGES["pixel_size"].possible
+    check_number("pixel_size", pixel_size, owner="read_particles", minimum=low, maximum=high, allow_none=True)
     raw, problems = _read_metadata(path, permissive=permissive, ctf=ctf, passthrough=passthrough)
     left_out = _choose_optics_groups(raw, problems, optics_groups)
     check_values(raw, problems)
-    stack = (assemble_in_one_frame if rescale and pixel_size is None else assemble)(
+    stack = assemble(
         raw,
         problems,
         images_dir=None if path.suffix.lower() in _STACKS else images_dir,  # a stack is where it is
         pixel_size=pixel_size,
+        rescale=rescale,
         check_images=check_images or permissive,
         metadata_only=metadata_only,
         verbose=verbose,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +10,16 @@ import pandas as pd
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.notices import notify
-from sklearn_cryoem.io._checks import refuse_misspelt
-from sklearn_cryoem.io._locate import split_image_name
-from sklearn_cryoem.io._raw import (
+from sklearn_cryoem.io.checks import refuse_misspelt_labels
+from sklearn_cryoem.io.image_files import split_image_name
+from sklearn_cryoem.io.records import (
     ANGSTROM_PER_MM,
     RADIANS_PER_DEGREE,
     VOLTS_PER_KILOVOLT,
     RawParticles,
     RowProblems,
 )
-from sklearn_cryoem.io._star_file import find_particles, line_of_row, read_star_blocks, seems_cut_off
-
-logger = logging.getLogger(__name__)
+from sklearn_cryoem.io.star_file import name_of_line, read_star_file, warn_if_cut_off
 
 # Ours on the left; RELION's label, its unit in ours, and what to take where the column is missing.
 RELION_CTF = {
@@ -38,17 +35,27 @@ RELION_CTF = {
     "phase_flipped": ("rlnCtfDataArePhaseFlipped", 1.0, 0.0),
     "premultiplied": ("rlnCtfDataAreCtfPremultiplied", 1.0, 0.0),
 }
-_TOO_LARGE = 2**31  # for a number of images, groups or classes
+# Which block or column gives a file away, what it is, and what to do instead. The first match counts.
+_OTHER_FILES = [
+    ("movies", "rlnMicrographMovieName", "a list of movies", "Extract particles from their averages first"),
+    ("micrographs", "rlnMicrographName", "a list of micrographs", "Extract particles from them first"),
+    ("optimiser_general", "rlnOptimiserIterationNr", "an optimiser file", "Read the *_data.star it names"),
+    ("sampling_general", "rlnIs3DSampling", "a sampling file", "Read the *_data.star of the same run"),
+    ("model_general", "rlnReferenceDimensionality", "a model file", "Read the *_data.star of the same run"),
+    ("pipeline_general", "rlnPipeLineJobCounter", "a project's pipeline", "Read the particles.star of a job"),
+    ("fsc", "rlnFourierShellCorrelation", "a post-processing result", "Read the particles that made the map"),
+    ("coordinates", "rlnCoordinateX", "a list of coordinates", "Extract particles at these places first"),
+]
+_MAX_NUMBER = 2**31  # of images, groups or classes
 _POOR_FIGURE_OF_MERIT = 0.05
 _POOR_RESOLUTION_ANGSTROM = 8.0
 
 
 @dataclass
-class _Table:
+class _Tables:
     """The particles and optics tables of one file, asked by label."""
 
-    path: Path
-    block: str
+    where: str  # file and block, for messages
     particles: pd.DataFrame
     optics: pd.DataFrame | None
     problems: RowProblems
@@ -56,75 +63,39 @@ class _Table:
 
     def has(self, label: str) -> bool:
         """Whether either table has the column."""
-        return self._home(label) is not None
-
-    def _home(self, label: str) -> pd.DataFrame | None:
-        # Optics first: since RELION 3.1 what it says holds, and a column left among the particles is stale.
-        for table in (self.optics, self.particles):
-            if table is not None and label in table.columns:
-                return table
-        return None
+        return any(table is not None and label in table for table in (self.optics, self.particles))
 
     def numbers(self, label: str) -> np.ndarray | None:
         """The column as float64 (n,), with the optics table spread over particles; None if absent."""
-        home = self._home(label)
-        if home is None:
+        # Optics first: since RELION 3.1 what it says holds, and a column left among the particles is stale.
+        if self.optics is not None and label in self.optics:
+            column = self.optics[label].iloc[self.optics_row]
+        elif label in self.particles:
+            column = self.particles[label]
+        else:
             return None
-        column = home[label]
         values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
-        bad = np.isnan(values) & column.notna().to_numpy()
-        if home is self.optics:
-            values, bad = values[self.optics_row], bad[self.optics_row]
-            column = column.iloc[self.optics_row]
         self.problems.add(
-            bad, lambda row: f"{label} is {column.iloc[row]!r}, not a number", "Repair that value."
+            np.isnan(values) & column.notna().to_numpy(),
+            lambda row: f"{label} is {column.iloc[row]!r}, not a number",
+            "Repair that value.",
         )
         return values
 
-    def text(self, label: str) -> pd.Series:
-        """The column of the particles as text."""
-        return self.particles[label].astype(str)
-
 
 def read_star(path: Path, *, permissive: bool, ctf: bool) -> tuple[RawParticles, RowProblems]:
-    """Read the metadata of a STAR file of particles.
+    """Read the metadata of a STAR file of particles, and report the rows that cannot be used.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    permissive : bool
-        Whether bad rows are dropped instead of raising.
-    ctf : bool
-        Whether CTF parameters are wanted.
-
-    Returns
-    -------
-    raw : RawParticles
-        The metadata in the library's units.
-    problems : RowProblems
-        Rows found bad so far.
-
-    Raises
-    ------
-    ParticleDataError
-        If the file does not hold particles, or lacks what is needed.
+    Raises ParticleDataError if the file does not hold particles, or lacks what is needed.
     """
-    block, particles, optics = find_particles(read_star_blocks(path), path)
-    refuse_misspelt(path, particles, optics)
-    if seems_cut_off(path):
-        notify(
-            "last-line-open",
-            f"{path}: the last line has no end and is shorter than all others, as if the file had been cut "
-            "off in the midst of a value. Compare its length with the original's, or end it with a line "
-            "break if it is whole.",
-            stacklevel=4,
-        )
+    block, particles, optics = _find_particles(read_star_file(path), path)
+    refuse_misspelt_labels(path, particles, optics)
+    warn_if_cut_off(path)
     problems = RowProblems(path, len(particles), permissive=permissive)
-    problems.name_row = lambda row: _name_row(path, block, row)
-    table = _Table(path, block, particles, optics, problems)
-    optics_group = _optics_groups(table)
-    names, code, frame = _image_names(table)
+    problems.name_row = lambda row: f"particle {row + 1}{name_of_line(path, block, row)}"
+    tables = _Tables(f"{path}, block data_{block}", particles, optics, problems)
+    optics_group = _optics_groups(tables, path)
+    names, code, frame = _image_names(tables)
     raw = RawParticles(
         path=path,
         metadata=particles,
@@ -133,61 +104,127 @@ def read_star(path: Path, *, permissive: bool, ctf: bool) -> tuple[RawParticles,
         file_code=code,
         frame=frame,
         optics_group=optics_group,
-        noise_group=_noise_groups(table, code),
-        pixel_size=_pixel_sizes(table),
-        box=table.numbers("rlnImageSize"),
-        ctf=_ctf(table) if ctf else None,
+        noise_group=_noise_groups(particles, code),
+        pixel_size=_pixel_sizes(tables),
+        box=tables.numbers("rlnImageSize"),
+        ctf=_ctf(tables, path) if ctf else None,
     )
-    _check_classes(table)
-    raw.angle_rad, raw.shift, raw.shift_unit_is_pixel = _poses(table)
-    raw.mirrored = None if raw.angle_rad is None else _mirrors(table)
+    _check_classes(tables)
+    raw.angle_rad, raw.shift, raw.shift_unit_is_pixel = _poses(tables, path)
+    if raw.angle_rad is not None and "rlnIsFlip" in particles:
+        # RELION does not say about which axis, nor whether before or after the turn: taken as in `Poses`.
+        flags = tables.numbers("rlnIsFlip")  # (n,)
+        problems.add(~np.isin(flags, (0, 1)), "rlnIsFlip is neither 0 nor 1", "Repair that value.")
+        raw.mirrored = flags == 1
     return raw, problems
 
 
-def _name_row(path: Path, block: str, row: int) -> str:
-    line = line_of_row(path, block, row)
-    return f"particle {row + 1}" + (f" (line {line})" if line is not None else "")
+def _find_particles(
+    blocks: dict[str, pd.DataFrame], path: Path
+) -> tuple[str, pd.DataFrame, pd.DataFrame | None]:
+    """Name of the block of particles, its table, and the optics table if there is one."""
+    candidates = [name for name, table in blocks.items() if "rlnImageName" in table]
+    if not candidates:
+        raise ParticleDataError(f"{path}: {_what_it_is(blocks)}")
+    if len(candidates) > 1:
+        listed = ", ".join(f"data_{name}" for name in candidates)
+        raise ParticleDataError(
+            f"{path}: several blocks hold particles ({listed}). Keep one of them, or read them "
+            "from files of their own and join them with concatenate()."
+        )
+    name = candidates[0]
+    if len(blocks[name]) == 0:
+        raise ParticleDataError(
+            f"{path}: block data_{name} holds no particle. Check the job that wrote it for an empty "
+            "selection."
+        )
+    optics = blocks.get("optics")
+    _refuse_tomograms(blocks[name], optics, blocks.get("general"), path)
+    return name, blocks[name], optics
 
 
-def _optics_groups(table: _Table) -> np.ndarray:
-    """Optics group of each particle by its number in the file; sets `optics_row` of the table."""
-    particles, optics = table.particles, table.optics
-    numbers = np.ones(1, dtype=np.int64) if optics is None else _optics_numbers(optics, table.path)
-    if "rlnOpticsGroup" in particles.columns:
+def _what_it_is(blocks: dict[str, pd.DataFrame]) -> str:
+    columns = {str(column) for table in blocks.values() for column in table}
+    for block, label, what, remedy in _OTHER_FILES:
+        if block in blocks or any(column.startswith(label) for column in columns):
+            own = "rlnExperimentalDataStarFile"
+            named = [f" ({table[own].iloc[0]})" for table in blocks.values() if own in table and len(table)]
+            return f"this is {what}, not particles: no column rlnImageName. {remedy}{''.join(named[:1])}."
+    listed = ", ".join(f"data_{name}" for name in blocks)
+    return (
+        f"no particles in it: no block has the column rlnImageName (blocks: {listed}). "
+        "Give the particles.star of an extraction, or the *_data.star of a classification."
+    )
+
+
+def _refuse_tomograms(
+    particles: pd.DataFrame, optics: pd.DataFrame | None, general: pd.DataFrame | None, path: Path
+) -> None:
+    """Raise if a row is not one image: a sub-tomogram, or a stack with an image for each tilt."""
+
+    def holds(table: pd.DataFrame | None, label: str, number: int) -> bool:
+        column = pd.Series(dtype=float) if table is None or label not in table else table[label]
+        return bool((pd.to_numeric(column, errors="coerce") == number).any())
+
+    no_index = not particles["rlnImageName"].astype(str).str.contains("@", regex=False).any()
+    has_z = not {"rlnCoordinateZ", "rlnOriginZAngst", "rlnOriginZ"}.isdisjoint(particles)
+    if "rlnImageDimensionality" in particles:
+        are_volumes = holds(particles, "rlnImageDimensionality", 3)
+    elif optics is not None and "rlnImageDimensionality" in optics:
+        are_volumes = holds(optics, "rlnImageDimensionality", 3)
+    else:
+        are_volumes = no_index and has_z and "rlnCtfImage" in particles
+    if are_volumes:
+        raise ParticleDataError(
+            f"{path}: these are sub-tomograms (3-D), not particle images. "
+            "Project them, or use software for sub-tomogram averaging."
+        )
+    of_tomograms = any(str(label).startswith("rlnTomo") for label in particles)
+    if holds(general, "rlnTomoSubTomosAre2DStacks", 1) or (of_tomograms and no_index):
+        raise ParticleDataError(
+            f"{path}: these are particles of tomograms: each row is the tilt series of one particle, a stack "
+            "with an image for every tilt, as RELION 5 and Warp write them, and not one image. Use software "
+            "for sub-tomogram averaging, or extract single images from untilted micrographs."
+        )
+
+
+def _optics_groups(tables: _Tables, path: Path) -> np.ndarray:
+    """Optics group of each particle by its number in the file; sets `optics_row` of the tables."""
+    particles, optics, problems = tables.particles, tables.optics, tables.problems
+    numbers = np.ones(1, dtype=np.int64) if optics is None else _optics_numbers(optics, path)
+    if "rlnOpticsGroup" in particles:
         values = pd.to_numeric(particles["rlnOpticsGroup"], errors="coerce").to_numpy(dtype=np.float64)
-        bad = ~(np.abs(values) < _TOO_LARGE) | (values != np.floor(values))
-        table.problems.add(bad, "rlnOpticsGroup is missing or not a number", "Repair that value.")
-        group = np.where(bad, 0, values).astype(np.int64)
+        whole = _are_whole(values)
+        problems.add(~whole, "rlnOpticsGroup is missing or not a number", "Repair that value.")
+        group = np.where(whole, values, 0).astype(np.int64)
     elif len(numbers) > 1:
         raise ParticleDataError(
-            f"{table.path}, block data_{table.block}: no column rlnOpticsGroup, and data_optics has groups "
-            f"{numbers.tolist()}, so nobody can say whose voltage and pixel size hold for a particle. "
-            "Add the column, or keep the one row of data_optics that holds for all."
+            f"{tables.where}: no column rlnOpticsGroup, and data_optics has groups {numbers.tolist()}, so "
+            "the voltage and pixel size of a particle are not known. Add the column, or keep the one row of "
+            "data_optics that holds for all."
         )
     else:
         group = np.full(len(particles), numbers[0])
     if optics is None:
         return group
-    order = np.argsort(numbers)
-    place = np.minimum(np.searchsorted(numbers[order], group), len(numbers) - 1)
-    table.optics_row = order[place]
-    table.problems.add(
-        numbers[table.optics_row] != group,
+    place = pd.Index(numbers).get_indexer(group)  # (n,), -1 where there is none
+    problems.add(
+        place < 0,
         lambda row: f"optics group {group[row]} is not in block data_optics, which has {numbers.tolist()}",
         "Add its row to data_optics, or correct rlnOpticsGroup.",
     )
+    tables.optics_row = place
     return group
 
 
 def _optics_numbers(optics: pd.DataFrame, path: Path) -> np.ndarray:
     """Number of each row of the optics table."""
-    if "rlnOpticsGroup" not in optics.columns:
-        numbers = pd.Series(np.arange(1.0, len(optics) + 1.0))
-    else:
+    numbers = pd.Series(np.arange(1.0, len(optics) + 1.0))
+    if "rlnOpticsGroup" in optics:
         numbers = pd.to_numeric(optics["rlnOpticsGroup"], errors="coerce")
-    whole = (numbers.abs() < _TOO_LARGE) & (numbers == np.floor(numbers))
-    if len(numbers) == 0 or numbers.duplicated().any() or not whole.all():
-        found = numbers.tolist() if not whole.all() else numbers.astype(np.int64).tolist()
+    whole = _are_whole(numbers.to_numpy(dtype=np.float64)).all()
+    if len(numbers) == 0 or numbers.duplicated().any() or not whole:
+        found = numbers.astype(np.int64).tolist() if whole else numbers.tolist()
         raise ParticleDataError(
             f"{path}, block data_optics: optics groups {found}, expected whole numbers, at least one, each "
             "once. Give every optics group one row with its own rlnOpticsGroup."
@@ -195,137 +232,117 @@ def _optics_numbers(optics: pd.DataFrame, path: Path) -> np.ndarray:
     return numbers.to_numpy(dtype=np.int64)
 
 
-def _image_names(table: _Table) -> tuple[list[str], np.ndarray, np.ndarray]:
+def _are_whole(values: np.ndarray) -> np.ndarray:
+    """Which values are whole numbers that a file may count by; NaN is not."""
+    return (np.abs(values) < _MAX_NUMBER) & (values == np.floor(values))
+
+
+def _image_names(tables: _Tables) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Distinct files, file of each particle, and place in that file from 0; of ``000001@stack.mrcs``."""
-    names = table.particles["rlnImageName"]
+    names = tables.particles["rlnImageName"]
     missing = (names.isna() | (names.astype(str) == "")).to_numpy()
-    table.problems.add(missing, "rlnImageName is missing", "Repair that row; it may be cut off.")
-    parts = [split_image_name(name) for name in table.text("rlnImageName").tolist()]
+    tables.problems.add(missing, "rlnImageName is missing", "Repair that row; it may be cut off.")
+    parts = [split_image_name(name) for name in names.astype(str).tolist()]
     number = ["1" if number is None else number for number, _ in parts]  # without one it is a single image
-    file = np.array([file for _, file in parts], dtype=object)
     frame = pd.to_numeric(pd.Series(number, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~((frame >= 1) & (frame == np.floor(frame)) & (frame < _TOO_LARGE))
-    table.problems.add(
-        bad,
-        lambda row: (
-            f"rlnImageName is {table.particles['rlnImageName'].iloc[row]!r}, expected number@file, from 1"
-        ),
+    sound = _are_whole(frame) & (frame >= 1)
+    tables.problems.add(
+        ~sound,
+        lambda row: f"rlnImageName is {names.iloc[row]!r}, expected number@file, from 1",
         "Correct the name.",
     )
-    code, names = pd.factorize(file)
-    return names.tolist(), code, np.where(bad, 1, frame).astype(np.int64) - 1
+    code, files = pd.factorize(np.array([file for _, file in parts], dtype=object))
+    return files.tolist(), code, np.where(sound, frame, 1).astype(np.int64) - 1
 
 
-def _noise_groups(table: _Table, file_code: np.ndarray) -> np.ndarray:
+def _noise_groups(particles: pd.DataFrame, file_code: np.ndarray) -> np.ndarray:
     """Micrograph of each particle as a number; RELION's group, or the image file, where it is not named."""
     for label in ("rlnMicrographName", "rlnGroupName", "rlnGroupNumber"):
-        if label in table.particles.columns:
-            return pd.factorize(table.text(label))[0]
+        if label in particles:
+            return pd.factorize(particles[label].astype(str))[0]
     return file_code
 
 
-def _pixel_sizes(table: _Table) -> np.ndarray | None:
+def _pixel_sizes(tables: _Tables) -> np.ndarray | None:
     """Angstrom per pixel of each particle; None if the file does not say."""
     for label in ("rlnImagePixelSize", "rlnPixelSize"):
-        if table.has(label):
-            return table.numbers(label)
-    if table.has("rlnDetectorPixelSize") and table.has("rlnMagnification"):  # RELION 1.x to 3.0
-        detector_um, magnification = table.numbers("rlnDetectorPixelSize"), table.numbers("rlnMagnification")
-        return detector_um * 1e4 / np.where(magnification > 0, magnification, np.nan)
-    return None
+        if tables.has(label):
+            return tables.numbers(label)
+    detector_um, magnification = map(tables.numbers, ("rlnDetectorPixelSize", "rlnMagnification"))
+    if detector_um is None or magnification is None:
+        return None
+    return detector_um * 1e4 / np.where(magnification > 0, magnification, np.nan)  # RELION 1.x to 3.0
 
 
-def _ctf(table: _Table) -> dict[str, np.ndarray]:
-    missing = [label for label, _, default in RELION_CTF.values() if default is None and not table.has(label)]
+def _ctf(tables: _Tables, path: Path) -> dict[str, np.ndarray]:
+    missing = [
+        label for label, _, default in RELION_CTF.values() if default is None and not tables.has(label)
+    ]
     if missing:
         of_microscope = not any(label.startswith("rlnDefocus") for label in missing)
-        where = "" if table.optics is None else ", nor in data_optics"
+        nor = "" if tables.optics is None else ", nor in data_optics"
         remedy = "Add it to data_optics or to the particles" if of_microscope else "Estimate the CTF first"
         raise ParticleDataError(
-            f"{table.path}, block data_{table.block}: no column {', '.join(missing)}{where}. {remedy}, or "
-            "read with ctf=False to take the CTF as 1."
+            f"{tables.where}: no column {', '.join(missing)}{nor}. {remedy}, or read with ctf=False to take "
+            "the CTF as 1."
         )
-    _warn_of_poor_fits(table)
+    _warn_of_poor_fits(tables.particles, path)
     ctf = {}
     for name, (label, unit, default) in RELION_CTF.items():
-        values = table.numbers(label)
-        ctf[name] = np.full(len(table.particles), default) if values is None else values * unit
+        values = tables.numbers(label)
+        ctf[name] = np.full(len(tables.particles), default) if values is None else values * unit
     return ctf
 
 
-def _warn_of_poor_fits(table: _Table) -> None:
-    labels = ("rlnCtfFigureOfMerit", "rlnCtfMaxResolution")
-    if not all(label in table.particles.columns for label in labels):
+def _warn_of_poor_fits(particles: pd.DataFrame, path: Path) -> None:
+    labels = ["rlnCtfFigureOfMerit", "rlnCtfMaxResolution"]
+    if not particles.columns.isin(labels).sum() == len(labels):
         return
     # nothing else is read from them, so values that are no numbers do no harm
-    numbers = [pd.to_numeric(table.particles[label], errors="coerce").dropna() for label in labels]
-    merit, resolution = (float(some.median()) if len(some) else np.nan for some in numbers)
+    merit, resolution = particles[labels].apply(pd.to_numeric, errors="coerce").median()
     if merit < _POOR_FIGURE_OF_MERIT and resolution > _POOR_RESOLUTION_ANGSTROM:
         notify(
             "ctf-fit-poor",
-            f"{table.path}: the CTF fits look poor (median figure of merit {merit:.3f}, fitted to "
+            f"{path}: the CTF fits look poor (median figure of merit {merit:.3f}, fitted to "
             f"{resolution:.1f} A). A wrong defocus blurs every class average: estimate the CTF "
             "again, or read with ctf=False.",
             stacklevel=4,
         )
 
 
-def _poses(table: _Table) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
+def _poses(tables: _Tables, path: Path) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
     """In-plane angle (n,) and shift (n, 2) if the file has both, and whether the shift is in pixels."""
-    has_angle = "rlnAnglePsi" in table.particles.columns
-    for x, y, in_pixels in [
-        ("rlnOriginXAngst", "rlnOriginYAngst", False),
-        ("rlnOriginX", "rlnOriginY", True),
-    ]:
-        there = [label for label in (x, y) if label in table.particles.columns]
+    for ending in ("Angst", ""):
+        labels = [f"rlnOriginX{ending}", f"rlnOriginY{ending}"]
+        there = [label for label in labels if label in tables.particles]
         if len(there) == 1:
             raise ParticleDataError(
-                f"{table.path}, block data_{table.block}: {there[0]} is there, but of {x} and {y} the other "
-                "is not. Add it, or remove both to read the particles without poses."
+                f"{tables.where}: {there[0]} is there, but of {' and '.join(labels)} the other is not. Add "
+                "it, or remove both to read the particles without poses."
             )
-        if there and not has_angle:
-            _warn_of_shifts(table, x, y)
+        if not there:
+            continue
+        shift = np.column_stack([tables.numbers(label) for label in labels])  # (n, 2)
+        angle = tables.numbers("rlnAnglePsi")
+        if angle is None:
+            if shift.any():
+                notify(
+                    "shifts-without-angles",
+                    f"{path}: {' and '.join(labels)} are there, but no rlnAnglePsi, so the particles have no "
+                    "poses and their shifts are not used. Add it if it was lost.",
+                    stacklevel=4,
+                )
             return None, None, False
-        if there:
-            angle = table.numbers("rlnAnglePsi") * RADIANS_PER_DEGREE  # (n,)
-            shift = np.column_stack([table.numbers(x), table.numbers(y)])  # (n, 2)
-            bad = ~(np.isfinite(angle) & np.isfinite(shift).all(axis=1))
-            table.problems.add(bad, f"rlnAnglePsi, {x} or {y} is missing (NaN)", "Repair or drop the row.")
-            return angle, shift, in_pixels
+        return angle * RADIANS_PER_DEGREE, shift, ending == ""
     return None, None, False
 
 
-def _warn_of_shifts(table: _Table, x: str, y: str) -> None:
-    """Say that shifts without angles are no poses, unless there are none."""
-    if any(np.any(table.numbers(label)) for label in (x, y)):
-        notify(
-            "shifts-without-angles",
-            f"{table.path}: {x} and {y} are there, but no rlnAnglePsi, so the particles have no poses and "
-            "their shifts are not used. Add it if it was lost.",
-            stacklevel=4,
-        )
-
-
-def _check_classes(table: _Table) -> None:
+def _check_classes(tables: _Tables) -> None:
     """Report class numbers that are no whole numbers; those below 1, and NaN, stand for no class."""
-    values = table.numbers("rlnClassNumber")
+    values = tables.numbers("rlnClassNumber")
     if values is not None:
-        odd = (np.abs(values) >= _TOO_LARGE) | (values != np.floor(values)) & ~np.isnan(values)
-        table.problems.add(
-            odd,
+        tables.problems.add(
+            ~(_are_whole(values) | np.isnan(values)),
             lambda row: f"rlnClassNumber is {values[row]:g}, expected a whole number, 0 for no class",
             "Repair that value, or remove the column.",
         )
-
-
-def _mirrors(table: _Table) -> np.ndarray | None:
-    """Which images are mirrored (n,); None if the file does not say.
-
-    RELION says only that such an image should be mirrored, not about which axis, nor whether before or after
-    its turn: taken as in `Poses`.
-    """
-    if "rlnIsFlip" not in table.particles.columns:
-        return None
-    flags = table.numbers("rlnIsFlip")  # (n,)
-    table.problems.add(~np.isin(flags, (0, 1)), "rlnIsFlip is neither 0 nor 1", "Repair that value.")
-    return flags == 1

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +12,12 @@ from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import atomic_path, check_may_write, check_room, try_to_write
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.parallel import row_blocks
-from sklearn_cryoem._core.progress import Progress, progress
-from sklearn_cryoem.io._cryosparc_table import cryosparc_records
-from sklearn_cryoem.io._image_names import names_on_disk
-from sklearn_cryoem.io._relion_table import relion_tables
-from sklearn_cryoem.io._renaming import name_in_project
-from sklearn_cryoem.io._star_text import star_parts
+from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem.io.cryosparc_file import save_records
+from sklearn_cryoem.io.image_files import name_in_project, names_on_disk
+from sklearn_cryoem.io.star_file import star_parts
+from sklearn_cryoem.io.write_cryosparc import cryosparc_records
+from sklearn_cryoem.io.write_star import relion_tables
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.classes import OUTLIER, OUTLIER_COLUMNS, check_labels
 from sklearn_cryoem.particles.mrc_files import write_mrc_blocks
@@ -106,29 +105,49 @@ def write_particles(
     kind = path.suffix.lower()
     check_target(path, overwrite=overwrite)
     checked_labels = None if labels is None else check_labels(labels, len(stack))
-    extra = _columns(columns or {}, len(stack))
-    extra |= _columns(_of_classification(posterior, latent_positions, kind), len(stack))
+    named = dict(columns or {}) | _columns_of_classification(posterior, latent_positions, kind)
+    extra = _checked_columns(named, len(stack))
     marks = stack.outlier
     has_marks = marks is not None and (marks.any() or stack.metadata.columns.isin(OUTLIER_COLUMNS).any())
     if has_marks and kind != ".mrcs":  # a stack alone holds no marks
         extra[OUTLIER] = marks.astype(np.int64)
-    if kind == ".star":
-        images = _Images(
-            path.with_suffix(".mrcs"), write_images, project, overwrite=overwrite, verbose=verbose
-        )
-        _write_star(stack, path, checked_labels, extra, images, star_version)
+    if kind == ".mrcs":
+        if checked_labels is not None or extra:
+            raise ParticleDataError(f"{path}: a .mrcs file holds no labels or columns. Write a .star file.")
+        _write_images(stack, path, overwrite=overwrite, verbose=verbose)
     elif kind == ".cs":
         if write_images:
             raise ParticleDataError(f"{path}: a .cs file keeps its images. Write a .star file instead.")
-        names = None if "uid" in stack.metadata.columns else names_on_disk(stack, path)
+        names = None if "uid" in stack.metadata else names_on_disk(stack, path)
         records, lost = cryosparc_records(stack, checked_labels, extra, names)
         _warn_of_loss(path, lost)
         with atomic_path(path, overwrite=overwrite) as temporary, open(temporary, "wb") as stream:
-            _save_records(stream, records)
+            save_records(stream, records)
     else:
-        if checked_labels is not None or extra:
-            raise ParticleDataError(f"{path}: a .mrcs file holds no labels or columns. Write a .star file.")
-        _Images(path, wanted=True, project=None, overwrite=overwrite, verbose=verbose).write(stack)
+        names = None if write_images else names_on_disk(stack, path)
+        if names is None and write_images is False:
+            raise ParticleDataError(
+                f"{path}: the images are in no MRC file that it could name. Leave write_images=None: they "
+                "are written beside it."
+            )
+        new_images = names is None
+        image_path = path.with_suffix(".mrcs")
+        if names is None:
+            _check_images(stack, image_path, overwrite=overwrite)
+            file = image_path.name if project is None else name_in_project(image_path, project)
+            names = [f"{number:06d}@{file}" for number in range(1, len(stack) + 1)]
+        blocks, lost = relion_tables(stack, names, new_images=new_images, version=star_version)
+        particles = list(blocks.values())[-1]
+        if checked_labels is not None:
+            particles["rlnClassNumber"] = checked_labels + 1
+        for name, values in extra.items():
+            particles[name] = values
+        _warn_of_loss(path, lost)
+        with atomic_path(path, overwrite=overwrite) as temporary:
+            with open(temporary, "w", encoding="utf-8") as stream:
+                stream.writelines(star_parts(blocks))
+            if new_images:  # before the STAR file takes its place: it never names images that are not there
+                _write_images(stack, image_path, overwrite=overwrite, verbose=verbose)
 
 
 def check_target(path: str | Path, *, overwrite: bool) -> None:
@@ -148,22 +167,15 @@ def check_target(path: str | Path, *, overwrite: bool) -> None:
     try_to_write(path, overwrite=overwrite)
 
 
-def _save_records(stream: BinaryIO, records: np.ndarray) -> None:
-    """Write a .cs file; in numpy's format 2.0, which allows a longer header, only where it has to be."""
-    try:
-        np.lib.format.write_array(stream, records, version=(1, 0), allow_pickle=False)
-    except ValueError:  # raised before anything is written
-        np.lib.format.write_array(stream, records, version=(2, 0), allow_pickle=False)
-
-
-def _of_classification(posterior: Any, latent_positions: Any, kind: str) -> dict[str, np.ndarray]:
+def _columns_of_classification(posterior: Any, latent_positions: Any, kind: str) -> dict[str, np.ndarray]:
     """Columns of posterior and latent positions by the names of the format."""
     named = {}
     if posterior is not None:
-        in_cs = kind == ".cs"
-        label = "alignments2D/class_posterior" if in_cs else "rlnMaxValueProbDistribution"
         values = np.round(np.asarray(posterior, dtype=np.float64), 6)
-        named[label] = values.astype(np.float32) if in_cs else values
+        if kind == ".cs":
+            named["alignments2D/class_posterior"] = values.astype(np.float32)
+        else:
+            named["rlnMaxValueProbDistribution"] = values
     if latent_positions is not None:
         places = np.asarray(latent_positions, dtype=np.float64)
         if places.ndim != 2:
@@ -175,7 +187,7 @@ def _of_classification(posterior: Any, latent_positions: Any, kind: str) -> dict
     return named
 
 
-def _columns(columns: Mapping[str, Any], n_images: int) -> dict[str, np.ndarray]:
+def _checked_columns(columns: Mapping[str, Any], n_images: int) -> dict[str, np.ndarray]:
     checked = {}
     for given, values in columns.items():
         name, array = str(given).removeprefix("_"), np.asarray(values)
@@ -190,76 +202,28 @@ def _columns(columns: Mapping[str, Any], n_images: int) -> dict[str, np.ndarray]
     return checked
 
 
-@dataclass(frozen=True)
-class _Images:
-    """A stack that may be written, and how."""
-
-    path: Path
-    wanted: bool | None
-    project: str | Path | None
-    overwrite: bool
-    verbose: int
-
-    def names(self, n_images: int) -> list[str]:
-        """Name of each image in it."""
-        name = self.path.name if self.project is None else name_in_project(self.path, self.project)
-        return [f"{number:06d}@{name}" for number in range(1, n_images + 1)]
-
-    def check(self, stack: ParticleStack) -> None:
-        """Raise if they cannot be written."""
-        if len(stack) == 0:
-            raise ParticleDataError(f"{self.path}: there is no image to write. Give a stack with particles.")
-        check_may_write(self.path, overwrite=self.overwrite)
-        check_room(self.path, 4 * len(stack) * stack.box**2)
-
-    def write(self, stack: ParticleStack) -> None:
-        """Write the images block by block, if there is room for them."""
-        self.check(stack)
-        rows = row_blocks(len(stack), max(1, _BLOCK_BYTES // (4 * stack.box**2)))
-        with (
-            atomic_path(self.path, overwrite=self.overwrite) as temporary,
-            progress(len(stack), self.path.name, verbose=self.verbose) as bar,
-        ):
-            blocks = _read_blocks(stack, rows, bar)
-            write_mrc_blocks(temporary, blocks, stack.shape, pixel_size=stack.pixel_size, is_stack=True)
+def _check_images(stack: ParticleStack, path: Path, *, overwrite: bool) -> None:
+    """Raise if the images cannot be written."""
+    if len(stack) == 0:
+        raise ParticleDataError(f"{path}: there is no image to write. Give a stack with particles.")
+    check_may_write(path, overwrite=overwrite)
+    check_room(path, 4 * len(stack) * stack.box**2)
 
 
-def _read_blocks(stack: ParticleStack, rows: list[slice], bar: Progress) -> Iterator[np.ndarray]:
-    for block in rows:
-        images = stack.read(block)
-        yield images
-        bar.update(len(images))
+def _write_images(stack: ParticleStack, path: Path, *, overwrite: bool, verbose: int) -> None:
+    """Write the images as they are read, block by block, if there is room for them."""
+    _check_images(stack, path, overwrite=overwrite)
 
+    def blocks() -> Iterator[np.ndarray]:
+        for rows in row_blocks(len(stack), max(1, _BLOCK_BYTES // (4 * stack.box**2))):
+            yield stack.read(rows)
+            bar.update(rows.stop - rows.start)
 
-def _write_star(
-    stack: ParticleStack,
-    path: Path,
-    labels: np.ndarray | None,
-    columns: dict[str, np.ndarray],
-    images: _Images,
-    star_version: str | None,
-) -> None:
-    names = None if images.wanted else names_on_disk(stack, path)
-    if names is None and images.wanted is False:
-        raise ParticleDataError(
-            f"{path}: the images are in no MRC file that it could name. Leave write_images=None: they are "
-            "written beside it."
-        )
-    new_images = names is None
-    if names is None:
-        images.check(stack)
-        names = images.names(len(stack))
-    tables = relion_tables(stack, names, new_images=new_images, version=star_version)
-    if labels is not None:
-        tables.particles["rlnClassNumber"] = labels + 1
-    for name, values in columns.items():
-        tables.particles[name] = values
-    _warn_of_loss(path, tables.lost)
-    with atomic_path(path, overwrite=images.overwrite) as temporary:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.writelines(star_parts(tables.blocks()))
-        if new_images:  # before the STAR file takes its place: it never names images that are not there
-            images.write(stack)
+    with (
+        atomic_path(path, overwrite=overwrite) as temporary,
+        progress(len(stack), path.name, verbose=verbose) as bar,
+    ):
+        write_mrc_blocks(temporary, blocks(), stack.shape, pixel_size=stack.pixel_size, is_stack=True)
 
 
 def _warn_of_loss(path: Path, lost: list[str]) -> None:
@@ -269,5 +233,5 @@ def _warn_of_loss(path: Path, lost: list[str]) -> None:
             "columns-lost",
             f"{path}: {len(lost)} column{'s have' if len(lost) > 1 else ' has'} no place in this format and "
             f"{'are' if len(lost) > 1 else 'is'} not written: {', '.join(lost)}. Keep the input file.",
-            stacklevel=4,
+            stacklevel=3,
         )

@@ -104,7 +104,7 @@ def test_every_command_has_its_help_in_the_reference():
 
 
 def test_the_page_of_what_is_checked_gives_the_ranges_of_the_code():
-    from sklearn_cryoem.io._checks import RANGES
+    from sklearn_cryoem.io.checks import RANGES
 
     text = (DOCS / "guide" / "reading.md").read_text("utf-8")
     said = re.findall(r"^\| (.+?) \| (\S+ to \S+) \| (\S+ to \S+) \|$", text, re.MULTILINE)

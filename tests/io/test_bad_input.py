@@ -249,7 +249,7 @@ def test_an_empty_file_and_an_empty_table(project):
     ("text", "message"),
     [
         ("hello\n", "no data_ block in it"),
-        ("data_particles\n\n", "cannot be parsed as STAR"),
+        ("data_particles\n\n", "no particles in it: no block has the column"),
         ("data_particles\nloop_\n_rlnImageName\n_rlnDefocusU\n1@a.mrcs\n", "cannot be parsed as STAR"),
         ("data_particles\nloop_\n_rlnImageName\n1@a.mrcs\n1@a.mrcs 5\n", "cannot be parsed as STAR"),
         ("data_x\n_a 'open\n", "cannot be parsed as STAR .*open quote"),

@@ -220,7 +220,7 @@ BROKEN = {
     "a header cut off": ("x.cs", npy(records())[:40], rf"cannot be read as a cryoSPARC table.*{AGAIN}"),
     "a damaged header": ("x.cs", npy(records()).replace(b"'descr'", b"(descr("), rf"cannot be read.*{AGAIN}"),
     "objects": ("x.cs", npy(np.array([{}, 1], dtype=object)), rf"cannot be read.*{AGAIN}"),
-    "an array": ("x.cs", npy(np.zeros((3, 3))), r"an array without named fields.*Check it"),
+    "an array": ("x.cs", npy(np.zeros((3, 3))), r"an array without named fields.*export it again"),
     "compressed": ("x.cs", b"\x94CSDAT" + b"0" * 50, r"a compressed cryoSPARC stream. Save it in the numpy"),
     "no rows": ("x.cs", npy(records()[:0]), r"holds no particle. Check the job"),
     "no images": ("x.cs", without("blob/path", "blob/idx"), r"no field blob/path.*Pass passthrough="),

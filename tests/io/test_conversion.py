@@ -9,7 +9,7 @@ import starfile
 
 from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.io import read_mrc, read_particles, rename_images, write_particles
-from sklearn_cryoem.io._renaming import missing_files
+from sklearn_cryoem.io.image_files import missing_files
 from sklearn_cryoem.particles import ParticleStack, Poses, class_labels, concatenate
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.mrc_files import inspect_mrc

@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation
 
 from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.io import read_particles, write_particles
-from sklearn_cryoem.io._records import records_to_table, table_to_records
+from sklearn_cryoem.io.cryosparc_file import records_to_table, table_to_records
 from sklearn_cryoem.particles import Poses, class_labels
 from sklearn_cryoem.physics.orientation import euler_of_rotation_vector
 
@@ -230,7 +230,7 @@ def test_tables_joined_as_files_are_refused(project, records, save_cs):
 
 def test_a_table_has_one_row_for_each_particle(records, save_cs):
     with pytest.raises(
-        ParticleDataError, match=r"an array of 2 dimensions, expected a row a particle. Export"
+        ParticleDataError, match=r"an array of 2 dimensions, expected a row a particle, so .*export"
     ):
         read_particles(save_cs(np.stack([records, records])))
 
@@ -479,7 +479,7 @@ def _cast(records, name, dtype):
 REFUSED = {  # what is wrong with a table: how to make it, and what is said
     "two dimensions": (
         lambda r: r.reshape(-1, 1),
-        r"array of 2 dimensions, expected a row .* Export it again",
+        r"array of 2 dimensions, expected a row .* export it again",
     ),
     "no dimension": (lambda r: r[0], "array of 0 dimensions"),
     "complex": (

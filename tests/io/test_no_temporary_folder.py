@@ -7,7 +7,7 @@ import pytest
 from joblib import parallel_config
 
 from sklearn_cryoem._core.parallel import task_pool
-from sklearn_cryoem.io import _star_tables, read_mrc, read_particles, write_particles
+from sklearn_cryoem.io import read_mrc, read_particles, write_particles
 
 
 @pytest.fixture
@@ -21,25 +21,14 @@ def nowhere(monkeypatch):
         monkeypatch.setattr(tempfile, name, fail)
 
 
-@pytest.mark.skipif(not _star_tables._IN_MEMORY, reason="this system has no files in memory")
-@pytest.mark.parametrize("version", ["3.1", "1.x"])
-def test_reading_needs_no_temporary_folder(project, nowhere, version):
-    stack = read_particles(project.write(version=version))
-    np.testing.assert_array_equal(stack.read(), project.images)
-    np.testing.assert_array_equal(read_mrc(project.stacks[0])[0], project.images[:5])
-
-
-def test_cryosparc_tables_need_none_either(project, monkeypatch, request):
-    stack = read_particles(project.write()).with_metadata(rlnCoordinateX=0.0)
-    write_particles(stack, project.folder / "a.cs")
+def test_reading_needs_no_temporary_folder(project, request):
+    star, table = project.write(), project.folder / "a.cs"
+    write_particles(read_particles(star).with_metadata(rlnCoordinateX=0.0), table)
+    star.write_text("data_general\n\n_rlnA 1\n\n" + star.read_text())
     request.getfixturevalue("nowhere")
-    np.testing.assert_array_equal(read_particles(project.folder / "a.cs").read(), project.images)
-
-
-def test_where_there_are_no_files_in_memory_a_temporary_one_is_made(project, monkeypatch):
-    path = project.write()
-    monkeypatch.setattr(_star_tables, "_IN_MEMORY", False)
-    np.testing.assert_array_equal(read_particles(path).read(), project.images)
+    for path in (star, table):
+        np.testing.assert_array_equal(read_particles(path).read(), project.images)
+    np.testing.assert_array_equal(read_mrc(project.stacks[0])[0], project.images[:5])
 
 
 def test_processes_that_find_none_say_what_to_do(nowhere):

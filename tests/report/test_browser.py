@@ -293,7 +293,7 @@ def test_rules_find_the_first_the_fine_the_large_and_the_suggested(opened):
 
 
 def test_a_saved_selection_holds_the_classes_and_can_be_opened_again(opened):
-    from sklearn_cryoem.io.selection import read_selection
+    from sklearn_cryoem.io.classes import read_selection
 
     for number in (12, 4, 9):
         opened.tile(number).click()

@@ -1,4 +1,4 @@
-"""What every metadata format is brought to before it becomes a stack, and how bad rows are dealt with."""
+"""Metadata of particles in one form, whatever file they come from, and how bad rows are dealt with."""
 
 from __future__ import annotations
 
@@ -57,25 +57,15 @@ class RowProblems:
         rows = rows[self.keep[rows]]
         if not rows.size:
             return
-        reason = why if callable(why) else lambda row: why
+        reasons = [why(int(row)) if callable(why) else why for row in rows[: None if self._permissive else 1]]
         if not self._permissive:
             more = f" ({rows.size - 1:,} more like it)" if rows.size > 1 else ""
             raise ParticleDataError(
-                f"{self._path}, {self.name_row(int(rows[0]))}: {reason(int(rows[0]))}{more}. {remedy} "
+                f"{self._path}, {self.name_row(int(rows[0]))}: {reasons[0]}{more}. {remedy} "
                 "To leave out particles that cannot be used, pass permissive=True."
             )
         self.keep[rows] = False
-        self.why[rows] = [reason(int(row)) for row in rows]
-
-    def part(self, rows: np.ndarray) -> RowProblems:
-        """A copy in which only the rows of a mask are left, to be handed back by `take_over`."""
-        own = RowProblems(self._path, len(self.keep), permissive=self._permissive)
-        own.keep, own.why, own.name_row = self.keep & rows, self.why.copy(), self.name_row
-        return own
-
-    def take_over(self, part: RowProblems, rows: np.ndarray) -> None:
-        """Note what was found among the rows of a mask."""
-        self.keep[rows], self.why[rows] = part.keep[rows], part.why[rows]
+        self.why[rows] = reasons
 
     def check_any_left(self) -> None:
         """Raise ParticleDataError if every particle was dropped."""
@@ -94,49 +84,28 @@ class RowProblems:
 
 @dataclass
 class RawParticles:
-    """Metadata of particles in the library's units, before any image is looked for.
+    """Metadata of n particles in the library's units, before any image is looked for.
 
-    Attributes
-    ----------
-    path : Path
-        The file it was read from.
-    metadata : DataFrame of n rows
-        Every column that came in.
-    optics : DataFrame or None
-        The optics table that came in.
-    file_names : list of str
-        The distinct image files, as they are written in the file.
-    file_code, frame : ndarray of shape (n,), int
-        The file of each particle, and its place there from 0.
-    pixel_size, box : ndarray of shape (n,) or None
-        Angstrom per pixel and side in pixels that the metadata claim.
-    ctf : dict of ndarray of shape (n,) or None
-        CTF parameters by their `CTFTable` names.
-    angle_rad : ndarray of shape (n,) or None
-        In-plane angles, None where poses are not complete.
-    shift : ndarray of shape (n, 2) or None
-        Shifts in the unit `shift_unit_is_pixel` says.
-    mirrored : ndarray of shape (n,), bool, or None
-        Which images are mirrored, None where the metadata do not say.
-    optics_group, noise_group : ndarray of shape (n,), int
-        Groups.
+    `file_names` are the distinct image files as they are written in the file at `path`; `file_code` and
+    `frame` are the file of each particle and its place there from 0. `pixel_size` and `box` are those that
+    the metadata claim. What the file does not say is None.
     """
 
     path: Path
-    metadata: pd.DataFrame
+    metadata: pd.DataFrame  # every column that came in
     file_names: list[str]
-    file_code: np.ndarray
-    frame: np.ndarray
-    optics_group: np.ndarray
-    noise_group: np.ndarray
+    file_code: np.ndarray  # (n,)
+    frame: np.ndarray  # (n,)
+    optics_group: np.ndarray  # (n,)
+    noise_group: np.ndarray  # (n,)
     optics: pd.DataFrame | None = None
-    pixel_size: np.ndarray | None = None
-    box: np.ndarray | None = None
-    ctf: dict[str, np.ndarray] | None = None
-    angle_rad: np.ndarray | None = None
-    shift: np.ndarray | None = None
+    pixel_size: np.ndarray | None = None  # (n,) Angstrom
+    box: np.ndarray | None = None  # (n,) px
+    ctf: dict[str, np.ndarray] | None = None  # by the names of `CTFTable`
+    angle_rad: np.ndarray | None = None  # (n,)
+    shift: np.ndarray | None = None  # (n, 2)
     shift_unit_is_pixel: bool = False
-    mirrored: np.ndarray | None = None
+    mirrored: np.ndarray | None = None  # (n,)
 
     def image_name(self, row: int) -> str:
         """Name of the image of one row, as RELION writes it: ``000001@stack.mrcs``."""

@@ -1,0 +1,350 @@
+"""A stack as RELION's tables: the columns that came in, with poses and images brought up to date.
+
+There are two styles: one table (RELION 1.x to 3.0), or optics groups and particles (3.1 to 5).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem.io.image_files import SIGN, raw_source, sign_of_images
+from sklearn_cryoem.io.star import RELION_CTF
+from sklearn_cryoem.particles import CTFTable, ParticleStack
+from sklearn_cryoem.particles.frame import pixel_growth
+from sklearn_cryoem.physics.orientation import euler_of_rotation_vector
+
+STAR_VERSIONS = ("3.0", "3.1")
+UID = "cryosparcUid"  # a column: by it a subset finds back into its project
+OURS = "sklearn_cryoem/"  # prefix of our fields in a .cs file
+_MAGNIFICATION = 10_000.0  # with it the detector's pixel size in um is the image's in Angstrom
+_DECIMALS = 6  # RELION's own
+_SAME_ANGLE_RAD = 1e-5  # files have float32, and degrees to six digits
+_SHIFTS = {"rlnOriginX": "rlnOriginXAngst", "rlnOriginY": "rlnOriginYAngst"}
+_IN_OPTICS = ("voltage_volts", "cs_angstrom", "amplitude_contrast", "phase_flipped", "premultiplied")
+_OF_OPTICS = (
+    "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnBeamTiltX", "rlnBeamTiltY",
+    "rlnBeamTiltClass", "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied",
+)  # fmt: skip
+_IMPLIED = ("rlnOpticsGroup", "rlnOpticsGroupName", "rlnImageSize", "rlnImageDimensionality")
+_FROM_CRYOSPARC = {  # fields that are taken over here, or written from the stack itself
+    "uid", "alignments2D/class", "alignments2D/class_posterior",
+    "blob/path", "blob/idx", "blob/shape", "blob/psize_A", "blob/sign", "blob/import_sig", "ctf/type",
+    "ctf/exp_group_id", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast", "ctf/df1_A", "ctf/df2_A",
+    "ctf/df_angle_rad", "ctf/phase_shift_rad", "ctf/scale", "ctf/bfactor", "alignments2D/pose",
+    "alignments2D/shift", "alignments2D/psize_A", "alignments3D/shift", "alignments3D/psize_A",
+    "location/micrograph_path", "location/micrograph_uid", "location/exp_group_id",
+    "location/micrograph_shape",
+}  # fmt: skip
+
+
+def relion_tables(
+    stack: ParticleStack, image_names: list[str], *, new_images: bool, version: str | None = None
+) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Make RELION's tables of a stack.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles.
+    image_names : list of str
+        Name of each image.
+    new_images : bool
+        Whether the images are written anew, as they are read, so that box and pixel size are the stack's.
+    version : {"3.0", "3.1"} or None
+        Style wanted; by default the one that came in, 3.1 for particles from elsewhere.
+
+    Returns
+    -------
+    blocks : dict of str to DataFrame
+        Tables by the name of their block, the particles last. Every RELION column that came in is there in
+        its order with the same numbers; columns whose value has changed are overwritten, new ones stand at
+        the end.
+    lost : list of str
+        Columns that have no place in it.
+    """
+    if version is not None and version not in STAR_VERSIONS:
+        raise ValueError(f"star_version is {version!r}, expected one of {', '.join(STAR_VERSIONS)}, or None.")
+    came_from_relion = "rlnImageName" in stack.metadata
+    table, lost = (stack.metadata, []) if came_from_relion else _relion_columns(stack)
+    if new_images and came_from_relion and "rlnImageOriginalName" not in table:
+        table["rlnImageOriginalName"] = table["rlnImageName"]
+    table["rlnImageName"] = image_names
+    if new_images and SIGN in table:
+        table[SIGN] = sign_of_images(stack, as_read=True)
+    optics = stack.optics
+    old_style = came_from_relion and optics is None and "rlnOpticsGroup" not in table
+    if optics is None and not old_style:
+        optics = _new_optics(stack, table)
+    if new_images:
+        _set_image_size(stack, table, optics)
+    if stack.ctf is not None:
+        _set_ctf(table, optics, stack.ctf)
+    if stack.poses is not None:
+        if came_from_relion:  # those of cryoSPARC were taken over with their psi, or not at all
+            table, lost = _without_stale_views(table, stack)
+        _set_poses(table, stack, old_style=old_style, new_images=new_images)
+    if version is not None and (version == "3.0") == (optics is not None):  # the other style is wanted
+        box, pixel_size = (stack.box, stack.pixel_size) if new_images else raw_geometry(stack)
+        if optics is None:
+            table, optics = _to_optics_groups(table, pixel_size, box)
+        else:
+            table, dropped = _to_one_table(table, optics, pixel_size)
+            optics, lost = None, lost + dropped
+    return ({"": table} if optics is None else {"optics": optics, "particles": table}), lost
+
+
+def raw_geometry(stack: ParticleStack) -> tuple[int, float | None]:
+    """Box and pixel size of the images where they lie, before lazy down-sampling.
+
+    Raises ParticleDataError if images of several pixel sizes were brought to one.
+    """
+    growth = pixel_growth(stack.images)
+    if isinstance(growth, np.ndarray):
+        raise ParticleDataError(
+            "These images have several pixel sizes where they lie, and were rescaled to one: this format "
+            "would have to give one for all. Write the format that came in, or new images (a .mrcs file)."
+        )
+    return raw_source(stack).box, None if stack.pixel_size is None else stack.pixel_size / growth
+
+
+def same_angles(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether angles in radians agree, as they do unless the particles were aligned anew."""
+    return bool((np.abs(np.remainder(one - other + np.pi, 2 * np.pi) - np.pi) < _SAME_ANGLE_RAD).all())
+
+
+def holds_something(column: pd.Series) -> bool:
+    """Whether a column is worth a word when it is left out: not if it is nothing but zeros."""
+    values = column.to_numpy()
+    return values.dtype.kind not in "fiub" or bool(np.any(values != 0))
+
+
+def _relion_columns(stack: ParticleStack) -> tuple[pd.DataFrame, list[str]]:
+    """Columns of particles from elsewhere by RELION's names, and the fields that have no place there.
+
+    Columns without a prefix stay as they are.
+    """
+    table = stack.metadata
+    plain = table[[name for name in table if "/" not in str(name) and name != "uid"]].copy()
+    if "uid" in table:
+        plain[UID] = table["uid"].to_numpy()
+        signs = sign_of_images(stack, as_read=False)
+        if (signs < 0).any():
+            plain[SIGN] = signs
+    if "alignments2D/class" in table:
+        plain["rlnClassNumber"] = table["alignments2D/class"].to_numpy(dtype=np.int64) + 1
+    if "alignments2D/class_posterior" in table:
+        posterior = table["alignments2D/class_posterior"].to_numpy(dtype=np.float64)
+        plain["rlnMaxValueProbDistribution"] = posterior.round(6)
+    for axis, side in (("x", 1), ("y", 0)):
+        fraction, length = f"location/center_{axis}_frac", f"location/micrograph_shape[{side}]"
+        if fraction in table and length in table:
+            centre = table[fraction].to_numpy(dtype=np.float64) * table[length].to_numpy()
+            plain[f"rlnCoordinate{axis.upper()}"] = centre.round(3)
+    taken, lost = _take_three_dimensions(stack, plain)
+    has_centre = "rlnCoordinateX" in plain
+    for column in map(str, table):
+        field = column.partition("[")[0]
+        if column.startswith(OURS):
+            plain[column.removeprefix(OURS)] = table[column].to_numpy()
+        elif "/" not in column or field in _FROM_CRYOSPARC | taken:
+            continue
+        elif not (has_centre and field.startswith("location/center_")) and holds_something(table[column]):
+            lost.append(field)
+    return plain, list(dict.fromkeys(lost))
+
+
+def _take_three_dimensions(stack: ParticleStack, plain: pd.DataFrame) -> tuple[set[str], list[str]]:
+    """Take over view directions and half sets; return the fields that were dealt with and those lost.
+
+    The angles belong to the psi and shift that are written with them, those of the stack: of another
+    alignment they would be a mixture that no particle has.
+    """
+    table, taken, lost = stack.metadata, set(), []
+    pose = [f"alignments3D/pose[{i}]" for i in range(3)]
+    if all(name in table for name in pose) and table[pose].to_numpy().any():
+        angles = euler_of_rotation_vector(table[pose].to_numpy(dtype=np.float64))  # (n_images, 3)
+        taken.add("alignments3D/pose")
+        if stack.poses is not None and same_angles(angles[:, 2], stack.poses.angle_rad):
+            plain["rlnAngleRot"], plain["rlnAngleTilt"] = np.rad2deg(angles[:, :2]).round(_DECIMALS).T
+        else:
+            lost.append(
+                "alignments3D/pose (a STAR file has one pose, and that of the 2-D alignment is written)"
+            )
+    split = table.get("alignments3D/split")
+    if split is not None and split.isin((0, 1)).all():
+        taken.add("alignments3D/split")
+        if split.any():  # all in one half says that there are none
+            plain["rlnRandomSubset"] = split.to_numpy(dtype=np.int64) + 1
+    return taken, lost
+
+
+def _set_column(table: pd.DataFrame, name: str, values: np.ndarray, *, period: float | None = None) -> None:
+    """Set a column, unless it holds the same numbers already: then what came in stays to the last digit."""
+    values = np.asarray(values, dtype=np.float64)
+    if name in table:
+        difference = values - pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
+        if period is not None:
+            difference -= period * np.rint(difference / period)
+        if (np.abs(difference) <= 0.51 * 10.0**-_DECIMALS).all():
+            return
+    table[name] = np.round(values, _DECIMALS)
+
+
+def _new_optics(stack: ParticleStack, table: pd.DataFrame) -> pd.DataFrame:
+    """Make an optics group for each group and microscope setting of the stack; number the particles by it."""
+    settings = {} if stack.ctf is None else {name: getattr(stack.ctf, name) for name in _IN_OPTICS}
+    combined = np.column_stack([stack.optics_group, *settings.values()])  # (n_images, n_keys)
+    distinct, number = np.unique(combined, axis=0, return_inverse=True)
+    table["rlnOpticsGroup"] = number.reshape(-1) + 1
+    optics = _numbered_optics(len(distinct))
+    for name, values in zip(settings, distinct[:, 1:].T, strict=True):
+        label, unit, default = RELION_CTF[name]
+        if default is None or (values != default).any():
+            optics[label] = (values / unit).round(_DECIMALS)
+    box, pixel_size = raw_geometry(stack)
+    _set_geometry(optics, box, pixel_size)
+    paths = stack.metadata.get("location/micrograph_path", pd.Series([""])).astype(str)
+    if paths.ne("").all():
+        table["rlnMicrographName"] = paths.str.removeprefix(">").to_numpy()
+    elif not {"rlnMicrographName", "rlnGroupName"} & set(table):
+        # RELION forms its groups of noise by this label, and by micrographs only where it is missing.
+        table["rlnGroupName"] = [f"group_{group:06d}" for group in stack.noise_group]
+    return optics
+
+
+def _numbered_optics(n_groups: int) -> pd.DataFrame:
+    numbers = np.arange(1, n_groups + 1)
+    names = [f"opticsGroup{number}" for number in numbers]
+    return pd.DataFrame({"rlnOpticsGroup": numbers, "rlnOpticsGroupName": names})
+
+
+def _set_geometry(optics: pd.DataFrame, box: int, pixel_size: float | None) -> None:
+    if pixel_size is not None:
+        optics["rlnImagePixelSize"] = round(pixel_size, _DECIMALS)
+    if box:
+        optics["rlnImageSize"] = box
+    optics["rlnImageDimensionality"] = 2
+
+
+def _set_image_size(stack: ParticleStack, table: pd.DataFrame, optics: pd.DataFrame | None) -> None:
+    """State the box and pixel size of newly written images."""
+    home = table if optics is None else optics
+    if optics is not None or "rlnImageSize" in home:
+        home["rlnImageSize"] = stack.box
+    if stack.pixel_size is None:
+        return
+    if optics is not None:
+        home["rlnImagePixelSize"] = stack.pixel_size
+    elif "rlnMagnification" in home:
+        home["rlnDetectorPixelSize"] = stack.pixel_size * pd.to_numeric(home["rlnMagnification"]) / 1e4
+    else:
+        home["rlnPixelSize"] = stack.pixel_size
+
+
+def _set_ctf(table: pd.DataFrame, optics: pd.DataFrame | None, ctf: CTFTable) -> None:
+    for name, (label, unit, default) in RELION_CTF.items():
+        values = getattr(ctf, name) / unit
+        is_implied = label not in table and default is not None and (values == default).all()
+        if not is_implied and (optics is None or label not in optics):
+            _set_column(table, label, values, period=180.0 if name == "astigmatism_angle_rad" else None)
+
+
+def _without_stale_views(table: pd.DataFrame, stack: ParticleStack) -> tuple[pd.DataFrame, list[str]]:
+    """Leave out view directions found with another psi than is written, and say so if they hold something."""
+    views = [name for name in ("rlnAngleRot", "rlnAngleTilt") if name in table]
+    psi = pd.to_numeric(table.get("rlnAnglePsi", pd.Series(np.nan, table.index)), errors="coerce")
+    if not views or same_angles(np.deg2rad(psi.to_numpy(dtype=np.float64)), stack.poses.angle_rad):
+        return table, []
+    held = ", ".join(name for name in views if holds_something(table[name]))
+    said = [f"{held} (of another alignment than the rlnAnglePsi that is written)"] if held else []
+    return table.drop(columns=views), said
+
+
+def _set_poses(table: pd.DataFrame, stack: ParticleStack, *, old_style: bool, new_images: bool) -> None:
+    psi = np.rad2deg(stack.poses.angle_rad)
+    _set_column(table, "rlnAnglePsi", (psi + 180.0) % 360.0 - 180.0, period=360.0)
+    if stack.poses.mirrored.any() or "rlnIsFlip" in table:
+        table["rlnIsFlip"] = stack.poses.mirrored.astype(np.int64)
+    growth = np.asarray(1.0 if new_images else pixel_growth(stack.images)).reshape(-1, 1)
+    shift = stack.poses.shift  # (n_images, 2)
+    is_angstrom = stack.pixel_size is not None
+    has_angstrom = "rlnOriginXAngst" in table
+    if is_angstrom and (has_angstrom or not old_style):
+        _set_column(table, "rlnOriginXAngst", shift[:, 0])
+        _set_column(table, "rlnOriginYAngst", shift[:, 1])
+    if "rlnOriginX" in table or not is_angstrom or (old_style and not has_angstrom):
+        in_pixels = shift * growth / (stack.pixel_size if is_angstrom else 1.0)
+        _set_column(table, "rlnOriginX", in_pixels[:, 0])
+        _set_column(table, "rlnOriginY", in_pixels[:, 1])
+
+
+def _to_one_table(
+    particles: pd.DataFrame, optics: pd.DataFrame, pixel_size: float | None
+) -> tuple[pd.DataFrame, list[str]]:
+    """Bring optics groups and particles to the one table of RELION 3.0; name the columns that are lost."""
+    numbers = optics.get("rlnOpticsGroup", pd.Series(np.arange(1, len(optics) + 1)))
+    place = pd.Index(numbers).get_indexer(particles["rlnOpticsGroup"])  # (n_images,)
+    table = particles.drop(columns=["rlnOpticsGroup"])
+    lost = []
+    for name in optics:
+        if name in _OF_OPTICS:
+            table[name] = optics[name].to_numpy()[place]
+        elif name not in (*_IMPLIED, "rlnImagePixelSize") and holds_something(optics[name]):
+            lost.append(str(name))
+    if len(optics) > 1:
+        if "rlnBeamTiltClass" in table:
+            lost.append("rlnOpticsGroup")
+        else:  # how RELION 3.0 told groups of optics apart
+            table["rlnBeamTiltClass"] = place + 1
+    if pixel_size is not None:
+        table["rlnMagnification"] = _MAGNIFICATION
+        table["rlnDetectorPixelSize"] = round(pixel_size * _MAGNIFICATION / 1e4, _DECIMALS)
+    for in_pixels, in_angstrom in _SHIFTS.items():
+        if in_angstrom in table:
+            if pixel_size is None:
+                raise ParticleDataError(
+                    "Shifts in Angstrom cannot be written in pixels, as RELION 3.0 has them: the pixel size "
+                    "is not known. Read the particles with pixel_size=."
+                )
+            table = _renamed(table, in_angstrom, in_pixels, 1.0 / pixel_size)
+    return table, lost
+
+
+def _to_optics_groups(
+    particles: pd.DataFrame, pixel_size: float | None, box: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Part the one table of RELION 3.0 into particles and optics groups, one for each microscope setting."""
+    if pixel_size is None:
+        raise ParticleDataError(
+            "RELION 3.1 states pixel size and shifts in Angstrom, and the pixel size is not known. "
+            "Read the particles with pixel_size=."
+        )
+    there = [name for name in _OF_OPTICS if name in particles]
+    settings = particles[there].drop_duplicates().reset_index(drop=True)
+    number = np.zeros(len(particles), dtype=np.int64)
+    if there:
+        number = pd.MultiIndex.from_frame(settings).get_indexer(pd.MultiIndex.from_frame(particles[there]))
+    optics = _numbered_optics(len(settings) if there else 1)
+    for name in there:
+        if name != "rlnBeamTiltClass":
+            optics[name] = settings[name].to_numpy()
+    _set_geometry(optics, box, pixel_size)
+    stale = ("rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize", "rlnImagePixelSize", *there)
+    table = particles.drop(columns=[name for name in stale if name in particles])
+    table["rlnOpticsGroup"] = number + 1
+    for in_pixels, in_angstrom in _SHIFTS.items():
+        if in_pixels in table:
+            table = _renamed(table, in_pixels, in_angstrom, pixel_size)
+    return table, optics
+
+
+def _renamed(table: pd.DataFrame, old: str, new: str, factor: float) -> pd.DataFrame:
+    """The table with a column of another name and unit in the old one's place."""
+    if new in table:  # both units were there
+        return table.drop(columns=[old])
+    values = pd.to_numeric(table[old]).to_numpy(dtype=np.float64) * factor
+    renamed = table.rename(columns={old: new})
+    renamed[new] = np.round(values, _DECIMALS)
+    return renamed
