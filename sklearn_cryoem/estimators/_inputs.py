@@ -14,9 +14,9 @@ from sklearn.utils.validation import validate_data
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import check_images
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.particles.geometry import box_problem
 from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.particles.screening import normalised_beyond, screened
+from sklearn_cryoem.physics.masks import box_problem
 
 Data: TypeAlias = ParticleStack | ArrayLike  # particles, images or vectors
 Path: TypeAlias = str | os.PathLike[str]

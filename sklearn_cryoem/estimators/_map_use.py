@@ -14,7 +14,7 @@ from sklearn_cryoem.alignment.poses import find_poses, find_scales
 from sklearn_cryoem.estimators._inputs import Data, as_stack, mean_without_outliers, normalised_like
 from sklearn_cryoem.estimators._map_settings import feature_source, group_codes
 from sklearn_cryoem.particles import ParticleStack, Poses
-from sklearn_cryoem.particles.geometry import check_same_pixel_size
+from sklearn_cryoem.particles.frames import check_same_pixel_size
 
 
 class AlignsParticles:

@@ -8,7 +8,7 @@ from sklearn_cryoem.estimators._inputs import is_images, normalised_like
 from sklearn_cryoem.estimators._sml_noise import NoiseOfParts
 from sklearn_cryoem.manifold.blocks import ArrayBlocks
 from sklearn_cryoem.particles.features import FeatureBlocks
-from sklearn_cryoem.particles.geometry import check_same_pixel_size
+from sklearn_cryoem.particles.frames import check_same_pixel_size
 from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.physics.fourier import HalfPlane, fourier_features, half_plane, images_from_features
 

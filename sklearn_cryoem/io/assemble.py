@@ -18,13 +18,11 @@ from sklearn_cryoem.io.image_files import ImageFinder, split_image_name
 from sklearn_cryoem.io.mrc import are_unlike, oblong_pixels
 from sklearn_cryoem.io.records import RawParticles, RowProblems
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses, concatenate
-from sklearn_cryoem.particles.absent_source import AbsentSource
-from sklearn_cryoem.particles.check import find_bad_images
 from sklearn_cryoem.particles.file_source import FileSource
-from sklearn_cryoem.particles.frame import common_frame
-from sklearn_cryoem.particles.geometry import UNKNOWN_PIXEL_SIZE, pixel_sizes_differ
+from sklearn_cryoem.particles.frames import UNKNOWN_PIXEL_SIZE, common_frame, pixel_sizes_differ
 from sklearn_cryoem.particles.mrc_files import FrameFile, inspect_mrc
-from sklearn_cryoem.particles.sources import ImageSource
+from sklearn_cryoem.particles.preprocess import find_bad_images
+from sklearn_cryoem.particles.sources import AbsentSource, ImageSource
 
 _SAME_PIXEL_SIZE = 1e-3  # relative
 _DIGITS = 4  # of a pixel size in Angstrom that tell two apart

@@ -13,7 +13,7 @@ from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.io.image_files import in_unicode
 from sklearn_cryoem.io.records import RawParticles, RowProblems
-from sklearn_cryoem.particles.geometry import UNKNOWN_PIXEL_SIZE
+from sklearn_cryoem.particles.frames import UNKNOWN_PIXEL_SIZE
 from sklearn_cryoem.particles.mrc_files import inspect_mrc, read_whole_mrc, write_mrc_blocks
 
 _SAME_LENGTH = 1e-3  # relative

@@ -14,7 +14,7 @@ from sklearn_cryoem.io.image_files import SIGN, sign_of_images, split_format, sp
 from sklearn_cryoem.io.write_star import OURS, UID, holds_something, raw_geometry, same_angles
 from sklearn_cryoem.particles import ParticleStack, class_labels
 from sklearn_cryoem.particles.classes import OUTLIER, RELION_CLASS
-from sklearn_cryoem.particles.frame import pixel_growth
+from sklearn_cryoem.particles.frames import pixel_growth
 from sklearn_cryoem.physics.orientation import rotation_vector_of_euler
 
 _SAME_SHIFT_ANGSTROM = 1e-4

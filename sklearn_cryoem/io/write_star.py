@@ -12,7 +12,7 @@ from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.io.image_files import SIGN, raw_source, sign_of_images
 from sklearn_cryoem.io.star import RELION_CTF
 from sklearn_cryoem.particles import CTFTable, ParticleStack
-from sklearn_cryoem.particles.frame import pixel_growth
+from sklearn_cryoem.particles.frames import pixel_growth
 from sklearn_cryoem.physics.orientation import euler_of_rotation_vector
 
 STAR_VERSIONS = ("3.0", "3.1")

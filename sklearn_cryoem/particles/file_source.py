@@ -17,8 +17,8 @@ import numpy as np
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.memory import format_bytes
-from sklearn_cryoem.particles._rows import Immutable, read_only, row_key
 from sklearn_cryoem.particles.mrc_files import FrameFile
+from sklearn_cryoem.particles.rows import Immutable, read_only, row_key
 from sklearn_cryoem.particles.sources import ArraySource, ImageSource, Rows, check_pixels
 
 MAX_OPEN_FILES = 32

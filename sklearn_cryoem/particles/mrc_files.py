@@ -1,4 +1,4 @@
-"""MRC files of images: what they look like on disk, told from the header alone, and how they are written."""
+"""MRC files: what their headers say of byte order, pixels and axes, and how they are read and written."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from pathlib import Path
 
 import mrcfile
 import numpy as np
+from mrcfile.constants import MAP_ID
 from mrcfile.dtypes import HEADER_DTYPE
+from mrcfile.utils import byte_order_from_machine_stamp
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem._core.files import other_content
+from sklearn_cryoem._core.files import content_of, other_content
 from sklearn_cryoem._core.notices import notify
-from sklearn_cryoem.particles.mrc_header import (
-    HEADER_BYTES,
-    PLAUSIBLE_MODES,
-    axis_order,
-    pixel_type,
-    read_header,
-    voxel_size,
-)
 
 logger = logging.getLogger(__name__)
 
+HEADER_BYTES = 1024
+_PLAUSIBLE_MODES = range(102)
+_REAL_MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}  # MRC mode: numpy type of one pixel
+_OTHER_MODES = {
+    3: "complex 16-bit integers",
+    4: "complex numbers, as of a Fourier transform",
+    16: "colours",
+    101: "4-bit integers, two in a byte",
+}
+_IMOD_STAMP, _SIGNED_BYTES = 1146047817, 1
+_IMOD_FIELDS = 152  # byte of stamp and flags
+_SMALLEST_PIXEL, _LARGEST_PIXEL = 0.05, 200.0  # Angstrom; what lies beyond is no pixel size
 _WRITE_MODES = {"float32": 2, "float16": 12}
 _STACKS_OF_VOLUMES = range(401, 631)  # space groups that say so
 
@@ -101,20 +107,20 @@ def inspect_mrc(path: str | Path) -> FrameFile:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ParticleDataError(f"{path}: this is no file, but a folder, pipe or device. Give an .mrcs file.")
-    header, oddities = read_header(path)
+    header, oddities = _read_header(path)
     nx, ny, nz = int(header.nx), int(header.ny), int(header.nz)
-    if oddities and (int(header.mode) not in PLAUSIBLE_MODES or min(nx, ny, nz) < 1):
+    if oddities and (int(header.mode) not in _PLAUSIBLE_MODES or min(nx, ny, nz) < 1):
         raise ParticleDataError(
             f"{path}: not an MRC file ({oddities[0]}). Give the .mrcs file that the extraction wrote."
         )
-    dtype = pixel_type(header, path)
+    dtype = _pixel_type(header, path)
     if nx != ny or nx < 4 or nz < 1 or int(header.nsymbt) < 0:
         raise ParticleDataError(
             f"{path}: images of {nx} x {ny} pixels, {nz} of them; expected square particle images. "
             "If this is a micrograph, extract the particles first."
         )
     _check_images(header, path)
-    along_x, along_y = (float(size) if np.isfinite(size) else None for size in voxel_size(header)[:2])
+    along_x, along_y = (float(size) if np.isfinite(size) else None for size in _voxel_size(header)[:2])
     file = FrameFile(
         path=os.path.abspath(path),
         offset=HEADER_BYTES + int(header.nsymbt),
@@ -213,7 +219,7 @@ def read_whole_mrc(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with mrcfile.open(path, header_only=True) as mrc:
             header = mrc.header
-            dtype, order = pixel_type(header, path), axis_order(header, path)
+            dtype, order = _pixel_type(header, path), _axis_order(header, path)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             with mrcfile.open(path) as mrc:
@@ -244,12 +250,12 @@ def read_whole_mrc(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         data = data.transpose(place)
     elif order != (1, 2, 3):
         _check_images(header, path)
-    return np.array(data, dtype=np.float32, order="C"), voxel_size(header)
+    return np.array(data, dtype=np.float32, order="C"), _voxel_size(header)
 
 
 def _check_images(header: np.recarray, path: str | Path) -> None:
     """Raise unless the columns of images are x and their rows y, and they are images."""
-    order = axis_order(header, path)
+    order = _axis_order(header, path)
     if order != (1, 2, 3):
         raise ParticleDataError(
             f"{path}: the header says that columns, rows and sections are the axes {order} (MAPC, MAPR, "
@@ -261,3 +267,85 @@ def _check_images(header: np.recarray, path: str | Path) -> None:
             f"{path}: a stack of volumes (space group {int(header.ispg)}), expected images. Give the stack "
             "of particle images."
         )
+
+
+def _read_header(path: str | Path) -> tuple[np.recarray, list[str]]:
+    """Header of an MRC file, with the fields of `mrcfile`, and what of it does not go by the standard."""
+    # Only these bytes are read: mrcfile would follow a senseless length of the extended header.
+    with open(path, "rb") as stream:
+        start = stream.read(HEADER_BYTES)
+    content = content_of(start)
+    if content.kind not in ("mrc", "binary", "empty"):
+        raise ParticleDataError(f"{path}: not an MRC file, but {content.what}. {content.remedy}.")
+    if len(start) < HEADER_BYTES:
+        size = len(start)
+        what = f"only {size} bytes long, shorter than an MRC header (1024)" if size else "empty"
+        raise ParticleDataError(f"{path}: the file is {what}. Copy or extract it again.")
+    header = np.frombuffer(start, dtype=HEADER_DTYPE).view(np.recarray)[0]
+    oddities = [] if header.map == MAP_ID else ["no MAP tag in the header"]
+    try:
+        order = byte_order_from_machine_stamp(header.machst)
+    except ValueError:
+        oddities.append(f"machine stamp {header.machst.tobytes().hex()}")
+        order = "<"
+    if order == ">":
+        header = _with_byte_order(start, ">")
+    if int(header.mode) not in _PLAUSIBLE_MODES:
+        other = _with_byte_order(start, "<" if order == ">" else ">")
+        if int(other.mode) in _PLAUSIBLE_MODES:
+            oddities.append("machine stamp and byte order disagree")
+            header = other
+    return header, oddities
+
+
+def _pixel_type(header: np.recarray, path: str | Path) -> np.dtype:
+    """Type of one pixel with its byte order.
+
+    Bytes (mode 0) are signed by the standard. Those of IMOD have a stamp and a flag that says so; without a
+    stamp bytes whose largest is above 127 by the header are unsigned, for they could not be else.
+    """
+    mode = int(header.mode)
+    if mode not in _REAL_MODES:
+        what = _OTHER_MODES.get(mode, "no mode of the standard")
+        raise ParticleDataError(
+            f"{path}: MRC mode {mode} ({what}), expected 0, 1, 2, 6 or 12 (real numbers). "
+            "Convert the file to mode 2 (32-bit float), for example with `e2proc2d.py`."
+        )
+    order = header.dtype["mode"].byteorder
+    if mode != 0:
+        return np.dtype(_REAL_MODES[mode]).newbyteorder(order)
+    fields = header.tobytes()[_IMOD_FIELDS : _IMOD_FIELDS + 8]
+    stamp, flags = np.frombuffer(fields, dtype=np.dtype("i4").newbyteorder(order)).tolist()
+    if stamp == _IMOD_STAMP:
+        return np.dtype("i1" if flags & _SIGNED_BYTES else "u1")
+    return np.dtype("u1" if float(header.dmin) >= 0 and 127 < float(header.dmax) <= 255 else "i1")
+
+
+def _axis_order(header: np.recarray, path: str | Path) -> tuple[int, int, int]:
+    """What columns, rows and sections are: 1 is x, 2 is y, 3 is z."""
+    order = int(header.mapc), int(header.mapr), int(header.maps)
+    if order == (0, 0, 0):  # many programs leave them out
+        return 1, 2, 3
+    if sorted(order) != [1, 2, 3]:
+        raise ParticleDataError(
+            f"{path}: the header says that columns, rows and sections are the axes {order} (MAPC, MAPR, "
+            "MAPS), expected 1, 2 and 3 in some order. Write the file again with the program it came from."
+        )
+    return order
+
+
+def _voxel_size(header: np.recarray) -> np.ndarray:
+    """Angstrom per voxel along x, y and z; NaN where the header does not say.
+
+    A cell of 1 A is what programs write that do not know it, and a voxel below 0.05 or above 200 A is none.
+    """
+    cell = np.array([header.cella.x, header.cella.y, header.cella.z], dtype=np.float64)
+    sampling = np.array([header.mx, header.my, header.mz], dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = cell / sampling
+        known = (sampling > 0) & (cell != 1.0) & (size >= _SMALLEST_PIXEL) & (size <= _LARGEST_PIXEL)
+    return np.where(known, size, np.nan)
+
+
+def _with_byte_order(start: bytes, order: str) -> np.recarray:
+    return np.frombuffer(start, dtype=HEADER_DTYPE.newbyteorder(order)).view(np.recarray)[0]

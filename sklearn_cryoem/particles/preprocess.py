@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from sklearn_cryoem.particles._rows import Immutable
-from sklearn_cryoem.particles.sources import ImageSource, Rows
+from sklearn_cryoem._core.parallel import row_blocks
+from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem.particles.rows import Immutable
+from sklearn_cryoem.particles.sources import ImageSource, Rows, bad_pixels
 from sklearn_cryoem.physics import filters
-from sklearn_cryoem.physics.fourier import fourier_resize
+from sklearn_cryoem.physics.fourier import fourier_resize, resample
+
+BLOCK_BYTES = 32 * 2**20  # of images that are checked at a time
 
 
-class Step(Protocol):
-    """One transformation of a block of images."""
+class Step:
+    """One transformation of a block of images; its text says what happens to them."""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return the transformed block, float32."""
+        """Return the transformed block."""
+        raise NotImplementedError
 
     def box_after(self, box: int) -> int:
         """Side of the transformed images."""
+        return box
+
+    def pixel_growth(self, box: int) -> float:
+        """Pixel size afterwards, over that of the images of side `box` before."""
+        return 1.0
 
 
 @dataclass(frozen=True)
-class NormaliseBackground:
+class NormaliseBackground(Step):
     """Background mean 0 and standard deviation 1 outside `radius_px` of the centre pixel."""
 
     radius_px: float
@@ -33,48 +44,36 @@ class NormaliseBackground:
         """Return the normalised block."""
         return filters.normalise_background(images, self.radius_px)
 
-    def box_after(self, box: int) -> int:
-        """Side of the transformed images."""
-        return box
-
     def __str__(self) -> str:
         return f"normalised beyond {self.radius_px:g} px"
 
 
 @dataclass(frozen=True)
-class ClipHotPixels:
+class ClipHotPixels(Step):
     """Single pixels that are far off their neighbours are replaced by them."""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the block without hot pixels."""
         return filters.clip_hot_pixels(images)
 
-    def box_after(self, box: int) -> int:
-        """Side of the transformed images."""
-        return box
-
     def __str__(self) -> str:
         return "hot pixels clipped"
 
 
 @dataclass(frozen=True)
-class InvertContrast:
-    """Dark particles become white."""
+class InvertContrast(Step):
+    """Dark particles, as the microscope gives them, become white."""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the inverted block."""
         return np.negative(images)
-
-    def box_after(self, box: int) -> int:
-        """Side of the transformed images."""
-        return box
 
     def __str__(self) -> str:
         return "contrast inverted"
 
 
 @dataclass(frozen=True)
-class Downsample:
+class Downsample(Step):
     """Fourier crop to a smaller `box`."""
 
     box: int
@@ -87,8 +86,35 @@ class Downsample:
         """Side of the transformed images."""
         return self.box
 
+    def pixel_growth(self, box: int) -> float:
+        """Pixel size afterwards over that before."""
+        return box / self.box
+
     def __str__(self) -> str:
         return f"cropped in Fourier space to {self.box} px"
+
+
+@dataclass(frozen=True)
+class Resample(Step):
+    """Larger pixels by any `ratio`, and a `box` within the old one."""
+
+    box: int
+    ratio: float
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return the resampled block."""
+        return resample(images, self.box, self.ratio)
+
+    def box_after(self, box: int) -> int:
+        """Side of the transformed images."""
+        return self.box
+
+    def pixel_growth(self, box: int) -> float:
+        """Pixel size afterwards over that before."""
+        return self.ratio
+
+    def __str__(self) -> str:
+        return f"resampled to {self.box} px that are {self.ratio:.4g} times larger"
 
 
 class TransformedSource(Immutable):
@@ -121,10 +147,9 @@ class TransformedSource(Immutable):
     def read(self, rows: Any = None, *, check: bool = True) -> np.ndarray:
         """Return the transformed images of `rows` as C-contiguous float32 (m, box, box)."""
         images = self.source.read(rows, check=check)
-        return np.ascontiguousarray(self.step(images), dtype=np.float32) if len(images) else self._none()
-
-    def _none(self) -> np.ndarray:
-        return np.zeros((0, self.box, self.box), dtype=np.float32)
+        if not len(images):
+            return np.zeros((0, self.box, self.box), dtype=np.float32)
+        return np.ascontiguousarray(self.step(images), dtype=np.float32)
 
     def take(self, rows: Rows) -> TransformedSource:
         """Return a source of the given rows alone; copies no pixel."""
@@ -146,3 +171,29 @@ def normalised_radius(source: ImageSource) -> float | None:
             return source.step.radius_px
         source = source.source
     return None
+
+
+def find_bad_images(source: ImageSource, *, verbose: int = 0) -> pd.DataFrame:
+    """Read every image once, block by block, and list those that are constant or not finite.
+
+    Parameters
+    ----------
+    source : ImageSource
+        Where the images come from; preprocessing is left out.
+    verbose : int
+        Whether to show progress.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``row`` (from 0), ``image`` (file and place) and ``problem``, one row for each bad image.
+    """
+    while isinstance(source, TransformedSource):
+        source = source.source
+    found = []
+    with progress(len(source), "checking images", verbose=verbose) as bar:
+        for rows in row_blocks(len(source), max(1, BLOCK_BYTES // max(1, source.box**2 * 4))):
+            bad = bad_pixels(source.read(rows, check=False))
+            found += [(rows.start + place, source.locate(rows.start + place), what) for place, what in bad]
+            bar.update(rows.stop - rows.start)
+    return pd.DataFrame(found, columns=["row", "image", "problem"]).astype({"row": np.int64})

@@ -1,8 +1,13 @@
-"""One look at every image of a stack: what is far out is marked, and what is not normalised is."""
+"""One look at every image of a stack: what is far out is marked, and what is not normalised is.
+
+An image that is a hundred times too bright, torn, striped or hit by a cosmic ray weighs as much as
+thousands of sound ones in every sum of squares. Each image is measured once against the others, and what is
+far out takes part in no statistic.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,19 +19,9 @@ from numpy.typing import NDArray
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem.particles.outliers import (
-    HOT,
-    HOT_PIXEL,
-    HOT_PIXEL_HINT,
-    STRIPE,
-    count_text,
-    find_outliers,
-    has_backgrounds,
-    uneven_background,
-    usual_limits,
-)
-from sklearn_cryoem.physics.fourier import Float32, Float64
-from sklearn_cryoem.physics.image_measures import Measures, Ruler
+from sklearn_cryoem.particles.sources import ImageSource
+from sklearn_cryoem.physics.fourier import Float64
+from sklearn_cryoem.physics.image_measures import Measures, Ruler, band_edges
 from sklearn_cryoem.physics.masks import check_mask_diameter, pixel_radius
 
 if TYPE_CHECKING:
@@ -34,49 +29,19 @@ if TYPE_CHECKING:
 
 PIXELS_AT_ONCE = 2**17  # measured together: small enough for the processor's caches
 BACKGROUND_SHARE = 0.375  # of the box: what lies farther from the centre is background
-LARGEST_RADIUS_SHARE = 0.48  # of the box: some background is left, whatever the mask
+MAX_RADIUS_SHARE = 0.48  # of the box: some background is left, whatever the mask
 OF_PARTS = ("group", "image")  # noise models by which backgrounds may differ
-
-
-def measure(
-    read: Callable[[slice], Float32],
-    n_images: int,
-    box: int,
-    radius_px: float,
-    *,
-    n_jobs: int | None = None,
-    verbose: int = 0,
-) -> Measures:
-    """Measure many images, block by block; see `Ruler`.
-
-    Parameters
-    ----------
-    read : callable
-        Returns the images of a slice of rows.
-    n_images, box : int
-        How many there are, and their side.
-    radius_px : float
-        Of the background.
-    n_jobs : int or None
-        Number of threads; the result does not depend on it.
-    verbose : int
-        Whether to show progress.
-    """
-    blocks = row_blocks(n_images, max(1, PIXELS_AT_ONCE // box**2)) or [slice(0, 0)]
-    parts = []
-    with progress(n_images, "looking at every image", verbose=verbose) as bar:
-        task = partial(_measure_rows, read, Ruler(box, radius_px))
-        for block, part in zip(
-            blocks, ordered_map(task, blocks, n_jobs=n_jobs, threads_only=True), strict=True
-        ):
-            parts.append(part)
-            bar.update(block.stop - block.start)
-    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Measures)}
-    return Measures(**{name: np.concatenate(values) for name, values in columns.items()})
-
-
-def _measure_rows(read: Callable[[slice], Float32], ruler: Ruler, rows: slice) -> Measures:
-    return ruler(read(rows))
+MIN_IMAGES = 20  # that tell what is usual
+POWER_RATIO = 6.0  # to the median: twice the contrast is four times the power, and occurs; thrice is nine
+COARSE_RATIO, COARSE_SHARE = 400.0, 0.1  # where ice and carbon are seen: shells below this part of the box
+HOT_PIXEL, STRIPE = 12.0, 10.0  # standard deviations; the largest of 10^6 pixels of noise has 5
+LEVEL = 5.0  # standard deviations of the background
+TORN_SHARE = 0.2  # of the lines; boxes at the edge of a micrograph have fewer blank ones
+SPREADS = 8.0  # robust standard deviations that lie beyond the median, in any case
+MAX_ROWS = 5  # that a message names of a kind
+UNEVEN_LEVEL, UNEVEN_SPREAD = 1.0, 0.5  # of the background's standard deviation: its mean, and its range
+USUAL_SHARE = 0.7  # of images of one scale: the others are faults, and no stack of many scales
+HOT = "with hot pixels"
 
 
 @dataclass(frozen=True)
@@ -89,27 +54,31 @@ class Look:
         Of the images as they came.
     unusable : ndarray of shape (n_bad,), int
         Rows that are constant or not finite.
-    uneven : str or None
-        What is said of backgrounds that are not normalised.
+    not_normalised : str or None
+        What is said of backgrounds that differ in level or spread.
+    is_uneven : bool
+        Whether their spreads differ, so that fits normalise them; a common level does no harm.
     outliers : DataFrame
-        As `find_outliers` returns it; of the normalised images where they were not normalised.
+        As `find_outliers` returns it; of the normalised images where they are uneven.
     limits : ndarray of shape (2, 4 + n_bands)
         What was taken as usual.
     """
 
     measures: Measures
     unusable: NDArray[np.int64]
-    uneven: str | None
+    not_normalised: str | None
+    is_uneven: bool
     outliers: pd.DataFrame
     limits: Float64
 
     @property
     def shared_fault(self) -> str | None:
         """What is said of a fault that most images have, none of which is far out for it; None without."""
-        if not has_backgrounds(self.measures):
+        if not self.measures.have_backgrounds:
             return None
+        clip = " Hot pixels can be clipped: read with clip_hot_pixels=True."
         faults = (
-            (self.measures.hot_pixel > HOT_PIXEL, "pixels", HOT_PIXEL, HOT_PIXEL_HINT),
+            (self.measures.hot_pixel > HOT_PIXEL, "pixels", HOT_PIXEL, clip),
             (self.measures.stripe > STRIPE, "lines", STRIPE, " Correct them, and extract again."),
         )
         for has_it, what, limit, remedy in faults:
@@ -144,18 +113,34 @@ def look_at(
         default what is usual among these.
     """
     box, radius_px = stack.box, background_radius(stack, mask_diameter)
-    measures = measure(
-        lambda rows: stack.images.read(rows, check=False),
-        len(stack), box, radius_px, n_jobs=n_jobs, verbose=verbose,
-    )  # fmt: skip
-    unusable, uneven, judged = np.flatnonzero(measures.unusable), None, measures
+    measures = _measure(stack.images, Ruler(box, radius_px), n_jobs, verbose)
+    not_normalised, is_uneven, judged = None, False, measures
     if limits is None:
         if noise not in OF_PARTS:
-            uneven = uneven_background(measures, n_background(box, radius_px), level_counts=False)
-        judged = measures if uneven is None else measures.normalised()
+            n_background = np.count_nonzero(pixel_radius(box) > radius_px)
+            not_normalised, is_uneven = _judge_backgrounds(measures, stack.noise_group, n_background)
+        judged = measures.normalised() if is_uneven else measures
         limits = usual_limits(judged, box)
     found = find_outliers(judged, limits, stack.noise_group, box, groups_differ=noise == "group")
-    return Look(measures, unusable, uneven, found, limits)
+    return Look(measures, np.flatnonzero(measures.unusable), not_normalised, is_uneven, found, limits)
+
+
+def _measure(source: ImageSource, ruler: Ruler, n_jobs: int | None, verbose: int) -> Measures:
+    """Measure all images, block by block; the result does not depend on the number of threads."""
+    blocks = row_blocks(len(source), max(1, PIXELS_AT_ONCE // ruler.box**2)) or [slice(0, 0)]
+    parts = []
+    with progress(len(source), "looking at every image", verbose=verbose) as bar:
+        task = partial(_measure_rows, source, ruler)
+        done = ordered_map(task, blocks, n_jobs=n_jobs, threads_only=True)
+        for block, part in zip(blocks, done, strict=True):
+            parts.append(part)
+            bar.update(block.stop - block.start)
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Measures)}
+    return Measures(**{name: np.concatenate(values) for name, values in columns.items()})
+
+
+def _measure_rows(source: ImageSource, ruler: Ruler, rows: slice) -> Measures:
+    return ruler(source.read(rows, check=False))
 
 
 def background_radius(stack: ParticleStack, mask_diameter: float | None) -> float:
@@ -164,17 +149,12 @@ def background_radius(stack: ParticleStack, mask_diameter: float | None) -> floa
     radius_px = BACKGROUND_SHARE * stack.box
     if mask_diameter is not None:
         radius_px = 0.5 * mask_diameter / stack.pixel_length
-    return min(radius_px, LARGEST_RADIUS_SHARE * stack.box)
+    return min(radius_px, MAX_RADIUS_SHARE * stack.box)
 
 
 def normalised_beyond(stack: ParticleStack, radius_px: float) -> ParticleStack:
     """The stack, normalised by the background that lies farther than `radius_px` from the centre pixel."""
     return stack.normalise(2.0 * radius_px * stack.pixel_length)
-
-
-def n_background(box: int, radius_px: float) -> int:
-    """Pixels farther than `radius_px` from the centre pixel."""
-    return int((pixel_radius(box) > radius_px).sum())
 
 
 def screened(
@@ -199,12 +179,12 @@ def screened(
     look = look_at(stack, mask_diameter, noise=noise, limits=limits, n_jobs=n_jobs, verbose=verbose)
     if len(look.unusable):
         stack.read(look.unusable[:1])  # raises, and says what is wrong with it
-    if look.uneven is not None:
+    if look.is_uneven:
         stack = normalised_beyond(stack, background_radius(stack, mask_diameter))
         notify(
             "not-normalised",
-            f"{look.uneven}. Each is given a background of mean 0 and standard deviation 1 here; extract "
-            "again with normalisation to have that in the files.",
+            f"{look.not_normalised}. Each is given a background of mean 0 and standard deviation 1 here; "
+            "extract again with normalisation to have that in the files.",
             stacklevel=stacklevel + 1,
         )
     if look.shared_fault is not None:
@@ -212,11 +192,155 @@ def screened(
     outlier = np.zeros(len(stack), dtype=bool)
     outlier[look.outliers["row"]] = True
     if outlier.any():
+        remark = "They get labels all the same, and marks in the table."
         notify(
             "outliers",
             f"{outlier.sum():,} of {len(stack):,} particles are far out and take part in no statistic: "
-            f"{count_text(look.outliers)}. They get labels all the same, and marks in the table."
-            + (HOT_PIXEL_HINT if (look.outliers["kind"] == HOT).any() else ""),
+            f"{outlier_text(look.outliers, remark)}",
             stacklevel=stacklevel + 1,
         )
     return stack.with_outliers(outlier), look.limits
+
+
+def outlier_text(found: pd.DataFrame, remark: str) -> str:
+    """Kinds with counts and first rows, "3 too bright (rows 4, 17, 90), 1 torn (row 8).", and a remark."""
+    parts = []
+    for kind, rows in found.groupby("kind", sort=False)["row"]:
+        first = ", ".join(map(str, rows[:MAX_ROWS]))
+        more = ", ..." if len(rows) > MAX_ROWS else ""
+        parts.append(f"{len(rows):,} {kind} (row{'s' if len(rows) > 1 else ''} {first}{more})")
+    is_hot = (found["kind"] == HOT).any()
+    clip = " Hot pixels can be clipped: read with clip_hot_pixels=True." if is_hot else ""
+    return f"{', '.join(parts)}. {remark}{clip}"
+
+
+def _judge_backgrounds(
+    measures: Measures, group: NDArray[np.int64], n_background: int
+) -> tuple[str | None, bool]:
+    """What is said of backgrounds that are not normalised, and whether their spreads differ."""
+    if not measures.have_backgrounds:  # masked, or without noise: nothing to judge by
+        return None, False
+    seen = measures.spread > 0
+    level, spread = measures.level[seen], measures.spread[seen]
+    usual = _of_usual_scale(spread, group[seen])
+    scatter = 2.6 / math.sqrt(2 * n_background)  # of 80 % of the spreads of white noise
+    if usual.mean() < USUAL_SHARE or _is_uneven(spread[usual], scatter):
+        usual[:] = True  # scales of all kinds, as they come from a microscope
+    level, spread = level[usual], spread[usual]
+    relative = float(np.median(np.abs(level) / spread))
+    is_uneven = _is_uneven(spread, scatter)
+    if not is_uneven and relative <= UNEVEN_LEVEL:
+        return None, False
+    low, high = np.percentile(spread, [10, 90])
+    text = (
+        f"the images are not normalised: their background has a mean of {relative:.2g} standard deviations "
+        f"(median of {len(level):,} images), and its standard deviation goes from {low:.3g} to {high:.3g}"
+    )
+    return text, is_uneven
+
+
+def _is_uneven(spread: Float64, scatter: float) -> bool:
+    low, high = np.percentile(spread, [10, 90])
+    return bool((high - low) / np.median(spread) - scatter > UNEVEN_SPREAD)
+
+
+def _of_usual_scale(spread: Float64, group: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which backgrounds are of the scale of most, so that the others are faults.
+
+    Where scales go by micrograph or by session, images of another scale lie among their like and are none.
+    """
+    usual = np.abs(np.log(spread / np.median(spread))) <= 0.5 * np.log(POWER_RATIO)
+    share = pd.Series(usual).groupby(group).transform("mean").to_numpy()
+    by_group = np.mean(share[~usual] < 0.5) > 0.5 if not usual.all() else False
+    return np.ones(len(usual), dtype=bool) if by_group else usual
+
+
+def usual_limits(measures: Measures, box: int) -> Float64:
+    """Smallest and largest value of each measure that is not far out; (2, 4 + n_bands).
+
+    Parameters
+    ----------
+    measures : Measures
+        Of the images that say what is usual. Fewer than `MIN_IMAGES` say nothing of power and level.
+    box : int
+        Their side.
+    """
+    values = measures.values
+    values = values[np.isfinite(values).all(axis=1)]
+    if len(values) < MIN_IMAGES:
+        limits = np.repeat([[-np.inf], [np.inf]], values.shape[1], axis=1)
+        if measures.have_backgrounds:
+            limits[1, 1:4] = HOT_PIXEL, STRIPE, TORN_SHARE
+        return limits
+    median, reach = np.median(values, axis=0), SPREADS * _robust_sd(values)
+    low, high = median - np.maximum(reach, LEVEL), median + np.maximum(reach, LEVEL)
+    low[1:4] = -np.inf
+    high[1:3] = np.maximum((median + reach)[1:3], [HOT_PIXEL, STRIPE])
+    high[3] = median[3] + max(reach[3], TORN_SHARE)
+    ratio = np.maximum(reach[4:], _log_ratios(box))
+    low[4:], high[4:] = median[4:] - ratio, median[4:] + ratio
+    return np.stack([low, high])
+
+
+def _log_ratios(box: int) -> Float64:
+    """Logarithm of the power in units of the usual one that is let pass, in each band; (n_bands,)."""
+    upper = np.array(band_edges(box)[1:])
+    coarse = (upper <= COARSE_SHARE * box) | (np.arange(len(upper)) == 0)
+    return np.asarray(np.log(np.where(coarse, COARSE_RATIO, POWER_RATIO)))
+
+
+def _robust_sd(values: Float64) -> Float64:
+    return np.asarray(1.4826 * np.median(np.abs(values - np.median(values, axis=0)), axis=0))
+
+
+def find_outliers(
+    measures: Measures, limits: Float64, group: NDArray[np.int64], box: int, *, groups_differ: bool = False
+) -> pd.DataFrame:
+    """List images that are far out, against all and against their noise group.
+
+    Parameters
+    ----------
+    measures : Measures
+        Of the images.
+    limits : ndarray of shape (2, 4 + n_bands)
+        What is usual, from `usual_limits`.
+    group : ndarray of shape (n_images,), int
+        Noise group of each. Groups of fewer than `MIN_IMAGES` are not judged by themselves.
+    box : int
+        Side of the images.
+    groups_differ : bool
+        Whether groups have noise of their own: power is then compared within a group that is large enough,
+        and with that of all for the others.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``row``, ``kind`` (one of six) and ``problem``, with its figures.
+    """
+    values = measures.values
+    with np.errstate(invalid="ignore"):  # where nothing is usual
+        excess = values[:, 4:] - 0.5 * (limits[0] + limits[1])[4:]  # of log power
+    high, low = values > limits[1], values < limits[0]
+    power = pd.DataFrame(measures.log_power).groupby(group)
+    is_large = power[0].transform("count").to_numpy() >= MIN_IMAGES
+    if groups_differ:
+        high[is_large, 4:] = low[is_large, 4:] = False
+    if is_large.any():
+        own = np.where(is_large[:, None], measures.log_power - power.transform("median").to_numpy(), 0.0)
+        ratio = np.maximum(SPREADS * _robust_sd(own[is_large]), _log_ratios(box))
+        excess = np.where(np.abs(own) > ratio, own, excess)
+        high[:, 4:] |= own > ratio
+        low[:, 4:] |= own < -ratio
+    worst = np.exp(np.take_along_axis(excess, np.abs(excess).argmax(axis=1)[:, None], axis=1)[:, 0])
+    kinds = {  # the first that fits is named
+        "striped": (high[:, 2], "has a line {:.3g} standard deviations off its neighbours", measures.stripe),
+        HOT: (high[:, 1], "has a pixel {:.3g} standard deviations off", measures.hot_pixel),
+        "torn": (high[:, 3], "is blank in {:.0%} of its lines", measures.blank_lines),
+        "too bright": (high[:, 4:].any(axis=1), "has {:.3g} times the power of most", worst),
+        "too faint": (low[:, 4:].any(axis=1), "has {:.3g} times the power of most", worst),
+        "of another grey level": (high[:, 0] | low[:, 0], "has a background of {:.3g}", measures.level),
+    }
+    kind = np.select([is_kind for is_kind, _, _ in kinds.values()], list(kinds), default="")
+    rows = np.flatnonzero(kind != "")
+    problem = [kinds[kind[row]][1].format(kinds[kind[row]][2][row]) for row in rows]
+    return pd.DataFrame({"row": rows, "kind": kind[rows], "problem": problem})

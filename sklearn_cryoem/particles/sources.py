@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.particles._rows import Immutable, read_only, row_key
+from sklearn_cryoem.particles.rows import Immutable, read_only, row_key
 
 Rows = slice | np.ndarray
 
@@ -93,14 +93,14 @@ class ArraySource(Immutable):
         With `check`, an image that is constant or not finite raises ParticleDataError.
         """
         key = row_key(slice(None) if rows is None else rows, len(self))
-        images = np.ascontiguousarray(self._array[compose_rows(self._rows, key)], dtype=np.float32)
+        images = np.ascontiguousarray(self._array[_compose_rows(self._rows, key)], dtype=np.float32)
         if check:
             check_pixels(images, self, key)
         return images
 
     def take(self, rows: Rows) -> ArraySource:
         """Return a source of the given rows alone; copies no pixel."""
-        return ArraySource(self._array, compose_rows(self._rows, rows))
+        return ArraySource(self._array, _compose_rows(self._rows, rows))
 
     def describe(self) -> str:
         """Say in a few words where the pixels are."""
@@ -119,7 +119,49 @@ class ArraySource(Immutable):
         self.__init__(state["array"])  # type: ignore[misc]
 
 
-def compose_rows(outer: Rows, inner: Rows) -> Rows:
+class AbsentSource(Immutable):
+    """Stands for images that were not looked for; reading them raises.
+
+    Parameters
+    ----------
+    n_images : int
+        Number of particles.
+    box : int
+        Side of the images in pixels, 0 if unknown.
+    """
+
+    is_in_memory = False
+    nbytes = 0
+
+    def __init__(self, n_images: int, box: int) -> None:
+        self._n_images = int(n_images)
+        self.box = int(box)
+        self._seal()
+
+    def __len__(self) -> int:
+        return self._n_images
+
+    def read(self, rows: Any = None, *, check: bool = True) -> np.ndarray:
+        """Raise ParticleDataError: there are no images."""
+        raise ParticleDataError(
+            "These particles were read with metadata_only=True, so their images were not looked for. "
+            "Read the file again without it, with images_dir= if the images have moved."
+        )
+
+    def take(self, rows: Rows) -> AbsentSource:
+        """Return the given rows alone."""
+        return AbsentSource(rows.stop - rows.start if isinstance(rows, slice) else len(rows), self.box)
+
+    def describe(self) -> str:
+        """Say in a few words where the pixels are."""
+        return "metadata only"
+
+    def locate(self, row: int) -> str:
+        """Say where the pixels of one row are, for messages."""
+        return f"row {row}, without image"
+
+
+def _compose_rows(outer: Rows, inner: Rows) -> Rows:
     """Rows `inner` of the rows `outer`, both as `row_key` returns them."""
     if isinstance(outer, slice):
         if isinstance(inner, slice):

@@ -9,12 +9,8 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.particles._rows import Immutable, read_only, row_key
-from sklearn_cryoem.particles.check import find_bad_images
-from sklearn_cryoem.particles.ctf_table import CTFTable
+from sklearn_cryoem.particles.display import stack_html
 from sklearn_cryoem.particles.file_source import as_source
-from sklearn_cryoem.particles.html import stack_html
-from sklearn_cryoem.particles.poses import Poses
 from sklearn_cryoem.particles.preprocess import (
     ClipHotPixels,
     Downsample,
@@ -22,10 +18,21 @@ from sklearn_cryoem.particles.preprocess import (
     NormaliseBackground,
     Step,
     TransformedSource,
+    find_bad_images,
+)
+from sklearn_cryoem.particles.rows import (
+    Immutable,
+    guarded,
+    pack_table,
+    read_only,
+    row_key,
+    unpack_table,
 )
 from sklearn_cryoem.particles.screening import look_at, screened
-from sklearn_cryoem.particles.sources import ImageSource
-from sklearn_cryoem.particles.tables import guarded, pack_table, unpack_table
+from sklearn_cryoem.particles.tables import CTFTable, Poses
+
+_TABLES = ("_metadata", "_optics", "_truth")
+_ROW_ARRAYS = ("optics_group", "noise_group", "outlier")
 
 
 class ParticleStack(Immutable):
@@ -33,7 +40,8 @@ class ParticleStack(Immutable):
 
     A stack is immutable and sliceable along its first axis by int, slice, boolean mask or index array;
     slicing copies no pixel. scikit-learn takes it for an array of n_images samples: it can be split,
-    cross-validated, cached and cloned, and because the CTF rides inside, no split can lose it.
+    cross-validated, cached and cloned, and because the CTF rides inside, no split can lose it. Every
+    parameter is an attribute of the same name.
 
     Parameters
     ----------
@@ -91,17 +99,17 @@ class ParticleStack(Immutable):
         outlier: Any = None,
     ) -> None:
         check_number("pixel_size", pixel_size, owner=self, minimum=0, inclusive=False, allow_none=True)
-        self._images = as_source(images)
-        self._pixel_size = None if pixel_size is None else float(pixel_size)
-        self._ctf = self._in_step("ctf", ctf)
-        self._poses = self._in_step("poses", poses)
-        self._optics_group = self._group("optics_group", optics_group)
-        self._noise_group = self._group("noise_group", noise_group)
+        self.images = as_source(images)
+        self.pixel_size = None if pixel_size is None else float(pixel_size)
+        self.ctf = self._in_step("ctf", ctf)
+        self.poses = self._in_step("poses", poses)
+        self.optics_group = self._group("optics_group", optics_group)
+        self.noise_group = self._group("noise_group", noise_group)
         self._metadata = self._table("metadata", metadata)
         self._optics = None if optics is None else guarded(optics)
         self._truth = None if truth is None else self._table("truth", truth)
         marks = None if outlier is None else np.array(outlier, dtype=bool)
-        self._outlier = None if marks is None else read_only(self._in_step("outlier", marks))
+        self.outlier = None if marks is None else read_only(self._in_step("outlier", marks))
         self._seal()
 
     def _in_step(self, name: str, part: Any) -> Any:
@@ -125,39 +133,9 @@ class ParticleStack(Immutable):
 
     # ---------------------------------------------------------------- what it holds
     @property
-    def images(self) -> ImageSource:
-        """Where the pixels come from."""
-        return self._images
-
-    @property
-    def pixel_size(self) -> float | None:
-        """Angstrom per pixel, or None if unknown: lengths are in pixels then."""
-        return self._pixel_size
-
-    @property
     def pixel_length(self) -> float:
         """Side of a pixel in the unit of all lengths: `pixel_size` in Angstrom, or 1 where it is unknown."""
-        return 1.0 if self._pixel_size is None else self._pixel_size
-
-    @property
-    def ctf(self) -> CTFTable | None:
-        """CTF parameters, or None if the CTF is taken as 1."""
-        return self._ctf
-
-    @property
-    def poses(self) -> Poses | None:
-        """In-plane poses, or None if unknown."""
-        return self._poses
-
-    @property
-    def optics_group(self) -> np.ndarray:
-        """Optics group of each particle; (n_images,) int."""
-        return self._optics_group
-
-    @property
-    def noise_group(self) -> np.ndarray:
-        """Noise group of each particle, usually its micrograph; (n_images,) int."""
-        return self._noise_group
+        return 1.0 if self.pixel_size is None else self.pixel_size
 
     @property
     def metadata(self) -> pd.DataFrame:
@@ -175,14 +153,9 @@ class ParticleStack(Immutable):
         return None if self._truth is None else guarded(self._truth)
 
     @property
-    def outlier(self) -> np.ndarray | None:
-        """Which images are far out; (n_images,) bool. None where nobody has looked: see `screen`."""
-        return self._outlier
-
-    @property
     def box(self) -> int:
         """Side D of the images in pixels."""
-        return self._images.box
+        return self.images.box
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -197,10 +170,10 @@ class ParticleStack(Immutable):
     @property
     def is_in_memory(self) -> bool:
         """Whether the pixels lie in memory already."""
-        return self._images.is_in_memory
+        return self.images.is_in_memory
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     # ---------------------------------------------------------------- reading and slicing
     def read(self, rows: Any = None) -> np.ndarray:
@@ -221,7 +194,7 @@ class ParticleStack(Immutable):
         ParticleDataError
             If a file is gone, truncated or changed, or an image is constant or not finite.
         """
-        return self._images.read(rows)
+        return self.images.read(rows)
 
     def check(self, *, verbose: int = 0) -> pd.DataFrame:
         """Read every image and list those that cannot be used, and those that are far out.
@@ -241,13 +214,13 @@ class ParticleStack(Immutable):
         sound = np.setdiff1d(np.arange(len(self)), bad["row"])
         found = look_at(self[sound], verbose=verbose).outliers
         rows = sound[found["row"]]
-        images = [self._images.locate(int(row)) for row in rows]
+        images = [self.images.locate(int(row)) for row in rows]
         far_out = pd.DataFrame({"row": rows, "image": images, "problem": found["problem"]})
         return pd.concat([bad, far_out], ignore_index=True) if len(far_out) else bad
 
     def unusable(self, *, verbose: int = 0) -> pd.DataFrame:
         """List images that are constant or not finite, with the columns of `check`; reads each once."""
-        return find_bad_images(self._images, verbose=verbose)
+        return find_bad_images(self.images, verbose=verbose)
 
     def screen(
         self,
@@ -299,30 +272,25 @@ class ParticleStack(Immutable):
         if isinstance(rows, slice) and rows == slice(0, len(self)):
             return self
         return self._replace(
-            images=self._images.take(rows),
-            ctf=None if self._ctf is None else self._ctf[rows],
-            poses=None if self._poses is None else self._poses[rows],
-            optics_group=self._optics_group[rows],
-            noise_group=self._noise_group[rows],
+            images=self.images.take(rows),
+            ctf=None if self.ctf is None else self.ctf[rows],
+            poses=None if self.poses is None else self.poses[rows],
+            optics_group=self.optics_group[rows],
+            noise_group=self.noise_group[rows],
             metadata=self._metadata.iloc[rows],
             truth=None if self._truth is None else self._truth.iloc[rows],
-            outlier=None if self._outlier is None else self._outlier[rows],
+            outlier=None if self.outlier is None else self.outlier[rows],
         )
 
     def __getstate__(self) -> dict:
         # Tables packed, arrays contiguous: equal stacks give equal pickles, so joblib.hash is stable.
-        tables = {name: pack_table(self.__dict__[name]) for name in ("_metadata", "_optics", "_truth")}
-        rows = {name: np.array(self.__dict__[name]) for name in self._row_arrays()}
-        return {**self.__dict__, **tables, **rows}
+        state = dict(self.__dict__)
+        state.update({name: pack_table(state[name]) for name in _TABLES})
+        state.update({name: np.array(state[name]) for name in _ROW_ARRAYS if state[name] is not None})
+        return state
 
     def __setstate__(self, state: dict) -> None:
-        tables = {name: unpack_table(state[name]) for name in ("_metadata", "_optics", "_truth")}
-        self.__dict__.update({"_outlier": None, **state, **tables})  # earlier versions had none
-        self.__dict__.update({name: read_only(state[name]) for name in self._row_arrays()})
-
-    def _row_arrays(self) -> list[str]:
-        marks = [] if self._outlier is None else ["_outlier"]
-        return ["_optics_group", "_noise_group", *marks]
+        super().__setstate__({**state, **{name: unpack_table(state[name]) for name in _TABLES}})
 
     def __iter__(self) -> Iterator[ParticleStack]:
         return (self[row] for row in range(len(self)))
@@ -337,16 +305,12 @@ class ParticleStack(Immutable):
 
     # ---------------------------------------------------------------- new stacks from old ones
     def _replace(self, **parts: Any) -> ParticleStack:
-        state = {
-            "images": self._images, "pixel_size": self._pixel_size, "ctf": self._ctf, "poses": self._poses,
-            "optics_group": self._optics_group, "noise_group": self._noise_group, "metadata": self._metadata,
-            "optics": self._optics, "truth": self._truth, "outlier": self._outlier,
-        }  # fmt: skip
+        state = {name.removeprefix("_"): value for name, value in self.__dict__.items() if name != "_sealed"}
         return ParticleStack(**{**state, **parts})
 
     def _seen_through(self, step: Step, **parts: Any) -> ParticleStack:
         """The same particles after a step of preprocessing; what was far out before may not be now."""
-        return self._replace(images=TransformedSource(self._images, step), outlier=None, **parts)
+        return self._replace(images=TransformedSource(self.images, step), outlier=None, **parts)
 
     def with_poses(self, poses: Poses | None) -> ParticleStack:
         """Return the same particles with other poses (None for none)."""
@@ -423,23 +387,23 @@ class ParticleStack(Immutable):
         """
         check_number("box", box, owner=self, minimum=4, maximum=self.box, integer=True)
         factor = self.box / box
-        in_pixels = self._pixel_size is None
+        in_pixels = self.pixel_size is None
         return self._seen_through(
             Downsample(int(box)),
-            pixel_size=None if in_pixels else self._pixel_size * factor,
-            poses=self._poses.scaled(1 / factor) if in_pixels and self._poses is not None else self._poses,
+            pixel_size=None if in_pixels else self.pixel_size * factor,
+            poses=self.poses.scaled(1 / factor) if in_pixels and self.poses is not None else self.poses,
         )
 
     def _repr_html_(self) -> str:
         return stack_html(self)
 
     def __repr__(self) -> str:
-        pixel = "unknown pixel size" if self._pixel_size is None else f"{self._pixel_size:g} A/px"
-        ctf = "no CTF" if self._ctf is None else "CTF" + self._ctf.summary()
-        poses = "no poses" if self._poses is None else "with poses"
+        pixel = "unknown pixel size" if self.pixel_size is None else f"{self.pixel_size:g} A/px"
+        ctf = "no CTF" if self.ctf is None else "CTF" + self.ctf.summary()
+        poses = "no poses" if self.poses is None else "with poses"
         box = f"{self.box} px" if self.box else "unknown box"
-        n_optics, n_noise = len(np.unique(self._optics_group)), len(np.unique(self._noise_group))
+        n_optics, n_noise = len(np.unique(self.optics_group)), len(np.unique(self.noise_group))
         return (
-            f"ParticleStack({len(self):,} particles, {box}, {pixel}, {self._images.describe()}; "
+            f"ParticleStack({len(self):,} particles, {box}, {pixel}, {self.images.describe()}; "
             f"{ctf}; {poses}; {n_optics} optics group(s), {n_noise} noise group(s))"
         )

@@ -1,64 +1,281 @@
-"""Tables of metadata: guarded against writing, and packed so that equal tables pickle and hash alike."""
+"""What is known of each particle beside its image: the parameters of its CTF, and its pose."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-_COPY_ON_WRITE = int(pd.__version__.split(".", maxsplit=1)[0]) >= 3
-
-
-def guarded(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table that can be changed without changing `table`; free where pandas copies on write."""
-    return table.copy(deep=not _COPY_ON_WRITE)
+from sklearn_cryoem.particles.rows import Immutable, column, read_only, row_key
+from sklearn_cryoem.physics.ctf import contrast_transfer
 
 
-def pack_table(table: pd.DataFrame | None) -> tuple | None:
-    """Turn a table into plain arrays and bytes, the same for equal tables however they were made.
+@dataclass(eq=False, repr=False)
+class CTFTable(Immutable):
+    """CTF parameters of every particle; immutable and sliceable.
 
-    Text is stored once for each distinct value. Undone by `unpack_table`. O(number of cells).
+    Each parameter is an array of shape (n_images,), float64; a single number is repeated for all particles.
+
+    Parameters
+    ----------
+    defocus_u_angstrom, defocus_v_angstrom : array_like
+        Defocus along the two principal directions, positive is underfocus.
+    astigmatism_angle_rad : array_like
+        Azimuth of `defocus_u_angstrom`, from x (columns) towards y (rows).
+    voltage_volts : array_like
+        Acceleration voltage in volts: 300e3, not 300.
+    cs_angstrom : array_like
+        Spherical aberration in Angstrom: 2.7e7 for 2.7 mm.
+    amplitude_contrast : array_like
+        In [0, 1].
+    phase_shift_rad, b_factor_angstrom2, scale : array_like, optional
+        Phase-plate shift, envelope exp(-B s^2 / 4), overall factor.
+    phase_flipped, premultiplied : array_like of 0 and 1, optional
+        What was done to the images already: the sign of the CTF taken out of them, or the images multiplied
+        by their CTF. What is left in them is ``|c|`` or ``c^2``, as RELION takes it.
+
+    Raises
+    ------
+    ValueError
+        If lengths disagree, a value is not finite, or a unit is plainly wrong.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem import CTFTable
+    >>> ctf = CTFTable.constant(
+    ...     3, defocus_u_angstrom=15e3, defocus_v_angstrom=14e3, astigmatism_angle_rad=0.3,
+    ...     voltage_volts=300e3, cs_angstrom=2.7e7, amplitude_contrast=0.1,
+    ... )
+    >>> len(ctf[1:]), ctf[1:].voltage_volts.tolist()
+    (2, [300000.0, 300000.0])
     """
-    if table is None:
-        return None
-    names = tuple(str(name) for name in table.columns)
-    return len(table), names, tuple(_pack_column(table.iloc[:, place]) for place in range(len(names)))
+
+    defocus_u_angstrom: np.ndarray
+    defocus_v_angstrom: np.ndarray
+    astigmatism_angle_rad: np.ndarray
+    voltage_volts: np.ndarray
+    cs_angstrom: np.ndarray
+    amplitude_contrast: np.ndarray
+    phase_shift_rad: np.ndarray = 0.0  # type: ignore[assignment]
+    b_factor_angstrom2: np.ndarray = 0.0  # type: ignore[assignment]
+    scale: np.ndarray = 1.0  # type: ignore[assignment]
+    phase_flipped: np.ndarray = 0.0  # type: ignore[assignment]
+    premultiplied: np.ndarray = 0.0  # type: ignore[assignment]
+
+    _remedy = "Build a new CTFTable (dataclasses.replace) and attach it with stack.with_ctf(ctf)."
+
+    def __post_init__(self) -> None:
+        given = {
+            field.name: np.asarray(getattr(self, field.name), dtype=np.float64) for field in fields(self)
+        }
+        lengths = {name: array.shape for name, array in given.items() if array.ndim}
+        if len(set(lengths.values())) > 1 or any(len(shape) != 1 for shape in lengths.values()):
+            raise ValueError(
+                f"CTFTable: the parameters have shapes {lengths}, expected (n_images,) or one number each."
+            )
+        n_images = next(iter(lengths.values()))[0] if lengths else 1
+        for name, array in given.items():
+            setattr(self, name, column(name, np.broadcast_to(array, n_images), owner="CTFTable"))
+        self._check_units()
+        self._seal()
+
+    def _check_units(self) -> None:
+        if (self.voltage_volts < 1e4).any():
+            raise ValueError(
+                f"CTFTable: voltage_volts is {self.voltage_volts.min():g}, expected volts, such as 300e3. "
+                "Multiply kilovolts by 1000."
+            )
+        if ((self.amplitude_contrast < 0) | (self.amplitude_contrast > 1)).any():
+            raise ValueError(
+                f"CTFTable: amplitude_contrast lies in [{self.amplitude_contrast.min():g}, "
+                f"{self.amplitude_contrast.max():g}], expected [0, 1]. Give a fraction, not per cent."
+            )
+        for name in ("phase_flipped", "premultiplied"):
+            if not np.isin(getattr(self, name), (0, 1)).all():
+                raise ValueError(
+                    f"CTFTable: {name} holds values other than 0 and 1. Give 1 for images that are, else 0."
+                )
+
+    @classmethod
+    def constant(cls, n_images: int, **parameters: float) -> CTFTable:
+        """Return `n_images` rows that all hold the given parameters."""
+        return cls(**{name: np.full(n_images, value, dtype=np.float64) for name, value in parameters.items()})
+
+    def evaluate(
+        self,
+        frequency: np.ndarray,
+        azimuth: np.ndarray,
+        rotation_rad: np.ndarray | None = None,
+        mirrored: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """CTF that is in every image at the given frequencies, Eq. (1.4)-(1.7).
+
+        Parameters
+        ----------
+        frequency : ndarray of shape (J,)
+            ``|s|`` in 1/Angstrom.
+        azimuth : ndarray of shape (J,)
+            atan2(ky, kx) in radians.
+        rotation_rad : ndarray of shape (n_images,), optional
+            In-plane angle psi of each particle: gives the CTF of the aligned image, whose astigmatism angle
+            is a0 + psi, Eq. (1.6).
+        mirrored : ndarray of shape (n_images,), bool, optional
+            Whether each particle is mirrored before it is turned, as in `Poses`: its angle is psi - a0.
+
+        Returns
+        -------
+        ctf : ndarray of shape (n_images, J), float32
+            Its absolute value where `phase_flipped`, its square where `premultiplied`.
+        """
+        angle = self.astigmatism_angle_rad
+        if mirrored is not None:
+            angle = np.where(mirrored, -angle, angle)
+        if rotation_rad is not None:
+            angle = angle + np.asarray(rotation_rad)  # Eq. (1.6)
+        ctf = contrast_transfer(
+            frequency,
+            azimuth,
+            defocus_u_angstrom=self.defocus_u_angstrom,
+            defocus_v_angstrom=self.defocus_v_angstrom,
+            astigmatism_angle_rad=angle,
+            voltage_volts=self.voltage_volts,
+            cs_angstrom=self.cs_angstrom,
+            amplitude_contrast=self.amplitude_contrast,
+            phase_shift_rad=self.phase_shift_rad,
+            b_factor_angstrom2=self.b_factor_angstrom2,
+            scale=self.scale,
+        )  # (n_images, J)
+        squared, positive = self.premultiplied != 0, self.phase_flipped != 0  # (n_images,), Eq. (1.7)
+        if squared.any():
+            ctf[squared] = np.square(ctf[squared])
+        if positive.any():
+            ctf[positive] = np.abs(ctf[positive])
+        return ctf
+
+    def __len__(self) -> int:
+        return len(self.defocus_u_angstrom)
+
+    def __getitem__(self, key: Any) -> CTFTable:
+        rows = row_key(key, len(self))
+        return CTFTable(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def __repr__(self) -> str:
+        return f"CTFTable({len(self):,} particles{self.summary()})"
+
+    def summary(self) -> str:
+        """Defocus range, astigmatism, voltage and Cs in words; empty for an empty table."""
+        if len(self) == 0:
+            return ""
+        mean = 0.5e-4 * (self.defocus_u_angstrom + self.defocus_v_angstrom)  # micrometres
+        split = np.abs(self.defocus_u_angstrom - self.defocus_v_angstrom)
+        volts = "/".join(f"{value / 1e3:g}" for value in np.unique(self.voltage_volts))
+        spherical = "/".join(f"{value / 1e7:g}" for value in np.unique(self.cs_angstrom))
+        return (
+            f", defocus {mean.min():.2f} to {mean.max():.2f} um, astigmatism up to {split.max():.0f} A, "
+            f"{volts} kV, Cs {spherical} mm{self._done()}"
+        )
+
+    def _done(self) -> str:
+        """What was done to the images already, in words; empty for nothing."""
+        words = {"phase_flipped": "phase-flipped", "premultiplied": "multiplied by their CTF"}
+        n_done = {word: int(getattr(self, name).sum()) for name, word in words.items()}
+        return "".join(f", {'all' if n == len(self) else f'{n:,}'} {word}" for word, n in n_done.items() if n)
 
 
-def unpack_table(packed: tuple | None) -> pd.DataFrame | None:
-    """Inverse of `pack_table`; the index counts from 0."""
-    if packed is None:
-        return None
-    n_rows, names, columns = packed
-    series = [_unpack_column(column) for column in columns]
-    if not series:
-        return pd.DataFrame(index=pd.RangeIndex(n_rows))
-    table = pd.concat(series, axis=1)
-    table.columns = list(names)
-    return table
+@dataclass(eq=False, repr=False)
+class Poses(Immutable):
+    """In-plane angle, shift and mirror of every particle; immutable and sliceable.
+
+    An image is aligned in this order: its content is moved by `shift`, then mirrored where `mirrored` says so
+    (y -> -y about the centre pixel), then turned by psi from x (columns) towards y (rows). With F the Fourier
+    transform of the moved image, the aligned one is F(r, theta - psi), or F(r, psi - theta) where mirrored.
+
+    Parameters
+    ----------
+    angle_rad : array_like of shape (n_images,)
+        In-plane angle psi in radians, RELION's rlnAnglePsi.
+    shift : array_like of shape (n_images, 2)
+        Shift (x, y), RELION's rlnOriginXAngst and rlnOriginYAngst: moving the content of an image by it
+        centres the image. In Angstrom for a stack that knows its pixel size, in pixels for one that does not.
+    mirrored : array_like of shape (n_images,) or bool, default=False
+        Whether the centred image is mirrored before it is turned, RELION's rlnIsFlip: projections from
+        opposite sides are mirror images of each other.
+
+    Raises
+    ------
+    ValueError
+        If the shapes disagree, a value is not finite, or a mirror is neither true nor false.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem import Poses
+    >>> poses = Poses(angle_rad=[0.0, 1.5], shift=[[0.0, 0.0], [3.5, -7.0]])
+    >>> len(poses), poses[1:].shift.tolist()
+    (2, [[3.5, -7.0]])
+    """
+
+    angle_rad: np.ndarray
+    shift: np.ndarray
+    mirrored: np.ndarray = False  # type: ignore[assignment]
+
+    _remedy = "Build new Poses and attach them with stack.with_poses(poses)."
+
+    def __post_init__(self) -> None:
+        self.angle_rad = column("angle_rad", np.atleast_1d(self.angle_rad), owner="Poses")  # (n_images,)
+        if self.angle_rad.ndim != 1:
+            raise ValueError(f"Poses: angle_rad has shape {self.angle_rad.shape}, expected (n_images,).")
+        self.shift = column("shift", np.atleast_2d(self.shift), owner="Poses")  # (n_images, 2)
+        if self.shift.shape != (len(self.angle_rad), 2):
+            raise ValueError(
+                f"Poses: shift has shape {self.shift.shape}, expected ({len(self.angle_rad)}, 2): "
+                "one (x, y) for each angle."
+            )
+        self.mirrored = _flags(self.mirrored, len(self.angle_rad))  # (n_images,)
+        self._seal()
+
+    @classmethod
+    def identity(cls, n_images: int) -> Poses:
+        """Return `n_images` poses with angle 0 and no shift."""
+        return cls(np.zeros(n_images), np.zeros((n_images, 2)))
+
+    def shift_px(self, pixel_size: float | None) -> np.ndarray:
+        """Return the shift in pixels, shape (n_images, 2).
+
+        Parameters
+        ----------
+        pixel_size : float or None
+            Angstrom per pixel; ``None`` if the shifts are in pixels already.
+        """
+        return self.shift if pixel_size is None else self.shift / pixel_size
+
+    def scaled(self, factor: float) -> Poses:
+        """Return the poses with their shifts multiplied by `factor` (a change of unit)."""
+        return replace(self, shift=self.shift * factor)
+
+    def __len__(self) -> int:
+        return len(self.angle_rad)
+
+    def __getitem__(self, key: Any) -> Poses:
+        rows = row_key(key, len(self))
+        return Poses(self.angle_rad[rows], self.shift[rows], self.mirrored[rows])
+
+    def __repr__(self) -> str:
+        if len(self) == 0:
+            return "Poses(0 particles)"
+        length = np.hypot(*self.shift.T)
+        median, largest = np.median(length), length.max()
+        mirrored = f", {self.mirrored.sum():,} mirrored" if self.mirrored.any() else ""
+        return f"Poses({len(self):,} particles, median shift {median:.3g}, largest {largest:.3g}{mirrored})"
 
 
-def _pack_column(column: pd.Series) -> tuple:
-    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "fiub":
-        return "array", np.ascontiguousarray(column.to_numpy())
-    codes, values = pd.factorize(column)
-    if all(isinstance(value, str) for value in values):
-        encoded = [value.encode() for value in values]
-        lengths = np.array([len(value) for value in encoded], dtype=np.int32)
-        code_type = np.min_scalar_type(-len(encoded) - 1)
-        return "text", codes.astype(code_type), lengths, b"".join(encoded), str(column.dtype)
-    return "objects", column.tolist(), str(column.dtype)
-
-
-def _unpack_column(packed: tuple[Any, ...]) -> pd.Series:
-    kind = packed[0]
-    if kind == "array":
-        return pd.Series(packed[1])
-    if kind == "objects":
-        return pd.Series(packed[1], dtype=packed[2])
-    _, codes, lengths, joined, dtype = packed
-    stops = np.cumsum(lengths)
-    values = [joined[stop - n : stop].decode() for stop, n in zip(stops, lengths, strict=True)]
-    values.append(np.nan)  # where code -1 points
-    return pd.Series(np.array(values, dtype=object)[codes], dtype=dtype)
+def _flags(values: Any, n_images: int) -> np.ndarray:
+    """True or false for each image, from one value for all or one for each."""
+    array = np.asarray(values)
+    if array.shape not in ((), (n_images,)):
+        raise ValueError(f"Poses: mirrored has shape {array.shape}, expected ({n_images},) or one value.")
+    if array.size and not np.isin(array, (0, 1)).all():
+        raise ValueError(
+            "Poses: mirrored holds values other than true and false. Give 1 for mirrored, else 0."
+        )
+    return read_only(np.array(np.broadcast_to(array, n_images), dtype=bool))

@@ -17,6 +17,7 @@ from sklearn_cryoem.physics.masks import pixel_radius
 CLIP = 3.0  # standard deviations: pixels beyond it tell of a hot pixel, not of their line
 BLANK = 0.35  # of the mean difference of neighbours: lines that differ or vary less are blank, binned or not
 CONSTANT = 1e-2  # of the variance of the image: a background that was cut away, or images without noise
+MIN_SEEN = 0.9  # of the backgrounds have to be there to be compared
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -52,6 +53,11 @@ class Measures:
     def unusable(self) -> NDArray[np.bool_]:
         """Which images are constant or not finite; (n_images,)."""
         return np.isnan(self.level)
+
+    @property
+    def have_backgrounds(self) -> bool:
+        """Whether images have noise round the particle: they are neither masked nor free of noise."""
+        return bool(np.count_nonzero(self.spread > 0) >= MIN_SEEN * max(len(self), 1))
 
     @property
     def values(self) -> Float64:
@@ -91,6 +97,7 @@ class Ruler:
     """
 
     def __init__(self, box: int, radius_px: float) -> None:
+        self.box = box
         outside = (pixel_radius(box) > radius_px).ravel()
         self._background = (outside / outside.sum()).astype(np.float32)  # (D^2,)
         ky, kx = np.fft.fftfreq(box, 1.0 / box)[:, None], np.fft.rfftfreq(box, 1.0 / box)[None]

@@ -21,6 +21,7 @@ from sklearn_cryoem.physics.fourier import (
 MASK_SHARE = 0.9  # of the box: diameter of the mask by default
 EDGE_SHARE, MIN_EDGE_PX = 0.05, 2.0  # of the box, and in pixels: width of the soft edge
 MIN_DIAMETER_PX = 4.0
+MIN_MASK_SHARE, MAX_MASK_SHARE = 0.25, 0.95  # of the box: diameters outside are questioned
 BAND_MARGIN = 4.0  # Fourier pixels beyond the band in which its features are masked: a mask spreads that far
 BAND_EDGE = 1.5  # Fourier pixels at the end of a band, where half of what a mask mixes is missing
 
@@ -51,6 +52,38 @@ def check_mask_diameter(diameter: float | None, box: int, pixel_size: float | No
             f"mask_diameter is {diameter} {unit}, expected {smallest:.4g} ({MIN_DIAMETER_PX:g} pixels) to "
             f"{largest:.4g} (the box). Give a little more than the particle's diameter, in {unit}."
         )
+
+
+def box_problem(box: int, pixel_size: float | None, diameter: float) -> tuple[str, str] | None:
+    """Name and text of what is wrong with a mask in a box; None if it goes well.
+
+    Parameters
+    ----------
+    box : int
+        Side of the images in pixels.
+    pixel_size : float or None
+        In Angstrom.
+    diameter : float
+        Of the mask, in Angstrom (pixels where the pixel size is unknown).
+
+    Returns
+    -------
+    tuple of (str, str) or None
+    """
+    unit = "px" if pixel_size is None else "A"
+    side = box * (pixel_size or 1.0)
+    share = diameter / side
+    if share > MAX_MASK_SHARE:
+        return "box-too-tight", (
+            f"mask_diameter {diameter:g} {unit} takes {share:.0%} of the box ({side:.4g} {unit}), so that no "
+            "background is left to judge the noise by. Give the particle's diameter, or extract larger boxes."
+        )
+    if share < MIN_MASK_SHARE:
+        return "mask-too-small", (
+            f"mask_diameter {diameter:g} {unit} is {share:.0%} of the box ({side:.4g} {unit}). Particles are "
+            f"larger as a rule: make sure that it is in {'pixels' if unit == 'px' else 'Angstrom'}."
+        )
+    return None
 
 
 def mask_disc(diameter: float | None, box: int, pixel_size: float | None) -> tuple[float, float]:

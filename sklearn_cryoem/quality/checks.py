@@ -13,18 +13,11 @@ from sklearn_cryoem._core.memory import bytes_at_once
 from sklearn_cryoem._core.notices import NOTICES, Notice, notify
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
-from sklearn_cryoem.particles.geometry import box_problem, pixel_sizes_differ
-from sklearn_cryoem.particles.outliers import (
-    HOT,
-    HOT_PIXEL_HINT,
-    count_text,
-    has_backgrounds,
-    uneven_background,
-)
+from sklearn_cryoem.particles.frames import pixel_sizes_differ
 from sklearn_cryoem.particles.preprocess import TransformedSource
-from sklearn_cryoem.particles.screening import Look, background_radius, look_at, n_background
+from sklearn_cryoem.particles.screening import Look, look_at, outlier_text
 from sklearn_cryoem.particles.sources import bad_pixels
-from sklearn_cryoem.physics.masks import check_mask_diameter, pixel_radius
+from sklearn_cryoem.physics.masks import box_problem, check_mask_diameter, pixel_radius
 from sklearn_cryoem.quality.ctf_fit import ctf_fit
 
 Images = NDArray[np.float32]
@@ -117,8 +110,7 @@ def _findings(stack: ParticleStack, mask_diameter: float | None) -> Iterator[Fin
     yield from _lengths(stack, mask_diameter)
     measured = _spread(np.arange(len(stack)), max(1, _PIXELS_MEASURED // stack.box**2))
     look = look_at(stack[measured], mask_diameter)
-    n_pixels = n_background(stack.box, background_radius(stack, mask_diameter))
-    yield from _seen(look, measured, len(stack), n_pixels)
+    yield from _seen(look, measured, len(stack))
     rows, group = rows_to_look_at(stack)
     images = stack.images.read(rows, check=False)
     sound = ~np.isin(rows, measured[np.append(look.unusable, look.outliers["row"]).astype(np.int64)])
@@ -144,7 +136,7 @@ def _lengths(stack: ParticleStack, mask_diameter: float | None) -> Iterator[Find
         yield Finding(*problem)
 
 
-def _seen(look: Look, rows: np.ndarray, n_images: int, n_background_pixels: int) -> Iterator[Finding]:
+def _seen(look: Look, rows: np.ndarray, n_images: int) -> Iterator[Finding]:
     """What a look at the images of `rows` shows: unusable, uneven, far out, cut at an edge."""
     of = f"of {len(rows):,} images" + ("" if len(rows) == n_images else f" looked at, from {n_images:,}")
     if len(look.unusable):
@@ -153,23 +145,21 @@ def _seen(look: Look, rows: np.ndarray, n_images: int, n_background_pixels: int)
             f"{len(look.unusable):,} {of} are constant or not finite (the first in row "
             f"{rows[look.unusable[0]]}). Leave them out: read with permissive=True.",
         )
-    uneven = uneven_background(look.measures, n_background_pixels, level_counts=True)
-    if uneven is not None:
+    if look.not_normalised is not None:
         yield Finding(
             "not-normalised",
-            f"{uneven}. Fits normalise what differs; read with normalise=True, or extract again with "
-            "normalisation.",
+            f"{look.not_normalised}. Fits normalise what differs; read with normalise=True, or extract again "
+            "with normalisation.",
         )
     if len(look.outliers):
         found = look.outliers.assign(row=rows[look.outliers["row"]])
-        hint = HOT_PIXEL_HINT if (found["kind"] == HOT).any() else ""
         yield Finding(
             "outliers",
-            f"{len(found):,} {of} are far out: {count_text(found)}. Fits learn nothing from them.{hint}",
+            f"{len(found):,} {of} are far out: {outlier_text(found, 'Fits learn nothing from them.')}",
         )
     if look.shared_fault is not None:
         yield Finding("shared-fault", look.shared_fault)
-    if has_backgrounds(look.measures):  # images that were masked, or have no noise, are blank all round
+    if look.measures.have_backgrounds:  # images that were masked, or have no noise, are blank all round
         lines = np.nan_to_num(look.measures.blank_lines)
         is_blank = lines > _BLANK_LINES + np.median(lines)
         blank = np.setdiff1d(np.flatnonzero(is_blank), look.outliers["row"])

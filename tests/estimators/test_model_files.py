@@ -298,7 +298,7 @@ ESTIMATOR = {"$estimator": "SMLClusterer", "parameters": {}}
         ({"$dataclass": "os:system", "fields": {}}, "not part of this library"),
         ({"$dataclass": "sklearn_cryoem_evil:Popen", "fields": {}}, "not part of this library"),
         ({"$dataclass": "sklearn_cryoem.cli.__main__:main", "fields": {}}, "not part of this library"),
-        ({"$dataclass": "sklearn_cryoem.particles.poses:np", "fields": {}}, "not a dataclass"),
+        ({"$dataclass": "sklearn_cryoem.particles.tables:np", "fields": {}}, "not a dataclass"),
         ({"$dataclass": "sklearn_cryoem.estimators.model_files:os.system", "fields": {}}, "Fit the model"),
         (
             {"$frozen": {"$dataclass": "subprocess:Popen", "fields": {"args": ["mkdir", "went_off"]}}},

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.particles import ParticleStack, concatenate
+from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.physics import filters
 from sklearn_cryoem.physics.fourier import fourier_resize
 
@@ -15,7 +15,7 @@ def big(numbered_parts):
 # ------------------------------------------------------------------------------------ lazy steps
 def test_lazy_steps_equal_the_functions_applied_at_once(big):
     images = big.read()
-    np.testing.assert_array_equal(big.invert_contrast().read(), filters.invert_contrast(images))
+    np.testing.assert_array_equal(big.invert_contrast().read(), -images)
     np.testing.assert_array_equal(big.downsample(8).read(), fourier_resize(images, 8))
     np.testing.assert_array_equal(big.normalise(10.0).read(), filters.normalise_background(images, 2.5))
 
@@ -102,60 +102,3 @@ def test_bad_images_are_named_before_they_are_transformed(numbered_parts):
     parts["images"][5, 3, 3] = np.nan
     with pytest.raises(ParticleDataError, match="image 5 of the array"):
         ParticleStack(**parts).normalise().downsample(8)[4:].read()
-
-
-# ------------------------------------------------------------------------------------ concatenate
-def test_parts_joined_again_are_the_whole(stack, rows_of):
-    whole = concatenate([stack[:5], stack[5:6], stack[6:]])
-    assert rows_of(whole) == rows_of(stack)
-    assert whole.optics.equals(stack.optics)
-    np.testing.assert_array_equal(whole.optics_group, stack.optics_group)
-
-
-@pytest.mark.parametrize("key", [slice(3, 9), [10, 2, 2, 7], slice(None, None, -1), []])
-def test_a_joined_stack_is_sliced_like_any_other(stack, rows_of, key):
-    whole = concatenate([stack[:4], stack[4:]])
-    assert rows_of(whole[key]) == rows_of(stack[key])
-    np.testing.assert_array_equal(whole.read(key), stack.read(key))
-    assert whole[key].nbytes == stack[key].nbytes
-
-
-def test_noise_groups_of_different_stacks_stay_apart(stack):
-    whole = concatenate([stack[:3], stack[:3]])
-    assert len(set(whole.noise_group[:3]) & set(whole.noise_group[3:])) == 0
-
-
-def test_optics_groups_of_different_tables_stay_apart(stack, numbered_parts):
-    other = ParticleStack(**{**numbered_parts(), "optics": stack.optics.assign(rlnVoltage=200.0)})
-    whole = concatenate([stack, other])
-    assert len(np.unique(whole.optics_group)) == 4
-    assert whole.optics is None
-
-
-def test_bad_images_of_a_joined_stack_are_found(stack, numbered_parts):
-    parts = numbered_parts()
-    parts["images"][2] = 1.0
-    whole = concatenate([stack, ParticleStack(**parts)])
-    assert whole.check()["row"].tolist() == [14]
-    with pytest.raises(ParticleDataError, match="image 2 of the array"):
-        whole.read(slice(10, 16))
-
-
-@pytest.mark.parametrize(
-    ("other", "remedy"),
-    [
-        (lambda stack: stack.downsample(4), r"differ in box: \[4, 8\].*stack.downsample"),
-        (lambda stack: stack.with_poses(None), r"stack\(s\) \[1\] have no poses.*stack.with_poses\(None\)"),
-        (lambda stack: stack.with_ctf(None), r"stack\(s\) \[1\] have no ctf"),
-        (lambda stack: stack.with_truth(None), r"stack\(s\) \[1\] have no truth"),
-        (lambda stack: ParticleStack(stack.read()), "differ in pixel size.*Rescale"),
-    ],
-)
-def test_stacks_that_do_not_go_together_are_refused(stack, other, remedy):
-    with pytest.raises(ValueError, match=remedy):
-        concatenate([stack, other(stack)])
-
-
-def test_there_must_be_something_to_join():
-    with pytest.raises(ValueError, match="expected at least one ParticleStack"):
-        concatenate([])

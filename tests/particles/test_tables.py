@@ -1,13 +1,10 @@
 import dataclasses
 import pickle
 
-import joblib
 import numpy as np
-import pandas as pd
 import pytest
 
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses, concatenate
-from sklearn_cryoem.particles.tables import guarded, pack_table, unpack_table
 from sklearn_cryoem.physics.ctf import contrast_transfer
 
 PARAMETERS = {
@@ -79,13 +76,6 @@ def test_mirroring_an_image_mirrors_its_astigmatism(table):
         seen = psi[row] - azimuth if mirrored[row] else azimuth - psi[row]
         np.testing.assert_allclose(aligned[row], table[row].evaluate(frequency, seen)[0], atol=1e-5)
     assert np.abs(aligned[0] - table.evaluate(frequency, azimuth, psi)[0]).max() > 0.1
-
-
-def test_isotropy_is_judged_by_the_worst_particle(table):
-    assert not table.is_isotropic()
-    assert table.is_isotropic(tolerance_angstrom=2000.0)
-    assert not table.is_isotropic(tolerance_angstrom=1999.0)
-    assert table[1].is_isotropic(tolerance_angstrom=0.0)
 
 
 @pytest.mark.parametrize(
@@ -196,14 +186,6 @@ def test_mirrors_follow_their_image():
     assert concatenate(stacks).poses.mirrored.tolist() == [True, False, True, False]
 
 
-def test_poses_pickled_before_there_were_mirrors_have_none():
-    state = dict(Poses([0.1, 0.2], np.zeros((2, 2))).__dict__)
-    del state["mirrored"]
-    old = object.__new__(Poses)
-    old.__setstate__(state)
-    assert old.mirrored.tolist() == [False, False]
-
-
 @pytest.mark.parametrize(
     ("mirrored", "remedy"), [([True], r"expected \(2,\) or one value"), ([0, 2], "Give 1 for mirrored")]
 )
@@ -216,53 +198,3 @@ def test_repr_of_poses_gives_the_shifts():
     assert repr(Poses([0, 0], [[3, 4], [0, 0]])) == "Poses(2 particles, median shift 2.5, largest 5)"
     assert repr(Poses([0, 0], [[3, 4], [0, 0]], [1, 0])).endswith("largest 5, 1 mirrored)")
     assert repr(Poses.identity(0)) == "Poses(0 particles)"
-
-
-# ------------------------------------------------------------------------------------ packing
-@pytest.fixture
-def mixed():
-    return pd.DataFrame(
-        {
-            "number": [1.5, np.nan, -3.0, 0.0],
-            "count": np.array([1, 2, 3, 2**62]),
-            "small": np.array([1, 2, 3, 4], dtype=np.uint32),
-            "flag": [True, False, True, True],
-            "text": ["a", "bé", "", "a"],
-            "gap": ["x", None, "y", None],
-        }
-    )
-
-
-def test_packing_is_undone_exactly(mixed):
-    unpacked = unpack_table(pack_table(mixed))
-    pd.testing.assert_frame_equal(unpacked.drop(columns="gap"), mixed.drop(columns="gap"))
-    assert unpacked["gap"].isna().tolist() == [False, True, False, True]
-    assert unpacked["gap"].dropna().tolist() == ["x", "y"]
-    odd = pd.DataFrame({"things": [(1, 2), "text", None]}, dtype=object)
-    pd.testing.assert_frame_equal(unpack_table(pack_table(odd)), odd)
-
-
-def test_tables_without_columns_or_rows_pack_too(mixed):
-    assert unpack_table(pack_table(None)) is None
-    assert unpack_table(pack_table(pd.DataFrame(index=range(3)))).shape == (3, 0)
-    pd.testing.assert_frame_equal(unpack_table(pack_table(mixed[:0])), mixed[:0])
-
-
-def test_equal_tables_pack_to_equal_bytes(mixed):
-    taken = pd.concat([mixed, mixed]).iloc[[4, 1, 6, 3]].reset_index(drop=True)
-    assert pickle.dumps(pack_table(taken)) == pickle.dumps(pack_table(mixed.copy()))
-
-
-def test_the_layout_of_a_table_does_not_show_in_its_hash():
-    numbers = np.arange(12.0).reshape(4, 3)
-    by_rows = pd.DataFrame(numbers, columns=list("abc"), copy=False)
-    by_columns = pd.DataFrame({name: numbers[:, place].copy() for place, name in enumerate("abc")})
-    assert joblib.hash(pack_table(by_rows)) == joblib.hash(pack_table(by_columns))
-
-
-def test_a_guarded_table_shields_its_original(mixed):
-    shield = guarded(mixed)
-    shield.loc[0, "number"] = 99.0
-    shield["new"] = 1
-    assert mixed["number"][0] == 1.5
-    assert "new" not in mixed

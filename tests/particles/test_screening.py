@@ -10,8 +10,7 @@ from sklearn_cryoem import ParticleStack, check_particles
 from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.particles import concatenate
-from sklearn_cryoem.particles.outliers import find_outliers, usual_limits
-from sklearn_cryoem.particles.screening import look_at
+from sklearn_cryoem.particles.screening import find_outliers, look_at, usual_limits
 
 BOX, N = 32, 300
 
@@ -163,6 +162,33 @@ def test_images_that_differ_in_scale_are_normalised_and_bright_ones_are_not_miss
     assert raw.screen(noise="group").images is raw.images  # their noise is taken care of
 
 
+@pytest.mark.parametrize("share", [0.12, 0.25])
+@pytest.mark.parametrize(
+    "factors", [(10.0, 10.0), (4.0, 1000.0), (0.001, 0.2)], ids=["equal", "any", "faint"]
+)
+def test_many_images_of_another_scale_are_named_where_most_have_one(clean, share, factors):
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.permutation(N)[: round(share * N)])
+    images = clean.read().copy()
+    images *= np.exp(0.08 * rng.normal(size=(N, 1, 1))).astype(np.float32)
+    images[rows] *= np.exp(rng.uniform(*np.log(factors), size=(len(rows), 1, 1))).astype(np.float32)
+    with pytest.warns(ParticleDataWarning) as said:
+        screened = ParticleStack(images, noise_group=np.arange(N) // 30).screen()
+    assert [warning.message.name for warning in said] == ["outliers"]
+    np.testing.assert_array_equal(np.flatnonzero(screened.outlier), rows)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_scales_that_go_by_session_or_are_of_all_kinds_are_normalised(clean, grouped):
+    rng = np.random.default_rng(0)
+    group = np.arange(N) // 30
+    scale = np.where(group >= 8, 10.0, 1.0) if grouped else np.exp(rng.normal(0.0, rng.choice([0.3, 1.0], N)))
+    stack = ParticleStack(clean.read() * scale[:, None, None].astype(np.float32), noise_group=group)
+    with pytest.warns(ParticleDataWarning, match="not normalised") as said:
+        assert not stack.screen().outlier.any()
+    assert [warning.message.name for warning in said] == ["not-normalised"]
+
+
 def test_a_level_that_all_share_is_no_reason_to_normalise(clean):
     stack = ParticleStack(clean.read() + 100.0).screen()
     assert stack.images.is_in_memory and not stack.outlier.any()
@@ -237,11 +263,3 @@ def test_no_image_and_nothing_but_unusable_ones_can_be_looked_at(clean):
     stack = ParticleStack(np.zeros((30, 8, 8), np.float32))
     assert len(stack.check()) == 30
     assert [finding.name for finding in check_particles(stack, warn=False)] == ["unusable-images"]
-
-
-def test_a_stack_of_an_earlier_version_has_no_marks(clean):
-    state = clean[:3].__getstate__()
-    del state["_outlier"]
-    older = ParticleStack.__new__(ParticleStack)
-    older.__setstate__(state)
-    assert older[:2].outlier is None

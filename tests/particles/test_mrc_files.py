@@ -6,7 +6,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.datasets import load_volume
 from sklearn_cryoem.io import read_mrc, read_particles
 
@@ -100,7 +100,8 @@ def test_an_oblong_map_has_its_axes_and_the_pixel_size_along_x(tmp_path, rng):
     volume = rng.normal(size=(4, 5, 6)).astype("f4")
     fields = {"mapc": 3, "mapr": 2, "maps": 1, "mx": 6, "my": 5, "mz": 4, "cella": (12.0, 15.0, 16.0)}
     path = write(tmp_path / "m.mrc", np.ascontiguousarray(volume.transpose(2, 1, 0)), **fields)
-    array, pixel_size = read_mrc(path)
+    with pytest.warns(ParticleDataWarning, match="2 A a pixel along x and 3 A along y"):
+        array, pixel_size = read_mrc(path)
     np.testing.assert_array_equal(array, volume)
     assert pixel_size == 2.0
 
