@@ -21,7 +21,6 @@ from sklearn_cryoem._core.files import content_of, other_content
 from sklearn_cryoem._core.notices import notify
 
 logger = logging.getLogger(__name__)
-
 HEADER_BYTES = 1024
 _PLAUSIBLE_MODES = range(102)
 _REAL_MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}  # MRC mode: numpy type of one pixel
@@ -56,10 +55,8 @@ class FrameFile:
         Side of the images in pixels.
     size, mtime_ns : int
         Bytes in the file and its time of modification, when it was inspected.
-    pixel_size : float or None
-        Angstrom per pixel along x by the header, None where the header does not say.
-    pixel_size_along_y : float or None
-        The same along y.
+    pixel_size, pixel_size_along_y : float or None
+        Angstrom per pixel along x and y by the header, None where the header does not say.
     """
 
     path: str

@@ -53,7 +53,7 @@ def test_growth_of_pixels_is_known_through_all_steps(mixed):
 def test_without_being_asked_nothing_is_rescaled(mixed):
     with pytest.raises(ValueError, match=r"differ in box: \[60, 72\]. Pass rescale=True"):
         concatenate(mixed)
-    with pytest.raises(ValueError, match=r"differ in pixel size: .*Rescale them to one with rescale=True"):
+    with pytest.raises(ValueError, match=r"differ in pixel size: .*Pass rescale=True"):
         concatenate([mixed[0], rescale(mixed[1], 6.5, 60)[:3].downsample(60), rescale(mixed[0], 5.5, 60)][1:])
     alike = concatenate([mixed[0], mixed[0]], rescale=True)
     np.testing.assert_array_equal(alike.read([0, 12]), mixed[0].read([0, 0]))
