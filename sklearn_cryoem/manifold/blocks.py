@@ -28,7 +28,7 @@ Int = NDArray[np.int64]
 BLOCK_SIZE = 512  # even: a block starts at an even row, so half sets are its rows [0::2] and [1::2]
 N_SHARDS = 16  # tasks of one pass over the data, by the data alone: results never depend on n_jobs
 SHARD_ROWS = 4096  # of data that give 16 tasks more rows than twice these, there are 32 tasks, and so on,
-MOST_SHARDS = 64  # up to these: what each returns is as large as the model
+MAX_SHARDS = 64  # up to these: what each returns is as large as the model
 ROWS_AT_ONCE = 64  # of arrays whose temporaries should be small
 MAX_START_SAMPLES = 10_000  # images looked at to choose the start and the prior
 
@@ -173,8 +173,9 @@ class FeatureBlock:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the three arrays."""
-        return self.data.nbytes + self.power.nbytes + (0 if self.norm is None else self.norm.nbytes)
+        """Bytes of the arrays."""
+        arrays = (self.data, self.norm, self.power, self.log_noise)
+        return sum(array.nbytes for array in arrays if array is not None)
 
 
 class Blocks(Protocol):
@@ -283,7 +284,7 @@ def shards(blocks: Blocks) -> list[range]:
     """Cut the blocks into runs of neighbours, the tasks of one pass: 16, and up to 64 of much data."""
     n_blocks = len(blocks)
     wanted = N_SHARDS * max(1, blocks.n_samples // (N_SHARDS * SHARD_ROWS))
-    edges = np.linspace(0, n_blocks, min(wanted, MOST_SHARDS, n_blocks) + 1).astype(int)
+    edges = np.linspace(0, n_blocks, min(wanted, MAX_SHARDS, n_blocks) + 1).astype(int)
     return [range(int(start), int(stop)) for start, stop in itertools.pairwise(edges)]
 
 

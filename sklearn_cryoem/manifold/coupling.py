@@ -1,27 +1,70 @@
-"""How much alike neighbouring nodes are at each frequency: the prior of cross-fitted EM, Eq. (3.13)."""
+"""The M-step of cross-fitted EM: nodes are coupled as far as neighbours look alike, Eq. (3.13)."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.parallel import ordered_map
-from sklearn_cryoem.manifold.blocks import FeatureLayout
-from sklearn_cryoem.manifold.expectation import Statistics
-from sklearn_cryoem.manifold.grid import LatentBasis
+from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, ReadBlocks
+from sklearn_cryoem.manifold.maximisation import solve_systems
 from sklearn_cryoem.manifold.prior import DataPower, signal_nats
-from sklearn_cryoem.manifold.systems import solve_systems
+from sklearn_cryoem.manifold.topology import LatentBasis
 
 Float64 = NDArray[np.float64]
 
 TURN = 2.0  # radians times shell times share of the box: how far a view turns until a shell has changed
 CLEAR_NATS = 6.0  # of signal in an image; with fewer, views must differ more to be told apart
-MOST_BLUR = 2.0  # times TURN
-WIDEST = 3.5  # steps between nodes
-NARROWEST = 0.35  # below it neighbours have little in common, and every node is for itself
+MAX_BLUR = 2.0  # times TURN
+MAX_WIDTH = 3.5  # steps between nodes
+MIN_WIDTH = 0.35  # below it neighbours have little in common, and every node is for itself
+
+
+class ShellNorms:
+    """Blocks whose c^2 is averaged over each shell, in the M-step as if there were no astigmatism.
+
+    With one system a shell the M-steps of all folds together cost less than one with a system for every
+    coefficient. Images are still multiplied by their true CTF.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        The data.
+    """
+
+    def __init__(self, blocks: Blocks) -> None:
+        layout = blocks.layout
+        self._blocks = blocks
+        self.layout = dataclasses.replace(layout, norm_index=layout.shell)
+        self.n_samples = blocks.n_samples
+        shell = layout.shell[layout.norm_starts]  # of each column of c^2; (Q,)
+        n_features = np.diff(layout.norm_starts, append=layout.n_features)  # of each column; (Q,)
+        self._share = np.zeros((layout.n_norms, layout.n_shells), dtype=np.float32)  # (Q, S)
+        self._share[np.arange(layout.n_norms), shell] = n_features / layout.shell_sizes[shell]
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def load(self, index: int, n_shells: int) -> FeatureBlock:
+        """Return block `index`, its first `n_shells` shells, with c^2 (n, S)."""
+        return self._pooled(partial(self._blocks.load, index, n_shells), n_shells)
+
+    def fetch(self, index: int, n_shells: int) -> Callable[[], FeatureBlock]:
+        """Read what block `index` is made of, if it comes from files."""
+        if not isinstance(self._blocks, ReadBlocks):
+            return partial(self.load, index, n_shells)
+        return partial(self._pooled, self._blocks.fetch(index, n_shells), n_shells)
+
+    def _pooled(self, make: Callable[[], FeatureBlock], n_shells: int) -> FeatureBlock:
+        block = make()
+        if block.norm is None:
+            return block
+        share = self._share[: block.norm.shape[1], :n_shells].astype(block.norm.dtype, copy=False)
+        return FeatureBlock(block.data, block.norm @ share, block.power, block.log_noise)
 
 
 def turn_of(power: DataPower, layout: FeatureLayout) -> float:
@@ -34,7 +77,7 @@ def turn_of(power: DataPower, layout: FeatureLayout) -> float:
     layout : FeatureLayout
         Sizes of the shells.
     """
-    nats = max(signal_nats(power, layout), CLEAR_NATS / MOST_BLUR**2)
+    nats = max(signal_nats(power, layout), CLEAR_NATS / MAX_BLUR**2)
     return TURN * float(np.sqrt(max(CLEAR_NATS / nats, 1.0)))
 
 
@@ -79,8 +122,8 @@ class Coupling:
         widths = turn / (np.pi * layout.diameter * np.arange(1, layout.n_shells + 1)) / step  # (S,)
         bases: list[Float64 | None] = []
         mean_square = np.ones(layout.n_shells)
-        for shell, width in enumerate(np.minimum(widths, WIDEST)):
-            if width < NARROWEST:
+        for shell, width in enumerate(np.minimum(widths, MAX_WIDTH)):
+            if width < MIN_WIDTH:
                 bases.append(None)
                 continue
             wide = dataclasses.replace(basis, basis_shape=basis.grid_shape, width=float(width))
@@ -89,19 +132,37 @@ class Coupling:
         return cls(bases, alpha * mean_square / basis.mean_square, mean)
 
     def templates(
-        self, statistics: Statistics, noise_variance: Float64, layout: FeatureLayout, *, n_jobs: int | None
+        self,
+        cross: Float64,
+        gram: Float64,
+        noise_variance: Float64,
+        layout: FeatureLayout,
+        *,
+        n_jobs: int | None = None,
     ) -> Float64:
-        """Templates (K, P) that maximise the expected log posterior; c^2 is that of the shell, Eq. (3.3)."""
+        """Templates (K, P) that maximise the expected log posterior; c^2 is that of the shell, Eq. (3.3).
+
+        Parameters
+        ----------
+        cross, gram : ndarrays of shape (K, P) and (K, S)
+            B' and G' of Eq. (3.2).
+        noise_variance : ndarray of shape (S,)
+            1 / beta of each shell.
+        layout : FeatureLayout
+            The shells in use.
+        n_jobs : int, optional
+            Number of workers.
+        """
         ridge = self.alpha[: layout.n_shells] * noise_variance / layout.information  # (S,)
-        solve = partial(self._solve_shell, statistics, ridge, layout)
-        solved = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, threads_only=True))
+        solve = partial(self._solve_shell, cross, gram, ridge, layout)
+        solved = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, here=True))
         return layout.confine(np.hstack(solved))
 
     def _solve_shell(
-        self, statistics: Statistics, ridge: Float64, layout: FeatureLayout, shell: int
+        self, cross: Float64, gram: Float64, ridge: Float64, layout: FeatureLayout, shell: int
     ) -> Float64:
         features, phi = layout.features_of(shell), self.bases[shell]
-        gram, cross = statistics.gram[:, shell, None], statistics.cross[:, features]
+        gram, cross = gram[:, shell, None], cross[:, features]
         if phi is None:
             mean = self.mean[features]
             denominator = np.maximum(gram + ridge[shell], np.finfo(np.float64).tiny)  # alpha may be 0

@@ -1,25 +1,33 @@
-"""E-step: posterior node probabilities and the statistics that the M-step needs, Eq. (3.1)-(3.2)."""
+"""E-step: posterior node probabilities and the sums over images that the M-step needs, Eq. (3.1)-(3.2)."""
 
 from __future__ import annotations
 
 import dataclasses
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from scipy import sparse
 
+from sklearn_cryoem._core.em import Additive
 from sklearn_cryoem._core.memory import claim_room
-from sklearn_cryoem._core.parallel import row_blocks
+from sklearn_cryoem._core.workers import ordered_map, row_blocks
 from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureBlock, FeatureLayout, in_turn, shards
-from sklearn_cryoem.manifold.sums import add_product, sum_in_place, transposed, with_digits_of
 
 Floating = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
-Sums = NDArray[Any]  # float32 or float64
+Int = NDArray[np.int64]
 
 ENOUGH_NATS = 0.01  # products in float32 are good enough where they are this accurate
+COLUMNS_AT_ONCE = 2048  # of a product that is added: nothing else of the size of the sums exists
+SPARSE_SHARE = (
+    0.1  # of responsibilities above 0: below it sparse products win, at 2 % they are 5 times faster
+)
+MIN_SPARSE_COLUMNS = 512  # for fewer, finding the non-zero responsibilities takes longer than the product
 
 
 class Posterior(NamedTuple):
@@ -67,7 +75,7 @@ class Matcher:
     factors : Factors
         beta mu and its norms, in the precision of the data.
     temperature : float
-        Above 1 the posterior is flattened: annealing.
+        Above 1 the posterior is flattened, Eq. (3.17).
     """
 
     layout: FeatureLayout
@@ -96,8 +104,8 @@ class Matcher:
         """The factors in double precision, made when they are first needed."""
         return Factors.of(self.templates, self.precision, self.layout, np.float64)
 
-    def in_enough_digits(self, block: FeatureBlock) -> FeatureBlock:
-        """Return `block` in double precision where the digits of single precision do not suffice.
+    def in_sufficient_precision(self, block: FeatureBlock) -> FeatureBlock:
+        """Return `block` in double precision where single precision does not suffice.
 
         Parts of Eq. (3.1) as large as half of beta |y|^2 cancel: near the variance floor, where duplicates
         drive the noise, that is a million nats, and float32 loses whole nats of the differences that count.
@@ -140,7 +148,7 @@ class Matcher:
         Responsibilities that no sum over the nodes can tell from 0 in their precision are 0. Near the end of
         a fit most are, and sums over images are then sparse products.
         """
-        log_joint = self.log_joint(self.in_enough_digits(block))  # (n, K)
+        log_joint = self.log_joint(self.in_sufficient_precision(block))  # (n, K)
         if self.temperature != 1.0:
             log_joint /= log_joint.dtype.type(self.temperature)
         largest = log_joint.max(axis=1, keepdims=True)
@@ -155,117 +163,192 @@ class Matcher:
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Sums over images; they add over blocks, shards and machines, Eq. (3.2).
+class Statistics(Additive):
+    """Sums over each part of the images, Eq. (3.2): over all of them, each fold, or each half.
 
-    The noise precision is left out: it is the same for all images, so the M-step applies it.
+    Arrays have an axis of parts in front, but not those that `part` and `total` return. The noise precision
+    is left out: it is the same for all images, so the M-step applies it.
 
     Attributes
     ----------
-    cross : ndarray of shape (K, P)
-        B' = R^T (c y); of one shard in the precision of the data, else float64.
-    gram : ndarray of shape (K, Q)
-        G' = R^T c^2; likewise.
-    power : ndarray of shape (S,), float64
+    cross : ndarray of shape (n_parts, K, P)
+        B' = R^T (c y), the numerator of templates.
+    gram : ndarray of shape (n_parts, K, Q)
+        G' = R^T c^2, their denominator.
+    power : ndarray of shape (n_parts, S), float64
         Sum of y^2 over each shell.
-    node_mass : ndarray of shape (K,), float64
+    node_mass : ndarray of shape (n_parts, K), float64
         Sum of responsibilities: soft class sizes.
-    log_evidence : float
+    log_evidence : ndarray of shape (n_parts,), float64
         Sum of log p(Y_i).
-    n_samples : int
+    n_samples : ndarray of shape (n_parts,), int
         Number of images.
+    labels : list of ndarray
+        Most probable node of each image, block by block, of a sweep over halves.
     """
 
-    cross: Sums
-    gram: Sums
+    cross: NDArray[Any]
+    gram: NDArray[Any]
     power: Float64
     node_mass: Float64
-    log_evidence: float
-    n_samples: int
+    log_evidence: Any
+    n_samples: Any
+    labels: list[Int]
 
-    def in_double(self) -> Statistics:
-        """Return the same sums in float64: the total that those of other shards are added to."""
-        cross, gram = (sums.astype(np.float64, copy=False) for sums in (self.cross, self.gram))
-        return dataclasses.replace(self, cross=cross, gram=gram)
-
-    def __iadd__(self, other: Statistics) -> Statistics:
-        for mine, theirs in zip(self._arrays, other._arrays, strict=True):
-            mine += theirs
-        evidence = self.log_evidence + other.log_evidence
-        return Statistics(*self._arrays, evidence, self.n_samples + other.n_samples)
-
-    @property
-    def _arrays(self) -> tuple[Sums, Sums, Float64, Float64]:
-        return self.cross, self.gram, self.power, self.node_mass
-
-    def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(
-            self.cross + other.cross,
-            self.gram + other.gram,
-            self.power + other.power,
-            self.node_mass + other.node_mass,
-            self.log_evidence + other.log_evidence,
-            self.n_samples + other.n_samples,
+    @classmethod
+    def zeros(cls, n_parts: int, n_nodes: int, layout: FeatureLayout, dtype: DTypeLike) -> Statistics:
+        """Sums over no image, in the precision of the data."""
+        return cls(
+            cross=np.zeros((n_parts, n_nodes, layout.n_features), dtype),
+            gram=np.zeros((n_parts, n_nodes, layout.n_norms), dtype),
+            power=np.zeros((n_parts, layout.n_shells)),
+            node_mass=np.zeros((n_parts, n_nodes)),
+            log_evidence=np.zeros(n_parts),
+            n_samples=np.zeros(n_parts, dtype=np.int64),
+            labels=[],
         )
 
+    def mapped(self, function: Callable[[Any], Any]) -> Statistics:
+        """Apply `function` to every array; labels are left out."""
+        arrays = {name: function(value) for name, value in vars(self).items() if name != "labels"}
+        return Statistics(**arrays, labels=[])
 
-def e_step(
+    def part(self, index: int) -> Statistics:
+        """Sums over one part, as views."""
+        return self.mapped(lambda array: array[index])
+
+    def total(self) -> Statistics:
+        """Sums over all parts."""
+        return self.part(0) if len(self.cross) == 1 else self.mapped(lambda array: array.sum(axis=0))
+
+    def scaled(self, factor: float) -> Statistics:
+        """The same sums as if every image counted `factor` times."""
+        return self.mapped(lambda array: factor * array)
+
+
+def sweep(
     blocks: Blocks,
-    matcher: Matcher,
+    matchers: list[Matcher],
+    split: str = "all",
     *,
     n_shells: int | None = None,
     n_jobs: int | None = None,
 ) -> Statistics:
-    """Go through all blocks once and return the statistics of Eq. (3.2).
+    """Compare all images with the templates and add up the statistics of each part, Eq. (3.1)-(3.2).
 
     Parameters
     ----------
     blocks : Blocks
         The data.
-    matcher : Matcher
-        Templates, noise and temperature; its layout says how many shells are used.
+    matchers : list of Matcher
+        Templates, noise and temperature: one for all images, or with "folds" one for each fold. Their layout
+        says how many shells are compared.
+    split : {"all", "folds", "halves"}
+        The parts: all images; folds, row i of a block belonging to fold i modulo their number; or the even
+        and the odd rows, with labels.
     n_shells : int, optional
-        Shells of the statistics, at least those of the matcher: how frequency marching lets new ones in. By
-        default those of the matcher.
+        Shells of the statistics, at least those of the matchers: how frequency marching lets new ones in. By
+        default those of the matchers.
     n_jobs : int, optional
         Number of workers. The result is the same bits for any number.
 
     Returns
     -------
     statistics : Statistics
+        In float64.
 
     Notes
     -----
     O(n_images * n_nodes * n_features): four matrix products a block, two of them sparse where the
-    responsibilities are. Holds K (P + Q) numbers in float64, and as many in the precision of the data for
-    each worker and one more.
+    responsibilities are. For each part K (P + Q) numbers are held in float64, and as many in the precision
+    of the data for each worker and one more.
     """
-    n_shells = matcher.layout.n_shells if n_shells is None else n_shells
-    return sum_in_place(partial(_shard_statistics, blocks, matcher, n_shells), shards(blocks), n_jobs=n_jobs)
+    n_shells = matchers[0].layout.n_shells if n_shells is None else n_shells
+    add_up = partial(_shard_sums, blocks, matchers, split, n_shells)
+    total: Statistics | None = None
+    # Sums of halves are twice as large as those of an E-step: none of them waits for its turn.
+    for part in ordered_map(add_up, shards(blocks), n_jobs=n_jobs, spare=0 if split == "halves" else 1):
+        total = part.in_double() if total is None else operator.iadd(total, part)
+        del part  # before the next is made
+    if total is None:
+        raise ValueError("There are no images to compare: give at least one row of data.")
+    return total
 
 
-def _shard_statistics(blocks: Blocks, matcher: Matcher, n_shells: int, shard: range) -> Statistics:
-    if not shard:
-        raise ValueError("A shard holds no block: give at least one row of data.")
-    layout, n_nodes = blocks.layout.truncate(n_shells), len(matcher.templates)
-    dtype = matcher.factors.scaled.dtype
-    cross: Sums = np.zeros((n_nodes, layout.n_features), dtype)
-    gram: Sums = np.zeros((n_nodes, layout.n_norms), dtype)
-    node_mass, power = np.zeros(n_nodes), np.zeros(layout.n_shells)
-    log_evidence, n_samples = 0.0, 0
+def _shard_sums(
+    blocks: Blocks, matchers: list[Matcher], split: str, n_shells: int, shard: range
+) -> Statistics:
+    """Statistics of some blocks; sums are in the precision of the data."""
+    layout, n_nodes = blocks.layout.truncate(n_shells), len(matchers[0].templates)
+    n_parts = {"all": 1, "folds": len(matchers), "halves": 2}[split]
+    sums = Statistics.zeros(n_parts, n_nodes, layout, matchers[0].factors.scaled.dtype)
+    cross, gram = sums.cross, sums.gram
     for loaded in in_turn(blocks, shard, n_shells):
-        block = matcher.in_enough_digits(loaded)
-        weights, evidence = matcher.posterior(block.prefix(matcher.layout))
-        left = transposed(weights, block.data.shape[1])
-        cross, gram = with_digits_of(block.data, cross, gram)
-        add_product(cross, left, block.data)  # Eq. (3.2)
-        if block.norm is not None:
-            add_product(gram, left, block.norm)
-        node_mass += weights.sum(axis=0)
-        power += block.power.sum(axis=0)
-        log_evidence += float(evidence.sum())
-        n_samples += len(block)
-        has_norm = block.norm is not None
-    if not has_norm:
-        gram[:] = node_mass[:, None]  # c = 1, a column for each shell
-    return Statistics(cross, gram, power, node_mass, log_evidence, n_samples)
+        labels = np.empty(len(loaded), dtype=np.int64)
+        for part, (block, (weights, evidence)) in enumerate(_compared(loaded, matchers, n_parts)):
+            left = transposed(weights, layout.n_features)
+            cross, gram = with_precision_of(block.data, cross, gram)
+            add_product(cross[part], left, block.data)  # Eq. (3.2)
+            if block.norm is not None:
+                add_product(gram[part], left, block.norm)
+            sums.node_mass[part] += weights.sum(axis=0, dtype=np.float64)
+            sums.power[part] += block.power.sum(axis=0)
+            sums.log_evidence[part] += evidence.sum()
+            sums.n_samples[part] += len(block)
+            labels[part::n_parts] = weights.argmax(axis=1)
+        if split == "halves":
+            sums.labels.append(labels)
+    if loaded.norm is None:
+        gram[:] = sums.node_mass[:, :, None]  # c = 1, a column for each shell
+    return dataclasses.replace(sums, cross=cross, gram=gram)
+
+
+def _compared(
+    loaded: FeatureBlock, matchers: list[Matcher], n_parts: int
+) -> Iterator[tuple[FeatureBlock, Posterior]]:
+    """Rows of each part of a block, which begins with the first part, and their posterior."""
+    if len(matchers) == 1:
+        block = matchers[0].in_sufficient_precision(loaded)
+        weights, evidence = matchers[0].posterior(block.prefix(matchers[0].layout))
+        for part in range(n_parts):
+            rows = slice(part, None, n_parts)
+            yield block.take(rows), Posterior(weights[rows], evidence[rows])
+        return
+    for part, matcher in enumerate(matchers):
+        block = matcher.in_sufficient_precision(loaded.take(slice(part, None, n_parts)))
+        yield block, matcher.posterior(block.prefix(matcher.layout))
+
+
+def transposed(weights: Floating, n_columns: int) -> Any:
+    """R^T (K, n) of responsibilities R (n, K), as a sparse matrix where that makes products faster.
+
+    Parameters
+    ----------
+    weights : ndarray of shape (n, K)
+        Responsibilities; those that do not matter are exactly 0.
+    n_columns : int
+        Columns of what it is multiplied with.
+    """
+    is_sparse = n_columns >= MIN_SPARSE_COLUMNS and np.count_nonzero(weights) < SPARSE_SHARE * weights.size
+    return sparse.csr_matrix(weights.T) if is_sparse else weights.T
+
+
+def with_precision_of(values: Floating, *sums: Floating) -> tuple[Floating, ...]:
+    """Sums in the precision of `values`, if that is more than their own."""
+    return tuple(each.astype(np.result_type(each, values), copy=False) for each in sums)
+
+
+def add_product(total: Floating, left: Any, values: Floating) -> None:
+    """Add ``left @ values`` to `total` in place.
+
+    Parameters
+    ----------
+    total : ndarray of shape (K, C)
+        Changed in place; see `with_precision_of`.
+    left : matrix of shape (K, n)
+        Dense or sparse, from `transposed`.
+    values : ndarray of shape (n, C)
+        In the precision of the products.
+    """
+    for columns in row_blocks(values.shape[1], COLUMNS_AT_ONCE):
+        total[:, columns] += left @ values[:, columns]

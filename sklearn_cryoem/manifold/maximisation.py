@@ -1,27 +1,37 @@
-"""M-step: weights of the basis functions and noise variances from the statistics, Eq. (3.3)-(3.4)."""
+"""M-step: weights of the basis functions and noise variances from the statistics, Eq. (3.3)-(3.4).
+
+The weights solve many symmetric systems that differ in their diagonal alone: one by one, or by Eq. (3.30).
+"""
 
 from __future__ import annotations
 
 import warnings
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgWarning
+from scipy.linalg.blas import dsyrk, dtrsm
+from scipy.linalg.lapack import dposv, dpotrf
 
-from sklearn_cryoem._core.parallel import ordered_map
+from sklearn_cryoem._core.workers import ordered_map
 from sklearn_cryoem.manifold.blocks import FeatureLayout
 from sklearn_cryoem.manifold.expectation import Statistics
-from sklearn_cryoem.manifold.grid import LatentBasis
-from sklearn_cryoem.manifold.systems import Solution, solve_systems
+from sklearn_cryoem.manifold.topology import LatentBasis
 
 Float64 = NDArray[np.float64]
+Int = NDArray[np.int64]
 
-SMALLEST_VARIANCE = 1e-6  # of the variance a shell has to start with; duplicates would drive it to 0
+MIN_VARIANCE = 1e-6  # of the variance a shell has to start with; duplicates would drive it to 0
+USUAL_STEPS = 8  # of conjugate gradients, for choosing between the two ways: 4 to 8 were seen
+MAX_STEPS = 40  # beyond, the systems have little in common and are solved one by one
+TOLERANCE = 1e-9  # of the residual in the norm of the mean system; float32 products have 1e-7
 
 
 def solve_weights(
-    statistics: Statistics,
+    cross: Float64,
+    gram: Float64,
     basis: LatentBasis,
     noise_variance: Float64,
     alpha: Float64,
@@ -33,7 +43,7 @@ def solve_weights(
 
     Parameters
     ----------
-    statistics : Statistics
+    cross, gram : ndarrays of shape (K, P) and (K, Q)
         B' and G' of Eq. (3.2), without the noise precision.
     basis : LatentBasis
         Phi.
@@ -63,14 +73,14 @@ def solve_weights(
     """
     # Divided by beta, the prior is all that noise has to say: W stays the same and the scale moderate.
     ridge = alpha * noise_variance / layout.information  # (S,)
-    solve = partial(_solve_shell, basis.phi, statistics, ridge, layout)
-    solutions = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, threads_only=True))
+    solve = partial(_solve_shell, basis.phi, cross, gram, ridge, layout)
+    solutions = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, here=True))
     n_singular = sum(solution.n_singular for solution in solutions)
     if n_singular:
         warnings.warn(
             f"{n_singular} of {layout.n_norms} systems for the weights are singular to working precision "
-            f"with alpha down to {alpha.min():.3g} and a basis width of {basis.width:g}; they "
-            "got their least-norm solution. Lower n_basis, lower basis_width, or raise alpha.",
+            f"with alpha down to {alpha.min():.3g}; they got their least-norm solution. Lower n_basis, or "
+            "raise alpha.",
             LinAlgWarning,
             stacklevel=2,
         )
@@ -78,14 +88,14 @@ def solve_weights(
 
 
 def _solve_shell(
-    phi: Float64, statistics: Statistics, ridge: Float64, layout: FeatureLayout, shell: int
+    phi: Float64, cross: Float64, gram: Float64, ridge: Float64, layout: FeatureLayout, shell: int
 ) -> Solution:
     """Weights of one shell: its systems share the prior and nearly share G."""
     features = layout.features_of(shell)
     column = layout.norm_index[features]  # of c^2, of each feature; ascending
-    gram = statistics.gram[:, column[0] : column[-1] + 1]  # (K, columns of the shell)
-    right = phi.T @ statistics.cross[:, features]  # (M + 1, features of the shell)
-    return solve_systems(phi, gram, float(ridge[shell]), right, column - column[0])
+    own = gram[:, column[0] : column[-1] + 1]  # (K, columns of the shell)
+    right = phi.T @ cross[:, features]  # (M + 1, features of the shell)
+    return solve_systems(phi, own, float(ridge[shell]), right, column - column[0])
 
 
 def update_noise(
@@ -96,7 +106,7 @@ def update_noise(
     Parameters
     ----------
     statistics : Statistics
-        B', G' and the power of the images.
+        B', G' and the power of the images, of one part.
     templates : ndarray of shape (K, P)
         mu = Phi W with the new weights.
     layout : FeatureLayout
@@ -121,10 +131,128 @@ def update_noise(
     if noise == "white":
         residual = np.full(layout.n_shells, residual.sum())
         n_values = np.full(layout.n_shells, n_values.sum())
-    return np.maximum(residual / n_values, floor)
+    return np.asarray(np.maximum(residual / n_values, floor))
 
 
 def log_prior(weights: Float64, alpha: Float64, layout: FeatureLayout) -> float:
     """-alpha/2 |W|^2 without the bias: the second part of the objective, Eq. (3.5) and Eq. (2.6)."""
     squares = layout.sum_shells((weights[:-1] ** 2).sum(axis=0))  # (S,)
     return -0.5 * float(alpha @ squares)
+
+
+class Solution(NamedTuple):
+    """Weights of some features, and how many of their systems were singular."""
+
+    weights: Float64
+    n_singular: int
+
+
+def solve_systems(phi: Float64, gram: Float64, ridge: float, right: Float64, column: Int) -> Solution:
+    """Solve (Phi^T diag(G_q) Phi + ridge I0) W_q = right_q for every column q of `gram`, Eq. (3.3).
+
+    Parameters
+    ----------
+    phi : ndarray of shape (K, M + 1)
+        Basis functions at the nodes; the bias, free of the ridge, comes last.
+    gram : ndarray of shape (K, Q)
+        Diagonal weights of each system, not negative.
+    ridge : float
+        Added to the diagonal.
+    right : ndarray of shape (M + 1, P)
+        Right-hand sides.
+    column : ndarray of shape (P,), int
+        System of each right-hand side, ascending; each has at least one.
+
+    Returns
+    -------
+    solution : Solution
+        The least-norm one where a system is singular to working precision.
+
+    Notes
+    -----
+    Either way the result is that of float64. One by one: Q (K M^2 + M^3 / 3) operations; together: those of
+    one system and 4 K M for each right-hand side and step, Eq. (3.30). The cheaper way is taken.
+    """
+    n_nodes, n_functions = phi.shape
+    factorisation = n_nodes * n_functions**2 + n_functions**3 / 3
+    together = 2 * factorisation + USUAL_STEPS * 4 * n_nodes * n_functions * right.shape[1]
+    if together < gram.shape[1] * factorisation:
+        weights = conjugate_gradients(phi, gram, ridge, right, column)
+        if weights is not None:
+            return Solution(weights, 0)
+    return _one_by_one(phi, gram, ridge, right, column)
+
+
+def _normal_matrix(phi: Float64, gram: Float64, ridge: float) -> Float64:
+    """Phi^T diag(gram) Phi + ridge I0 for one column (K,) of weights: the lower triangle."""
+    left: Float64 = dsyrk(1.0, (np.sqrt(gram)[:, None] * phi).T, lower=1)  # gram is a sum of squares
+    diagonal = np.arange(phi.shape[1] - 1)  # I0: every weight but the bias
+    left[diagonal, diagonal] += ridge
+    return left
+
+
+def _one_by_one(phi: Float64, gram: Float64, ridge: float, right: Float64, column: Int) -> Solution:
+    weights = np.empty_like(right)
+    edges = np.searchsorted(column, np.arange(gram.shape[1] + 1))
+    n_singular = 0
+    for q in range(gram.shape[1]):
+        left = _normal_matrix(phi, gram[:, q], ridge)  # (M + 1, M + 1)
+        wanted = right[:, edges[q] : edges[q + 1]]
+        _, solution, info = dposv(left, wanted, lower=1)
+        if info != 0 or not np.isfinite(solution).all():
+            n_singular += 1
+            whole = np.tril(left) + np.tril(left, -1).T
+            solution = np.linalg.lstsq(whole, wanted, rcond=None)[0]
+        weights[:, edges[q] : edges[q + 1]] = solution
+    return Solution(weights, n_singular)
+
+
+def conjugate_gradients(
+    phi: Float64, gram: Float64, ridge: float, right: Float64, column: Int
+) -> Float64 | None:
+    """Solve all systems at once, conditioned by their mean, Eq. (3.30).
+
+    With the mean system L L^T and Psi = Phi L^-T, system q reads (1 + Psi^T diag(G_q - mean G) Psi) u = v
+    for u = L^T w and v = L^-1 right: all of it near 1, so that a few steps reach the tolerance.
+
+    Parameters
+    ----------
+    phi, gram, ridge, right, column
+        As in `solve_systems`.
+
+    Returns
+    -------
+    weights : ndarray of shape (M + 1, P), or None
+        None where the mean system is singular, or the steps do not suffice.
+    """
+    mean = gram.mean(axis=1)  # (K,)
+    factor, info = dpotrf(_normal_matrix(phi, mean, ridge), lower=1)
+    if info != 0:
+        return None
+    psi = np.ascontiguousarray(dtrsm(1.0, factor, phi.T, lower=1).T)  # (K, M + 1)
+    excess = (gram - mean[:, None])[:, column]  # (K, P)
+    residual: Float64 = np.ascontiguousarray(dtrsm(1.0, factor, right, lower=1))  # v, (M + 1, P)
+    solution = np.zeros_like(residual)
+    direction = residual.copy()
+    square = _column_squares(residual)  # (P,)
+    goal = TOLERANCE**2 * square
+    for _ in range(MAX_STEPS):
+        if (square <= goal).all():
+            weights: Float64 = dtrsm(1.0, factor, solution, lower=1, trans_a=1)
+            return weights if np.isfinite(weights).all() else None
+        along = psi @ direction  # (K, P)
+        along *= excess
+        image = direction + psi.T @ along  # the matrix times the direction
+        curvature = np.einsum("mp,mp->p", direction, image)
+        step = np.divide(square, curvature, out=np.zeros_like(square), where=curvature > 0)
+        solution += step * direction
+        image *= step
+        residual -= image
+        previous, square = square, _column_squares(residual)
+        direction *= np.divide(square, previous, out=np.zeros_like(square), where=previous > 0)
+        direction += residual
+    return None
+
+
+def _column_squares(values: Float64) -> Float64:
+    return np.asarray(np.einsum("mp,mp->p", values, values))

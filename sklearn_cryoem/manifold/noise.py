@@ -13,16 +13,20 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.parallel import ordered_map, sum_in_order
+from sklearn_cryoem._core.em import Additive
+from sklearn_cryoem._core.workers import ordered_map, sum_in_order
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, sum_over_start
-from sklearn_cryoem.manifold.prior import LEAST_NOISE, measure_power
+from sklearn_cryoem.manifold.prior import MIN_NOISE, measure_power
 
 Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 LEVEL_VALUES = 20.0  # of average noise added to a group's: levels differ by about a third
 SHELL_VALUES = 200.0  # of the group's own level added to each shell's: colours differ by about a tenth
-SMALLEST, LARGEST = 0.1, 10.0  # times the noise of all; beyond it something else is wrong with an image
+MIN_RELATIVE, MAX_RELATIVE = (
+    0.1,
+    10.0,
+)  # times the noise of all; beyond, something else is wrong with an image
 
 
 class RowBlocks(Blocks, Protocol):
@@ -33,7 +37,7 @@ class RowBlocks(Blocks, Protocol):
 
 
 @dataclass(frozen=True)
-class NoiseSums:
+class NoiseSums(Additive):
     """Noise found and noise expected in each group and shell, summed over images; they add over blocks.
 
     Attributes
@@ -44,9 +48,6 @@ class NoiseSums:
 
     found: Float64
     expected: Float64
-
-    def __add__(self, other: NoiseSums) -> NoiseSums:
-        return NoiseSums(self.found + other.found, self.expected + other.expected)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class NoiseReference:
             Number of workers.
         """
         power = measure_power(blocks, n_jobs=n_jobs)
-        noise = np.maximum(power.noise, LEAST_NOISE * power.variance)  # a single shell has none by itself
+        noise = np.maximum(power.noise, MIN_NOISE * power.variance)  # a single shell has none by itself
         first = cls(power.mean, power.signal, noise, np.ones(blocks.layout.n_shells))
         if known is not None:
             slopes = sum_over_start(partial(_slope_sums, blocks, first, known), blocks, n_jobs=n_jobs)
@@ -93,7 +94,7 @@ class NoiseReference:
         everyone = np.zeros(blocks.n_samples, dtype=np.int64)
         task = partial(_group_sums, blocks, first, everyone, 1)
         sums = sum_over_start(task, blocks, n_jobs=n_jobs)
-        return replace(first, pooled=np.maximum(sums.found / sums.expected, SMALLEST)[0])
+        return replace(first, pooled=np.maximum(sums.found / sums.expected, MIN_RELATIVE)[0])
 
     @property
     def level(self) -> Float64:
@@ -122,13 +123,10 @@ class NoiseReference:
 
 
 @dataclass(frozen=True)
-class _SlopeSums:
+class _SlopeSums(Additive):
     """Sums over images for the slope of their power V over c^2, the noise h of each being known; (9, S)."""
 
     sums: Float64
-
-    def __add__(self, other: _SlopeSums) -> _SlopeSums:
-        return _SlopeSums(self.sums + other.sums)
 
     def signal(self, otherwise: Float64) -> Float64:
         """Slope of each shell, or what is given where c^2 is the same in all images; (S,)."""
@@ -176,7 +174,7 @@ def group_noise(
     values = sums.expected * (information / reference.level)  # worth so many independent ones; (G, S)
     own = sums.found * (information / reference.level)
     relative = (own + SHELL_VALUES * level) / (values + SHELL_VALUES)
-    return np.asarray(np.clip(relative, SMALLEST, LARGEST))
+    return np.asarray(np.clip(relative, MIN_RELATIVE, MAX_RELATIVE))
 
 
 def image_noise(blocks: RowBlocks, reference: NoiseReference, *, n_jobs: int | None = None) -> Float64:
@@ -194,9 +192,9 @@ def image_noise(blocks: RowBlocks, reference: NoiseReference, *, n_jobs: int | N
 
     def levels(index: int) -> Float64:
         sums = reference.image_sums(blocks.load(index, blocks.layout.n_shells), blocks.layout)
-        return np.clip(_level(sums, reference, blocks.layout.information), SMALLEST, LARGEST)
+        return np.clip(_level(sums, reference, blocks.layout.information), MIN_RELATIVE, MAX_RELATIVE)
 
-    return np.concatenate(list(ordered_map(levels, range(len(blocks)), n_jobs=n_jobs, threads_only=True)))
+    return np.concatenate(list(ordered_map(levels, range(len(blocks)), n_jobs=n_jobs, here=True)))
 
 
 def _level(sums: NoiseSums, reference: NoiseReference, information: float) -> Float64:
@@ -257,3 +255,68 @@ class RowNoise:
         else:
             norm = block.norm * inverse[:, layout.shell[layout.norm_starts]]
         return FeatureBlock(data, norm, block.power / relative, np.log(relative))
+
+
+@dataclass(frozen=True)
+class PartNoise:
+    """Noise of groups, or of each image, in units of that of all, Eq. (3.14). Build with `PartNoise.of`.
+
+    Attributes
+    ----------
+    reference : NoiseReference
+        What an image is compared with.
+    groups : ndarray of shape (n_groups,) or None
+        Numbers of the groups that were seen, ascending; None where each image is measured by itself.
+    relative : ndarray of shape (n_groups, n_shells) or None
+        Noise of each.
+    """
+
+    reference: NoiseReference
+    groups: Int | None = None
+    relative: Float64 | None = None
+
+    @classmethod
+    def of(cls, blocks: RowBlocks, groups: Int | None, *, n_jobs: int | None = None) -> PartNoise:
+        """Measure the noise of each group of images, or of each image where `groups` is None.
+
+        Parameters
+        ----------
+        blocks : RowBlocks
+            The images.
+        groups : ndarray of shape (n_samples,) or None
+            Number of the group of each image.
+        n_jobs : int, optional
+            Number of workers.
+        """
+        known: RowNoise | None = None
+        for _ in range(N_ROUNDS):
+            reference = NoiseReference.of(blocks, known, n_jobs=n_jobs)
+            noise = cls(reference)
+            if groups is not None:
+                none = np.empty(0, dtype=np.int64), np.empty((0, blocks.layout.n_shells))
+                noise = cls(reference, *none).extended(blocks, groups, n_jobs=n_jobs)
+            known = noise.of_rows(blocks, groups, n_jobs=n_jobs)
+        return noise
+
+    def extended(self, blocks: RowBlocks, groups: Int, *, n_jobs: int | None = None) -> PartNoise:
+        """The same with the groups of more particles; those known already stay as they are."""
+        if self.groups is None or self.relative is None:
+            return self
+        new = np.setdiff1d(groups, self.groups)
+        if not len(new):
+            return self
+        code = np.searchsorted(new, groups)  # those known go into a group too many
+        code[~np.isin(groups, new)] = len(new)
+        found = group_noise(blocks, self.reference, code, len(new) + 1, n_jobs=n_jobs)[:-1]
+        together, relative = np.concatenate([self.groups, new]), np.concatenate([self.relative, found])
+        order = np.argsort(together)
+        return PartNoise(self.reference, together[order], relative[order])
+
+    def of_rows(self, blocks: RowBlocks, groups: Int | None, *, n_jobs: int | None = None) -> RowNoise:
+        """Noise of each image of `blocks`; a group never seen is taken to have that of all."""
+        if self.groups is None or self.relative is None or groups is None:
+            level = image_noise(blocks, self.reference, n_jobs=n_jobs)
+            return RowNoise(level, np.arange(blocks.n_samples))
+        place = np.minimum(np.searchsorted(self.groups, groups), len(self.groups) - 1)
+        table = np.vstack([self.relative, np.ones(self.relative.shape[1])])
+        return RowNoise(table, np.where(self.groups[place] == groups, place, len(self.groups)))

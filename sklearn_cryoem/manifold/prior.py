@@ -8,19 +8,20 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from sklearn_cryoem._core.em import Additive
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout, sum_over_start
-from sklearn_cryoem.manifold.grid import LatentBasis
+from sklearn_cryoem.manifold.topology import LatentBasis
 
 Float64 = NDArray[np.float64]
 
-LEAST_NOISE = 0.1  # of the variance of a shell: the signal's share is known no better
-SMALLEST_SHARE = 1e-6  # of the largest shell variance: what a shell without any variance is given
+MIN_NOISE = 0.1  # of the variance of a shell: the signal's share is known no better
+MIN_SHARE = 1e-6  # of the largest shell variance: what a shell without any variance is given
 TELLING = 0.99  # of what tells views apart, Eq. (3.15): finer shells bring more noise than they tell
 SIGNIFICANT = 2.0  # standard errors: signal that is weaker may be none
 
 
 @dataclass(frozen=True)
-class Moments:
+class Moments(Additive):
     """Sums over images from which mean, noise and signal power follow; they add over blocks.
 
     Attributes
@@ -42,17 +43,6 @@ class Moments:
     c4: Float64
     y2: Float64
     c2y2: Float64
-
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.n_samples + other.n_samples,
-            self.cy + other.cy,
-            self.c3y + other.c3y,
-            self.c2 + other.c2,
-            self.c4 + other.c4,
-            self.y2 + other.y2,
-            self.c2y2 + other.c2y2,
-        )
 
 
 @dataclass(frozen=True)
@@ -146,7 +136,7 @@ def power_of(moments: Moments, layout: FeatureLayout) -> DataPower:
     variance = moments.y2 + layout.sum_shells(mean**2 * c2 - 2.0 * mean * moments.cy)
     c2_variance = moments.c2y2 + layout.sum_shells(mean**2 * c4 - 2.0 * mean * moments.c3y)
     variance, c2_variance = np.maximum(variance / n_values, 0.0), c2_variance / n_values
-    variance = np.maximum(variance, SMALLEST_SHARE * variance.max() or 1.0)
+    variance = np.maximum(variance, MIN_SHARE * variance.max() or 1.0)
     mean_c2 = layout.sum_shells(c2) / n_values
     spread = np.maximum(layout.sum_shells(c4) / n_values - mean_c2**2, 0.0)
     largest = variance / np.maximum(mean_c2, 1e-3)
@@ -158,9 +148,9 @@ def power_of(moments: Moments, layout: FeatureLayout) -> DataPower:
         signal = largest
     else:
         slope = np.where(has_slope, (c2_variance - mean_c2 * variance) / divisor, largest * (1.0 - quietest))
-        signal = np.clip(np.maximum(slope, error), SMALLEST_SHARE * largest, largest)  # Eq. (3.11)
+        signal = np.clip(np.maximum(slope, error), MIN_SHARE * largest, largest)  # Eq. (3.11)
     # a Wiener filter without noise would divide by the zeros of the CTF
-    least = 0.0 if layout.n_shells == 1 else LEAST_NOISE * variance
+    least = 0.0 if layout.n_shells == 1 else MIN_NOISE * variance
     return DataPower(mean, variance, signal, np.maximum(variance - signal * mean_c2, least), error)
 
 

@@ -8,16 +8,17 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from sklearn_cryoem._core.em import Additive
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout, sum_over_start
-from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.prior import DataPower
+from sklearn_cryoem.manifold.topology import LatentBasis
 
 Float64 = NDArray[np.float64]
 
-MOST_FEATURES_EXACT = 1500  # beyond, the covariance is never formed
+MAX_FEATURES_EXACT = 1500  # beyond, the covariance is never formed
 N_SUBSPACE_PASSES = 8
 N_EXTRA_AXES = 8
-SMALLEST_SPREAD = 1e-9  # of nodes along an axis of their embedding: they lie at one place
+MIN_SPREAD = 1e-9  # of nodes along an axis of their embedding: they lie at one place
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def pca_start(
     variances, axes = _principal_axes(blocks, layout, power, basis.embedding.shape[1], rng, n_jobs)
     nodes = basis.embedding
     spread = nodes.std(axis=0)  # (E,)
-    unit = np.divide(nodes, spread, out=np.zeros_like(nodes), where=spread > SMALLEST_SPREAD)
+    unit = np.divide(nodes, spread, out=np.zeros_like(nodes), where=spread > MIN_SPREAD)
     mean = power.mean[: layout.n_features]
     templates = mean + (unit * np.sqrt(variances)) @ axes  # (K, P0)
     weights = np.linalg.lstsq(basis.phi, templates, rcond=None)[0]
@@ -107,7 +108,7 @@ def _variance_off_the_plane(
     """Noise of plain vectors: what the plane leaves, but enough for neighbouring nodes to overlap."""
     n_features = layout.n_features
     spread = basis.embedding.std(axis=0)  # (E,)
-    has_extent = spread > SMALLEST_SPREAD
+    has_extent = spread > MIN_SPREAD
     covered = variances[has_extent]
     left = (power.variance[0] * n_features - covered.sum()) / max(n_features - len(covered), 1)
     steps = basis.node_steps[has_extent] * np.sqrt(covered) / spread[has_extent]
@@ -125,7 +126,7 @@ def _principal_axes(
 ) -> tuple[Float64, Float64]:
     """Largest variances (n_axes,) and their directions (n_axes, P0) of CTF-corrected images."""
     n_features = layout.n_features
-    if n_features <= MOST_FEATURES_EXACT:
+    if n_features <= MAX_FEATURES_EXACT:
         covariance = _apply_covariance(blocks, layout, power, None, n_jobs)
         values, vectors = np.linalg.eigh(covariance)
     else:
@@ -154,12 +155,9 @@ def _apply_covariance(
 
 
 @dataclass(frozen=True)
-class _Sum:
+class _Sum(Additive):
     values: Float64
     n_samples: int
-
-    def __add__(self, other: _Sum) -> _Sum:
-        return _Sum(self.values + other.values, self.n_samples + other.n_samples)
 
 
 def _block_covariance(

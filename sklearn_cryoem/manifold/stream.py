@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
-from sklearn_cryoem.manifold.classes import ClassStatistics, class_statistics, map_posterior
-from sklearn_cryoem.manifold.crossfit import ShellNorms
-from sklearn_cryoem.manifold.expectation import Posterior, Statistics
-from sklearn_cryoem.manifold.fit import Manifold
+from sklearn_cryoem.manifold.classes import map_posterior
+from sklearn_cryoem.manifold.coupling import Coupling, ShellNorms, turn_of
+from sklearn_cryoem.manifold.em import HeldOutMStep, MStep, em
+from sklearn_cryoem.manifold.expectation import Matcher, Posterior, Statistics, sweep
+from sklearn_cryoem.manifold.maximisation import MIN_VARIANCE
 from sklearn_cryoem.manifold.prior import DataPower, Moments, measure_moments, power_of, prior_precision
-from sklearn_cryoem.manifold.sweeps import Sweeps, add_up
+from sklearn_cryoem.manifold.state import EMState, Manifold, Schedule, Trace
 from sklearn_cryoem.manifold.window import Window, admit
 
 Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 DECAY = 0.7  # exponent kappa of Eq. (3.20): 1 never forgets, 0.5 is the least that still converges
+N_SWEEPS = 6  # of E- and M-step for a chunk
+N_ORDINARY_SWEEPS = 3  # where no image is held out
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,8 @@ class Stream:
         many they are worth.
     left_noise : ndarray of shape (S,)
         Decayed mean of the noise when they left.
-    left_classes : ClassStatistics
-        Decayed sums of their class averages, scaled likewise; without labels.
+    left_halves : Statistics
+        Decayed sums of both halves of them, for class averages, scaled likewise.
     class_counts : ndarray of shape (K,), int
         Labels given so far.
     moments : Moments
@@ -58,7 +63,7 @@ class Stream:
     held: Statistics
     left: Statistics
     left_noise: Float64
-    left_classes: ClassStatistics
+    left_halves: Statistics
     class_counts: Int
     moments: Moments
     n_seen: int
@@ -71,8 +76,10 @@ class Advance:
 
     manifold: Manifold
     stream: Stream
-    classes: ClassStatistics
-    """Sums for the class averages of all images, old ones decayed; its labels are those of the chunk."""
+    halves: Statistics
+    """Sums for the class averages of all images, old ones decayed."""
+    labels: Int
+    """Of the chunk."""
     objective: list[float]
     """Of each sweep over the images at hand, for each image: log likelihood of held-out ones, or (3.5)."""
 
@@ -84,7 +91,6 @@ def begin_stream(
     *,
     n_folds: int,
     noise: str = "shell",
-    hard: bool = False,
     dtype: DTypeLike,
     n_jobs: int | None = None,
 ) -> Stream:
@@ -102,8 +108,6 @@ def begin_stream(
         Folds in which images are held out, Eq. (3.12); 1 for ordinary EM.
     noise : {"white", "shell"}
         How noise variances are pooled, Eq. (3.4).
-    hard : bool
-        Class averages count each image for its most probable node alone.
     dtype : dtype
         Precision of the matrix products.
     n_jobs : int, optional
@@ -112,14 +116,15 @@ def begin_stream(
     shells, basis = ShellNorms(blocks), manifold.basis
     stream = _nothing(shells.layout, manifold, spread_moments(moments, blocks.layout), n_folds)
     leaving, window = admit(None, shells, n_folds, len(basis.nodes))
-    parts: list[Blocks] = [*leaving, window]
-    power = power_of_stream(stream.moments, shells.layout)
-    sweeps = Sweeps.of(basis, manifold.alpha, power, shells.layout, noise, dtype, n_jobs)
-    swept = sweeps.run(parts, n_folds, stream.held, stream.left, stream.left_noise, manifold)
+    m_step = MStep(
+        basis=basis, alpha=manifold.alpha, layout=shells.layout, noise=noise, dtype=dtype, n_jobs=n_jobs,
+        past=stream.left,
+    )  # fmt: skip
+    swept = _sweep_again(stream, [*leaving, window], manifold, m_step)
     if swept.leaving is not None:
         matcher = manifold.matcher(shells.layout, dtype=dtype)
-        classes = [class_statistics(part, matcher, hard=hard, n_jobs=n_jobs) for part in leaving]
-        stream, window = _let_go(stream, swept.leaving, manifold.noise_variance, classes), window.owned()
+        halves = [sweep(part, [matcher], "halves", n_jobs=n_jobs) for part in leaving]
+        stream, window = _let_go(stream, swept.leaving, manifold.noise_variance, halves), window.owned()
     counts = np.bincount(most_probable(blocks, manifold, dtype, n_jobs), minlength=len(basis.nodes))
     return dataclasses.replace(
         stream, window=window, held=swept.held, class_counts=counts, n_seen=blocks.n_samples
@@ -165,19 +170,20 @@ def resume_stream(
     mean_c2 = layout.sum_shells(moments.c2) / layout.shell_sizes  # (S,)
     ridge = manifold.alpha * manifold.noise_variance / layout.information  # (S,)
     half_gram = 0.5 * node_mass[:, None] * (mean_c2 / moments.n_samples)  # (K, S)
-    gram = np.stack([half_gram, half_gram])
     cross = half_averages * (half_gram + ridge)[:, layout.shell]  # (2, K, P)
     whole, templates = cross.sum(axis=0), manifold.templates  # (K, P)
     explained = layout.sum_shells((whole * templates).sum(axis=0))  # (S,)
     norms = (2.0 * half_gram * layout.sum_shells(templates**2)).sum(axis=0)  # (S,)
     power = manifold.noise_variance * layout.shell_sizes * len(labels) + 2.0 * explained - norms  # (S,)
+    empty = _nothing(shells, manifold, moments, n_folds)
+    half_mass = np.stack([0.5 * node_mass, 0.5 * node_mass])
+    halves = dataclasses.replace(
+        empty.left_halves, cross=cross, gram=np.stack([half_gram, half_gram]), node_mass=half_mass
+    )
+    left = dataclasses.replace(halves.total(), power=power, n_samples=len(labels))
+    counts = np.bincount(labels, minlength=len(node_mass))
     return dataclasses.replace(
-        _nothing(shells, manifold, moments, n_folds),
-        left=Statistics(whole, gram.sum(axis=0), power, node_mass.astype(np.float64), 0.0, len(labels)),
-        left_classes=ClassStatistics(cross, gram, node_mass.astype(np.float64), labels[:0]),
-        class_counts=np.bincount(labels, minlength=len(node_mass)),
-        n_seen=len(labels),
-        n_left=len(labels),
+        empty, left=left, left_halves=halves, class_counts=counts, n_seen=len(labels), n_left=len(labels)
     )
 
 
@@ -188,7 +194,6 @@ def advance(
     *,
     alpha: float | str,
     noise: str = "shell",
-    hard: bool = False,
     dtype: DTypeLike,
     n_jobs: int | None = None,
 ) -> Advance:
@@ -206,8 +211,6 @@ def advance(
         Prior precision of the weights; "auto" follows the signal in all images so far, Eq. (3.11).
     noise : {"white", "shell"}
         How noise variances are pooled, Eq. (3.4).
-    hard : bool
-        Class averages count each image for its most probable node alone.
     dtype : dtype
         Precision of the matrix products.
     n_jobs : int, optional
@@ -218,14 +221,17 @@ def advance(
     Seven passes over the window and the chunk, and one more over the chunk.
     """
     moments = stream.moments + spread_moments(measure_moments(blocks, n_jobs=n_jobs), blocks.layout)
-    basis, layout, power = manifold.basis, stream.layout, power_of_stream(moments, stream.layout)
+    stream, basis, layout = dataclasses.replace(stream, moments=moments), manifold.basis, stream.layout
     leaving, window = admit(stream.window, ShellNorms(blocks), stream.n_folds, len(basis.nodes))
-    parts: list[Blocks] = [*leaving, window]
-    sweeps = Sweeps.of(basis, prior_precision(alpha, basis, power), power, layout, noise, dtype, n_jobs)
-    swept = sweeps.run(parts, stream.n_folds, stream.held, stream.left, stream.left_noise, manifold)
+    precision = prior_precision(alpha, basis, power_of_stream(moments, layout))
+    m_step = MStep(
+        basis=basis, alpha=precision, layout=layout, noise=noise, dtype=dtype, n_jobs=n_jobs,
+        past=stream.left,
+    )  # fmt: skip
+    swept = _sweep_again(stream, [*leaving, window], manifold, m_step)
     manifold = swept.manifold
     matcher = manifold.matcher(layout, dtype=dtype)
-    *old, new = [class_statistics(part, matcher, hard=hard, n_jobs=n_jobs) for part in parts]
+    *old, new = [sweep(part, [matcher], "halves", n_jobs=n_jobs) for part in [*leaving, window]]
     if swept.leaving is not None:
         stream, window = _let_go(stream, swept.leaving, manifold.noise_variance, old), window.owned()
     labels = most_probable(blocks, manifold, dtype, n_jobs)  # with c^2 of each coefficient, as `predict`
@@ -234,11 +240,65 @@ def advance(
         window=window,
         held=swept.held,
         class_counts=stream.class_counts + np.bincount(labels, minlength=len(stream.class_counts)),
-        moments=moments,
         n_seen=stream.n_seen + blocks.n_samples,
     )
-    classes = dataclasses.replace(stream.left_classes + new, labels=labels)
-    return Advance(manifold, stream, classes, swept.objective)
+    return Advance(manifold, stream, stream.left_halves + new, labels, swept.objective)
+
+
+@dataclass(frozen=True)
+class _Swept:
+    """What sweeps over the images at hand have found."""
+
+    manifold: Manifold
+    leaving: Statistics | None  # of the images that are seen for the last time
+    held: Statistics  # of the others
+    objective: list[float]
+
+
+def _sweep_again(stream: Stream, parts: list[Blocks], manifold: Manifold, ordinary: MStep) -> _Swept:
+    """Iterate over the images at hand, of which the last part stays, with the sums over those that are gone."""
+    basis, layout, n_folds = ordinary.basis, ordinary.layout, stream.n_folds
+    power = power_of_stream(stream.moments, layout)
+    last: list[Statistics] = []
+
+    def e_step(matchers: list[Matcher], n_shells: int) -> Statistics:
+        split = "folds" if n_folds > 1 else "all"
+        last[:] = [sweep(part, matchers, split, n_shells=n_shells, n_jobs=ordinary.n_jobs) for part in parts]
+        return sum_of(last)
+
+    m_step, templates, n_sweeps = ordinary, [], N_ORDINARY_SWEEPS
+    if n_folds > 1:
+        coupling = Coupling.of(basis, ordinary.alpha, layout, power.mean, turn_of(power, layout))
+        m_step = HeldOutMStep(**vars(ordinary), coupling=coupling, past_noise=stream.left_noise)
+        known, start, n_sweeps = stream.left + stream.held, manifold.templates, N_SWEEPS
+        if known.n_samples:
+            start = coupling.templates(
+                known.cross, known.gram, manifold.noise_variance, layout, n_jobs=ordinary.n_jobs
+            )
+        templates = [start] * n_folds
+    state = EMState(
+        iteration=1,  # the parameters of the start are those of an iteration before
+        weights=manifold.weights,
+        templates=templates,
+        noise_variance=manifold.noise_variance,
+        floor=MIN_VARIANCE * power.variance,
+        n_shells=layout.n_shells,
+        trace=Trace(),
+    )
+    schedule = Schedule(layout.n_shells, layout.n_shells, 0, n_sweeps + 1)
+    *_, state = em(e_step, m_step, schedule, state)
+    *leaving, held = [part.total() for part in last]
+    return _Swept(
+        manifold=state.manifold(basis, ordinary.alpha, layout),
+        leaving=sum_of(leaving) if leaving else None,
+        held=held,
+        objective=state.trace.objective,
+    )
+
+
+def sum_of(parts: list[Statistics]) -> Statistics:
+    """Sum of at least one."""
+    return functools.reduce(operator.add, parts)
 
 
 def spread_moments(moments: Moments, layout: FeatureLayout) -> Moments:
@@ -254,50 +314,38 @@ def power_of_stream(moments: Moments, layout: FeatureLayout) -> DataPower:
 
 def _nothing(layout: FeatureLayout, manifold: Manifold, moments: Moments, n_folds: int) -> Stream:
     """Remember nothing but moments."""
-    n_nodes, n_features, n_shells = len(manifold.basis.nodes), layout.n_features, layout.n_shells
-    cross, gram = np.zeros((n_nodes, n_features)), np.zeros((n_nodes, n_shells))
-    none = Statistics(cross, gram, np.zeros(n_shells), np.zeros(n_nodes), 0.0, 0)
-    classes = ClassStatistics(
-        np.stack([cross, cross]), np.stack([gram, gram]), np.zeros(n_nodes), np.zeros(0, dtype=np.int64)
+    n_nodes = len(manifold.basis.nodes)
+    halves = Statistics.zeros(2, n_nodes, layout, np.float64)
+    return Stream(
+        layout=layout,
+        window=None,
+        n_folds=n_folds,
+        held=halves.total(),
+        left=halves.total(),
+        left_noise=manifold.noise_variance,
+        left_halves=halves,
+        class_counts=np.zeros(n_nodes, dtype=np.int64),
+        moments=moments,
+        n_seen=0,
+        n_left=0,
     )
-    counts, noise = np.zeros(n_nodes, dtype=np.int64), manifold.noise_variance
-    return Stream(layout, None, n_folds, none, none, noise, classes, counts, moments, 0, 0)
 
 
-def _let_go(stream: Stream, sums: Statistics, noise: Float64, classes: list[ClassStatistics]) -> Stream:
+def _let_go(stream: Stream, sums: Statistics, noise: Float64, halves: list[Statistics]) -> Stream:
     """Let images that leave the window join the decayed sums, Eq. (3.20)."""
-    n_leaving, worth = sums.n_samples, stream.left.n_samples
+    n_leaving, worth = int(sums.n_samples), int(stream.left.n_samples)
     n_left = stream.n_left + n_leaving
     step = (n_leaving / n_left) ** DECAY  # Eq. (3.20); 1 for the first
     old = (1.0 - step) ** 2 / worth if worth else 0.0
     n_effective = round(1.0 / (old + step**2 / n_leaving))
     a, b = (1.0 - step) * n_effective / max(worth, 1), step * n_effective / n_leaving
+    left = stream.left.scaled(a) + sums.scaled(b)
     return dataclasses.replace(
         stream,
-        left=_mix_statistics(stream.left, sums, a, b, n_effective),
+        left=dataclasses.replace(left, n_samples=n_effective),
         left_noise=(1.0 - step) * stream.left_noise + step * noise,
-        left_classes=_mix_classes(stream.left_classes, add_up(classes), a, b),
+        left_halves=stream.left_halves.scaled(a) + sum_of(halves).scaled(b),
         n_left=n_left,
-    )
-
-
-def _mix_statistics(old: Statistics, new: Statistics, a: float, b: float, worth: int) -> Statistics:
-    return Statistics(
-        a * old.cross + b * new.cross,
-        a * old.gram + b * new.gram,
-        a * old.power + b * new.power,
-        a * old.node_mass + b * new.node_mass,
-        a * old.log_evidence + b * new.log_evidence,
-        worth,
-    )
-
-
-def _mix_classes(old: ClassStatistics, new: ClassStatistics, a: float, b: float) -> ClassStatistics:
-    return ClassStatistics(
-        a * old.cross + b * new.cross,
-        a * old.gram + b * new.gram,
-        a * old.node_mass + b * new.node_mass,
-        old.labels,
     )
 
 

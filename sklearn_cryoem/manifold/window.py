@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,62 +16,40 @@ from sklearn_cryoem.manifold.blocks import BLOCK_SIZE, Blocks, FeatureBlock, Fea
 Floating = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
 
-MOST_IMAGES = 2000  # or MOST_PER_NODE for each node, if that is more
-MOST_PER_NODE = 8
-MOST_BYTES = 256 * 2**20
+MAX_IMAGES = 2000  # or MAX_PER_NODE for each node, if that is more
+MAX_PER_NODE = 8
+MAX_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Window:
-    """Feature blocks of rows that are held in memory; c^2 is the mean of each shell.
+    """The last images of a stream as features in memory, so that they can be matched again: `Blocks`.
 
     Attributes
     ----------
     layout : FeatureLayout
-        Columns; one column of c^2 a shell.
+        Columns; one column of c^2 a shell, its mean.
     n_folds : int
         Row i belongs to fold i modulo `n_folds`, in every block.
-    data : ndarray of shape (n, P)
-        c y.
-    norm : ndarray of shape (n, S) or None
-        c^2; None where c = 1.
-    power : ndarray of shape (n, S)
-        Sums of y^2.
-    log_noise : ndarray of shape (n, S) or None
-        As in `FeatureBlock`.
+    held : FeatureBlock
+        All rows.
     """
 
     layout: FeatureLayout
     n_folds: int
-    data: Floating
-    norm: Floating | None
-    power: Float64
-    log_noise: Float64 | None
+    held: FeatureBlock
 
     @classmethod
     def of(cls, blocks: Blocks, first: int, n_folds: int) -> Window:
         """Hold the blocks from number `first` on, of which there is one at least."""
         layout = blocks.layout
-        window = cls._of_block(blocks.load(first, layout.n_shells), layout, n_folds)
-        for index in range(first + 1, len(blocks)):
-            window = window.joined(cls._of_block(blocks.load(index, layout.n_shells), layout, n_folds))
-        return window
-
-    @classmethod
-    def _of_block(cls, block: FeatureBlock, layout: FeatureLayout, n_folds: int) -> Window:
-        return cls(layout, n_folds, block.data, block.norm, block.power, block.log_noise)
+        loaded = [blocks.load(index, layout.n_shells) for index in range(first, len(blocks))]
+        return cls(layout, n_folds, functools.reduce(_joined, loaded))
 
     @property
     def n_samples(self) -> int:
         """Number of rows."""
-        return len(self.data)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes that a row takes."""
-        values = self.data.shape[1] + (0 if self.norm is None else self.norm.shape[1])
-        noise = 0 if self.log_noise is None else self.log_noise.shape[1]
-        return int(self.data.itemsize * values + 8 * (self.power.shape[1] + noise))
+        return len(self.held)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -81,44 +61,38 @@ class Window:
 
     def load(self, index: int, n_shells: int) -> FeatureBlock:
         """Return block `index`, its first `n_shells` shells."""
-        part = self.rows(self._rows[index])
-        block = FeatureBlock(part.data, part.norm, part.power, part.log_noise)
-        return block.prefix(self.layout.truncate(n_shells))
+        return self.held.take(self._rows[index]).prefix(self.layout.truncate(n_shells))
 
     def rows(self, rows: slice) -> Window:
         """Return some of the rows, as views."""
-        norm = None if self.norm is None else self.norm[rows]
-        log_noise = None if self.log_noise is None else self.log_noise[rows]
-        return Window(self.layout, self.n_folds, self.data[rows], norm, self.power[rows], log_noise)
+        return Window(self.layout, self.n_folds, self.held.take(rows))
 
     def owned(self) -> Window:
         """Return the same rows in arrays of their own, so that others can be freed."""
-        norm = None if self.norm is None else self.norm.copy()
-        log_noise = None if self.log_noise is None else self.log_noise.copy()
-        return Window(self.layout, self.n_folds, self.data.copy(), norm, self.power.copy(), log_noise)
+        return Window(self.layout, self.n_folds, copy.deepcopy(self.held))
 
     def joined(self, other: Window) -> Window:
         """Return the rows of both, in an array of their own."""
-        return Window(
-            self.layout,
-            self.n_folds,
-            np.concatenate([self.data, other.data]),
-            _joined(self.norm, other.norm, np.ones, self, other, self.data.dtype),
-            np.concatenate([self.power, other.power]),
-            _joined(self.log_noise, other.log_noise, np.zeros, self, other, np.dtype(np.float64)),
-        )
+        return Window(self.layout, self.n_folds, _joined(self.held, other.held))
 
 
-def _joined(
-    one: Floating | None, two: Floating | None, fill: Any, first: Window, second: Window, dtype: np.dtype[Any]
-) -> Any:
-    """Both arrays, either filled in where it alone is None; None if both are."""
-    if one is None and two is None:
-        return None
-    n_shells = first.layout.n_shells
-    one = fill((first.n_samples, n_shells), dtype=dtype) if one is None else one
-    two = fill((second.n_samples, n_shells), dtype=dtype) if two is None else two
-    return np.concatenate([one, two])
+def _joined(first: FeatureBlock, second: FeatureBlock) -> FeatureBlock:
+    """Rows of both; where one alone has c^2 or noise, those of the other are 1."""
+    norm = log_noise = None
+    if first.norm is not None or second.norm is not None:
+        norm = np.concatenate([_norm_of(block) for block in (first, second)])
+    if first.log_noise is not None or second.log_noise is not None:
+        log_noise = np.concatenate([_log_noise_of(block) for block in (first, second)])
+    data = np.concatenate([first.data, second.data])
+    return FeatureBlock(data, norm, np.concatenate([first.power, second.power]), log_noise)
+
+
+def _norm_of(block: FeatureBlock) -> Floating:
+    return np.ones(block.power.shape, block.data.dtype) if block.norm is None else block.norm
+
+
+def _log_noise_of(block: FeatureBlock) -> Float64:
+    return np.zeros(block.power.shape) if block.log_noise is None else block.log_noise
 
 
 @dataclass(frozen=True)
@@ -173,7 +147,7 @@ def admit(window: Window | None, chunk: Blocks, n_folds: int, n_nodes: int) -> t
     staying : Window
     """
     n_shells = chunk.layout.n_shells
-    limit = _most_rows(Window._of_block(chunk.load(0, n_shells), chunk.layout, n_folds).row_bytes, n_nodes)
+    limit = _max_rows(chunk.load(0, n_shells), n_nodes)
     first, n_after = 0, chunk.n_samples
     while first < len(chunk) - 1:
         size = len(chunk.load(first, 1))
@@ -197,5 +171,7 @@ def admit(window: Window | None, chunk: Blocks, n_folds: int, n_nodes: int) -> t
     return leaving, staying
 
 
-def _most_rows(row_bytes: int, n_nodes: int) -> int:
-    return max(2, min(max(MOST_IMAGES, MOST_PER_NODE * n_nodes), MOST_BYTES // row_bytes))
+def _max_rows(block: FeatureBlock, n_nodes: int) -> int:
+    """Rows that a window may hold, by what a row of `block` takes."""
+    rows = min(max(MAX_IMAGES, MAX_PER_NODE * n_nodes), MAX_BYTES * len(block) // block.nbytes)
+    return max(2, rows)

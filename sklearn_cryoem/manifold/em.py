@@ -1,0 +1,269 @@
+"""The EM of the manifold: E-step, M-step, objective and stop, Eq. (3.1)-(3.5).
+
+In ordinary EM the noise of an image is in the template of its class, and where classes are small it counts
+more than what tells views apart: images stay where they are, and the map stays near its start. Cross-fitted
+EM, Eq. (3.12), compares every image with templates that other images alone have made. It finds the map, and
+ordinary EM only settles it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
+from sklearn_cryoem.manifold.coupling import Coupling, ShellNorms
+from sklearn_cryoem.manifold.expectation import Matcher, Statistics, sweep
+from sklearn_cryoem.manifold.maximisation import log_prior, solve_weights, update_noise
+from sklearn_cryoem.manifold.state import EMState, Schedule
+from sklearn_cryoem.manifold.topology import LatentBasis
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MStep:
+    """How the statistics of all images become weights and noise, Eq. (3.3)-(3.4).
+
+    Attributes
+    ----------
+    basis : LatentBasis
+        Nodes and Phi.
+    alpha : ndarray of shape (S,)
+        Prior precision of the weights.
+    layout : FeatureLayout
+        All shells.
+    noise : {"white", "shell"}
+        How noise variances are pooled, Eq. (3.4).
+    dtype : dtype
+        Precision of the matrix products: that of the data.
+    n_jobs : int or None
+        Number of workers.
+    past : Statistics, optional
+        Sums over images that are gone, Eq. (3.20).
+    """
+
+    is_held_out: ClassVar[bool] = False
+
+    basis: LatentBasis
+    alpha: Float64
+    layout: FeatureLayout
+    noise: str
+    dtype: DTypeLike
+    n_jobs: int | None
+    past: Statistics | None = None
+
+    def matchers(self, state: EMState) -> list[Matcher]:
+        """Prepare the templates of a state for the E-step."""
+        layout, variance = self.layout.truncate(state.n_shells), state.noise_variance[: state.n_shells]
+        return [Matcher.of(mu, variance, layout, dtype=self.dtype) for mu in self.templates(state)]
+
+    def templates(self, state: EMState) -> list[Float64]:
+        """Templates that images are compared with, of each part of them."""
+        return [self.basis.phi @ state.weights]
+
+    def objective(self, state: EMState, statistics: Statistics) -> float:
+        """Eq. (3.5), for each image."""
+        layout, alpha = self.layout.truncate(state.n_shells), self.alpha[: state.n_shells]
+        evidence = float(statistics.log_evidence.sum()) + log_prior(state.weights, alpha, layout)
+        return evidence / int(statistics.n_samples.sum())
+
+    def __call__(self, state: EMState, statistics: Statistics, n_shells: int, *, is_last: bool) -> EMState:
+        """State with the parameters that statistics give.
+
+        Parameters
+        ----------
+        state : EMState
+            The parameters of the E-step.
+        statistics : Statistics
+            Of each part of the images.
+        n_shells : int
+            Shells of the statistics.
+        is_last : bool
+            Whether this is the last iteration.
+        """
+        layout, total, variance = self.layout.truncate(n_shells), self.total(statistics), state.noise_variance
+        weights = self.weights(total, variance[:n_shells], layout)
+        mu, floor = self.basis.phi @ weights, state.floor[:n_shells]
+        found = update_noise(total, mu, layout, self.noise, floor)
+        return state.after_m_step(found, n_shells, weights=weights)
+
+    def total(self, statistics: Statistics) -> Statistics:
+        """Sums over all images, those that are gone among them."""
+        return statistics.total() if self.past is None else statistics.total() + self.past
+
+    def weights(self, total: Statistics, variance: Float64, layout: FeatureLayout) -> Float64:
+        """Weights that all images give, Eq. (3.3)."""
+        alpha = self.alpha[: layout.n_shells]
+        return solve_weights(total.cross, total.gram, self.basis, variance, alpha, layout, n_jobs=self.n_jobs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutMStep(MStep):
+    """How the statistics of each fold become templates for the others, Eq. (3.12)-(3.13).
+
+    Attributes
+    ----------
+    coupling : Coupling
+        How much alike neighbouring nodes are.
+    past_noise : ndarray of shape (S,), optional
+        Noise of the images that are gone.
+    """
+
+    is_held_out: ClassVar[bool] = True
+
+    coupling: Coupling
+    past_noise: Float64 | None = None
+
+    def templates(self, state: EMState) -> list[Float64]:
+        """Templates that the images of each fold are compared with."""
+        return state.templates
+
+    def objective(self, state: EMState, statistics: Statistics) -> float:
+        """Log likelihood of held-out images, for each, Eq. (3.12)."""
+        return float(statistics.log_evidence.sum()) / int(statistics.n_samples.sum())
+
+    def __call__(self, state: EMState, statistics: Statistics, n_shells: int, *, is_last: bool) -> EMState:
+        """State with the templates that each fold gets from the others; in the end with weights of all."""
+        layout, total, variance = self.layout.truncate(n_shells), self.total(statistics), state.noise_variance
+        folds = [statistics.part(fold) for fold in range(len(statistics.cross))]
+        templates = [self._from_others(total, fold, variance[:n_shells], layout) for fold in folds]
+        found = self._noise(folds, templates, layout, state.floor[:n_shells])
+        weights = self.weights(total, variance[:n_shells], layout) if is_last else None
+        return state.after_m_step(found, n_shells, weights=weights, templates=templates)
+
+    def _from_others(
+        self, total: Statistics, fold: Statistics, variance: Float64, layout: FeatureLayout
+    ) -> Float64:
+        """Templates of the images that are not in a fold."""
+        gram = np.maximum(total.gram - fold.gram, 0.0)  # a sum of squares, whatever its last digits
+        return self.coupling.templates(total.cross - fold.cross, gram, variance, layout, n_jobs=self.n_jobs)
+
+    def _noise(
+        self, folds: list[Statistics], templates: list[Float64], layout: FeatureLayout, floor: Float64
+    ) -> Float64:
+        """Mean noise of images about templates that they are no part of, and of those that are gone; (S,)."""
+        noise, counts = [], []
+        if self.past is not None and self.past_noise is not None:
+            noise, counts = [self.past_noise], [self.past.n_samples]
+        for fold, mu in zip(folds, templates, strict=True):
+            if fold.n_samples:
+                noise.append(update_noise(fold, mu, layout, self.noise, floor))
+                counts.append(fold.n_samples)
+        return np.average(noise, axis=0, weights=counts)
+
+
+class EStep(Protocol):
+    """Compares all images with the templates: `sweep`, but for its matchers and shells."""
+
+    def __call__(self, matchers: list[Matcher], *, n_shells: int) -> Statistics:
+        """Return the statistics of each part of the images."""
+
+
+def em(e_step: EStep, m_step: MStep, schedule: Schedule, state: EMState) -> Iterator[EMState]:
+    """Yield the state after each iteration of expectation maximisation; the last one is the result.
+
+    Parameters
+    ----------
+    e_step : callable
+        The images: ``e_step(matchers, n_shells=...)`` returns their statistics.
+    m_step : MStep
+        Of ordinary or cross-fitted EM.
+    schedule : Schedule
+        Iterations, frequency marching, and when to stop.
+    state : EMState
+        The start, or where the same EM was left: it goes on with the same bits.
+
+    Notes
+    -----
+    One pass over the data an iteration; ordinary EM takes one more for the objective of the last. With
+    cross-fitted EM there are as many M-steps an iteration as folds, and as much more memory; the likelihood
+    of held-out images mostly rises, but need not.
+    """
+    n_passes = schedule.max_iter + (schedule.tol is not None)
+    while state.iteration < n_passes and state.converged is None:
+        n_shells = schedule.shells_at(state.iteration)
+        statistics = e_step(m_step.matchers(state), n_shells=n_shells)  # E-step, Eq. (3.1)-(3.2)
+        if state.iteration > 0 or m_step.is_held_out:  # the start of ordinary EM is no iteration
+            objective = m_step.objective(state, statistics)  # Eq. (3.5) or Eq. (3.12)
+            trace = state.trace.extended(objective, state.n_shells, m_step.is_held_out)
+            state = replace(state, trace=trace)
+        if schedule.stops(state):
+            yield replace(state, converged=schedule.stands_still(state))
+            return
+        is_last = state.iteration + 1 == schedule.max_iter
+        state = m_step(state, statistics, n_shells, is_last=is_last)  # M-step, Eq. (3.3)-(3.4)
+        del statistics  # before those of the next pass are made
+        yield state
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """What a fit does, beside its data and its start.
+
+    Attributes
+    ----------
+    basis : LatentBasis
+        Nodes and Phi.
+    alpha : ndarray of shape (S,)
+        Prior precision of the weights.
+    mean : ndarray of shape (P,)
+        CTF-corrected mean of the data.
+    turn : float
+        How far views turn until they differ: see `coupling.turn_of`.
+    noise : {"white", "shell"}
+        How noise variances are pooled, Eq. (3.4).
+    n_folds : int
+        Folds of cross-fitted EM; 1 for ordinary EM alone.
+    crossed, ordinary : Schedule
+        Of cross-fitted EM, and of the ordinary EM that follows.
+    dtype : dtype
+        Precision of the matrix products: that of the data.
+    n_jobs : int or None
+        Number of workers. The result is the same bits for any number.
+    """
+
+    basis: LatentBasis
+    alpha: Float64
+    mean: Float64
+    turn: float
+    noise: str
+    n_folds: int
+    crossed: Schedule
+    ordinary: Schedule
+    dtype: DTypeLike
+    n_jobs: int | None
+
+
+def fit_states(blocks: Blocks, plan: FitPlan, state: EMState) -> Iterator[EMState]:
+    """Yield the states of a fit: cross-fitted EM first, Eq. (3.12), then ordinary EM until it stands still.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        The data, of at least `n_folds` rows.
+    plan : FitPlan
+        What to do.
+    state : EMState
+        From `first_state`, or where the same fit was left.
+    """
+    common: dict[str, Any] = {
+        "basis": plan.basis, "alpha": plan.alpha, "noise": plan.noise, "dtype": plan.dtype,
+        "n_jobs": plan.n_jobs,
+    }  # fmt: skip
+    if state.templates:
+        shells = ShellNorms(blocks)
+        coupling = Coupling.of(plan.basis, plan.alpha, shells.layout, plan.mean, plan.turn)
+        held_out = HeldOutMStep(layout=shells.layout, coupling=coupling, **common)
+        folds = partial(sweep, shells, split="folds", n_jobs=plan.n_jobs)
+        last = state
+        for last in em(folds, held_out, plan.crossed, state):
+            yield last
+        state = replace(last, iteration=0, templates=[])
+    everyone = partial(sweep, blocks, n_jobs=plan.n_jobs)
+    yield from em(everyone, MStep(layout=blocks.layout, **common), plan.ordinary, state)
