@@ -1,18 +1,35 @@
-"""SMLClusterer: classes and latent positions of aligned particles on a manifold."""
+"""SMLClusterer: classes and latent positions of aligned particles on a manifold.
+
+The estimator checks, orchestrates and stores; the mathematics is in `sklearn_cryoem.manifold`. The feature
+spaces at the end lead from particles or vectors to feature blocks, and from features back to images.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from typing import Any, Self
+import numbers
+import os
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, clone
-from sklearn.utils import check_random_state
+from joblib import effective_n_jobs
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted
 
-from sklearn_cryoem._core.memory import memory_watched
-from sklearn_cryoem._core.parallel import single_blas_threads
+from sklearn_cryoem._core.em import last_state
+from sklearn_cryoem._core.memory import format_bytes, log_estimate
+from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem._core.shortage import memory_watched
+from sklearn_cryoem._core.threads import single_blas_threads
+from sklearn_cryoem._core.validation import check_choice, check_number
+from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.estimators._checkpoint import (
     FRAMES,
+    FitTask,
     TakesCallbacks,
     checkpoint_of,
     warn_and_keep,
@@ -25,32 +42,71 @@ from sklearn_cryoem.estimators._inputs import (
     as_stack,
     as_vectors,
     is_images,
+    mean_without_outliers,
+    normalised_like,
     warn_if_few_distinct_vectors,
     warn_if_mask_too_tight,
     warn_if_not_aligned,
     without_outliers,
 )
-from sklearn_cryoem.estimators._sml_fit import learn, manifold_attributes, summarise
-from sklearn_cryoem.estimators._sml_noise import noise_attributes
-from sklearn_cryoem.estimators._sml_parameters import check_parameters, latent_basis
-from sklearn_cryoem.estimators._sml_space import ImageSpace, VectorSpace
-from sklearn_cryoem.estimators._sml_stream import ManifoldStream
-from sklearn_cryoem.estimators._sml_use import ManifoldPrediction, most_probable
+from sklearn_cryoem.manifold.blocks import ArrayBlocks
+from sklearn_cryoem.manifold.classes import (
+    class_averages,
+    information_share,
+    map_posterior,
+    mean_positions,
+    signal_ridge,
+)
+from sklearn_cryoem.manifold.coupling import turn_of
+from sklearn_cryoem.manifold.em import FitPlan, fit_states
+from sklearn_cryoem.manifold.expectation import sweep
+from sklearn_cryoem.manifold.noise import PartNoise
+from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision, telling_shells
+from sklearn_cryoem.manifold.start import pca_start, random_start
+from sklearn_cryoem.manifold.state import Schedule, cross_fitted_iterations, first_state
+from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
+from sklearn_cryoem.manifold.topology import MIN_ON_SPHERE, TOPOLOGIES, LatentBasis, nearest_grid
+from sklearn_cryoem.metrics import effective_count, fourier_ring_correlation, resolution_from_frc
+from sklearn_cryoem.particles.features import FeatureBlocks
+from sklearn_cryoem.particles.preprocess import normalised_radius
+from sklearn_cryoem.particles.screening import screened
+from sklearn_cryoem.physics.fourier import HalfPlane, fourier_features, half_plane, images_from_features
 
 logger = logging.getLogger(__name__)
 
-FEWEST_TO_COLLAPSE = 20  # nodes
-COLLAPSED = 2.0  # effective classes: few distinct views may leave most nodes empty, but not all but one
+NOISE_MODELS = ("shell", "white", "group", "image")
+BASIS_PER_NODE = 0.8  # along each axis, as in ROME
+# Standard deviation of the Gaussians in units of their spacing. Views of particles change much from one node
+# to the next: narrow Gaussians do not smooth away what cross-fitted EM has found. From about 2 on the systems
+# for the weights are singular.
+IMAGE_WIDTH, VECTOR_WIDTH = 0.5, 0.75
+# Folds of cross-fitted EM. Each image is left out of its template: with few images in a class ten folds leave
+# nine tenths of them in the others', with 40 or more four folds do as well and take less than half the time.
+MANY_FOLDS, FEW_FOLDS = 10, 4
+SMALL_CLASS = 40  # images of a class, on average
+# Images of anything look alike at six shells and fewer; at 40 Angstrom views of a ribosome begin to differ.
+INITIAL_RESOLUTION, MIN_INITIAL_SHELLS = 40.0, 6
+MIN_NODES_TO_COLLAPSE = 20
+MIN_EFFECTIVE_CLASSES = 2.0  # few distinct views may leave most nodes empty, but not all but one
+FRC_THRESHOLD = 0.143
+FRC_PIXELS = 2**17  # transformed at once: transforms are ten times larger than the averages
+PIXEL_SIZE_TOLERANCE = 0.01  # relative
+WRAPPED = 3  # frames from a method that scikit-learn wraps to whoever calls it
+
+
+class Assignment(NamedTuple):
+    """What `SMLClusterer.assign` says of particles."""
+
+    labels: NDArray[Any]
+    """(n_images,) class of each particle."""
+    posterior: NDArray[Any]
+    """(n_images,) posterior probability of that class."""
+    positions: NDArray[Any]
+    """(n_images, n_components) latent positions."""
 
 
 class SMLClusterer(
-    ManifoldStream,
-    TakesCallbacks,
-    ManifoldPrediction,
-    ClassNamePrefixFeaturesOutMixin,
-    ClusterMixin,
-    TransformerMixin,
-    BaseEstimator,
+    TakesCallbacks, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator
 ):
     """Cluster aligned particle images by statistical manifold learning.
 
@@ -74,31 +130,16 @@ class SMLClusterer(
     n_basis : "auto", int or tuple of int, default="auto"
         Number of Gaussian basis functions, or the shape of their grid; by default 0.8 of the nodes along each
         axis (0.64 of them on a sphere). Fewer make a stiffer manifold.
-    basis_width : "auto" or float, default="auto"
-        Standard deviation of the Gaussians in units of their spacing, by default 0.5 for images,
-        and 0.75 for vectors or where `n_basis` is given (on a sphere the side of the square that
-        has the area of one of them). From about 2 on the systems for the
-        weights become singular where `alpha` does not hold them.
     alpha : "auto" or float, default="auto"
         Prior precision of the weights. By default one for each shell, from the power of the signal that the
         data hold, Eq. (3.11), measured once before the fit.
-    n_folds : "auto" or int, default="auto"
-        For up to 60 iterations images are compared with templates that the other folds alone have made,
-        Eq. (3.12), over the shells that tell views apart, Eq. (3.15): small classes of noisy images otherwise
-        hold on to the noise of their images. Ordinary iterations over all shells follow. By default ten
-        folds, or four where classes have 40 images or more; 1 leaves it out. Vectors are never held out.
     noise : {"shell", "white", "group", "image"}, default="shell"
         One noise variance for each radial shell, or one for all, Eq. (3.4). With "group" the shells of each
         `noise_group` of the stack (micrographs, or optics groups) have noise of their own, with "image" each
         image has a factor of its own, measured once before the fit, Eq. (3.14).
     init : {"pca", "random"}, default="pca"
-        Start on the plane of the first principal components, or with random weights.
-    initial_resolution : float, default=40.0
-        Images are compared up to this resolution first; frequencies then march up to `max_resolution`. In
-        Angstrom (pixels where the pixel size is unknown); at least six Fourier shells are used.
-    initial_temperature : float, default=1.0
-        Above 1, posteriors begin flattened and are sharpened while the frequencies march. From about 3 a weak
-        signal is lost at the start and the map collapses onto few classes. Vectors are not annealed.
+        Start on the plane of the first principal components, or with random weights: classes that come out
+        of several random starts are more than chance.
     max_resolution : float or None, default=None
         Finest detail used, in Angstrom (pixels where the pixel size is unknown); by default all but Nyquist.
         Scores can be compared only between models with the same one.
@@ -106,10 +147,6 @@ class SMLClusterer(
         Diameter of the soft disc that holds the particle, in Angstrom (pixels where the pixel size is
         unknown); by default 0.9 of the box. Averages end there. Images are compared with them within 0.9 of
         the box, where the CTF spreads the particle; without a CTF within the disc, Eq. (3.16).
-    class_average : {"soft", "hard"}, default="soft"
-        Whether `class_averages_` weigh images by their posterior or count each for its own class, Eq. (3.6).
-    position : {"mean", "mode"}, default="mean"
-        Which latent position `transform` returns, Eq. (3.7).
     max_iter : int, default=100
         Largest number of EM iterations, marching included.
     tol : float, default=0.01
@@ -174,14 +211,17 @@ class SMLClusterer(
     n_effective_clusters_ : float
         exp(entropy of `class_sizes_`), Eq. (3.8).
     log_posterior_ : ndarray of shape (n_iter,)
-        Objective (3.5) after each iteration, per image. It never falls within a stage. For cross-fitted
-        iterations, each of which is a stage, the log likelihood of held-out images.
+        Objective (3.5) after each iteration, per image, in nats. It never falls within a stage. For
+        cross-fitted iterations, each of which is a stage, the log likelihood of held-out images.
     stage_ : ndarray of shape (n_iter,)
-        Number of the stage: frequencies or temperature changed where it does, and with them the objective.
-    resolution_, temperature_ : ndarray of shape (n_iter,)
-        Resolution limit and temperature of each iteration.
+        Number of the stage: frequencies changed where it does, and with them the objective.
+    resolution_ : float
+        Resolution limit of the fitted model, in Angstrom (pixels where the pixel size is unknown); NaN for
+        vectors.
+    iteration_resolution_ : ndarray of shape (n_iter,)
+        Resolution limit of each iteration.
     held_out_ : ndarray of shape (n_iter,), bool
-        Whether it is cross-fitted, its objective that of held-out images.
+        Whether an iteration is cross-fitted, its objective that of held-out images, Eq. (3.12).
     n_iter_ : int
         Number of iterations.
     n_images_seen_ : int
@@ -193,10 +233,14 @@ class SMLClusterer(
 
     Notes
     -----
-    Particles without poses are taken as aligned already: in silence those of an array, which has no place
-    for poses, while of a stack it is questioned. Time goes as n_images * n_nodes * n_frequencies; memory does
-    not depend on n_images but for the labels: blocks of images are prepared again in each iteration
-    once 256 MB of them are kept, or read from `cache_folder`.
+    For up to 60 iterations images are compared with templates that other images alone have made, Eq. (3.12):
+    small classes of noisy images otherwise hold on to the noise of their images. Ordinary iterations over all
+    frequencies follow; vectors have these alone. Frequencies march from 40 Angstrom on.
+
+    Particles without poses are taken as aligned already: those of an array, which has no place for poses,
+    without a warning. Time goes as n_images * n_nodes * n_frequencies; memory does not depend on n_images but
+    for the labels: blocks of images are prepared again in each iteration once 256 MB of them are kept, or
+    read from `cache_folder`.
 
     Examples
     --------
@@ -215,17 +259,11 @@ class SMLClusterer(
         n_components: int | None = None,
         topology: str = "grid",
         n_basis: str | int | tuple[int, ...] = "auto",
-        basis_width: str | float = "auto",
         alpha: str | float = "auto",
-        n_folds: str | int = "auto",
         noise: str = "shell",
         init: str = "pca",
-        initial_resolution: float = 40.0,
-        initial_temperature: float = 1.0,
         max_resolution: float | None = None,
         mask_diameter: float | None = None,
-        class_average: str = "soft",
-        position: str = "mean",
         max_iter: int = 100,
         tol: float = 0.01,
         checkpoint: Path | None = None,
@@ -238,17 +276,11 @@ class SMLClusterer(
         self.n_components = n_components
         self.topology = topology
         self.n_basis = n_basis
-        self.basis_width = basis_width
         self.alpha = alpha
-        self.n_folds = n_folds
         self.noise = noise
         self.init = init
-        self.initial_resolution = initial_resolution
-        self.initial_temperature = initial_temperature
         self.max_resolution = max_resolution
         self.mask_diameter = mask_diameter
-        self.class_average = class_average
-        self.position = position
         self.max_iter = max_iter
         self.tol = tol
         self.checkpoint = checkpoint
@@ -263,37 +295,29 @@ class SMLClusterer(
         tags.input_tags.three_d_array = True
         return tags
 
-    def validate(self, X: Data) -> int:
-        """Raise what `fit` would refuse, before a long alignment; nothing is fitted.
+    # ---------------------------------------------------------------- learning
+    def validate(self, X: Data | None = None) -> int:
+        """Raise now what `fit` would refuse after hours of other work; no image is read.
 
         Parameters
         ----------
-        X : ParticleStack, array-like of shape (n_images, D, D) or (n_samples, n_features)
-            What is to be fitted; it need not be aligned yet.
+        X : ParticleStack, array-like or None
+            What is to be fitted; None checks the parameters alone.
 
         Returns
         -------
-        n_classes : int
-            Number of classes that `fit` will find.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As from `fit`.
-        OSError
-            If there is no room for the features of X in `cache_folder`.
+        n_nodes : int
+            Number of classes that the fit will have.
         """
-        trial = clone(self)
-        check_parameters(trial)
-        basis = latent_basis(trial)
-        few, space = trial._open(X[:2])
-        space.blocks(few)
-        if self.cache_folder is not None and is_images(X):
-            kept = space.blocks(as_stack(X, self)).kept_in(self.cache_folder, may_write=False)
-            kept.check_room()
-        return len(basis.nodes)
+        self._check_parameters()
+        if X is None or not is_images(X):
+            return len(self._basis(on_images=False).nodes)
+        stack, space = self._open(X)
+        blocks = space.blocks(stack)
+        if self.cache_folder is not None:
+            blocks.kept_in(self.cache_folder, may_write=False)._files.check_room()
+        return len(self._basis(on_images=True).nodes)
 
-    # ---------------------------------------------------------------- learning
     @with_callbacks
     def fit(self, X: Data, y: Any = None) -> Self:
         """Fit the manifold to particles.
@@ -313,80 +337,50 @@ class SMLClusterer(
             self._learn(X, stacklevel=3 + FRAMES)
         return self
 
-    def _learn(self, X, *, stacklevel):
-        """Fit the manifold to X and return its feature blocks; warn at `stacklevel`."""
-        check_parameters(self)
-        self._fit_warnings = []
-        given, self._space = self._open(X)
-        kept = checkpoint_of(self, given)
-        data, screened, self._usual = given, None, None
-        if isinstance(self._space, ImageSpace):
-            screened, self._usual = as_screened(given, self, stacklevel=stacklevel)
-            data = without_outliers(screened, self)
-            self._space = ImageSpace.of(data, self.max_resolution, self.mask_diameter, in_window=True)
-        self._space, blocks = self._space.learn_noise(data, self.noise, self.n_jobs, self.cache_folder)
-        self._store(noise_attributes(self._space, blocks))
-        basis = latent_basis(self)
-        if isinstance(self._space, VectorSpace):
-            warn_if_few_distinct_vectors(self, data, len(basis.nodes), stacklevel=stacklevel)
-        else:
-            warn_if_mask_too_tight(self, data, stacklevel=stacklevel)
-            warn_if_not_aligned(self, X, stacklevel=stacklevel)
-        seed = check_random_state(self.random_state).randint(2**31 - 1)
-        logger.info(
-            "SMLClusterer, n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape
-        )
-        fit, self._moments = learn(self, blocks, basis, self._space, np.random.default_rng(seed), kept)
-        self._manifold, self._layout, self._stream = fit.manifold, blocks.layout, None
-        self.n_images_seen_ = blocks.n_samples
-        self._store_manifold(fit)
-        self._store(summarise(self, blocks, self._manifold, self._space))
-        self.outlier_ = None if screened is None else screened.outlier
-        if screened is not None and self.outlier_.any():
-            self._add_outliers(screened)
-        if fit.interrupted:
-            return blocks
-        kept.remove()
-        self._check_collapse(stacklevel + 1)
-        if not fit.converged:
-            gain = fit.trace.last_gain
-            how = (
-                f"gained {gain:.3g} nats per image, more than {self.tol:g}"
-                if np.isfinite(gain)
-                else "let finer detail in, so that its gain cannot be told"
-            )
-            warn_and_keep(
-                self,
-                f"SMLClusterer stopped at max_iter={self.max_iter} before it converged: the last iteration "
-                f"{how}. Raise max_iter or tol.",
-                stacklevel=stacklevel,
-            )
-        return blocks
+    @with_callbacks
+    def partial_fit(self, X: Data, y: Any = None) -> Self:
+        """Learn from a chunk of particles, for data that arrive while the microscope runs, Eq. (3.20).
 
-    def _add_outliers(self, screened):
-        """Labels, and noise if each image has its own, of the images that took no part in the fit."""
-        labels = np.empty(len(screened), dtype=self.labels_.dtype)
-        labels[~self.outlier_] = self.labels_
-        labels[self.outlier_] = self._posteriors(screened[self.outlier_], most_probable, None)
-        self.labels_ = labels
-        if self.noise == "image":
-            blocks = self._space.blocks(screened)
-            self._store(noise_attributes(self._space, blocks))
+        The first call fits its chunk as `fit` does; each further one improves the manifold by a few passes
+        over its own chunk and the last images before it, cross-fitted as in `fit`, and by what is remembered
+        of older ones, which counts the less the longer ago they were. Noise and prior follow. After `fit` it
+        goes on from what was fitted, as if every class had seen the same mean CTF.
 
-    def _check_collapse(self, stacklevel):
-        """A map of images whose many nodes are one class has lost the signal: it has not converged."""
-        n_nodes = len(self.latent_nodes_)
-        if self.alpha != "auto" or isinstance(self._space, VectorSpace) or n_nodes < FEWEST_TO_COLLAPSE:
-            return  # whoever gives a number for alpha may want one template
-        if self.n_effective_clusters_ < COLLAPSED:
-            self.converged_ = False
-            warn_and_keep(
-                self,
-                f"The map of SMLClusterer collapsed: its {n_nodes} classes are worth "
-                f"{self.n_effective_clusters_:.1f} equal ones. Give more particles, or fewer "
-                "n_clusters, or lower initial_temperature.",
-                stacklevel=stacklevel,
-            )
+        Parameters
+        ----------
+        X : ParticleStack, array-like of shape (n_images, D, D) or (n_samples, n_features)
+            The chunk. The first decides the kind, box and pixel size, and needs more images than there are
+            basis functions (of vectors, two); a few times `n_clusters` make a good start. Later ones may be
+            as small as one image, though some hundreds serve better.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : SMLClusterer
+            `labels_` are those of the chunk, `class_sizes_` count all labels given so far, and averages, soft
+            sizes and noise are those of the last images and decayed means over older ones. `log_posterior_`
+            and `stage_` go on: each sweep over images at hand adds the likelihood of held-out ones, a
+            stage of its own; for vectors their objective (3.5), a stage a chunk.
+
+        Raises
+        ------
+        ValueError
+            If the first chunk is too small, a later one is of another kind, or parameters that lay out the
+            latent space have been changed in between.
+
+        Notes
+        -----
+        The same chunks in the same order give the same bits. The features of the last images are kept, in
+        model files too: of 2,000, or eight for each node if that is more, or what 256 MB hold. What is
+        remembered of the others takes about three times the memory of the templates, in double precision.
+        """
+        with memory_watched("SMLClusterer.partial_fit"), single_blas_threads():
+            if not hasattr(self, "_manifold"):
+                self._begin_stream(X)
+            else:
+                self._advance_stream(X)
+        return self
 
     def _open(self, X):
         """Check training data; return them with the feature space that they span."""
@@ -396,19 +390,707 @@ class SMLClusterer(
         stack = as_stack(X, self)
         if len(stack) < 2:
             raise ValueError("SMLClusterer got 1 sample, expected at least 2. Give more particles.")
-        self.n_features_in_ = stack.box**2
         return stack, ImageSpace.of(stack, self.max_resolution, self.mask_diameter, in_window=True)
 
-    def _store_manifold(self, fit):
-        basis, trace = fit.manifold.basis, fit.trace
-        self.grid_shape_, self.latent_nodes_ = basis.grid_shape, basis.nodes
-        self.node_pairs_ = basis.space.pairs(basis.grid_shape)
-        self._store(manifold_attributes(fit.manifold, self._space))
-        self.log_posterior_ = np.array(trace.objective)
-        self.stage_, self.resolution_ = trace.stage, self._space.resolution(trace.n_shells)
-        self.temperature_, self.held_out_ = np.array(trace.temperature), np.array(trace.is_held_out, bool)
-        self.n_iter_, self.converged_ = len(trace.objective), fit.converged
+    def _learn(self, X, *, stacklevel):
+        """Fit the manifold to X and return its feature blocks; warn at `stacklevel`."""
+        self._check_parameters()
+        self._fit_warnings = []
+        data, space = self._open(X)
+        checkpoint = checkpoint_of(self, data)
+        looked_at, self._usual_limits = None, None
+        if isinstance(space, ImageSpace):
+            self.n_features_in_ = data.box**2
+            space.blocks(data)  # raises before images are read
+            looked_at, self._usual_limits = as_screened(data, self, stacklevel=stacklevel)
+            data = without_outliers(looked_at, self)
+            space = space.normalised_as(data)
+        space, blocks = space.with_noise_of(data, self.noise, self.n_jobs, self.cache_folder)
+        basis = self._basis(on_images=isinstance(space, ImageSpace))
+        self._warn_of(X, data, len(basis.nodes), stacklevel=stacklevel + 1)
+        logger.info(
+            "SMLClusterer, n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape
+        )
+        self._space, self._layout, self._stream = space, blocks.layout, None
+        self._moments = measure_moments(blocks, n_jobs=self.n_jobs)
+        state, plan, interrupted = self._run_em(blocks, basis, checkpoint)
+        self._manifold = state.manifold(basis, plan.alpha, blocks.layout)
+        self.n_images_seen_ = blocks.n_samples
+        self._store_trace(state)
+        self._store(noise_results(space, blocks))
+        self._store_classes(blocks)
+        self.outlier_ = None if looked_at is None else looked_at.outlier
+        self._add_outliers(looked_at)
+        if not interrupted:
+            checkpoint.remove()
+            self._warn_unless_converged(state.trace, stacklevel=stacklevel + 1)
+        return blocks
+
+    def _warn_of(self, X, data, n_nodes, *, stacklevel):
+        """Warn of data that can be fitted, but hardly as it is meant."""
+        if is_images(X):
+            warn_if_mask_too_tight(self, data, stacklevel=stacklevel)
+            warn_if_not_aligned(self, X, stacklevel=stacklevel)
+        else:
+            warn_if_few_distinct_vectors(self, data, n_nodes, stacklevel=stacklevel)
+
+    def _run_em(self, blocks, basis, checkpoint):
+        """Choose a start, or go on from the state that was kept, and iterate; say how far it has come."""
+        power = power_of(self._moments, blocks.layout)
+        plan = self._plan(blocks, basis, power)
+        needed = memory_bound(blocks, len(basis.nodes), plan.n_folds, self.n_jobs)
+        log_estimate(logger, "SMLClusterer.fit", needed)
+        log_share_kept(blocks)
+        found = checkpoint.load()
+        state = self._first_state(blocks, plan, power) if found is None else found
+        task = FitTask(self, self.max_iter + 1, "iteration", blocks)
+        with progress(self.max_iter, "SMLClusterer", verbose=self.verbose, on_step=task.step) as bar:
+            bar.update(len(state.trace.objective))
+            states = fit_states(blocks, plan, state)
+            show = partial(show_progress, bar, self._space)
+            state, interrupted = last_state(states, checkpoint, show, found)
+        task.end()
+        if interrupted:
+            warn_interrupted(len(state.trace.objective))
+        return state, plan, interrupted
+
+    def _plan(self, blocks, basis, power):
+        """Prior, folds and schedules of the fit, which follow from the power of the data."""
+        layout, space, n_nodes = blocks.layout, self._space, len(basis.nodes)
+        n_first = space.first_shells(INITIAL_RESOLUTION)
+        n_folds = self._n_folds(blocks.n_samples, n_nodes)
+        n_cross = cross_fitted_iterations(self.max_iter) if n_folds > 1 else 0
+        if n_cross:
+            n_telling = telling_shells(power, layout, blocks.n_samples / n_nodes)
+            crossed = Schedule.cross_fitted(n_first, max(n_first, n_telling), n_cross)
+            n_marching = int(crossed.n_shells < layout.n_shells)  # all the others come in at once
+            left = self.max_iter - n_cross
+            ordinary = Schedule(crossed.n_shells, layout.n_shells, n_marching, left, self.tol)
+        else:
+            ordinary = crossed = Schedule.ordinary(n_first, layout.n_shells, self.max_iter, self.tol)
+        return FitPlan(
+            basis=basis,
+            alpha=prior_precision(self.alpha, basis, power),
+            mean=power.mean,
+            turn=turn_of(power, layout),
+            noise=pooling(self.noise),
+            n_folds=n_folds if n_cross else 1,
+            crossed=crossed,
+            ordinary=ordinary,
+            dtype=space.dtype,
+            n_jobs=self.n_jobs,
+        )
+
+    def _n_folds(self, n_samples, n_nodes=None):
+        """Folds of cross-fitted EM, two images in each at least; without `n_nodes` those of a stream."""
+        if isinstance(self._space, VectorSpace):
+            return 1
+        has_small_classes = n_nodes is not None and n_samples < SMALL_CLASS * n_nodes
+        return max(1, min(MANY_FOLDS if has_small_classes else FEW_FOLDS, n_samples // 2))
+
+    def _first_state(self, blocks, plan, power):
+        """State before the first iteration."""
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        rng, n_shells = np.random.default_rng(seed), plan.crossed.first_shells
+        if self.init == "pca":
+            start = pca_start(blocks, plan.basis, power, n_shells, rng=rng, n_jobs=self.n_jobs)
+        else:
+            start = random_start(plan.basis, power, blocks.layout.truncate(n_shells), rng=rng)
+        return first_state(start, plan.basis, n_shells, plan.n_folds)
 
     def _store(self, attributes):
         for name, value in attributes.items():
             setattr(self, name, value)
+
+    def _store_trace(self, state):
+        """Fitted attributes that tell how the fit went."""
+        basis, trace = self._manifold.basis, state.trace
+        self.grid_shape_, self.latent_nodes_ = basis.grid_shape, basis.nodes
+        self.node_pairs_ = basis.space.pairs(basis.grid_shape)
+        self._store(manifold_results(self._manifold, self._space))
+        self.log_posterior_, self.stage_ = np.array(trace.objective), trace.stage
+        self.iteration_resolution_ = self._space.resolution(trace.n_shells)
+        self.resolution_ = float(self._space.resolution(self._layout.n_shells))
+        self.held_out_ = np.array(trace.is_held_out, dtype=bool)
+        self.n_iter_, self.converged_ = len(trace.objective), bool(state.converged)
+
+    def _store_classes(self, blocks):
+        """Fitted attributes that need one more pass over the data: labels, averages, sizes, resolutions."""
+        manifold, space = self._manifold, self._space
+        matcher = manifold.matcher(blocks.layout, dtype=space.dtype)
+        halves = sweep(blocks, [matcher], "halves", n_jobs=self.n_jobs)
+        self.labels_ = np.concatenate(halves.labels)
+        self._store(class_results(halves, blocks.layout, manifold, space))
+        self._store(size_results(np.bincount(self.labels_, minlength=len(manifold.basis.nodes))))
+        self.information_share_ = 1.0  # vectors are taken at their word
+        if isinstance(space, ImageSpace):
+            self.information_share_ = information_share(
+                blocks, manifold, halves, dtype=space.dtype, n_jobs=self.n_jobs
+            )
+
+    def _add_outliers(self, looked_at):
+        """Labels, and noise if each image has its own, of the images that took no part in the fit."""
+        if looked_at is None or not self.outlier_.any():
+            return
+        labels = np.empty(len(looked_at), dtype=self.labels_.dtype)
+        labels[~self.outlier_] = self.labels_
+        labels[self.outlier_] = self._posteriors(looked_at[self.outlier_], most_probable, None)
+        self.labels_ = labels
+        if self.noise == "image":
+            self._store(noise_results(self._space, self._space.blocks(looked_at)))
+
+    def _warn_unless_converged(self, trace, *, stacklevel):
+        """Warn of a map of images whose many nodes are one class, and of a fit that has not come to its end."""
+        n_nodes = len(self.latent_nodes_)
+        may_collapse = isinstance(self._space, VectorSpace) or self.alpha != "auto"  # one template may be meant
+        if not may_collapse and n_nodes >= MIN_NODES_TO_COLLAPSE:
+            if self.n_effective_clusters_ < MIN_EFFECTIVE_CLASSES:
+                warn_and_keep(
+                    self,
+                    f"The map of SMLClusterer collapsed: its {n_nodes} classes are worth "
+                    f"{self.n_effective_clusters_:.1f} equal ones. Give more particles, or fewer n_clusters.",
+                    stacklevel=stacklevel,
+                )
+                self.converged_ = False
+                return
+        if self.converged_:
+            return
+        gain = trace.last_gain
+        how = (
+            f"gained {gain:.3g} nats per image, more than {self.tol:g}"
+            if np.isfinite(gain)
+            else "let finer detail in, so that its gain cannot be told"
+        )
+        warn_and_keep(
+            self,
+            f"SMLClusterer stopped at max_iter={self.max_iter} before it converged: the last iteration "
+            f"{how}. Raise max_iter or tol.",
+            stacklevel=stacklevel,
+        )
+
+    # ---------------------------------------------------------------- learning from chunks
+    def _begin_stream(self, X):
+        self._check_parameters()
+        n_weights = self._basis(on_images=is_images(X)).phi.shape[1]
+        if is_images(X) and len(X) < n_weights:
+            raise ValueError(
+                f"partial_fit got {len(X)} images in its first call, expected at least {n_weights}: as many "
+                "as basis functions. Collect more for the first call, or ask for fewer n_clusters or n_basis."
+            )
+        blocks = self._learn(X, stacklevel=4 + FRAMES)
+        self._stream = begin_stream(
+            blocks,
+            self._manifold,
+            self._moments,
+            n_folds=self._n_folds(blocks.n_samples),
+            noise=pooling(self.noise),
+            dtype=self._space.dtype,
+            n_jobs=self.n_jobs,
+        )
+
+    def _resumed_stream(self):
+        """What `fit` would have remembered, as far as its results tell."""
+        halves = np.stack([self._space.to_features(half) for half in self.half_averages_])  # (2, K, P)
+        return resume_stream(
+            self._manifold,
+            self._moments,
+            self._layout,
+            halves,
+            self.soft_class_sizes_,
+            self.labels_ if self.outlier_ is None else self.labels_[~self.outlier_],
+            n_folds=self._n_folds(self.n_images_seen_),
+        )
+
+    def _advance_stream(self, X):
+        self._check_parameters()
+        self._check_kind(X)
+        begun = self._manifold.basis
+        if self._basis(on_images=is_images(X)) != begun:
+            raise ValueError(
+                f"partial_fit cannot change the latent space ({begun.topology!r}, {begun.grid_shape} nodes, "
+                f"{begun.basis_shape} basis functions) that the first call has laid out. Set these "
+                "parameters back, or begin with a new model."
+            )
+        chunk, data = self._looked_at(X)
+        if not len(data):  # nothing to learn from; labels alone
+            self.outlier_, self.labels_ = chunk.outlier, self._posteriors(chunk, most_probable, None)
+            return
+        space, blocks = self._space.with_noise_of(data, self.noise, self.n_jobs)
+        warn_if_not_aligned(self, X, stacklevel=3 + FRAMES)
+        done = advance(
+            self._resumed_stream() if self._stream is None else self._stream,
+            blocks,
+            self._manifold,
+            alpha=self.alpha,
+            noise=pooling(self.noise),
+            dtype=space.dtype,
+            n_jobs=self.n_jobs,
+        )
+        self._space, self._manifold, self._stream = space, done.manifold, done.stream
+        self._store(noise_results(space, blocks))
+        self._store_advance(done)
+        self.outlier_ = None if chunk is None else chunk.outlier
+        self._add_outliers(chunk)
+        logger.info(
+            "%d images seen, %.4f nats per image of the last %d",
+            self.n_images_seen_,
+            done.objective[-1],
+            len(data),
+        )
+
+    def _looked_at(self, X):
+        """A further chunk, looked at by the measure of the first, and what of it is learned from."""
+        if not is_images(X):
+            return None, as_vectors(X, self, reset=False)
+        stack = normalised_like(as_stack(X, self), self._space.background_px)
+        dataclasses.replace(self._space, noise=None).blocks(stack)  # raises before images are read
+        if stack.outlier is None:
+            stack, _ = screened(
+                stack,
+                self.mask_diameter,
+                noise=self.noise,
+                limits=self._usual_limits,
+                n_jobs=self.n_jobs,
+                stacklevel=5 + FRAMES,
+            )
+        return stack, stack[~stack.outlier]
+
+    def _store_advance(self, done):
+        """Fitted attributes after a further chunk."""
+        stream = done.stream
+        self.n_images_seen_, self.labels_ = stream.n_seen, done.labels
+        self._store(manifold_results(done.manifold, self._space))
+        self._store(class_results(done.halves, stream.layout, done.manifold, self._space))
+        self._store(size_results(stream.class_counts))
+        self.soft_class_sizes_ *= stream.n_seen / self.soft_class_sizes_.sum()
+        n_sweeps, held_out = len(done.objective), stream.n_folds > 1
+        # likelihoods of held-out images are stages of their own, as in `fit`
+        stages = np.arange(1, n_sweeps + 1) if held_out else np.ones(n_sweeps, dtype=np.int64)
+        self.log_posterior_ = np.append(self.log_posterior_, done.objective)
+        self.stage_ = np.append(self.stage_, self.stage_[-1] + stages)
+        limits = np.full(n_sweeps, self.resolution_)
+        self.iteration_resolution_ = np.append(self.iteration_resolution_, limits)
+        self.held_out_ = np.append(self.held_out_, np.full(n_sweeps, held_out))
+        self.n_iter_ += n_sweeps
+
+    # ---------------------------------------------------------------- use
+    def _check_kind(self, X):
+        """Raise unless X is of the kind, images or vectors, that was fitted."""
+        on_images = isinstance(self._space, ImageSpace)
+        if is_images(X) == on_images:
+            return
+        wanted = "vectors. Give an array " + f"(n_samples, {self.n_features_in_})"
+        if on_images:
+            box = self._space.plane.box
+            wanted = f"images. Give a ParticleStack or an array (n_images, {box}, {box})"
+        raise ValueError(f"X has shape {np.shape(X)}, but this SMLClusterer was fitted on {wanted}.")
+
+    def _posteriors(self, X, function, stacklevel=2, *, tempered=True):
+        """Apply `function` to the posterior of every block of X and join the results.
+
+        It is that of Eq. (3.17), or with `tempered` false that of Eq. (3.1). The warning of missing poses
+        blames the caller at `stacklevel`, 1 being the caller of this function; with None there is none.
+        """
+        check_is_fitted(self)
+        self._check_kind(X)
+        data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=False)
+        with memory_watched("Comparing particles with SMLClusterer's nodes"), single_blas_threads():
+            blocks = self._space.blocks(data, self.cache_folder)
+            if stacklevel is not None:
+                warn_if_not_aligned(self, X, stacklevel=stacklevel + 1)
+            temperature = 1.0 / self.information_share_ if tempered else 1.0
+            matcher = self._manifold.matcher(blocks.layout, dtype=self._space.dtype, temperature=temperature)
+            return np.concatenate(list(map_posterior(function, blocks, matcher, n_jobs=self.n_jobs)))
+
+    def predict(self, X: Data) -> NDArray[Any]:
+        """Class of each particle: its most probable node.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`; new particles are streamed like those of the fit.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_images,)
+        """
+        return self._posteriors(X, most_probable)
+
+    def predict_proba(self, X: Data) -> NDArray[Any]:
+        """Posterior probability of every node, as far as held-out images bear it out, Eq. (3.17).
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+
+        Returns
+        -------
+        responsibilities : ndarray of shape (n_images, n_nodes)
+            Rows sum to 1.
+        """
+        return self._posteriors(X, responsibilities)
+
+    def transform(self, X: Data) -> NDArray[Any]:
+        """Latent position of each particle: its posterior mean, Eq. (3.7).
+
+        The most probable position is ``latent_nodes_[predict(X)]``. On a ring or torus the mean is circular,
+        and coordinates run from -1 to 1, which are one point; on a sphere positions are unit vectors, and the
+        mean is the direction of the mean vector. A posterior that is spread evenly over all of a closed shape
+        has no such mean: what is returned then says nothing.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+
+        Returns
+        -------
+        positions : ndarray of shape (n_images, n_components)
+            On a sphere (n_images, 3).
+        """
+        check_is_fitted(self)
+        basis = self._manifold.basis
+        # means are taken where averages are, then put back onto the shape, Eq. (2.7)
+        return basis.space.unembed(
+            self._posteriors(X, partial(mean_positions, places=basis.embedding), WRAPPED)
+        )
+
+    def assign(self, X: Data) -> Assignment:
+        """Class, posterior probability of it, and latent position of each particle, in one pass over them.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+
+        Returns
+        -------
+        assignment : Assignment
+            A tuple of `predict`, the largest of `predict_proba`, and `transform`.
+        """
+        check_is_fitted(self)
+        basis = self._manifold.basis
+        found = self._posteriors(X, partial(class_and_place, places=basis.embedding))
+        return Assignment(found[:, 0].astype(np.int64), found[:, 1], basis.space.unembed(found[:, 2:]))
+
+    def score_samples(self, X: Data) -> NDArray[Any]:
+        """Log likelihood of each particle, Eq. (2.5).
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+
+        Returns
+        -------
+        log_likelihood : ndarray of shape (n_images,)
+            In nats, over all frequencies up to `max_resolution`.
+        """
+        return self._posteriors(X, log_evidence, tempered=False)
+
+    def score(self, X: Data, y: Any = None) -> float:
+        """Mean log likelihood per particle, Eq. (3.9).
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like
+            As in `fit`.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        score : float
+            Higher is better; compare models of the same `max_resolution` and `mask_diameter` alone. Particles
+            marked as far out do not count: for cross-validation, screen the stack before.
+        """
+        return mean_without_outliers(self.score_samples(X), X)
+
+    def inverse_transform(self, Z: ArrayLike) -> NDArray[Any]:
+        """Images anywhere on the manifold, mu(s) of Eq. (2.2).
+
+        Parameters
+        ----------
+        Z : array-like of shape (n, n_components)
+            Latent positions as of `transform`; the nodes span [-1, 1] along every axis. Directions (n, 3) of
+            any length on a sphere.
+
+        Returns
+        -------
+        images : ndarray of shape (n, D, D)
+            Vectors (n, n_features) for a model of vectors.
+        """
+        check_is_fitted(self)
+        positions = check_array(Z, dtype=np.float64, input_name="Z")  # (n, n_components)
+        n_coordinates = self.latent_nodes_.shape[1]
+        if positions.shape[1] != n_coordinates:
+            raise ValueError(
+                f"Z has shape {positions.shape}, expected (n, {n_coordinates}): latent positions as of "
+                "transform. Give one column for each latent dimension."
+            )
+        with single_blas_threads():
+            return self._space.to_data(self._manifold.basis.at(positions) @ self.weights_)
+
+    def sample(
+        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Draw particles from the model: a node, Eq. (2.4), its template and noise, Eq. (1.3); the CTF is 1.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            How many.
+        random_state : int, RandomState instance or None, default=None
+            Seed.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, D, D)
+            Images, without frequencies beyond `max_resolution`; vectors for a model of vectors.
+        labels : ndarray of shape (n_samples,)
+            Node that each was drawn from.
+        """
+        check_is_fitted(self)
+        check_number("n_samples", n_samples, owner="SMLClusterer.sample", minimum=1, integer=True)
+        rng, space = check_random_state(random_state), self._space
+        nodes = rng.randint(len(self.latent_nodes_), size=n_samples)
+        deviation = np.sqrt(self.noise_variance_)[space.shell]  # (P,)
+        noise = rng.standard_normal((n_samples, len(deviation))) * deviation
+        with single_blas_threads():
+            return space.to_data(self._manifold.templates[nodes] + noise), nodes
+
+    @property
+    def _n_features_out(self):
+        return self.latent_nodes_.shape[1]
+
+    # ---------------------------------------------------------------- parameters
+    def _check_parameters(self):
+        """Raise unless every parameter is one that `fit` can use."""
+        n_components = None if self.n_components is None else self.n_components
+        check_topology(self.topology, n_components)
+        n_sides = TOPOLOGIES[self.topology].n_sides(n_components_of(self.topology, n_components))
+        check_grid("n_clusters", self.n_clusters, self.topology, n_sides)
+        if isinstance(self.n_basis, str):
+            check_choice("n_basis", self.n_basis, ("auto",), owner=self)
+        else:
+            check_grid("n_basis", self.n_basis, self.topology, n_sides)
+        if self.topology == "sphere" and np.prod(self.n_clusters) < MIN_ON_SPHERE:
+            raise ValueError(
+                f"SMLClusterer: n_clusters={self.n_clusters} nodes enclose no sphere, expected at least "
+                f"{MIN_ON_SPHERE}. Ask for more, or for topology='grid'."
+            )
+        for name in ("max_resolution", "mask_diameter"):
+            value = getattr(self, name)
+            check_number(name, value, owner=self, allow_none=True, minimum=0.0, inclusive=False)
+        if not isinstance(self.cache_folder, str | os.PathLike | None):
+            raise TypeError(
+                f"The parameter 'cache_folder' of SMLClusterer is {self.cache_folder!r}, expected the path "
+                "of a folder, or None."
+            )
+        check_number("max_iter", self.max_iter, owner=self, minimum=1, integer=True)
+        check_number("tol", self.tol, owner=self, minimum=0.0)
+        if isinstance(self.alpha, str):
+            check_choice("alpha", self.alpha, ("auto",), owner=self)
+        else:
+            check_number("alpha", self.alpha, owner=self, minimum=0.0)
+        check_choice("noise", self.noise, NOISE_MODELS, owner=self)
+        check_choice("init", self.init, ("pca", "random"), owner=self)
+
+    def _basis(self, *, on_images):
+        """Nodes and basis functions that the parameters ask for."""
+        return latent_basis(self.n_clusters, self.n_basis, self.topology, self.n_components, on_images)
+
+
+# ---------------------------------------------------------------- the latent space that the parameters ask for
+def latent_basis(n_clusters, n_basis, topology, n_components, on_images):
+    """Grids of nodes and basis functions that the parameters of an SMLClusterer ask for."""
+    n_components = n_components_of(topology, n_components)
+    n_sides, fewest = TOPOLOGIES[topology].n_sides(n_components), TOPOLOGIES[topology].min_centres
+    grid_shape = grid_of(n_clusters, n_sides)
+    is_automatic = isinstance(n_basis, str)
+    if is_automatic:
+        share = BASIS_PER_NODE ** (n_components / n_sides)
+        basis_shape = tuple(max(round(share * side), min(fewest, side)) for side in grid_shape)
+    elif isinstance(n_basis, numbers.Integral):
+        # an axis with a single node needs no more than one function
+        long_axes = [axis for axis, side in enumerate(grid_shape) if side > 1] or [0]
+        sides = dict(zip(long_axes, nearest_grid(int(n_basis), len(long_axes)), strict=True))
+        basis_shape = tuple(sides.get(axis, 1) for axis in range(n_sides))
+    else:
+        basis_shape = grid_of(n_basis, n_sides)
+    if any(m < min(fewest, side) for m, side in zip(basis_shape, grid_shape, strict=True)):
+        raise ValueError(
+            f"n_basis={n_basis} leaves {' x '.join(map(str, basis_shape))} basis functions, expected at "
+            f"least {fewest} along each side of topology={topology!r}: fewer see mirror images as one. "
+            "Raise n_basis, or use topology='grid'."
+        )
+    width = IMAGE_WIDTH if on_images and is_automatic else VECTOR_WIDTH
+    return LatentBasis(grid_shape, basis_shape, width, topology)
+
+
+def n_components_of(topology, n_components):
+    """Dimension of the latent space: `n_components`, or what is natural to the topology."""
+    return TOPOLOGIES[topology].default_components if n_components is None else int(n_components)
+
+
+def grid_of(value, n_sides):
+    """Shape of a grid that is given by its number of points, or side by side."""
+    if isinstance(value, numbers.Integral):
+        return nearest_grid(int(value), n_sides)
+    return tuple(int(side) for side in value)
+
+
+def check_topology(topology, n_components):
+    """Raise unless topology and dimension go together."""
+    owner = "SMLClusterer"
+    check_choice("topology", topology, tuple(TOPOLOGIES), owner=owner)
+    check_number("n_components", n_components, owner=owner, minimum=1, maximum=3, integer=True, allow_none=True)
+    possible = TOPOLOGIES[topology].components
+    if n_components is not None and n_components not in possible:
+        fitting = [other for other, space in TOPOLOGIES.items() if n_components in space.components]
+        raise ValueError(
+            f"SMLClusterer: n_components={n_components} makes no sense with topology={topology!r}, expected "
+            f"{' or '.join(map(str, possible))}. Leave n_components out, or choose topology="
+            f"{' or '.join(map(repr, fitting))}."
+        )
+
+
+def check_grid(name, value, topology, n_sides):
+    """Raise unless a parameter is a number of points, or a grid shape of so many sides."""
+    if not isinstance(value, tuple | list | np.ndarray):
+        check_number(name, value, owner="SMLClusterer", minimum=1, integer=True)
+        return
+    if len(value) != n_sides:
+        why = "a number of points" if topology == "sphere" else "as many as n_components"
+        raise ValueError(
+            f"The parameter {name!r} of SMLClusterer is the grid shape {tuple(value)}, expected {n_sides} "
+            f"side{'s' * (n_sides > 1)}, {why} (topology={topology!r}). Change one of the two."
+        )
+    for side in value:
+        check_number(name, side, owner="SMLClusterer", minimum=1, integer=True)
+
+
+def pooling(noise):
+    """How the kernels pool the variance that images have after division by their own noise, Eq. (3.4)."""
+    return "white" if noise == "white" else "shell"
+
+
+# ---------------------------------------------------------------- what a fit says while it runs
+def memory_bound(blocks, n_nodes, n_folds, n_jobs):
+    """Bytes that a fit takes at most beyond the images given: its sums, and its blocks of features.
+
+    Sums and templates exist for each fold, or for each half in the end: in double precision once in total and
+    twice more in the M-step, in the precision of the data once for every worker and twice beside.
+    """
+    layout, n_workers = blocks.layout, effective_n_jobs(n_jobs)
+    n_rows = -(-blocks.n_samples // len(blocks))
+    sums = max(n_folds, 2) * n_nodes * (layout.n_features + layout.n_norms) * (24 + 4 * (n_workers + 2))
+    features = n_rows * 4 * (layout.n_features + layout.n_norms + 3 * n_nodes)
+    return sums + 2 * n_workers * features + getattr(blocks, "cache_bytes", 0)
+
+
+def log_share_kept(blocks):
+    """Log how many images are prepared again in every pass."""
+    share = getattr(blocks, "share_kept", 1.0)
+    if share < 1.0:
+        logger.info(
+            "SMLClusterer.fit keeps the features of %.0f %% of the images in memory and prepares the others "
+            "in every pass again, which may take longer than all the rest. cache_folder=... keeps all of "
+            "them in files: %s.",
+            100.0 * share,
+            format_bytes(blocks.feature_bytes),
+        )
+
+
+def show_progress(bar, space, state):
+    """Show objective and resolution of the last iteration, and count it."""
+    objective = state.trace.objective
+    n_new = len(objective) - bar.n_done
+    if n_new:
+        unit = "px" if getattr(space, "pixel_size", None) is None else "A"
+        detail = space.resolution(state.trace.n_shells[-1])
+        limit = f", details to {detail:.3g} {unit}" if np.isfinite(detail) else ""  # vectors have none
+        bar.note(f"{objective[-1]:.4f} nats per image{limit}")
+        bar.update(n_new)
+
+
+def warn_interrupted(n_iter):
+    """Warn that Ctrl-C ended a fit, and say how to go on."""
+    warnings.warn(
+        f"The fit was interrupted after {n_iter} iteration{'s' if n_iter != 1 else ''} and ends with what it "
+        "has learnt; Ctrl-C again leaves at once. Fit again with the same checkpoint to go on from here.",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+# ---------------------------------------------------------------- fitted attributes
+def manifold_results(manifold, space):
+    """Fitted attributes that follow from the parameters alone."""
+    return {
+        "weights_": manifold.weights,
+        "noise_variance_": manifold.noise_variance,
+        "alpha_": manifold.alpha,
+        "cluster_centers_": space.to_data(manifold.templates),
+    }
+
+
+def noise_results(space, blocks):
+    """Fitted attributes of the noise of groups or images."""
+    noise = getattr(space, "noise", None)
+    if noise is None:
+        return {"noise_groups_": None, "relative_noise_": None}
+    relative = blocks.noise.table[:, 0] if noise.groups is None else noise.relative
+    return {"noise_groups_": noise.groups, "relative_noise_": relative}
+
+
+def class_results(halves, layout, manifold, space):
+    """Fitted attributes that follow from the sums over even and odd rows."""
+    noise = manifold.noise_variance / layout.information  # (S,)
+    ridge = manifold.alpha * noise
+    averages = np.stack([space.to_data(class_averages(halves, ridge, layout, half)) for half in (0, 1)])
+    shown = signal_ridge(halves, noise, layout) if isinstance(space, ImageSpace) else ridge
+    return {
+        "class_averages_": space.to_data(class_averages(halves, shown, layout)),
+        "half_averages_": averages,
+        "class_resolution_": class_resolution(averages, space),
+        "soft_class_sizes_": halves.node_mass.sum(axis=0),
+    }
+
+
+def size_results(sizes):
+    """Fitted attributes that follow from the number of images in each class."""
+    return {"class_sizes_": sizes, "n_effective_clusters_": effective_count(sizes)}
+
+
+def class_resolution(halves, space):
+    """Resolution of each class from its half averages (2, n_nodes, D, D), Eq. (3.6)."""
+    if not isinstance(space, ImageSpace):
+        return np.full(halves.shape[1], np.nan)
+    box, n_rings = space.plane.box, int(space.plane.shell[-1]) + 1
+    rows = row_blocks(halves.shape[1], max(1, FRC_PIXELS // box**2))
+    correlation = [fourier_ring_correlation(*halves[:, some])[:, :n_rings] for some in rows]
+    return resolution_from_frc(np.concatenate(correlation), space.pixel_length, box, FRC_THRESHOLD)
+
+
+# ---------------------------------------------------------------- what posteriors say
+def most_probable(posterior):
+    """Node of each image; (n,)."""
+    return posterior.responsibilities.argmax(axis=1)
+
+
+def responsibilities(posterior):
+    """Posterior of every node; (n, n_nodes)."""
+    return posterior.responsibilities
+
+
+def log_evidence(posterior):
+    """Log likelihood of each image, Eq. (2.5); (n,)."""
+    return posterior.log_evidence
+
+
+def class_and_place(posterior, places):
+    """Most probable node, its posterior, and the mean position of each image; (n, 2 + E)."""
+    largest = posterior.responsibilities.max(axis=1)
+    return np.column_stack([most_probable(posterior), largest, mean_positions(posterior, places)])
