@@ -39,7 +39,7 @@ class Progress:
         on_step: Callable[[int], None] | None = None,
     ) -> None:
         self._on_step = on_step
-        self._total, self._description, self._done, self._note = total, description, 0, ""
+        self._total, self._description, self.n_done, self._note = total, description, 0, ""
         self._bar: Any = _bar(total, description) if verbose else None
         self._logs = bool(verbose) and self._bar is None
         self._last_line = time.monotonic()
@@ -57,7 +57,7 @@ class Progress:
 
     def update(self, n: int = 1) -> None:
         """Count `n` more steps as done."""
-        self._done += n
+        self.n_done += n
         if self._on_step is not None:
             self._on_step(n)
         if self._bar is not None:
@@ -73,7 +73,7 @@ class Progress:
 
     def _log(self) -> None:
         self._last_line = time.monotonic()
-        logger.info("%s: %d of %d %s", self._description, self._done, self._total, self._note)
+        logger.info("%s: %d of %d %s", self._description, self.n_done, self._total, self._note)
 
 
 def progress(

@@ -36,8 +36,7 @@ _NOT_IN_THE_SHELL = (
     "; if they are aligned already, say so with stack.with_poses(Poses.identity(len(stack)))",
     " or tol of second=",
     " or tol",
-    ", or lower initial_temperature",
-    ", lower basis_width, or raise alpha",
+    ", or raise alpha",
 )
 _OF_ESTIMATOR = {
     "DeepClusterer": {

@@ -14,8 +14,8 @@ from sklearn.utils.validation import validate_data
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import check_images
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.particles.preprocess import normalised_radius
-from sklearn_cryoem.particles.screening import normalised_beyond, screened
+from sklearn_cryoem.particles.screening import normalised_like as normalised_like
+from sklearn_cryoem.particles.screening import screened
 from sklearn_cryoem.physics.masks import box_problem
 
 Data: TypeAlias = ParticleStack | ArrayLike  # particles, images or vectors
@@ -114,21 +114,6 @@ def as_screened(X, owner, *, stacklevel):
         verbose=getattr(owner, "verbose", 0),
         stacklevel=stacklevel + 1,
     )
-
-
-def normalised_like(stack, background_px):
-    """The stack, normalised by its background if the particles of a fit were.
-
-    Parameters
-    ----------
-    stack : ParticleStack
-        Any particles.
-    background_px : float or None
-        Where the background of those of the fit begins, in pixels; None if they were not normalised.
-    """
-    if background_px is None or normalised_radius(stack.images) is not None:
-        return stack
-    return normalised_beyond(stack, background_px)
 
 
 def mean_without_outliers(values, X):

@@ -29,7 +29,6 @@ from sklearn_cryoem.estimators._inputs import (
     is_images,
     warn_if_mask_too_tight,
 )
-from sklearn_cryoem.estimators._sml_parameters import check_parameters
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.metrics import effective_count
@@ -254,7 +253,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
             late += [*before, clone(last).set_params(n_clusters=SMLClusterer().n_clusters)]  # set later
         for step in late:
             if isinstance(step, SMLClusterer):
-                check_parameters(step)
+                step.validate()
 
     def _warn_unless_converged(self):
         fitted = [steps_of(clusterer)[-1] for clusterer in self.clusterers_ if clusterer is not None]

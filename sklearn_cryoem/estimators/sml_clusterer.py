@@ -1,15 +1,15 @@
 """SMLClusterer: classes and latent positions of aligned particles on a manifold.
 
-The estimator checks, orchestrates and stores; the mathematics is in `sklearn_cryoem.manifold`. The feature
-spaces at the end lead from particles or vectors to feature blocks, and from features back to images.
+The estimator checks, orchestrates and stores; the mathematics is in `sklearn_cryoem.manifold`. Functions at
+the end take values: they tell how a fit goes, and make fitted attributes of its results.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import numbers
 import os
+import warnings
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -21,12 +21,10 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.em import last_state
-from sklearn_cryoem._core.memory import format_bytes, log_estimate
+from sklearn_cryoem._core.memory import format_bytes, log_estimate, memory_watched
+from sklearn_cryoem._core.parallel import row_blocks, single_blas_threads
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem._core.shortage import memory_watched
-from sklearn_cryoem._core.threads import single_blas_threads
 from sklearn_cryoem._core.validation import check_choice, check_number
-from sklearn_cryoem._core.workers import row_blocks
 from sklearn_cryoem.estimators._checkpoint import (
     FRAMES,
     FitTask,
@@ -43,13 +41,11 @@ from sklearn_cryoem.estimators._inputs import (
     as_vectors,
     is_images,
     mean_without_outliers,
-    normalised_like,
     warn_if_few_distinct_vectors,
     warn_if_mask_too_tight,
     warn_if_not_aligned,
     without_outliers,
 )
-from sklearn_cryoem.manifold.blocks import ArrayBlocks
 from sklearn_cryoem.manifold.classes import (
     class_averages,
     information_share,
@@ -58,39 +54,28 @@ from sklearn_cryoem.manifold.classes import (
     signal_ridge,
 )
 from sklearn_cryoem.manifold.coupling import turn_of
-from sklearn_cryoem.manifold.em import FitPlan, fit_states
+from sklearn_cryoem.manifold.em import FitPlan, Schedule, cross_fitted_iterations, fit_states
 from sklearn_cryoem.manifold.expectation import sweep
-from sklearn_cryoem.manifold.noise import PartNoise
+from sklearn_cryoem.manifold.grid import latent_basis
 from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision, telling_shells
-from sklearn_cryoem.manifold.start import pca_start, random_start
-from sklearn_cryoem.manifold.state import Schedule, cross_fitted_iterations, first_state
+from sklearn_cryoem.manifold.state import first_state, pca_start, random_start
 from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
-from sklearn_cryoem.manifold.topology import MIN_ON_SPHERE, TOPOLOGIES, LatentBasis, nearest_grid
 from sklearn_cryoem.metrics import effective_count, fourier_ring_correlation, resolution_from_frc
-from sklearn_cryoem.particles.features import FeatureBlocks
-from sklearn_cryoem.particles.preprocess import normalised_radius
-from sklearn_cryoem.particles.screening import screened
-from sklearn_cryoem.physics.fourier import HalfPlane, fourier_features, half_plane, images_from_features
+from sklearn_cryoem.particles.feature_space import ImageSpace, VectorSpace
+from sklearn_cryoem.particles.screening import normalised_like, screened
 
 logger = logging.getLogger(__name__)
 
 NOISE_MODELS = ("shell", "white", "group", "image")
-BASIS_PER_NODE = 0.8  # along each axis, as in ROME
-# Standard deviation of the Gaussians in units of their spacing. Views of particles change much from one node
-# to the next: narrow Gaussians do not smooth away what cross-fitted EM has found. From about 2 on the systems
-# for the weights are singular.
-IMAGE_WIDTH, VECTOR_WIDTH = 0.5, 0.75
 # Folds of cross-fitted EM. Each image is left out of its template: with few images in a class ten folds leave
 # nine tenths of them in the others', with 40 or more four folds do as well and take less than half the time.
 MANY_FOLDS, FEW_FOLDS = 10, 4
 SMALL_CLASS = 40  # images of a class, on average
-# Images of anything look alike at six shells and fewer; at 40 Angstrom views of a ribosome begin to differ.
-INITIAL_RESOLUTION, MIN_INITIAL_SHELLS = 40.0, 6
+INITIAL_RESOLUTION = 40.0  # Angstrom: where views of a protein begin to differ; frequencies march from there
 MIN_NODES_TO_COLLAPSE = 20
 MIN_EFFECTIVE_CLASSES = 2.0  # few distinct views may leave most nodes empty, but not all but one
 FRC_THRESHOLD = 0.143
 FRC_PIXELS = 2**17  # transformed at once: transforms are ten times larger than the averages
-PIXEL_SIZE_TOLERANCE = 0.01  # relative
 WRAPPED = 3  # frames from a method that scikit-learn wraps to whoever calls it
 
 
@@ -540,33 +525,29 @@ class SMLClusterer(
             self._store(noise_results(self._space, self._space.blocks(looked_at)))
 
     def _warn_unless_converged(self, trace, *, stacklevel):
-        """Warn of a map of images whose many nodes are one class, and of a fit that has not come to its end."""
-        n_nodes = len(self.latent_nodes_)
-        may_collapse = isinstance(self._space, VectorSpace) or self.alpha != "auto"  # one template may be meant
-        if not may_collapse and n_nodes >= MIN_NODES_TO_COLLAPSE:
-            if self.n_effective_clusters_ < MIN_EFFECTIVE_CLASSES:
-                warn_and_keep(
-                    self,
-                    f"The map of SMLClusterer collapsed: its {n_nodes} classes are worth "
-                    f"{self.n_effective_clusters_:.1f} equal ones. Give more particles, or fewer n_clusters.",
-                    stacklevel=stacklevel,
-                )
-                self.converged_ = False
-                return
-        if self.converged_:
-            return
-        gain = trace.last_gain
-        how = (
-            f"gained {gain:.3g} nats per image, more than {self.tol:g}"
-            if np.isfinite(gain)
-            else "let finer detail in, so that its gain cannot be told"
+        """Warn of a map that has collapsed onto few classes, and of a fit that has not come to its end."""
+        n_nodes, is_automatic = len(self.latent_nodes_), self.alpha == "auto"  # others may want one template
+        is_large_map = (
+            isinstance(self._space, ImageSpace) and is_automatic and n_nodes >= MIN_NODES_TO_COLLAPSE
         )
-        warn_and_keep(
-            self,
-            f"SMLClusterer stopped at max_iter={self.max_iter} before it converged: the last iteration "
-            f"{how}. Raise max_iter or tol.",
-            stacklevel=stacklevel,
-        )
+        if is_large_map and self.n_effective_clusters_ < MIN_EFFECTIVE_CLASSES:
+            self.converged_ = False
+            warn_and_keep(
+                self,
+                f"The map of SMLClusterer collapsed: its {n_nodes} classes are worth "
+                f"{self.n_effective_clusters_:.1f} equal ones. Give more particles, or fewer n_clusters.",
+                stacklevel=stacklevel,
+            )
+        elif not self.converged_:
+            how = "let finer detail in, so that its gain cannot be told"
+            if np.isfinite(trace.last_gain):
+                how = f"gained {trace.last_gain:.3g} nats per image, more than {self.tol:g}"
+            warn_and_keep(
+                self,
+                f"SMLClusterer stopped at max_iter={self.max_iter} before it converged: the last iteration "
+                f"{how}. Raise max_iter or tol.",
+                stacklevel=stacklevel,
+            )
 
     # ---------------------------------------------------------------- learning from chunks
     def _begin_stream(self, X):
@@ -867,19 +848,7 @@ class SMLClusterer(
     # ---------------------------------------------------------------- parameters
     def _check_parameters(self):
         """Raise unless every parameter is one that `fit` can use."""
-        n_components = None if self.n_components is None else self.n_components
-        check_topology(self.topology, n_components)
-        n_sides = TOPOLOGIES[self.topology].n_sides(n_components_of(self.topology, n_components))
-        check_grid("n_clusters", self.n_clusters, self.topology, n_sides)
-        if isinstance(self.n_basis, str):
-            check_choice("n_basis", self.n_basis, ("auto",), owner=self)
-        else:
-            check_grid("n_basis", self.n_basis, self.topology, n_sides)
-        if self.topology == "sphere" and np.prod(self.n_clusters) < MIN_ON_SPHERE:
-            raise ValueError(
-                f"SMLClusterer: n_clusters={self.n_clusters} nodes enclose no sphere, expected at least "
-                f"{MIN_ON_SPHERE}. Ask for more, or for topology='grid'."
-            )
+        self._basis(on_images=False)
         for name in ("max_resolution", "mask_diameter"):
             value = getattr(self, name)
             check_number(name, value, owner=self, allow_none=True, minimum=0.0, inclusive=False)
@@ -900,75 +869,6 @@ class SMLClusterer(
     def _basis(self, *, on_images):
         """Nodes and basis functions that the parameters ask for."""
         return latent_basis(self.n_clusters, self.n_basis, self.topology, self.n_components, on_images)
-
-
-# ---------------------------------------------------------------- the latent space that the parameters ask for
-def latent_basis(n_clusters, n_basis, topology, n_components, on_images):
-    """Grids of nodes and basis functions that the parameters of an SMLClusterer ask for."""
-    n_components = n_components_of(topology, n_components)
-    n_sides, fewest = TOPOLOGIES[topology].n_sides(n_components), TOPOLOGIES[topology].min_centres
-    grid_shape = grid_of(n_clusters, n_sides)
-    is_automatic = isinstance(n_basis, str)
-    if is_automatic:
-        share = BASIS_PER_NODE ** (n_components / n_sides)
-        basis_shape = tuple(max(round(share * side), min(fewest, side)) for side in grid_shape)
-    elif isinstance(n_basis, numbers.Integral):
-        # an axis with a single node needs no more than one function
-        long_axes = [axis for axis, side in enumerate(grid_shape) if side > 1] or [0]
-        sides = dict(zip(long_axes, nearest_grid(int(n_basis), len(long_axes)), strict=True))
-        basis_shape = tuple(sides.get(axis, 1) for axis in range(n_sides))
-    else:
-        basis_shape = grid_of(n_basis, n_sides)
-    if any(m < min(fewest, side) for m, side in zip(basis_shape, grid_shape, strict=True)):
-        raise ValueError(
-            f"n_basis={n_basis} leaves {' x '.join(map(str, basis_shape))} basis functions, expected at "
-            f"least {fewest} along each side of topology={topology!r}: fewer see mirror images as one. "
-            "Raise n_basis, or use topology='grid'."
-        )
-    width = IMAGE_WIDTH if on_images and is_automatic else VECTOR_WIDTH
-    return LatentBasis(grid_shape, basis_shape, width, topology)
-
-
-def n_components_of(topology, n_components):
-    """Dimension of the latent space: `n_components`, or what is natural to the topology."""
-    return TOPOLOGIES[topology].default_components if n_components is None else int(n_components)
-
-
-def grid_of(value, n_sides):
-    """Shape of a grid that is given by its number of points, or side by side."""
-    if isinstance(value, numbers.Integral):
-        return nearest_grid(int(value), n_sides)
-    return tuple(int(side) for side in value)
-
-
-def check_topology(topology, n_components):
-    """Raise unless topology and dimension go together."""
-    owner = "SMLClusterer"
-    check_choice("topology", topology, tuple(TOPOLOGIES), owner=owner)
-    check_number("n_components", n_components, owner=owner, minimum=1, maximum=3, integer=True, allow_none=True)
-    possible = TOPOLOGIES[topology].components
-    if n_components is not None and n_components not in possible:
-        fitting = [other for other, space in TOPOLOGIES.items() if n_components in space.components]
-        raise ValueError(
-            f"SMLClusterer: n_components={n_components} makes no sense with topology={topology!r}, expected "
-            f"{' or '.join(map(str, possible))}. Leave n_components out, or choose topology="
-            f"{' or '.join(map(repr, fitting))}."
-        )
-
-
-def check_grid(name, value, topology, n_sides):
-    """Raise unless a parameter is a number of points, or a grid shape of so many sides."""
-    if not isinstance(value, tuple | list | np.ndarray):
-        check_number(name, value, owner="SMLClusterer", minimum=1, integer=True)
-        return
-    if len(value) != n_sides:
-        why = "a number of points" if topology == "sphere" else "as many as n_components"
-        raise ValueError(
-            f"The parameter {name!r} of SMLClusterer is the grid shape {tuple(value)}, expected {n_sides} "
-            f"side{'s' * (n_sides > 1)}, {why} (topology={topology!r}). Change one of the two."
-        )
-    for side in value:
-        check_number(name, side, owner="SMLClusterer", minimum=1, integer=True)
 
 
 def pooling(noise):
@@ -1006,7 +906,7 @@ def log_share_kept(blocks):
 def show_progress(bar, space, state):
     """Show objective and resolution of the last iteration, and count it."""
     objective = state.trace.objective
-    n_new = len(objective) - bar.n_done
+    n_new = len(objective) - bar.n_done  # the first M-step of ordinary EM has no objective yet
     if n_new:
         unit = "px" if getattr(space, "pixel_size", None) is None else "A"
         detail = space.resolution(state.trace.n_shells[-1])

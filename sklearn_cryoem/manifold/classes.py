@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sklearn_cryoem._core.em import Additive
-from sklearn_cryoem._core.workers import ordered_map, row_blocks
+from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureLayout, sum_over_start
 from sklearn_cryoem.manifold.expectation import Matcher, Posterior, Statistics
 from sklearn_cryoem.manifold.maximisation import solve_weights

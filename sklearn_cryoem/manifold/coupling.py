@@ -9,11 +9,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, ReadBlocks
+from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.maximisation import solve_systems
 from sklearn_cryoem.manifold.prior import DataPower, signal_nats
-from sklearn_cryoem.manifold.topology import LatentBasis
 
 Float64 = NDArray[np.float64]
 
@@ -155,7 +155,7 @@ class Coupling:
         """
         ridge = self.alpha[: layout.n_shells] * noise_variance / layout.information  # (S,)
         solve = partial(self._solve_shell, cross, gram, ridge, layout)
-        solved = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, here=True))
+        solved = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, threads_only=True))
         return layout.confine(np.hstack(solved))
 
     def _solve_shell(

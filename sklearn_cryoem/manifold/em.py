@@ -19,11 +19,75 @@ from numpy.typing import DTypeLike, NDArray
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
 from sklearn_cryoem.manifold.coupling import Coupling, ShellNorms
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics, sweep
+from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.maximisation import log_prior, solve_weights, update_noise
-from sklearn_cryoem.manifold.state import EMState, Schedule
-from sklearn_cryoem.manifold.topology import LatentBasis
+from sklearn_cryoem.manifold.state import EMState
 
 Float64 = NDArray[np.float64]
+
+MAX_MARCHING_ITERATIONS = 20  # of ordinary EM
+MAX_CROSS_FITTED_ITERATIONS = 60  # all of them march: each shell is settled before the next comes
+MIN_ORDINARY_ITERATIONS = 4  # all shells are in at the second, and a gain can be told at the fourth
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many iterations there are, and how many shells each of them lets in: frequency marching.
+
+    Attributes
+    ----------
+    first_shells, n_shells : int
+        Shells of the first iteration and, after `n_marching` iterations, of all others.
+    n_marching : int
+        Iterations until all shells are in; 0 if they are so from the start.
+    max_iter : int
+        Largest number of M-steps.
+    tol : float or None
+        EM has converged when an iteration gains less than this, in nats per image, with all shells in; with
+        None it ends after the last M-step.
+    """
+
+    first_shells: int
+    n_shells: int
+    n_marching: int
+    max_iter: int
+    tol: float | None = None
+
+    @classmethod
+    def ordinary(cls, first_shells: int, n_shells: int, max_iter: int, tol: float) -> Schedule:
+        """Use at most 20 iterations, and at most half of `max_iter`, for marching."""
+        n_marching = min(MAX_MARCHING_ITERATIONS, max_iter // 2) if first_shells < n_shells else 0
+        return cls(min(first_shells, n_shells), n_shells, n_marching, max_iter, tol)
+
+    @classmethod
+    def cross_fitted(cls, first_shells: int, n_shells: int, n_iterations: int) -> Schedule:
+        """Schedule of cross-fitted EM, Eq. (3.12): it marches all the time; the last iteration has it all."""
+        n_marching = max(n_iterations - 1, 0) if first_shells < n_shells else 0
+        return cls(min(first_shells, n_shells), n_shells, n_marching, n_iterations)
+
+    def shells_at(self, iteration: int) -> int:
+        """Shells of the statistics of an iteration, counted from 0: they grow by equal factors."""
+        if iteration >= self.n_marching:
+            return self.n_shells
+        done = iteration / self.n_marching
+        growth = float(self.n_shells / self.first_shells)
+        return round(float(self.first_shells * growth**done))
+
+    def stops(self, state: EMState) -> bool:
+        """Whether the objective was measured for the last time."""
+        is_last = self.tol is not None and state.iteration == self.max_iter
+        return is_last or self.stands_still(state)
+
+    def stands_still(self, state: EMState) -> bool:
+        """Whether all shells are in and the last iteration gained less than `tol`."""
+        is_whole = state.n_shells == self.n_shells
+        return self.tol is not None and is_whole and state.trace.last_gain < self.tol
+
+
+def cross_fitted_iterations(max_iter: int) -> int:
+    """Count cross-fitted iterations, Eq. (3.12): 60, a fifth of `max_iter` being left; 0 if too few."""
+    left = max(MIN_ORDINARY_ITERATIONS, max_iter // 5)
+    return max(min(MAX_CROSS_FITTED_ITERATIONS, max_iter - left), 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,7 +14,7 @@ from scipy import sparse
 
 from sklearn_cryoem._core.em import Additive
 from sklearn_cryoem._core.memory import claim_room
-from sklearn_cryoem._core.workers import ordered_map, row_blocks
+from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureBlock, FeatureLayout, in_turn, shards
 
 Floating = NDArray[np.floating[Any]]
@@ -267,8 +266,11 @@ def sweep(
     add_up = partial(_shard_sums, blocks, matchers, split, n_shells)
     total: Statistics | None = None
     # Sums of halves are twice as large as those of an E-step: none of them waits for its turn.
-    for part in ordered_map(add_up, shards(blocks), n_jobs=n_jobs, spare=0 if split == "halves" else 1):
-        total = part.in_double() if total is None else operator.iadd(total, part)
+    for part in ordered_map(add_up, shards(blocks), n_jobs=n_jobs, max_waiting=0 if split == "halves" else 1):
+        if total is None:
+            total = part.in_double()
+        else:
+            total += part
         del part  # before the next is made
     if total is None:
         raise ValueError("There are no images to compare: give at least one row of data.")

@@ -15,10 +15,10 @@ from scipy.linalg import LinAlgWarning
 from scipy.linalg.blas import dsyrk, dtrsm
 from scipy.linalg.lapack import dposv, dpotrf
 
-from sklearn_cryoem._core.workers import ordered_map
+from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem.manifold.blocks import FeatureLayout
 from sklearn_cryoem.manifold.expectation import Statistics
-from sklearn_cryoem.manifold.topology import LatentBasis
+from sklearn_cryoem.manifold.grid import LatentBasis
 
 Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -74,7 +74,7 @@ def solve_weights(
     # Divided by beta, the prior is all that noise has to say: W stays the same and the scale moderate.
     ridge = alpha * noise_variance / layout.information  # (S,)
     solve = partial(_solve_shell, basis.phi, cross, gram, ridge, layout)
-    solutions = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, here=True))
+    solutions = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, threads_only=True))
     n_singular = sum(solution.n_singular for solution in solutions)
     if n_singular:
         warnings.warn(

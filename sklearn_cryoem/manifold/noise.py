@@ -14,19 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.em import Additive
-from sklearn_cryoem._core.workers import ordered_map, sum_in_order
+from sklearn_cryoem._core.parallel import ordered_map, sum_in_order
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureBlock, FeatureLayout, sum_over_start
 from sklearn_cryoem.manifold.prior import MIN_NOISE, measure_power
 
 Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
 
+N_ROUNDS = 2  # noise that differs from image to image would pass for signal in the first
 LEVEL_VALUES = 20.0  # of average noise added to a group's: levels differ by about a third
 SHELL_VALUES = 200.0  # of the group's own level added to each shell's: colours differ by about a tenth
-MIN_RELATIVE, MAX_RELATIVE = (
-    0.1,
-    10.0,
-)  # times the noise of all; beyond, something else is wrong with an image
+MIN_RELATIVE, MAX_RELATIVE = 0.1, 10.0  # times the noise of all; beyond, something else is wrong
 
 
 class RowBlocks(Blocks, Protocol):
@@ -194,7 +192,7 @@ def image_noise(blocks: RowBlocks, reference: NoiseReference, *, n_jobs: int | N
         sums = reference.image_sums(blocks.load(index, blocks.layout.n_shells), blocks.layout)
         return np.clip(_level(sums, reference, blocks.layout.information), MIN_RELATIVE, MAX_RELATIVE)
 
-    return np.concatenate(list(ordered_map(levels, range(len(blocks)), n_jobs=n_jobs, here=True)))
+    return np.concatenate(list(ordered_map(levels, range(len(blocks)), n_jobs=n_jobs, threads_only=True)))
 
 
 def _level(sums: NoiseSums, reference: NoiseReference, information: float) -> Float64:

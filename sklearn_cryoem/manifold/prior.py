@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sklearn_cryoem._core.em import Additive
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout, sum_over_start
-from sklearn_cryoem.manifold.topology import LatentBasis
+from sklearn_cryoem.manifold.grid import LatentBasis
 
 Float64 = NDArray[np.float64]
 

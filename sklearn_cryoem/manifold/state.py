@@ -1,25 +1,28 @@
-"""Where a fit of the manifold stands and how it goes on: parameters, trace, schedule of iterations."""
+"""Where a fit of the manifold stands, and where it begins: principal components, or random templates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sklearn_cryoem.manifold.blocks import FeatureLayout
+from sklearn_cryoem._core.em import Additive
+from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout, sum_over_start
 from sklearn_cryoem.manifold.expectation import Matcher
+from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.maximisation import MIN_VARIANCE
-from sklearn_cryoem.manifold.start import Start
-from sklearn_cryoem.manifold.topology import LatentBasis
+from sklearn_cryoem.manifold.prior import DataPower
 
 Float64 = NDArray[np.float64]
 
-MAX_MARCHING_ITERATIONS = 20  # of ordinary EM
-MAX_CROSS_FITTED_ITERATIONS = 60  # all of them march: each shell is settled before the next comes
-MIN_ORDINARY_ITERATIONS = 4  # all shells are in at the second, and a gain can be told at the fourth
+MAX_FEATURES_EXACT = 1500  # beyond, the covariance is never formed
+N_SUBSPACE_PASSES = 8
+N_EXTRA_AXES = 8
+MIN_SPREAD = 1e-9  # of nodes along an axis of their embedding: they lie at one place
 
 
 @dataclass(frozen=True)
@@ -187,59 +190,160 @@ def first_state(start: Start, basis: LatentBasis, n_shells: int, n_folds: int) -
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How many iterations there are, and how many shells each of them lets in: frequency marching.
+class Start:
+    """Parameters before the first E-step.
 
     Attributes
     ----------
-    first_shells, n_shells : int
-        Shells of the first iteration and, after `n_marching` iterations, of all others.
-    n_marching : int
-        Iterations until all shells are in; 0 if they are so from the start.
-    max_iter : int
-        Largest number of M-steps.
-    tol : float or None
-        EM has converged when an iteration gains less than this, in nats per image, with all shells in; with
-        None it ends after the last M-step.
+    weights : ndarray of shape (M + 1, P0)
+        For the shells of the initial resolution alone.
+    noise_variance : ndarray of shape (S,)
+        For all shells.
     """
 
-    first_shells: int
-    n_shells: int
-    n_marching: int
-    max_iter: int
-    tol: float | None = None
-
-    @classmethod
-    def ordinary(cls, first_shells: int, n_shells: int, max_iter: int, tol: float) -> Schedule:
-        """Use at most 20 iterations, and at most half of `max_iter`, for marching."""
-        n_marching = min(MAX_MARCHING_ITERATIONS, max_iter // 2) if first_shells < n_shells else 0
-        return cls(min(first_shells, n_shells), n_shells, n_marching, max_iter, tol)
-
-    @classmethod
-    def cross_fitted(cls, first_shells: int, n_shells: int, n_iterations: int) -> Schedule:
-        """Schedule of cross-fitted EM, Eq. (3.12): it marches all the time; the last iteration has it all."""
-        n_marching = max(n_iterations - 1, 0) if first_shells < n_shells else 0
-        return cls(min(first_shells, n_shells), n_shells, n_marching, n_iterations)
-
-    def shells_at(self, iteration: int) -> int:
-        """Shells of the statistics of an iteration, counted from 0: they grow by equal factors."""
-        if iteration >= self.n_marching:
-            return self.n_shells
-        done = iteration / self.n_marching
-        return int(round(self.first_shells * (self.n_shells / self.first_shells) ** done))
-
-    def stops(self, state: EMState) -> bool:
-        """Whether the objective was measured for the last time."""
-        is_last = self.tol is not None and state.iteration == self.max_iter
-        return is_last or self.stands_still(state)
-
-    def stands_still(self, state: EMState) -> bool:
-        """Whether all shells are in and the last iteration gained less than `tol`."""
-        is_whole = state.n_shells == self.n_shells
-        return self.tol is not None and is_whole and state.trace.last_gain < self.tol
+    weights: Float64
+    noise_variance: Float64
 
 
-def cross_fitted_iterations(max_iter: int) -> int:
-    """Count cross-fitted iterations, Eq. (3.12): 60, a fifth of `max_iter` being left; 0 if too few."""
-    left = max(MIN_ORDINARY_ITERATIONS, max_iter // 5)
-    return max(min(MAX_CROSS_FITTED_ITERATIONS, max_iter - left), 0)
+def pca_start(
+    blocks: Blocks,
+    basis: LatentBasis,
+    power: DataPower,
+    n_shells: int,
+    *,
+    rng: np.random.Generator,
+    n_jobs: int | None = None,
+) -> Start:
+    """Spread the nodes over the plane of the first principal components, deviation on deviation.
+
+    A ring lies in two of them, a torus in two for each of its circles, a sphere in three.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        The data.
+    basis : LatentBasis
+        Nodes and Phi.
+    power : DataPower
+        Mean, signal and noise: images are CTF-corrected by a Wiener filter before anything else.
+    n_shells : int
+        Initial resolution.
+    rng : numpy.random.Generator
+        Begins the subspace iteration that replaces the exact one for more than 1,500 features.
+    n_jobs : int, optional
+        Number of workers.
+    """
+    layout = blocks.layout.truncate(n_shells)
+    variances, axes = _principal_axes(blocks, layout, power, basis.embedding.shape[1], rng, n_jobs)
+    nodes = basis.embedding
+    spread = nodes.std(axis=0)  # (E,)
+    unit = np.divide(nodes, spread, out=np.zeros_like(nodes), where=spread > MIN_SPREAD)
+    mean = power.mean[: layout.n_features]
+    templates = mean + (unit * np.sqrt(variances)) @ axes  # (K, P0)
+    weights = np.linalg.lstsq(basis.phi, templates, rcond=None)[0]
+    noise_variance = power.variance.copy()
+    if blocks.layout.n_shells == 1:
+        noise_variance[:] = _variance_off_the_plane(power, variances, basis, layout)
+    return Start(weights, noise_variance)
+
+
+def random_start(
+    basis: LatentBasis, power: DataPower, layout: FeatureLayout, *, rng: np.random.Generator
+) -> Start:
+    """Draw the weights from a prior that has the power of the signal, about the mean image.
+
+    Parameters
+    ----------
+    basis : LatentBasis
+        Phi.
+    power : DataPower
+        Mean and signal.
+    layout : FeatureLayout
+        The shells of the initial resolution.
+    rng : numpy.random.Generator
+        Source of the weights.
+    """
+    scale = np.sqrt(power.signal[layout.shell] / basis.mean_square)  # (P0,)
+    weights = np.empty((basis.phi.shape[1], layout.n_features))
+    weights[:-1] = rng.standard_normal((len(weights) - 1, layout.n_features)) * scale
+    weights[-1] = power.mean[: layout.n_features] - basis.phi[:, :-1].mean(axis=0) @ weights[:-1]
+    return Start(weights, power.variance.copy())
+
+
+def _variance_off_the_plane(
+    power: DataPower, variances: Float64, basis: LatentBasis, layout: FeatureLayout
+) -> float:
+    """Noise of plain vectors: what the plane leaves, but enough for neighbouring nodes to overlap."""
+    n_features = layout.n_features
+    spread = basis.embedding.std(axis=0)  # (E,)
+    has_extent = spread > MIN_SPREAD
+    covered = variances[has_extent]
+    left = (power.variance[0] * n_features - covered.sum()) / max(n_features - len(covered), 1)
+    steps = basis.node_steps[has_extent] * np.sqrt(covered) / spread[has_extent]
+    overlap = (0.5 * steps.max(initial=0.0)) ** 2
+    return float(min(max(left, overlap), power.variance[0])) if n_features > 1 else float(power.variance[0])
+
+
+def _principal_axes(
+    blocks: Blocks,
+    layout: FeatureLayout,
+    power: DataPower,
+    n_axes: int,
+    rng: np.random.Generator,
+    n_jobs: int | None,
+) -> tuple[Float64, Float64]:
+    """Largest variances (n_axes,) and their directions (n_axes, P0) of CTF-corrected images."""
+    n_features = layout.n_features
+    if n_features <= MAX_FEATURES_EXACT:
+        covariance = _apply_covariance(blocks, layout, power, None, n_jobs)
+        values, vectors = np.linalg.eigh(covariance)
+    else:
+        subspace = rng.standard_normal((n_features, n_axes + N_EXTRA_AXES))
+        for _ in range(N_SUBSPACE_PASSES):
+            subspace = np.linalg.qr(subspace)[0]
+            image = _apply_covariance(blocks, layout, power, subspace, n_jobs)  # (P0, n_axes + 8)
+            values, turn = np.linalg.eigh(subspace.T @ image)
+            vectors, subspace = subspace @ turn, image
+    n_found = min(n_axes, len(values))
+    variances, axes = np.zeros(n_axes), np.zeros((n_axes, n_features))
+    variances[:n_found] = np.maximum(values[::-1][:n_found], 0.0)
+    axes[:n_found] = vectors[:, ::-1][:, :n_found].T
+    strongest = np.abs(axes).argmax(axis=1)
+    signs = np.where(axes[np.arange(n_axes), strongest] < 0, -1.0, 1.0)  # a sign that LAPACK leaves open
+    return variances, axes * signs[:, None]
+
+
+def _apply_covariance(
+    blocks: Blocks, layout: FeatureLayout, power: DataPower, subspace: Float64 | None, n_jobs: int | None
+) -> Float64:
+    """Covariance of the corrected images (P0, P0), or its product with `subspace` (P0, q)."""
+    task = partial(_block_covariance, blocks, layout, power, subspace)
+    total = sum_over_start(task, blocks, n_jobs=n_jobs)
+    return np.asarray(total.values / total.n_samples)
+
+
+@dataclass(frozen=True)
+class _Sum(Additive):
+    values: Float64
+    n_samples: int
+
+
+def _block_covariance(
+    blocks: Blocks, layout: FeatureLayout, power: DataPower, subspace: Float64 | None, index: int
+) -> _Sum:
+    block = blocks.load(index, layout.n_shells)
+    dtype = block.data.dtype
+    mean = power.mean[: layout.n_features].astype(dtype)
+    if block.norm is None:
+        signal, noise = power.signal, power.noise
+        corrected = (block.data - mean) * (signal / (signal + noise))[layout.shell].astype(dtype)
+    else:
+        shell = layout.shell[layout.norm_starts]
+        signal, noise = power.signal[shell].astype(dtype), power.noise[shell].astype(dtype)
+        wiener = signal / (signal * block.norm + noise)  # (n, Q)
+        corrected = block.data - block.norm[:, layout.norm_index] * mean
+        corrected *= wiener[:, layout.norm_index]
+    if subspace is None:
+        return _Sum((corrected.T @ corrected).astype(np.float64), len(block))
+    product = corrected.T @ (corrected @ subspace.astype(dtype))
+    return _Sum(product.astype(np.float64), len(block))

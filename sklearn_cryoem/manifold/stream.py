@@ -13,11 +13,11 @@ from numpy.typing import DTypeLike, NDArray
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
 from sklearn_cryoem.manifold.classes import map_posterior
 from sklearn_cryoem.manifold.coupling import Coupling, ShellNorms, turn_of
-from sklearn_cryoem.manifold.em import HeldOutMStep, MStep, em
+from sklearn_cryoem.manifold.em import HeldOutMStep, MStep, Schedule, em
 from sklearn_cryoem.manifold.expectation import Matcher, Posterior, Statistics, sweep
 from sklearn_cryoem.manifold.maximisation import MIN_VARIANCE
 from sklearn_cryoem.manifold.prior import DataPower, Moments, measure_moments, power_of, prior_precision
-from sklearn_cryoem.manifold.state import EMState, Manifold, Schedule, Trace
+from sklearn_cryoem.manifold.state import EMState, Manifold, Trace
 from sklearn_cryoem.manifold.window import Window, admit
 
 Float64 = NDArray[np.float64]
@@ -256,7 +256,7 @@ class _Swept:
 
 
 def _sweep_again(stream: Stream, parts: list[Blocks], manifold: Manifold, ordinary: MStep) -> _Swept:
-    """Iterate over the images at hand, of which the last part stays, with the sums over those that are gone."""
+    """Iterate over the images at hand, whose last part stays, with the sums over those that are gone."""
     basis, layout, n_folds = ordinary.basis, ordinary.layout, stream.n_folds
     power = power_of_stream(stream.moments, layout)
     last: list[Statistics] = []

@@ -8,15 +8,184 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sklearn_cryoem.manifold.blocks import ArrayBlocks
 from sklearn_cryoem.manifold.noise import PartNoise
 from sklearn_cryoem.particles.features import FeatureBlocks
+from sklearn_cryoem.particles.frames import check_same_pixel_size
 from sklearn_cryoem.particles.preprocess import normalised_radius
-from sklearn_cryoem.particles.screening import normalised_beyond
+from sklearn_cryoem.particles.screening import normalised_like
 from sklearn_cryoem.particles.stack import ParticleStack
 from sklearn_cryoem.physics.fourier import HalfPlane, fourier_features, half_plane, images_from_features
 
-MIN_SHELLS = 6  # coarser images of anything look alike
-PIXEL_SIZE_TOLERANCE = 0.01  # relative
+MIN_FIRST_SHELLS = 6  # coarser images of anything look alike
 Folder = str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True)
+class VectorSpace:
+    """Plain vectors, seen from their mean."""
+
+    mean: NDArray[np.float64]
+    dtype: str
+
+    @classmethod
+    def of(cls, vectors: NDArray[Any]) -> VectorSpace:
+        """Space of the training vectors (n_samples, n_features)."""
+        return cls(vectors.mean(axis=0, dtype=np.float64), vectors.dtype.str)
+
+    @property
+    def shell(self) -> NDArray[np.int64]:
+        """Shell of each feature: one for all."""
+        return np.zeros(len(self.mean), dtype=np.int64)
+
+    def blocks(self, vectors: NDArray[Any], cache_folder: Folder = None) -> ArrayBlocks:
+        """Feature blocks of vectors, in the precision of the training vectors; nothing is prepared."""
+        return ArrayBlocks(vectors.astype(self.dtype, copy=False), offset=self.mean)
+
+    def with_noise_of(
+        self, vectors: NDArray[Any], noise: str, n_jobs: int | None, cache_folder: Folder = None
+    ) -> tuple[VectorSpace, ArrayBlocks]:
+        """Raise where the noise is not one of all vectors; return the same space, and blocks."""
+        if noise in ("group", "image"):
+            raise ValueError(
+                f"noise={noise!r} needs particle images, found vectors, which have neither groups nor a "
+                "spectrum. Give a ParticleStack, or use noise='shell'."
+            )
+        return self, self.blocks(vectors)
+
+    def to_data(self, features: NDArray[Any]) -> NDArray[Any]:
+        """Vectors (..., n_features) of features."""
+        return features + self.mean
+
+    def to_features(self, vectors: NDArray[Any]) -> NDArray[Any]:
+        """Features (..., n_features) of vectors."""
+        return vectors - self.mean
+
+    def first_shells(self, initial_resolution: float) -> int:
+        """All there is: vectors have no frequencies."""
+        return 1
+
+    def resolution(self, n_shells: Any) -> NDArray[Any]:
+        """No resolution either."""
+        return np.full(np.shape(n_shells), np.nan)
+
+
+@dataclass(frozen=True)
+class ImageSpace:
+    """Fourier features of masked images up to a resolution.
+
+    Where the training images were normalised by their background, beyond `background_px` pixels, all are.
+    With `in_window`, templates are masked instead of images, Eq. (3.16).
+    """
+
+    plane: HalfPlane
+    pixel_size: float | None
+    mask_diameter: float | None
+    dtype: str = "<f4"
+    noise: PartNoise | None = None
+    background_px: float | None = None
+    in_window: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        stack: ParticleStack,
+        max_resolution: float | None,
+        mask_diameter: float | None,
+        *,
+        in_window: bool = False,
+    ) -> ImageSpace:
+        """Space of a stack; `max_resolution` in Angstrom, or in pixels where the pixel size is unknown."""
+        side = stack.box * stack.pixel_length
+        if max_resolution is not None and side / max_resolution < 2:
+            unit = "px" if stack.pixel_size is None else "Angstrom"
+            raise ValueError(
+                f"max_resolution={max_resolution:g} leaves {side / max_resolution:.2g} Fourier shells of a "
+                f"box of {side:.4g} {unit}, expected at least 2. Ask for a finer resolution, below "
+                f"{side / 2:.4g} {unit}."
+            )
+        plane = half_plane(stack.box, None if max_resolution is None else side / max_resolution)
+        space = cls(plane, stack.pixel_size, mask_diameter, in_window=in_window)
+        return space.normalised_as(stack)
+
+    def normalised_as(self, stack: ParticleStack) -> ImageSpace:
+        """The same space for images whose background is normalised as that of `stack`."""
+        return dataclasses.replace(self, background_px=normalised_radius(stack.images))
+
+    @property
+    def shell(self) -> NDArray[np.int64]:
+        """Shell of each real feature, from 0."""
+        return np.repeat(self.plane.shell - 1, 2)
+
+    @property
+    def pixel_length(self) -> float:
+        """Pixel size in Angstrom, or 1 where it is unknown."""
+        return self.pixel_size or 1.0
+
+    @property
+    def side(self) -> float:
+        """Side of the box, in Angstrom or pixels."""
+        return self.plane.box * self.pixel_length
+
+    def blocks(self, stack: ParticleStack, cache_folder: Folder = None) -> FeatureBlocks:
+        """Feature blocks of a stack of the same box and pixel size; those in the cache folder are used."""
+        check_same_pixel_size(stack.pixel_size, self.pixel_size)
+        stack = normalised_like(stack, self.background_px)
+        blocks = FeatureBlocks(stack, self.plane, self.mask_diameter, self.in_window)
+        if cache_folder is not None:
+            blocks = blocks.kept_in(cache_folder, may_write=False)
+        return self._whitened(blocks)
+
+    def _whitened(self, blocks: FeatureBlocks, n_jobs: int | None = None) -> FeatureBlocks:
+        """Blocks whose images are divided by the root of their noise, if it is that of groups or images."""
+        if self.noise is None:
+            return blocks
+        return blocks.whitened(self.noise.of_rows(blocks, blocks.stack.noise_group, n_jobs=n_jobs))
+
+    def with_noise_of(
+        self, stack: ParticleStack, noise: str, n_jobs: int | None, cache_folder: Folder = None
+    ) -> tuple[ImageSpace, FeatureBlocks]:
+        """Return this space with the noise of groups or images, Eq. (3.14), and blocks of `stack`.
+
+        Parameters
+        ----------
+        stack : ParticleStack
+            Whose groups are added to those that are known.
+        noise : {"white", "shell", "group", "image"}
+            With the first two nothing is measured.
+        n_jobs : int or None
+            Number of workers.
+        cache_folder : path-like or None
+            Where prepared features are to be kept.
+        """
+        raw = dataclasses.replace(self, noise=None).blocks(stack)
+        if cache_folder is not None:
+            raw = raw.kept_in(cache_folder)
+        if noise not in ("group", "image"):
+            return self, self._whitened(raw)
+        if self.noise is None:
+            parts = PartNoise.of(raw, stack.noise_group if noise == "group" else None, n_jobs=n_jobs)
+        else:
+            parts = self.noise.extended(raw, stack.noise_group, n_jobs=n_jobs)
+        space = dataclasses.replace(self, noise=parts)
+        return space, space._whitened(raw, n_jobs)
+
+    def to_data(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """Images (..., D, D), float32, of real features (..., 2 J)."""
+        values = np.ascontiguousarray(features, dtype=np.float32).view(np.complex64)
+        return images_from_features(values, self.plane)
+
+    def to_features(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Real features (n, 2 J) of images (n, D, D): what `to_data` made them from."""
+        return fourier_features(images, self.plane).view(np.float32)
+
+    def first_shells(self, initial_resolution: float) -> int:
+        """Number of shells of the initial resolution."""
+        wanted = max(int(self.side / initial_resolution), MIN_FIRST_SHELLS)
+        return min(wanted, int(self.plane.shell[-1]))
+
+    def resolution(self, n_shells: Any) -> NDArray[Any]:
+        """Resolution of the outermost of `n_shells` shells, in Angstrom or pixels."""
+        return self.side / np.asarray(n_shells, dtype=float)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.particles.sources import ImageSource
 from sklearn_cryoem.physics.fourier import Float64
 from sklearn_cryoem.physics.image_measures import Measures, Ruler, band_edges
@@ -155,6 +156,21 @@ def background_radius(stack: ParticleStack, mask_diameter: float | None) -> floa
 def normalised_beyond(stack: ParticleStack, radius_px: float) -> ParticleStack:
     """The stack, normalised by the background that lies farther than `radius_px` from the centre pixel."""
     return stack.normalise(2.0 * radius_px * stack.pixel_length)
+
+
+def normalised_like(stack: ParticleStack, background_px: float | None) -> ParticleStack:
+    """The stack, normalised by its background if the particles of a fit were.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        Any particles.
+    background_px : float or None
+        Where the background of those of the fit begins, in pixels; None if they were not normalised.
+    """
+    if background_px is None or normalised_radius(stack.images) is not None:
+        return stack
+    return normalised_beyond(stack, background_px)
 
 
 def screened(
