@@ -17,6 +17,12 @@ def layout_of(kind):
     return FeatureLayout(shell, norm, information=0.7 if kind == "astigmatic" else 1.0)
 
 
+@pytest.fixture(params=[0, 1])
+def rng(request):
+    """Two seeds: every test has four kinds of data besides."""
+    return np.random.default_rng(request.param)
+
+
 @pytest.fixture(params=["plain", "no CTF", "isotropic", "astigmatic"])
 def kind(request):
     return request.param

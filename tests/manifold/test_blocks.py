@@ -131,7 +131,7 @@ def test_nobody_waits_for_a_stalled_disk_after_leaving():
 
 def test_blocks_in_memory_need_no_thread(make_blocks, rng, monkeypatch):
     blocks = make_blocks(rng)[0]
-    monkeypatch.setattr("sklearn_cryoem.manifold.blocks.DaemonThreads", lambda _: pytest.fail("a thread"))
+    monkeypatch.setattr("sklearn_cryoem.manifold.blocks.read_ahead", lambda *_: pytest.fail("a thread"))
     n_shells = blocks.layout.n_shells
     for index, block in enumerate(in_turn(blocks, range(len(blocks)), n_shells)):
         np.testing.assert_array_equal(block.data, blocks.load(index, n_shells).data)

@@ -1,15 +1,10 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem.manifold.classes import (
-    class_statistics,
-    information_share,
-    latent_positions,
-    map_posterior,
-)
-from sklearn_cryoem.manifold.expectation import Matcher, Posterior
-from sklearn_cryoem.manifold.fit import Manifold
+from sklearn_cryoem.manifold.classes import class_averages, information_share, map_posterior, mean_positions
+from sklearn_cryoem.manifold.expectation import Matcher, Posterior, sweep
 from sklearn_cryoem.manifold.grid import LatentBasis
+from sklearn_cryoem.manifold.state import Manifold
 
 
 def setting(make_blocks, rng):
@@ -23,36 +18,22 @@ def setting(make_blocks, rng):
     return blocks, y, ctf, matcher, weights
 
 
-@pytest.mark.parametrize("hard", [False, True])
-def test_class_averages_are_wiener_filters_of_their_images(make_blocks, rng, hard):
+def test_class_averages_are_wiener_filters_of_their_images(make_blocks, rng):
     blocks, y, ctf, matcher, weights = setting(make_blocks, rng)
     layout = blocks.layout
-    statistics = class_statistics(blocks, matcher, hard=hard)
-    np.testing.assert_array_equal(statistics.labels, weights.argmax(axis=1))
-    np.testing.assert_allclose(statistics.node_mass, weights.sum(axis=0))
-    used = np.eye(5)[weights.argmax(axis=1)] if hard else weights
+    halves = sweep(blocks, [matcher], "halves")
     ridge = rng.uniform(0.5, 2.0, layout.n_shells)
     for half, rows in ((None, slice(None)), (0, slice(0, None, 2)), (1, slice(1, None, 2))):
-        over = used[rows].T @ (ctf * y)[rows]
-        under = used[rows].T @ (ctf**2)[rows] + ridge[layout.shell]
-        np.testing.assert_allclose(statistics.averages(ridge, layout, half), over / under, atol=1e-10)
+        over = weights[rows].T @ (ctf * y)[rows]
+        under = weights[rows].T @ (ctf**2)[rows] + ridge[layout.shell]
+        np.testing.assert_allclose(class_averages(halves, ridge, layout, half), over / under, atol=1e-10)
 
 
 def test_a_class_without_images_averages_to_zero(make_blocks, rng):
     blocks, _, _, matcher, _ = setting(make_blocks, rng)
-    statistics = class_statistics(blocks, matcher)
-    empty = type(statistics)(
-        0 * statistics.cross, 0 * statistics.gram, statistics.node_mass, statistics.labels
-    )
-    averages = empty.averages(np.zeros(blocks.layout.n_shells), blocks.layout)
+    empty = sweep(blocks, [matcher], "halves").scaled(0.0)
+    averages = class_averages(empty, np.zeros(blocks.layout.n_shells), blocks.layout)
     np.testing.assert_array_equal(averages, np.zeros_like(averages))
-
-
-def test_workers_change_no_bit(make_blocks, rng):
-    blocks, _, _, matcher, _ = setting(make_blocks, rng)
-    alone, together = (class_statistics(blocks, matcher, n_jobs=n) for n in (1, 2))
-    np.testing.assert_array_equal(alone.cross, together.cross)
-    np.testing.assert_array_equal(alone.labels, together.labels)
 
 
 def test_images_claim_no_more_than_the_other_half_says_of_their_labels(make_blocks, rng):
@@ -87,16 +68,13 @@ def test_images_claim_no_more_than_the_other_half_says_of_their_labels(make_bloc
         [posterior(templates(found, halves[1 - half]))[halves[half]][np.arange(30), labels[halves[half]]]
          for half in (0, 1)]
     )  # fmt: skip
-    statistics = class_statistics(blocks, manifold.matcher(layout, dtype=np.float64))
+    statistics = sweep(blocks, [manifold.matcher(layout, dtype=np.float64)], "halves")
     share = information_share(blocks, manifold, statistics, dtype=np.float64)
     assert 1 / 64 < share < 1
     assert posterior(manifold.weights, share).max(axis=1).mean() == pytest.approx(borne_out.mean(), abs=2e-3)
 
 
-def test_latent_positions_are_the_mean_or_the_mode_of_the_posterior():
+def test_mean_positions_are_means_over_the_posterior():
     nodes = np.array([[-1.0, 0.0], [1.0, 2.0]])
     posterior = Posterior(np.array([[0.25, 0.75], [0.9, 0.1]], dtype=np.float32), np.zeros(2))
-    np.testing.assert_allclose(
-        latent_positions(posterior, nodes, "mean"), [[0.5, 1.5], [-0.8, 0.2]], atol=1e-6
-    )
-    np.testing.assert_array_equal(latent_positions(posterior, nodes, "mode"), nodes[[1, 0]])
+    np.testing.assert_allclose(mean_positions(posterior, nodes), [[0.5, 1.5], [-0.8, 0.2]], atol=1e-6)

@@ -1,17 +1,18 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
 from sklearn_cryoem.manifold import stream as module
-from sklearn_cryoem.manifold import sweeps, window
+from sklearn_cryoem.manifold import window
 from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
-from sklearn_cryoem.manifold.classes import class_statistics
-from sklearn_cryoem.manifold.crossfit import ShellNorms
-from sklearn_cryoem.manifold.expectation import e_step
-from sklearn_cryoem.manifold.fit import fit_manifold
+from sklearn_cryoem.manifold.classes import class_averages
+from sklearn_cryoem.manifold.coupling import ShellNorms
+from sklearn_cryoem.manifold.em import MStep, Schedule, em
+from sklearn_cryoem.manifold.expectation import sweep
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision
-from sklearn_cryoem.manifold.schedule import Schedule
-from sklearn_cryoem.manifold.start import pca_start
+from sklearn_cryoem.manifold.state import first_state, pca_start
 from sklearn_cryoem.manifold.stream import (
     advance,
     begin_stream,
@@ -24,16 +25,26 @@ from sklearn_cryoem.manifold.window import admit
 BASIS = LatentBasis((5,), (4,), 1.0)
 
 
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
 def fitted(blocks, rng):
     moments = measure_moments(blocks)
     power = power_of(moments, blocks.layout)
-    n_shells = blocks.layout.n_shells
+    n_shells, alpha = blocks.layout.n_shells, prior_precision("auto", BASIS, power)
     start = pca_start(blocks, BASIS, power, n_shells, rng=rng)
-    fit = fit_manifold(
-        blocks, BASIS, start, prior_precision("auto", BASIS, power), Schedule.of(n_shells, n_shells, 1.0, 30),
-        max_iter=30, tol=1e-6, dtype=np.float64,
-    )  # fmt: skip
-    return fit.manifold, moments
+    m_step = MStep(
+        basis=BASIS, alpha=alpha, layout=blocks.layout, noise="shell", dtype=np.float64, n_jobs=None
+    )
+    schedule = Schedule.ordinary(n_shells, n_shells, 30, 1e-6)
+    *_, state = em(partial(sweep, blocks), m_step, schedule, first_state(start, BASIS, n_shells, 1))
+    return state.manifold(BASIS, alpha, blocks.layout), moments
+
+
+def sums_of(blocks, matcher):
+    return sweep(blocks, [matcher]).total()
 
 
 @pytest.fixture
@@ -45,8 +56,8 @@ def begun(make_blocks, rng):
 
 @pytest.fixture
 def small_window(monkeypatch):
-    monkeypatch.setattr(window, "MOST_IMAGES", 40)
-    monkeypatch.setattr(window, "MOST_PER_NODE", 0)
+    monkeypatch.setattr(window, "MAX_IMAGES", 40)
+    monkeypatch.setattr(window, "MAX_PER_NODE", 0)
 
 
 def rows_of(blocks):
@@ -69,15 +80,15 @@ def test_the_window_keeps_the_newest_rows_and_lets_every_row_go_once(make_blocks
 def test_without_decay_sums_are_those_of_all_images(begun, make_blocks, rng, monkeypatch, small_window):
     _, manifold, first = begun
     monkeypatch.setattr(module, "DECAY", 1.0)
-    monkeypatch.setattr(sweeps, "N_ORDINARY_SWEEPS", 1)
+    monkeypatch.setattr(module, "N_ORDINARY_SWEEPS", 1)
     begun = begin_stream(first, manifold, measure_moments(first), n_folds=1, dtype=np.float64)
     chunk = make_blocks(rng, n=25)[0]
     assert begun.window.n_samples == 40 and begun.left.n_samples == begun.n_left == 20
     done = advance(begun, chunk, manifold, alpha="auto", dtype=np.float64).stream
     assert done.left.n_samples == done.n_left == 46 and done.window.n_samples == 39 and done.n_seen == 85
     matcher = manifold.matcher(begun.layout, dtype=np.float64)
-    expected = e_step(ShellNorms(first), matcher) + e_step(ShellNorms(chunk), matcher)
-    np.testing.assert_allclose(done.held.cross, e_step(done.window, matcher).cross, rtol=1e-10, atol=1e-12)
+    expected = sums_of(ShellNorms(first), matcher) + sums_of(ShellNorms(chunk), matcher)
+    np.testing.assert_allclose(done.held.cross, sums_of(done.window, matcher).cross, rtol=1e-10, atol=1e-12)
     found = done.left + done.held
     for name in ("cross", "gram", "power", "node_mass", "n_samples"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-12)
@@ -90,7 +101,7 @@ def test_old_chunks_count_less_and_the_manifold_follows_the_new(
 ):
     _, manifold, first = begun
     stream = begin_stream(first, manifold, measure_moments(first), n_folds=n_folds, dtype=np.float64)
-    n_sweeps = sweeps.N_SWEEPS if n_folds > 1 else sweeps.N_ORDINARY_SWEEPS
+    n_sweeps = module.N_SWEEPS if n_folds > 1 else module.N_ORDINARY_SWEEPS
     for _ in range(4):
         done = advance(stream, make_blocks(rng)[0], manifold, alpha="auto", dtype=np.float64)
         assert len(done.objective) == n_sweeps and np.isfinite(done.objective).all()
@@ -99,26 +110,27 @@ def test_old_chunks_count_less_and_the_manifold_follows_the_new(
     assert 60 < stream.left.n_samples < stream.n_left
     np.testing.assert_allclose(stream.left.node_mass.sum(), stream.left.n_samples, rtol=1e-6)
     n_worth = stream.left.n_samples + stream.window.n_samples
-    np.testing.assert_allclose(done.classes.node_mass.sum(), n_worth, rtol=1e-6)
-    assert len(done.classes.labels) == 60
+    np.testing.assert_allclose(done.halves.node_mass.sum(), n_worth, rtol=1e-6)
+    assert len(done.labels) == 60
     assert np.isfinite(manifold.weights).all() and (manifold.noise_variance > 0).all()
 
 
 def test_templates_of_a_fold_hear_nothing_of_its_own_images(begun, make_blocks, rng, monkeypatch):
     stream, manifold, _ = begun
     monkeypatch.setattr(module, "measure_moments", lambda *args, **kwargs: stream.moments)
-    monkeypatch.setattr(sweeps, "N_SWEEPS", 2)
+    monkeypatch.setattr(module, "N_SWEEPS", 2)
     used = []
-    original = sweeps.fold_statistics
 
-    def watched(blocks, matchers, n_shells, **options):
-        used.append([matcher.templates for matcher in matchers])
-        return original(blocks, matchers, n_shells, **options)
+    def watched(blocks, matchers, split, **options):
+        if split == "folds":
+            used.append([matcher.templates for matcher in matchers])
+        return sweep(blocks, matchers, split, **options)
 
-    monkeypatch.setattr(sweeps, "fold_statistics", watched)
+    monkeypatch.setattr(module, "sweep", watched)
     chunk = ShellNorms(make_blocks(rng, n=40)[0])
     changed = admit(None, chunk, 2, 5)[1].owned()
-    changed.data[::2] += rng.standard_normal(changed.data[::2].shape)  # images of fold 0 alone
+    data = changed.held.data
+    data[::2] += rng.standard_normal(data[::2].shape)  # images of fold 0 alone
     for blocks in (chunk, changed):
         advance(stream, blocks, manifold, alpha=0.1, dtype=np.float64)
     (_, before), (_, after) = used[:2], used[2:]
@@ -154,23 +166,22 @@ def test_chunks_with_and_without_astigmatism_share_their_sums(rng):
         done = advance(stream, chunk(layout, has_ctf=has_ctf), manifold, alpha=0.1, dtype=np.float64)
         stream, manifold = done.stream, done.manifold
     assert stream.n_seen == 160 and np.isfinite(manifold.weights).all()
-    assert stream.window.norm.shape == (160, 2)
-    np.testing.assert_array_equal(stream.window.norm[120:], 1.0)
+    assert stream.window.held.norm.shape == (160, 2)
+    np.testing.assert_array_equal(stream.window.held.norm[120:], 1.0)
 
 
 def test_what_a_fit_would_remember_follows_from_its_results(begun, kind):
     stream, manifold, blocks = begun
     layout = blocks.layout
-    classes = class_statistics(blocks, manifold.matcher(layout, dtype=np.float64))
+    sums = sweep(blocks, [manifold.matcher(layout, dtype=np.float64)], "halves")
     ridge = manifold.alpha * manifold.noise_variance / layout.information
-    halves = np.stack([classes.averages(ridge, layout, half) for half in (0, 1)])
-    again = resume_stream(
-        manifold, measure_moments(blocks), layout, halves, classes.node_mass, classes.labels, n_folds=2
-    )
+    halves = np.stack([class_averages(sums, ridge, layout, half) for half in (0, 1)])
+    mass, labels = sums.total().node_mass, np.concatenate(sums.labels)
+    again = resume_stream(manifold, measure_moments(blocks), layout, halves, mass, labels, n_folds=2)
     assert (again.n_seen, again.n_left, again.left.n_samples) == (60, 60, 60) and again.window is None
     np.testing.assert_array_equal(again.class_counts, stream.class_counts)
     shells = ShellNorms(blocks)
-    expected = e_step(shells, manifold.matcher(shells.layout, dtype=np.float64))
+    expected = sums_of(shells, manifold.matcher(shells.layout, dtype=np.float64))
     if kind in ("plain", "no CTF"):  # then only the split into halves is not known
         np.testing.assert_allclose(again.left.gram, expected.gram)
     difference = np.linalg.norm(again.left.cross - expected.cross)

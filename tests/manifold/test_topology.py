@@ -5,7 +5,7 @@ from scipy.spatial.transform import Rotation
 from sklearn_cryoem.manifold.blocks import ArrayBlocks
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.prior import measure_power
-from sklearn_cryoem.manifold.start import pca_start, random_start
+from sklearn_cryoem.manifold.state import pca_start, random_start
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
 
 CLOSED = [("ring", (12,)), ("torus", (6, 4)), ("torus", (4, 3, 5)), ("sphere", (60,))]

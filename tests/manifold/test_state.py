@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem.manifold import start as module
+from sklearn_cryoem.manifold import state as module
 from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.prior import measure_power
-from sklearn_cryoem.manifold.start import pca_start, random_start
+from sklearn_cryoem.manifold.state import pca_start, random_start
 
 BASIS = LatentBasis((6, 5), (4, 4), 1.0)
 
@@ -25,7 +25,7 @@ def plane_of(start):
 
 @pytest.mark.parametrize("most_exact", [1500, 4])
 def test_nodes_lie_on_the_principal_plane_with_its_deviations(rng, monkeypatch, most_exact):
-    monkeypatch.setattr(module, "MOST_FEATURES_EXACT", most_exact)  # 4: by subspace iteration
+    monkeypatch.setattr(module, "MAX_FEATURES_EXACT", most_exact)  # 4: by subspace iteration
     values, axes = flat_cloud(rng)
     blocks = ArrayBlocks(values)
     start = pca_start(blocks, BASIS, measure_power(blocks), 1, rng=rng)
