@@ -38,6 +38,8 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
+from sklearn_cryoem.manifold.crossfit import ShellNorms, fold_statistics, without
+from sklearn_cryoem.manifold.schedule import Schedule, cross_fitted_iterations
 
 from sklearn_cryoem import SMLClusterer
 from sklearn_cryoem._core import memory
@@ -47,11 +49,9 @@ from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.manifold import blocks as manifold_blocks
 from sklearn_cryoem.manifold.blocks import BLOCK_SIZE
 from sklearn_cryoem.manifold.coupling import Coupling
-from sklearn_cryoem.manifold.crossfit import ShellNorms, fold_statistics, without
 from sklearn_cryoem.manifold.expectation import Matcher, e_step
 from sklearn_cryoem.manifold.grid import LatentBasis, nearest_grid
 from sklearn_cryoem.manifold.maximisation import solve_weights, update_noise
-from sklearn_cryoem.manifold.schedule import Schedule, cross_fitted_iterations
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import half_plane
 

@@ -300,7 +300,7 @@ class SMLClusterer(
         stack, space = self._open(X)
         blocks = space.blocks(stack)
         if self.cache_folder is not None:
-            blocks.kept_in(self.cache_folder, may_write=False)._files.check_room()
+            blocks.kept_in(self.cache_folder, may_write=False).check_room()
         return len(self._basis(on_images=True).nodes)
 
     @with_callbacks

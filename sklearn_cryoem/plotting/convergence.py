@@ -153,11 +153,10 @@ def fits_of(model, stack=None):
                 "title": "Clustering",
                 "classification": model.log_posterior_,
                 "label": "objective (nats per particle)",
-                "resolution": model.resolution_,
+                "resolution": model.iteration_resolution_,
                 "resolution_label": f"resolution limit ({unit})",
                 "stage": model.stage_,
                 "held_out": model.held_out_,
-                "temperature": model.temperature_,
             }
         ]
     return []

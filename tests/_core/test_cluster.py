@@ -28,7 +28,7 @@ from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators._map_settings import feature_source
 from sklearn_cryoem.io import read_particles, write_mrc
 from sklearn_cryoem.manifold.blocks import N_SHARDS, shards
-from sklearn_cryoem.manifold.expectation import e_step
+from sklearn_cryoem.manifold.expectation import sweep
 from sklearn_cryoem.particles.features import FeatureBlocks
 
 TWO_PROCESSES = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
@@ -297,7 +297,7 @@ def test_a_client_that_is_closed_is_what_the_error_speaks_of(own_cluster):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_grid_search_on_the_cluster_fits_where_its_folds_are(client, stack):
     few = stack[:120]
-    search = GridSearchCV(SMLClusterer((2, 2), max_iter=3, random_state=0), {"basis_width": [0.5, 1.0]}, cv=2)
+    search = GridSearchCV(SMLClusterer((2, 2), max_iter=3, random_state=0), {"n_basis": [2, 4]}, cv=2)
     with parallel_config("dask"):
         far = clone(search).fit(few)
     np.testing.assert_array_equal(
@@ -338,7 +338,7 @@ def test_an_iteration_moves_as_many_bytes_for_four_times_the_particles(client, s
         blocks = FeatureBlocks(stack[:n], model._space.plane, block_size=30)  # 16 tasks either way
         assert len(shards(blocks)) == N_SHARDS
         matcher = model._manifold.matcher(blocks.layout, dtype=np.float32)
-        first, *later = [bytes_moved(monkeypatch, partial(e_step, blocks, matcher)) for _ in range(4)]
+        first, *later = [bytes_moved(monkeypatch, partial(sweep, blocks, [matcher])) for _ in range(4)]
         moved.append(min(later))  # a worker that had no task in the first is sent the table in a later one
         assert first > moved[-1], "the first also sends the table of all particles"
     small, large = moved

@@ -27,7 +27,7 @@ from sklearn_cryoem._core import cluster as cluster_module
 from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.io import read_particles, write_mrc
-from sklearn_cryoem.manifold.expectation import e_step
+from sklearn_cryoem.manifold.expectation import sweep
 from sklearn_cryoem.particles.features import FeatureBlocks
 
 HERE, HOSTS = "10.213.7.1", {"one": "10.213.7.2", "two": "10.213.7.3"}
@@ -159,7 +159,7 @@ def bytes_of_iterations(stack, fitted):
         for _ in range(5):
             before = bytes_on_the_wires()
             with parallel_config("dask"):
-                e_step(blocks, matcher)
+                sweep(blocks, [matcher])
             passes.append(bytes_on_the_wires() - before)
         moved.append(min(passes))
     return moved

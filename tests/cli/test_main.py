@@ -139,7 +139,7 @@ def test_warnings_become_lines_and_are_kept(capsys):
     ],
 )
 def test_log_lines_follow_the_verbosity(quiet, verbosity, shown, capsys):
-    package, module = logging.getLogger("sklearn_cryoem"), logging.getLogger("sklearn_cryoem.manifold.fit")
+    package, module = logging.getLogger("sklearn_cryoem"), logging.getLogger("sklearn_cryoem.manifold.em")
     with reporting(Console(quiet=quiet), verbosity=verbosity):
         package.info("progress")
         module.info("memory")

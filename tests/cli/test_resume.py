@@ -16,7 +16,7 @@ from sklearn_cryoem.cli._resume import UNFINISHED
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import _checkpoint
 from sklearn_cryoem.io import read_particles, write_particles
-from sklearn_cryoem.manifold import crossfit
+from sklearn_cryoem.manifold import em
 
 WORDS = [
     "--jobs",
@@ -62,7 +62,7 @@ def test_the_same_command_goes_on_where_the_clustering_was_interrupted(star, tmp
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert classify(star, whole) == 0
     with monkeypatch.context() as patch:
-        interrupt(patch, crossfit, "fold_statistics", 2)
+        interrupt(patch, em, "sweep", 2)
         assert classify(star, cut) == 130
     assert not (cut / "summary.json").exists()
     assert len(list((cut / UNFINISHED).glob("smlclusterer-*.npz"))) == 1

@@ -11,7 +11,7 @@ from sklearn_cryoem import SMLClusterer
 @parametrize_with_checks(
     [
         SMLClusterer(),
-        SMLClusterer((2, 2, 2), n_components=3, alpha=0.1, noise="white", position="mode"),
+        SMLClusterer((2, 2, 2), n_components=3, alpha=0.1, noise="white"),
         SMLClusterer(8, topology="ring"),
     ]
 )

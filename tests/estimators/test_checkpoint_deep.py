@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import _checkpoint, map_aligner
-from sklearn_cryoem.manifold import crossfit
+from sklearn_cryoem.manifold import em
 
 ALIGNER = {"n_batches": 6, "batch_size": 60, "max_iter": 2, "tol": 0.0, "random_state": 0}
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -69,7 +69,7 @@ def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, expected,
 def test_ctrl_c_in_a_class_leaves_what_is_done_and_the_same_call_does_the_rest(
     stack, expected, tmp_path, monkeypatch
 ):
-    calls, function = [], crossfit.fold_statistics
+    calls, function = [], em.sweep
 
     def interrupted(*args, **options):
         if list(tmp_path.glob("smlclusterer-*.done.npz")):
@@ -79,7 +79,7 @@ def test_ctrl_c_in_a_class_leaves_what_is_done_and_the_same_call_does_the_rest(
         return function(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(crossfit, "fold_statistics", interrupted)
+        patch.setattr(em, "sweep", interrupted)
         with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="interrupted after"):
             deep().set_params(checkpoint=tmp_path).fit(stack)
     done = sorted(path.name.split("-")[0] for path in tmp_path.glob("*.done.npz"))

@@ -9,9 +9,10 @@ import pytest
 from sklearn_cryoem import SMLClusterer, load_model, save_model
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import _checkpoint
-from sklearn_cryoem.manifold import crossfit, fit
+from sklearn_cryoem.manifold import em
 
-OPTIONS = {"n_clusters": (4, 4), "max_iter": 30, "random_state": 0}
+OPTIONS = {"n_clusters": (4, 4), "max_iter": 15, "random_state": 0}
+N_CROSS_FITTED = 11  # of its iterations
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 SCRIPT = """
@@ -27,7 +28,7 @@ print(digest(SMLClusterer(checkpoint=sys.argv[1], **OPTIONS).fit(stack)), flush=
 
 
 def particles():
-    return aligned_to_truth(make_particles("ribosome", 600, box=24, snr=0.3, random_state=0))
+    return aligned_to_truth(make_particles("ribosome", 300, box=24, snr=0.3, random_state=0))
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +53,17 @@ def digest(model):
     return hashlib.md5(whole, usedforsecurity=False).hexdigest()
 
 
-def interrupt_after(monkeypatch, module, name, n_passes):
+def interrupt_after(monkeypatch, n_passes):
     """Press Ctrl-C in the pass over the data after `n_passes` of them."""
-    calls, function = [], getattr(module, name)
+    calls, sweep = [], em.sweep
 
     def interrupted(*args, **options):
         calls.append(args)
         if len(calls) > n_passes:
             raise KeyboardInterrupt
-        return function(*args, **options)
+        return sweep(*args, **options)
 
-    monkeypatch.setattr(module, name, interrupted)
+    monkeypatch.setattr(em, "sweep", interrupted)
 
 
 def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, killed_at_random):
@@ -74,18 +75,14 @@ def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path,
     assert not list(tmp_path.iterdir())  # nor what was half-written
 
 
-@pytest.mark.parametrize("options", [{}, {"n_folds": 1}, {"init": "random", "initial_temperature": 2.0}])
-@pytest.mark.parametrize(
-    ("module", "name", "n_passes"), [(crossfit, "fold_statistics", 2), (fit, "e_step", 3)]
-)
+@pytest.mark.parametrize("options", [{}, {"init": "random", "noise": "white"}])
+@pytest.mark.parametrize("n_passes", [2, N_CROSS_FITTED, N_CROSS_FITTED + 2])
 def test_ctrl_c_leaves_a_usable_model_and_the_same_call_goes_on(
-    stack, tmp_path, monkeypatch, module, name, n_passes, options
+    stack, tmp_path, monkeypatch, n_passes, options
 ):
-    if module is crossfit and options.get("n_folds") == 1:
-        module, name = fit, "e_step"
     model = SMLClusterer(**OPTIONS, **options, checkpoint=tmp_path)
     with monkeypatch.context() as patch:
-        interrupt_after(patch, module, name, n_passes)
+        interrupt_after(patch, n_passes)
         with pytest.warns(UserWarning, match="interrupted after .* Fit again with the same checkpoint"):
             model.fit(stack)
     assert not model.converged_
@@ -98,7 +95,7 @@ def test_ctrl_c_leaves_a_usable_model_and_the_same_call_goes_on(
 
 
 def test_ctrl_c_before_anything_is_learnt_leaves_at_once(stack, tmp_path, monkeypatch):
-    interrupt_after(monkeypatch, crossfit, "fold_statistics", 0)
+    interrupt_after(monkeypatch, 0)
     with pytest.raises(KeyboardInterrupt):
         SMLClusterer(**OPTIONS, checkpoint=tmp_path).fit(stack)
 
@@ -106,7 +103,7 @@ def test_ctrl_c_before_anything_is_learnt_leaves_at_once(stack, tmp_path, monkey
 def test_vectors_have_checkpoints_too(tmp_path, monkeypatch):
     vectors = np.random.default_rng(0).standard_normal((300, 8))
     with monkeypatch.context() as patch:
-        interrupt_after(patch, fit, "e_step", 2)
+        interrupt_after(patch, 2)
         with pytest.warns(UserWarning, match="interrupted"):
             SMLClusterer(**OPTIONS, checkpoint=tmp_path).fit(vectors)
     model = SMLClusterer(**OPTIONS, checkpoint=tmp_path).fit(vectors)

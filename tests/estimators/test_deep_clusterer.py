@@ -229,7 +229,7 @@ def test_by_default_particles_without_poses_are_aligned_and_others_are_not(stack
 
 
 def test_particles_without_poses_are_questioned_where_nobody_aligns_them(stack):
-    first = SMLClusterer((1, 2), n_folds=1, max_resolution=40.0, random_state=0)
+    first = SMLClusterer((1, 2), max_resolution=40.0, random_state=0)
     with pytest.warns(ParticleDataWarning, match=r"needs aligned particles.*no-poses") as caught:
         DeepClusterer(first, QUICK, images_per_subclass=10, random_state=0).fit(stack[:60].with_poses(None))
     assert sum("no-poses" in str(warning.message) for warning in caught) == 1

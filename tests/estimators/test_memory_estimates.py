@@ -65,4 +65,7 @@ def test_a_fit_takes_the_memory_that_was_stated(case):
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     said, taken = json.loads(found.stdout)
     assert taken > 8e7, "the interpreter's own memory would be the answer"
-    assert said == pytest.approx(taken, rel=0.3)
+    if case == "map":
+        assert said == pytest.approx(taken, rel=0.3)
+    else:  # a bound
+        assert taken < said < 3 * taken

@@ -9,7 +9,7 @@ from sklearn.exceptions import NotFittedError
 
 from sklearn_cryoem import SMLClusterer, load_model, save_model
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
-from sklearn_cryoem.manifold.sweeps import N_SWEEPS
+from sklearn_cryoem.manifold.stream import N_SWEEPS
 from sklearn_cryoem.metrics import fraction_within
 
 
@@ -57,10 +57,9 @@ def test_attributes_tell_of_all_chunks(particles, in_chunks):
     assert in_chunks.soft_class_sizes_.sum() == pytest.approx(2000, rel=1e-4)
     assert in_chunks.labels_.shape == (400,)
     np.testing.assert_array_equal(in_chunks.predict(particles[0][1600:]), in_chunks.labels_)
-    assert len(in_chunks.log_posterior_) == len(in_chunks.stage_) == len(in_chunks.resolution_)
-    assert len(in_chunks.temperature_) == len(in_chunks.held_out_) == in_chunks.n_iter_
-    assert in_chunks.held_out_[-1] and in_chunks.temperature_[-1] == 1
-    assert in_chunks.n_iter_ == len(in_chunks.stage_)
+    assert len(in_chunks.log_posterior_) == len(in_chunks.stage_) == len(in_chunks.iteration_resolution_)
+    assert len(in_chunks.held_out_) == in_chunks.n_iter_ == len(in_chunks.stage_)
+    assert in_chunks.held_out_[-1]
     begun = model().fit(particles[0][:400])
     assert in_chunks.stage_[-1] == begun.stage_[-1] + (n_chunks - 1) * N_SWEEPS
     assert in_chunks.class_averages_.shape == (36, 32, 32)
@@ -131,13 +130,6 @@ def test_chunks_may_differ_in_astigmatism_and_be_single_images(particles):
     assert learner.class_sizes_.sum() == before.sum() + 1
     learner.partial_fit(train[301:500]).partial_fit(train.with_ctf(None)[500:600])
     assert learner.n_images_seen_ == 600 and np.isfinite(learner.class_averages_).all()
-
-
-def test_hard_averages_count_each_image_once(particles):
-    learner = streamed(particles[0][:600], 300, class_average="hard")
-    soft = streamed(particles[0][:600], 300)
-    np.testing.assert_array_equal(learner.labels_, soft.labels_)
-    assert not np.array_equal(learner.class_averages_, soft.class_averages_)
 
 
 def test_vectors_in_chunks():

@@ -20,7 +20,7 @@ from sklearn_cryoem.datasets import make_particles, true_poses
 from sklearn_cryoem.estimators._realign_round import own_references, realigned
 from sklearn_cryoem.metrics import pose_errors
 
-QUICK = SMLClusterer((2, 2), n_folds=1, max_iter=150)
+QUICK = SMLClusterer((2, 2), max_iter=150)
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 

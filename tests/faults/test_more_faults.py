@@ -290,6 +290,6 @@ def test_a_disk_that_fills_up_while_results_are_written_leaves_whole_files_and_w
     ]
     with monkeypatch.context() as patch:
         patch.delattr("sklearn_cryoem.estimators.map_aligner.fit_alignment")  # nothing is fitted again
-        patch.delattr("sklearn_cryoem.estimators._sml_fit.fit_manifold")
+        patch.delattr("sklearn_cryoem.estimators.sml_clusterer.fit_states")
         assert main(command) == 0
     assert (out / "summary.json").exists() and not (out / "unfinished").exists()
