@@ -38,18 +38,19 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
-from sklearn_cryoem.manifold.crossfit import ShellNorms, fold_statistics, without
-from sklearn_cryoem.manifold.schedule import Schedule, cross_fitted_iterations
 
 from sklearn_cryoem import SMLClusterer
 from sklearn_cryoem._core import memory
 from sklearn_cryoem._core.memory import format_bytes
 from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.estimators import sml_clusterer
 from sklearn_cryoem.manifold import blocks as manifold_blocks
 from sklearn_cryoem.manifold.blocks import BLOCK_SIZE
-from sklearn_cryoem.manifold.coupling import Coupling
-from sklearn_cryoem.manifold.expectation import Matcher, e_step
+from sklearn_cryoem.manifold.coupling import Coupling, ShellNorms
+from sklearn_cryoem.manifold.em import Schedule, cross_fitted_iterations
+from sklearn_cryoem.manifold.expectation import Matcher
+from sklearn_cryoem.manifold.expectation import sweep as sweep_once
 from sklearn_cryoem.manifold.grid import LatentBasis, nearest_grid
 from sklearn_cryoem.manifold.maximisation import solve_weights, update_noise
 from sklearn_cryoem.particles.features import FeatureBlocks
@@ -185,9 +186,10 @@ def one_fit(folder, case, jobs):
     else:
         memory.CACHE_SHARE = 0.0  # no features are kept in memory
         logger.setLevel(logging.ERROR)
+    sml_clusterer.MANY_FOLDS = sml_clusterer.FEW_FOLDS = case["folds"]
     with tempfile.TemporaryDirectory(dir=folder) as features:
         model = SMLClusterer(
-            case["nodes"], max_iter=case["iterations"], n_folds=case["folds"], tol=0.0, n_jobs=jobs,
+            case["nodes"], max_iter=case["iterations"], tol=0.0, n_jobs=jobs,
             cache_folder=features if keeps else None, random_state=0, verbose=1,
         )  # fmt: skip
         wall, processor = time.perf_counter(), time.process_time()
@@ -207,7 +209,7 @@ def one_fit(folder, case, jobs):
 
 def passes_of(model, stack):
     """Passes of a fit: shells compared, shells summed, and whether they were cross-fitted."""
-    n_shells = np.rint(stack.box * stack.pixel_size / model.resolution_).astype(int)
+    n_shells = np.rint(stack.box * stack.pixel_size / model.iteration_resolution_).astype(int)
     n_all, n_cross = int(n_shells[-1]), int(model.held_out_.sum())
     # a pass compares images at one stage and sums at the next; that of the last objective sums in vain
     cross = [(first, second, True) for first, second in zip(n_shells, [*n_shells[1:], n_all], strict=True)]
@@ -264,14 +266,13 @@ def extrapolate(folder, case, jobs):
     basis = LatentBasis(grid, tuple(round(BASIS_PER_NODE * side) for side in grid), BASIS_WIDTH)
     first = max(6, int(stack.box * stack.pixel_size / 40.0))  # the default initial resolution
     # an upper bound: cross-fitted iterations of a fit leave out the shells that tell little
-    schedule, n_cross = Schedule.cross_fitted(first, n_shells, 1.0, case["iterations"]), 0
-    if case["folds"] > 1:
-        n_cross = cross_fitted_iterations(case["iterations"])
-    else:
-        schedule = Schedule.of(first, n_shells, 1.0, case["iterations"])
+    n_cross = cross_fitted_iterations(case["iterations"]) if case["folds"] > 1 else 0
+    schedule = Schedule.ordinary(first, n_shells, case["iterations"], 0.0)
+    if n_cross:
+        schedule = Schedule.cross_fitted(first, n_shells, n_cross)
     measured, manifold_blocks.N_SHARDS = (first, n_shells), jobs  # so that tasks have several blocks
     sizes = [layout.truncate(s).n_features for s in measured]
-    stages = [schedule.stage(i).n_shells for i in range(case["iterations"])]
+    stages = [schedule.shells_at(i) for i in range(case["iterations"])]
     passes = [(s, s, True) for s in stages[:n_cross]]
     passes += [(s, s, False) for s in [*stages[n_cross:], n_shells, n_shells]]  # objective, class averages
     products, n_flops = bare_products(layout, passes, n_all_images, len(basis.nodes), jobs)
@@ -283,7 +284,7 @@ def extrapolate(folder, case, jobs):
     )
     with tempfile.TemporaryDirectory(dir=folder) as features:
         kept, start = streamed.kept_in(features), time.process_time()
-        e_step(kept, flat_matcher(kept, basis, first), n_jobs=jobs)
+        sweep_once(kept, [flat_matcher(kept, basis, first)], n_jobs=jobs)
         writing = (time.process_time() - start) / len(stack)
         for mode, blocks in (("files", kept), ("streamed", streamed)):
             costs = {
@@ -317,20 +318,22 @@ def stage_costs(blocks, basis, n_shells, is_cross, jobs):
     layout, ones = matcher.layout, np.ones(n_shells)
     start = time.process_time()
     if is_cross:
-        statistics = fold_statistics(blocks, [matcher] * FOLDS, n_shells, n_jobs=jobs)
+        statistics = sweep_once(blocks, [matcher] * FOLDS, "folds", n_jobs=jobs)
     else:
-        statistics = e_step(blocks, matcher, n_jobs=jobs)
+        statistics = sweep_once(blocks, [matcher], n_jobs=jobs)
     image, start = (time.process_time() - start) / blocks.n_samples, time.process_time()
     if is_cross:
         coupling, total = Coupling.of(basis, ones, layout, np.zeros(layout.n_features)), statistics.total()
         start = time.process_time()  # the coupling is made once
-        for part in statistics.folds:
-            templates = coupling.templates(without(total, part), ones, layout, n_jobs=jobs)
+        for part in (statistics.part(fold) for fold in range(FOLDS)):
+            others = total.cross - part.cross, np.maximum(total.gram - part.gram, 0.0)
+            templates = coupling.templates(*others, ones, layout, n_jobs=jobs)
             update_noise(part, templates, layout, "shell", 1e-6 * ones)
             Matcher.of(templates, ones, layout)
     else:
-        weights = solve_weights(statistics, basis, ones, ones, layout, n_jobs=jobs)
-        update_noise(statistics, basis.phi @ weights, layout, "shell", 1e-6 * ones)
+        total = statistics.total()
+        weights = solve_weights(total.cross, total.gram, basis, ones, ones, layout, n_jobs=jobs)
+        update_noise(total, basis.phi @ weights, layout, "shell", 1e-6 * ones)
         Matcher.of(basis.phi @ weights, ones, layout)
     return image, time.process_time() - start
 

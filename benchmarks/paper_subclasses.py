@@ -93,7 +93,7 @@ def proteasomes(case, options):
     )
     aligned = aligner.fit_transform(stack)
     tell(f"aligned with two classes in {time.process_time() - start:.0f} CPU s")
-    sml = SMLClusterer(100, initial_resolution=80.0, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs)
+    sml = SMLClusterer(100, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs)
     return compare(case, stack, aligned, sml, "SML", 100, 20, ["RP", "RP-CP"], options)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
-from sklearn_cryoem.manifold.expectation import Matcher, e_step
+from sklearn_cryoem.manifold.expectation import Matcher, sweep
 from sklearn_cryoem.manifold.grid import LatentBasis, nearest_grid
 from sklearn_cryoem.manifold.maximisation import solve_weights, update_noise
 from sklearn_cryoem.particles.features import FeatureBlocks
@@ -50,10 +50,10 @@ def profile(stack, options):
     # every node has a share in every image, or one has all of it
     spread, sharp = (dataclasses.replace(matcher, temperature=t) for t in (1e4, 1e-2))
     products = sum(best(lambda b=b: matrix_products(b, matcher)) for b in prepared)
-    whole_pass = best(lambda: e_step(blocks, spread))
-    decided = best(lambda: e_step(blocks, sharp))
+    whole_pass = best(lambda: sweep(blocks, [spread]))
+    decided = best(lambda: sweep(blocks, [sharp]))
     basis = LatentBasis(grid, tuple(max(1, round(0.8 * side)) for side in grid), 0.75)
-    statistics = e_step(blocks, matcher)
+    statistics = sweep(blocks, [matcher]).total()
     maximisation = best(lambda: m_step(statistics, basis, layout), repeats=1)
     n_flops = 4.0 * options.n * n_nodes * (layout.n_features + layout.n_norms)
     write = sys.stdout.write
@@ -84,7 +84,7 @@ def matrix_products(block, matcher):
 def m_step(statistics, basis, layout):
     """Weights and noise."""
     ones = np.ones(layout.n_shells)
-    weights = solve_weights(statistics, basis, ones, ones, layout)
+    weights = solve_weights(statistics.cross, statistics.gram, basis, ones, ones, layout)
     return update_noise(statistics, basis.phi @ weights, layout, "shell", 1e-6 * ones)
 
 

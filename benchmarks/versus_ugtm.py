@@ -10,6 +10,7 @@ Times are processor seconds of one thread.
 """
 
 import argparse
+import functools
 import sys
 import time
 
@@ -17,10 +18,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from sklearn_cryoem.manifold.blocks import ArrayBlocks
-from sklearn_cryoem.manifold.fit import fit_manifold
+from sklearn_cryoem.manifold.em import MStep, Schedule, em
+from sklearn_cryoem.manifold.expectation import sweep
 from sklearn_cryoem.manifold.grid import LatentBasis
-from sklearn_cryoem.manifold.schedule import Schedule
-from sklearn_cryoem.manifold.start import Start
+from sklearn_cryoem.manifold.state import Start, first_state
 
 ALPHA = 1e-4
 WIDTH = 1.0  # of the basis functions, in units of their spacing
@@ -68,10 +69,11 @@ def fit(data, initial, options):
     basis = LatentBasis((options.side,) * 2, (options.basis_side,) * 2, WIDTH)
     weights = np.linalg.lstsq(basis.phi, initial.matY.T, rcond=None)[0]
     start = Start(weights, np.array([float(initial.betaInv)]))
-    return fit_manifold(
-        ArrayBlocks(data), basis, start, np.array([ALPHA]), Schedule(1, 1, 1.0, 0),
-        max_iter=options.iterations, tol=0.0, n_jobs=1,
-    ).manifold  # fmt: skip
+    blocks, alpha = ArrayBlocks(data), np.array([ALPHA])
+    m_step = MStep(basis=basis, alpha=alpha, layout=blocks.layout, noise="shell", dtype=np.float32, n_jobs=1)
+    schedule = Schedule(1, 1, 0, options.iterations, tol=0.0)
+    *_, state = em(functools.partial(sweep, blocks), m_step, schedule, first_state(start, basis, 1, 1))
+    return state.manifold(basis, alpha, blocks.layout)
 
 
 def timed(function):

@@ -2,7 +2,7 @@
 How stiff a manifold, and of what dimension?
 ============================================
 
-This example searches over ``n_components``, ``n_basis`` and ``basis_width`` by the likelihood of held-out
+This example searches over ``n_components`` and ``n_basis`` by the likelihood of held-out
 particles. The particles are simulated, so the choice of the search can be compared with the truth.
 """
 
@@ -43,7 +43,7 @@ def against_truth(model, particles, truth):
 # ``refit`` says that the likelihood decides. The noise-free images go in as ``y``, which the model ignores.
 search = GridSearchCV(
     SMLClusterer(36, max_resolution=25.0),
-    {"n_components": [1, 2, 3], "n_basis": [4, 16, 36], "basis_width": [0.75, 1.5]},
+    {"n_components": [1, 2, 3], "n_basis": [4, 16, 36]},
     scoring={"held_out": held_out, "truth": against_truth},
     refit="held_out",
     cv=KFold(2, shuffle=True, random_state=0),

@@ -23,7 +23,7 @@ def speed():
 @pytest.mark.parametrize("n_cross", [0, 6, 9])
 def test_every_pass_is_counted_once(speed, n_cross):
     n_shells = np.array([6, 8, 10, 14, 19, 24, 24, 24, 24, 24])  # of ten iterations
-    model = SimpleNamespace(resolution_=64 * 2.0 / n_shells, held_out_=np.arange(10) < n_cross)
+    model = SimpleNamespace(iteration_resolution_=64 * 2.0 / n_shells, held_out_=np.arange(10) < n_cross)
     passes = speed.passes_of(model, SimpleNamespace(box=64, pixel_size=2.0))
     assert len(passes) == 10 + 2  # the last objective, and class averages
     assert [is_cross for *_, is_cross in passes] == [True] * n_cross + [False] * (12 - n_cross)

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import starfile
-from sklearn_cryoem.report.data import page_data
 
 from sklearn_cryoem import load_model, read_particles
 from sklearn_cryoem.cli.main import main
