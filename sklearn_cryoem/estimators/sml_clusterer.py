@@ -11,6 +11,7 @@ import logging
 import os
 import warnings
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -22,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.em import last_state
 from sklearn_cryoem._core.memory import format_bytes, log_estimate, memory_watched
-from sklearn_cryoem._core.parallel import row_blocks, single_blas_threads
+from sklearn_cryoem._core.parallel import single_blas_threads
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_choice, check_number
 from sklearn_cryoem.estimators._checkpoint import (
@@ -47,10 +48,12 @@ from sklearn_cryoem.estimators._inputs import (
     without_outliers,
 )
 from sklearn_cryoem.manifold.classes import (
+    class_and_place,
     class_averages,
     information_share,
     map_posterior,
     mean_positions,
+    most_probable,
     signal_ridge,
 )
 from sklearn_cryoem.manifold.coupling import turn_of
@@ -60,7 +63,7 @@ from sklearn_cryoem.manifold.grid import latent_basis
 from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision, telling_shells
 from sklearn_cryoem.manifold.state import first_state, pca_start, random_start
 from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
-from sklearn_cryoem.metrics import effective_count, fourier_ring_correlation, resolution_from_frc
+from sklearn_cryoem.metrics.classes import class_resolution, effective_count
 from sklearn_cryoem.particles.feature_space import ImageSpace, VectorSpace
 from sklearn_cryoem.particles.screening import normalised_like, screened
 
@@ -74,20 +77,15 @@ SMALL_CLASS = 40  # images of a class, on average
 INITIAL_RESOLUTION = 40.0  # Angstrom: where views of a protein begin to differ; frequencies march from there
 MIN_NODES_TO_COLLAPSE = 20
 MIN_EFFECTIVE_CLASSES = 2.0  # few distinct views may leave most nodes empty, but not all but one
-FRC_THRESHOLD = 0.143
-FRC_PIXELS = 2**17  # transformed at once: transforms are ten times larger than the averages
 WRAPPED = 3  # frames from a method that scikit-learn wraps to whoever calls it
 
 
 class Assignment(NamedTuple):
-    """What `SMLClusterer.assign` says of particles."""
+    """What `SMLClusterer.assign` returns: of each particle its class, the posterior of that, its position."""
 
-    labels: NDArray[Any]
-    """(n_images,) class of each particle."""
-    posterior: NDArray[Any]
-    """(n_images,) posterior probability of that class."""
-    positions: NDArray[Any]
-    """(n_images, n_components) latent positions."""
+    labels: NDArray[Any]  # (n_images,)
+    posterior: NDArray[Any]  # (n_images,)
+    positions: NDArray[Any]  # (n_images, n_components)
 
 
 class SMLClusterer(
@@ -137,15 +135,13 @@ class SMLClusterer(
     tol : float, default=0.01
         Converged when an iteration gains less than this in the objective, in nats per image.
     checkpoint : path-like or None, default=None
-        Folder where the state of a running fit is kept, every half minute: the same fit, known by its
-        parameters, data and seed, goes on from there after it was killed, and ends with the same bits. The
-        file goes when the fit has ended. Needs `random_state` to be an int.
+        Folder where the state of a running fit is kept, every half minute: the same fit goes on from there
+        after it was killed, and ends with the same bits. Needs `random_state` to be an int.
     cache_folder : path-like or None, default=None
         Folder where the prepared (masked, aligned, transformed) features of images are kept, for those that
         do not fit into memory: made once instead of in each iteration, and read again by the next fit,
-        `predict`, and workers and machines that see the folder. Their size is logged before anything is
-        written, and must be free. Each set of images, poses and resolution has a sub-folder; delete it, or
-        all, to have the room back. Of no use for vectors, which nothing is prepared of.
+        `predict`, and machines that see the folder. Their size is logged and must be free. Each set of
+        images, poses and resolution has a sub-folder, which you may delete. Of no use for vectors.
     n_jobs : int or None, default=None
         Number of workers. Results are the same bits for any number.
     random_state : int, RandomState instance or None, default=None
@@ -219,8 +215,8 @@ class SMLClusterer(
     Notes
     -----
     For up to 60 iterations images are compared with templates that other images alone have made, Eq. (3.12):
-    small classes of noisy images otherwise hold on to the noise of their images. Ordinary iterations over all
-    frequencies follow; vectors have these alone. Frequencies march from 40 Angstrom on.
+    small classes otherwise hold on to the noise of their images. Ordinary iterations over all frequencies
+    follow; vectors have these alone. Frequencies march from 40 Angstrom on.
 
     Particles without poses are taken as aligned already: those of an array, which has no place for poses,
     without a warning. Time goes as n_images * n_nodes * n_frequencies; memory does not depend on n_images but
@@ -232,7 +228,7 @@ class SMLClusterer(
     >>> from sklearn_cryoem import SMLClusterer
     >>> from sklearn_cryoem.datasets import aligned_to_truth, make_particles
     >>> stack = aligned_to_truth(make_particles("ribosome", 200, box=24, snr=1.0, random_state=0))
-    >>> model = SMLClusterer((3, 3), max_iter=60).fit(stack)
+    >>> model = SMLClusterer((3, 3)).fit(stack)
     >>> model.class_averages_.shape, model.transform(stack[:5]).shape
     ((9, 24, 24), (5, 2))
     """
@@ -295,12 +291,11 @@ class SMLClusterer(
             Number of classes that the fit will have.
         """
         self._check_parameters()
-        if X is None or not is_images(X):
-            return len(self._basis(on_images=False).nodes)
-        stack, space = self._open(X)
-        blocks = space.blocks(stack)
-        if self.cache_folder is not None:
-            blocks.kept_in(self.cache_folder, may_write=False).check_room()
+        if X is not None and is_images(X):
+            stack, space = self._open(X)
+            blocks = space.blocks(stack)
+            if self.cache_folder is not None:
+                blocks.kept_in(self.cache_folder, may_write=False).check_room()
         return len(self._basis(on_images=True).nodes)
 
     @with_callbacks
@@ -348,12 +343,6 @@ class SMLClusterer(
             and `stage_` go on: each sweep over images at hand adds the likelihood of held-out ones, a
             stage of its own; for vectors their objective (3.5), a stage a chunk.
 
-        Raises
-        ------
-        ValueError
-            If the first chunk is too small, a later one is of another kind, or parameters that lay out the
-            latent space have been changed in between.
-
         Notes
         -----
         The same chunks in the same order give the same bits. The features of the last images are kept, in
@@ -392,18 +381,20 @@ class SMLClusterer(
             space = space.normalised_as(data)
         space, blocks = space.with_noise_of(data, self.noise, self.n_jobs, self.cache_folder)
         basis = self._basis(on_images=isinstance(space, ImageSpace))
-        self._warn_of(X, data, len(basis.nodes), stacklevel=stacklevel + 1)
-        logger.info(
-            "SMLClusterer, n_clusters=%s: a %s of %s nodes", self.n_clusters, self.topology, basis.grid_shape
-        )
+        if isinstance(space, ImageSpace):
+            warn_if_mask_too_tight(self, data, stacklevel=stacklevel)
+            warn_if_not_aligned(self, X, stacklevel=stacklevel)
+        else:
+            warn_if_few_distinct_vectors(self, data, len(basis.nodes), stacklevel=stacklevel)
+        logger.info("SMLClusterer: a %s of %s nodes", self.topology, basis.grid_shape)
         self._space, self._layout, self._stream = space, blocks.layout, None
         self._moments = measure_moments(blocks, n_jobs=self.n_jobs)
         state, plan, interrupted = self._run_em(blocks, basis, checkpoint)
-        self._manifold = state.manifold(basis, plan.alpha, blocks.layout)
+        self._store_manifold(state.manifold(basis, plan.alpha, blocks.layout))
         self.n_images_seen_ = blocks.n_samples
         self._store_trace(state)
-        self._store(noise_results(space, blocks))
-        self._store_classes(blocks)
+        self.noise_groups_, self.relative_noise_ = space.noise_found(blocks)
+        self._last_pass(blocks)
         self.outlier_ = None if looked_at is None else looked_at.outlier
         self._add_outliers(looked_at)
         if not interrupted:
@@ -411,32 +402,27 @@ class SMLClusterer(
             self._warn_unless_converged(state.trace, stacklevel=stacklevel + 1)
         return blocks
 
-    def _warn_of(self, X, data, n_nodes, *, stacklevel):
-        """Warn of data that can be fitted, but hardly as it is meant."""
-        if is_images(X):
-            warn_if_mask_too_tight(self, data, stacklevel=stacklevel)
-            warn_if_not_aligned(self, X, stacklevel=stacklevel)
-        else:
-            warn_if_few_distinct_vectors(self, data, n_nodes, stacklevel=stacklevel)
-
     def _run_em(self, blocks, basis, checkpoint):
         """Choose a start, or go on from the state that was kept, and iterate; say how far it has come."""
         power = power_of(self._moments, blocks.layout)
         plan = self._plan(blocks, basis, power)
-        needed = memory_bound(blocks, len(basis.nodes), plan.n_folds, self.n_jobs)
-        log_estimate(logger, "SMLClusterer.fit", needed)
-        log_share_kept(blocks)
+        announce(blocks, len(basis.nodes), plan.n_folds, self.n_jobs)
         found = checkpoint.load()
         state = self._first_state(blocks, plan, power) if found is None else found
         task = FitTask(self, self.max_iter + 1, "iteration", blocks)
         with progress(self.max_iter, "SMLClusterer", verbose=self.verbose, on_step=task.step) as bar:
             bar.update(len(state.trace.objective))
-            states = fit_states(blocks, plan, state)
             show = partial(show_progress, bar, self._space)
-            state, interrupted = last_state(states, checkpoint, show, found)
+            state, interrupted = last_state(fit_states(blocks, plan, state), checkpoint, show, found)
         task.end()
         if interrupted:
-            warn_interrupted(len(state.trace.objective))
+            warnings.warn(
+                f"The fit was interrupted after {len(state.trace.objective)} iterations and ends with what "
+                "it has learnt; Ctrl-C again leaves at once. Fit again with the same checkpoint to go on from"
+                " here.",
+                UserWarning,
+                stacklevel=2,
+            )
         return state, plan, interrupted
 
     def _plan(self, blocks, basis, power):
@@ -458,7 +444,7 @@ class SMLClusterer(
             alpha=prior_precision(self.alpha, basis, power),
             mean=power.mean,
             turn=turn_of(power, layout),
-            noise=pooling(self.noise),
+            noise=self.noise,
             n_folds=n_folds if n_cross else 1,
             crossed=crossed,
             ordinary=ordinary,
@@ -483,35 +469,51 @@ class SMLClusterer(
             start = random_start(plan.basis, power, blocks.layout.truncate(n_shells), rng=rng)
         return first_state(start, plan.basis, n_shells, plan.n_folds)
 
-    def _store(self, attributes):
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
     def _store_trace(self, state):
         """Fitted attributes that tell how the fit went."""
-        basis, trace = self._manifold.basis, state.trace
-        self.grid_shape_, self.latent_nodes_ = basis.grid_shape, basis.nodes
-        self.node_pairs_ = basis.space.pairs(basis.grid_shape)
-        self._store(manifold_results(self._manifold, self._space))
+        trace = state.trace
         self.log_posterior_, self.stage_ = np.array(trace.objective), trace.stage
         self.iteration_resolution_ = self._space.resolution(trace.n_shells)
-        self.resolution_ = float(self._space.resolution(self._layout.n_shells))
         self.held_out_ = np.array(trace.is_held_out, dtype=bool)
         self.n_iter_, self.converged_ = len(trace.objective), bool(state.converged)
 
-    def _store_classes(self, blocks):
-        """Fitted attributes that need one more pass over the data: labels, averages, sizes, resolutions."""
+    def _store_manifold(self, manifold):
+        """Fitted attributes that follow from the parameters alone."""
+        self._manifold, basis = manifold, manifold.basis
+        self.grid_shape_, self.latent_nodes_ = basis.grid_shape, basis.nodes
+        self.node_pairs_ = basis.space.pairs(basis.grid_shape)
+        self.weights_, self.alpha_ = manifold.weights, manifold.alpha
+        self.noise_variance_ = manifold.noise_variance
+        self.cluster_centers_ = self._space.to_data(manifold.templates)
+        self.resolution_ = float(self._space.resolution(len(manifold.noise_variance)))
+
+    def _store_classes(self, halves, layout, sizes):
+        """Fitted attributes that follow from sums over even and odd rows, and from the labels."""
         manifold, space = self._manifold, self._space
-        matcher = manifold.matcher(blocks.layout, dtype=space.dtype)
+        noise = manifold.noise_variance / layout.information  # (S,)
+        ridge = manifold.alpha * noise
+        averages = [space.to_data(class_averages(halves, ridge, layout, half)) for half in (0, 1)]
+        self.half_averages_, self.class_resolution_ = np.stack(averages), np.full(len(sizes), np.nan)
+        if isinstance(space, ImageSpace):
+            ridge = signal_ridge(halves, noise, layout)
+            n_shells = int(space.plane.shell[-1])
+            self.class_resolution_ = class_resolution(*averages, space.pixel_length, n_shells)
+        self.class_averages_ = space.to_data(class_averages(halves, ridge, layout))
+        self.soft_class_sizes_ = halves.node_mass.sum(axis=0)
+        self.class_sizes_, self.n_effective_clusters_ = sizes, effective_count(sizes)
+
+    def _last_pass(self, blocks):
+        """Labels, averages, sizes and resolutions, from one more pass over the data."""
+        manifold, dtype = self._manifold, self._space.dtype
+        matcher = manifold.matcher(blocks.layout, dtype=dtype)
         halves = sweep(blocks, [matcher], "halves", n_jobs=self.n_jobs)
         self.labels_ = np.concatenate(halves.labels)
-        self._store(class_results(halves, blocks.layout, manifold, space))
-        self._store(size_results(np.bincount(self.labels_, minlength=len(manifold.basis.nodes))))
+        sizes = np.bincount(self.labels_, minlength=len(self.latent_nodes_))
+        self._store_classes(halves, blocks.layout, sizes)
         self.information_share_ = 1.0  # vectors are taken at their word
-        if isinstance(space, ImageSpace):
-            self.information_share_ = information_share(
-                blocks, manifold, halves, dtype=space.dtype, n_jobs=self.n_jobs
-            )
+        if isinstance(self._space, ImageSpace):
+            share = information_share(blocks, manifold, halves, dtype=dtype, n_jobs=self.n_jobs)
+            self.information_share_ = share
 
     def _add_outliers(self, looked_at):
         """Labels, and noise if each image has its own, of the images that took no part in the fit."""
@@ -522,15 +524,13 @@ class SMLClusterer(
         labels[self.outlier_] = self._posteriors(looked_at[self.outlier_], most_probable, None)
         self.labels_ = labels
         if self.noise == "image":
-            self._store(noise_results(self._space, self._space.blocks(looked_at)))
+            _, self.relative_noise_ = self._space.noise_found(self._space.blocks(looked_at))
 
     def _warn_unless_converged(self, trace, *, stacklevel):
         """Warn of a map that has collapsed onto few classes, and of a fit that has not come to its end."""
         n_nodes, is_automatic = len(self.latent_nodes_), self.alpha == "auto"  # others may want one template
-        is_large_map = (
-            isinstance(self._space, ImageSpace) and is_automatic and n_nodes >= MIN_NODES_TO_COLLAPSE
-        )
-        if is_large_map and self.n_effective_clusters_ < MIN_EFFECTIVE_CLASSES:
+        is_large = n_nodes >= MIN_NODES_TO_COLLAPSE and isinstance(self._space, ImageSpace)
+        if is_large and is_automatic and self.n_effective_clusters_ < MIN_EFFECTIVE_CLASSES:
             self.converged_ = False
             warn_and_keep(
                 self,
@@ -564,7 +564,7 @@ class SMLClusterer(
             self._manifold,
             self._moments,
             n_folds=self._n_folds(blocks.n_samples),
-            noise=pooling(self.noise),
+            noise=self.noise,
             dtype=self._space.dtype,
             n_jobs=self.n_jobs,
         )
@@ -603,21 +603,17 @@ class SMLClusterer(
             blocks,
             self._manifold,
             alpha=self.alpha,
-            noise=pooling(self.noise),
+            noise=self.noise,
             dtype=space.dtype,
             n_jobs=self.n_jobs,
         )
-        self._space, self._manifold, self._stream = space, done.manifold, done.stream
-        self._store(noise_results(space, blocks))
+        self._space, self._stream = space, done.stream
+        self.noise_groups_, self.relative_noise_ = space.noise_found(blocks)
         self._store_advance(done)
         self.outlier_ = None if chunk is None else chunk.outlier
         self._add_outliers(chunk)
-        logger.info(
-            "%d images seen, %.4f nats per image of the last %d",
-            self.n_images_seen_,
-            done.objective[-1],
-            len(data),
-        )
+        found = self.n_images_seen_, done.objective[-1], len(data)
+        logger.info("%d images seen, %.4f nats per image of the last %d", *found)
 
     def _looked_at(self, X):
         """A further chunk, looked at by the measure of the first, and what of it is learned from."""
@@ -640,9 +636,8 @@ class SMLClusterer(
         """Fitted attributes after a further chunk."""
         stream = done.stream
         self.n_images_seen_, self.labels_ = stream.n_seen, done.labels
-        self._store(manifold_results(done.manifold, self._space))
-        self._store(class_results(done.halves, stream.layout, done.manifold, self._space))
-        self._store(size_results(stream.class_counts))
+        self._store_manifold(done.manifold)
+        self._store_classes(done.halves, stream.layout, stream.class_counts)
         self.soft_class_sizes_ *= stream.n_seen / self.soft_class_sizes_.sum()
         n_sweeps, held_out = len(done.objective), stream.n_folds > 1
         # likelihoods of held-out images are stages of their own, as in `fit`
@@ -660,7 +655,7 @@ class SMLClusterer(
         on_images = isinstance(self._space, ImageSpace)
         if is_images(X) == on_images:
             return
-        wanted = "vectors. Give an array " + f"(n_samples, {self.n_features_in_})"
+        wanted = f"vectors. Give an array (n_samples, {self.n_features_in_})"
         if on_images:
             box = self._space.plane.box
             wanted = f"images. Give a ParticleStack or an array (n_images, {box}, {box})"
@@ -710,7 +705,7 @@ class SMLClusterer(
         responsibilities : ndarray of shape (n_images, n_nodes)
             Rows sum to 1.
         """
-        return self._posteriors(X, responsibilities)
+        return self._posteriors(X, attrgetter("responsibilities"))
 
     def transform(self, X: Data) -> NDArray[Any]:
         """Latent position of each particle: its posterior mean, Eq. (3.7).
@@ -732,10 +727,8 @@ class SMLClusterer(
         """
         check_is_fitted(self)
         basis = self._manifold.basis
-        # means are taken where averages are, then put back onto the shape, Eq. (2.7)
-        return basis.space.unembed(
-            self._posteriors(X, partial(mean_positions, places=basis.embedding), WRAPPED)
-        )
+        means = self._posteriors(X, partial(mean_positions, places=basis.embedding), WRAPPED)
+        return basis.space.unembed(means)  # means are averages off the shape, Eq. (2.7)
 
     def assign(self, X: Data) -> Assignment:
         """Class, posterior probability of it, and latent position of each particle, in one pass over them.
@@ -748,7 +741,7 @@ class SMLClusterer(
         Returns
         -------
         assignment : Assignment
-            A tuple of `predict`, the largest of `predict_proba`, and `transform`.
+            A tuple ``(labels, posterior, positions)``.
         """
         check_is_fitted(self)
         basis = self._manifold.basis
@@ -768,7 +761,7 @@ class SMLClusterer(
         log_likelihood : ndarray of shape (n_images,)
             In nats, over all frequencies up to `max_resolution`.
         """
-        return self._posteriors(X, log_evidence, tempered=False)
+        return self._posteriors(X, attrgetter("log_evidence"), tempered=False)
 
     def score(self, X: Data, y: Any = None) -> float:
         """Mean log likelihood per particle, Eq. (3.9).
@@ -871,11 +864,6 @@ class SMLClusterer(
         return latent_basis(self.n_clusters, self.n_basis, self.topology, self.n_components, on_images)
 
 
-def pooling(noise):
-    """How the kernels pool the variance that images have after division by their own noise, Eq. (3.4)."""
-    return "white" if noise == "white" else "shell"
-
-
 # ---------------------------------------------------------------- what a fit says while it runs
 def memory_bound(blocks, n_nodes, n_folds, n_jobs):
     """Bytes that a fit takes at most beyond the images given: its sums, and its blocks of features.
@@ -890,8 +878,9 @@ def memory_bound(blocks, n_nodes, n_folds, n_jobs):
     return sums + 2 * n_workers * features + getattr(blocks, "cache_bytes", 0)
 
 
-def log_share_kept(blocks):
-    """Log how many images are prepared again in every pass."""
+def announce(blocks, n_nodes, n_folds, n_jobs):
+    """Log how much memory a fit takes, and how many images are prepared again in every pass."""
+    log_estimate(logger, "SMLClusterer.fit", memory_bound(blocks, n_nodes, n_folds, n_jobs))
     share = getattr(blocks, "share_kept", 1.0)
     if share < 1.0:
         logger.info(
@@ -913,84 +902,3 @@ def show_progress(bar, space, state):
         limit = f", details to {detail:.3g} {unit}" if np.isfinite(detail) else ""  # vectors have none
         bar.note(f"{objective[-1]:.4f} nats per image{limit}")
         bar.update(n_new)
-
-
-def warn_interrupted(n_iter):
-    """Warn that Ctrl-C ended a fit, and say how to go on."""
-    warnings.warn(
-        f"The fit was interrupted after {n_iter} iteration{'s' if n_iter != 1 else ''} and ends with what it "
-        "has learnt; Ctrl-C again leaves at once. Fit again with the same checkpoint to go on from here.",
-        UserWarning,
-        stacklevel=2,
-    )
-
-
-# ---------------------------------------------------------------- fitted attributes
-def manifold_results(manifold, space):
-    """Fitted attributes that follow from the parameters alone."""
-    return {
-        "weights_": manifold.weights,
-        "noise_variance_": manifold.noise_variance,
-        "alpha_": manifold.alpha,
-        "cluster_centers_": space.to_data(manifold.templates),
-    }
-
-
-def noise_results(space, blocks):
-    """Fitted attributes of the noise of groups or images."""
-    noise = getattr(space, "noise", None)
-    if noise is None:
-        return {"noise_groups_": None, "relative_noise_": None}
-    relative = blocks.noise.table[:, 0] if noise.groups is None else noise.relative
-    return {"noise_groups_": noise.groups, "relative_noise_": relative}
-
-
-def class_results(halves, layout, manifold, space):
-    """Fitted attributes that follow from the sums over even and odd rows."""
-    noise = manifold.noise_variance / layout.information  # (S,)
-    ridge = manifold.alpha * noise
-    averages = np.stack([space.to_data(class_averages(halves, ridge, layout, half)) for half in (0, 1)])
-    shown = signal_ridge(halves, noise, layout) if isinstance(space, ImageSpace) else ridge
-    return {
-        "class_averages_": space.to_data(class_averages(halves, shown, layout)),
-        "half_averages_": averages,
-        "class_resolution_": class_resolution(averages, space),
-        "soft_class_sizes_": halves.node_mass.sum(axis=0),
-    }
-
-
-def size_results(sizes):
-    """Fitted attributes that follow from the number of images in each class."""
-    return {"class_sizes_": sizes, "n_effective_clusters_": effective_count(sizes)}
-
-
-def class_resolution(halves, space):
-    """Resolution of each class from its half averages (2, n_nodes, D, D), Eq. (3.6)."""
-    if not isinstance(space, ImageSpace):
-        return np.full(halves.shape[1], np.nan)
-    box, n_rings = space.plane.box, int(space.plane.shell[-1]) + 1
-    rows = row_blocks(halves.shape[1], max(1, FRC_PIXELS // box**2))
-    correlation = [fourier_ring_correlation(*halves[:, some])[:, :n_rings] for some in rows]
-    return resolution_from_frc(np.concatenate(correlation), space.pixel_length, box, FRC_THRESHOLD)
-
-
-# ---------------------------------------------------------------- what posteriors say
-def most_probable(posterior):
-    """Node of each image; (n,)."""
-    return posterior.responsibilities.argmax(axis=1)
-
-
-def responsibilities(posterior):
-    """Posterior of every node; (n, n_nodes)."""
-    return posterior.responsibilities
-
-
-def log_evidence(posterior):
-    """Log likelihood of each image, Eq. (2.5); (n,)."""
-    return posterior.log_evidence
-
-
-def class_and_place(posterior, places):
-    """Most probable node, its posterior, and the mean position of each image; (n, 2 + E)."""
-    largest = posterior.responsibilities.max(axis=1)
-    return np.column_stack([most_probable(posterior), largest, mean_positions(posterior, places)])

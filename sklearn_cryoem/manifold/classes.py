@@ -19,6 +19,7 @@ from sklearn_cryoem.manifold.maximisation import solve_weights
 from sklearn_cryoem.manifold.state import Manifold
 
 Float64 = NDArray[np.float64]
+Int = NDArray[np.int64]
 
 Result = TypeVar("Result")
 
@@ -158,6 +159,11 @@ def _of_block(
     return function(matcher.posterior(blocks.load(index, matcher.layout.n_shells)))
 
 
+def most_probable(posterior: Posterior) -> Int:
+    """Node of each image; (n,)."""
+    return np.asarray(posterior.responsibilities.argmax(axis=1))
+
+
 def mean_positions(posterior: Posterior, places: Float64) -> Float64:
     """Posterior means of latent positions in the embedding, Eq. (3.7); (n, E).
 
@@ -169,3 +175,9 @@ def mean_positions(posterior: Posterior, places: Float64) -> Float64:
         The nodes in the embedding, where means are averages: see `LatentBasis.embedding`.
     """
     return np.asarray(posterior.responsibilities.astype(np.float64) @ places)
+
+
+def class_and_place(posterior: Posterior, places: Float64) -> Float64:
+    """Most probable node, its posterior, and the mean position of each image; (n, 2 + E)."""
+    largest = posterior.responsibilities.max(axis=1)
+    return np.column_stack([most_probable(posterior), largest, mean_positions(posterior, places)])

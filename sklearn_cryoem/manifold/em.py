@@ -102,8 +102,8 @@ class MStep:
         Prior precision of the weights.
     layout : FeatureLayout
         All shells.
-    noise : {"white", "shell"}
-        How noise variances are pooled, Eq. (3.4).
+    noise : str
+        How noise variances are pooled, Eq. (3.4): "white" for one, else one for each shell.
     dtype : dtype
         Precision of the matrix products: that of the data.
     n_jobs : int or None
@@ -280,8 +280,8 @@ class FitPlan:
         CTF-corrected mean of the data.
     turn : float
         How far views turn until they differ: see `coupling.turn_of`.
-    noise : {"white", "shell"}
-        How noise variances are pooled, Eq. (3.4).
+    noise : str
+        How noise variances are pooled, Eq. (3.4): "white" for one, else one for each shell.
     n_folds : int
         Folds of cross-fitted EM; 1 for ordinary EM alone.
     crossed, ordinary : Schedule

@@ -109,10 +109,7 @@ class Matcher:
         Parts of Eq. (3.1) as large as half of beta |y|^2 cancel: near the variance floor, where duplicates
         drive the noise, that is a million nats, and float32 loses whole nats of the differences that count.
 
-        Parameters
-        ----------
-        block : FeatureBlock
-            Images, with the shells of the matcher or more.
+        `block` has the shells of the matcher or more.
         """
         if block.data.dtype == np.float64:
             return block
@@ -165,8 +162,7 @@ class Matcher:
 class Statistics(Additive):
     """Sums over each part of the images, Eq. (3.2): over all of them, each fold, or each half.
 
-    Arrays have an axis of parts in front, but not those that `part` and `total` return. The noise precision
-    is left out: it is the same for all images, so the M-step applies it.
+    Arrays have an axis of parts in front, but not those that `part` and `total` return.
 
     Attributes
     ----------
@@ -233,7 +229,7 @@ def sweep(
     n_shells: int | None = None,
     n_jobs: int | None = None,
 ) -> Statistics:
-    """Compare all images with the templates and add up the statistics of each part, Eq. (3.1)-(3.2).
+    """Compare all images with the templates and add up statistics in float64, Eq. (3.1)-(3.2).
 
     Parameters
     ----------
@@ -250,11 +246,6 @@ def sweep(
         default those of the matchers.
     n_jobs : int, optional
         Number of workers. The result is the same bits for any number.
-
-    Returns
-    -------
-    statistics : Statistics
-        In float64.
 
     Notes
     -----

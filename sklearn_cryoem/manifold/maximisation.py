@@ -111,8 +111,8 @@ def update_noise(
         mu = Phi W with the new weights.
     layout : FeatureLayout
         The shells in use.
-    noise : {"white", "shell"}
-        One variance for all shells, or one for each.
+    noise : str
+        One variance for all shells if it is "white", else one for each.
     floor : ndarray of shape (S,)
         No variance falls below this.
 

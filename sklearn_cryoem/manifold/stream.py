@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
-from sklearn_cryoem.manifold.classes import map_posterior
+from sklearn_cryoem.manifold.classes import map_posterior, most_probable
 from sklearn_cryoem.manifold.coupling import Coupling, ShellNorms, turn_of
 from sklearn_cryoem.manifold.em import HeldOutMStep, MStep, Schedule, em
-from sklearn_cryoem.manifold.expectation import Matcher, Posterior, Statistics, sweep
+from sklearn_cryoem.manifold.expectation import Matcher, Statistics, sweep
 from sklearn_cryoem.manifold.maximisation import MIN_VARIANCE
 from sklearn_cryoem.manifold.prior import DataPower, Moments, measure_moments, power_of, prior_precision
 from sklearn_cryoem.manifold.state import EMState, Manifold, Trace
@@ -106,8 +106,8 @@ def begin_stream(
         Its moments.
     n_folds : int
         Folds in which images are held out, Eq. (3.12); 1 for ordinary EM.
-    noise : {"white", "shell"}
-        How noise variances are pooled, Eq. (3.4).
+    noise : str
+        How noise variances are pooled, Eq. (3.4): "white" for one, else one for each shell.
     dtype : dtype
         Precision of the matrix products.
     n_jobs : int, optional
@@ -125,7 +125,7 @@ def begin_stream(
         matcher = manifold.matcher(shells.layout, dtype=dtype)
         halves = [sweep(part, [matcher], "halves", n_jobs=n_jobs) for part in leaving]
         stream, window = _let_go(stream, swept.leaving, manifold.noise_variance, halves), window.owned()
-    counts = np.bincount(most_probable(blocks, manifold, dtype, n_jobs), minlength=len(basis.nodes))
+    counts = np.bincount(_labels(blocks, manifold, dtype, n_jobs), minlength=len(basis.nodes))
     return dataclasses.replace(
         stream, window=window, held=swept.held, class_counts=counts, n_seen=blocks.n_samples
     )
@@ -197,7 +197,7 @@ def advance(
     dtype: DTypeLike,
     n_jobs: int | None = None,
 ) -> Advance:
-    """Learn from a further chunk, Eq. (3.20).
+    """Learn from a further chunk, Eq. (3.20): seven passes over the window and the chunk, and one more.
 
     Parameters
     ----------
@@ -209,16 +209,12 @@ def advance(
         Parameters so far.
     alpha : float or "auto"
         Prior precision of the weights; "auto" follows the signal in all images so far, Eq. (3.11).
-    noise : {"white", "shell"}
-        How noise variances are pooled, Eq. (3.4).
+    noise : str
+        How noise variances are pooled, Eq. (3.4): "white" for one, else one for each shell.
     dtype : dtype
         Precision of the matrix products.
     n_jobs : int, optional
         Number of workers.
-
-    Notes
-    -----
-    Seven passes over the window and the chunk, and one more over the chunk.
     """
     moments = stream.moments + spread_moments(measure_moments(blocks, n_jobs=n_jobs), blocks.layout)
     stream, basis, layout = dataclasses.replace(stream, moments=moments), manifold.basis, stream.layout
@@ -234,7 +230,7 @@ def advance(
     *old, new = [sweep(part, [matcher], "halves", n_jobs=n_jobs) for part in [*leaving, window]]
     if swept.leaving is not None:
         stream, window = _let_go(stream, swept.leaving, manifold.noise_variance, old), window.owned()
-    labels = most_probable(blocks, manifold, dtype, n_jobs)  # with c^2 of each coefficient, as `predict`
+    labels = _labels(blocks, manifold, dtype, n_jobs)  # with c^2 of each coefficient, as `predict`
     stream = dataclasses.replace(
         stream,
         window=window,
@@ -349,11 +345,7 @@ def _let_go(stream: Stream, sums: Statistics, noise: Float64, halves: list[Stati
     )
 
 
-def most_probable(blocks: Blocks, manifold: Manifold, dtype: DTypeLike, n_jobs: int | None) -> Int:
+def _labels(blocks: Blocks, manifold: Manifold, dtype: DTypeLike, n_jobs: int | None) -> Int:
     """Class of each image; (n,)."""
     matcher = manifold.matcher(blocks.layout, dtype=dtype)
-    return np.concatenate(list(map_posterior(_node, blocks, matcher, n_jobs=n_jobs)))
-
-
-def _node(posterior: Posterior) -> Int:
-    return np.asarray(posterior.responsibilities.argmax(axis=1))
+    return np.concatenate(list(map_posterior(most_probable, blocks, matcher, n_jobs=n_jobs)))

@@ -8,6 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 
+from sklearn_cryoem._core.parallel import row_blocks
+
+FRC_PIXELS = 2**17  # transformed at once: transforms are ten times larger than the averages
+
 
 def fourier_ring_correlation(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
     """Correlation of two images (or of two stacks, image by image) ring by ring in Fourier space.
@@ -77,6 +81,33 @@ def resolution_from_frc(
     with np.errstate(divide="ignore"):
         resolution = np.where(crossing > 0, box * pixel_size / np.asarray(crossing), np.inf)
     return float(resolution) if resolution.ndim == 0 else resolution
+
+
+def class_resolution(
+    first: NDArray[np.float32], second: NDArray[np.float32], pixel_size: float, n_shells: int
+) -> NDArray[np.float64]:
+    """Resolution of each class: where the correlation of its two half averages falls below 0.143.
+
+    Parameters
+    ----------
+    first, second : ndarray of shape (n_classes, D, D)
+        Averages over two halves of the images.
+    pixel_size : float
+        In Angstrom (1 for a resolution in pixels).
+    n_shells : int
+        Rings of Fourier space that averages have, beside ring 0.
+
+    Returns
+    -------
+    resolution : ndarray of shape (n_classes,)
+        As of `resolution_from_frc`.
+    """
+    n_classes, box = first.shape[:2]
+    curves = [
+        fourier_ring_correlation(first[some], second[some])[:, : n_shells + 1]
+        for some in row_blocks(n_classes, max(1, FRC_PIXELS // box**2))
+    ]
+    return np.asarray(resolution_from_frc(np.concatenate(curves), pixel_size, box))
 
 
 def effective_count(sizes: ArrayLike) -> float:

@@ -55,6 +55,10 @@ class VectorSpace:
             )
         return self, self.blocks(vectors)
 
+    def noise_found(self, blocks: ArrayBlocks) -> tuple[None, None]:
+        """No noise of groups or images."""
+        return None, None
+
     def to_data(self, features: NDArray[Any]) -> NDArray[Any]:
         """Vectors (..., n_features) of features."""
         return features + self.mean
@@ -171,6 +175,14 @@ class ImageSpace:
             parts = self.noise.extended(raw, stack.noise_group, n_jobs=n_jobs)
         space = dataclasses.replace(self, noise=parts)
         return space, space._whitened(raw, n_jobs)
+
+    def noise_found(self, blocks: FeatureBlocks) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+        """Numbers of the noise groups seen, and the noise of each or of each image, Eq. (3.14)."""
+        if self.noise is None:
+            return None, None
+        if self.noise.groups is None:
+            return None, blocks.noise.table[:, 0]
+        return self.noise.groups, self.noise.relative
 
     def to_data(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """Images (..., D, D), float32, of real features (..., 2 J)."""

@@ -13,8 +13,7 @@ from sklearn_cryoem import ParticleStack, Poses, SMLClusterer
 from sklearn_cryoem._core.exceptions import ParticleDataWarning
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import sml_clusterer
-from sklearn_cryoem.estimators.sml_clusterer import class_resolution
-from sklearn_cryoem.metrics import fourier_ring_correlation, fraction_within
+from sklearn_cryoem.metrics import fraction_within
 
 
 @pytest.fixture(scope="module")
@@ -147,21 +146,6 @@ def test_max_resolution_limits_the_frequencies(stack):
     assert model.noise_variance_.shape == (8,)
     spectrum = np.abs(np.fft.rfft2(model.class_averages_[0]))
     assert spectrum[0, 9:].max() < 1e-4 * spectrum.max()
-
-
-def test_resolutions_are_computed_for_a_few_classes_at_once(fitted, monkeypatch):
-    module = "sklearn_cryoem.estimators.sml_clusterer"
-    sizes = []
-
-    def counted(first, second):
-        sizes.append(len(first))
-        return fourier_ring_correlation(first, second)
-
-    monkeypatch.setattr(f"{module}.fourier_ring_correlation", counted)
-    monkeypatch.setattr(f"{module}.FRC_PIXELS", 7 * 32**2)
-    resolution = class_resolution(fitted.half_averages_, fitted._space)
-    np.testing.assert_allclose(resolution, fitted.class_resolution_, rtol=1e-6)
-    assert sizes == [7, 7, 7, 4]
 
 
 def test_plain_images_and_a_stack_of_them_are_the_same_but_the_stack_is_asked_for_poses(stack):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem.metrics import (
+    classes,
     effective_classes,
     effective_count,
     fourier_ring_correlation,
@@ -82,3 +83,13 @@ def test_effective_count_is_the_number_of_equal_classes():
     assert effective_count([8, 0, 0]) == pytest.approx(1.0)
     assert 1.0 < effective_count([99, 1]) < 1.1
     assert effective_count([]) == 0.0
+
+
+def test_resolutions_of_classes_are_computed_for_a_few_at_once(rng, monkeypatch):
+    first = rng.standard_normal((5, 12, 12)).astype(np.float32)
+    second = first + 0.3 * rng.standard_normal((5, 12, 12)).astype(np.float32)
+    whole = classes.class_resolution(first, second, 2.0, 5)
+    monkeypatch.setattr(classes, "FRC_PIXELS", 2 * 12**2)
+    np.testing.assert_array_equal(classes.class_resolution(first, second, 2.0, 5), whole)
+    curve = fourier_ring_correlation(first[3], second[3])[:6]
+    assert whole[3] == resolution_from_frc(curve, 2.0, 12)
