@@ -108,8 +108,7 @@ class SMLClusterer(
     topology : {"grid", "ring", "torus", "sphere"}, default="grid"
         Shape of the latent space, Eq. (2.7). A "grid" has one to three dimensions and an edge; a "ring" is
         periodic, for what turns or recurs; a "torus" is periodic along two or three dimensions; on a
-        "sphere" lie, for example, views. A closed shape has no edge where classes pile up, but can start
-        out folded where the data are not of its shape: compare by `score` on held-out particles.
+        "sphere" lie, for example, views. Compare shapes by `score` on held-out particles.
     n_basis : "auto", int or tuple of int, default="auto"
         Number of Gaussian basis functions, or the shape of their grid; by default 0.8 of the nodes along each
         axis (0.64 of them on a sphere). Fewer make a stiffer manifold.
@@ -218,10 +217,9 @@ class SMLClusterer(
     small classes otherwise hold on to the noise of their images. Ordinary iterations over all frequencies
     follow; vectors have these alone. Frequencies march from 40 Angstrom on.
 
-    Particles without poses are taken as aligned already: those of an array, which has no place for poses,
-    without a warning. Time goes as n_images * n_nodes * n_frequencies; memory does not depend on n_images but
-    for the labels: blocks of images are prepared again in each iteration once 256 MB of them are kept, or
-    read from `cache_folder`.
+    Particles without poses are taken as aligned already, those of an array without a warning. Time goes as
+    n_images * n_nodes * n_frequencies; memory does not depend on n_images but for the labels: images are
+    prepared again in each iteration once 256 MB of features are kept, or read from `cache_folder`.
 
     Examples
     --------

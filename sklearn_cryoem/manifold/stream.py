@@ -76,12 +76,9 @@ class Advance:
 
     manifold: Manifold
     stream: Stream
-    halves: Statistics
-    """Sums for the class averages of all images, old ones decayed."""
-    labels: Int
-    """Of the chunk."""
-    objective: list[float]
-    """Of each sweep over the images at hand, for each image: log likelihood of held-out ones, or (3.5)."""
+    halves: Statistics  # sums for the class averages of all images, old ones decayed
+    labels: Int  # of the chunk
+    objective: list[float]  # of each sweep, for each image: log likelihood of held-out ones, or (3.5)
 
 
 def begin_stream(
