@@ -1,6 +1,5 @@
 """The help of a command, as the command itself prints it."""
 
-import argparse
 import os
 
 from docutils import nodes
@@ -16,10 +15,9 @@ class CommandHelp(SphinxDirective):
 
     def run(self):
         """Make a literal block of it."""
-        from sklearn_cryoem.cli.main import build_parser
+        from sklearn_cryoem.cli.main import build_parsers
 
-        action = next(one for one in build_parser()._actions if isinstance(one, argparse._SubParsersAction))
-        text = action.choices[self.arguments[0]].format_help()
+        text = build_parsers()[1][self.arguments[0]].format_help()
         return [nodes.literal_block(text, text, language="text")]
 
 

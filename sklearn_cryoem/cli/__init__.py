@@ -1,5 +1,5 @@
-"""The command `sklearn-cryoem`: thin, one module for each sub-command.
+"""The command `sklearn-cryoem`.
 
-Each command module offers `add_parser(commands)` and `run(options, console)`; `main` lists them. Heavy
-imports wait until a command runs, so that `--help` answers at once.
+`main` lists the commands. Each has a function `add_...` that adds its parser and a function that runs it with
+the parsed options and a `Console`. Heavy imports wait until a command runs, so that `--help` answers at once.
 """

@@ -1,180 +1,315 @@
-"""`sklearn-cryoem classify`: read, align, cluster, look, write back."""
+"""`sklearn-cryoem classify` and `deep`: read, align, cluster, measure, write back."""
 
+import math
+import warnings
 from pathlib import Path
 
-from sklearn_cryoem.cli._arguments import (
-    add_machine,
-    add_output,
-    add_passthrough,
-    angle,
-    count,
-    count_or_auto,
-    count_or_grid,
-    new_command,
-    positive,
-    whole,
-)
-from sklearn_cryoem.cli._config import add_config
-from sklearn_cryoem.cli._outputs import RunFolder, options_as_dict
+import numpy as np
+
 from sklearn_cryoem.cli.console import CommandError
+from sklearn_cryoem.cli.options import (
+    add_classification,
+    add_machine,
+    add_options,
+    add_reading,
+    add_run,
+    count,
+    new_command,
+)
+from sklearn_cryoem.cli.results import LEFT_OUT, Outcome, labelled_name, output_names, tell, write
+from sklearn_cryoem.cli.run_folder import RunFolder
 
-DEFAULT_CLASSES = 100
+# Particles of the second clustering, and particles a class, whichever is more: as many tell whether classes
+# come out again.
+_REPEATED_PARTICLES, _REPEATED_A_CLASS = 10_000, 50
 
-_EPILOG = """\
+_CLASSIFY_EPILOG = """\
 The class of each particle is written as rlnClassNumber (counted from 1) into the labelled particles; class
 averages stand in the same order in class_averages.mrcs. The model is loaded with sklearn_cryoem.load_model.
 """
+_DEEP_EPILOG = """\
+Sub-classes are numbered through, class by class; their numbers are written as rlnClassNumber (from 1 on),
+and class_averages.mrcs has the same order. tree.json tells which class each is part of. With --skip-align the
+first classes are --classes of the clusterer, otherwise --align-classes of the alignment; by default one for
+every ten times --images-per-subclass particles, 2 to 50.
+"""
 
 
-def add_parser(commands):
-    """Add the command to the parser; return its own parser."""
+def add_classify(commands):
+    """Add `classify` to the parser; return its own parser."""
     parser = new_command(
-        commands, "classify", run,
+        commands, "classify", classify,
         summary="align particles, cluster them, write labels, class averages and pictures",
         description="Align particle images without a reference (MAPAligner), cluster them on a manifold "
         "(SMLClusterer), and write the labelled particles, class averages, pictures, model and summary.",
-        epilog=_EPILOG,
+        epilog=_CLASSIFY_EPILOG,
     )  # fmt: skip
-    parser.add_argument("particles", metavar="PARTICLES", type=Path, help="a .star, .cs or .mrcs file")
-    add_output(parser)
-    add_config(parser)
-    add_reading(parser.add_argument_group("reading"))
+    _add_particles(parser)
     add_classification(parser)
     add_machine(parser.add_argument_group("machine"))
     return parser
 
 
-def add_reading(group):
-    """Add the options of how particles are read."""
-    group.add_argument("--images-dir", metavar="DIR", type=Path, help="where the image stacks are, if moved")
-    add_passthrough(group)
-    group.add_argument(
-        "--pixel-size", metavar="A", type=positive, help="Angstrom per pixel (default: what the file says)"
-    )
-    group.add_argument(
-        "--rescale", action="store_true", help="bring particles of several pixel sizes and boxes to one"
-    )
-    group.add_argument("--invert", action="store_true", help="invert the contrast: for dark particles")
-    group.add_argument("--no-ctf", action="store_true", help="take the CTF as 1, even if the file has one")
-    group.add_argument(
-        "--normalise", action="store_true", help="give each background mean 0 and standard deviation 1"
-    )
-    group.add_argument(
-        "--clip-hot-pixels", action="store_true", help="replace pixels that are far off their neighbours"
-    )
-    group.add_argument(
-        "--downsample",
-        metavar="PIXELS",
-        type=count,
-        help="crop images in Fourier space to this box, in pixels",
-    )
-    group.add_argument(
-        "--permissive", action="store_true", help="leave out particles that cannot be used, and say which"
-    )
+def add_deep(commands):
+    """Add `deep` to the parser; return its own parser."""
+    parser = new_command(
+        commands, "deep", deep,
+        summary="divide each class into sub-classes, as many as its particles can feed",
+        description="Classify particles (MAPAligner; SMLClusterer with --skip-align), then cluster those of "
+        "each class on a manifold of their own (DeepClusterer).",
+        epilog=_DEEP_EPILOG,
+    )  # fmt: skip
+    _add_particles(parser)
+    add_options(parser.add_argument_group("sub-classes"), [
+        ("--images-per-subclass", "N", count, 30, "a class gets a sub-class for every so many particles"),
+        ("--min-class-size", "N", count, None,
+         "smaller classes stay whole (default: twice --images-per-subclass)"),
+        ("--max-subclasses", "N", count, None, "sub-classes of a class, at most"),
+    ])  # fmt: skip
+    add_classification(parser)
+    parser.set_defaults(align_classes=None, classes=None)  # chosen from the number of particles
+    add_machine(parser.add_argument_group("machine"))
+    return parser
 
 
-def add_classification(parser):
-    """Add the options of alignment and clustering."""
-    both = parser.add_argument_group("alignment and clustering")
-    both.add_argument(
-        "--mask-diameter", metavar="A", type=positive,
-        help="diameter of the round mask, in Angstrom (default: chosen from the box)",
-    )  # fmt: skip
-    both.add_argument(
-        "--max-resolution", metavar="A", type=positive,
-        help="finest detail to use, in Angstrom (default: as fine as pixel size and signal allow)",
-    )  # fmt: skip
-    both.add_argument(
-        "--noise-groups", action="store_true",
-        help="a noise spectrum for each micrograph, instead of one for all particles, in both steps",
-    )  # fmt: skip
-    align = parser.add_argument_group("alignment")
-    align.add_argument("--align-classes", metavar="N", type=count, default=50, help="classes while aligning")
-    align.add_argument(
-        "--align-references", metavar="N", type=count,
-        help="references that are united to these classes in the end: more are more accurate and slower "
-        "(default: 2.5 to a class, as far as there are particles)",
-    )  # fmt: skip
-    align.add_argument(
-        "--align-starts", metavar="N", type=count,
-        help="starts, of which the best goes on; each costs its mini-batches (default: the aligner's)",
-    )  # fmt: skip
-    align.add_argument(
-        "--align-batches", metavar="N", type=whole, help="mini-batches to begin with (default: the aligner's)"
+def _add_particles(parser):
+    parser.add_argument(
+        "particles", metavar="PARTICLES", type=Path, nargs="?", help="a .star, .cs or .mrcs file (required)"
     )
-    align.add_argument(
-        "--align-iterations", metavar="N", type=count,
-        help="passes over all particles, at most (default: the aligner's)",
-    )  # fmt: skip
-    align.add_argument(
-        "--max-shift", metavar="A", type=positive,
-        help="particles are off centre by at most this, in Angstrom (default: chosen from the box)",
-    )  # fmt: skip
-    align.add_argument(
-        "--angle-range", metavar="DEG", type=angle,
-        help="search this far round the in-plane angles of the file, in degrees (default: all angles)",
-    )  # fmt: skip
-    align.add_argument(
-        "--align-mirrored", action="store_true",
-        help="let mirror images share classes: the same view from opposite sides",
-    )  # fmt: skip
-    align.add_argument(
-        "--skip-align", action="store_true", help="use the in-plane angles and shifts of the file as they are"
-    )
-    cluster = parser.add_argument_group("clustering")
-    cluster.add_argument(
-        "--classes", metavar="N", type=count_or_grid, default=DEFAULT_CLASSES,
-        help="number of classes, rounded to a regular grid, or the grid itself: 10x10",
-    )  # fmt: skip
-    cluster.add_argument(
-        "--latent-dim", metavar="L", type=count, choices=(1, 2, 3),
-        help="dimension of the manifold (default: that of its shape, 2 for a grid)",
-    )  # fmt: skip
-    cluster.add_argument(
-        "--topology", choices=("grid", "ring", "torus", "sphere"), default="grid",
-        help="shape of the manifold; closed ones for motions and views that come round",
-    )  # fmt: skip
-    cluster.add_argument(
-        "--basis", metavar="N", type=count_or_auto, default="auto",
-        help="basis functions of the manifold: fewer are smoother",
-    )  # fmt: skip
-    cluster.add_argument(
-        "--iterations", metavar="N", type=count, help="iterations, at most (default: the clusterer's)"
-    )
-    cluster.add_argument(
-        "--cache-folder", metavar="DIR", type=Path,
-        help="keep prepared images of large sets in files here, which further runs read again; their size is "
-        "stated before, and they stay until they are deleted",
-    )  # fmt: skip
+    add_run(parser, "particles", "output")
+    add_reading(parser.add_argument_group("reading"))
 
 
-def run(options, console):
+def classify(options, console):
     """Classify and write."""
-    from sklearn_cryoem.cli import _advice, _workflow
-    from sklearn_cryoem.cli._preflight import check_machine
+    _run(options, console, fit_flat, deep=False)
+
+
+def deep(options, console):
+    """Classify, divide each class, and write."""
+    _run(options, console, fit_deep, deep=True)
+
+
+def _run(options, console, fit, *, deep):
+    from sklearn_cryoem.cli import preflight
 
     if not options.particles.exists():
         raise CommandError(f"there is no {options.particles}. Check the path.")
-    names = _workflow.output_names(options.particles.suffix, align=not options.skip_align)
-    with RunFolder(options.output, [*names, _workflow.LEFT_OUT], force=options.force) as folder:
-        check_machine(console)
+    names = output_names(options.particles.suffix, align=not options.skip_align, deep=deep)
+    with RunFolder(options.output, [*names, LEFT_OUT], force=options.force) as folder:
+        preflight.check_machine(console)
         with folder.timed("read"):
-            stack, n_left_out = _workflow.read(options, folder, console)
+            stack, n_left_out = preflight.read(options, folder, console)
         console.say(f"{stack!r}")
-        _advice.check_options(options, stack, console)
-        _advice.question_particles(
+        if deep:
+            choose_first_classes(options, len(stack), console)
+        preflight.check_options(options, stack, console)
+        preflight.warn_about_particles(
             stack, console, mask_diameter=options.mask_diameter, pixel_size=options.pixel_size
         )
-        stack, n_unusable = _workflow.screen(stack, options, folder, console)
-        outcome = _workflow.classify(stack, options, folder)
-        results = _workflow.write(outcome, folder, console)
+        stack, n_unusable = preflight.screen(stack, options, folder, console)
+        outcome = fit(stack, options, folder, console)
+        results = write(outcome, options.particles.suffix, folder, console)
         results["n_left_out"] = n_left_out + n_unusable
-        folder.write_summary("classify", options_as_dict(options), results, console.warnings)
-    _workflow.tell(results, folder, console)
-    labelled = folder / outcome.labels_name
-    images_dir = _advice.where_images_are(labelled, stack, options)
-    if images_dir is not None:
+        folder.write_summary(options, results, console.warnings)
+    tell(results, folder, console)
+    _tell_where_images_are(folder / labelled_name(options.particles.suffix), stack, options, console)
+
+
+def _tell_where_images_are(written, stack, options, console):
+    """Image names keep the form they came in, so particles in another folder may not find them by it."""
+    from sklearn_cryoem.io import rename_images
+
+    _, renamed = rename_images(stack, options.particles, written, images_dir=options.images_dir)
+    if renamed:
+        folder = options.images_dir or folder_of_names(renamed)
         console.say(
-            f"image names in {labelled} are those of the input; to read it where it is, pass "
-            f"--images-dir {images_dir} (images_dir= in Python)"
+            f"image names in {written} are those of the input; to read it where it is, pass "
+            f"--images-dir {folder} (images_dir= in Python)"
         )
+
+
+def folder_of_names(renamed):
+    """The folder that old names count from, of names by which the same files are found from elsewhere."""
+    old, new = next(iter(renamed.items()))
+    return Path(str(Path(new)).removesuffix(str(Path(old))))
+
+
+# ---------------------------------------------------------------- estimators
+def make_clusterer(options):
+    """SMLClusterer with the options of `options.add_classification`."""
+    from sklearn_cryoem.estimators import SMLClusterer
+
+    return SMLClusterer(
+        n_components=options.latent_dim,
+        n_basis=options.basis,
+        topology=options.topology,
+        **_given(
+            options,
+            n_clusters=options.classes,
+            max_iter=options.iterations,
+            cache_folder=options.cache_folder,
+        ),
+    )
+
+
+def make_aligner(options, stack):
+    """MAPAligner with the options of `options.add_classification`, or None with --skip-align.
+
+    Raises
+    ------
+    CommandError
+        If alignment is to be skipped, but the particles have no poses.
+    """
+    from sklearn_cryoem.estimators import MAPAligner
+
+    if options.skip_align:
+        if stack.poses is None:
+            raise CommandError(
+                "the particles have no in-plane angles and shifts, which --skip-align relies on. "
+                "Leave it out, or give a file with rlnAnglePsi, rlnOriginXAngst and rlnOriginYAngst."
+            )
+        return None
+    return MAPAligner(
+        options.align_classes,
+        align_mirrored=options.align_mirrored,
+        **_given(
+            options,
+            max_shift=options.max_shift,
+            max_iter=options.align_iterations,
+            n_batches=options.align_batches,
+            n_init=options.align_starts,
+            n_references=options.align_references,
+            angle_range=None if options.angle_range is None else math.radians(options.angle_range),
+        ),
+    )
+
+
+def _given(options, **parameters):
+    """Parameters that the user gave, for the estimator knows its defaults best; and those that all take."""
+    parameters |= {
+        "mask_diameter": options.mask_diameter,
+        "max_resolution": options.max_resolution,
+        "noise": "group" if options.noise_groups else None,
+    }
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return given | _machine(options)
+
+
+def _machine(options):
+    return {"n_jobs": options.jobs, "random_state": options.seed, "verbose": 0 if options.quiet else 1}
+
+
+# ---------------------------------------------------------------- fits
+def fit_flat(stack, options, folder, console):
+    """Align and cluster as the options say; return an Outcome."""
+    from sklearn_cryoem.cli.preflight import rehearse
+
+    clusterer = make_clusterer(options)
+    n_classes = clusterer.validate(stack)  # what it refuses is refused before the hours of an alignment
+    aligner = make_aligner(options, stack)
+    rehearse(clusterer, stack, options, folder, n_classes)
+    if aligner is not None:
+        with folder.timed("align"):
+            aligner = folder.fit(aligner, stack)
+            stack = stack.with_poses(aligner.poses_)
+    with folder.timed("cluster"):
+        clusterer = folder.fit(clusterer, stack)
+    with folder.timed("repeat"):
+        repeated = repeated_labels(folder, clusterer, stack, options.seed)
+    with folder.timed("judge"):
+        assignment = clusterer.assign(stack)
+    return Outcome(stack, clusterer, aligner, repeated, assignment)
+
+
+def repeated_labels(folder, clusterer, stack, seed):
+    """Cluster some of the particles once more, and let that label others, which it has not seen.
+
+    On the same particles noise that was aligned once comes together again, whatever the start: two fits of
+    all of 1,000 images of noise agree at 0.4, and at 0.03 as here.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Keeps the state of the fit.
+    clusterer : SMLClusterer
+        Fitted.
+    stack : ParticleStack
+        Aligned particles.
+    seed : int or None
+        Seed of the run.
+
+    Returns
+    -------
+    labels : ndarray of shape (n_images,), int
+        -1 for particles that have none, those that the repeat has learned from among them.
+    """
+    from sklearn.base import clone
+
+    labels = np.full(len(stack), -1)
+    sound = np.arange(len(stack)) if stack.outlier is None else np.flatnonzero(~stack.outlier)
+    enough = max(_REPEATED_PARTICLES, _REPEATED_A_CLASS * len(clusterer.class_averages_))
+    size = min(len(sound) // 2, enough)
+    if size < 2:
+        return labels
+    drawn = np.random.default_rng(seed).permutation(sound)
+    learned, others = np.sort(drawn[:size]), np.sort(drawn[size : 2 * size])
+    other_seed = None if seed is None else seed + 1
+    repeat = clone(clusterer).set_params(init="random", random_state=other_seed, cache_folder=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first fit has warned about these particles
+        labels[others] = folder.fit(repeat, stack[learned]).predict(stack[others])
+    return labels
+
+
+def choose_first_classes(options, n_particles, console):
+    """Fill in how many first classes there are to be, where the user has not said it."""
+    from sklearn_cryoem.estimators.deep_clusterer import n_first_classes
+
+    if not options.skip_align and options.classes is not None:
+        console.warn(
+            "--classes is not used without --skip-align: first classes are --align-classes, and "
+            "sub-classes follow from --images-per-subclass."
+        )
+        options.classes = None
+    n_first = n_first_classes(n_particles, options.images_per_subclass)
+    if options.skip_align:
+        options.classes = options.classes or n_first
+    else:
+        options.align_classes = options.align_classes or n_first
+
+
+def fit_deep(stack, options, folder, console):
+    """Classify and divide each class as the options say; return an Outcome."""
+    from sklearn.base import clone
+
+    from sklearn_cryoem.cli.preflight import rehearse
+    from sklearn_cryoem.estimators import DeepClusterer
+
+    clusterer = make_clusterer(options)
+    clusterer.validate(stack)
+    first = make_aligner(options, stack) or clusterer
+    n_first = int(np.prod(options.classes if options.skip_align else options.align_classes))
+    rehearse(clusterer, stack, options, folder, len(stack) // options.images_per_subclass + n_first)
+    with folder.timed("classify"):
+        folder.fit(clone(first), stack)
+    model = DeepClusterer(
+        first,  # its fit is found where it was kept; poses are not searched again
+        make_clusterer(options).set_params(verbose=0, cache_folder=None),
+        images_per_subclass=options.images_per_subclass,
+        min_class_size=options.min_class_size,
+        max_subclasses=options.max_subclasses,
+        **_machine(options),
+    )
+    with folder.timed("divide"):
+        model = folder.fit(model, stack)
+    if all(fitted is None for fitted in model.clusterers_):
+        fewer = "--classes" if options.skip_align else "--align-classes"
+        largest = np.bincount(model.first_labels_).max()
+        smallest = options.min_class_size or 2 * options.images_per_subclass
+        console.warn(
+            f"No class was divided: the largest has {largest:,} particles, and classes of fewer than "
+            f"{smallest:,} stay whole. Take fewer {fewer}, or a smaller --images-per-subclass and "
+            "--min-class-size."
+        )
+    return Outcome(stack.with_poses(model.poses_), model, None if options.skip_align else model.first_)

@@ -1,16 +1,54 @@
 """What the command line says, and where: the only module that prints."""
 
 import logging
-import re
 import sys
 import warnings
 from contextlib import contextmanager
 
-from sklearn_cryoem.cli._wording import in_the_shell
-
 _PROGRESS_LOGGER = "sklearn_cryoem"  # progress lines come under the package's own name, the rest below it
 
-_NAME = re.compile(r"\[[a-z]+(?:-[a-z]+)*\]$")  # that a warning about particles ends with
+# Parameters that messages of the library name, and the options that set them.
+OPTIONS_OF_PARAMETERS = {
+    "cache_folder": "--cache-folder",
+    "clip_hot_pixels": "--clip-hot-pixels",
+    "ctf": "--no-ctf",
+    "images_dir": "--images-dir",
+    "invert": "--invert",
+    "mask_diameter": "--mask-diameter",
+    "max_resolution": "--max-resolution",
+    "max_shift": "--max-shift",
+    "n_basis": "--basis",
+    "n_jobs": "--jobs",
+    "normalise": "--normalise",
+    "overwrite": "--force",
+    "passthrough": "--passthrough",
+    "permissive": "--permissive",
+    "pixel_size": "--pixel-size",
+    "rescale": "--rescale",
+    "topology": "--topology",
+}
+OPTIONS_OF_ESTIMATORS = {
+    "DeepClusterer": {
+        "images_per_subclass": "--images-per-subclass",
+        "max_iter": "--iterations",
+        "max_subclasses": "--max-subclasses",
+        "min_class_size": "--min-class-size",
+    },
+    "MAPAligner": {
+        "align_mirrored": "--align-mirrored",
+        "angle_range": "--angle-range",
+        "max_iter": "--align-iterations",
+        "n_batches": "--align-batches",
+        "n_clusters": "--align-classes",
+        "n_init": "--align-starts",
+        "n_references": "--align-references",
+    },
+    "SMLClusterer": {
+        "max_iter": "--iterations",
+        "n_clusters": "--classes",
+        "n_components": "--latent-dim",
+    },
+}
 
 
 class CommandError(Exception):
@@ -19,6 +57,49 @@ class CommandError(Exception):
 
 class Interrupted(CommandError):
     """Ctrl-C ended a run that can go on; its text says how."""
+
+
+def with_options(text, options=None):
+    """A message of the library on one line, followed by the options that set the parameters it names.
+
+    Parameters
+    ----------
+    text : str
+        A message of an error or a warning; it stays as it is.
+    options : argparse.Namespace or None
+        Those of the command that shows it; an option that it lacks is called one of `classify`.
+
+    Returns
+    -------
+    str
+    """
+    text = " ".join(text.split())
+    words = "".join(letter if letter.isalnum() or letter == "_" else " " for letter in text).split()
+    known = dict(OPTIONS_OF_PARAMETERS)
+    for estimator, own in OPTIONS_OF_ESTIMATORS.items():
+        if estimator in words:
+            known |= own
+    hints = []
+    for parameter, option in known.items():
+        # Names without an underscore are words of English, too: they are parameters where a value follows.
+        is_named = parameter in words if "_" in parameter else f"{parameter}=" in text
+        if is_named and option not in text:
+            lacks = options is not None and not hasattr(options, option[2:].replace("-", "_"))
+            same = option == f"--{parameter.replace('_', '-')}"
+            hints.append(option + ("" if same else f" for {parameter}") + (" of classify" if lacks else ""))
+    if not hints:
+        return text
+    message, tag = _split_tag(text)
+    hint = f"{message} (Option{'s' if len(hints) > 1 else ''}: {', '.join(hints)}.)"
+    return f"{hint} [{tag}]" if tag else hint
+
+
+def _split_tag(text):
+    """A warning about particles and the name in brackets that it ends with; the name is empty without one."""
+    message, bracket, tag = text.rpartition(" [")
+    if bracket and tag.endswith("]") and tag[:-1].replace("-", "").isalpha():
+        return message, tag[:-1]
+    return text, ""
 
 
 def _put(text, stream):
@@ -35,13 +116,13 @@ class Console:
     quiet : bool
         Say only warnings and errors.
     options : argparse.Namespace or None
-        Of the command that runs; messages of the library are put in its words.
+        Of the command that runs; they are named beside messages of the library.
     """
 
     def __init__(self, *, quiet=False, options=None):
         self.quiet, self.options = quiet, options
         self.warnings = []  # every warning of the run, for its summary
-        self._told = set()  # names of those that have one
+        self._shown = set()  # names of those that have one, texts of the others
 
     def say(self, text=""):
         """Print a line for people, unless quiet."""
@@ -59,22 +140,20 @@ class Console:
         _put(text, sys.stdout)
 
     def warn(self, text):
-        """Print a warning and keep it, unless one of the same name was told before.
+        """Print a warning and keep it, unless one of the same name was shown before.
 
         What is seen while particles are read is seen again when they are looked at, and by the estimators.
         """
-        name = _NAME.search(text)
-        if name is not None and name[0] in self._told:
-            return
-        self._told.add(name[0] if name is not None else text)
-        self.warnings.append(text)
-        _put(f"warning: {text}", sys.stderr)
+        key = _split_tag(text)[1] or text
+        if key not in self._shown:
+            self._shown.add(key)
+            self.warnings.append(text)
+            _put(f"warning: {text}", sys.stderr)
 
     @property
     def notices(self):
-        """Names of the warnings about particles that were told, in order."""
-        found = (_NAME.search(text) for text in self.warnings)
-        return [match[0].strip("[]") for match in found if match is not None]
+        """Names of the warnings about particles that were shown, in order."""
+        return [tag for tag in (_split_tag(text)[1] for text in self.warnings) if tag]
 
     def error(self, text):
         """Print an error."""
@@ -109,7 +188,7 @@ def reporting(console, *, verbosity=0):
     logger.propagate = False
 
     def show(message, category, filename, lineno, file=None, line=None):
-        console.warn(in_the_shell(str(message), console.options))
+        console.warn(with_options(str(message), console.options))
 
     try:
         with warnings.catch_warnings():

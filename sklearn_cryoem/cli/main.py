@@ -9,13 +9,14 @@ from contextlib import contextmanager
 
 from sklearn_cryoem._core.exceptions import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem._version import __version__
-from sklearn_cryoem.cli import classify, convert, deep, demo, info, report, select, simulate
-from sklearn_cryoem.cli._arguments import add_talking
-from sklearn_cryoem.cli._config import configured
-from sklearn_cryoem.cli._wording import in_the_shell
-from sklearn_cryoem.cli.console import CommandError, Console, Interrupted, reporting
+from sklearn_cryoem.cli import classify, inspect, simulate, subsets
+from sklearn_cryoem.cli.console import CommandError, Console, Interrupted, reporting, with_options
+from sklearn_cryoem.cli.options import add_talking, find_config, read_config
 
-COMMANDS = (demo, classify, deep, report, select, convert, info, simulate)
+COMMANDS = (
+    simulate.add_demo, classify.add_classify, classify.add_deep, inspect.add_report, subsets.add_select,
+    subsets.add_convert, inspect.add_info, simulate.add_simulate,
+)  # fmt: skip
 
 OK, FAILED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143  # argparse exits with 2, too
 
@@ -34,10 +35,10 @@ Completion with the tab key (pip install argcomplete): eval "$(register-python-a
 
 def build_parser():
     """The parser of the whole command line."""
-    return _parsers()[0]
+    return build_parsers()[0]
 
 
-def _parsers():
+def build_parsers():
     """The parser of the whole command line, and those of its commands by name."""
     parser = argparse.ArgumentParser(
         prog="sklearn-cryoem",
@@ -47,13 +48,13 @@ def _parsers():
     )
     parser.add_argument("--version", action="version", version=f"sklearn-cryoem {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in COMMANDS:
-        add_talking(module.add_parser(commands))
+    for add in COMMANDS:
+        add_talking(add(commands))
     return parser, dict(commands.choices)
 
 
 def parse(argv):
-    """Options of a command line, with those of a --config file under them.
+    """Options of a command line; those of a --config file are its defaults.
 
     Parameters
     ----------
@@ -69,12 +70,22 @@ def parse(argv):
     CommandError
         If the file of --config cannot be used.
     """
-    parser, commands = _parsers()
+    parser, commands = build_parsers()
     complete(parser)
-    tokens, spare = configured(argv, commands)
-    options, rest = parser.parse_known_args([*tokens, *spare])
-    if rest and rest != spare:
-        commands[argv[0]].error(f"unrecognized arguments: {' '.join(rest[: len(rest) - len(spare)] or rest)}")
+    command = commands.get(argv[0]) if argv else None
+    path = None if command is None else find_config(command, argv[1:])
+    of_file = {} if path is None else read_config(path, argv[0], command)
+    if command is not None:
+        command.set_defaults(**of_file)
+    options = parser.parse_args(argv)
+    # argparse adds to a list that is a default; here the command line replaces that of the file.
+    listed = of_file.get("passthrough", [])
+    if listed and len(options.passthrough) > len(listed):
+        options.passthrough = options.passthrough[len(listed) :]
+    missing = [name for name in getattr(options, "required", ()) if getattr(options, name) is None]
+    if missing:
+        names = {"particles": "PARTICLES", "output": "-o/--output"}
+        command.error(f"the following arguments are required: {', '.join(names[name] for name in missing)}")
     return options
 
 
@@ -109,7 +120,7 @@ def ending_on_request():
     try:
         yield
     except Exception as error:
-        if asked:  # amid an import, which made another error of it
+        if asked:  # during an import, which turned it into another error
             raise Terminated from error
         raise
     finally:
@@ -161,14 +172,14 @@ def main(argv=None):
 def explain(error, options=None):
     """One line for the person at the terminal: what happened and what to do."""
     if isinstance(error, OutOfMemoryError | WorkerLostError):
-        return in_the_shell(str(error), options)
+        return with_options(str(error), options)
     if isinstance(error, MemoryError):
         return f"out of memory ({error}). Use fewer --jobs, a smaller --downsample box, or a larger machine."
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}. Check the path, its permissions and the space on the disk."
     if isinstance(error, CommandError | ValueError | TypeError | OSError | ImportError) and str(error):
-        return in_the_shell(str(error), options)
+        return with_options(str(error), options)
     return (
         f"unexpected {type(error).__name__}: {error}. This is a fault of sklearn-cryoem; "
         f"run again with --debug and report the traceback."

@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 
 from sklearn_cryoem import ParticleStack
-from sklearn_cryoem.cli._advice import check_options, question_particles
-from sklearn_cryoem.cli._classes import warn_of_partition
-from sklearn_cryoem.cli._wording import in_the_shell
 from sklearn_cryoem.cli.console import CommandError, Console
 from sklearn_cryoem.cli.main import main
+from sklearn_cryoem.cli.preflight import check_options, warn_about_particles
+from sklearn_cryoem.cli.results import warn_of_partition
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.io import write_particles
 
@@ -67,32 +66,32 @@ def test_lengths_are_in_pixels_without_a_pixel_size(stack, capsys):
     bare = ParticleStack(stack.read())
     with pytest.raises(CommandError, match=r"half the box \(12 px\)"):
         check_options(options(max_shift=13.0), bare, Console())
-    question_particles(bare, Console(), mask_diameter=5.0)
+    warn_about_particles(bare, Console(), mask_diameter=5.0)
     assert "it is in pixels" in capsys.readouterr().err
 
 
 def test_dark_particles_are_noticed_whichever_way_they_became_so(stack, capsys):
     console = Console()
-    assert question_particles(stack, console) == [] and console.warnings == []
-    found = question_particles(stack.invert_contrast(), console)
+    assert warn_about_particles(stack, console) == [] and console.warnings == []
+    found = warn_about_particles(stack.invert_contrast(), console)
     assert [finding.name for finding in found] == ["dark-particles"]
-    question_particles(stack.invert_contrast(), console)  # told once
-    assert len(console.warnings) == 1 and "Read with --invert, or without it" in console.warnings[0]
+    warn_about_particles(stack.invert_contrast(), console)  # told once
+    assert len(console.warnings) == 1 and "--invert" in console.warnings[0]
     assert console.warnings[0].endswith("[dark-particles]")
 
 
 def test_a_mask_in_the_wrong_unit_is_questioned_in_the_words_of_the_option(stack, capsys):
     console = Console()
-    question_particles(stack, console, mask_diameter=72.0)
-    assert "--mask-diameter 72 A is 20% of the box (360 A)" in console.warnings[0]
+    warn_about_particles(stack, console, mask_diameter=72.0)
+    assert "mask_diameter 72 A is 20% of the box (360 A)" in console.warnings[0]
     assert console.warnings[0] in capsys.readouterr().err
 
 
 def test_noise_alone_has_no_contrast(rng):
     console = Console()
-    question_particles(ParticleStack(rng.normal(size=(200, 16, 16))), console)
+    warn_about_particles(ParticleStack(rng.normal(size=(200, 16, 16))), console)
     for _ in range(5):  # of so few nothing can be said
-        question_particles(ParticleStack(rng.normal(size=(1, 16, 16))), console)
+        warn_about_particles(ParticleStack(rng.normal(size=(1, 16, 16))), console)
     assert console.warnings == []
 
 
@@ -101,7 +100,7 @@ def test_real_particles_are_bright(shared_data):
 
     real = read_particles(shared_data / "betagal" / "particles_ctf_corrected.star")
     console = Console()
-    question_particles(real, console)
+    warn_about_particles(real, console)
     assert console.notices == ["blank-edges"]  # and not dark
 
 
@@ -144,7 +143,7 @@ def test_summary_and_warnings_agree_on_whether_the_alignment_converged(passes, t
     summary = json.loads((out / "summary.json").read_text())
     warned = [text for text in summary["warnings"] if text.startswith("MAPAligner stopped at")]
     assert summary["results"]["converged_align"] == (not warned) == (passes == "2")
-    assert all("Raise --align-iterations, or --align-batches." in text for text in warned)
+    assert all("Options: --align-iterations for max_iter, --align-batches" in text for text in warned)
     assert all(text in capsys.readouterr().err for text in warned)
 
 
@@ -155,11 +154,6 @@ def test_a_larger_box_is_refused_in_the_words_of_the_option(tmp_path, capsys):
     assert main(["classify", star, "-o", str(out), "--downsample", "32"]) == 1
     assert "--downsample is 32 pixels, expected 4 to 16" in capsys.readouterr().err
     assert not out.exists()
-
-
-def test_ways_that_only_python_has_are_not_offered():
-    text = "Pass images_dir=, the folder that holds the stacks, or metadata_only=True to do without images."
-    assert in_the_shell(text) == "Pass --images-dir, the folder that holds the stacks."
 
 
 def test_a_wrong_number_of_classes_is_told_of_grids(capsys):

@@ -16,9 +16,9 @@ import yaml
 
 from sklearn_cryoem import load_model, read_particles
 from sklearn_cryoem._core.exceptions import ParticleDataWarning
-from sklearn_cryoem.cli._config import run_text
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.cli.main import parse as parsed
+from sklearn_cryoem.cli.run_folder import run_text
 
 FEW = "--align-classes 2 --align-batches 2 --align-iterations 1 --classes 2x2 --iterations 2 --jobs 1".split()
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

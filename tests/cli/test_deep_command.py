@@ -83,7 +83,7 @@ def test_poses_of_the_file_can_be_used_and_its_first_classes_are_of_the_clustere
 def test_it_says_what_it_did_and_refuses_what_it_cannot_do(simulated, divided, tmp_path, capsys):
     loud = [word for word in FEW if word != "--quiet"]
     assert run("deep", simulated, "-o", tmp_path / "whole", "--min-class-size", 1000, *loud) == 0
-    assert "3 classes, of which 0 were divided" in capsys.readouterr().out
+    assert "3 first classes, of which 0 were divided" in capsys.readouterr().out
     assert run("deep", simulated, "-o", tmp_path / "a", "--min-class-size", 1, *FEW) == 1
     assert "--min-class-size" in capsys.readouterr().err
     assert run("deep", simulated, "-o", divided, *FEW) == 1

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer
-from sklearn_cryoem.cli import _preflight
-from sklearn_cryoem.cli._outputs import RunFolder
+from sklearn_cryoem.cli import preflight
 from sklearn_cryoem.cli.console import Console
 from sklearn_cryoem.cli.main import main
+from sklearn_cryoem.cli.run_folder import RunFolder
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.io import read_particles, write_particles
 
@@ -100,13 +100,13 @@ def test_pictures_that_cannot_be_drawn_are_said_before_anything_is_read(words, t
 
 
 def test_dependencies_older_than_declared_are_named(monkeypatch, capsys):
-    assert _preflight.outdated() == []
+    assert preflight.outdated() == []
     old = {"starfile": "0.5.1", "numpy": "1.20.0"}
-    monkeypatch.setattr(_preflight, "version", lambda name: old.get(name, "999"))
-    assert [(name, found) for name, found, _ in _preflight.outdated()] == [
+    monkeypatch.setattr(preflight, "version", lambda name: old.get(name, "999"))
+    assert [(name, found) for name, found, _ in preflight.outdated()] == [
         ("numpy", "1.20.0"), ("starfile", "0.5.1")
     ]  # fmt: skip
-    _preflight.check_machine(Console())
+    preflight.check_machine(Console())
     assert "Install it with: pip install 'starfile>=0.5." in capsys.readouterr().err
 
 
@@ -158,7 +158,7 @@ def test_too_little_room_is_said_before_the_fits(words, particles, tmp_path, cap
 
 def test_the_room_asked_for_is_about_what_a_run_takes(particles, tmp_path, monkeypatch):
     asked, taken = [], []
-    monkeypatch.setattr(_preflight, "check_room", lambda path, n_bytes: asked.append(n_bytes))
+    monkeypatch.setattr(preflight, "check_room", lambda path, n_bytes: asked.append(n_bytes))
     finish = RunFolder.write_summary
 
     def weigh(folder, *args):

@@ -13,8 +13,8 @@ import pytest
 import starfile
 
 from sklearn_cryoem import read_particles
-from sklearn_cryoem.cli._config import run_text
 from sklearn_cryoem.cli.main import main, parse
+from sklearn_cryoem.cli.run_folder import run_text
 from sklearn_cryoem.io import read_mrc, write_particles, write_selection
 from sklearn_cryoem.particles import class_labels
 
@@ -212,7 +212,7 @@ def test_files_of_a_job_are_passed_through_by_every_command(results, tmp_path, m
     job, images, ctf = (tmp_path / name for name in parts.values())
     both = ("--passthrough", images, "--passthrough", ctf)
     assert run("info", job, "--images-dir", results.parent) == 1
-    assert "Pass --passthrough the passthrough file of the same job" in capsys.readouterr().err
+    assert "Option: --passthrough" in capsys.readouterr().err
     where = ("--images-dir", results.parent)
     assert run("info", job, *both, *where, "--json", "--no-checks") == 0
     facts = json.loads(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""`sklearn-cryoem info`: what is in a particle file, a map, a finished run or a model."""
+"""`sklearn-cryoem info` and `report`: what is in a file or a finished run, in lines or as a page."""
 
 import json
 from pathlib import Path
@@ -6,35 +6,40 @@ from pathlib import Path
 import numpy as np
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.cli._arguments import add_passthrough, new_command
-from sklearn_cryoem.cli._outputs import SUMMARY, as_json
-from sklearn_cryoem.cli._wording import in_the_shell
-from sklearn_cryoem.cli.console import CommandError
+from sklearn_cryoem.cli.console import CommandError, with_options
+from sklearn_cryoem.cli.options import add_images_dir, add_passthrough, new_command
+from sklearn_cryoem.cli.run_folder import SUMMARY, as_json
 
 _PARTICLE_SUFFIXES = (".star", ".cs", ".csg", ".mrcs")
 _LENGTHS = ("longest_shift", "finest_class_resolution", "alignment_resolution")
 _FOUND = "found"
 _NO_CTF = "none; it will be taken as 1"
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
+PAGE = "report.html"
+_REPORT_EPILOG = """\
+The page is one file that needs no network. Classes selected in it are saved as selection.json, which
+sklearn-cryoem select turns into a subset of the particles.
+"""
 
 
-def add_parser(commands):
-    """Add the command to the parser; return its own parser."""
+# ---------------------------------------------------------------- info
+def add_info(commands):
+    """Add `info` to the parser; return its own parser."""
     parser = new_command(
-        commands, "info", run,
+        commands, "info", info,
         summary="say what is in a file or a finished run",
         description="Say what is in a particle file (.star, .cs, .mrcs), a map (.mrc), a model (.npz) or the "
         "folder of a finished run. A few hundred images of particles are looked at for mistakes.",
     )  # fmt: skip
     parser.add_argument("path", metavar="FILE_OR_FOLDER", type=Path)
-    parser.add_argument("--images-dir", metavar="DIR", type=Path, help="where the image stacks are, if moved")
+    add_images_dir(parser)
     add_passthrough(parser)
     parser.add_argument("--no-checks", action="store_true", help="read no image: tell what the file says")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     return parser
 
 
-def run(options, console):
+def info(options, console):
     """Find out what it is and describe it."""
     path, problem = options.path, ""
     if not path.exists():
@@ -132,10 +137,10 @@ def check_images(path, images_dir, passthrough, console):
     list of str
         Of what reading the file warned of (a poor fit of the CTF), then of what its images show.
     """
-    from sklearn_cryoem.cli._advice import question_particles
+    from sklearn_cryoem.cli.preflight import warn_about_particles
 
     stack, _, no_ctf = _as_much_as_can_be_read(path, images_dir, passthrough)
-    question_particles(stack, console)
+    warn_about_particles(stack, console)
     return console.notices or [f"nothing {'' if no_ctf == _NO_CTF else 'else '}looks wrong"]
 
 
@@ -149,7 +154,7 @@ def _as_much_as_can_be_read(path, images_dir, passthrough):
     try:
         return read(images_dir=images_dir), _FOUND, _NO_CTF
     except ParticleDataError as error:
-        problem = in_the_shell(str(error))
+        problem = with_options(str(error))
     try:
         return read(metadata_only=True), problem, _NO_CTF
     except ParticleDataError:
@@ -157,7 +162,7 @@ def _as_much_as_can_be_read(path, images_dir, passthrough):
     try:
         return read(images_dir=images_dir, ctf=False), _FOUND, problem
     except ParticleDataError as error:
-        images = in_the_shell(str(error))
+        images = with_options(str(error))
     return read(metadata_only=True, ctf=False), images, problem
 
 
@@ -264,3 +269,51 @@ def _text(value):
     if isinstance(value, float):
         return f"{value:.6g}"
     return "unknown" if value is None else str(value)
+
+
+# ---------------------------------------------------------------- report
+def add_report(commands):
+    """Add `report` to the parser; return its own parser."""
+    parser = new_command(
+        commands, "report", report,
+        summary="show the results of a run as one HTML page, to select classes in",
+        description="Make one self-contained HTML page of a finished run: class gallery, manifold atlas, "
+        "convergence, class tree, parameters and warnings.",
+        epilog=_REPORT_EPILOG,
+    )  # fmt: skip
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the --output of a finished run")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help=f"the page (default: {PAGE} in DIR, replaced)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
+    parser.add_argument("--title", metavar="TEXT", help="title of the page (default: the name of DIR)")
+    add_images_dir(parser)
+    parser.add_argument(
+        "--no-particles", action="store_true", help="read no images: a smaller page, without examples"
+    )
+    return parser
+
+
+def report(options, console):
+    """Make the page and say where it is."""
+    if not options.folder.is_dir():
+        raise CommandError(f"there is no folder {options.folder}. Give the --output of a finished run.")
+    from sklearn_cryoem._core.files import try_to_write
+    from sklearn_cryoem.report import report as make_report
+
+    path = options.output or options.folder / PAGE
+    overwrite = options.force or options.output is None
+    try_to_write(path, overwrite=overwrite)
+    page = make_report(
+        options.folder,
+        images_dir=options.images_dir,
+        examples=not options.no_particles,
+        title=options.title,
+    )
+    page.save(path, overwrite=overwrite)
+    for warning in page.warnings:
+        console.warn(with_options(warning, options))
+    console.say(
+        f"{path} ({len(page.html) / 1e6:.1f} MB): open it in a browser, select classes, save the selection"
+    )
+    console.say(f"then: sklearn-cryoem select {options.folder} --selection selection.json -o good.star")

@@ -1,4 +1,7 @@
-"""The folder of a run: nothing replaced unasked, nothing half-written, `summary.json` last."""
+"""The folder of a run: nothing replaced unasked, nothing half-written, `summary.json` last.
+
+A run that was killed goes on: what its fits reached lies in the folder until the run is done.
+"""
 
 import copy
 import csv
@@ -18,12 +21,11 @@ import numpy as np
 
 from sklearn_cryoem._core.files import FolderInUseError, atomic_path, folder_lock, remove_leftovers
 from sklearn_cryoem._version import __version__
-from sklearn_cryoem.cli._config import RUN, run_text
-from sklearn_cryoem.cli._resume import UNFINISHED
-from sklearn_cryoem.cli.console import CommandError
+from sklearn_cryoem.cli.console import CommandError, Interrupted
+from sklearn_cryoem.cli.options import RUN_FILE
 
-SUMMARY = "summary.json"
-TRIAL = "trial-"  # how names of folders begin in which writing is tried
+SUMMARY, UNFINISHED = "summary.json", "unfinished"
+_TALKING = {"run", "required", "quiet", "verbose", "debug", "command", "force", "config"}
 _REPORTED_VERSIONS = ("numpy", "scipy", "scikit-learn", "finufft", "mrcfile", "starfile", "joblib")
 
 
@@ -47,7 +49,7 @@ class RunFolder:
 
     def __init__(self, path, names, *, force=False):
         goes_on = (path / UNFINISHED).is_dir()  # what lies there is of a run that was killed
-        self.path, self.names, self.force = path, [*names, RUN, SUMMARY], force or goes_on
+        self.path, self.names, self.force = path, [*names, RUN_FILE, SUMMARY], force or goes_on
         self.written_at = datetime.now(UTC).isoformat(timespec="seconds")  # of the run, in all of its files
         self.seconds = {}  # stage -> wall-clock seconds
         self._started = time.perf_counter()
@@ -96,7 +98,7 @@ class RunFolder:
         """The same in a folder within, to try what will be written; it is removed after the block."""
         unfinished = self.path / UNFINISHED  # where the next run expects what a killed one has left
         unfinished.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=unfinished, prefix=TRIAL) as place:
+        with tempfile.TemporaryDirectory(dir=unfinished, prefix="trial-") as place:
             trial = copy.copy(self)
             trial.path = Path(place)
             yield trial
@@ -124,27 +126,58 @@ class RunFolder:
             writer.writerow(header)
             writer.writerows(rows)
 
-    def write_summary(self, command, options, results, warnings):
+    def fit(self, estimator, stack):
+        """Fit, or go on from where the same call was killed; with a seed, for nothing else is the same call.
+
+        Parameters
+        ----------
+        estimator : MAPAligner, SMLClusterer or DeepClusterer
+            With its parameters.
+        stack : ParticleStack
+            The particles.
+
+        Returns
+        -------
+        estimator : estimator
+            Fitted; the one given, or one that a run before had done.
+
+        Raises
+        ------
+        Interrupted
+            If Ctrl-C ended the fit; what it has reached is kept.
+        """
+        from sklearn_cryoem.estimators._checkpoint import fit_once
+
+        if estimator.random_state is None:
+            return estimator.fit(stack)
+        states = self.path / UNFINISHED
+        try:
+            return fit_once(estimator, stack, states)[0]
+        except KeyboardInterrupt:
+            if not states.is_dir() or not any(states.iterdir()):
+                raise
+            raise Interrupted("interrupted. The same command goes on from here.") from None
+
+    def write_summary(self, options, results, warnings):
         """Write `run.yaml`, and then `summary.json`, the sign that the run is complete.
 
         Parameters
         ----------
-        command : str
-            Name of the sub-command.
-        options : dict
+        options : argparse.Namespace
             Every option as it was used.
         results : dict
             What the run found.
         warnings : list of str
             What it warned of.
         """
-        with self.writing(RUN) as path:
-            path.write_text(run_text(command, options), encoding="utf-8", errors="backslashreplace")
+        used = {name: absolute(value) for name, value in vars(options).items() if name not in _TALKING}
+        with self.writing(RUN_FILE) as path:
+            path.write_text(run_text(options.command, used), encoding="utf-8", errors="backslashreplace")
         summary = {
-            "command": command,
+            "command": options.command,
             "written_at": self.written_at,
             "versions": versions(),
-            "options": options,
+            "options": used,
             "results": results,
             "warnings": warnings,
             "seconds": {**self.seconds, "total": time.perf_counter() - self._started},
@@ -153,6 +186,30 @@ class RunFolder:
         with self.writing(SUMMARY) as path:
             path.write_text(json.dumps(as_json(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
+
+
+def read_summary(folder):
+    """`summary.json` of a run; empty where there is none that can be read."""
+    try:
+        content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def run_text(command, options):
+    """Text of a YAML file that repeats a run; values are written as JSON, which is YAML too."""
+    lines = [
+        f"# Written by sklearn-cryoem {__version__}. Repeat this run with",
+        f"#   sklearn-cryoem {command} --config {RUN_FILE} -o DIR",
+        f"command: {command}",
+    ]
+    lines += [
+        f"{name}: {json.dumps(absolute(value), ensure_ascii=False, default=str)}"
+        for name, value in options.items()
+        if name != "output"
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def versions():
@@ -181,14 +238,8 @@ def as_json(value):
     return value if value is None or isinstance(value, str) else str(value)
 
 
-def options_as_dict(options):
-    """What the command line was, without what is only about talking."""
-    hidden = {"run", "quiet", "verbose", "debug", "command", "force", "config"}
-    return {key: _absolute(value) for key, value in vars(options).items() if key not in hidden}
-
-
-def _absolute(value):
+def absolute(value):
     """Paths from the root, so that they hold for whoever reads them from another folder."""
     if isinstance(value, list):
-        return [_absolute(item) for item in value]
+        return [absolute(item) for item in value]
     return value.absolute() if isinstance(value, Path) else value

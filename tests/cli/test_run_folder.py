@@ -1,13 +1,14 @@
 import json
 import os
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
+import yaml
 
-from sklearn_cryoem.cli._config import load_config
-from sklearn_cryoem.cli._outputs import RunFolder, as_json
 from sklearn_cryoem.cli.console import CommandError
+from sklearn_cryoem.cli.run_folder import RunFolder, as_json
 
 
 def test_the_summary_comes_last_and_lists_what_is_there(tmp_path):
@@ -15,7 +16,8 @@ def test_the_summary_comes_last_and_lists_what_is_there(tmp_path):
         assert not (folder / "summary.json").exists()
         with folder.timed("write"):
             folder.write_csv("truth.csv", ["x", "y"], [(1, 2)])
-        folder.write_summary("simulate", {"box": 64}, {"resolution": np.array([8.0, np.inf])}, ["a warning"])
+        options = Namespace(command="simulate", box=64, quiet=True)
+        folder.write_summary(options, {"resolution": np.array([8.0, np.inf])}, ["a warning"])
     summary = json.loads((tmp_path / "a" / "out" / "summary.json").read_text())
     assert summary["files"] == ["truth.csv", "run.yaml", "summary.json"]
     assert summary["results"] == {"resolution": [8.0, None]}
@@ -86,6 +88,7 @@ def test_names_that_are_not_unicode_are_kept_in_the_options_of_a_run(tmp_path):
     stack = tmp_path / os.fsdecode(b"\xff\xc3\xa9.star")
     with RunFolder(tmp_path / "out", ["left.csv"]) as folder:
         folder.write_csv("left.csv", ["image"], [(stack,)])
-        folder.write_summary("classify", {"particles": stack, "title": "é"}, {}, [])
-    assert load_config(tmp_path / "out" / "run.yaml")["particles"] == str(stack)
+        folder.write_summary(Namespace(command="classify", particles=stack, title="é"), {}, [])
+    written = yaml.safe_load((tmp_path / "out" / "run.yaml").read_text(encoding="utf-8"))
+    assert written["particles"] == str(stack)
     assert "é" in (tmp_path / "out" / "run.yaml").read_text(encoding="utf-8")

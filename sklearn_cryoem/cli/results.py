@@ -1,0 +1,353 @@
+"""The results of a run: what is measured, written, drawn and told of its classes."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sklearn_cryoem._core.notices import notice_text
+from sklearn_cryoem.cli.options import RUN_FILE
+from sklearn_cryoem.cli.run_folder import SUMMARY, as_json
+
+QUALITY, SUGGESTED, AVERAGES = "quality.csv", "suggested.json", "class_averages.mrcs"
+CLASS_STAR, TREE, MODEL = "class_averages_model.star", "tree.json", "model.npz"
+ALIGNMENT_AVERAGES, ALIGNMENT_GALLERY = "alignment_averages.mrcs", "alignment_gallery.png"
+GALLERY, ATLAS, CONVERGENCE = "gallery.png", "atlas.png", "convergence.png"
+LEFT_OUT = "left_out.csv"
+CONTENTS = {
+    AVERAGES: "class averages, in the order of the class numbers",
+    CLASS_STAR: "the same for --ref of relion_refine, with sizes and resolutions",
+    TREE: "classes and their sub-classes, with sizes",
+    QUALITY: "quality of the classes, with rank, suggestion and reasons",
+    SUGGESTED: "classes to keep by that, for sklearn-cryoem select",
+    GALLERY: "class averages by size, with class number and resolution",
+    ATLAS: "class averages on the manifold, density of particles behind",
+    CONVERGENCE: "objectives of the fits",
+    ALIGNMENT_AVERAGES: "class averages of the alignment",
+    ALIGNMENT_GALLERY: "classes of the alignment",
+    MODEL: "fitted model, for sklearn_cryoem.load_model",
+    SUMMARY: "parameters, versions, times, sizes and resolutions",
+    RUN_FILE: "options, to repeat the run with --config",
+}
+_STAR_COLUMNS = {"clsSize": "size", "clsRank": "rank", "clsScore": "score", "clsKeep": "keep"}
+_DPI = 160
+MIN_AGREEMENT = 0.15  # noise has 0.03 to 0.08, a round shell 0.10 to 0.13, real particles 0.7
+DEFOCUS_SHARE, DEFOCUS_P_VALUE = 2.0, 1e-3  # over chance; of chance
+
+
+@dataclass
+class Outcome:
+    """What a run made: aligned particles and the fitted estimators.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        With poses.
+    model : SMLClusterer or DeepClusterer
+        Fitted; it has the classes.
+    aligner : MAPAligner or None
+        None where the poses of the file were used.
+    repeated : ndarray of shape (n_images,) or None
+        Labels of some particles by a second clustering, which has not seen them; -1 for the others.
+    assignment : tuple or None
+        `model.assign(stack)` of an SMLClusterer.
+    quality : DataFrame or None
+        `class_quality`, once measured.
+    """
+
+    stack: Any
+    model: Any
+    aligner: Any = None
+    repeated: Any = None
+    assignment: Any = None
+    quality: Any = None
+
+    @property
+    def is_deep(self):
+        """Whether classes were divided into sub-classes."""
+        return hasattr(self.model, "tree_")
+
+    @property
+    def whole_model(self):
+        """What is saved: everything that was fitted, as one estimator."""
+        from sklearn.pipeline import make_pipeline
+
+        if self.is_deep:
+            return self.model
+        return make_pipeline(*([self.aligner] if self.aligner is not None else []), self.model)
+
+
+def output_names(suffix, *, align=True, deep=False):
+    """Every file of a classification except the summary."""
+    names = [name for name in CONTENTS if name not in (SUMMARY, RUN_FILE) and (deep or name != TREE)]
+    if not align:
+        names = [name for name in names if name not in (ALIGNMENT_AVERAGES, ALIGNMENT_GALLERY)]
+    return [labelled_name(suffix), *names]
+
+
+def labelled_name(suffix):
+    """Labelled particles come back in the format they came in; a bare stack gets a STAR file."""
+    return "particles.cs" if suffix.lower() in (".cs", ".csg") else "particles.star"
+
+
+def write(outcome, suffix, folder, console):
+    """Measure the quality, write everything of a run but its summary; return the summary's results."""
+    from sklearn_cryoem.estimators import save_model
+    from sklearn_cryoem.io import write_mrc, write_particles
+    from sklearn_cryoem.quality import class_quality
+
+    stack, model = outcome.stack, outcome.model
+    _, posterior, positions = outcome.assignment or (None, None, None)
+    with folder.timed("judge"):
+        outcome.quality = class_quality(
+            model,
+            stack,
+            assignment=outcome.assignment,
+            other_labels=[] if outcome.repeated is None else [outcome.repeated],
+            n_jobs=model.n_jobs,
+            verbose=0 if outcome.is_deep else model.verbose,
+        )
+    with folder.timed("write"):
+        write_particles(
+            stack,
+            folder / labelled_name(suffix),
+            labels=model.labels_,
+            posterior=posterior,
+            latent_positions=positions,
+            overwrite=folder.force,
+        )
+        write_classes(model.class_averages_, stack.pixel_size, outcome.quality, folder)
+        if outcome.aligner is not None:
+            averages = outcome.aligner.class_averages_
+            write_mrc(folder / ALIGNMENT_AVERAGES, averages, stack.pixel_size, overwrite=folder.force)
+        save_model(outcome.whole_model, folder / MODEL, overwrite=folder.force)
+        if outcome.is_deep:
+            with folder.writing(TREE) as path:
+                path.write_text(json.dumps(as_json(numbered(model.tree_)), indent=1) + "\n", encoding="utf-8")
+    with folder.timed("draw"):
+        results = measure(outcome)
+        warn_of_partition(results, console)
+        draw(outcome, folder)
+    return results
+
+
+def write_classes(averages, pixel_size, quality, folder):
+    """Write class averages, their STAR file, the table of quality and the suggested selection."""
+    from sklearn_cryoem.io import write_class_averages, write_selection
+
+    rounded = quality[list(_STAR_COLUMNS.values())].round(6)  # pandas before 2.2 rounds no Series of bool
+    write_class_averages(
+        folder / AVERAGES,
+        averages,
+        pixel_size,
+        sizes=quality["size"],
+        resolutions=quality["resolution"],
+        columns={star: rounded[name].to_numpy() for star, name in _STAR_COLUMNS.items()},
+        overwrite=folder.force,
+    )
+    with folder.writing(QUALITY) as path:
+        quality.to_csv(path, index=False, float_format="%.6g")
+    source = {"folder": folder.path.name, "n_classes": len(quality), "written_at": folder.written_at}
+    kept = quality.loc[quality["keep"], "class"]
+    write_selection(folder / SUGGESTED, kept, source=source, overwrite=folder.force)
+
+
+def numbered(tree):
+    """The tree with classes counted from 1, as rlnClassNumber counts them."""
+    classes = []
+    for entry in tree["classes"]:
+        leaves = [dict(leaf) for leaf in entry["subclasses"]]
+        for leaf in leaves:
+            leaf["class_number"] = leaf.pop("label") + 1
+        classes.append({**entry, "first_class": entry["first_class"] + 1, "subclasses": leaves})
+    return {**tree, "classes": classes}
+
+
+# ---------------------------------------------------------------- numbers
+def measure(outcome):
+    """What the run found, as plain numbers for the summary."""
+    stack, model, quality = outcome.stack, outcome.model, outcome.quality
+    results = {
+        "n_particles": len(stack),
+        "box_px": stack.box,
+        "pixel_size_angstrom": stack.pixel_size,
+        "n_classes": len(quality),
+        "n_classes_with_particles": np.count_nonzero(model.class_sizes_),
+        "n_effective_classes": model.n_effective_clusters_,
+        "converged": model.converged_,
+        "finest_class_resolution": quality["resolution"].min(),
+        "n_outliers": np.count_nonzero(stack.outlier),
+        **judge_partition(stack, model.labels_, quality),
+    }
+    classes = {
+        "number": quality["class"].to_numpy(),
+        "size": quality["size"].to_numpy(),
+        "resolution": quality["resolution"].to_numpy(),
+    }
+    if outcome.is_deep:
+        results["n_first_classes"] = len(model.children_)
+        results["n_first_classes_divided"] = sum(c is not None for c in model.clusterers_)
+        classes["first_class"] = model.parent_label_ + 1
+    else:
+        results |= {
+            "grid_shape": model.grid_shape_,
+            "n_iter_cluster": model.n_iter_,
+            "log_posterior_per_particle": model.log_posterior_[-1],
+            "agreement_of_repeat": agreement(model.labels_, outcome.repeated, quality["keep"].to_numpy()),
+        }
+        classes |= {"soft_size": model.soft_class_sizes_, "latent_position": model.latent_nodes_}
+        if outcome.aligner is not None:
+            results |= _of_alignment(outcome.aligner)
+    return {**results, "classes": classes}
+
+
+def _of_alignment(aligner):
+    return {
+        "n_references_align": len(aligner.references_),
+        "n_classes_align": len(aligner.class_averages_),
+        "n_effective_classes_align": aligner.n_effective_clusters_,
+        "n_iter_align": aligner.n_iter_,
+        "converged_align": aligner.converged_,
+        "alignment_resolution": aligner.resolution_,
+        "alignment_pass_resolution": aligner.pass_resolution_,
+    }
+
+
+def judge_partition(stack, labels, quality):
+    """What the labels as a whole, and the suggestion, come to: plain numbers for the summary."""
+    from sklearn_cryoem.metrics import effective_count
+    from sklearn_cryoem.quality.suggestion import kept_by_rarity
+    from sklearn_cryoem.quality.table import defocus_share
+
+    kept = quality["keep"].to_numpy()
+    sizes = quality["size"].to_numpy()
+    results = {
+        "n_classes_suggested": np.count_nonzero(kept),
+        "n_particles_suggested": sizes[kept].sum(),
+        "n_effective_classes_suggested": effective_count(sizes[kept]),
+        "kept_by_rarity": kept_by_rarity(quality),
+    }
+    if stack.ctf is not None:
+        found = defocus_share(stack.ctf, labels, len(quality))
+        results |= {
+            "defocus_share": found.share,
+            "defocus_share_by_chance": found.by_chance,
+            "defocus_p_value": found.p_value,
+        }
+    return results
+
+
+def agreement(labels, repeated, kept):
+    """Adjusted mutual information of the classes to keep with those of the repeat; None where it has none."""
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    both = repeated >= 0
+    sound = both & (labels >= 0) & kept[labels]
+    if sound.any():  # particles and junk come apart again even where views do not
+        both = sound
+    return adjusted_mutual_info_score(labels[both], repeated[both]) if both.any() else None
+
+
+def warn_of_partition(results, console):
+    """Warn of classes that do not come out again, and of classes that follow the defocus."""
+    alike = results.get("agreement_of_repeat")
+    if alike is not None and alike < MIN_AGREEMENT and results["n_classes_with_particles"] > 1:
+        console.warn(
+            notice_text(
+                "classes-by-chance",
+                "a second clustering puts particles that it has not seen into classes that have hardly "
+                f"anything in common with these: an adjusted mutual information of {alike:.2f}, where 0 is "
+                "chance and 1 the same classes. Ask for fewer classes, give more particles, or align again.",
+            )
+        )
+    share, chance = results.get("defocus_share", np.nan), results.get("defocus_share_by_chance", np.nan)
+    if share > DEFOCUS_SHARE * chance and results["defocus_p_value"] < DEFOCUS_P_VALUE:
+        console.warn(
+            notice_text(
+                "classes-follow-defocus",
+                f"{share:.0%} of the variance of the defocus lies between classes, {chance:.1%} by chance. "
+                "Give a wider --mask-diameter.",
+            )
+        )
+
+
+# ---------------------------------------------------------------- pictures
+def draw(outcome, folder):
+    """Write the pictures; of a deep clustering the manifold of the class that was divided most."""
+    from sklearn_cryoem.plotting import plot_class_averages, plot_manifold_atlas
+
+    stack, model = outcome.stack, outcome.model
+    sizes, resolutions = outcome.quality["size"], outcome.quality["resolution"]
+    gallery = plot_class_averages(model, stack, counts=sizes, resolutions=resolutions, numbers=True)
+    figures = {GALLERY: gallery.figure}
+    clusterer, positions = model, None
+    if outcome.assignment is not None:
+        positions = outcome.assignment[2]
+    elif outcome.is_deep:
+        first_sizes = np.bincount(model.first_labels_, minlength=len(model.clusterers_))
+        divided = [k for k, fitted in enumerate(model.clusterers_) if fitted is not None]
+        largest = max(divided, key=lambda k: first_sizes[k], default=None)
+        clusterer = None if largest is None else model.clusterers_[largest]
+        if clusterer is not None:
+            positions = clusterer.transform(stack[np.flatnonzero(model.first_labels_ == largest)])
+    if clusterer is not None:
+        figures[ATLAS] = plot_manifold_atlas(clusterer, latent_positions=positions).figure
+        figures[CONVERGENCE] = draw_convergence(outcome.whole_model, stack)
+    if outcome.aligner is not None:
+        sizes = np.bincount(outcome.aligner.labels_, minlength=len(outcome.aligner.class_averages_))
+        aligned = plot_class_averages(outcome.aligner, stack, counts=sizes, numbers=True)
+        figures[ALIGNMENT_GALLERY] = aligned.figure
+    for name, figure in figures.items():
+        with folder.writing(name) as path:
+            figure.savefig(path, dpi=_DPI, pil_kwargs={"compress_level": 4})
+
+
+def draw_convergence(model, stack):
+    """Every fit of the model, one above the other: their objectives do not compare."""
+    from matplotlib.figure import Figure
+
+    from sklearn_cryoem.plotting import plot_convergence
+    from sklearn_cryoem.plotting.convergence import fits_of
+
+    fits = fits_of(model, stack)
+    figure = Figure(figsize=(6.4, 3.6 * len(fits)), layout="constrained")
+    for fit, ax in zip(fits, figure.subplots(len(fits), squeeze=False)[:, 0], strict=True):
+        plot_convergence(**fit, ax=ax)
+    return figure
+
+
+# ---------------------------------------------------------------- words
+def tell(results, folder, console):
+    """Say what was found and where it is."""
+    divided = ""
+    if "n_first_classes" in results:
+        n_first, n_divided = results["n_first_classes"], results["n_first_classes_divided"]
+        divided = f"{n_first} first classes, of which {n_divided} were divided: "
+    console.say()
+    console.say(
+        f"{results['n_particles']:,} particles in {divided}{results['n_classes_with_particles']} of "
+        f"{results['n_classes']} classes (as many as {results['n_effective_classes']:.0f} equal ones); "
+        + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in folder.seconds.items())
+    )
+    if "n_references_align" in results:
+        passes, resolution = results["n_iter_align"], results["alignment_resolution"]
+        unit = "px" if results["pixel_size_angstrom"] is None else "A"
+        console.say(
+            f"aligned with {results['n_references_align']:,} references, united to "
+            f"{results['n_classes_align']:,} classes, in {passes} full pass{'es' if passes > 1 else ''}; "
+            + (f"the best reference reaches {resolution:.3g} {unit}" if np.isfinite(resolution)
+               else "no reference rises above its noise")
+        )  # fmt: skip
+    console.say(
+        f"suggestion: keep {results['n_classes_suggested']} classes with "
+        f"{results['n_particles_suggested']:,} of {results['n_particles']:,} particles; {QUALITY} has the "
+        "reasons against the others. Look at the gallery before you follow it with sklearn-cryoem select"
+    )
+    if results["kept_by_rarity"]:
+        shares = ", ".join(f"{share:.0%}" for share in results["kept_by_rarity"])
+        console.say(f"kept of each fifth of the particles, smallest classes first: {shares}")
+    console.say(f"results in {folder.path}:")
+    labelled = next(name for name in folder.names if name.startswith("particles."))
+    written = [(name, text) for name, text in CONTENTS.items() if (folder / name).exists()]
+    console.table([(labelled, "particles with class numbers and poses"), *written])
