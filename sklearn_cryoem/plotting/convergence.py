@@ -25,7 +25,6 @@ def plot_convergence(
     resolution: ArrayLike | None = None,
     stage: ArrayLike | None = None,
     held_out: ArrayLike | None = None,
-    temperature: ArrayLike | None = None,
     label: str = "log posterior",
     resolution_label: str = "resolution limit (Å)",
     title: str = "Convergence",
@@ -43,13 +42,11 @@ def plot_convergence(
     resolution : array-like of shape (n_iter,), default=None
         Resolution limit of each iteration in Angstrom, drawn as steps on a second axis (finer is higher).
     stage : array-like of shape (n_iter,), default=None
-        Anything that changes when the objective itself changes (frequencies, temperature, images): values
+        Anything that changes when the objective itself changes (frequencies, images): values
         across a change cannot be compared. By default where `resolution` does.
     held_out : array-like of shape (n_iter,), bool, default=None
         Which iterations are cross-fitted, the first ones. Their objective is the likelihood of held-out
         images, that of the rest the fit to all images: they are shaded, and named in the picture.
-    temperature : array-like of shape (n_iter,), default=None
-        Held-out values compare while it and `resolution` are the same.
     label : str
         Name of the objective, at the vertical axis.
     resolution_label : str
@@ -74,8 +71,8 @@ def plot_convergence(
     -----
     Where the objective changes, the line is broken (a faint vertical line marks it) and what came before is
     moved up or down to join: what can be seen is the gain within stages. The values of the last stage are the
-    true ones. Cross-fitted iterations are drawn once all frequencies are in use and the temperature has
-    fallen: before, their objective changes by more than they gain.
+    true ones. Cross-fitted iterations are drawn once all frequencies are in use: before, their objective
+    changes by more than they gain.
     """
     check_order("plot_convergence", classification, stack)
     if isinstance(classification, BaseEstimator):
@@ -87,7 +84,7 @@ def plot_convergence(
             )
         return plot_convergence(**fits[-1], ax=ax)
     trace = np.asarray(classification, dtype=float).ravel()  # (n_iter,)
-    given = {"resolution": resolution, "stage": stage, "held_out": held_out, "temperature": temperature}
+    given = {"resolution": resolution, "stage": stage, "held_out": held_out}
     _check_lengths(trace, given)
     if ax is None:
         ax = new_axes(6.4, 3.8)
@@ -173,14 +170,14 @@ def _fit_of_largest(deep, stack):
     return [{**fit, "title": f"Clustering inside class {largest + 1}, the largest"}]
 
 
-def pieces(n_iter, *, resolution=None, stage=None, held_out=None, temperature=None):
+def pieces(n_iter, *, resolution=None, stage=None, held_out=None):
     """Iterations whose objectives compare with each other, piece by piece.
 
     Parameters
     ----------
     n_iter : int
         Number of iterations.
-    resolution, stage, held_out, temperature : array-like of shape (n_iter,) or None
+    resolution, stage, held_out : array-like of shape (n_iter,) or None
         As for `plot_convergence`.
 
     Returns
@@ -194,11 +191,10 @@ def pieces(n_iter, *, resolution=None, stage=None, held_out=None, temperature=No
     stage = np.zeros(n_iter) if stage is None else np.asarray(stage)
     changes = stage[1:] != stage[:-1]
     held_out = np.zeros(n_iter, dtype=bool) if held_out is None else np.asarray(held_out, dtype=bool)
-    known = [np.asarray(values) for values in (resolution, temperature) if values is not None]
     both = held_out[1:] & held_out[:-1]  # each is a stage of its own, for nothing makes them rise
     changes[both] = False
-    for values in known:
-        changes |= both & (values[1:] != values[:-1])
+    if resolution is not None:
+        changes |= both & (np.diff(resolution) != 0)
     return np.split(np.arange(n_iter), np.flatnonzero(changes) + 1), held_out
 
 

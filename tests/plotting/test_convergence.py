@@ -46,15 +46,12 @@ def test_one_iteration_is_enough(tmp_path):
     assert [tick for tick in ax.get_xticks() if 0.5 <= tick <= 1.5] == [1]
 
 
-def cross_fitted(n_marching=3, n_settled=4, n_em=5):
-    """A fit in which detail comes in, then the temperature falls, then EM begins."""
-    n_held_out = 2 * n_marching + n_settled
+def cross_fitted(n_marching=6, n_settled=4, n_em=5):
+    """A fit in which detail comes in, then settles, then EM begins."""
+    n_held_out = n_marching + n_settled
     n_iter = n_held_out + n_em
     return {
-        "resolution": np.repeat([40.0, 20.0, 10.0], [1, n_marching - 1, n_iter - n_marching]),
-        "temperature": np.r_[
-            np.full(n_marching, 2.0), np.linspace(2, 1.1, n_marching), np.ones(n_iter - 2 * n_marching)
-        ],
+        "resolution": np.r_[np.linspace(40.0, 15.0, n_marching), np.full(n_iter - n_marching, 10.0)],
         "held_out": np.arange(n_iter) < n_held_out,
         "stage": np.r_[np.arange(n_held_out), np.full(n_em, n_held_out)],
     }
@@ -87,7 +84,7 @@ def test_a_fit_that_was_interrupted_while_cross_fitted_is_drawn_too():
     assert [text.get_text() for text in ax.texts] == [CROSS_FITTED]
 
 
-@pytest.mark.parametrize("name", ["resolution", "stage", "held_out", "temperature"])
+@pytest.mark.parametrize("name", ["resolution", "stage", "held_out"])
 def test_arrays_that_do_not_fit_are_named(name):
     with pytest.raises(ParticleDataError, match="one value for each iteration"):
         plot_convergence([1, 2, 3], **{name: [1, 2]})
