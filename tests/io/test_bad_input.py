@@ -86,7 +86,7 @@ BAD_ROWS = {
     "pose NaN": (
         lambda p, save: set_value(p, "rlnOriginXAngst", 3, np.nan),
         [3],
-        r"particle 4 .*rlnOriginXAngst or rlnOriginYAngst is missing \(NaN\). Repair or drop",
+        r"particle 4 .*an in-plane angle or a shift is missing \(NaN\). Repair or drop",
     ),
     "mirror that is neither": (
         lambda p, save: p.particles.insert(0, "rlnIsFlip", [0, 1, 0, 0, 1, 0, 0, 2, 1]),
@@ -107,19 +107,13 @@ BAD_PIXELS = {
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
-def test_a_bad_particle_is_refused_with_file_row_and_remedy(project, save_stack, case):
-    spoil, _, message = BAD_ROWS[case]
+def test_a_bad_particle_is_refused_by_row_or_left_out_and_reported(project, save_stack, case):
+    spoil, rows, message = BAD_ROWS[case]
     spoil(project, save_stack)
     path = project.write()
     with pytest.raises(ParticleDataError, match=f"{path}, .*{message}"):
         read_particles(path)
-
-
-@pytest.mark.parametrize("case", BAD_ROWS)
-def test_a_bad_particle_is_left_out_and_reported_if_permissive(project, save_stack, case):
-    spoil, rows, _ = BAD_ROWS[case]
-    spoil(project, save_stack)
-    stack, report = read_particles(project.write(), permissive=True)
+    stack, report = read_particles(path, permissive=True)
     kept = np.setdiff1d(np.arange(9), rows)
     np.testing.assert_array_equal(stack.read(), project.images[kept])
     assert stack.ctf.astigmatism_angle_rad.tolist() == np.deg2rad(20.0 + kept).tolist()
@@ -130,20 +124,14 @@ def test_a_bad_particle_is_left_out_and_reported_if_permissive(project, save_sta
 
 
 @pytest.mark.parametrize("case", BAD_PIXELS)
-def test_bad_pixels_are_found_when_they_are_read(project, save_stack, case):
-    value, problem = BAD_PIXELS[case]
-    spoil_pixels(project, save_stack, 6, value)
-    stack = read_particles(project.write())
-    np.testing.assert_array_equal(stack.read(slice(0, 6)), project.images[:6])
-    with pytest.raises(ParticleDataError, match=rf"row 6 .*b.mrcs, image 2\) {problem}.*permissive=True"):
-        stack.read()
-
-
-@pytest.mark.parametrize("case", BAD_PIXELS)
-def test_bad_pixels_are_found_at_once_if_asked(project, save_stack, case):
+def test_bad_pixels_are_found_when_they_are_read_or_at_once_if_asked(project, save_stack, case):
     value, problem = BAD_PIXELS[case]
     spoil_pixels(project, save_stack, 6, value)
     path = project.write()
+    stack = read_particles(path)
+    np.testing.assert_array_equal(stack.read(slice(0, 6)), project.images[:6])
+    with pytest.raises(ParticleDataError, match=rf"row 6 .*b.mrcs, image 2\) {problem}.*permissive=True"):
+        stack.read()
     with pytest.raises(
         ParticleDataError, match=rf"{path}, particle 7 .*b.mrcs, image 2 {problem}.*Drop that"
     ):
