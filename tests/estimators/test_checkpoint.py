@@ -1,88 +1,242 @@
-"""Checkpoints of a fit: killed at any moment, the same call goes on and ends with the same bits."""
+"""Checkpoints of a fit: killed or interrupted at any moment, the same call ends with the same bits."""
 
 import hashlib
 import time
 
 import numpy as np
 import pytest
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
 
-from sklearn_cryoem import MAPAligner
-from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.estimators import _checkpoint
+from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, load_model, save_model
+from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.estimators import _checkpoint, map_aligner
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
+from sklearn_cryoem.manifold import em
 
-OPTIONS = {"n_clusters": 3, "n_batches": 20, "batch_size": 60, "max_iter": 3, "tol": 0.0, "random_state": 0}
+MAP = {"n_clusters": 3, "n_batches": 8, "batch_size": 60, "max_iter": 2, "tol": 0.0, "random_state": 0}
+SML = {"n_clusters": (4, 4), "max_iter": 15, "random_state": 0}
+N_CROSS_FITTED = 11  # of the iterations of SML
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
-@pytest.fixture(scope="module")
-def stack():
-    return make_particles("ribosome", 150, box=32, pixel_size=8.0, snr=0.3, n_views=3, random_state=0)
+def particles(name):
+    if name == "SMLClusterer":
+        return aligned_to_truth(make_particles("ribosome", 300, box=24, snr=0.3, random_state=0))
+    return make_particles("ribosome", 150, box=24, snr=0.5, n_views=3, max_shift=15.0, random_state=0)
 
 
-def digest(aligner):
-    whole = b"".join(
-        np.ascontiguousarray(a).tobytes()
-        for a in (aligner.class_averages_, aligner.labels_, aligner.poses_.angle_rad, aligner.poses_.shift)
-    )
+def model(name):
+    if name == "MAPAligner":
+        return MAPAligner(**MAP)
+    if name == "SMLClusterer":
+        return SMLClusterer(**SML)
+    return DeepClusterer(MAPAligner(**MAP), SMLClusterer(max_iter=8), images_per_subclass=12, random_state=0)
+
+
+def digest(fitted):
+    """One number for everything that was learned."""
+    last = getattr(fitted, "first_", fitted)
+    found = [fitted.labels_, fitted.class_averages_, last.class_averages_, last.log_posterior_]
+    poses = getattr(fitted, "poses_", None)
+    found += [] if poses is None else [poses.angle_rad, poses.shift]
+    whole = b"".join(np.ascontiguousarray(array).tobytes() for array in found)
     return hashlib.md5(whole, usedforsecurity=False).hexdigest()
 
 
 SCRIPT = """
 import sys
-from test_checkpoint import OPTIONS, digest
-from sklearn_cryoem import MAPAligner
-from sklearn_cryoem.datasets import make_particles
+from test_checkpoint import digest, model, particles
 from sklearn_cryoem.estimators import _checkpoint
 _checkpoint.SECONDS_BETWEEN = 0.0
-stack = make_particles("ribosome", 150, box=32, pixel_size=8.0, snr=0.3, n_views=3, random_state=0)
+stack = particles("{name}")
 print("ready", flush=True)
-print(digest(MAPAligner(checkpoint=sys.argv[1], **OPTIONS).fit(stack)), flush=True)
+print(digest(model("{name}").set_params(checkpoint=sys.argv[1]).fit(stack)), flush=True)
 """
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(stack, tmp_path, killed_at_random):
+@pytest.fixture(scope="module")
+def stack():
+    return particles("SMLClusterer")
+
+
+@pytest.fixture(scope="module")
+def unaligned():
+    return particles("MAPAligner")
+
+
+@pytest.fixture(autouse=True)
+def every_state(monkeypatch):
+    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
+
+
+# ---------------------------------------------------------------- all estimators
+@pytest.mark.parametrize("name", ["MAPAligner", "SMLClusterer", "DeepClusterer"])
+def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(name, tmp_path, killed_at_random):
+    data = particles(name)
     began = time.monotonic()
-    expected = digest(MAPAligner(**OPTIONS).fit(stack))
+    expected = digest(model(name).fit(data))
     duration = time.monotonic() - began
 
     def states_are_whole():  # whenever the process died
-        for kept in tmp_path.glob("mapaligner-*.npz"):
-            _checkpoint.CheckpointFile(kept).load()
+        for kept in tmp_path.glob("*.npz"):
+            if not kept.name.startswith("."):
+                _checkpoint.CheckpointFile(kept).load()
 
-    found, when = killed_at_random(SCRIPT, tmp_path, duration, states_are_whole)
+    found, when = killed_at_random(SCRIPT.format(name=name), tmp_path, duration, states_are_whole)
     assert found == expected, when
     assert not list(tmp_path.iterdir())  # nor what was half-written
 
 
-def test_only_the_same_fit_goes_on_from_a_state(stack, tmp_path):
-    def path(aligner, data=stack):
+def test_only_the_same_fit_goes_on_from_a_state(unaligned, tmp_path):
+    def path(aligner, data=unaligned):
         return checkpoint_of(aligner.set_params(checkpoint=tmp_path), data).path
 
-    same = path(MAPAligner(**OPTIONS))
-    assert path(MAPAligner(**OPTIONS, n_jobs=2, verbose=1)) == same
+    same = path(MAPAligner(**MAP))
+    assert path(MAPAligner(**MAP, n_jobs=2, verbose=1)) == same
     others = [
-        path(MAPAligner(**{**OPTIONS, "random_state": 1})),
-        path(MAPAligner(**{**OPTIONS, "tau_fudge": 3.0})),
-        path(MAPAligner(**OPTIONS), stack[:140]),
+        path(MAPAligner(**{**MAP, "random_state": 1})),
+        path(MAPAligner(**{**MAP, "n_batches": 9})),
+        path(MAPAligner(**MAP), unaligned[:140]),
     ]
     assert len({same, *others}) == 4
 
 
-@pytest.mark.parametrize("random_state", [None, np.random.RandomState(0)])
-def test_a_checkpoint_needs_a_seed(stack, tmp_path, random_state):
-    aligner = MAPAligner(**{**OPTIONS, "random_state": random_state}, checkpoint=tmp_path)
-    with pytest.raises(ValueError, match="needs random_state to be an int"):
-        aligner.fit(stack)
+@pytest.mark.parametrize(
+    ("refused", "name"),
+    [
+        (MAPAligner(3), "MAPAligner"),
+        (MAPAligner(3, random_state=np.random.RandomState(0)), "MAPAligner"),
+        (SMLClusterer(4), "SMLClusterer"),
+        (DeepClusterer(), "DeepClusterer"),
+        (DeepClusterer(MAPAligner(3), random_state=0), "MAPAligner"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_needs_a_seed(unaligned, tmp_path, refused, name):
+    data = aligned_to_truth(unaligned) if name == "SMLClusterer" else unaligned
+    with pytest.raises(ValueError, match=rf"{name}\(.*needs random_state to be an int"):
+        refused.set_params(checkpoint=tmp_path).fit(data)
 
 
-def test_a_checkpoint_is_a_folder(stack, tmp_path):
+def test_a_checkpoint_is_a_folder_which_is_made_and_empty_in_the_end(unaligned, tmp_path):
     (tmp_path / "file").write_text("something")
     with pytest.raises(ValueError, match="Give a folder"):
-        MAPAligner(**OPTIONS, checkpoint=tmp_path / "file").fit(stack)
-
-
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_the_folder_is_made_and_empty_in_the_end(stack, tmp_path):
-    MAPAligner(**OPTIONS, checkpoint=tmp_path / "new" / "folder").fit(stack)
+        MAPAligner(**MAP, checkpoint=tmp_path / "file").fit(unaligned)
+    MAPAligner(**MAP, checkpoint=tmp_path / "new" / "folder").fit(unaligned)
     assert not list((tmp_path / "new" / "folder").iterdir())
+
+
+def test_a_checkpoint_that_cannot_be_is_refused_before_any_image_is_read(stack, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(type(stack), "read", lambda self, rows=None: pytest.fail("images were read"))
+    for folder in (tmp_path / "file" / "deeper", "/proc/no"):
+        with pytest.raises(OSError, match="Give a folder of your own"):
+            SMLClusterer(noise="group", checkpoint=folder, **SML).fit(stack)
+
+
+# ---------------------------------------------------------------- Ctrl-C in a manifold
+def interrupt_after(monkeypatch, n_passes, *, counts=lambda: True):
+    """Press Ctrl-C in the pass over the data after `n_passes` of them, counted while `counts` is true."""
+    calls, sweep = [], em.sweep
+
+    def interrupted(*args, **options):
+        if counts():
+            calls.append(args)
+        if len(calls) > n_passes:
+            raise KeyboardInterrupt
+        return sweep(*args, **options)
+
+    monkeypatch.setattr(em, "sweep", interrupted)
+
+
+@pytest.mark.parametrize("options", [{}, {"init": "random", "noise": "white"}])
+@pytest.mark.parametrize("n_passes", [2, N_CROSS_FITTED, N_CROSS_FITTED + 2])
+def test_ctrl_c_leaves_a_usable_model_and_the_same_call_goes_on(
+    stack, tmp_path, monkeypatch, n_passes, options
+):
+    model = SMLClusterer(**SML, **options, checkpoint=tmp_path)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, n_passes)
+        with pytest.warns(UserWarning, match="interrupted after .* Fit again with the same checkpoint"):
+            model.fit(stack)
+    assert not model.converged_
+    assert model.class_averages_.shape == (16, 24, 24)
+    np.testing.assert_array_equal(model.predict(stack), model.labels_)
+    assert model.transform(stack[:3]).shape == (3, 2)
+    assert len(list(tmp_path.glob("smlclusterer-*.npz"))) == 1
+    assert digest(model.fit(stack)) == digest(SMLClusterer(**SML, **options).fit(stack))
+    assert not list(tmp_path.glob("smlclusterer-*.npz"))
+
+
+def test_ctrl_c_before_anything_is_learnt_leaves_at_once(stack, tmp_path, monkeypatch):
+    interrupt_after(monkeypatch, 0)
+    with pytest.raises(KeyboardInterrupt):
+        SMLClusterer(**SML, checkpoint=tmp_path).fit(stack)
+
+
+def test_vectors_have_checkpoints_and_models_with_one_can_be_saved(tmp_path, monkeypatch):
+    vectors = np.random.default_rng(0).standard_normal((300, 8))
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.warns(UserWarning, match="interrupted"):
+            SMLClusterer(**SML, checkpoint=tmp_path).fit(vectors)
+    model = SMLClusterer(**SML, checkpoint=tmp_path).fit(vectors)
+    np.testing.assert_array_equal(model.weights_, SMLClusterer(**SML).fit(vectors).weights_)
+    save_model(model, tmp_path / "model.npz")
+    np.testing.assert_array_equal(load_model(tmp_path / "model.npz").labels_, model.labels_)
+
+
+# ---------------------------------------------------------------- the parts of a deep clustering
+@pytest.fixture(scope="module")
+def deep(unaligned):
+    return digest(model("DeepClusterer").fit(unaligned))
+
+
+def test_ctrl_c_in_a_class_leaves_what_is_done_and_the_same_call_does_the_rest(
+    unaligned, deep, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2, counts=lambda: any(tmp_path.glob("smlclusterer-*.done.npz")))
+        with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="interrupted after"):
+            model("DeepClusterer").set_params(checkpoint=tmp_path).fit(unaligned)
+    done = sorted(path.name.split("-")[0] for path in tmp_path.glob("*.done.npz"))
+    assert done == ["mapaligner", "smlclusterer"]
+    assert len(list(tmp_path.glob("smlclusterer-*"))) == 2  # one of them under way
+    with monkeypatch.context() as patch:
+        patch.delattr(map_aligner, "fit_alignment")  # what was done is not done again
+        assert digest(model("DeepClusterer").set_params(checkpoint=tmp_path, n_jobs=2).fit(unaligned)) == deep
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_of_a_pipeline_are_kept_one_by_one(unaligned, tmp_path, monkeypatch):
+    first = make_pipeline(MAPAligner(**MAP), SMLClusterer(4, max_iter=6, random_state=0))
+    model = DeepClusterer(first, SMLClusterer(max_iter=6), images_per_subclass=20, random_state=0)
+    expected = digest_of_pipeline(clone(model).fit(unaligned))
+
+    def fails(*args, **options):
+        raise OSError("lost power")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SMLClusterer, "fit", fails)
+        with pytest.raises(OSError, match="lost power"):
+            model.set_params(checkpoint=tmp_path).fit(unaligned)
+    with monkeypatch.context() as patch:
+        patch.delattr(map_aligner, "fit_alignment")
+        assert digest_of_pipeline(model.fit(unaligned)) == expected
+    assert model.first_[0].checkpoint is None
+    assert not list(tmp_path.iterdir())
+
+
+def digest_of_pipeline(model):
+    return [model.labels_.tolist(), model.class_averages_.tobytes(), model.first_[-1].labels_.tolist()]
+
+
+def test_a_result_that_finds_no_room_is_told_and_does_not_end_the_fit(unaligned, deep, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No room")
+
+    monkeypatch.setattr(_checkpoint.CheckpointFile, "load", lambda self: None)
+    monkeypatch.setattr(_checkpoint, "write_state", full)
+    with pytest.warns(UserWarning, match="could not be kept"):
+        assert digest(model("DeepClusterer").set_params(checkpoint=tmp_path).fit(unaligned)) == deep

@@ -36,7 +36,7 @@ def real(shared_data, name="particles_ctf_corrected.star"):
 
 
 # ---------------------------------------------------------------- no false alarm
-@pytest.mark.parametrize("snr", [1.0, 0.1, 0.02])
+@pytest.mark.parametrize("snr", [1.0, 0.02])
 @pytest.mark.parametrize("phantom", ["ribosome", "ring-11", "rp-cp"])
 @pytest.mark.parametrize("messy", [False, True])
 def test_simulated_particles_raise_no_alarm(snr, phantom, messy):
@@ -46,7 +46,7 @@ def test_simulated_particles_raise_no_alarm(snr, phantom, messy):
         assert names(stack, mask_diameter=0.8 * box * stack.pixel_size) == []
 
 
-@pytest.mark.parametrize("defocus", [(5e3, 5e3), (15e3, 15e3), (10e3, 25e3), (30e3, 30e3)])
+@pytest.mark.parametrize("defocus", [(5e3, 5e3), (10e3, 25e3), (30e3, 30e3)])
 def test_no_defocus_of_clear_particles_raises_an_alarm(defocus):
     for snr in (20.0, 1.0):
         stack = make_particles("ring-10", 150, box=64, snr=snr, defocus=defocus, random_state=2)
@@ -66,7 +66,7 @@ def test_junk_and_structure_do_not_decide_on_the_ctf(defocus):
 def test_real_particles_raise_no_alarm(shared_data):
     stack = real(shared_data)
     assert names(stack, mask_diameter=190.0) == []
-    for part in (stack, stack[:150], stack[::15], stack.downsample(48), stack.with_ctf(None)):
+    for part in (stack[:150], stack[::15], stack.downsample(48), stack.with_ctf(None)):
         assert names(part) == []
     assert names(stack[:1]) == names(stack[:0]) == []
 
@@ -81,7 +81,7 @@ def test_padded_edges_of_real_particles_are_counted(shared_data):
 # ---------------------------------------------------------------- the right alarm
 def test_the_wrong_defocus_of_real_particles_is_seen(shared_data):
     stack = real(shared_data, "Extract/job009/particles.star")
-    for part in (stack, stack[:150], stack[::10], stack.downsample(48), stack.invert_contrast()):
+    for part in (stack[:150], stack.downsample(48), stack.invert_contrast()):
         assert "ctf-does-not-fit" in names(part)
     with pytest.warns(ParticleDataWarning, match=r"of about (0\.9|1)\S* um .*Estimate the CTF again"):
         check_particles(stack)
@@ -108,7 +108,7 @@ def test_a_wrong_defocus_of_simulated_particles_is_seen():
         assert names(with_defocus(stack, change)) == ["ctf-does-not-fit"]
 
 
-@pytest.mark.parametrize("factor", [0.7, 0.9, 1.1, 1.3])
+@pytest.mark.parametrize("factor", [0.7, 1.1])
 def test_a_wrong_pixel_size_is_seen_and_the_right_one_is_named(shared_data, factor):
     stack = real(shared_data)
     stack = ParticleStack(
@@ -149,7 +149,7 @@ def test_a_given_defocus_is_found_again_in_ice():
         assert ctf_fit(noise, ctf, np.zeros(n_images, int), pixel_size).best < 4
 
 
-@pytest.mark.parametrize("snr", [0.5, 0.1, 0.02])
+@pytest.mark.parametrize("snr", [0.5, 0.02])
 @pytest.mark.parametrize("phantom", ["ribosome", "ring-11", "rp-cp"])
 def test_dark_particles_are_seen(snr, phantom):
     stack = make_particles(phantom, 200, box=32, snr=snr, junk_fraction=0.3, random_state=0)
