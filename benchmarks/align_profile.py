@@ -15,16 +15,16 @@ import time
 from dataclasses import replace
 
 import numpy as np
+from sklearn_cryoem.alignment.references import reference_bank
+from sklearn_cryoem.alignment.update import masked_references
+from sklearn_cryoem.estimators._map_settings import alignment_settings, feature_source
 
 from sklearn_cryoem import MAPAligner
 from sklearn_cryoem.alignment.expectation import expect
 from sklearn_cryoem.alignment.maximisation import accumulate
 from sklearn_cryoem.alignment.passes import run_pass
-from sklearn_cryoem.alignment.references import reference_bank
 from sklearn_cryoem.alignment.start import starting_model
-from sklearn_cryoem.alignment.update import masked_references
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.estimators._map_settings import alignment_settings, feature_source
 from sklearn_cryoem.physics.polar import polar_transform
 
 

@@ -29,7 +29,6 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=50, help="number of views")
     parser.add_argument("--snr", type=float, default=0.05, help="per pixel, after the CTF")
     parser.add_argument("--classes", type=int, default=20, help="number of classes")
-    parser.add_argument("--batch", type=int, default=None, help="images in a mini-batch")
     parser.add_argument("--jobs", type=int, default=1, help="number of workers")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of the aligner, separated by commas")
     options = parser.parse_args()
@@ -49,9 +48,7 @@ def main() -> None:
 def report(stack, options, seed):
     """Fit once, print one line, return the mutual information."""
     wall, cpu = time.perf_counter(), time.process_time()
-    aligner = MAPAligner(
-        options.classes, batch_size=options.batch, n_jobs=options.jobs, random_state=seed
-    ).fit(stack)
+    aligner = MAPAligner(options.classes, n_jobs=options.jobs, random_state=seed).fit(stack)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     views, labels = stack.truth["view"].to_numpy(), aligner.labels_
     information = normalized_mutual_info_score(views, labels)

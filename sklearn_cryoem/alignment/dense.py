@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sklearn_cryoem._core.em import Additive
 from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem.alignment.expectation import COLUMNS_PER_PRODUCT, POSTERIOR_FLOOR, LogPrior, pair_levels
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics, undo_shifts
 from sklearn_cryoem.alignment.products import (
     Int,
+    ReferenceBank,
     Workspace,
     analyse,
     correlate,
@@ -21,32 +23,29 @@ from sklearn_cryoem.alignment.products import (
     stack_real,
     synthesise_all,
 )
-from sklearn_cryoem.alignment.references import ReferenceBank
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import translation_phase
 
-CLASSES_AT_ONCE = 8  # whose shifts are undone
+REFERENCES_AT_ONCE = 8  # whose shifts are undone
 
 
 @dataclass(frozen=True)
-class DenseSums:
+class DenseSums(Additive):
     """Sums of a block of images, shifts not yet undone, and what it says of every image.
 
     Attributes
     ----------
-    numerator : ndarray of shape (n_orders, n_clusters * n_shifts, 2 n_rings), float32
+    numerator : ndarray of shape (n_orders, n_references * n_shifts, 2 n_rings), float32
         Re next to Im of sum P exp(-i m psi) C X, orders as in `SearchSpace.order`.
-    denominator : ndarray of shape (n_even, n_clusters, n_rings), complex64
+    denominator : ndarray of shape (n_even, n_references, n_rings), complex64
         Even orders of sum P C^2.
-    mass : ndarray of shape (n_clusters * n_shifts,)
-        Posterior of each (class, shift) pair.
+    mass : ndarray of shape (n_references * n_shifts,)
+        Posterior of each (reference, shift) pair.
     power : ndarray of shape (n_rings,)
         Sum of the power of the images.
-    row, angle : ndarrays of shape (n_images,), int
-        Best cell of every image, as in `Posterior`.
-    log_evidence : ndarray of shape (n_images,)
-        log p(image) / p(image | noise alone).
+    row, angle, log_evidence : lists of ndarrays of shape (n_images,)
+        Best cell of every image and log p(image) / p(image | noise alone), as in `Posterior`, of each block.
     n_cells : int
         Cells whose posterior reaches the floor of `find_cells`, estimated from a quarter of the angles.
     """
@@ -55,25 +54,10 @@ class DenseSums:
     denominator: Complex64
     mass: Float64
     power: Float64
-    row: Int
-    angle: Int
-    log_evidence: Float64
+    row: list[Int]
+    angle: list[Int]
+    log_evidence: list[Float64]
     n_cells: int
-
-    def __iadd__(self, other: DenseSums) -> DenseSums:
-        for name in ("numerator", "denominator", "mass", "power"):
-            mine = getattr(self, name)
-            mine += getattr(other, name)
-        return DenseSums(
-            self.numerator,
-            self.denominator,
-            self.mass,
-            self.power,
-            np.concatenate([self.row, other.row]),
-            np.concatenate([self.angle, other.angle]),
-            np.concatenate([self.log_evidence, other.log_evidence]),
-            self.n_cells + other.n_cells,
-        )
 
 
 def dense_sums(
@@ -87,18 +71,18 @@ def dense_sums(
     between them. No posterior is set to zero.
     """
     work = Workspace()
-    n, n_shifts, n_clusters = len(features), space.n_shifts, len(prior.cluster)
+    n, n_shifts, n_references = len(features), space.n_shifts, len(prior.reference)
     stacked = stack_real(features.orders, precision, space, work)  # (n_orders, 2 n, 2 n_rings)
-    norm = norm_orders(features.ctf_power, precision, bank.power)  # (n_even, n, n_clusters)
+    norm = norm_orders(features.ctf_power, precision, bank.power)  # (n_even, n, n_references)
     level = pair_levels(prior, norm, space)
-    blocks = row_blocks(n_clusters, max(1, COLUMNS_PER_PRODUCT // (n * n_shifts)))
+    blocks = row_blocks(n_references, max(1, COLUMNS_PER_PRODUCT // (n * n_shifts)))
     tables, tops = [], []
     for block in blocks:
         columns = slice(block.start * n_shifts, block.stop * n_shifts)
         c = correlate(stacked, norm[1:, :, block], level[:, columns], bank.orders[..., columns], space, work)
         tables.append(synthesise_all(c, space, work))  # (4, n_angles / 4, n * columns)
         tops.append(tables[-1].max(axis=(0, 1)).reshape(n, -1))
-    top = np.concatenate(tops, axis=1)  # (n, n_clusters * n_shifts)
+    top = np.concatenate(tops, axis=1)  # (n, n_references * n_shifts)
     row = top.argmax(axis=1)
     best = top[np.arange(n), row]
     angle = _best_angle(tables, blocks, row, space, n)
@@ -116,9 +100,9 @@ def dense_sums(
         denominator,
         (mass * share[:, None]).sum(axis=0, dtype=np.float64),
         features.power.sum(axis=0, dtype=np.float64),
-        row,
-        angle,
-        best.astype(np.float64) + np.log(total),
+        [row],
+        [angle],
+        [best.astype(np.float64) + np.log(total)],
         n_cells,
     )
 
@@ -133,15 +117,14 @@ def _backwards(
 ) -> tuple[Float32, Complex64, int]:
     """Numerators, denominators, and how many cells reach the floor, from posteriors times 1 / `share`."""
     n, n_shifts = len(features), space.n_shifts
-    weight = np.broadcast_to(share[:, None], (n, space.n_rings))
-    stacked = stack_real(features.orders, weight, space, work)  # (n_orders, 2 n, 2 n_rings)
+    stacked = stack_real(features.orders, share[:, None, None], space, work)  # (n_orders, 2 n, 2 n_rings)
     gain = np.where(space.order == 0, 1.0, 0.5).astype(np.float32)[:, None, None]  # `analyse` counts m twice
     stacked *= gain
-    ctf_power = features.ctf_power.transpose(1, 0, 2) * weight  # (n_even, n, n_rings)
+    ctf_power = features.ctf_power.transpose(1, 0, 2) * share[:, None]  # (n_even, n, n_rings)
     ctf_power *= gain[: len(ctf_power)]
-    n_clusters = blocks[-1].stop
-    numerator = np.empty((space.n_orders, n_clusters * n_shifts, 2 * space.n_rings), dtype=np.float32)
-    denominator = np.empty((len(ctf_power), n_clusters, space.n_rings), dtype=np.complex64)
+    n_references = blocks[-1].stop
+    numerator = np.empty((space.n_orders, n_references * n_shifts, 2 * space.n_rings), dtype=np.float32)
+    denominator = np.empty((len(ctf_power), n_references, space.n_rings), dtype=np.complex64)
     floor, n_cells = POSTERIOR_FLOOR / share, 0
     for block, table in zip(blocks, tables, strict=True):
         columns = slice(block.start * n_shifts, block.stop * n_shifts)
@@ -149,13 +132,13 @@ def _backwards(
         d = analyse(table, space, work).reshape(2 * space.n_even, 2 * n, -1)[: space.n_orders]
         np.matmul(d.transpose(0, 2, 1), stacked, out=numerator[:, columns])
         turned = d[: len(ctf_power)].reshape(len(ctf_power), 2, n, -1, n_shifts).sum(axis=4)
-        even = (turned[:, 0] + 1j * turned[:, 1]).transpose(0, 2, 1)  # (n_even, classes, n)
+        even = (turned[:, 0] + 1j * turned[:, 1]).transpose(0, 2, 1)  # (n_even, n_in_block, n)
         denominator[:, block] = np.matmul(even, ctf_power)
     return numerator, denominator, n_cells
 
 
 def _best_angle(tables: list[Float32], blocks: list[slice], row: Int, space: SearchSpace, n: int) -> Int:
-    """Angle of the largest log of each image, which lies in the (class, shift) pair `row`; (n,)."""
+    """Angle of the largest log of each image, which lies in the (reference, shift) pair `row`; (n,)."""
     angle = np.empty(n, dtype=np.int64)
     for block, table in zip(blocks, tables, strict=True):
         first, stop = block.start * space.n_shifts, block.stop * space.n_shifts
@@ -167,29 +150,29 @@ def _best_angle(tables: list[Float32], blocks: list[slice], row: Int, space: Sea
 
 
 def dense_statistics(sums: DenseSums, space: SearchSpace, n_even: int) -> Statistics:
-    """Statistics from sums over all images: the shifts are undone once, class by class, Eq. (4.5)."""
+    """Statistics from sums over all images: shifts are undone once, a few references at a time, Eq. (4.5)."""
     n_orders, n_rings, n_shifts = space.n_orders, space.n_rings, space.n_shifts
-    n_clusters = sums.denominator.shape[1]
+    n_references = sums.denominator.shape[1]
     undo = translation_phase(space.grid, space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
-    table = sums.numerator.reshape(n_orders, n_clusters, n_shifts, 2, n_rings)
+    table = sums.numerator.reshape(n_orders, n_references, n_shifts, 2, n_rings)
 
-    def centred(classes: slice) -> NDArray[Any]:
-        part = table[:, classes]
+    def centred(block: slice) -> NDArray[Any]:
+        part = table[:, block]
         return undo_shifts(part[..., 0, :] + 1j * part[..., 1, :], undo, space)
 
-    blocks = row_blocks(n_clusters, CLASSES_AT_ONCE)
+    blocks = row_blocks(n_references, REFERENCES_AT_ONCE)
     numerator = np.concatenate([centred(block) for block in blocks])
-    denominator = np.zeros((n_clusters, n_even, n_rings), dtype=np.complex128)
+    denominator = np.zeros((n_references, n_even, n_rings), dtype=np.complex128)
     denominator[:, : len(sums.denominator)] = sums.denominator.transpose(1, 0, 2)
-    mass = sums.mass.reshape(n_clusters, n_shifts)
+    mass = sums.mass.reshape(n_references, n_shifts)
     return Statistics(
         numerator=numerator.astype(np.complex128),
         denominator=denominator,
         power=sums.power,
-        n_images=np.full(n_rings, float(len(sums.row))),
+        n_images=np.full(n_rings, float(sum(len(row) for row in sums.row))),
         mass=mass.sum(axis=1),
         shift_square=np.array([(mass @ (space.shifts_px**2).sum(axis=1)).sum()]),
-        log_evidence=np.array([sums.log_evidence.sum()]),
+        log_evidence=np.array([np.concatenate(sums.log_evidence).sum()]),
         shift_sum=mass @ space.shifts_px,
-        turn_sum=np.zeros(n_clusters),
+        turn_sum=np.zeros(n_references),
     )

@@ -4,69 +4,133 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.em import Checkpoint, NullCheckpoint, random_tuple
+from sklearn_cryoem._core.em import Checkpoint, NullCheckpoint, RandomTuple, last_state, random_tuple
+from sklearn_cryoem._core.memory import log_estimate
 from sklearn_cryoem._core.parallel import single_blas_threads
-from sklearn_cryoem._core.progress import Progress, progress
-from sklearn_cryoem.alignment.features import FeatureSource
+from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem.alignment.features import SharedFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics, blend
-from sklearn_cryoem.alignment.memory import announce, memory_needed
-from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
-from sklearn_cryoem.alignment.passes import PassResult, run_pass
-from sklearn_cryoem.alignment.poses import follow_images, place_images
-from sklearn_cryoem.alignment.reseed import mean_evidence, reseed
-from sklearn_cryoem.alignment.residuals import log_noise_likelihood
-from sklearn_cryoem.alignment.schedule import (
-    next_k_max,
-    online_limit,
-    online_step,
-    random_batches,
-    rebalanced,
-)
-from sklearn_cryoem.alignment.search import SearchSpace
-from sklearn_cryoem.alignment.start import starting_model
-from sklearn_cryoem.alignment.state import FittedAlignment, OnlineState, PassState
-from sklearn_cryoem.alignment.update import update_model
+from sklearn_cryoem.alignment.model import AlignmentModel, log_noise_likelihood, update_model
+from sklearn_cryoem.alignment.passes import PassResult, memory_bound, run_pass
+from sklearn_cryoem.alignment.poses import followed_shifts, placed_shifts
+from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
+from sklearn_cryoem.alignment.start import mean_evidence, rebalanced, reseed, starting_model
 from sklearn_cryoem.physics.fourier import Float64
 
 logger = logging.getLogger(__name__)
 
 Rows = NDArray[np.int64]
 
+FIRST_STEP, LAST_STEP = 0.9, 0.1
+RINGS_BEYOND_SIGNAL = 3.0  # the search uses this many rings more than the references resolve
+ONLINE_GROWTH = 2.0  # mini-batches raise the resolution limit from k_start to at most this multiple
 LAST_RESEEDING = 0.8  # of the mini-batches: dead references start again only before
-IMAGES_TO_COMPARE = 1000  # seen by every start before the best is chosen
 FEW_CHANGES = 0.01  # of the images: labels and poses stand still
-TOLERATED_STEPS = 1.5  # of the search, in angle and shift: neighbouring cells of one peak
+TOLERATED_STEPS = 1.5  # of the search, in angle and shift: neighbouring cells of one peak change for ever
+NOTABLE_GROWTH = 1.5  # a memory bound so many times the last one is logged
 
 
-class StoppedEarly(Exception):
-    """Mini-batches were interrupted; carries the model that they had reached."""
+@dataclass(frozen=True)
+class OnlineState:
+    """Where mini-batches stand: all that the next one depends on.
 
-    def __init__(self, model: AlignmentModel) -> None:
-        super().__init__("The mini-batches were interrupted.")
-        self.model = model
+    Attributes
+    ----------
+    model : AlignmentModel
+        As the last batch left it.
+    stats : Statistics or None
+        The sums that it came from; None before the first batch.
+    shift_px : ndarray of shape (n_images, 2)
+        Shifts that the images are brought into next, Eq. (4.16).
+    broad : bool
+        Whether posteriors are broad, as they are before anything is known.
+    number : int
+        Batches done.
+    drawn_from, rng : tuple
+        State of the generator before the batches were drawn, and now.
+    """
+
+    model: AlignmentModel
+    stats: Statistics | None
+    shift_px: Float64
+    broad: bool
+    number: int
+    drawn_from: RandomTuple
+    rng: RandomTuple
+
+    @classmethod
+    def first(cls, model: AlignmentModel, shift_px: Float64, rng: np.random.RandomState) -> OnlineState:
+        """State before the first batch; nothing is known, so posteriors will be broad."""
+        now = random_tuple(rng)
+        return cls(model, stats=None, shift_px=shift_px, broad=True, number=0, drawn_from=now, rng=now)
+
+
+@dataclass(frozen=True)
+class PassState:
+    """Where full passes stand, and in the end the outcome of an alignment.
+
+    Attributes
+    ----------
+    model : AlignmentModel
+        For the next pass.
+    shift_px : ndarray of shape (n_images, 2)
+        Shifts that the images are brought into next, Eq. (4.16).
+    stats : Statistics or None
+        Sums of the last pass, in the frames of the model's references; None before the first.
+    k_max : float
+        Resolution of the last pass.
+    broad : bool
+        Whether its posteriors were broad.
+    label, angle_rad, found_px : ndarrays of shape (n_images,), (n_images,) and (n_images, 2), or None
+        Reference, angle and shift of every image by the last pass.
+    log_evidence : list of float
+        Mean log evidence of an image in each full pass, against noise alone.
+    log_likelihood : list of float
+        The same and the mean log likelihood of noise alone, up to the rings in use.
+    resolved : list of int
+        Last ring that the best reference resolves after each full pass.
+    changed : float
+        Part of the images whose reference or pose changed in the last pass.
+    converged : bool
+        Whether no further pass is needed.
+    """
+
+    model: AlignmentModel
+    shift_px: Float64
+    stats: Statistics | None = None
+    k_max: float = 0.0
+    broad: bool = False
+    label: Rows | None = None
+    angle_rad: Float64 | None = None
+    found_px: Float64 | None = None
+    log_evidence: list[float] = field(default_factory=list)
+    log_likelihood: list[float] = field(default_factory=list)
+    resolved: list[int] = field(default_factory=list)
+    changed: float = 1.0
+    converged: bool = False
 
 
 def fit_alignment(
-    source: FeatureSource,
+    features: SharedFeatures,
     settings: AlignmentSettings,
     rng: np.random.RandomState,
     *,
     start: AlignmentModel | None = None,
-    keeper: Checkpoint | None = None,
+    checkpoint: Checkpoint | None = None,
     verbose: int | bool = 0,
     on_step: Callable[[int], None] | None = None,
-) -> FittedAlignment:
+) -> tuple[PassState, bool]:
     """Align a set of images without references, Eq. (4.2)-(4.5), (4.7)-(4.8).
 
     Parameters
     ----------
-    source : FeatureSource
+    features : SharedFeatures
         The images, and who works on them.
     settings : AlignmentSettings
         What to do.
@@ -74,222 +138,209 @@ def fit_alignment(
         First references and order of the batches.
     start : AlignmentModel or None
         A model to go on from: the full passes alone follow.
-    keeper : Checkpoint or None
+    checkpoint : Checkpoint or None
         Keeps the state from time to time; a state that it has is gone on from, with the same bits.
     verbose : int
         1 shows progress.
     on_step : callable or None
         Called with the number of mini-batches or passes that are done, as they are.
 
+    Returns
+    -------
+    state : PassState
+        After the last full pass.
+    interrupted : bool
+        Whether Ctrl-C ended the fit.
+
     Notes
     -----
-    Ctrl-C ends the mini-batches or the passes, and what was learnt is used. Before the first pass ends there
-    is nothing to use.
+    After Ctrl-C what was learnt is used: mini-batches are followed by one pass, whose state is not kept.
+    Before the first pass ends there is nothing to use.
     """
-    keeper = keeper or NullCheckpoint()
-    found = keeper.load()
-    n_online = settings.n_batches * settings.n_init if start is None else 0
-    total = n_online + settings.max_iter
-    announce(source, settings, online_limit(settings), logger)
-    with progress(total, "aligning", verbose=verbose, on_step=on_step) as bar, single_blas_threads():
+    kept: Checkpoint = NullCheckpoint() if checkpoint is None else checkpoint
+    found, stopped = kept.load(), False
+    box, n_batches = features.images.box, settings.n_batches if start is None else 0
+    announced = [0.0]  # the memory bound that was logged last
+
+    with (
+        progress(n_batches + settings.max_iter, "aligning", verbose=verbose, on_step=on_step) as bar,
+        single_blas_threads(),
+    ):
+
+        def show(state: OnlineState | PassState) -> None:
+            model = state.model
+            _log_memory(features, settings, model.k_max, announced)
+            bar.update()
+            bar.note(f"{model.k_max:.1f} of {box // 2} rings, resolved {model.resolution.max()}")
+
+        _log_memory(features, settings, min(ONLINE_GROWTH * settings.k_start, settings.k_limit), announced)
         if isinstance(found, PassState):
-            bar.update(n_online + len(found.evidence))
-            return full_passes(source, settings, found, keeper=keeper, bar=bar)
-        try:
-            if start is None:
-                model = best_start(source, settings, rng, keeper=keeper, found=found, bar=bar)
-            else:
-                model = start
-                place_images(source, model, settings)
-        except StoppedEarly as early:  # one pass, to use what was learnt; the state kept is that before
-            state = PassState(early.model, scale=source.scale, shift_px=source.shift_px)
-            return replace(
-                full_passes(source, replace(settings, max_iter=1), state, bar=bar), interrupted=True
-            )
-        state = PassState(model, scale=source.scale, shift_px=source.shift_px)
-        return full_passes(source, settings, state, keeper=keeper, bar=bar)
-
-
-def best_start(
-    source: FeatureSource,
-    settings: AlignmentSettings,
-    rng: np.random.RandomState,
-    *,
-    bar: Progress,
-    keeper: Checkpoint | None = None,
-    found: OnlineState | None = None,
-) -> AlignmentModel:
-    """The model of the online phase that explains a random subset best, of `settings.n_init`.
-
-    All are compared at the lowest resolution and with the mean noise that they reach.
-    """
-    candidates = [] if found is None else list(found.candidates)
-    bar.update(settings.n_batches * len(candidates))
-    while len(candidates) < settings.n_init:
-        if found is None:
-            source.shift_px = source.known.shift_px
-            first = starting_model(source, settings, rng)
-            state = OnlineState.before(first, rng, tuple(candidates))
+            passes = found
+            bar.update(n_batches + len(found.log_evidence))
+        elif start is not None:
+            passes = PassState(start, placed_shifts(features, start, settings))
         else:
-            state, found = found, None
-        model = online_phase(source, settings, state, rng, keeper=keeper, bar=bar)
-        candidates.append((model, source.shift_px))
-    models = [model for model, _ in candidates]
-    if len(models) == 1:
-        return models[0]
-    rows = np.sort(rng.permutation(source.n_images)[:IMAGES_TO_COMPARE])
-    k_max = min(model.k_max for model in models)
-    noise = np.mean([model.noise for model in models], axis=0)
-    space = settings.space(source.box, k_max)
-    evidence = []
-    for number, model in enumerate(models, start=1):
-        same = replace(model, noise=noise, k_max=k_max)
-        source.shift_px = candidates[number - 1][1]
-        evidence.append(run_pass(source, rows, same, space).log_evidence.mean())
-        logger.info("start %d of %d: log evidence %.3f", number, len(models), evidence[-1])
-    model, source.shift_px = candidates[int(np.argmax(evidence))]
-    return model
+            online = found
+            if online is None:
+                model = starting_model(features, settings, rng)
+                online = OnlineState.first(model, features.images.known.shift_px, rng)
+            bar.update(online.number)
+            online, stopped = last_state(mini_batches(features, settings, online, rng), kept, show, online)
+            if stopped:
+                _warn_interrupted(f"after {online.number} of {n_batches} mini-batches")
+                kept, settings = NullCheckpoint(), replace(settings, max_iter=1)
+            even = replace(online.model, balance=np.zeros_like(online.model.balance))
+            passes = PassState(even, online.shift_px)
+        begun = passes if passes.log_evidence else None
+        passes, interrupted = last_state(full_passes(features, settings, passes), kept, show, begun)
+    if interrupted:
+        _warn_interrupted(f"after {len(passes.log_evidence)} full passes")
+    return passes, stopped or interrupted
 
 
-def online_phase(
-    source: FeatureSource,
-    settings: AlignmentSettings,
-    state: OnlineState,
-    rng: np.random.RandomState,
-    *,
-    bar: Progress,
-    keeper: Checkpoint | None = None,
-) -> AlignmentModel:
-    """Many cheap updates from mini-batches, Eq. (4.8); `rng` is taken to where `state` left it."""
-    rng.set_state(state.drawn_with)
-    batches = random_batches(source.n_images, settings.batch_size, settings.n_batches, rng)
-    source.shift_px = source.known.shift_px if state.shift_px is None else state.shift_px
+def mini_batches(
+    features: SharedFeatures, settings: AlignmentSettings, state: OnlineState, rng: np.random.RandomState
+) -> Iterator[OnlineState]:
+    """States after each of many cheap updates from mini-batches, Eq. (4.8); `rng` goes on as in `state`."""
+    images, n_workers = features.images, features.n_workers
+    n_images, fraction, known_px = images.n_images, images.noise_fraction, images.known.shift_px
+    rng.set_state(state.drawn_from)
+    batches = random_batches(n_images, settings.batch_size, settings.n_batches, rng)
     if state.number:
         rng.set_state(state.rng)
-        bar.update(state.number)
-    try:
-        for number in range(state.number, len(batches)):
-            model, stats, broad = _after_batch(source, settings, state, batches[number], rng, len(batches))
-            state = replace(
-                state, rng=random_tuple(rng), number=number + 1, model=model, stats=stats, broad=broad,
-                shift_px=source.shift_px,
-            )  # fmt: skip
-            if keeper is not None:
-                keeper.keep(state)
-            _report(bar, f"batch {number + 1}", model, source.box)
-    except KeyboardInterrupt:
-        if keeper is not None:
-            keeper.keep(state, now=True)
-        _say_interrupted(f"after {state.number} of {len(batches)} mini-batches")
-        raise StoppedEarly(replace(state.model, balance=np.zeros_like(state.model.balance))) from None
-    return replace(state.model, balance=np.zeros_like(state.model.balance))
-
-
-def _after_batch(
-    source: FeatureSource,
-    settings: AlignmentSettings,
-    state: OnlineState,
-    rows: Rows,
-    rng: np.random.RandomState,
-    n_batches: int,
-) -> tuple[AlignmentModel, Statistics, bool]:
-    """Model and statistics after one more mini-batch, and whether its posteriors were broad."""
-    model, number = state.model, state.number
-    space = settings.space(source.box, model.k_max)
-    result = run_pass(source, rows, model, space, broad=state.broad)
-    batch = result.statistics
-    step = online_step(number, n_batches)
-    stats = blend(state.stats, batch.scaled(source.n_images / len(rows)), step)
-    model, stats = update_model(
-        stats, model, space.grid, settings, source.noise_fraction, source.pool.n_workers
-    )
-    model = rebalanced(model, batch.mass)
-    if number < LAST_RESEEDING * n_batches:
-        explained = mean_evidence(result.label, result.log_evidence, settings.n_references)
-        model, stats = reseed(model, stats, space.grid, settings, source.noise_fraction, rng, explained)
-    model = replace(model, k_max=next_k_max(model, settings, (number + 1) / n_batches))
-    follow_images(source, settings, rows, result.lies_px(source, rows, space), result.log_evidence)
-    return model, stats, result.is_broad
+    for number in range(state.number, len(batches)):
+        rows, n_done = batches[number], number + 1
+        space = settings.space(images.box, state.model.k_max)
+        batch = run_pass(features, rows, state.shift_px, state.model, space, broad=state.broad)
+        whole_set = batch.statistics.scaled(n_images / len(rows))
+        stats = blend(state.stats, whole_set, online_step(number, len(batches)))  # Eq. (4.8)
+        model, stats = update_model(stats, state.model, space.grid, settings, fraction, n_workers)
+        model = rebalanced(model, batch.statistics.mass)
+        if number < LAST_RESEEDING * len(batches):
+            explained = mean_evidence(batch.label, batch.log_evidence, settings.n_references)
+            model, stats = reseed(model, stats, space.grid, settings, fraction, rng, explained)
+        model = replace(model, k_max=next_k_max(model, settings, n_done / len(batches)))  # Eq. (4.7)
+        shift_px = followed_shifts(
+            known_px, settings, rows, state.shift_px, batch.shift_px, batch.log_evidence
+        )  # Eq. (4.16)
+        state = OnlineState(
+            model,
+            stats=stats,
+            shift_px=shift_px,
+            broad=batch.is_broad(space),
+            number=n_done,
+            drawn_from=state.drawn_from,
+            rng=random_tuple(rng),
+        )
+        yield state
 
 
 def full_passes(
-    source: FeatureSource,
-    settings: AlignmentSettings,
-    state: PassState,
-    *,
-    bar: Progress,
-    keeper: Checkpoint | None = None,
-) -> FittedAlignment:
-    """Passes over all images until their likelihood, or labels and poses, stand still, Eq. (3.5)."""
-    source.scale = state.scale
-    if state.shift_px is not None:
-        source.shift_px = state.shift_px
-    interrupted, said = False, memory_needed(source, settings, online_limit(settings))
-    if keeper is not None:
-        keeper.keep(state, now=True)
-    try:
-        while not state.converged and len(state.evidence) < settings.max_iter:
-            said = announce(source, settings, state.model.k_max, logger, said=said, broad=state.broad)
-            state = _after_pass(source, settings, state)
-            if keeper is not None:
-                keeper.keep(state, now=True)
-            _report(bar, f"pass {len(state.evidence)}", state.model, source.box)
-    except KeyboardInterrupt:
-        if state.stats is None:
-            raise
-        interrupted = True
-        _say_interrupted(f"after {len(state.evidence)} full passes")
-    if state.stats is None:
-        raise ValueError("An alignment needs at least one full pass. Set max_iter to 1 or more.")
-    grid = settings.space(source.box, state.k_max).grid
-    figures = np.array(state.evidence), np.array(state.likelihood), np.array(state.resolved)
-    n_iter = len(state.evidence)
-    return FittedAlignment(
-        state.model, state.stats, grid, *figures, n_iter, state.converged, state.changed, interrupted
-    )
+    features: SharedFeatures, settings: AlignmentSettings, state: PassState
+) -> Iterator[PassState]:
+    """States after each pass over all images, until likelihood or labels and poses stand still, Eq. (3.5)."""
+    images, known_px = features.images, features.images.known.shift_px
+    rows = np.arange(images.n_images)
+    while not state.converged and len(state.log_evidence) < settings.max_iter:
+        space = settings.space(images.box, state.model.k_max)
+        found = run_pass(features, rows, state.shift_px, state.model, space, broad=state.broad)
+        stats, evidence = found.statistics, float(found.log_evidence.mean())
+        likelihood = evidence + _log_noise(stats, state.model, images.noise_fraction)
+        changed, same_rings = 1.0, False
+        if state.log_evidence:
+            last_space = settings.space(images.box, state.k_max)
+            changed, same_rings = _changed(state, found, space), space.n_rings == last_space.n_rings
+        # evidence is against noise, whose level each pass estimates anew: the likelihood is what compares
+        at_rest = changed <= FEW_CHANGES or (
+            same_rings and abs(likelihood - state.log_likelihood[-1]) <= settings.tol * abs(evidence)
+        )
+        model, stats = update_model(
+            stats, state.model, space.grid, settings, images.noise_fraction, features.n_workers
+        )
+        shift_px = followed_shifts(
+            known_px, settings, rows, state.shift_px, found.shift_px, found.log_evidence
+        )  # Eq. (4.16)
+        state = PassState(
+            replace(model, k_max=next_k_max(model, settings, None)),  # Eq. (4.7)
+            shift_px,
+            stats=stats,
+            k_max=state.model.k_max,
+            broad=found.is_broad(space),
+            label=found.label,
+            angle_rad=found.angle_rad,
+            found_px=found.shift_px,
+            log_evidence=[*state.log_evidence, evidence],
+            log_likelihood=[*state.log_likelihood, likelihood],
+            resolved=[*state.resolved, int(model.resolution.max())],
+            changed=changed,
+            converged=same_rings and at_rest,
+        )
+        yield state
 
 
-def _after_pass(source: FeatureSource, settings: AlignmentSettings, state: PassState) -> PassState:
-    """One more pass over all images, and the update of the model."""
-    rows = np.arange(source.n_images)
-    space = settings.space(source.box, state.model.k_max)
-    result = run_pass(source, rows, state.model, space, broad=state.broad)
-    source.learn_scale(rows, result.scale)
-    evidence = [*state.evidence, float(result.log_evidence.mean())]
-    noise = _log_noise(result.statistics, state.model, source.noise_fraction)
-    likelihood = [*state.likelihood, evidence[-1] + noise]
-    changed, same_rings = 1.0, False
-    lies_px = result.lies_px(source, rows, space)
-    if state.evidence:
-        last_space = settings.space(source.box, state.k_max)
-        changed = _changed(state, last_space, result, space, lies_px)
-        same_rings = space.n_rings == last_space.n_rings
-    model, stats = update_model(
-        result.statistics, state.model, space.grid, settings, source.noise_fraction, source.pool.n_workers
-    )
-    converged = same_rings and (
-        abs(likelihood[-1] - likelihood[-2]) <= settings.tol * abs(evidence[-1]) or changed <= FEW_CHANGES
-    )
-    follow_images(source, settings, rows, lies_px, result.log_evidence)
-    return PassState(
-        replace(model, k_max=next_k_max(model, settings, None)),
-        stats,
-        evidence,
-        likelihood,
-        [*state.resolved, int(model.resolution.max())],
-        state.model.k_max,
-        result.label,
-        lies_px,
-        result.best_angle,
-        result.is_broad,
-        changed,
-        converged,
-        source.scale,
-        source.shift_px,
-    )
+def random_batches(n_images: int, batch_size: int, n_batches: int, rng: np.random.RandomState) -> list[Rows]:
+    """Rows of each mini-batch: every image once before any comes again; sorted, for reading in order."""
+    size = min(batch_size, n_images)
+    rounds = -(-size * n_batches // n_images)
+    order = np.concatenate([rng.permutation(n_images) for _ in range(max(rounds, 1))])
+    return [np.sort(order[i * size : (i + 1) * size]) for i in range(n_batches)]
 
 
-def _say_interrupted(when: str) -> None:
+def online_step(batch: int, n_batches: int) -> float:
+    """Weight of the new batch in Eq. (4.8), falling from 0.9 to 0.1."""
+    return LAST_STEP + (FIRST_STEP - LAST_STEP) * (1.0 - batch / n_batches)
+
+
+def next_k_max(model: AlignmentModel, settings: AlignmentSettings, done: float | None) -> float:
+    """Resolution of the next iteration, Eq. (4.7): what the best reference resolves, and a little more.
+
+    Parameters
+    ----------
+    model : AlignmentModel
+        Its `resolution` decides.
+    settings : AlignmentSettings
+        First and last resolution.
+    done : float or None
+        Fraction of the mini-batches done, which limits the growth; None for full passes.
+    """
+    wanted = float(model.resolution.max()) + RINGS_BEYOND_SIGNAL
+    if done is not None:
+        wanted = min(wanted, settings.k_start * (1.0 + (ONLINE_GROWTH - 1.0) * done))
+    return float(np.clip(wanted, settings.k_start, settings.k_limit))
+
+
+def _log_noise(stats: Statistics, model: AlignmentModel, noise_fraction: float) -> float:
+    """Mean of log p(image | noise alone)."""
+    power = stats.power / np.maximum(stats.n_images, 1e-9)  # (n_rings,)
+    noise = model.noise[: len(power)]
+    return float(log_noise_likelihood(power[None].astype(np.float32), noise, noise_fraction)[0])
+
+
+def _changed(old: PassState, new: PassResult, space: SearchSpace) -> float:
+    """Fraction of the images with another reference, or a pose more than a step of the search away."""
+    if old.label is None or old.angle_rad is None or old.found_px is None:
+        return 1.0
+    turn = np.angle(np.exp(1j * (old.angle_rad - new.angle_rad)))
+    same = (
+        (old.label == new.label)
+        & (np.abs(turn) <= TOLERATED_STEPS * space.angle_step_rad)
+        & (np.hypot(*(old.found_px - new.shift_px).T) <= TOLERATED_STEPS * space.shift_step_px)
+    )
+    return float(np.mean(~same))
+
+
+def _log_memory(
+    features: SharedFeatures, settings: AlignmentSettings, k_max: float, announced: list[float]
+) -> None:
+    """Log what a resolution may need, if that is notably more than was announced."""
+    bound = memory_bound(features, settings.n_references, settings.space(features.images.box, k_max))
+    if bound > NOTABLE_GROWTH * announced[0]:
+        rings = f"{k_max:.0f} of {settings.k_limit:.0f} Fourier pixels"
+        log_estimate(logger, f"MAPAligner, up to {rings},", bound)
+        announced[0] = bound
+
+
+def _warn_interrupted(when: str) -> None:
     warnings.warn(
         f"The alignment was interrupted {when} and ends with what it has learnt; Ctrl-C again leaves at "
         "once. Fit again with warm_start=True to go on from here, or with the same checkpoint to go on from "
@@ -297,33 +348,3 @@ def _say_interrupted(when: str) -> None:
         UserWarning,
         stacklevel=2,
     )
-
-
-def _log_noise(stats: Statistics, model: AlignmentModel, noise_fraction: float) -> float:
-    """Mean of log p(image | noise alone): evidence is against noise, whose level changes between passes."""
-    power = stats.power / np.maximum(stats.n_images, 1e-9)  # (n_rings,)
-    return float(
-        log_noise_likelihood(power[None].astype(np.float32), model.noise[: len(power)], noise_fraction)[0]
-    )
-
-
-def _changed(
-    old: PassState, old_space: SearchSpace, new: PassResult, space: SearchSpace, lies_px: Float64
-) -> float:
-    """Fraction of the images with another reference, or a pose more than a step of the search away."""
-    if old.label is None or old.lies_px is None or old.best_angle is None:
-        return 1.0
-    turn = old_space.angles_rad[old.best_angle] - space.angles_rad[new.best_angle]
-    moved = old.lies_px - lies_px
-    same = (
-        (old.label == new.label)
-        & (np.abs(np.angle(np.exp(1j * turn))) <= TOLERATED_STEPS * space.angle_step_rad)
-        & (np.hypot(*moved.T) <= TOLERATED_STEPS * space.shift_step_px)
-    )
-    return float(np.mean(~same))
-
-
-def _report(bar: Progress, what: str, model: AlignmentModel, box: int) -> None:
-    bar.update()
-    bar.note(f"{what}: {model.k_max:.1f} of {box // 2} rings, resolved {model.resolution.max()}")
-    logger.debug("%s: k_max %.1f, resolved ring %d", what, model.k_max, model.resolution.max())

@@ -1,4 +1,4 @@
-"""The E-step: posterior of class, shift and angle of every image by matrix products, Eq. (4.2)-(4.4)."""
+"""The E-step: posterior of reference, shift and angle of every image by matrix products, Eq. (4.2)-(4.4)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.products import (
     Int,
+    ReferenceBank,
     Workspace,
     cells_above,
     correlate,
@@ -18,7 +19,6 @@ from sklearn_cryoem.alignment.products import (
     stack_real,
     synthesise,
 )
-from sklearn_cryoem.alignment.references import ReferenceBank
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 
@@ -26,18 +26,18 @@ POSTERIOR_FLOOR = 1e-5  # smaller posteriors are set to exactly zero
 ALWAYS_KEPT = 0.5  # unless they reach this fraction of the largest posterior of their image
 MARGIN = 1.0  # nats below the floor that are still added to the evidence
 IMAGES_PER_PRODUCT = 64  # enough rows for an efficient matrix product
-COLUMNS_PER_PRODUCT = 2880  # (image, class, shift) columns whose orders are made at once
+COLUMNS_PER_PRODUCT = 2880  # (image, reference, shift) columns whose orders are made at once
 COLUMNS_PER_SYNTHESIS = 2880  # and those whose angles are
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """Posterior of a block of images: the cells (class, shift, angle) that are not zero.
+    """Posterior of a block of images: the cells (reference, shift, angle) that are not zero.
 
     Attributes
     ----------
     image, row, angle : ndarrays of shape (n_cells,), int
-        Image within the block, class * n_shifts + shift, and index of the angle of each cell.
+        Image within the block, reference * n_shifts + shift, and index of the angle of each cell.
     weight : ndarray of shape (n_cells,), float32
         Posterior of each cell; the cells of an image sum to 1.
     log_evidence : ndarray of shape (n_images,)
@@ -105,7 +105,7 @@ class Cells:
     best : ndarray of shape (n_images,), float32
         Largest log of each image.
     bound : ndarray of shape (n_images,), float32
-        A lower bound of the log evidence: the sum over the best angles of all (class, shift) pairs.
+        A lower bound of the log evidence: the sum over the best angles of all (reference, shift) pairs.
     """
 
     image: Int
@@ -115,13 +115,9 @@ class Cells:
     best: Float32
     bound: Float32
 
-    def threshold(self, floor: float) -> Float32:
-        """Log below which a cell's posterior must be smaller than `floor`; (n_images,)."""
-        return threshold_of(self.best, self.bound, floor)
-
     def above(self, floor: float) -> Cells:
         """Leave out the cells whose posterior must be smaller than `floor`."""
-        is_above = self.log >= self.threshold(floor)[self.image]
+        is_above = self.log >= threshold_of(self.best, self.bound, floor)[self.image]
         if is_above.all():
             return self
         kept = np.flatnonzero(is_above)
@@ -131,9 +127,9 @@ class Cells:
 
 @dataclass(frozen=True)
 class LogPrior:
-    """Log priors of the classes (n_clusters,) and of the shifts searched (n_shifts,)."""
+    """Log priors of the references (n_references,) and of the shifts searched (n_shifts,)."""
 
-    cluster: Float64
+    reference: Float64
     shift: Float64
 
 
@@ -145,20 +141,20 @@ def expect(
     prior: LogPrior,
     floor: float = POSTERIOR_FLOOR,
 ) -> Posterior:
-    """Posterior of class, shift and angle of a block of images, Eq. (4.2).
+    """Posterior of reference, shift and angle of a block of images, Eq. (4.2).
 
     Parameters
     ----------
     features : ImageFeatures
         At the rings and orders of `space`.
-    precision : ndarray of shape (n_images, n_rings), float32
-        1 / noise variance of each ring of each image.
+    precision : ndarray of shape (n_rings,), float32
+        1 / noise variance of each ring.
     bank : ReferenceBank
         The references.
     space : SearchSpace
         Shifts, angles and orders.
     prior : LogPrior
-        Log priors of classes and shifts.
+        Log priors of references and shifts.
     floor : float
         Posteriors below this are set to exactly zero, Eq. (4.5), unless they reach half the largest.
 
@@ -168,8 +164,8 @@ def expect(
 
     Notes
     -----
-    For an image with K T (class, shift) pairs, M orders and R rings: one product (2 x 2 R) by (2 R x K T) for
-    each order, and two of (n_angles / 2 x M) by (M x K T). Everything after them touches only the cells
+    For an image with K T (reference, shift) pairs, M orders and R rings: one product (2 x 2 R) by (2 R x K T)
+    for each order, and two of (n_angles / 2 x M) by (M x K T). Everything after them touches only the cells
     within about log(1 / floor) of the evidence, usually one in a hundred.
     """
     return posterior_of([find_cells(features, precision, bank, space, prior, floor)], floor)
@@ -182,32 +178,29 @@ def find_cells(
     space: SearchSpace,
     prior: LogPrior,
     floor: float = POSTERIOR_FLOOR,
-    first_cluster: int = 0,
+    first_reference: int = 0,
 ) -> Cells:
-    """Cells of a block of images that may carry weight, for the classes of one bank, Eq. (4.2)-(4.4).
+    """Cells of a block of images that may carry weight, for the references of one bank, Eq. (4.2)-(4.4).
 
-    Parameters as in `expect`, but `bank` may hold some of the classes only, from `first_cluster` on; `prior`
-    is that of all.
+    Parameters as in `expect`, but `bank` may hold some of the references only, from `first_reference` on;
+    `prior` is that of all.
     """
     work = Workspace()
-    n_clusters = bank.power.shape[2]
-    part = LogPrior(prior.cluster[first_cluster : first_cluster + n_clusters], prior.shift)
+    last_reference = first_reference + bank.power.shape[2]
+    part = LogPrior(prior.reference[first_reference:last_reference], prior.shift)
     found = []
-    for start in range(0, len(features), IMAGES_PER_PRODUCT):
-        rows = slice(start, min(start + IMAGES_PER_PRODUCT, len(features)))
-        cells = _search(
-            features.orders[rows], features.ctf_power[rows], precision[rows], bank, space, part, floor, work
-        )
-        cells = cells.above(floor)
-        row = cells.row + first_cluster * space.n_shifts
-        found.append((cells.image + start, row, cells.angle, cells.log, cells.best, cells.bound))
+    for rows in row_blocks(len(features), IMAGES_PER_PRODUCT):
+        images = features.take(rows, space.n_rings, space.n_orders)
+        cells = _search(images, precision, bank, space, part, floor, work).above(floor)
+        row = cells.row + first_reference * space.n_shifts
+        found.append((cells.image + rows.start, row, cells.angle, cells.log, cells.best, cells.bound))
     return Cells(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def class_evidence(
+def reference_evidence(
     features: ImageFeatures, precision: Float32, bank: ReferenceBank, space: SearchSpace, prior: LogPrior
 ) -> Float32:
-    """Log evidence of each class, counting the best angle of each shift only; (n_images, n_clusters).
+    """Log evidence of each reference, counting the best angle of each shift only; (n_images, n_references).
 
     Parameters as in `expect`, but all images go into one product. They leave out a constant.
     """
@@ -215,26 +208,26 @@ def class_evidence(
     n, n_shifts = len(features), space.n_shifts
     stacked = stack_real(features.orders, precision, space, work)
     norm = norm_orders(features.ctf_power, precision, bank.power)
-    level = ((prior.cluster - norm[0].real)[:, :, None] + prior.shift).astype(np.float32)
-    evidence = np.empty((n, len(prior.cluster)), dtype=np.float32)
-    for classes in row_blocks(len(prior.cluster), max(1, COLUMNS_PER_PRODUCT // (n * n_shifts))):
-        columns = slice(classes.start * n_shifts, classes.stop * n_shifts)
+    level = ((prior.reference - norm[0].real)[:, :, None] + prior.shift).astype(np.float32)
+    evidence = np.empty((n, len(prior.reference)), dtype=np.float32)
+    for block in row_blocks(len(prior.reference), max(1, COLUMNS_PER_PRODUCT // (n * n_shifts))):
+        columns = slice(block.start * n_shifts, block.stop * n_shifts)
         c = correlate(
             stacked,
-            norm[1:, :, classes],
-            level[:, classes].reshape(n, -1),
+            norm[1:, :, block],
+            level[:, block].reshape(n, -1),
             bank.orders[..., columns],
             space,
             work,
         )
         top = synthesise(c, space, work)[2].reshape(n, -1, n_shifts)
         best = top.max(axis=2)
-        evidence[:, classes] = best + np.log(np.exp(top - best[..., None]).sum(axis=2))
+        evidence[:, block] = best + np.log(np.exp(top - best[..., None]).sum(axis=2))
     return evidence
 
 
 def posterior_of(parts: Sequence[Cells], floor: float = POSTERIOR_FLOOR) -> Posterior:
-    """Posterior of a block of images from what `find_cells` found in each group of classes, Eq. (4.2)."""
+    """Posterior of a block of images from what `find_cells` found in each group of references, Eq. (4.2)."""
     if len(parts) == 1:
         return _normalise(parts[0], floor)
     image, row, angle, log = (
@@ -246,8 +239,7 @@ def posterior_of(parts: Sequence[Cells], floor: float = POSTERIOR_FLOOR) -> Post
 
 
 def _search(
-    orders: Complex64,
-    ctf_power: Complex64,
+    features: ImageFeatures,
     precision: Float32,
     bank: ReferenceBank,
     space: SearchSpace,
@@ -256,20 +248,16 @@ def _search(
     work: Workspace,
 ) -> Cells:
     """Cells whose posterior may reach `floor`, for as many images as fit in one product."""
-    n, n_shifts = len(orders), space.n_shifts
-    stacked = stack_real(orders, precision, space, work)  # (n_orders, 2 n, 2 n_rings)
-    norm = norm_orders(ctf_power, precision, bank.power)  # (n_even, n, n_clusters)
+    n, n_shifts = len(features), space.n_shifts
+    stacked = stack_real(features.orders, precision, space, work)  # (n_orders, 2 n, 2 n_rings)
+    norm = norm_orders(features.ctf_power, precision, bank.power)  # (n_even, n, n_references)
     level = pair_levels(prior, norm, space)
     best, bound = np.full(n, -np.inf, dtype=np.float32), np.full(n, -np.inf, dtype=np.float32)
     found = []
-    classes_at_once = max(1, COLUMNS_PER_PRODUCT // (n * n_shifts))
-    for first in range(0, len(prior.cluster), classes_at_once):
-        classes = slice(first, min(first + classes_at_once, len(prior.cluster)))
-        columns = slice(classes.start * n_shifts, classes.stop * n_shifts)
+    for block in row_blocks(len(prior.reference), max(1, COLUMNS_PER_PRODUCT // (n * n_shifts))):
+        columns = slice(block.start * n_shifts, block.stop * n_shifts)
         width = columns.stop - columns.start
-        c = correlate(
-            stacked, norm[1:, :, classes], level[:, columns], bank.orders[..., columns], space, work
-        )
+        c = correlate(stacked, norm[1:, :, block], level[:, columns], bank.orders[..., columns], space, work)
         for images in row_blocks(n, max(1, COLUMNS_PER_SYNTHESIS // width)):
             same, mirrored, top = synthesise(c[..., images.start * width : images.stop * width], space, work)
             top = top.reshape(-1, width)  # each a cell of its own, so they add up to a bound
@@ -285,8 +273,8 @@ def _search(
 
 
 def pair_levels(prior: LogPrior, norm: Complex64, space: SearchSpace) -> Float32:
-    """Log priors less order 0 of the norm, the same at every angle; (n_images, n_clusters * n_shifts)."""
-    level = (prior.cluster - norm[0].real)[:, :, None] + (prior.shift - np.log(space.n_angles))
+    """Log priors less order 0 of the norm, the same at every angle; (n_images, n_references * n_shifts)."""
+    level = (prior.reference - norm[0].real)[:, :, None] + (prior.shift - np.log(space.n_angles))
     flat: Float32 = level.reshape(norm.shape[1], -1).astype(np.float32)
     return flat
 

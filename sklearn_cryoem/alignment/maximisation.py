@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sklearn_cryoem._core.em import Additive
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.search import SearchSpace
@@ -23,33 +24,29 @@ DENSE = 0.1  # of all cells: where more carry weight, whole tables are quicker t
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Statistics(Additive):
     """Sums over images from which references, noise and priors follow; they add over blocks, Eq. (4.2).
 
     Attributes
     ----------
-    numerator : ndarray of shape (n_clusters, n_orders, n_rings), complex128
+    numerator : ndarray of shape (n_references, n_orders, n_rings), complex128
         Angular orders 0, 1, .. of sum w R^-1 S^-1 C X.
-    denominator : ndarray of shape (n_clusters, n_even, n_rings), complex128
+    denominator : ndarray of shape (n_references, n_even, n_rings), complex128
         Angular orders 0, 2, .. of sum w C^2.
     power : ndarray of shape (n_rings,)
         Sum over images of the mean of |F|^2 round each ring.
     n_images : ndarray of shape (n_rings,)
         How many images the sums of each ring hold.
-    mass : ndarray of shape (n_clusters,)
-        Posterior mass of each class.
+    mass : ndarray of shape (n_references,)
+        Posterior mass of each reference.
     shift_square : ndarray of shape (1,)
         Sum of the posterior mean of |u|^2 in square pixels.
     log_evidence : ndarray of shape (1,)
         Sum of log p(image) / p(image | noise alone).
-    group_residual : ndarray of shape (n_groups, n_rings)
-        Sum over the images of each noise group of |F - C A|^2, Eq. (4.12); empty if all share one noise.
-    group_images : ndarray of shape (n_groups, n_rings)
-        How many images the residuals hold.
-    shift_sum : ndarray of shape (n_clusters, 2)
-        Sum of the posterior mean of u over the images of each class, Eq. (4.15), in pixels.
-    turn_sum : ndarray of shape (n_clusters,)
-        Sum of the posterior mean of psi over the images of each class where the search is a window, else 0.
+    shift_sum : ndarray of shape (n_references, 2)
+        Sum of the posterior mean of u over the images of each reference, Eq. (4.15), in pixels.
+    turn_sum : ndarray of shape (n_references,)
+        The same of psi where the search is a window of angles, else 0.
     """
 
     numerator: Complex128
@@ -59,49 +56,32 @@ class Statistics:
     mass: Float64
     shift_square: Float64
     log_evidence: Float64
-    group_residual: Float64 = field(default_factory=lambda: np.zeros((0, 0)))
-    group_images: Float64 = field(default_factory=lambda: np.zeros((0, 0)))
-    shift_sum: Float64 = field(default_factory=lambda: np.zeros((0, 2)))
-    turn_sum: Float64 = field(default_factory=lambda: np.zeros(0))
-
-    def __add__(self, other: Statistics) -> Statistics:
-        added: list[Any] = [a + b for a, b in zip(self._parts(), other._parts(), strict=True)]
-        return Statistics(*added)
+    shift_sum: Float64
+    turn_sum: Float64
 
     def scaled(self, factor: float) -> Statistics:
-        """All sums times `factor`, but for those of noise groups, which remain those of images seen."""
-        scaled: list[Any] = [part * factor for part in self._parts()]
-        return replace(
-            Statistics(*scaled), group_residual=self.group_residual, group_images=self.group_images
-        )
+        """All sums times `factor`."""
+        return Statistics(*(getattr(self, part.name) * factor for part in fields(self)))
 
     def resized(self, n_orders: int, n_rings: int) -> Statistics:
         """Truncate, or pad with zeros, to other numbers of orders and rings."""
-        n_clusters, n_even = self.denominator.shape[:2]
-        n_groups = len(self.group_images)
-        of_groups = (n_groups, n_rings if n_groups else 0)
-        return Statistics(
-            _fit(self.numerator, (n_clusters, n_orders, n_rings)),
-            _fit(self.denominator, (n_clusters, n_even, n_rings)),
-            _fit(self.power, (n_rings,)),
-            _fit(self.n_images, (n_rings,)),
-            self.mass,
-            self.shift_square,
-            self.log_evidence,
-            _fit(self.group_residual, of_groups),
-            _fit(self.group_images, of_groups),
-            self.shift_sum,
-            self.turn_sum,
+        n_references, n_even = self.denominator.shape[:2]
+        return replace(
+            self,
+            numerator=_fit(self.numerator, (n_references, n_orders, n_rings)),
+            denominator=_fit(self.denominator, (n_references, n_even, n_rings)),
+            power=_fit(self.power, (n_rings,)),
+            n_images=_fit(self.n_images, (n_rings,)),
         )
 
     def turn_centred(self) -> Statistics:
-        """Sums in frames that are turned so that the mean angle of the images of each class is 0, Eq. (4.15).
+        """Sums in frames that are turned so that the mean angle of the images of each is 0, Eq. (4.15).
 
         Only a search in a window has such means: references then keep to the frame of the known poses.
         """
         if not self.turn_sum.any():
             return self
-        turn = np.exp(1j * self.turn_sum / np.maximum(self.mass, 1e-9))[:, None]  # (n_clusters, 1)
+        turn = np.exp(1j * self.turn_sum / np.maximum(self.mass, 1e-9))[:, None]  # (n_references, 1)
         m = np.arange(self.numerator.shape[1])
         even = 2 * np.arange(self.denominator.shape[1])
         x, y = self.shift_sum.T
@@ -114,30 +94,19 @@ class Statistics:
             turn_sum=np.zeros_like(self.turn_sum),
         )
 
-    def _parts(self) -> list[NDArray[Any]]:
-        return [getattr(self, part.name) for part in fields(self)]
-
 
 def blend(old: Statistics | None, new: Statistics, step: float) -> Statistics:
-    """Online EM: (1 - step) * old + step * new, Eq. (4.8); `new` is scaled to the whole set beforehand.
-
-    The sums of noise groups fade by 1 - step and are added whole: they tell how many images they hold.
-    """
-    if old is None or step >= 1.0:
+    """Online EM: (1 - step) * old + step * new, Eq. (4.8); `new` is scaled to the whole set beforehand."""
+    if old is None:
         return new
-    same_size = old.resized(*new.numerator.shape[1:])
-    return replace(
-        same_size.scaled(1.0 - step) + new.scaled(step),
-        group_residual=(1.0 - step) * same_size.group_residual + new.group_residual,
-        group_images=(1.0 - step) * same_size.group_images + new.group_images,
-    )
+    return old.resized(*new.numerator.shape[1:]).scaled(1.0 - step) + new.scaled(step)
 
 
 def accumulate(
     features: ImageFeatures,
     posterior: Posterior,
     space: SearchSpace,
-    n_clusters: int,
+    n_references: int,
     n_even: int,
 ) -> Statistics:
     """Statistics of a block of images given their posterior, Eq. (4.5).
@@ -150,13 +119,13 @@ def accumulate(
         Of the same images.
     space : SearchSpace
         Shifts, angles and orders.
-    n_clusters, n_even : int
-        Classes; even orders of the denominators.
+    n_references, n_even : int
+        References; even orders of the denominators.
 
     Notes
     -----
-    For every class: the posterior over angles is transformed to orders, one matrix product for every order
-    sums the images of each shift, and the shifts are undone once.
+    For every reference the posterior over angles is transformed to orders, one matrix product for every
+    order sums the images of each shift, and the shifts are undone once.
     """
     images = np.ascontiguousarray(
         features.orders[:, space.order].transpose(1, 0, 2)
@@ -164,12 +133,12 @@ def accumulate(
     ctf_power = np.ascontiguousarray(features.ctf_power.transpose(1, 0, 2))  # (n_even, n, n_rings)
     undo_shift = translation_phase(space.grid, space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
 
-    n_cells = len(features) * n_clusters * space.n_shifts * space.n_angles
-    cut = _full_tables if len(posterior.weight) > DENSE * n_cells else _cells_by_class
-    cells: Sequence[_Cells] = cut(posterior, space, len(features), n_clusters)
-    sums = [_class_sums(part, images, ctf_power, undo_shift, space) for part in cells]
-    mass = np.array([part[2] for part in sums])  # (n_clusters, n_shifts)
-    denominator = np.zeros((n_clusters, n_even, space.n_rings), dtype=np.complex128)
+    n_cells = len(features) * n_references * space.n_shifts * space.n_angles
+    cut = _full_tables if len(posterior.weight) > DENSE * n_cells else _cells_by_reference
+    cells: Sequence[_Cells] = cut(posterior, space, len(features), n_references)
+    sums = [_reference_sums(part, images, ctf_power, undo_shift, space) for part in cells]
+    mass = np.array([part[2] for part in sums])  # (n_references, n_shifts)
+    denominator = np.zeros((n_references, n_even, space.n_rings), dtype=np.complex128)
     denominator[:, : len(ctf_power)] = [part[1] for part in sums]
     return Statistics(
         numerator=np.array([part[0] for part in sums], dtype=np.complex128),
@@ -180,20 +149,20 @@ def accumulate(
         shift_square=np.array([(mass @ (space.shifts_px**2).sum(axis=1)).sum()]),
         log_evidence=np.array([posterior.log_evidence.sum()]),
         shift_sum=mass @ space.shifts_px,
-        turn_sum=_turn_sum(posterior, space, n_clusters),
+        turn_sum=_turn_sum(posterior, space, n_references),
     )
 
 
-def _turn_sum(posterior: Posterior, space: SearchSpace, n_clusters: int) -> Float64:
+def _turn_sum(posterior: Posterior, space: SearchSpace, n_references: int) -> Float64:
     if space.angle_range_rad is None:
-        return np.zeros(n_clusters)
+        return np.zeros(n_references)
     angle = posterior.weight * space.angles_rad[posterior.angle]
-    return np.asarray(np.bincount(posterior.row // space.n_shifts, angle, n_clusters), dtype=np.float64)
+    return np.asarray(np.bincount(posterior.row // space.n_shifts, angle, n_references), dtype=np.float64)
 
 
 @dataclass(frozen=True)
-class _ClassCells:
-    """The cells of one class: shift, image, angle and posterior."""
+class _ReferenceCells:
+    """The cells of one reference: shift, image, angle and posterior."""
 
     shift: NDArray[Any]
     image: NDArray[Any]
@@ -201,34 +170,35 @@ class _ClassCells:
     weight: Float32
 
 
-_Cells = _ClassCells | Float32
+_Cells = _ReferenceCells | Float32
 
 
-def _cells_by_class(
-    posterior: Posterior, space: SearchSpace, n_images: int, n_clusters: int
-) -> Sequence[_ClassCells]:
-    cluster = posterior.row // space.n_shifts
-    order = np.argsort(cluster.astype(np.uint16), kind="stable")  # sorted by digits: linear in their number
-    ends = np.cumsum(np.bincount(cluster, minlength=n_clusters))
-    shift = (posterior.row - cluster * space.n_shifts)[order]
+def _cells_by_reference(
+    posterior: Posterior, space: SearchSpace, n_images: int, n_references: int
+) -> Sequence[_ReferenceCells]:
+    reference = posterior.row // space.n_shifts
+    order = np.argsort(reference.astype(np.uint16), kind="stable")  # sorted by digits: linear in their number
+    ends = np.cumsum(np.bincount(reference, minlength=n_references))
+    shift = (posterior.row - reference * space.n_shifts)[order]
     image, angle, weight = posterior.image[order], posterior.angle[order], posterior.weight[order]
     return [
-        _ClassCells(shift[a:b], image[a:b], angle[a:b], weight[a:b]) for a, b in pairwise(np.append(0, ends))
+        _ReferenceCells(shift[a:b], image[a:b], angle[a:b], weight[a:b])
+        for a, b in pairwise(np.append(0, ends))
     ]
 
 
 def _full_tables(
-    posterior: Posterior, space: SearchSpace, n_images: int, n_clusters: int
+    posterior: Posterior, space: SearchSpace, n_images: int, n_references: int
 ) -> Sequence[Float32]:
-    """Posterior over angles of every (shift, image) pair of each class, zero or not: no cells to sort."""
-    table = np.zeros((n_clusters * space.n_shifts, n_images, space.n_angles), dtype=np.float32)
+    """Posterior over angles of every (shift, image) pair of each reference, zero or not: no cells to sort."""
+    table = np.zeros((n_references * space.n_shifts, n_images, space.n_angles), dtype=np.float32)
     table[posterior.row, posterior.image, posterior.angle] = posterior.weight
-    return list(table.reshape(n_clusters, space.n_shifts, n_images, space.n_angles))
+    return list(table.reshape(n_references, space.n_shifts, n_images, space.n_angles))
 
 
 def _posterior_of_pairs(cells: _Cells, n_shifts: int, n_images: int, n_angles: int) -> _Pairs:
     """Shift and image of each (shift, image) pair that carries weight, and its posterior over angles."""
-    if not isinstance(cells, _ClassCells):
+    if not isinstance(cells, _ReferenceCells):
         shift, image = np.divmod(np.arange(n_shifts * n_images), n_images)
         return shift, image, cells.reshape(-1, n_angles)
     pair = cells.shift * n_images + cells.image
@@ -241,14 +211,14 @@ def _posterior_of_pairs(cells: _Cells, n_shifts: int, n_images: int, n_angles: i
     return *np.divmod(used, n_images), table
 
 
-def _class_sums(
+def _reference_sums(
     cells: _Cells,
     images: Complex64,
     ctf_power: Complex64,
     undo_shift: Complex64,
     space: SearchSpace,
 ) -> tuple[Complex64, Complex64, Float64]:
-    """Numerator (n_orders, n_rings), denominator (n_even, n_rings) and mass at each shift of one class."""
+    """Numerator (n_orders, n_rings), denominator (n_even, n_rings) and mass (n_shifts,) of one reference."""
     n_orders, n_rings, n_images = space.n_orders, space.n_rings, images.shape[1]
     line, column, table = _posterior_of_pairs(cells, space.n_shifts, n_images, space.n_angles)
     weight = table.sum(axis=1, dtype=np.float64)
@@ -273,7 +243,7 @@ def _class_sums(
 
 
 def undo_shifts(summed: Complex64, undo_shift: Complex64, space: SearchSpace) -> Complex64:
-    """Numerators of a few classes from their sums at every shift, Eq. (4.5).
+    """Numerators of a few references from their sums at every shift, Eq. (4.5).
 
     Parameters
     ----------

@@ -1,93 +1,39 @@
-"""What an alignment is asked to do and what it knows: plain containers shared by its steps."""
+"""What an alignment knows, and the M-step that follows from the sums: Eq. (4.2), (3.4), (4.7)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
 
+from sklearn_cryoem._core.parallel import even_blocks, ordered_map
 from sklearn_cryoem.alignment.expectation import LogPrior
-from sklearn_cryoem.alignment.search import SearchSpace, search_space
-from sklearn_cryoem.physics.fourier import Float32, Float64
+from sklearn_cryoem.alignment.maximisation import Statistics
+from sklearn_cryoem.alignment.products import TRANSFORMS_PER_TASK, ring_power
+from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
+from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
+from sklearn_cryoem.physics.masks import mask_background
+from sklearn_cryoem.physics.polar import (
+    PolarGrid,
+    angular_orders,
+    from_angular_orders,
+    images_from_polar,
+    polar_transform,
+    translation_phase,
+)
 
-NO_GROUPS = (0, 0)  # shape of what is kept for each noise group where all images share one spectrum
-CLASS_PRIORS = ("uniform", "estimated", "balanced")
-
-
-@dataclass(frozen=True)
-class AlignmentSettings:
-    """Everything that is chosen before an alignment, lengths in pixels and frequencies in Fourier pixels.
-
-    Attributes
-    ----------
-    n_references : int
-        Number of references.
-    mask_radius_px, mask_edge_px : float
-        Soft mask of the references.
-    max_shift_px : float
-        Longest shift of one search, from where an image is taken to lie.
-    k_start, k_limit : float
-        Resolution to start from and never to exceed.
-    shift_step_px, angle_step_rad : float or None
-        Steps of the search; None lets them follow the resolution.
-    tau_fudge : float
-        Factor on the prior variance of the references, Eq. (4.2).
-    class_prior : {"uniform", "estimated", "balanced"}
-        Prior weight of the classes, Eq. (4.14).
-    n_batches, batch_size : int
-        Mini-batches of online EM before the full passes, Eq. (4.8).
-    n_init : int
-        Online phases from different starts, of which the best goes on.
-    max_iter : int
-        Full passes, at most.
-    tol : float
-        Full passes stop once the log evidence gains less than this fraction.
-    adaptive_fraction : float
-        Part of a coarse posterior that the classes searched in full hold, Eq. (4.6); 1 searches all.
-    angle_range_rad : float or None
-        How far from the known poses of the images angles are searched; None for the whole circle.
-    reach_px : float
-        Longest shift in all, Eq. (4.16); `max_shift_px` where it is shorter.
-    """
-
-    n_references: int
-    mask_radius_px: float
-    mask_edge_px: float
-    max_shift_px: float
-    k_start: float
-    k_limit: float
-    shift_step_px: float | None = None
-    angle_step_rad: float | None = None
-    tau_fudge: float = 2.0
-    class_prior: str = "uniform"
-    n_batches: int = 60
-    batch_size: int = 200
-    n_init: int = 1
-    max_iter: int = 5
-    tol: float = 1e-2
-    adaptive_fraction: float = 0.999
-    angle_range_rad: float | None = None
-    reach_px: float = 0.0
-
-    @property
-    def turns_freely(self) -> bool:
-        """Whether all in-plane angles are searched; otherwise known poses fix the frame of everything."""
-        return self.angle_range_rad is None or self.angle_range_rad >= np.pi
-
-    def space(self, box: int, k_max: float) -> SearchSpace:
-        """Search space at the resolution `k_max`."""
-        return search_space(
-            box,
-            k_max,
-            reference_radius_px=self.mask_radius_px + self.mask_edge_px,
-            max_shift_px=self.max_shift_px,
-            shift_step_px=self.shift_step_px,
-            angle_step_rad=self.angle_step_rad,
-            adaptive_fraction=self.adaptive_fraction,
-            coarsest_k=self.k_start,
-            angle_range_rad=self.angle_range_rad,
-        )
+MIN_SHIFT_SIGMA_PX = 0.7
+MAX_CENTRING_PX = 3.0
+# The prior spectrum of a reference is its own, plus the average one with this many mean reference sizes.
+POOLED_SIZES = 0.5
+MIN_NOISE = 1e-6  # of the power of the images: a difference in single precision may be negative
+EMPTY_RING_NOISE = 1e-12  # of the power of the strongest ring: noise of rings that are empty
+ZERO_IMAGE_NOISE = 1e-36  # noise of images that are zero
+BALANCE_STRENGTH = 1.0  # of "balanced" weights, in Eq. (4.14)
+EMPTY_SHARE = 0.1  # of the mean reference, added to all: what an empty one may gain has a limit
+MIN_SIGNAL = 1e-3  # prior variance, at least this fraction of the noise of the estimate
 
 
 @dataclass(frozen=True)
@@ -96,57 +42,283 @@ class AlignmentModel:
 
     Attributes
     ----------
-    references : ndarray of shape (n_clusters, D, D), float32
+    references : ndarray of shape (n_references, D, D), float32
         Masked, centred, CTF-corrected.
     noise : ndarray of shape (largest number of rings,)
         Noise variance per pixel at each ring 1, 2, .., as `noise_fraction` of it passes the image mask.
-    class_weight : ndarray of shape (n_clusters,)
-        Prior probability of each class.
-    balance : ndarray of shape (n_clusters,)
-        Added to the log prior during online EM against classes that swallow the others; 0 afterwards.
+    weight : ndarray of shape (n_references,)
+        Prior probability of each reference.
+    balance : ndarray of shape (n_references,)
+        Added to the log prior during online EM against references that swallow the others; 0 afterwards.
     shift_sigma_px : float
         Standard deviation of each coordinate of the shift, Eq. (4.1).
     k_max : float
         Resolution in use, in Fourier pixels.
-    resolution : ndarray of shape (n_clusters,), int
+    resolution : ndarray of shape (n_references,), int
         Last ring of each reference up to which its signal exceeds its noise, Eq. (4.7).
-    group_noise : ndarray of shape (n_groups, n_rings)
-        Noise variance of each noise group as a multiple of `noise`, Eq. (4.12); empty where all share one.
     """
 
     references: Float32
     noise: Float64
-    class_weight: Float64
+    weight: Float64
     balance: Float64
     shift_sigma_px: float
     k_max: float
-    resolution: np.ndarray
-    group_noise: Float64 = field(default_factory=lambda: np.empty(NO_GROUPS))
+    resolution: NDArray[np.int64]
 
     def log_prior(self, space: SearchSpace) -> LogPrior:
-        """Log priors of classes and of the shifts of `space`."""
+        """Log priors of references and of the shifts of `space`."""
         tiny = np.finfo(np.float64).tiny
-        cluster = np.log(np.maximum(self.class_weight, tiny)) + self.balance
-        return LogPrior(cluster, space.log_shift_prior(self.shift_sigma_px))
+        reference = np.log(np.maximum(self.weight, tiny)) + self.balance
+        return LogPrior(reference, space.log_shift_prior(self.shift_sigma_px))
 
-    def relative_precision(self, group: NDArray[np.int64], n_rings: int) -> Float64:
-        """Precision of images as a multiple of 1 / `noise`, Eq. (4.12); (n_images, n_rings).
+    def precision(self, n_rings: int) -> Float32:
+        """1 / noise variance of the first rings; (n_rings,)."""
+        return (1.0 / self.noise[:n_rings]).astype(np.float32)
 
-        Parameters
-        ----------
-        group : ndarray of shape (n_images,), int
-            Noise group of every image; -1 for one that the model has not seen, which gets the pooled noise.
-        n_rings : int
-            Rings wanted.
-        """
-        every = np.ones((len(self.group_noise) + 1, n_rings))  # the last row is that of unknown groups
-        if len(self.group_noise):
-            every[:-1] = 1.0 / self.group_noise[:, :n_rings]
-        known = np.where(group < len(self.group_noise), group, -1)
-        relative: Float64 = every[known]
-        return relative
 
-    def precision(self, group: NDArray[np.int64], n_rings: int) -> Float32:
-        """1 / noise variance of each ring of images of the given noise groups; (n_images, n_rings)."""
-        each = self.relative_precision(group, n_rings) / self.noise[:n_rings]
-        return each.astype(np.float32)
+@dataclass(frozen=True)
+class PolarStatistics:
+    """Statistics on the polar grid, where Eq. (4.2) is a division.
+
+    Attributes
+    ----------
+    numerator : ndarray of shape (n_references, n_rings, n_angles / 2), complex64
+        Sum of w R^-1 S^-1 C X.
+    denominator : ndarray of the same shape, float
+        Sum of w C^2.
+    """
+
+    numerator: Complex64
+    denominator: NDArray[np.floating]
+
+
+def polar_statistics(stats: Statistics, grid: PolarGrid) -> PolarStatistics:
+    """Evaluate numerators and denominators on the half circle of `grid`."""
+    numerator = from_angular_orders(stats.numerator.transpose(0, 2, 1).astype(np.complex64), grid.n_angles)
+    even = stats.denominator.transpose(0, 2, 1)  # (n_references, n_rings, n_even)
+    denominator = fft.irfft(even, grid.n_angles // 2, axis=-1, norm="forward", workers=1)
+    return PolarStatistics(numerator, np.maximum(denominator, 0.0))
+
+
+def solve_references(polar: PolarStatistics, inverse_prior: Float64) -> Complex64:
+    """References that maximise the posterior, Eq. (4.2): B / (G + s2 / tau2).
+
+    Parameters
+    ----------
+    polar : PolarStatistics
+        Numerators and denominators.
+    inverse_prior : ndarray of shape (n_references, n_rings)
+        s2 / tau2; with 0 the estimate is that of maximum likelihood.
+    """
+    denominator = polar.denominator + inverse_prior[:, :, None]
+    references: Complex64 = (polar.numerator / np.maximum(denominator, 1e-9)).astype(np.complex64)
+    return references
+
+
+def residual_power(stats: Statistics, polar: PolarStatistics, references: Complex64) -> Float64:
+    """Mean over images of |F - C A|^2 on each ring, Eq. (3.4); (n_rings,)."""
+    cross = np.mean((polar.numerator.conj() * references).real, axis=-1, dtype=np.float64).sum(axis=0)
+    squared = references.real**2 + references.imag**2
+    norm = np.mean(polar.denominator * squared, axis=-1).sum(axis=0)
+    residual: Float64 = (stats.power - 2.0 * cross + norm) / np.maximum(stats.n_images, 1e-9)
+    return residual
+
+
+def signal_power(power: Float64, noise_power: Float64, mass: Float64) -> Float64:
+    """Prior variance tau2 of each reference and ring: power of the plain estimate less its noise, Eq. (4.2).
+
+    The power of a ring is averaged over its neighbours, and every reference is shrunk towards the
+    average spectrum of all: one of few images borrows from the others instead of losing its signal for
+    good, as it would if tau2 were taken from the regularised reference.
+
+    Parameters
+    ----------
+    power, noise_power : ndarrays of shape (n_references, n_rings)
+        Power of the references of maximum likelihood, and that of their noise.
+    mass : ndarray of shape (n_references,)
+        Posterior mass of each reference.
+    """
+    excess = np.maximum(power - noise_power, 0.0)
+    padded = np.pad(excess, ((0, 0), (1, 1)), mode="edge")
+    smooth = 0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]
+    weight = mass[:, None] / max(mass.mean(), 1e-12)  # (n_references, 1)
+    pooled = (weight * smooth).sum(axis=0) / weight.sum()  # (n_rings,)
+    shrunk: Float64 = (weight * smooth + POOLED_SIZES * pooled) / (weight + POOLED_SIZES)
+    return shrunk
+
+
+def spectral_prior(
+    polar: PolarStatistics, mass: Float64, noise: Float64, tau_fudge: float
+) -> tuple[Float64, Float64]:
+    """s2 / tau2 of Eq. (4.2), and the signal-to-noise ratio of each estimate, Eq. (4.7).
+
+    Parameters
+    ----------
+    polar : PolarStatistics
+        Numerators and denominators.
+    mass : ndarray of shape (n_references,)
+        Posterior mass of each reference.
+    noise : ndarray of shape (n_rings,)
+        Noise variance of the masked images.
+    tau_fudge : float
+        Factor on the prior variance.
+
+    Returns
+    -------
+    inverse_prior, signal_to_noise : ndarrays of shape (n_references, n_rings)
+    """
+    seen = np.maximum(polar.denominator.mean(axis=-1, dtype=np.float64), 1e-9)  # (n_references, n_rings)
+    plain = solve_references(polar, 1e-6 * seen)
+    signal = signal_power(ring_power(plain), noise / seen, mass)
+    tau2 = tau_fudge * signal + MIN_SIGNAL * noise / seen
+    return noise / tau2, signal * seen / noise
+
+
+def resolved_ring(signal_to_noise: Float64) -> NDArray[np.int64]:
+    """Last ring before the signal-to-noise ratio of each reference first falls below 1, Eq. (4.7)."""
+    below = signal_to_noise < 1.0
+    return np.asarray(np.where(below.any(axis=1), below.argmax(axis=1), below.shape[1]), dtype=np.int64)
+
+
+def update_model(
+    stats: Statistics,
+    model: AlignmentModel,
+    grid: PolarGrid,
+    settings: AlignmentSettings,
+    noise_fraction: float,
+    n_jobs: int | None = None,
+) -> tuple[AlignmentModel, Statistics]:
+    """The M-step after the sums: new references, noise, priors and resolution, Eq. (4.2), (3.4), (4.7).
+
+    Parameters
+    ----------
+    stats : Statistics
+        Sums over the whole set (or scaled to it).
+    model : AlignmentModel
+        The model they were taken with.
+    grid : PolarGrid
+        Polar grid of the references.
+    settings : AlignmentSettings
+        Masks, priors.
+    noise_fraction : float
+        Part of the noise power that passes the mask of the images.
+    n_jobs : int or None
+        Workers; the result does not depend on it.
+
+    Returns
+    -------
+    model : AlignmentModel
+        With references re-centred and masked; `k_max` is left as it was.
+    stats : Statistics
+        The sums, moved with the references.
+    """
+    n_rings = grid.n_rings
+    stats = stats.turn_centred()
+    polar = polar_statistics(stats, grid)
+    noise = noise_fraction * model.noise[:n_rings]  # of the masked images
+    inverse_prior, signal_to_noise = spectral_prior(polar, stats.mass, noise, settings.tau_fudge)
+    moves = shift_centring(stats)
+    phase = translation_phase(grid, moves)  # (n_references, n_rings, n_angles / 2)
+    polar = PolarStatistics(polar.numerator * phase, polar.denominator)
+    references = solve_references(polar, inverse_prior)
+
+    def masked(block: slice) -> tuple[Float32, Complex64]:
+        images = masked_references(images_from_polar(references[block], grid), settings)
+        return images, polar_transform(images, grid)
+
+    blocks = even_blocks(len(references), TRANSFORMS_PER_TASK)
+    images, values = (
+        np.concatenate(part)
+        for part in zip(*ordered_map(masked, blocks, n_jobs=n_jobs, threads_only=True), strict=True)
+    )
+    power = stats.power / np.maximum(stats.n_images, 1e-9)
+    floor = MIN_NOISE * power + smallest_noise(power)
+    residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction
+    moved = angular_orders(polar.numerator, stats.numerator.shape[1]).transpose(0, 2, 1)
+    updated = replace(
+        model,
+        references=images,
+        noise=np.concatenate([residual, model.noise[n_rings:]]),
+        weight=reference_weights(stats.mass, model.weight, settings.class_prior),
+        shift_sigma_px=max(
+            MIN_SHIFT_SIGMA_PX, float(np.sqrt(0.5 * stats.shift_square[0] / stats.mass.sum()))
+        ),
+        resolution=resolved_ring(signal_to_noise),
+    )
+    shift_sum = stats.mass[:, None] * moves + stats.shift_sum
+    return updated, replace(stats, numerator=moved.astype(np.complex128), shift_sum=shift_sum)
+
+
+def shift_centring(stats: Statistics) -> Float64:
+    """How far each reference must move for the mean shift of its images to be zero, Eq. (4.15).
+
+    Parameters
+    ----------
+    stats : Statistics
+        Sums with the shifts of the images of each reference.
+
+    Returns
+    -------
+    moves : ndarray of shape (n_references, 2)
+        (x, y) in pixels, `MAX_CENTRING_PX` at most. A centre of mass would suit pictures, but it may
+        carry a reference so far from its images that some would have to shift further than the search goes.
+    """
+    moves = -stats.shift_sum / np.maximum(stats.mass, 1e-9)[:, None]
+    length = np.hypot(*moves.T)[:, None]
+    limited: Float64 = moves * np.minimum(1.0, MAX_CENTRING_PX / np.maximum(length, 1e-12))
+    return limited
+
+
+def reference_weights(mass: Float64, last: Float64, class_prior: str) -> Float64:
+    """Prior weight of each reference for the next E-step, Eq. (4.14); (n_references,).
+
+    Parameters
+    ----------
+    mass : ndarray of shape (n_references,)
+        Posterior mass of each reference.
+    last : ndarray of shape (n_references,)
+        Prior weight that it was found with.
+    class_prior : {"uniform", "estimated", "balanced"}
+        "uniform" leaves the weights alone. "estimated" takes the share of each reference, so that one that
+        has lost images loses more: many collapse. "balanced" tilts against large ones.
+    """
+    if class_prior == "uniform":
+        return last
+    share: Float64 = mass / mass.sum()
+    if class_prior == "estimated":
+        return share
+    empty = EMPTY_SHARE / len(mass)
+    tilt = -BALANCE_STRENGTH * np.log((share + empty) / (1.0 + EMPTY_SHARE))
+    log_weight = 0.5 * (np.log(last) + tilt)  # half way: the whole way oscillates
+    weight: Float64 = np.exp(log_weight - np.logaddexp.reduce(log_weight))
+    return weight
+
+
+def smallest_noise(power: Float64) -> float:
+    """Noise of rings without any, in the unit of the power of all rings (n_rings,): 0 would divide."""
+    return EMPTY_RING_NOISE * float(power.max()) + ZERO_IMAGE_NOISE
+
+
+def log_noise_likelihood(power: Float32, noise: Float64, noise_fraction: float) -> Float64:
+    """Log p(image | noise alone) of Eq. (1.3) by the quadrature of Eq. (4.3); (n_images,).
+
+    Parameters
+    ----------
+    power : ndarray of shape (n_images, n_rings)
+        Mean of |F|^2 round each ring.
+    noise : ndarray of shape (n_rings,)
+        Noise variance per pixel.
+    noise_fraction : float
+        Part of the noise that passes the image mask: the masked image has that fraction of the degrees of
+        freedom.
+    """
+    area = 2.0 * np.pi * np.arange(1.0, power.shape[1] + 1.0)
+    constant = -0.5 * noise_fraction * (area * np.log(2.0 * np.pi * noise)).sum()
+    log: Float64 = constant - 0.5 * (power.astype(np.float64) * (area / noise)).sum(axis=-1)
+    return log
+
+
+def masked_references(images: Float32, settings: AlignmentSettings) -> Float32:
+    """References with their background set to zero outside the soft mask."""
+    return mask_background(images, settings.mask_radius_px, settings.mask_edge_px)

@@ -4,34 +4,186 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
+from functools import cached_property, reduce
+from operator import add, iadd
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.memory import claim_room
-from sklearn_cryoem._core.parallel import even_blocks
-from sklearn_cryoem.alignment import plan as planned
+from sklearn_cryoem._core.memory import bytes_at_once, claim_room, kept_by_worker
+from sklearn_cryoem._core.parallel import even_blocks, row_blocks
+from sklearn_cryoem.alignment.adaptive import AdaptiveSearch
 from sklearn_cryoem.alignment.dense import dense_statistics, dense_sums
-from sklearn_cryoem.alignment.expectation import Posterior
-from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
-from sklearn_cryoem.alignment.known import to_image_frame, turned
+from sklearn_cryoem.alignment.expectation import (
+    POSTERIOR_FLOOR,
+    Cells,
+    Posterior,
+    find_cells,
+    posterior_of,
+)
+from sklearn_cryoem.alignment.features import FeatureCache, ImageFeatures, SharedFeatures
+from sklearn_cryoem.alignment.frames import KnownPoses, to_image_frame, turned
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
 from sklearn_cryoem.alignment.model import AlignmentModel
-from sklearn_cryoem.alignment.plan import Plan
-from sklearn_cryoem.alignment.residuals import group_sums, image_scale, image_terms
+from sklearn_cryoem.alignment.products import ReferenceBank, polar_references, reference_bank
 from sklearn_cryoem.alignment.search import SearchSpace
-from sklearn_cryoem.physics.fourier import Float64
+from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 
 Rows = NDArray[np.int64]
 PlacedRows = tuple[Rows, Float64]  # images, and the shifts (n, 2) in pixels that they are brought into
 
 TASKS_PER_PASS = 8  # at least, as long as each has enough images to share its products,
 IMAGES_PER_TASK = (100, 1024)  # and the least and the most that a task gets
+IMAGES_PER_BLOCK = 64  # whose features are made at once
+IMAGES_PER_SEARCH = 512  # of an adaptive one: many images share the products of each reference
+BLOCKS_PER_BANK = 8  # where the bank does not fit: images that each group of references sees in turn
 IMAGES_PER_SUM = 512  # images whose posteriors are held before their statistics are taken
 CELLS_PER_SUM = 4_000_000  # and cells: 20 bytes each
-BROAD = 0.03  # of all cells: where more carry weight, whole tables are quicker than lists of cells
+# While posteriors are broad none is set to zero, since that would drop up to half of each: at an SNR of 0.02
+# fits would end at a mutual information of 0.45 instead of 0.61. Whole tables are quicker there, too.
+BROAD = 0.03  # of all cells carry weight, or more
+BANK_BYTES, BANK_SHARE = 400e6, 0.1  # shifted references that a worker holds, and of the memory limit at most
+TABLE_BYTES, TABLE_SHARE = 100e6, 0.025  # log posteriors of one block of images, likewise
+WORKER_BYTES = 150e6  # of a worker process: interpreter, libraries, tables
+KEPT_SHARE = 0.25  # of a memory limit that was set: references that all workers keep shifted
+
+
+@dataclass(frozen=True)
+class PreparedSearch:
+    """A model made ready for the search of any number of images.
+
+    What follows from the model is made once, in each process, when it is first needed. The sizes of bank and
+    tables decide how the work is cut, and so the last digits of results: no number of workers changes them.
+
+    Attributes
+    ----------
+    model : AlignmentModel
+        References, noise, priors.
+    space : SearchSpace
+        Where to search.
+    n_even : int
+        Even orders of the norm term.
+    bank_bytes : float
+        Shifted references that an exhaustive search holds at once.
+    table_bytes : float
+        Whole tables of posteriors.
+    kept_bytes : float
+        Shifted references that an adaptive search keeps; results do not depend on it.
+    """
+
+    model: AlignmentModel
+    space: SearchSpace
+    n_even: int
+    bank_bytes: float
+    table_bytes: float
+    kept_bytes: float
+
+    @classmethod
+    def of(cls, features: SharedFeatures, model: AlignmentModel, space: SearchSpace) -> PreparedSearch:
+        """Search by the workers of `features`, in the memory that each of them may take."""
+        return cls(
+            model,
+            space,
+            features.images.n_even,
+            bank_bytes=bytes_at_once(BANK_BYTES, BANK_SHARE),
+            table_bytes=bytes_at_once(TABLE_BYTES, TABLE_SHARE),
+            kept_bytes=kept_by_worker(KEPT_SHARE, BANK_BYTES, features.n_workers),
+        )
+
+    @property
+    def n_references(self) -> int:
+        """Number of references."""
+        return len(self.model.references)
+
+    @property
+    def references_at_once(self) -> int:
+        """References, at every shift of `space`, that an exhaustive search holds; at least 1."""
+        return max(1, int(self.bank_bytes // self.space.shifted_bytes))
+
+    @property
+    def fits_dense(self) -> bool:
+        """Whether all angles are searched, and whole tables of posteriors can be held."""
+        space, n_references = self.space, self.n_references
+        table_bytes = 4.0 * IMAGES_PER_BLOCK * n_references * space.n_shifts * space.n_angles
+        fits = n_references <= self.references_at_once and table_bytes <= self.table_bytes
+        return fits and space.angle_range_rad is None
+
+    @cached_property
+    def values(self) -> Complex64:
+        """References on the polar grid; (n_references, n_rings, n_angles / 2)."""
+        return polar_references(self.model.references, self.space.grid)
+
+    @cached_property
+    def precision(self) -> Float32:
+        """1 / noise variance; (n_rings,)."""
+        return self.model.precision(self.space.n_rings)
+
+    @cached_property
+    def bank(self) -> ReferenceBank:
+        """All references at every shift."""
+        return reference_bank(self.values, self.space, self.n_even)
+
+    @cached_property
+    def adaptive(self) -> AdaptiveSearch | None:
+        """Coarse and fine search, Eq. (4.6), if the space has a coarse one."""
+        if self.space.coarse is None:
+            return None
+        priors = self.model.log_prior(self.space), self.model.log_prior(self.space.coarse)
+        return AdaptiveSearch(self.values, self.space, *priors, self.n_even, self.kept_bytes)
+
+    def read(self, cache: FeatureCache, rows: Rows, shift_px: Float64, block: slice) -> ImageFeatures:
+        """Features of a block of `rows` at the rings and orders of the search."""
+        return cache(rows[block], shift_px[block], self.space.n_rings, self.space.n_orders)
+
+    def posteriors(
+        self, cache: FeatureCache, rows: Rows, shift_px: Float64, floor: float = POSTERIOR_FLOOR
+    ) -> Iterator[tuple[ImageFeatures, Posterior]]:
+        """Features and posteriors of `rows`, in order, a block of images at a time, Eq. (4.2).
+
+        The search is adaptive, Eq. (4.6), if the space has a coarse one, as long as that rules out enough.
+
+        Parameters
+        ----------
+        cache : FeatureCache
+            The images.
+        rows, shift_px : ndarrays of shape (n,) and (n, 2)
+            Which images, and the shifts that they are brought into.
+        floor : float
+            Posteriors below this are set to exactly zero, Eq. (4.5).
+        """
+        done = 0
+        if self.adaptive is not None:
+            for block in even_blocks(len(rows), IMAGES_PER_SEARCH, 1):
+                mine, shifts = rows[block], shift_px[block]
+                parts = even_blocks(len(mine), IMAGES_PER_BLOCK, 1)
+                blocks = (self.read(cache, mine, shifts, part) for part in parts)
+                found = self.adaptive.posterior(blocks, self.precision, floor)
+                if found is None:  # references so alike, or images so noisy, that it decides little
+                    break
+                yield found
+                done = block.stop
+        yield from self._exhaustive(cache, rows[done:], shift_px[done:], floor)
+
+    def _exhaustive(
+        self, cache: FeatureCache, rows: Rows, shift_px: Float64, floor: float
+    ) -> Iterator[tuple[ImageFeatures, Posterior]]:
+        """Whole search; where the bank does not fit it is made for a group of references at a time."""
+        prior = self.model.log_prior(self.space)
+        groups = row_blocks(self.n_references, self.references_at_once)
+        blocks = even_blocks(len(rows), IMAGES_PER_BLOCK, 1)
+        for bundle in row_blocks(len(blocks), BLOCKS_PER_BANK):
+            images = [self.read(cache, rows, shift_px, block) for block in blocks[bundle]]
+            found: list[list[Cells]] = [[] for _ in images]
+            for group in groups:
+                bank = self.bank
+                if len(groups) > 1:
+                    bank = reference_bank(self.values[group], self.space, self.n_even)
+                for cells, part in zip(found, images, strict=True):
+                    cells.append(
+                        find_cells(part, self.precision, bank, self.space, prior, floor, group.start)
+                    )
+            for part, cells in zip(images, found, strict=True):
+                yield part, posterior_of(cells, floor)
 
 
 @dataclass(frozen=True)
@@ -44,170 +196,164 @@ class PassResult:
         Sums over the rows.
     label : ndarray of shape (n_rows,), int
         Most probable reference.
-    best_shift, best_angle : ndarrays of shape (n_rows,), int
-        Shift and angle of the search of its best cell.
+    angle_rad : ndarray of shape (n_rows,)
+        Angle of the best cell, counted from the known one.
+    shift_px : ndarray of shape (n_rows, 2)
+        Shift of the image in all, by its best cell.
     log_evidence : ndarray of shape (n_rows,)
         log p(image) / p(image | noise alone).
-    scale : ndarray of shape (n_rows,) or None
-        New intensity of every image, Eq. (4.13), where the source has scales.
-    occupancy : float
-        Part of all cells (class, shift, angle) that carry weight, on average over the images.
+    n_cells : int
+        Cells (reference, shift, angle) that carry weight, of all images.
     """
 
     statistics: Statistics
     label: Rows
-    best_shift: Rows
-    best_angle: Rows
+    angle_rad: Float64
+    shift_px: Float64
     log_evidence: Float64
-    scale: Float64 | None = None
-    occupancy: float = 0.0
+    n_cells: int
 
     def __add__(self, other: PassResult) -> PassResult:
-        n, m = len(self.label), len(other.label)
-        scale = None
-        if self.scale is not None and other.scale is not None:
-            scale = np.concatenate([self.scale, other.scale])
         return PassResult(
             self.statistics + other.statistics,
             np.concatenate([self.label, other.label]),
-            np.concatenate([self.best_shift, other.best_shift]),
-            np.concatenate([self.best_angle, other.best_angle]),
+            np.concatenate([self.angle_rad, other.angle_rad]),
+            np.concatenate([self.shift_px, other.shift_px]),
             np.concatenate([self.log_evidence, other.log_evidence]),
-            scale,
-            (n * self.occupancy + m * other.occupancy) / (n + m),
+            self.n_cells + other.n_cells,
         )
 
-    def lies_px(self, source: FeatureSource, rows: Rows, space: SearchSpace) -> Float64:
-        """Shift of the best cell of each image, added to that which it was brought into; (n_rows, 2)."""
-        angle = space.angles_rad[self.best_angle]
-        moved = to_image_frame(angle, space.shifts_px[self.best_shift])
-        return source.poses(rows).followed_by(angle, moved).shift_px
-
-    @property
-    def is_broad(self) -> bool:
+    def is_broad(self, space: SearchSpace) -> bool:
         """Whether posteriors are so broad that the next pass had better make whole tables of them."""
-        return self.occupancy > BROAD
+        n_all = len(self.label) * len(self.statistics.mass) * space.n_shifts * space.n_angles
+        return self.n_cells > BROAD * n_all
 
 
 def run_pass(
-    source: FeatureSource, rows: Rows, model: AlignmentModel, space: SearchSpace, *, broad: bool = False
+    features: SharedFeatures,
+    rows: Rows,
+    shift_px: Float64,
+    model: AlignmentModel,
+    space: SearchSpace,
+    *,
+    broad: bool = False,
 ) -> PassResult:
-    """E-step and sums of the M-step over `rows`, by the workers of `source`.
+    """E-step and sums of the M-step over `rows`, by the workers of `features`.
 
     A task is a block of rows, searched and summed by one worker, which sends back nothing but sums and a few
     numbers an image. How rows are cut does not depend on the workers.
 
-    With `broad`, which the last pass tells, whole tables of posteriors take the place of lists of cells where
-    no term of a single image is needed: the same sums, but for the posteriors below the floor.
-
-    Raises
-    ------
-    ValueError
-        If there are no rows.
+    Parameters
+    ----------
+    features : SharedFeatures
+        The images.
+    rows : ndarray of shape (n_rows,), int
+        Which of them.
+    shift_px : ndarray of shape (n_images, 2)
+        Shifts that all images are brought into, Eq. (4.16).
+    model, space : AlignmentModel, SearchSpace
+        What is searched for, and where.
+    broad : bool
+        Whether whole tables of posteriors take the place of lists of cells, where there is room for them: the
+        same sums, but for the posteriors below the floor. The last pass tells.
     """
-    if not len(rows):
-        raise ValueError("A pass needs at least one image; no rows were given.")
     claim_room()
-    plan = source.pool.share(Plan.of(source, model, space, broad))
-    result = reduce(add, source.pool.map(pass_over, placed_rows(source, rows), source.shared, plan))
-    source.pool.discard(plan)
-    return _from_first_shifts(result, source, rows, space)
+    search = PreparedSearch.of(features, model, space)
+    function = _dense_pass if broad and search.fits_dense else _listed_pass
+    result = reduce(add, features.map(function, placed_rows(rows, shift_px), search))
+    return _with_shifts_from_known(result, features.images.known, rows, shift_px)
 
 
-def _from_first_shifts(
-    result: PassResult, source: FeatureSource, rows: Rows, space: SearchSpace
+def memory_bound(features: SharedFeatures, n_references: int, space: SearchSpace) -> float:
+    """Bytes that passes at a resolution, and the updates between them, take at most beside the images given.
+
+    What all share (features kept, sums and references of the caller), and what each worker has: libraries and
+    tables, shifted references, the images of one search, and sums.
+    """
+    n_orders, n_rings = space.n_orders, space.n_rings
+    sums = 16.0 * n_references * n_rings * (n_orders + features.images.n_even)
+    shifted = min(n_references * space.shifted_bytes, BANK_BYTES)
+    searched = 2.0 * IMAGES_PER_SEARCH * 24.0 * n_rings * n_orders
+    shared = features.n_bytes + 8.0 * sums + 24.0 * n_references * features.images.box**2
+    return shared + features.n_workers * (WORKER_BYTES + shifted + searched + 3.0 * sums)
+
+
+def placed_rows(rows: Rows, shift_px: Float64) -> list[PlacedRows]:
+    """The tasks of a pass over `rows`, with the shifts that their images are brought into."""
+    least, most = IMAGES_PER_TASK
+    n_tasks = max(TASKS_PER_PASS * -(-len(rows) // (TASKS_PER_PASS * most)), 1)
+    while n_tasks > 1 and len(rows) < n_tasks * least:
+        n_tasks //= 2  # powers of two: the same load for two or four workers
+    return [(some, shift_px[some]) for some in np.array_split(rows, n_tasks)]
+
+
+def shifts_of(known: KnownPoses, angle_rad: Float64, shift_px: Float64) -> Float64:
+    """Shift of each image in all, from its cell (angle, shift of the reference) and where it was brought."""
+    return known.followed_by(angle_rad, to_image_frame(angle_rad, shift_px)).shift_px
+
+
+def _with_shifts_from_known(
+    result: PassResult, known: KnownPoses, rows: Rows, shift_px: Float64
 ) -> PassResult:
     """Count the sums of shifts from the known poses instead of where the images were taken to lie."""
-    way = source.shift_px[rows] - source.known.shift_px[rows]  # (n_rows, 2)
+    way = shift_px[rows] - known.shift_px[rows]  # (n_rows, 2)
     if not way.any():
         return result
-    known = source.known.take(rows)
-    way = turned(known.in_their_frame(way), space.angles_rad[result.best_angle])
+    way = turned(known.take(rows).in_their_frame(way), result.angle_rad)
     stats = result.statistics
     added = np.column_stack([np.bincount(result.label, axis, len(stats.mass)) for axis in way.T])
     return replace(result, statistics=replace(stats, shift_sum=stats.shift_sum + added))
 
 
-def task_rows(rows: Rows) -> list[Rows]:
-    """`rows` cut into the tasks of a pass."""
-    least, most = IMAGES_PER_TASK
-    n_tasks = max(TASKS_PER_PASS * -(-len(rows) // (TASKS_PER_PASS * most)), 1)
-    while n_tasks > 1 and len(rows) < n_tasks * least:
-        n_tasks //= 2  # powers of two: the same load for two or four workers
-    return np.array_split(rows, n_tasks)
+def _listed_pass(task: PlacedRows, cache: FeatureCache, search: PreparedSearch) -> PassResult:
+    """One task of `run_pass`: as many images at a time as posteriors can be held."""
+    return reduce(add, _listed_parts(*task, cache, search))
 
 
-def placed_rows(source: FeatureSource, rows: Rows) -> list[PlacedRows]:
-    """The tasks of a pass over `rows`, with the shifts that their images are brought into."""
-    return [(some, source.shift_px[some]) for some in task_rows(rows)]
-
-
-def pass_over(task: PlacedRows, source: FeatureSource, plan: Plan) -> PassResult:
-    """One task of `run_pass`: search some rows and sum over them."""
-    rows = task[0]
-    source.place(*task)
-    source.scale = plan.scale
-    each_image = source.n_groups > 0 or source.scale is not None  # are its own terms needed?
-    if plan.broad and not each_image and plan.fits_dense:
-        return _dense_pass(source, rows, plan)
-    return reduce(add, _parts(source, rows, plan, each_image))
-
-
-def _parts(source: FeatureSource, rows: Rows, plan: Plan, each_image: bool) -> Iterator[PassResult]:
-    """Results of the rows, as many at a time as posteriors can be held."""
+def _listed_parts(
+    rows: Rows, shift_px: Float64, cache: FeatureCache, search: PreparedSearch
+) -> Iterator[PassResult]:
     waiting: list[tuple[ImageFeatures, Posterior]] = []
     done = 0
-    for features, posterior in plan.posteriors(source, rows):
-        waiting.append((features, posterior))
-        seen = sum(len(f) for f, _ in waiting)
-        full = seen >= IMAGES_PER_SUM or sum(len(p.weight) for _, p in waiting) >= CELLS_PER_SUM
-        if full or done + seen == len(rows):
-            yield _sums(waiting, rows[done : done + seen], source, plan, each_image)
+    for part in search.posteriors(cache, rows, shift_px):
+        waiting.append(part)
+        seen = sum(len(features) for features, _ in waiting)
+        n_cells = sum(len(posterior.weight) for _, posterior in waiting)
+        if seen >= IMAGES_PER_SUM or n_cells >= CELLS_PER_SUM or done + seen == len(rows):
+            features = ImageFeatures.concatenate([f for f, _ in waiting])
+            posterior = Posterior.concatenate([p for _, p in waiting])
+            stats = accumulate(features, posterior, search.space, search.n_references, search.n_even)
+            known = cache.images.known.take(rows[done : done + seen], shift_px[done : done + seen])
+            best = posterior.best_row, posterior.best_angle, posterior.log_evidence
+            yield _pass_result(stats, *best, n_cells, known, search.space)
             waiting, done = [], done + seen
 
 
-def _sums(
-    waiting: list[tuple[ImageFeatures, Posterior]],
-    rows: Rows,
-    source: FeatureSource,
-    plan: Plan,
-    each_image: bool,
+def _dense_pass(task: PlacedRows, cache: FeatureCache, search: PreparedSearch) -> PassResult:
+    """What `_listed_pass` returns, from whole tables of posteriors, block by block."""
+    rows, shift_px = task
+    space, prior = search.space, search.model.log_prior(search.space)
+    blocks = even_blocks(len(rows), IMAGES_PER_BLOCK, 1)
+    images = (search.read(cache, rows, shift_px, block) for block in blocks)
+    sums = reduce(iadd, (dense_sums(part, search.precision, search.bank, space, prior) for part in images))
+    stats = dense_statistics(sums, space, search.n_even)
+    known = cache.images.known.take(rows, shift_px)
+    row, angle = np.concatenate(sums.row), np.concatenate(sums.angle)
+    log_evidence = np.concatenate(sums.log_evidence)
+    return _pass_result(stats, row, angle, log_evidence, sums.n_cells, known, space)
+
+
+def _pass_result(
+    stats: Statistics,
+    row: Rows,
+    angle: Rows,
+    log_evidence: Float64,
+    n_cells: int,
+    known: KnownPoses,
+    space: SearchSpace,
 ) -> PassResult:
-    """Statistics and new scales of the images that wait; terms of each by itself if `each_image`."""
-    features = ImageFeatures.concatenate([f for f, _ in waiting])
-    posterior = Posterior.concatenate([p for _, p in waiting])
-    model, space, scale = plan.model, plan.space, None
-    if each_image:
-        group = source.group[rows]
-        terms = image_terms(features, posterior, space, plan.values)
-        if source.scale is not None:
-            scale = image_scale(
-                terms, model.precision(group, space.n_rings), source.scale[rows]
-            )  # Eq. (4.13)
-        if source.n_groups:
-            features = features.weighted(model.relative_precision(group, space.n_rings))  # Eq. (4.12)
-    stats = accumulate(features, posterior, space, plan.n_references, source.n_even)
-    if source.n_groups:
-        residual, images = group_sums(terms, group, source.n_groups)
-        stats = replace(stats, group_residual=residual, group_images=images)
-    label, shift = np.divmod(posterior.best_row, space.n_shifts)
-    occupancy = _occupancy(len(posterior.weight), len(rows), plan)
-    return PassResult(stats, label, shift, posterior.best_angle, posterior.log_evidence, scale, occupancy)
-
-
-def _dense_pass(source: FeatureSource, rows: Rows, plan: Plan) -> PassResult:
-    """What `pass_over` returns, from whole tables of posteriors, shard by shard."""
-    prior = plan.model.log_prior(plan.space)
-    shards = even_blocks(len(rows), planned.IMAGES_PER_SHARD, 1)
-    sums = dense_sums(*plan.read(source, rows[shards[0]]), plan.bank, plan.space, prior)
-    for block in shards[1:]:
-        sums += dense_sums(*plan.read(source, rows[block]), plan.bank, plan.space, prior)
-    statistics = dense_statistics(sums, plan.space, source.n_even)
-    label, shift = np.divmod(sums.row, plan.space.n_shifts)
-    occupancy = _occupancy(sums.n_cells, len(rows), plan)
-    return PassResult(statistics, label, shift, sums.angle, sums.log_evidence, occupancy=occupancy)
-
-
-def _occupancy(n_cells: int, n_images: int, plan: Plan) -> float:
-    space = plan.space
-    return n_cells / (float(n_images) * plan.n_references * space.n_shifts * space.n_angles)
+    """Result of a pass from its sums and the best cell of every image."""
+    label, shift = np.divmod(row, space.n_shifts)
+    psi = space.angles_rad[angle]
+    in_all = shifts_of(known, psi, space.shifts_px[shift])
+    return PassResult(stats, label, psi, in_all, log_evidence, n_cells)

@@ -10,14 +10,11 @@ from numpy.typing import NDArray
 
 from sklearn_cryoem._core.parallel import even_blocks
 from sklearn_cryoem.alignment.expectation import Posterior
-from sklearn_cryoem.alignment.features import FeatureSource, ImageFeatures
-from sklearn_cryoem.alignment.known import to_image_frame
-from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
-from sklearn_cryoem.alignment.mutual import Frames
-from sklearn_cryoem.alignment.passes import PlacedRows, placed_rows, run_pass
-from sklearn_cryoem.alignment.plan import IMAGES_PER_SHARD, Plan
-from sklearn_cryoem.alignment.residuals import log_noise_likelihood
-from sklearn_cryoem.alignment.search import SearchSpace
+from sklearn_cryoem.alignment.features import FeatureCache, ImageFeatures, SharedFeatures
+from sklearn_cryoem.alignment.frames import Frames, to_image_frame
+from sklearn_cryoem.alignment.model import AlignmentModel, log_noise_likelihood
+from sklearn_cryoem.alignment.passes import IMAGES_PER_BLOCK, PlacedRows, PreparedSearch, placed_rows
+from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import (
     angular_orders,
@@ -30,7 +27,8 @@ Int = NDArray[np.int64]
 
 FINE_POINTS = 7  # per axis of the local grid, which spans one step of the search to each side
 REFINEMENT_ROUNDS = 2
-PLACING_RINGS = 8.0  # at most, of the search of all the reach: a shift to a third of their period
+MAX_PLACING_RINGS = 8.0  # of the search of all the reach: a shift to a third of their period
+FOLLOW_FROM = 0.5  # of the range of a search: images found further out are followed
 
 
 @dataclass(frozen=True)
@@ -39,29 +37,29 @@ class ImagePoses:
 
     Attributes
     ----------
-    cluster : ndarray of shape (n_images,), int
+    label : ndarray of shape (n_images,), int
         Most probable class.
     angle_rad : ndarray of shape (n_images,)
         In-plane angle psi in [0, 2 pi).
     shift_px : ndarray of shape (n_images, 2)
         (x, y) that, added to the image's content, centres it.
+    mirrored : ndarray of shape (n_images,), bool
+        Whether the centred image is mirrored before it is turned, as in `Poses`.
     log_evidence : ndarray of shape (n_images,)
         log p(image) / p(image | noise alone).
     class_posterior : ndarray of shape (n_images,)
         Posterior of the class, over all shifts and angles.
     log_noise : ndarray of shape (n_images,)
         log p(image | noise alone), Eq. (1.3), up to the resolution limit.
-    mirrored : ndarray of shape (n_images,), bool
-        Whether the centred image is mirrored before it is turned, as in `Poses`.
     """
 
-    cluster: Int
+    label: Int
     angle_rad: Float64
     shift_px: Float64
+    mirrored: NDArray[np.bool_]
     log_evidence: Float64
     class_posterior: Float64
     log_noise: Float64
-    mirrored: NDArray[np.bool_]
 
     @classmethod
     def concatenate(cls, parts: Sequence[ImagePoses]) -> ImagePoses:
@@ -74,8 +72,30 @@ class ImagePoses:
         return ImagePoses(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is asked of every image.
+
+    Attributes
+    ----------
+    search : PreparedSearch
+        The references, and where to search.
+    frames : Frames
+        Classes of the references and their common frame.
+    n_limit : int
+        Rings of the likelihood.
+    refine : bool
+        Whether to go below the steps of the search.
+    """
+
+    search: PreparedSearch
+    frames: Frames
+    n_limit: int
+    refine: bool
+
+
 def find_poses(
-    source: FeatureSource,
+    features: SharedFeatures,
     model: AlignmentModel,
     settings: AlignmentSettings,
     *,
@@ -84,11 +104,11 @@ def find_poses(
 ) -> ImagePoses:
     """Class and pose of every image: the most probable cell, refined in angle and shift.
 
-    Where the source has known poses, those found are the known ones and what was found round them.
+    Where poses are known, those found are the known ones and what was found round them.
 
     Parameters
     ----------
-    source : FeatureSource
+    features : SharedFeatures
         The images, any of the model's box, and who works on them.
     model : AlignmentModel
         A fitted model.
@@ -99,153 +119,127 @@ def find_poses(
     refine : bool
         Whether to go below the steps of the search.
     """
-    space = settings.space(source.box, model.k_max)
-    wanted = _Wanted(source.n_rings(settings.k_limit), frames, refine)
-    rows = np.arange(source.n_images)
-    place_images(source, model, settings)
-    return _searched(source, rows, Plan.of(source, model, space), wanted)[0]
+    space = settings.space(features.images.box, model.k_max)
+    wanted = _Wanted(
+        PreparedSearch.of(features, model, space),
+        frames=Frames.identity(np.arange(len(model.references))) if frames is None else frames,
+        n_limit=features.images.n_rings(settings.k_limit),
+        refine=refine,
+    )
+    return _find(features, placed_shifts(features, model, settings), wanted)
 
 
-def place_images(source: FeatureSource, model: AlignmentModel, settings: AlignmentSettings) -> None:
-    """Bring images to where a coarse search of all the reach finds them, from their known poses, Eq. (4.16).
+def placed_shifts(features: SharedFeatures, model: AlignmentModel, settings: AlignmentSettings) -> Float64:
+    """Shifts (n_images, 2) at which a search of all the reach, from the known ones, finds images, Eq. (4.16).
 
     Images of a fit are placed anew as well: they get the poses that they would get as new ones.
     """
-    source.shift_px = source.known.shift_px
+    known_px = features.images.known.shift_px
     if settings.reach_px <= settings.max_shift_px:
-        return
-    wide = replace(settings, max_shift_px=settings.reach_px, adaptive_fraction=1.0)
-    space = wide.space(source.box, min(settings.k_start, model.k_max, PLACING_RINGS))
+        return known_px
+    wide = replace(settings, max_shift_px=settings.reach_px)
+    space = wide.space(features.images.box, min(settings.k_start, model.k_max, MAX_PLACING_RINGS))
     anywhere = replace(model, shift_sigma_px=0.5 * settings.reach_px)
-    wanted = _Wanted(space.n_rings, None, refine=False)  # power beyond these rings need not be read
-    rows = np.arange(source.n_images)
-    found, lies_px = _searched(source, rows, Plan.of(source, anywhere, space), wanted)
-    follow_images(source, settings, rows, lies_px, found.log_evidence)
-
-
-def follow_images(
-    source: FeatureSource, settings: AlignmentSettings, rows: Int, lies_px: Float64, log_evidence: Float64
-) -> None:
-    """Bring images that were found far out, and are told from noise, to where they lie, Eq. (4.16)."""
-    told = log_evidence > 0.0
-    source.follow(rows[told], lies_px[told], settings.max_shift_px, settings.reach_px)
-
-
-def _searched(source: FeatureSource, rows: Int, plan: Plan, wanted: _Wanted) -> tuple[ImagePoses, Float64]:
-    """Poses of some images, and the shift (n, 2) at which each lies in the frame of its reference."""
-    pool = source.pool
-    shared = pool.share(plan), pool.share(wanted)
-    found, lies_px = zip(*pool.map(_poses_of, placed_rows(source, rows), source.shared, *shared), strict=True)
-    for each in shared:
-        pool.discard(each)
-    return ImagePoses.concatenate(found), np.concatenate(lies_px)
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What is asked of every image: rings of its likelihood, frame of its pose, and how fine that is."""
-
-    n_limit: int
-    frames: Frames | None
-    refine: bool
-
-
-def _poses_of(
-    task: PlacedRows, source: FeatureSource, plan: Plan, wanted: _Wanted
-) -> tuple[ImagePoses, Float64]:
-    """What `_searched` returns, of the images of one task."""
-    rows = task[0]
-    source.place(*task)
-    source.scale = plan.scale
-    found: list[ImagePoses] = []
-    lies: list[Float64] = []
-    done = 0
-    for features, posterior in plan.posteriors(source, rows):
-        shards = even_blocks(len(features), IMAGES_PER_SHARD, 1)
-        for block, part in zip(shards, posterior.split(shards), strict=True):
-            some = features.take(block, plan.space.n_rings, plan.space.n_orders)
-            mine = rows[done + block.start : done + block.stop]
-            poses, lies_px = _poses_of_shard(mine, some, part, source, plan, wanted)
-            found.append(poses)
-            lies.append(lies_px)
-        done += len(features)
-    return ImagePoses.concatenate(found), np.concatenate(lies)
-
-
-def _poses_of_shard(
-    rows: Int,
-    features: ImageFeatures,
-    posterior: Posterior,
-    source: FeatureSource,
-    plan: Plan,
-    wanted: _Wanted,
-) -> tuple[ImagePoses, Float64]:
-    model, space, n_limit, frames = plan.model, plan.space, wanted.n_limit, wanted.frames
-    reference, shift = np.divmod(posterior.best_row, space.n_shifts)
-    angle = space.angles_rad[posterior.best_angle]
-    pose = to_image_frame(angle, space.shifts_px[shift])
-    noise = model.noise[:n_limit] / model.relative_precision(source.group[rows], n_limit)
-    if wanted.refine:
-        precision = model.precision(source.group[rows], space.n_rings)
-        angle, pose = refine_poses(
-            features, precision, plan.values[reference], space, angle, pose, model.shift_sigma_px
-        )
-    power = features.power if n_limit == space.n_rings else source.power(rows, n_limit)
-    mirrored = np.zeros(len(reference), dtype=bool)
-    known = source.poses(rows)
-    lies_px = known.followed_by(angle, pose).shift_px
-    group_of = np.arange(plan.n_references)  # each reference is a class, unless frames unite some
-    if frames is not None:
-        group_of = frames.group
-        angle, pose, mirrored = frames.poses(reference, angle, pose)
-    final = known.followed_by(angle, pose, mirrored)
-    poses = ImagePoses(
-        group_of[reference],
-        final.angle_rad,
-        final.shift_px,
-        posterior.log_evidence,
-        class_posterior(posterior, group_of, group_of[reference], space.n_shifts),
-        log_noise_likelihood(power, noise, source.noise_fraction),
-        final.mirrored,
+    wanted = _Wanted(
+        PreparedSearch.of(features, anywhere, replace(space, coarse=None)),
+        frames=Frames.identity(np.arange(len(model.references))),
+        n_limit=space.n_rings,  # power beyond these rings need not be read
+        refine=False,
     )
-    return poses, lies_px
+    found = _find(features, known_px, wanted)
+    rows = np.arange(len(known_px))
+    return followed_shifts(known_px, settings, rows, known_px, found.shift_px, found.log_evidence)
 
 
-def find_scales(
-    source: FeatureSource,
-    model: AlignmentModel,
+def followed_shifts(
+    known_px: Float64,
     settings: AlignmentSettings,
-    *,
-    unit: float | None = None,
-) -> float:
-    """Set the scales of `source` to the intensities of its images under a fitted model, Eq. (4.13).
+    rows: Int,
+    shift_px: Float64,
+    found_px: Float64,
+    log_evidence: Float64,
+) -> Float64:
+    """Shifts that all images are brought into next: those found far out are followed, Eq. (4.16).
 
     Parameters
     ----------
-    source, model, settings
-        As in `find_poses`.
-    unit : float or None
-        What this returned for the images that the model was fitted to; None for those themselves, whose mean
-        becomes 1. Noise in references makes all images look weaker than they are, by this common factor.
-
-    Returns
-    -------
-    unit : float
+    known_px, shift_px : ndarrays of shape (n_images, 2)
+        Known shifts, and those that the images were brought into.
+    settings : AlignmentSettings
+        Range of one search, and reach of all.
+    rows : ndarray of shape (n,), int
+        Images that were searched.
+    found_px : ndarray of shape (n, 2)
+        Shift at which each was found.
+    log_evidence : ndarray of shape (n,)
+        Images that noise alone explains as well are left where they are.
     """
-    source.scale = np.ones(source.n_images)
-    place_images(source, model, settings)
-    space = settings.space(source.box, model.k_max)
-    found = run_pass(source, np.arange(source.n_images), model, space).scale
-    if found is not None:
-        unit = float(found.mean()) if unit is None else unit
-        source.scale = found / unit
-    return 1.0 if unit is None else unit
+    distance = np.hypot(*(found_px - shift_px[rows]).T)
+    chosen = (log_evidence > 0.0) & (distance > FOLLOW_FROM * settings.max_shift_px)
+    first = known_px[rows[chosen]]
+    way = found_px[chosen] - first
+    longest = max(settings.reach_px - settings.max_shift_px, 0.0)
+    way *= np.minimum(1.0, longest / np.maximum(np.hypot(*way.T), 1e-12))[:, None]
+    updated = shift_px.copy()
+    updated[rows[chosen]] = first + way
+    return updated
 
 
-def class_posterior(posterior: Posterior, group_of: Int, cluster: Int, n_shifts: int) -> Float64:
+def _find(features: SharedFeatures, shift_px: Float64, wanted: _Wanted) -> ImagePoses:
+    """Poses of all images, each brought into its shift first."""
+    rows = np.arange(len(shift_px))
+    return ImagePoses.concatenate(list(features.map(_poses_of, placed_rows(rows, shift_px), wanted)))
+
+
+def _poses_of(task: PlacedRows, cache: FeatureCache, wanted: _Wanted) -> ImagePoses:
+    """Poses of the images of one task."""
+    rows, shift_px = task
+    found, done = [], 0
+    for features, posterior in wanted.search.posteriors(cache, rows, shift_px):
+        blocks = even_blocks(len(features), IMAGES_PER_BLOCK, 1)
+        for block, part in zip(blocks, posterior.split(blocks), strict=True):
+            some = features.take(block, wanted.search.space.n_rings, wanted.search.space.n_orders)
+            mine = slice(done + block.start, done + block.stop)
+            found.append(_poses_of_block(rows[mine], shift_px[mine], some, part, cache, wanted))
+        done += len(features)
+    return ImagePoses.concatenate(found)
+
+
+def _poses_of_block(
+    rows: Int,
+    shift_px: Float64,
+    features: ImageFeatures,
+    posterior: Posterior,
+    cache: FeatureCache,
+    wanted: _Wanted,
+) -> ImagePoses:
+    search, frames, n_limit = wanted.search, wanted.frames, wanted.n_limit
+    model, space = search.model, search.space
+    reference, shift = np.divmod(posterior.best_row, space.n_shifts)
+    angle = space.angles_rad[posterior.best_angle]
+    pose = to_image_frame(angle, space.shifts_px[shift])
+    if wanted.refine:
+        mine = search.values[reference]
+        angle, pose = refine_poses(features, search.precision, mine, space, angle, pose, model.shift_sigma_px)
+    angle, pose, mirrored = frames.poses(reference, angle, pose)
+    final = cache.images.known.take(rows, shift_px).followed_by(angle, pose, mirrored)
+    label = frames.label[reference]
+    power = features.power if n_limit == space.n_rings else cache.power(rows, shift_px, n_limit)
+    return ImagePoses(
+        label,
+        final.angle_rad,
+        final.shift_px,
+        final.mirrored,
+        posterior.log_evidence,
+        class_posterior(posterior, frames.label, label, space.n_shifts),
+        log_noise_likelihood(power, model.noise[:n_limit], cache.images.noise_fraction),
+    )
+
+
+def class_posterior(posterior: Posterior, class_of: Int, label: Int, n_shifts: int) -> Float64:
     """Posterior of each image's class, summed over its references, shifts and angles; (n_images,)."""
-    own = group_of[posterior.row // n_shifts] == cluster[posterior.image]
-    return np.asarray(np.bincount(posterior.image[own], posterior.weight[own], len(cluster)), np.float64)
+    own = class_of[posterior.row // n_shifts] == label[posterior.image]
+    return np.asarray(np.bincount(posterior.image[own], posterior.weight[own], len(label)), np.float64)
 
 
 def refine_poses(
@@ -263,8 +257,8 @@ def refine_poses(
     ----------
     features : ImageFeatures
         At the rings and orders of `space`.
-    precision : ndarray of shape (n_rings,) or (n_images, n_rings)
-        1 / noise variance, of all images or of each.
+    precision : ndarray of shape (n_rings,)
+        1 / noise variance.
     references : ndarray of shape (n_images, n_rings, n_angles / 2)
         Reference of each image on the polar grid.
     space : SearchSpace
@@ -280,7 +274,7 @@ def refine_poses(
         Never more than one step of the search from the start in a round, nor outside a window of angles.
     """
     grid, n_orders = space.grid, space.n_orders
-    area = ((2.0 * np.pi * grid.radius).astype(np.float32) * precision)[..., None]  # (..., n_rings, 1)
+    area = ((2.0 * np.pi * grid.radius).astype(np.float32) * precision)[:, None]  # (n_rings, 1)
     m = np.arange(n_orders)
     a = angular_orders(references, n_orders) * area  # (n, n_rings, n_orders)
     x = from_angular_orders(features.orders.transpose(0, 2, 1), grid.n_angles)  # (n, n_rings, n_angles / 2)
@@ -320,10 +314,10 @@ def _shift_correction(
     """Offset (x, y) of the best shift near `shift_px`, on a fine grid and then a parabola; (n, 2)."""
     y, x = (axis.ravel() for axis in np.meshgrid(steps, steps, indexing="ij"))
     offsets = np.column_stack([x, y])  # (FINE_POINTS^2, 2)
-    here = product * translation_phase(space.grid, -shift_px)
+    centred = product * translation_phase(space.grid, -shift_px)
     fine = translation_phase(space.grid, -offsets).reshape(len(offsets), -1)
     scale = 2.0 / product.shape[-1] / 2.0  # two half circles, mean over n_angles
-    log = scale * (here.reshape(len(here), -1) @ fine.T).real.astype(np.float64)  # (n, FINE_POINTS^2)
+    log = scale * (centred.reshape(len(centred), -1) @ fine.T).real.astype(np.float64)  # (n, FINE_POINTS^2)
     moved = shift_px[:, None, :] + offsets
     log -= 0.5 * (moved**2).sum(axis=2) / sigma_px**2
     table = log.reshape(len(log), len(steps), len(steps))

@@ -1,4 +1,4 @@
-"""What is searched: shifts, in-plane angles and angular orders at one resolution, Eq. (4.2)-(4.3)."""
+"""What is asked of an alignment, and what it searches at a resolution: shifts, angles, orders, Eq. (4.3)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,75 @@ from numpy.typing import NDArray
 from sklearn_cryoem.physics.fourier import Float32, Float64
 from sklearn_cryoem.physics.polar import PolarGrid, n_angular_orders, polar_grid
 
-SMALLEST_GAIN = 4.0  # no adaptive search where the coarse one is not this many times less work
+CLASS_PRIORS = ("uniform", "estimated", "balanced")
+
+MIN_COARSE_GAIN = 4.0  # no adaptive search where the coarse one is not this many times less work
 COARSE_FRACTION = 0.6  # of k_max: the coarse pass of the adaptive search
-COARSE_RINGS = 16.0  # at most: finer detail hardly tells classes apart that coarser detail does not
-SHIFTS_PER_PERIOD = 3.0  # default shift step: this many to the finest period in use, but not below 1 pixel
+MAX_COARSE_RINGS = 16.0  # finer detail hardly tells classes apart that coarser detail does not
+# Poses are refined below the step of the search in the end, so that a finer one only costs time.
+SHIFTS_PER_PERIOD = 3.0  # of the finest period in use; a step is never below 1 pixel
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """Everything that is chosen before an alignment, lengths in pixels and frequencies in Fourier pixels.
+
+    Attributes
+    ----------
+    n_references : int
+        Number of references.
+    mask_radius_px, mask_edge_px : float
+        Soft mask of the references.
+    max_shift_px : float
+        Longest shift of one search, from where an image is taken to lie.
+    reach_px : float
+        Longest shift in all, Eq. (4.16); `max_shift_px` where it is shorter.
+    k_start, k_limit : float
+        Resolution to start from and never to exceed.
+    angle_range_rad : float or None
+        How far from the known poses of the images angles are searched; None for the whole circle.
+    tau_fudge : float
+        Factor on the prior variance of the references, Eq. (4.2).
+    class_prior : {"uniform", "estimated", "balanced"}
+        Prior weight of the references, Eq. (4.14).
+    n_batches, batch_size : int
+        Mini-batches of online EM before the full passes, Eq. (4.8).
+    max_iter : int
+        Full passes, at most.
+    tol : float
+        Full passes stop once the log evidence gains less than this fraction.
+    """
+
+    n_references: int
+    mask_radius_px: float
+    mask_edge_px: float
+    max_shift_px: float
+    k_start: float
+    k_limit: float
+    reach_px: float = 0.0
+    angle_range_rad: float | None = None
+    tau_fudge: float = 2.0
+    class_prior: str = "uniform"
+    n_batches: int = 60
+    batch_size: int = 200
+    max_iter: int = 5
+    tol: float = 1e-2
+
+    @property
+    def turns_freely(self) -> bool:
+        """Whether all in-plane angles are searched; otherwise known poses fix the frame of everything."""
+        return self.angle_range_rad is None or self.angle_range_rad >= np.pi
+
+    def space(self, box: int, k_max: float) -> SearchSpace:
+        """Search space at the resolution `k_max`."""
+        return search_space(
+            box,
+            k_max,
+            reference_radius_px=self.mask_radius_px + self.mask_edge_px,
+            max_shift_px=self.max_shift_px,
+            angle_range_rad=self.angle_range_rad,
+            coarsest_k=self.k_start,
+        )
 
 
 @dataclass(frozen=True)
@@ -39,9 +104,7 @@ class SearchSpace:
     shift_step_px : float
         Distance of neighbouring shifts.
     coarse : SearchSpace or None
-        A coarser space that rules classes out beforehand, Eq. (4.6); None for an exhaustive search.
-    adaptive_fraction : float
-        Part of the coarse posterior that the classes left hold.
+        A coarser space that rules references out beforehand, Eq. (4.6); None for an exhaustive search.
     angle_range_rad : float or None
         Half the window of angles, whose ends are searched; None for the whole circle.
     """
@@ -52,7 +115,6 @@ class SearchSpace:
     shifts_px: Float64
     shift_step_px: float
     coarse: SearchSpace | None = None
-    adaptive_fraction: float = 1.0
     angle_range_rad: float | None = None
 
     @property
@@ -67,7 +129,7 @@ class SearchSpace:
 
     @property
     def work(self) -> int:
-        """Multiplications for an image and a class: products over rings, then over orders."""
+        """Multiplications for an image and a reference: products over rings, then over orders."""
         symmetry = (
             1 if self.angle_range_rad is None else 2
         )  # of a window, half has to be made and not a quarter
@@ -165,11 +227,8 @@ def search_space(
     *,
     reference_radius_px: float,
     max_shift_px: float,
-    shift_step_px: float | None = None,
-    angle_step_rad: float | None = None,
-    adaptive_fraction: float | None = None,
-    coarsest_k: float = 1.0,
     angle_range_rad: float | None = None,
+    coarsest_k: float | None = None,
 ) -> SearchSpace:
     """Choose orders, angles and shifts for references of a given radius up to `k_max`.
 
@@ -183,52 +242,40 @@ def search_space(
         Radius outside which the references are zero.
     max_shift_px : float
         Longest shift searched.
-    shift_step_px : float, optional
-        Distance of neighbouring shifts; by default a third of the finest period D / k_max, at least 1 pixel.
-    angle_step_rad : float, optional
-        Distance of neighbouring angles, at most; by default as many angles as the orders need (Nyquist).
-    adaptive_fraction : float, optional
-        Part of the posterior of a coarse search, Eq. (4.6), that classes must hold together to be searched in
-        full; by default, with 1, and where the coarse search would not be much smaller, all are.
-    coarsest_k : float
-        Resolution below which no coarse search is made.
     angle_range_rad : float, optional
         Angles are searched only this far from 0, at steps that reach both ends; by default, and from pi on,
         the whole circle is.
+    coarsest_k : float, optional
+        Resolution below which no coarse search is made; by default none is made at any resolution.
     """
     radius_px = min(reference_radius_px + max_shift_px, box / 2)
     n_orders = n_angular_orders(box, k_max, reference_radius_px)
     grid = polar_grid(box, k_max, radius_px, n_orders)
-    n_angles = 2 * n_orders
-    if angle_step_rad is not None:
-        n_angles = max(n_angles, int(np.ceil(2.0 * np.pi / angle_step_rad - 1e-6)))
-    n_angles = 4 * -(-n_angles // 4)
+    n_angles = 4 * -(-n_orders // 2)  # at least 2 n_orders (Nyquist), and a multiple of 4
     if angle_range_rad is not None and angle_range_rad >= np.pi:
         angle_range_rad = None
     if angle_range_rad is not None:
         n_angles = 2 * int(np.ceil(angle_range_rad * n_angles / (2.0 * np.pi) - 1e-6)) + 1
-    if shift_step_px is None:
-        shift_step_px = max(1.0, box / k_max / SHIFTS_PER_PERIOD)
+    step_px = max(1.0, box / k_max / SHIFTS_PER_PERIOD)
     space = SearchSpace(
         grid,
         min(n_orders, grid.n_angles // 2),
         n_angles,
-        shift_grid(max_shift_px, shift_step_px),
-        shift_step_px,
+        shift_grid(max_shift_px, step_px),
+        step_px,
         angle_range_rad=angle_range_rad,
     )
-    if adaptive_fraction is None or adaptive_fraction >= 1.0:
+    if coarsest_k is None:
         return space
     coarse = search_space(
         box,
-        max(min(COARSE_FRACTION * k_max, COARSE_RINGS), coarsest_k),
+        max(min(COARSE_FRACTION * k_max, MAX_COARSE_RINGS), coarsest_k),
         reference_radius_px=reference_radius_px,
         max_shift_px=max_shift_px,
         angle_range_rad=angle_range_rad,
     )
-    if SMALLEST_GAIN * coarse.work > space.work:
-        return space
-    return replace(space, coarse=coarse, adaptive_fraction=adaptive_fraction)
+    worth_it = MIN_COARSE_GAIN * coarse.work <= space.work
+    return replace(space, coarse=coarse) if worth_it else space
 
 
 def shift_grid(max_shift_px: float, step_px: float) -> Float64:

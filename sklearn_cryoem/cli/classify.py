@@ -149,6 +149,7 @@ def make_clusterer(options):
             n_clusters=options.classes,
             max_iter=options.iterations,
             cache_folder=options.cache_folder,
+            noise="group" if options.noise_groups else None,
         ),
     )
 
@@ -178,7 +179,6 @@ def make_aligner(options, stack):
             max_shift=options.max_shift,
             max_iter=options.align_iterations,
             n_batches=options.align_batches,
-            n_init=options.align_starts,
             n_references=options.align_references,
             angle_range=None if options.angle_range is None else math.radians(options.angle_range),
         ),
@@ -190,7 +190,6 @@ def _given(options, **parameters):
     parameters |= {
         "mask_diameter": options.mask_diameter,
         "max_resolution": options.max_resolution,
-        "noise": "group" if options.noise_groups else None,
     }
     given = {name: value for name, value in parameters.items() if value is not None}
     return given | _machine(options)

@@ -40,7 +40,6 @@ OPTIONS_OF_ESTIMATORS = {
         "max_iter": "--align-iterations",
         "n_batches": "--align-batches",
         "n_clusters": "--align-classes",
-        "n_init": "--align-starts",
         "n_references": "--align-references",
     },
     "SMLClusterer": {

@@ -123,15 +123,13 @@ def add_classification(parser):
         ("--max-resolution", "A", positive, None,
          "finest detail to use, in Angstrom (default: as fine as pixel size and signal allow)"),
         ("--noise-groups", None, bool, False,
-         "a noise spectrum for each micrograph, instead of one for all particles, in both steps"),
+         "a noise spectrum for each micrograph, instead of one for all particles, for the clustering"),
     ])  # fmt: skip
     add_options(parser.add_argument_group("alignment"), [
         ("--align-classes", "N", count, 50, "classes while aligning"),
         ("--align-references", "N", count, None,
          "references that are united to these classes in the end: more are more accurate and slower "
          "(default: 2.5 to a class, as far as there are particles)"),
-        ("--align-starts", "N", count, None,
-         "starts, of which the best goes on; each costs its mini-batches (default: the aligner's)"),
         ("--align-batches", "N", whole, None, "mini-batches to begin with (default: the aligner's)"),
         ("--align-iterations", "N", count, None,
          "passes over all particles, at most (default: the aligner's)"),

@@ -68,8 +68,9 @@ def screen(stack, options, folder, console):
     """
     from sklearn_cryoem._core.exceptions import ParticleDataError
 
+    # an alignment has one noise level for all particles, so their grey values are normalised for it
     settings = {
-        "noise": "group" if options.noise_groups else "shell",
+        "noise": "group" if options.noise_groups and options.skip_align else "shell",
         "n_jobs": options.jobs,
         "verbose": 0 if options.quiet else 1,
     }

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 
-from sklearn_cryoem._core.memory import memory_watched
+from sklearn_cryoem._core.memory import cache_bytes, memory_watched
 from sklearn_cryoem._core.parallel import task_pool
-from sklearn_cryoem.alignment.em import fit_alignment
-from sklearn_cryoem.alignment.poses import ImagePoses, find_poses, find_scales
+from sklearn_cryoem._core.validation import check_choice, check_number
+from sklearn_cryoem.alignment.classes import AlignedClasses, classes_of
+from sklearn_cryoem.alignment.em import PassState, fit_alignment
+from sklearn_cryoem.alignment.features import AlignmentImages, SharedFeatures
+from sklearn_cryoem.alignment.frames import KnownPoses
+from sklearn_cryoem.alignment.model import AlignmentModel, masked_references
+from sklearn_cryoem.alignment.poses import ImagePoses, find_poses
+from sklearn_cryoem.alignment.search import CLASS_PRIORS, AlignmentSettings
 from sklearn_cryoem.estimators._checkpoint import (
     FRAMES,
     FitTask,
@@ -22,33 +30,44 @@ from sklearn_cryoem.estimators._checkpoint import (
     with_callbacks,
 )
 from sklearn_cryoem.estimators._inputs import (
-    WRAPPED,
     Data,
     GivesStacks,
     Path,
     TakesImages,
     as_screened,
     as_stack,
+    mean_without_outliers,
+    normalised_like,
     warn_if_mask_too_tight,
     without_outliers,
 )
-from sklearn_cryoem.estimators._map_results import store_results, unite_classes
-from sklearn_cryoem.estimators._map_settings import (
-    alignment_settings,
-    check_parameters,
-    feature_source,
-    group_codes,
-    starting_point,
-)
-from sklearn_cryoem.estimators._map_use import AlignsParticles
-from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.metrics import effective_count
+from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
+from sklearn_cryoem.particles.geometry import check_same_pixel_size
 from sklearn_cryoem.particles.preprocess import normalised_radius
+from sklearn_cryoem.physics.masks import mask_disc
+from sklearn_cryoem.physics.rotation import aligned_images
 
-logger = logging.getLogger(__name__)
+REACH_FRACTION = 0.2  # of the box: longest shift
+RANGE_FRACTION = 0.08  # of the box: longest shift of one search, which follows the image
+# Below 40 Angstrom only outlines are compared: finer detail of random first references tells noise apart.
+START_ANGSTROM = 40.0
+MIN_START_RINGS = 6.0
+IMAGES_PER_REFERENCE_AND_BATCH, MIN_BATCH = 4, 200  # many small batches do better than few large ones
+REFERENCES_PER_CLASS = 2.5
+IMAGES_PER_REFERENCE = 40  # at least, where there are more references than classes
+# Few passes are the usual end of online EM: what is still in motion tells whether more are needed.
+LABELS_IN_MOTION = 0.5  # of the images, in the last pass: with more, an alignment has not come to rest
 
 
 class MAPAligner(
-    TakesImages, GivesStacks, AlignsParticles, TakesCallbacks, ClusterMixin, TransformerMixin, BaseEstimator
+    TakesImages,
+    GivesStacks,
+    TakesCallbacks,
+    ClusterMixin,
+    TransformerMixin,
+    BaseEstimator,
+    auto_wrap_output_keys=None,  # a stack is no table
 ):
     """Align particle images without a reference, and sort them into classes, by maximum a posteriori.
 
@@ -77,55 +96,32 @@ class MAPAligner(
         Longest shift, in Angstrom (pixels where the pixel size is unknown). By default 0.2 of the box. A
         search covers 0.08 of the box at most and follows the image from visit to visit, Eq. (4.16), so that a
         long one costs no more.
-    shift_step : float or None, default=None
-        Distance of the shifts searched, in the same unit. By default a third of the finest period in use, but
-        not below one pixel. Poses are refined below the step in the end.
-    angle_step : float or None, default=None
-        Largest distance of the in-plane angles searched, in radians. By default what the resolution in use
-        asks for.
     angle_range : float or None, default=None
         How far from the poses of the stack in-plane angles are searched, in radians: for a second run, or for
         poses of another program. `max_shift` then counts from the shifts of the stack, masks follow them, the
         first references are averages at the known poses, and all keep to the frame of these: none is moved
         or mirrored when they are united. `transform` and the like search all angles for particles without
         poses. By default all angles are searched, and poses that the stack may have are not used.
-    initial_resolution : float, default=40.0
-        Resolution to begin with, in Angstrom (pixels where the pixel size is unknown); at least six Fourier
-        pixels are used.
     max_resolution : float or None, default=None
-        Finest detail ever used, in the same unit; by default all but Nyquist.
+        Finest detail ever used, in Angstrom (pixels where the pixel size is unknown). By default all but
+        Nyquist may be used, as far as the references resolve it.
     tau_fudge : float, default=2.0
         Factor on the prior variance of the references, Eq. (4.2). Larger keeps more detail and more noise.
     class_prior : {"uniform", "estimated", "balanced"}, default="uniform"
         Prior weight of the classes, Eq. (4.14). Estimated weights let large classes swallow small ones, down
         to few classes where the images are noisy; balanced weights favour small classes, which splits common
         views rather than lose rare ones. `n_effective_clusters_` tells the outcome.
-    noise : {"shell", "group"}, default="shell"
-        One noise variance for each radial shell, or for each noise group of the stack (its micrographs or
-        optics groups) and shell, Eq. (4.12). Groups of few images are drawn to the spectrum of all, and new
-        particles of other groups get that.
-    image_scale : bool, default=False
-        Whether to estimate how strong the signal of every image is, Eq. (4.13): for ice whose thickness
-        differs. Grey values that are not normalised scale the noise as well; they are normalised in any case.
-    n_init : int, default=1
-        Number of starts. Each goes through all mini-batches; the one whose references explain a random
-        subset best goes on.
     n_batches : int, default=200
-        Mini-batches before the full passes; 0 gives plain EM.
-    batch_size : int or None, default=None
-        Images in a mini-batch. By default 4 for each reference, at least 200.
+        Mini-batches before the full passes, each of four images a reference, at least 200; 0 gives plain EM.
     max_iter : int, default=5
         Passes over all images, at most.
     tol : float, default=0.01
         The passes stop when the log evidence gains less than this fraction at an unchanged resolution, or
         when fewer than 1 % of the images change their reference, or their pose by more than a step.
-    adaptive_fraction : float, default=0.999
-        A coarse search rules out the classes beyond those that hold this part of its posterior, Eq. (4.6);
-        the others are searched in full. 1 searches all: slower, and hardly ever different.
     checkpoint : path-like or None, default=None
-        Folder where the state of a running fit is kept, every half minute and after every pass: the same fit,
-        known by its parameters, data and seed, goes on from there after it was killed, and ends with the same
-        bits. The file goes when the fit has ended. Needs `random_state` to be an int.
+        Folder where the state of a running fit is kept every half minute: the same fit, known by its
+        parameters, data and seed, goes on from there after it was killed, and ends with the same bits. The
+        file goes when the fit has ended. Needs `random_state` to be an int.
     warm_start : bool, default=False
         Whether another `fit` goes on from the references of the last one, with full passes alone. With
         `angle_range` the poses of the stack have to be in the frame of its classes, as `poses_` are.
@@ -142,6 +138,8 @@ class MAPAligner(
         In-plane angle and shift of every training image, and whether it is mirrored.
     labels_ : ndarray of shape (n_images,)
         Class of every training image.
+    class_sizes_ : ndarray of shape (n_clusters,)
+        Training images of each class, without those that are far out.
     class_posterior_ : ndarray of shape (n_images,)
         Posterior of that class.
     log_evidence_ : ndarray of shape (n_images,)
@@ -158,32 +156,27 @@ class MAPAligner(
     class_resolution_ : ndarray of shape (n_clusters,)
         Resolution up to which the signal of each class exceeds its noise; infinite where it never does.
     resolution_ : float
-        Best of the references, in Angstrom (pixels where the pixel size is unknown).
+        Resolution limit of the last pass, in Angstrom (pixels where the pixel size is unknown): no finer
+        detail was used.
     outlier_ : ndarray of shape (n_images,), bool
         Training images that are far out (see `ParticleStack.screen`): they have labels and poses, and took
         no part in the fit.
     noise_variance_ : ndarray of shape (n_rings,)
         Noise variance per pixel at 1, 2, .. Fourier pixels, of all images.
-    noise_groups_ : ndarray of shape (n_groups,) or None
-        Numbers of the noise groups with ``noise="group"``.
-    group_noise_variance_ : ndarray of shape (n_groups, n_rings) or None
-        Noise variance of each.
-    image_scale_ : ndarray of shape (n_images,) or None
-        Intensity of every training image in units of the references with ``image_scale=True``.
     shift_sigma_ : float
         Estimated standard deviation of each coordinate of the shifts, in the unit of the poses.
     pass_resolution_ : ndarray of shape (n_iter,)
         Resolution of the best reference after each full pass.
     log_posterior_ : ndarray of shape (n_iter,)
-        Mean log evidence of an image in each full pass. It is measured against noise alone, and compares only
-        between passes of the same resolution.
+        Mean log evidence of an image in each full pass, in nats, measured against noise alone. It compares
+        only between passes of the same resolution.
     n_iter_ : int
         Full passes made.
     converged_ : bool
         Whether the passes came to rest: `tol` was reached or, at `max_iter`, most images kept their class and
         pose in the last pass. Where it is false, `fit` has given a warning.
     n_effective_clusters_ : float
-        exp(entropy of the class sizes).
+        exp(entropy of `class_sizes_`), Eq. (3.8).
     n_features_in_ : int
         Number of pixels of an image.
 
@@ -212,21 +205,13 @@ class MAPAligner(
         align_mirrored: bool = False,
         mask_diameter: float | None = None,
         max_shift: float | None = None,
-        shift_step: float | None = None,
-        angle_step: float | None = None,
         angle_range: float | None = None,
-        initial_resolution: float = 40.0,
         max_resolution: float | None = None,
         tau_fudge: float = 2.0,
         class_prior: str = "uniform",
-        noise: str = "shell",
-        image_scale: bool = False,
-        n_init: int = 1,
         n_batches: int = 200,
-        batch_size: int | None = None,
         max_iter: int = 5,
         tol: float = 0.01,
-        adaptive_fraction: float = 0.999,
         checkpoint: Path | None = None,
         warm_start: bool = False,
         n_jobs: int | None = None,
@@ -238,21 +223,13 @@ class MAPAligner(
         self.align_mirrored = align_mirrored
         self.mask_diameter = mask_diameter
         self.max_shift = max_shift
-        self.shift_step = shift_step
-        self.angle_step = angle_step
         self.angle_range = angle_range
-        self.initial_resolution = initial_resolution
         self.max_resolution = max_resolution
         self.tau_fudge = tau_fudge
         self.class_prior = class_prior
-        self.noise = noise
-        self.image_scale = image_scale
-        self.n_init = n_init
         self.n_batches = n_batches
-        self.batch_size = batch_size
         self.max_iter = max_iter
         self.tol = tol
-        self.adaptive_fraction = adaptive_fraction
         self.checkpoint = checkpoint
         self.warm_start = warm_start
         self.n_jobs = n_jobs
@@ -275,63 +252,167 @@ class MAPAligner(
         -------
         self : MAPAligner
         """
-        check_parameters(self)
+        self._check_parameters()
         self._fit_warnings = []
         given = as_stack(X, self)
         warn_if_mask_too_tight(self, given, stacklevel=2 + FRAMES)
         screened, _ = as_screened(given, self, stacklevel=2 + FRAMES)
         stack = without_outliers(screened, self)
-        settings = alignment_settings(self, stack)
-        if len(stack) < settings.n_references:
-            raise ValueError(
-                f"MAPAligner got {len(stack)} images for {settings.n_references} references of "
-                f"n_clusters={self.n_clusters} classes. "
-                "Ask for fewer classes, or give more particles."
-            )
-        self.noise_groups_ = np.unique(stack.noise_group) if self.noise == "group" else None
-        group = group_codes(stack, self.noise_groups_)
-        source = feature_source(stack, settings, group=group, scaled=self.image_scale)
-        rng = check_random_state(self.random_state)
-        start = starting_point(self, stack, settings) if self.warm_start else None
+        settings = self._settings_for(stack)
+        images = alignment_images(stack, settings)
+        start = self._starting_point(stack, settings) if self.warm_start else None
         kept = checkpoint_of(self, given)
-        n_online = 0 if start is not None else settings.n_init * settings.n_batches
-        task = FitTask(self, n_online + settings.max_iter, "mini-batch or pass", stack)
+        n_batches = settings.n_batches if start is None else 0
+        task = FitTask(self, n_batches + settings.max_iter, "mini-batch or pass", stack)
         with task_pool(self.n_jobs) as pool, memory_watched("MAPAligner.fit", self.checkpoint):
-            source.employ(pool)
-            fit = fit_alignment(
-                source, settings, rng, start=start, keeper=kept, verbose=self.verbose, on_step=task.step
+            features = SharedFeatures(images, pool, cache_bytes())
+            state, interrupted = fit_alignment(
+                features,
+                settings,
+                check_random_state(self.random_state),
+                start=start,
+                checkpoint=kept,
+                verbose=self.verbose,
+                on_step=task.step,
             )
-            if self.image_scale:
-                self._scale_unit = find_scales(source, fit.model, settings)
-            self._frames, classes = unite_classes(self, fit, source, settings)
-            found = find_poses(source, fit.model, settings, frames=self._frames)
-        self._settings, self._model, self._pixel_size = settings, fit.model, stack.pixel_size
-        self._background_px = normalised_radius(stack.images)
+            grid = settings.space(stack.box, state.k_max).grid
+            frames, classes = classes_of(
+                features,
+                state.model,
+                state.stats,
+                grid,
+                settings,
+                int(self.n_clusters),
+                mirror=self.align_mirrored,
+            )
+            found = find_poses(features, state.model, settings, frames=frames)
+        self._settings, self._model, self._frames = settings, state.model, frames
+        self._pixel_size, self._background_px = stack.pixel_size, normalised_radius(stack.images)
         self.n_features_in_ = stack.box**2
-        self.image_scale_ = source.scale
-        self.outlier_ = screened.outlier
-        if self.outlier_.any():
-            found = self._with_outliers(found, screened)
-        store_results(self, fit, classes, screened, found)
-        if not fit.interrupted:
+        if screened.outlier.any():  # found last, against references that they took no part in
+            others = self._find(screened[screened.outlier], refine=True)[1]
+            order = np.argsort(np.argsort(screened.outlier, kind="stable"))  # sound ones first, and back
+            found = ImagePoses.concatenate([found, others]).take(order)
+        self._store(screened, state, classes, found)
+        if not interrupted:
             kept.remove()
         task.end()
-        if not fit.interrupted and not self.converged_:
+        if not interrupted and not self.converged_:
             warn_and_keep(
                 self,
-                f"MAPAligner stopped at max_iter={self.max_iter} while {fit.changed:.0%} of the images still "
-                "changed their class or pose in a pass. Raise max_iter, or n_batches.",
+                f"MAPAligner stopped at max_iter={self.max_iter} while {state.changed:.0%} of the images "
+                "still changed their class or pose in a pass. Raise max_iter, or n_batches.",
                 stacklevel=2 + FRAMES,
             )
         return self
 
-    def _with_outliers(self, found, screened):
-        """Classes and poses of all images: those of the fit, and what is found for those that are far out."""
-        _, others, scale = self._find(screened[self.outlier_], refine=True)
-        order = np.argsort(np.argsort(self.outlier_, kind="stable"))  # sound ones first, and back
-        if scale is not None:
-            self.image_scale_ = np.concatenate([self.image_scale_, scale])[order]
-        return ImagePoses.concatenate([found, others]).take(order)
+    def _check_parameters(self) -> None:
+        """Raise on any parameter that is out of range."""
+        at_least = {
+            "n_clusters": (self.n_clusters, 1),
+            "n_batches": (self.n_batches, 0),
+            "max_iter": (self.max_iter, 1),
+        }
+        for name, (value, minimum) in at_least.items():
+            check_number(name, value, owner=self, minimum=minimum, integer=True)
+        check_number(
+            "n_references",
+            self.n_references,
+            owner=self,
+            minimum=self.n_clusters,
+            integer=True,
+            allow_none=True,
+        )
+        for name in ("mask_diameter", "max_resolution"):
+            value = getattr(self, name)
+            check_number(name, value, owner=self, minimum=0, inclusive=False, allow_none=True)
+        check_number("max_shift", self.max_shift, owner=self, minimum=0, allow_none=True)
+        check_number(
+            "angle_range", self.angle_range, owner=self, minimum=0, maximum=np.pi, allow_none=True
+        )  # fmt: skip
+        check_number("tau_fudge", self.tau_fudge, owner=self, minimum=0, inclusive=False)
+        check_number("tol", self.tol, owner=self, minimum=0)
+        check_choice("class_prior", self.class_prior, CLASS_PRIORS, owner=self)
+        check_choice("align_mirrored", self.align_mirrored, (True, False), owner=self)
+        check_choice("warm_start", self.warm_start, (True, False), owner=self)
+
+    def _settings_for(self, stack: ParticleStack) -> AlignmentSettings:
+        """What the kernels take: lengths in pixels and Fourier pixels of the stack."""
+        n_references = number_of_references(int(self.n_clusters), self.n_references, len(stack))
+        if len(stack) < n_references:
+            raise ValueError(
+                f"MAPAligner got {len(stack)} images for {n_references} references of "
+                f"n_clusters={self.n_clusters} classes. "
+                "Ask for fewer classes, or give more particles."
+            )
+        if self.angle_range is not None and stack.poses is None:
+            raise ValueError(
+                "MAPAligner with angle_range searches round known poses, and this stack has none. Give them "
+                "with stack.with_poses(poses), for example poses_ of a first run, or leave angle_range out."
+            )
+        batch_size = max(MIN_BATCH, IMAGES_PER_REFERENCE_AND_BATCH * n_references)
+        return replace(
+            search_settings(
+                stack,
+                mask_diameter=self.mask_diameter,
+                max_shift=self.max_shift,
+                angle_range=self.angle_range,
+                max_resolution=self.max_resolution,
+            ),
+            n_references=n_references,
+            tau_fudge=float(self.tau_fudge),
+            class_prior=self.class_prior,
+            n_batches=int(self.n_batches),
+            batch_size=min(batch_size, len(stack)),
+            max_iter=int(self.max_iter),
+            tol=float(self.tol),
+        )
+
+    def _starting_point(self, stack: ParticleStack, settings: AlignmentSettings) -> AlignmentModel | None:
+        """Model of the last fit for a warm start, or None where there was no fit."""
+        if not hasattr(self, "_model"):
+            return None
+        model, n_references = self._model, len(self._model.references)
+        box = model.references.shape[-1]
+        if box != stack.box or self._pixel_size != stack.pixel_size:
+            raise ValueError(
+                f"MAPAligner(warm_start=True) was fitted to images of {box} pixels of {self._pixel_size} A; "
+                f"these have {stack.box} of {stack.pixel_size} A. Bring them to the same box and pixel size, "
+                "or set warm_start=False."
+            )
+        if n_references != settings.n_references:
+            raise ValueError(
+                f"MAPAligner(warm_start=True) was fitted with {n_references} references; now there would be "
+                f"{settings.n_references}. Set n_references={n_references}, or warm_start=False."
+            )
+        if settings.angle_range_rad is not None:  # known poses are in the frame of the classes
+            frames = self._frames
+            moved = aligned_images(model.references, -frames.angle_rad, frames.shift_px, frames.mirrored)
+            model = replace(model, references=masked_references(moved, settings))
+        return replace(model, k_max=float(np.clip(model.k_max, settings.k_start, settings.k_limit)))
+
+    def _store(
+        self, stack: ParticleStack, state: PassState, classes: AlignedClasses, found: ImagePoses
+    ) -> None:
+        """Set the public attributes."""
+        unit = stack.pixel_length
+        model = state.model
+        sizes = np.bincount(found.label[~stack.outlier], minlength=int(self.n_clusters))
+        with np.errstate(divide="ignore"):
+            self.class_resolution_ = stack.box * unit / classes.resolution
+            self.pass_resolution_ = stack.box * unit / np.array(state.resolved)
+        self.resolution_ = float(stack.box * unit / state.k_max)
+        self.poses_ = Poses(found.angle_rad, found.shift_px * unit, found.mirrored)
+        self.labels_, self.class_sizes_ = found.label, sizes
+        self.class_posterior_, self.log_evidence_ = found.class_posterior, found.log_evidence
+        self.class_averages_, self.references_ = classes.averages, model.references
+        self.reference_class_ = self._frames.label
+        self.cluster_weights_ = classes.mass / classes.mass.sum()
+        self.outlier_ = stack.outlier
+        self.noise_variance_, self.shift_sigma_ = model.noise, model.shift_sigma_px * unit
+        self.log_posterior_, self.n_iter_ = np.array(state.log_evidence), len(state.log_evidence)
+        self.converged_ = bool(state.converged or state.changed <= LABELS_IN_MOTION)
+        self.n_effective_clusters_ = effective_count(sizes)
 
     def fit_transform(self, X: Data, y: Any = None) -> ParticleStack:
         """Align particles and return them with their poses; the same as ``fit(X).transform(X)``.
@@ -348,6 +429,173 @@ class MAPAligner(
         stack : ParticleStack
             The same particles with poses, normalised if they were not, and with marks of what is far out.
         """
-        stack, _ = as_screened(X, self, stacklevel=2 + WRAPPED)
+        stack, _ = as_screened(X, self, stacklevel=2)
         self.fit(stack)
         return stack.with_poses(self.poses_)
+
+    # ---------------------------------------------------------------- using
+    def transform(self, X: Data) -> ParticleStack:
+        """Align particles to the fitted references.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles of the same box.
+
+        Returns
+        -------
+        stack : ParticleStack
+            The same particles with poses, normalised if those of the fit were.
+        """
+        stack, found = self._find(X, refine=True)
+        unit = stack.pixel_length
+        return stack.with_poses(Poses(found.angle_rad, found.shift_px * unit, found.mirrored))
+
+    def predict(self, X: Data) -> NDArray[Any]:
+        """Most probable class of every particle.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles of the same box.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_images,)
+        """
+        return self._find(X, refine=False)[1].label
+
+    def score_samples(self, X: Data) -> NDArray[Any]:
+        """Log likelihood of every particle, Eq. (1.3), up to `max_resolution`.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles of the same box.
+
+        Returns
+        -------
+        log_likelihood : ndarray of shape (n_images,)
+        """
+        found = self._find(X, refine=False)[1]
+        return found.log_evidence + found.log_noise
+
+    def score(self, X: Data, y: Any = None) -> float:
+        """Mean log likelihood of the particles.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            Particles of the same box.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        score : float
+            Comparable between aligners with the same masks and the same `max_resolution`. Particles marked as
+            far out do not count: for cross-validation, screen the stack before.
+        """
+        return mean_without_outliers(self.score_samples(X), X)
+
+    def _find(self, X: Data, *, refine: bool) -> tuple[ParticleStack, ImagePoses]:
+        """The particles as the fit took its own, and their classes and poses."""
+        check_is_fitted(self)
+        stack = normalised_like(as_stack(X, self), self._background_px)
+        if stack.box**2 != self.n_features_in_:
+            raise ValueError(
+                f"MAPAligner was fitted to images of {self.class_averages_.shape[-1]} pixels; these have "
+                f"{stack.box}. Bring them to the same box, for example with stack.downsample."
+            )
+        check_same_pixel_size(stack.pixel_size, self._pixel_size)
+        settings = self._settings
+        if stack.poses is None:  # nothing to search round
+            settings = replace(settings, angle_range_rad=None)
+        images = alignment_images(stack, settings)
+        with task_pool(self.n_jobs) as pool, memory_watched("Aligning particles to MAPAligner's classes"):
+            features = SharedFeatures(images, pool)
+            return stack, find_poses(features, self._model, settings, frames=self._frames, refine=refine)
+
+
+# ---------------------------------------------------------------- from particles to what the kernels take
+def number_of_references(n_clusters: int, n_references: int | None, n_images: int) -> int:
+    """References that EM works with: as asked, or 2.5 to a class as long as there are images for them."""
+    if n_references is not None:
+        return int(n_references)
+    most = round(REFERENCES_PER_CLASS * n_clusters)
+    return int(np.clip(n_images // IMAGES_PER_REFERENCE, n_clusters, most))
+
+
+def search_settings(
+    stack: ParticleStack,
+    *,
+    mask_diameter: float | None,
+    max_shift: float | None,
+    angle_range: float | None,
+    max_resolution: float | None,
+) -> AlignmentSettings:
+    """Settings of a search with one reference, in pixels; parameters as of `MAPAligner`."""
+    unit = stack.pixel_length
+    box = stack.box
+    radius, edge = mask_disc(mask_diameter, box, stack.pixel_size)
+    limit = float((box - 1) // 2)
+    if max_resolution is not None:
+        limit = float(np.clip(box * unit / max_resolution, 2.0, limit))
+    start = max(box * unit / START_ANGSTROM, MIN_START_RINGS)
+    reach = REACH_FRACTION * box if max_shift is None else max_shift / unit
+    return AlignmentSettings(
+        n_references=1,
+        mask_radius_px=radius,
+        mask_edge_px=edge,
+        max_shift_px=float(min(reach, RANGE_FRACTION * box)),
+        reach_px=float(reach),
+        k_start=float(min(start, limit)),
+        k_limit=limit,
+        angle_range_rad=None if angle_range is None else float(angle_range),
+    )
+
+
+def alignment_images(stack: ParticleStack, settings: AlignmentSettings) -> AlignmentImages:
+    """The particles as the alignment reads them, in their known poses where `settings` search round these."""
+    box, edge = stack.box, settings.mask_edge_px
+    if stack.ctf is not None and stack.pixel_size is None:
+        raise ValueError(
+            "The stack has CTF parameters but no pixel size, so its CTF cannot be evaluated. "
+            "Give ParticleStack(pixel_size=...), or drop the CTF with stack.with_ctf(None)."
+        )
+    known, poses = KnownPoses.identity(len(stack)), stack.poses
+    if settings.angle_range_rad is not None:
+        known = KnownPoses(poses.angle_rad, poses.shift_px(stack.pixel_size), poses.mirrored)
+    return AlignmentImages(
+        n_images=len(stack),
+        box=box,
+        read=stack.read,
+        ctf=None if stack.ctf is None else CTFOnRings(stack.ctf, box * stack.pixel_size),
+        known=known,
+        mask_radius_px=min(settings.mask_radius_px + settings.max_shift_px, 0.5 * box - edge),
+        mask_edge_px=edge,
+        reference_radius_px=settings.mask_radius_px + edge,
+        k_limit=settings.k_limit,
+    )
+
+
+@dataclass(frozen=True)
+class CTFOnRings:
+    """CTF of particles at frequencies in Fourier pixels; goes with them to worker processes.
+
+    Attributes
+    ----------
+    table : CTFTable
+        Of all particles.
+    box_angstrom : float
+        Edge of their box.
+    """
+
+    table: CTFTable
+    box_angstrom: float
+
+    def __call__(
+        self, rows: NDArray[np.int64], radius: NDArray[Any], azimuth: NDArray[Any]
+    ) -> NDArray[np.float32]:
+        """CTF of `rows` (n, J) at frequencies (J,)."""
+        return self.table[rows].evaluate(radius / self.box_angstrom, azimuth)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -9,10 +11,14 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_cryoem._core.parallel import TaskPool, ordered_map
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem.alignment.features import SharedFeatures
+from sklearn_cryoem.alignment.model import AlignmentModel, masked_references
+from sklearn_cryoem.alignment.poses import ImagePoses, find_poses
+from sklearn_cryoem.alignment.search import AlignmentSettings
 from sklearn_cryoem.estimators._inputs import (
-    WRAPPED,
     Data,
     GivesStacks,
     TakesImages,
@@ -21,12 +27,22 @@ from sklearn_cryoem.estimators._inputs import (
     normalised_like,
     warn_if_not_aligned,
 )
-from sklearn_cryoem.estimators._realign_round import own_references, realigned
+from sklearn_cryoem.estimators.map_aligner import alignment_images, search_settings
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.particles import ParticleStack, Poses
 
+SHIFT_SIGMA = 0.5  # of max_shift: standard deviation of the shifts that are left
+SHIFT_FRACTION = 0.04  # of the box: longest shift
 
-class RealigningClusterer(TakesImages, GivesStacks, ClusterMixin, TransformerMixin, BaseEstimator):
+
+class RealigningClusterer(
+    TakesImages,
+    GivesStacks,
+    ClusterMixin,
+    TransformerMixin,
+    BaseEstimator,
+    auto_wrap_output_keys=None,  # a stack is no table
+):
     """Improve the poses of particles by the class averages of a clusterer, and the classes by the poses.
 
     Classes of a manifold are purer than those that the particles were aligned with, and so are better
@@ -126,8 +142,7 @@ class RealigningClusterer(TakesImages, GivesStacks, ClusterMixin, TransformerMix
         with progress(self.n_rounds, "RealigningClusterer: rounds", verbose=self.verbose) as bar:
             for _ in range(self.n_rounds):
                 clusterer = clone(template).fit(stack)
-                references, labels = own_references(clusterer)
-                moved = realigned(self, clusterer, stack, labels, references)
+                moved = self._realigned(clusterer, stack, *references_of_other_half(clusterer))
                 changes.append(median_change(stack.poses, moved.poses))
                 stack = moved
                 bar.note(f"{np.degrees(changes[-1][0]):.2f} degrees, {changes[-1][1]:.3g} off the last poses")
@@ -167,14 +182,55 @@ class RealigningClusterer(TakesImages, GivesStacks, ClusterMixin, TransformerMix
             normalised if they were not, and with marks of what is far out.
         """
         self._check_parameters()
-        warn_if_not_aligned(self, X, stacklevel=2 + WRAPPED)
-        stack = self._screened(X, stacklevel=2 + WRAPPED)
+        warn_if_not_aligned(self, X, stacklevel=2)
+        stack = self._screened(X, stacklevel=2)
         return stack.with_poses(self.fit(stack).poses_)
 
     def _screened(self, X, *, stacklevel):
         """X with poses, looked at as the clusterer would."""
         stack = with_some_poses(as_stack(X, self))
         return as_screened(stack, self._template(), stacklevel=stacklevel + 1)[0]
+
+    def _realigned(
+        self,
+        clusterer: SMLClusterer,
+        stack: ParticleStack,
+        references: NDArray[np.float32],
+        labels: NDArray[np.int64],
+    ) -> ParticleStack:
+        """The same particles in poses found round theirs, each against the reference of its class.
+
+        Parameters
+        ----------
+        clusterer : SMLClusterer
+            Fitted to particles in the frame of these.
+        stack : ParticleStack
+            With poses.
+        references : ndarray of shape (n_references, D, D)
+            CTF-corrected images in the frame of the poses.
+        labels : ndarray of shape (n_images,)
+            Reference of each particle.
+        """
+        unit = stack.pixel_length
+        settings = search_settings(
+            stack,
+            mask_diameter=clusterer.mask_diameter,
+            max_shift=SHIFT_FRACTION * stack.box * unit if self.max_shift is None else self.max_shift,
+            angle_range=self.angle_range,
+            max_resolution=clusterer.max_resolution,
+        )
+        information = clusterer._space.blocks(stack).layout.information  # what the mask leaves of the noise
+        noise = np.asarray(clusterer.noise_variance_, dtype=np.float64) / information  # (n_shells,)
+        n_rings = min(len(noise), int(settings.k_limit))
+        settings = replace(settings, k_limit=float(n_rings))
+        # a class without images in the other half has no reference: its particles stay where they are
+        used = [number for number in np.unique(labels) if references[number].any()]
+        tasks = [(np.flatnonzero(labels == number), references[number]) for number in used]
+        search = partial(poses_near, stack, settings, noise[:n_rings])
+        angle, shift = stack.poses.angle_rad.copy(), stack.poses.shift.copy()
+        for (rows, _), found in zip(tasks, ordered_map(search, tasks, n_jobs=self.n_jobs), strict=True):
+            angle[rows], shift[rows] = found.angle_rad, found.shift_px * unit
+        return stack.with_poses(Poses(angle, shift, stack.poses.mirrored))
 
     def _template(self):
         return SMLClusterer(n_jobs=self.n_jobs) if self.clusterer is None else self.clusterer
@@ -196,7 +252,7 @@ class RealigningClusterer(TakesImages, GivesStacks, ClusterMixin, TransformerMix
         warn_if_not_aligned(self, X, stacklevel=2)
         stack = with_some_poses(normalised_like(as_stack(X, self), self.clusterer_._space.background_px))
         labels = self.clusterer_.predict(stack)
-        return realigned(self, self.clusterer_, stack, labels, self.class_averages_)
+        return self._realigned(self.clusterer_, stack, self.class_averages_, labels)
 
     def predict(self, X: Data) -> NDArray[Any]:
         """Class of each particle once it is realigned.
@@ -227,6 +283,43 @@ class RealigningClusterer(TakesImages, GivesStacks, ClusterMixin, TransformerMix
         """
         aligned = self.transform(X)
         return self.clusterer_.predict_proba(aligned)
+
+
+def references_of_other_half(clusterer: SMLClusterer) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """References of the particles a clusterer was fitted to: the averages of their classes, from the others.
+
+    Returns
+    -------
+    references : ndarray of shape (2 n_classes, D, D)
+        Averages of odd rows, then of even rows, of those that the fit learned from.
+    labels : ndarray of shape (n_images,)
+        Reference of each particle: the average of its class over the rows of the other parity.
+    """
+    even, odd = clusterer.half_averages_
+    sound = ~clusterer.outlier_
+    parity = (np.cumsum(sound) - 1) % 2  # only rows that are in the averages are counted
+    return np.concatenate([odd, even]), clusterer.labels_ + len(odd) * parity
+
+
+def poses_near(
+    stack: ParticleStack,
+    settings: AlignmentSettings,
+    noise: NDArray[np.float64],
+    task: tuple[NDArray[np.int64], NDArray[np.float32]],
+) -> ImagePoses:
+    """Poses of some rows, given with their reference, near those that they have, Eq. (4.6)."""
+    rows, reference = task
+    model = AlignmentModel(
+        references=masked_references(reference[None].astype(np.float32), settings),
+        noise=noise,
+        weight=np.ones(1),
+        balance=np.zeros(1),
+        shift_sigma_px=max(SHIFT_SIGMA * settings.max_shift_px, 0.5),
+        k_max=settings.k_limit,
+        resolution=np.full(1, int(settings.k_limit)),
+    )
+    features = SharedFeatures(alignment_images(stack[rows], settings), TaskPool())
+    return find_poses(features, model, settings)
 
 
 def with_some_poses(stack):

@@ -11,8 +11,8 @@ from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.plotting.convergence import fits_of
 
 _MACHINE = ("n_jobs", "verbose")  # parameters that change no result
-_LENGTHS = ("initial_resolution", "mask_diameter", "max_resolution", "max_shift", "shift_step")
-_UNITS = {"angle_range": "rad", "angle_step": "rad", "pixel_size": "Å", "downsample": "px", "box": "px"}
+_LENGTHS = ("initial_resolution", "mask_diameter", "max_resolution", "max_shift")
+_UNITS = {"angle_range": "rad", "pixel_size": "Å", "downsample": "px", "box": "px"}
 _GRIDS = ("classes", "grid_shape", "n_basis", "n_clusters")
 
 

@@ -23,9 +23,10 @@ from sklearn_cryoem import MAPAligner, SMLClusterer
 from sklearn_cryoem._core import cluster as cluster_module
 from sklearn_cryoem._core import dask_workers
 from sklearn_cryoem._core.parallel import ordered_map, task_pool
-from sklearn_cryoem.alignment.passes import run_pass, task_rows
+from sklearn_cryoem.alignment.features import SharedFeatures
+from sklearn_cryoem.alignment.passes import placed_rows, run_pass
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
-from sklearn_cryoem.estimators._map_settings import feature_source
+from sklearn_cryoem.estimators.map_aligner import alignment_images
 from sklearn_cryoem.io import read_particles, write_mrc
 from sklearn_cryoem.manifold.blocks import N_SHARDS, shards
 from sklearn_cryoem.manifold.expectation import sweep
@@ -351,21 +352,20 @@ def test_the_aligner_moves_nothing_for_a_particle_but_its_class_and_pose(client,
     space = model._settings.space(stack.box, model._model.k_max)
 
     def bytes_of(n_particles, rows):
-        source = feature_source(stack[:n_particles], model._settings)
+        images = alignment_images(stack[:n_particles], model._settings)
         with parallel_config("dask"), task_pool() as pool:
-            source.employ(pool)
-            _, *later = [
-                bytes_moved(monkeypatch, partial(run_pass, source, rows, model._model, space))
-                for _ in range(3)
-            ]
+            features = SharedFeatures(images, pool, 256e6)
+            one_pass = partial(run_pass, features, rows, images.known.shift_px, model._model, space)
+            _, *later = [bytes_moved(monkeypatch, one_pass) for _ in range(3)]
         return min(later)
 
     batch = np.arange(0, 500, 2)  # a mini-batch of 250 images
     assert bytes_of(2000, batch) == pytest.approx(bytes_of(500, batch), rel=0.01)
     rows = np.arange(2000)
-    assert len(task_rows(rows[:900])) == len(task_rows(rows))
+    nowhere = np.zeros((2000, 2))
+    assert len(placed_rows(rows[:900], nowhere)) == len(placed_rows(rows, nowhere))
     of_an_image = (bytes_of(2000, rows) - bytes_of(2000, rows[:900])) / 1100
-    assert 16 < of_an_image < 64 < 24 * 24 * 4
+    assert 16 < of_an_image < 80 < 24 * 24 * 4
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

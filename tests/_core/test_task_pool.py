@@ -11,7 +11,6 @@ from threadpoolctl import threadpool_info
 
 from sklearn_cryoem._core import parallel as tasks
 from sklearn_cryoem._core.parallel import SharedFile, task_pool
-from sklearn_cryoem.alignment.store import FeatureStore
 
 
 def scaled(item, factor):
@@ -32,10 +31,6 @@ def fails(item):
 
 def dies(item):
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def fill(rows, store):
-    store.fill(rows, np.zeros((10, 2)), values=np.outer(rows, np.ones(3)))
 
 
 def blas_threads(item):
@@ -130,18 +125,3 @@ def test_a_killed_worker_is_an_error_with_a_remedy_and_the_next_pool_works():
         list(pool.map(dies, range(3)))
     with task_pool(2) as pool:
         assert list(pool.map(scaled, range(3), 2)) == [0, 2, 4]
-
-
-def test_processes_fill_one_store(tmp_path):
-    store = FeatureStore({"values": ((10, 3), np.float64)})
-    here = np.zeros((10, 2))
-    store.fill(np.array([9]), here, values=np.full((1, 3), -1.0))
-    assert store.missing(np.arange(10), here).tolist() == list(range(9))
-    with task_pool(2) as pool:
-        store.move_to(pool.folder)
-        shared = pool.share(store)
-        list(pool.map(fill, [np.arange(0, 4), np.arange(4, 8)], shared))
-        assert store.missing(np.arange(10), here).tolist() == [8]
-        assert store.missing(np.arange(9, 10), here + 0.5).tolist() == [9]  # made at another shift
-        np.testing.assert_array_equal(store["values"][:8], np.outer(np.arange(8), np.ones(3)))
-        np.testing.assert_array_equal(store["values"][9], -1.0)

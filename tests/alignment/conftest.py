@@ -5,9 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.parallel import task_pool
-from sklearn_cryoem.alignment.features import FeatureSource
-from sklearn_cryoem.alignment.model import AlignmentModel, AlignmentSettings
+from sklearn_cryoem._core.parallel import TaskPool, task_pool
+from sklearn_cryoem.alignment.features import AlignmentImages, FeatureCache, SharedFeatures
+from sklearn_cryoem.alignment.frames import KnownPoses
+from sklearn_cryoem.alignment.model import AlignmentModel
+from sklearn_cryoem.alignment.passes import run_pass
+from sklearn_cryoem.alignment.search import AlignmentSettings
 from sklearn_cryoem.particles import CTFTable
 
 BOX, PIXEL_SIZE = 32, 4.0
@@ -89,17 +92,37 @@ class Particles:
     def read(self, rows):
         return self.images[rows]
 
-    def source(self, **options):
+    def source(self, *, pool=None, cache_bytes=256e6, **options):
         """Features of the images as the alignment asks for them."""
         options = {
+            "known": KnownPoses.identity(len(self.images)),
             "mask_radius_px": MASK_RADIUS + MAX_SHIFT,
             "mask_edge_px": MASK_EDGE,
-            "k_max": RINGS,
             "reference_radius_px": MASK_RADIUS + MASK_EDGE,
+            "k_limit": float(RINGS),
             **options,
         }
         ctf = None if self.table is None else self.ctf
-        return FeatureSource(len(self.images), BOX, self.read, ctf, **options)
+        images = AlignmentImages(len(self.images), BOX, self.read, ctf, **options)
+        return Source(images, TaskPool() if pool is None else pool, cache_bytes)
+
+
+class Source(SharedFeatures):
+    """Features at the known shifts, in the short words of a test."""
+
+    def __init__(self, images, pool, cache_bytes):
+        super().__init__(images, pool, cache_bytes)
+        self.known, self.n_even, self.noise_fraction = images.known, images.n_even, images.noise_fraction
+        self.cache = FeatureCache(images, cache_bytes)
+
+    def __call__(self, rows, n_rings, n_orders):
+        return self.cache(rows, self.known.shift_px[rows], n_rings, n_orders)
+
+    def masked(self, rows):
+        return self.images.masked(rows, self.known.shift_px[rows])
+
+    def run_pass(self, rows, model, space, **options):
+        return run_pass(self, rows, self.known.shift_px, model, space, **options)
 
 
 def _make_particles(
@@ -147,7 +170,7 @@ def _make_settings(**options):
 def _make_model(references, *, noise=0.25, k_max=RINGS, **options):
     n = len(references)
     options = {
-        "class_weight": np.full(n, 1.0 / n),
+        "weight": np.full(n, 1.0 / n),
         "balance": np.zeros(n),
         "shift_sigma_px": 1.0,
         "resolution": np.zeros(n, dtype=np.int64),
@@ -169,15 +192,13 @@ def references():
 
 @pytest.fixture
 def by_one_and_two():
-    """What a function of a source returns where one worker does the passes, and two."""
+    """What a function of features returns where one worker does the passes, and two."""
 
     def found(make_source, function):
         results = []
         for n_jobs in (1, 2):
-            source = make_source()
             with task_pool(n_jobs) as pool:
-                source.employ(pool)
-                results.append(function(source))
+                results.append(function(make_source(pool=pool)))
         return results
 
     return found

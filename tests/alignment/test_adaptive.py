@@ -5,12 +5,11 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment import adaptive, plan
+from sklearn_cryoem.alignment import adaptive, passes
 from sklearn_cryoem.alignment.adaptive import AdaptiveSearch, surviving
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.maximisation import Statistics
-from sklearn_cryoem.alignment.passes import run_pass
-from sklearn_cryoem.alignment.plan import Plan
+from sklearn_cryoem.alignment.passes import PreparedSearch
 
 
 @pytest.fixture
@@ -21,7 +20,7 @@ def setting(rng, make_particles, make_settings, make_model, blob_image):
         # references that the images were not made of: mirrored ones and mixtures
         mixed = 0.6 * references + 0.4 * np.roll(references, 1, axis=0)
         model = make_model(np.concatenate([references, references[:, ::-1], mixed]), noise=noise**2)
-        settings = make_settings(k_start=4.0, max_shift_px=4.0, adaptive_fraction=0.999, **options)
+        settings = make_settings(k_start=4.0, max_shift_px=4.0, **options)
         return particles, particles.source(), model, settings.space(32, 13.0)
 
     return build
@@ -32,7 +31,7 @@ def exhaustive(space):
 
 
 def posteriors(source, rows, model, space):
-    return Plan(model, space, source.n_even).posteriors(source, rows)
+    return PreparedSearch.of(source, model, space).posteriors(source.cache, rows, source.known.shift_px[rows])
 
 
 def joined(parts):
@@ -54,7 +53,7 @@ def test_it_finds_what_the_exhaustive_search_finds(setting, noise):
 
 def test_its_sums_are_those_of_the_exhaustive_search(setting):
     _, source, model, space = setting(100, noise=0.5)
-    found, naive = (run_pass(source, np.arange(100), model, s) for s in (space, exhaustive(space)))
+    found, naive = (source.run_pass(np.arange(100), model, s) for s in (space, exhaustive(space)))
     assert np.mean(found.label == naive.label) >= 0.99
     for name in ("numerator", "denominator", "mass"):
         a, b = getattr(found.statistics, name), getattr(naive.statistics, name)
@@ -78,10 +77,10 @@ def test_classes_that_no_image_wants_are_left_out_of_the_fine_search(setting, mo
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [
-        (plan, "IMAGES_PER_SHARD", 7),
-        (plan, "IMAGES_PER_SEARCH", 20),
+        (passes, "IMAGES_PER_BLOCK", 7),
+        (passes, "IMAGES_PER_SEARCH", 20),
         (adaptive, "COLUMNS_PER_PRODUCT", 1),
-        (adaptive, "BANK_BYTES", 1.0),
+        (passes, "BANK_BYTES", 1.0),
     ],
 )
 def test_cutting_the_work_differently_changes_nothing(setting, monkeypatch, module, name, value):
@@ -99,9 +98,8 @@ def test_references_that_are_kept_or_made_again_give_the_same_bits(setting):
     _, source, model, space = setting(50, noise=0.3)
     found = []
     for kept, n_kept in ((0.0, 0), (2.5 * space.shifted_bytes, 2), (1e9, 9)):
-        room = replace(plan.Room.of(), kept=kept)
-        work = Plan(model, space, source.n_even, room=room)
-        found.append(joined(work.posteriors(source, np.arange(50))))
+        work = replace(PreparedSearch.of(source, model, space), kept_bytes=kept)
+        found.append(joined(work.posteriors(source.cache, np.arange(50), source.known.shift_px)))
         assert len(work.adaptive._shifted) == n_kept
     for other in found[1:]:
         np.testing.assert_array_equal(other.log_evidence, found[0].log_evidence)
@@ -110,7 +108,7 @@ def test_references_that_are_kept_or_made_again_give_the_same_bits(setting):
 
 def test_two_workers_give_the_same_bits_as_one(setting, by_one_and_two):
     particles, _, model, space = setting(250)
-    one, two = by_one_and_two(particles.source, lambda s: run_pass(s, np.arange(250), model, space))
+    one, two = by_one_and_two(particles.source, lambda s: s.run_pass(np.arange(250), model, space))
     np.testing.assert_array_equal(one.log_evidence, two.log_evidence)
     for field in fields(Statistics):
         np.testing.assert_array_equal(
@@ -121,7 +119,7 @@ def test_two_workers_give_the_same_bits_as_one(setting, by_one_and_two):
 def test_blocks_come_in_the_order_of_the_rows_with_their_own_cells(setting, monkeypatch):
     _, source, model, space = setting(150)
     rows = np.arange(150)[::-1].copy()
-    monkeypatch.setattr(plan, "IMAGES_PER_SEARCH", 60)
+    monkeypatch.setattr(passes, "IMAGES_PER_SEARCH", 60)
     shards = list(posteriors(source, rows, model, space))
     assert [len(features) for features, _ in shards] == [50, 50, 50]
     power = np.concatenate([features.power for features, _ in shards])
@@ -139,8 +137,8 @@ def test_blocks_come_in_the_order_of_the_rows_with_their_own_cells(setting, monk
 def test_where_most_classes_survive_the_search_is_exhaustive(setting, monkeypatch):
     _, source, model, space = setting(60, noise=0.5)
     model = replace(model, noise=1e6 * model.noise)  # nothing tells the classes apart
-    monkeypatch.setattr(plan, "IMAGES_PER_SEARCH", 20)
-    monkeypatch.setattr(plan, "IMAGES_PER_SHARD", 10)
+    monkeypatch.setattr(passes, "IMAGES_PER_SEARCH", 20)
+    monkeypatch.setattr(passes, "IMAGES_PER_BLOCK", 10)
     found, naive = (joined(posteriors(source, np.arange(60), model, s)) for s in (space, exhaustive(space)))
     for field in fields(Posterior):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(naive, field.name))
@@ -157,16 +155,8 @@ def test_survivors_hold_the_fraction_and_a_margin():
 
 
 def test_where_the_coarse_search_is_not_much_smaller_there_is_none(make_settings):
-    adaptive_settings = make_settings(k_start=6.0, max_shift_px=4.0, adaptive_fraction=0.999)
+    adaptive_settings = make_settings(k_start=6.0, max_shift_px=4.0)
     assert adaptive_settings.space(32, 6.0).coarse is None
     coarse = adaptive_settings.space(32, 13.0).coarse
     assert coarse.coarse is None and coarse.n_rings < 13 and coarse.n_shifts < 49
     assert 4 * coarse.work <= adaptive_settings.space(32, 13.0).work
-    assert make_settings(k_start=6.0, max_shift_px=4.0, adaptive_fraction=1.0).space(32, 13.0).coarse is None
-
-
-def test_without_a_coarse_space_it_is_refused(setting):
-    _, source, model, space = setting(4)
-    prior = model.log_prior(space)
-    with pytest.raises(ValueError, match="Use find_cells"):
-        AdaptiveSearch(Plan(model, space, 1).values, exhaustive(space), prior, prior, source.n_even)

@@ -5,8 +5,8 @@ import pytest
 
 from sklearn_cryoem.alignment.expectation import LogPrior, Posterior, expect
 from sklearn_cryoem.alignment.maximisation import accumulate
-from sklearn_cryoem.alignment.references import reference_bank
-from sklearn_cryoem.alignment.update import polar_statistics
+from sklearn_cryoem.alignment.model import polar_statistics
+from sklearn_cryoem.alignment.products import reference_bank
 from sklearn_cryoem.physics.fourier import fourier_features, half_plane
 from sklearn_cryoem.physics.polar import polar_transform
 from sklearn_cryoem.physics.rotation import aligned_features
@@ -16,9 +16,9 @@ QUADRATURE = 4e-3  # of the range: rings against Cartesian frequencies, see test
 
 
 def cartesian_terms(particles, images, references, space):
-    """Cross and norm terms of every cell by Eq. (1.3); (n_images, n_clusters, n_shifts, n_angles) each."""
+    """Cross and norm terms of every cell by Eq. (1.3); (n_images, n_references, n_shifts, n_angles) each."""
     plane = half_plane(BOX)
-    a = fourier_features(references, plane)  # (n_clusters, J)
+    a = fourier_features(references, plane)  # (n_references, J)
     n, n_shifts = len(images), space.n_shifts
     cross = np.empty((n, len(references), n_shifts, space.n_angles))
     norm = np.empty((n, len(references), space.n_angles))
@@ -57,14 +57,14 @@ def setting(rng, make_particles, make_settings, references):
 @pytest.mark.parametrize("split_angstrom", [5e3, 8e3, 10e3])
 def test_cross_and_norm_terms_are_those_of_the_cartesian_model(setting, references, split_angstrom):
     particles, source, space, features, values = setting(split_angstrom)
-    cross, norm = cartesian_terms(particles, source.masked_images(np.arange(3)), references, space)
+    cross, norm = cartesian_terms(particles, source.masked(np.arange(3)), references, space)
     assert np.ptp(norm, axis=-1).max() > 0.02 * norm.max()  # astigmatism matters
     flat = LogPrior(np.zeros(3), np.zeros(space.n_shifts))
     # two scales of the references separate what is linear in them from what is quadratic
     logs = []
     for scale in (1.0, -1.0):
         bank = reference_bank((scale * values).astype(np.complex64), space, source.n_even)
-        precision = np.full(features.power.shape, 1e-2, dtype=np.float32)
+        precision = np.full(space.n_rings, 1e-2, np.float32)
         posterior = expect(features, precision, bank, space, flat, floor=1e-30)
         logs.append((log_of_cells(posterior, cross.shape) + np.log(space.n_angles)) / 1e-2)
     assert np.isfinite(logs).all()

@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax, xlogy
 
-from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem.alignment.em import full_passes
-from sklearn_cryoem.alignment.passes import run_pass
-from sklearn_cryoem.alignment.state import PassState
-from sklearn_cryoem.alignment.update import EMPTY_SHARE, class_weights
+from sklearn_cryoem.alignment.em import PassState, full_passes
+from sklearn_cryoem.alignment.model import EMPTY_SHARE, reference_weights
 
 
 def objective(q, log_likelihood, rho):
@@ -25,7 +22,7 @@ def settled(log_likelihood, class_prior, n_steps=200):
     weight = np.full(log_likelihood.shape[1], 1 / log_likelihood.shape[1])
     for _ in range(n_steps):
         q = softmax(log_likelihood + np.log(weight), axis=1)
-        weight, last = class_weights(q.sum(axis=0), weight, class_prior), weight
+        weight, last = reference_weights(q.sum(axis=0), weight, class_prior), weight
     np.testing.assert_allclose(weight, last, atol=1e-6)
     return softmax(log_likelihood + np.log(weight), axis=1)
 
@@ -45,14 +42,14 @@ def test_settled_weights_maximise_their_objective(rng, class_prior, rho):
 
 def test_estimated_weights_are_the_shares_and_uniform_ones_stay(rng):
     mass, last = rng.uniform(0.0, 9.0, 4), rng.dirichlet(np.ones(4))
-    np.testing.assert_allclose(class_weights(mass, last, "estimated"), mass / mass.sum())
-    np.testing.assert_array_equal(class_weights(mass, last, "uniform"), last)
+    np.testing.assert_allclose(reference_weights(mass, last, "estimated"), mass / mass.sum())
+    np.testing.assert_array_equal(reference_weights(mass, last, "uniform"), last)
 
 
 def test_balanced_weights_favour_small_classes_within_bounds():
     weight = np.full(3, 1 / 3)
     for _ in range(60):
-        weight = class_weights(np.array([90.0, 10.0, 0.0]), weight, "balanced")
+        weight = reference_weights(np.array([90.0, 10.0, 0.0]), weight, "balanced")
     assert weight.sum() == pytest.approx(1.0) and np.all(np.diff(weight) > 0)
     # an empty class counts as a tenth of the mean one
     assert weight[2] / weight[0] == pytest.approx((0.9 + 0.1 / 3) / (0.1 / 3), rel=1e-6)
@@ -66,12 +63,10 @@ def test_balanced_classes_are_more_even_than_uniform_and_estimated_ones(
     start = make_model(np.stack([blob_image(z) for z in (3, 4, 5)]), noise=0.36, k_max=8)
     source, effective = particles.source(), {}
     for prior in ("estimated", "uniform", "balanced"):
-        with progress(5, "passes", verbose=0) as bar:
-            fit = full_passes(
-                source, replace(settings, class_prior=prior), PassState(start, scale=source.scale), bar=bar
-            )
+        start_state = PassState(start, source.known.shift_px)
+        *_, fit = full_passes(source, replace(settings, class_prior=prior), start_state)
         space = settings.space(32, fit.model.k_max)
-        share = run_pass(source, np.arange(300), fit.model, space).statistics.mass / 300
+        share = source.run_pass(np.arange(300), fit.model, space).statistics.mass / 300
         effective[prior] = np.exp(-xlogy(share, share).sum())
     assert effective["estimated"] < effective["uniform"] - 0.1, effective
     assert effective["uniform"] < effective["balanced"], effective

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem.alignment.classes import aligned_classes, centre_of_mass, centred_classes
-from sklearn_cryoem.alignment.mutual import Frames
-from sklearn_cryoem.alignment.passes import run_pass
+from sklearn_cryoem.alignment.frames import Frames
+from sklearn_cryoem.alignment.model import update_model
 from sklearn_cryoem.alignment.poses import find_poses
-from sklearn_cryoem.alignment.update import update_model
 
 
 @pytest.fixture
@@ -18,15 +17,15 @@ def finished(rng, make_particles, make_settings, make_model, references):
     source = make_particles(rng, 60, noise=0.5).source()
     settings = make_settings(k_start=8.0, k_limit=8.0)
     model = make_model(references, noise=0.25)
-    space = settings.space(source.box, 8.0)
-    result = run_pass(source, np.arange(60), model, space)
+    space = settings.space(32, 8.0)
+    result = source.run_pass(np.arange(60), model, space)
     model, stats = update_model(result.statistics, model, space.grid, settings, source.noise_fraction)
     return model, stats, space.grid, settings, source.noise_fraction
 
 
 def test_classes_of_one_reference_each_are_the_references(finished):
     model, stats, grid, settings, fraction = finished
-    alone = Frames(np.arange(3), np.zeros(3), np.zeros((3, 2)))
+    alone = Frames.identity(np.arange(3))
     classes = aligned_classes(stats, alone, model, grid, settings, fraction)
     assert classes.mass.sum() == pytest.approx(60, rel=1e-4)
     for average, reference in zip(classes.averages, model.references, strict=True):
@@ -35,7 +34,7 @@ def test_classes_of_one_reference_each_are_the_references(finished):
 
 def test_a_class_of_two_references_is_the_average_of_all_their_images(finished):
     model, stats, grid, settings, fraction = finished
-    frames = Frames(np.array([0, 0, 1]), np.zeros(3), np.zeros((3, 2)))
+    frames = Frames.identity(np.array([0, 0, 1]))
     classes = aligned_classes(stats, frames, model, grid, settings, fraction)
     np.testing.assert_allclose(classes.mass, [stats.mass[:2].sum(), stats.mass[2]])
     mixed = model.references[0] * stats.mass[0] + model.references[1] * stats.mass[1]
@@ -44,8 +43,8 @@ def test_a_class_of_two_references_is_the_average_of_all_their_images(finished):
 
 def test_averages_are_turned_with_their_frame(finished):
     model, stats, grid, settings, fraction = finished
-    half_turn = Frames(np.arange(3), np.array([np.pi, 0.0, 0.0]), np.zeros((3, 2)))
-    straight = Frames(np.arange(3), np.zeros(3), np.zeros((3, 2)))
+    half_turn = replace(Frames.identity(np.arange(3)), angle_rad=np.array([np.pi, 0.0, 0.0]))
+    straight = Frames.identity(np.arange(3))
     turned, plain = (
         aligned_classes(stats, f, model, grid, settings, fraction).averages for f in (half_turn, straight)
     )
@@ -58,7 +57,7 @@ def test_averages_are_turned_with_their_frame(finished):
 def test_averages_are_mirrored_with_their_frame(finished):
     model, stats, grid, settings, fraction = finished
     mirrored = Frames(np.arange(3), np.zeros(3), np.zeros((3, 2)), np.array([True, False, True]))
-    straight = Frames(np.arange(3), np.zeros(3), np.zeros((3, 2)))
+    straight = Frames.identity(np.arange(3))
     other, plain = (
         aligned_classes(stats, f, model, grid, settings, fraction).averages for f in (mirrored, straight)
     )
@@ -76,8 +75,8 @@ def test_mirrored_particles_land_on_the_average_of_the_others(
     settings = make_settings(k_start=8.0, k_limit=8.0, n_references=2)
     pair = np.stack([references[0], np.roll(references[0][::-1], 1, axis=0)])
     model = make_model(pair, noise=0.09)
-    space = settings.space(source.box, 8.0)
-    stats = run_pass(source, np.arange(80), model, space).statistics
+    space = settings.space(32, 8.0)
+    stats = source.run_pass(np.arange(80), model, space).statistics
     frames = Frames(np.zeros(2, int), np.zeros(2), np.zeros((2, 2)), np.array([False, True]))
     classes = aligned_classes(stats, frames, model, space.grid, settings, source.noise_fraction)
     assert np.corrcoef(classes.averages[0].ravel(), pair[0].ravel())[0, 1] > 0.9
@@ -106,12 +105,12 @@ def test_classes_are_centred_and_the_poses_of_their_images_with_them(
     particles = make_particles(rng, 90, noise=0.3, kinds=(3, 5), max_shift=0.5)
     away = np.array([[2.0, 0.0], [0.0, -1.5]])
     references = np.stack([blob_image(kind, 0.0, move) for kind, move in zip((3, 5), away, strict=True)])
-    settings = make_settings(max_shift_px=4.0, shift_step_px=1.0)
+    settings = make_settings(max_shift_px=4.0)
     model = make_model(references, noise=0.1, k_max=11, shift_sigma_px=3.0)
     source = particles.source()
-    space = settings.space(source.box, 11.0)
-    stats = run_pass(source, np.arange(90), model, space).statistics
-    alone = Frames(np.arange(2), np.zeros(2), np.zeros((2, 2)))
+    space = settings.space(32, 11.0)
+    stats = source.run_pass(np.arange(90), model, space).statistics
+    alone = Frames.identity(np.arange(2))
     arguments = (model, space.grid, settings, source.noise_fraction)
     frames, classes = centred_classes(stats, alone, *arguments)
     np.testing.assert_allclose(centre_of_mass(classes.averages), 0.0, atol=0.3)

@@ -6,7 +6,7 @@ from scipy.special import logsumexp
 
 from sklearn_cryoem.alignment import expectation
 from sklearn_cryoem.alignment.expectation import LogPrior, Posterior, expect
-from sklearn_cryoem.alignment.references import reference_bank
+from sklearn_cryoem.alignment.products import reference_bank
 from sklearn_cryoem.physics.fourier import fourier_features, half_plane
 from sklearn_cryoem.physics.polar import polar_transform
 from sklearn_cryoem.physics.rotation import aligned_features
@@ -24,11 +24,11 @@ def precision_at(radius):
 
 
 def direct_log_joint(particles, images, references, space, prior):
-    """Log prior and likelihood ratio by Eq. (1.3); (n_images, n_clusters, n_shifts, n_angles)."""
+    """Log prior and likelihood ratio by Eq. (1.3); (n_images, n_references, n_shifts, n_angles)."""
     box = images.shape[-1]
     plane = half_plane(box)
     beta = precision_at(plane.radius)
-    a = fourier_features(references, plane)  # (n_clusters, J)
+    a = fourier_features(references, plane)  # (n_references, J)
     n, n_shifts = len(images), space.n_shifts
     table = np.empty((n, len(references), n_shifts, space.n_angles))
     for column, psi in enumerate(space.angles_rad):
@@ -41,16 +41,16 @@ def direct_log_joint(particles, images, references, space, prior):
             c = np.ones((n, plane.n_coefficients))
         else:
             c = particles.table.evaluate(plane.radius / (box * 4.0), plane.azimuth, np.full(n, psi))
-        mu = c[:, None, None, :] * a[:, None, :]  # (n, n_clusters, 1, J)
+        mu = c[:, None, None, :] * a[:, None, :]  # (n, n_references, 1, J)
         table[..., column] = -0.5 * (beta * (np.abs(y - mu) ** 2 - np.abs(y) ** 2)).sum(axis=-1)
-    return table + prior.cluster[:, None, None] + prior.shift[:, None] - np.log(space.n_angles)
+    return table + prior.reference[:, None, None] + prior.shift[:, None] - np.log(space.n_angles)
 
 
-def log_table(posterior, n_clusters, space):
+def log_table(posterior, n_references, space):
     """Log posterior of every cell that is not zero, -inf elsewhere."""
-    table = np.full((len(posterior.log_evidence), n_clusters * space.n_shifts, space.n_angles), -np.inf)
+    table = np.full((len(posterior.log_evidence), n_references * space.n_shifts, space.n_angles), -np.inf)
     table[posterior.image, posterior.row, posterior.angle] = np.log(posterior.weight)
-    return table.reshape(len(table), n_clusters, space.n_shifts, space.n_angles)
+    return table.reshape(len(table), n_references, space.n_shifts, space.n_angles)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def setting(rng, make_particles, make_settings, references):
         source = particles.source()
         features = source(np.arange(n_images), space.n_rings, space.n_orders)
         bank = reference_bank(polar_transform(references, space.grid), space, source.n_even)
-        beta = np.broadcast_to(precision_at(space.grid.radius).astype(np.float32), features.power.shape)
+        beta = precision_at(space.grid.radius).astype(np.float32)
         prior = LogPrior(np.log([0.5, 0.2, 0.3]), space.log_shift_prior(1.2))
         return particles, source, (features, beta, bank, space, prior)
 
@@ -75,7 +75,7 @@ def test_posterior_is_that_of_the_cartesian_model(setting, references, split_ang
     particles, source, arguments = setting(split_angstrom=split_angstrom)
     space, prior = arguments[-2:]
     assert space.n_shifts > 5 and source.n_even > (3 if split_angstrom else 0)
-    naive = direct_log_joint(particles, source.masked_images(np.arange(3)), references, space, prior)
+    naive = direct_log_joint(particles, source.masked(np.arange(3)), references, space, prior)
     posterior = expect(*arguments, floor=1e-30)
     kept = log_table(posterior, 3, space)
     log_joint = kept + posterior.log_evidence[:, None, None, None]
@@ -130,7 +130,7 @@ def test_priors_enter_the_posterior_and_the_evidence(setting):
     *_, (features, beta, bank, space, prior) = setting(n_images=4)
     flat = expect(features, beta, bank, space, prior, floor=1e-30)
     tilt, drift = np.array([0.7, -1.1, 0.0]), 0.1 * np.arange(space.n_shifts)
-    other = LogPrior(prior.cluster + tilt, prior.shift + drift)
+    other = LogPrior(prior.reference + tilt, prior.shift + drift)
     tilted = expect(features, beta, bank, space, other, floor=1e-30)
     change = tilt[:, None, None] + drift[:, None]
     before, after = log_table(flat, 3, space), log_table(tilted, 3, space)
@@ -169,7 +169,7 @@ def test_concatenated_blocks_are_the_posterior_of_all_images(setting):
     *_, (features, beta, *rest) = setting(n_images=6)
     space = rest[1]
     parts = [
-        expect(features.take(rows, space.n_rings, space.n_orders), beta[rows], *rest)
+        expect(features.take(rows, space.n_rings, space.n_orders), beta, *rest)
         for rows in (slice(0, 4), slice(4, 6))
     ]
     joined, whole = Posterior.concatenate(parts), expect(features, beta, *rest)

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment.features import ImageFeatures
+from sklearn_cryoem.alignment.features import FeatureCache, ImageFeatures
 from sklearn_cryoem.physics.masks import mask_background, soft_disc
 from sklearn_cryoem.physics.polar import angular_orders, even_orders, polar_grid, polar_transform
 
@@ -46,7 +48,7 @@ def test_power_is_that_of_the_image_and_not_of_the_ctf(rng, make_particles):
 def test_kept_features_equal_those_computed_again(rng, make_particles):
     particles = make_particles(rng, 9)
     kept, streamed = particles.source(), particles.source(cache_bytes=0.0)
-    assert kept.kept_bytes > 0 and streamed.kept_bytes == 0
+    assert kept.n_bytes > 0 and streamed.n_bytes == 0
     for rows in (np.array([2, 5]), np.arange(1, 9)):  # some rows are new, some are not
         assert_same(kept(rows, 13, 42), streamed(rows, 13, 42), rtol=1e-6)
         assert_same(kept(rows, N_RINGS, N_ORDERS), streamed(rows, N_RINGS, N_ORDERS), rtol=2e-3)
@@ -54,12 +56,11 @@ def test_kept_features_equal_those_computed_again(rng, make_particles):
 
 def test_kept_features_are_read_once(rng, make_particles):
     particles, reads = make_particles(rng, 6), []
-    source = particles.source()
-    read = source._read
-    source._read = lambda rows: reads.append(rows) or read(rows)
-    source(np.array([0, 3]), N_RINGS, N_ORDERS)
-    source(np.array([0, 3, 4]), 13, 42)
-    source(np.arange(5), 5, 8)
+    images = particles.source().images
+    images = replace(images, read=lambda rows: reads.append(rows) or particles.read(rows))
+    cache, shift = FeatureCache(images, 1e9), np.zeros((6, 2))
+    for rows, n_rings, n_orders in (([0, 3], N_RINGS, N_ORDERS), ([0, 3, 4], 13, 42), (range(5), 5, 8)):
+        cache(np.array(rows), shift[rows], n_rings, n_orders)
     assert [list(rows) for rows in reads] == [[0, 3], [4], [1, 2]]
 
 
@@ -97,8 +98,8 @@ def test_noise_fraction_is_the_power_of_white_noise_that_is_left(rng, make_parti
 
 
 def test_rings_never_exceed_those_of_the_limit(rng, make_particles):
-    source = make_particles(rng, 2).source(k_max=9)
-    assert [source.n_rings(k) for k in (4.0, 6.7, 9.0, 14.0)] == [4, 6, 9, 9]
+    source = make_particles(rng, 2).source(k_limit=9.0)
+    assert [source.images.n_rings(k) for k in (4.0, 6.7, 9.0, 14.0)] == [4, 6, 9, 9]
 
 
 def test_taking_and_concatenating_are_inverse(rng, make_particles):

@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem.alignment import passes
-from sklearn_cryoem.alignment.em import fit_alignment, full_passes
+from sklearn_cryoem.alignment.classes import unite_references
+from sklearn_cryoem.alignment.em import PassState, fit_alignment, full_passes
 from sklearn_cryoem.alignment.expectation import LogPrior, expect
-from sklearn_cryoem.alignment.known import KnownPoses, to_image_frame
-from sklearn_cryoem.alignment.mutual import unite_references
-from sklearn_cryoem.alignment.passes import run_pass
+from sklearn_cryoem.alignment.frames import KnownPoses, to_image_frame
 from sklearn_cryoem.alignment.poses import find_poses
-from sklearn_cryoem.alignment.references import reference_bank
+from sklearn_cryoem.alignment.products import reference_bank
 from sklearn_cryoem.alignment.start import starting_model
-from sklearn_cryoem.alignment.state import PassState
 from sklearn_cryoem.physics.polar import polar_transform
 from sklearn_cryoem.physics.rotation import aligned_images
 
@@ -47,7 +44,7 @@ def test_images_brought_into_their_poses_are_upright_and_so_are_their_ctfs(
     found = particles.source(known=known, **wide)(np.arange(6), 10, 20)
     # the same images and CTFs, turned by the NUFFT and by the table
     upright = aligned_images(
-        particles.source(known=known, **wide).masked_images(np.arange(6)),
+        particles.source(known=known, **wide).masked(np.arange(6)),
         known.angle_rad,
         known.shift_px,
         known.mirrored,
@@ -84,7 +81,7 @@ def test_the_evidence_at_a_pose_does_not_depend_on_what_was_known(
     rng, make_particles, make_settings, references, split_angstrom
 ):
     # images turned by cells of the circle, so that cells of window and circle are the same poses
-    n, settings = 4, make_settings(shift_step_px=1.0)
+    n, settings = 4, make_settings()
     circle = settings.space(32, 13.0)
     window = replace(settings, angle_range_rad=5.0 * circle.angle_step_rad).space(32, 13.0)
     assert window.n_angles == 11 and window.angle_step_rad == pytest.approx(circle.angle_step_rad)
@@ -95,14 +92,14 @@ def test_the_evidence_at_a_pose_does_not_depend_on_what_was_known(
     )
     tables = []
     for space, known in (
-        (circle, None),
+        (circle, KnownPoses.identity(n)),
         (window, KnownPoses(psi, np.zeros((n, 2)), np.zeros(n, dtype=bool))),
     ):
         source = particles.source(known=known)
         features = source(np.arange(n), space.n_rings, space.n_orders)
         bank = reference_bank(polar_transform(references, space.grid), space, source.n_even)
         flat = LogPrior(np.zeros(3), np.zeros(space.n_shifts))
-        precision = np.full(features.power.shape, 0.05, dtype=np.float32)
+        precision = np.full(space.n_rings, 0.05, np.float32)
         posterior = expect(features, precision, bank, space, flat, floor=1e-30)
         log = np.log(posterior.weight.astype(np.float64)) + posterior.log_evidence[posterior.image]
         table = np.full((n, 3 * space.n_shifts, space.n_angles), np.nan)
@@ -120,11 +117,11 @@ def test_a_window_of_the_whole_circle_finds_what_a_search_of_everything_finds(
 ):
     particles = make_particles(rng, 60, noise=0.15, max_shift=0.7)
     model = make_model(references, noise=0.15**2, k_max=11, shift_sigma_px=50.0)
-    settings = make_settings(shift_step_px=1.0)
+    settings = make_settings()
     everything = find_poses(particles.source(), model, settings)
     source = particles.source(known=perturbed(particles, rng, shift=0.5))
     round_known = find_poses(source, model, replace(settings, angle_range_rad=np.pi))
-    np.testing.assert_array_equal(round_known.cluster, everything.cluster)
+    np.testing.assert_array_equal(round_known.label, everything.label)
     assert np.degrees(np.median(turn_between(round_known.angle_rad, everything.angle_rad))) < 0.5
     assert np.median(np.hypot(*(round_known.shift_px - everything.shift_px).T)) < 0.1
     assert np.median(round_known.log_evidence / everything.log_evidence) == pytest.approx(1.0, abs=0.03)
@@ -136,8 +133,8 @@ def test_a_small_window_improves_on_the_poses_given_for_less_work(
     particles = make_particles(rng, 80, noise=0.3, kinds=(0, 1))
     model = make_model(references, noise=0.09, k_max=11, shift_sigma_px=1.0)
     known = perturbed(particles, rng)
-    everywhere = make_settings(shift_step_px=1.0, max_shift_px=3.0)
-    settings = make_settings(shift_step_px=1.0, max_shift_px=1.5, angle_range_rad=1.1 * ANGLE)
+    everywhere = make_settings(max_shift_px=3.0)
+    settings = make_settings(max_shift_px=1.5, angle_range_rad=1.1 * ANGLE)
     assert settings.space(32, 11.0).work < 0.3 * everywhere.space(32, 11.0).work
     found = find_poses(particles.source(known=known), model, settings)
     for error, given in (
@@ -159,7 +156,7 @@ def test_poses_never_leave_the_window(
 ):
     particles = make_particles(rng, 40, noise=1.0)
     known = perturbed(particles, rng, angle=1.0)  # most true poses are outside
-    settings = make_settings(angle_range_rad=half_window, max_shift_px=1.0, shift_step_px=1.0)
+    settings = make_settings(angle_range_rad=half_window, max_shift_px=1.0)
     found = find_poses(particles.source(known=known), make_model(references, noise=1.0), settings)
     turn = turn_between(found.angle_rad, known.angle_rad)
     assert turn.max() <= half_window + 1e-9
@@ -198,10 +195,10 @@ def test_an_alignment_round_known_poses_finds_classes_and_better_poses(local):
     particles, known, settings = local
     source = particles.source(known=known, mask_radius_px=11.5)
     # as with a start from nothing, one start in a few ends with two classes in one
-    starts = [fit_alignment(source, settings, np.random.RandomState(seed)) for seed in range(3)]
-    fitted = max(starts, key=lambda start: start.evidence[-1])
+    starts = [fit_alignment(source, settings, np.random.RandomState(seed))[0] for seed in range(3)]
+    fitted = max(starts, key=lambda start: start.log_evidence[-1])
     found = find_poses(source, fitted.model, settings)
-    assert adjusted_rand_score(particles.kind, found.cluster) > 0.8
+    assert adjusted_rand_score(particles.kind, found.label) > 0.8
     error = turn_between(found.angle_rad, particles.angle_rad)
     given = turn_between(known.angle_rad, particles.angle_rad)
     # the frame is that of the known poses: no turn of a class has to be taken off first
@@ -213,16 +210,15 @@ def test_references_keep_to_the_frame_of_the_known_poses(local, make_model, blob
     upright = np.stack([blob_image(z) for z in (3, 4, 5)])
     askew = np.stack([blob_image(z, 0.12) for z in (3, 4, 5)])
     passes = replace(settings, max_iter=3, tol=0.0, k_limit=9.0)
-    with progress(3, "passes", verbose=0) as bar:
-        source = particles.source(known=known, k_max=9.0)
-        model = make_model(askew, noise=0.09, k_max=9)
-        fitted = full_passes(source, passes, PassState(model, scale=source.scale), bar=bar)
+    source = particles.source(known=known, k_limit=9.0)
+    model = make_model(askew, noise=0.09, k_max=9)
+    *_, fitted = full_passes(source, passes, PassState(model, source.known.shift_px))
     overlap = [
         [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(fitted.model.references, other, strict=True)]
         for other in (upright, askew)
     ]
     assert np.all(np.array(overlap[0]) > np.array(overlap[1])), overlap
-    np.testing.assert_array_equal(fitted.statistics.turn_sum, 0.0)
+    np.testing.assert_array_equal(fitted.stats.turn_sum, 0.0)
     seen = np.ones((3, 9))
     frames = unite_references(fitted.model, seen, np.ones(3), passes, 2, mirror=True)
     assert not frames.angle_rad.any() and not frames.mirrored.any() and not frames.shift_px.any()
@@ -236,8 +232,8 @@ def test_turning_the_sums_takes_the_mean_angle_of_each_class_to_zero(local, make
     source = particles.source(known=known)
     offset = replace(known, angle_rad=known.angle_rad - 3 * space.angle_step_rad)
     rows = np.arange(150)
-    stats = run_pass(source, rows, model, space).statistics
-    turned = run_pass(particles.source(known=offset), rows, model, space).statistics
+    stats = source.run_pass(rows, model, space).statistics
+    turned = particles.source(known=offset).run_pass(rows, model, space).statistics
     shifted = (turned.turn_sum - stats.turn_sum) / stats.mass
     np.testing.assert_allclose(shifted, 3 * space.angle_step_rad, rtol=0.5)  # the window cuts some off
     centred = stats.turn_centred()
@@ -258,11 +254,11 @@ def test_two_workers_give_the_same_bits_as_one_round_known_poses(local, by_one_a
     particles, known, settings = local
     short = replace(settings, n_batches=2, max_iter=1)
     one, two = by_one_and_two(
-        lambda: particles.source(known=known),
-        lambda s: fit_alignment(s, short, np.random.RandomState(0)),
+        lambda pool: particles.source(pool=pool, known=known),
+        lambda s: fit_alignment(s, short, np.random.RandomState(0))[0],
     )
     np.testing.assert_array_equal(one.model.references, two.model.references)
-    np.testing.assert_array_equal(one.evidence, two.evidence)
+    np.testing.assert_array_equal(one.log_evidence, two.log_evidence)
 
 
 def test_masks_follow_the_known_shifts(rng, make_particles):
@@ -272,7 +268,7 @@ def test_masks_follow_the_known_shifts(rng, make_particles):
     for x, y in ((-6, 4), (6, -4)):
         particles.images[0, 16 + y, 16 + x] = 1.0
     known = KnownPoses(np.zeros(1), shift, np.zeros(1, dtype=bool))
-    masked = particles.source(known=known, mask_radius_px=5.0).masked_images(np.arange(1))[0]
+    masked = particles.source(known=known, mask_radius_px=5.0).masked(np.arange(1))[0]
     assert masked[20, 10] > 0.9 and abs(masked[12, 22]) < 0.01
 
 
@@ -284,7 +280,7 @@ def test_references_are_compared_where_they_lie_in_a_window(
     references = np.stack([image, blob_image(3, 1.5), 0.7 * image])
     settings, seen = make_settings(angle_range_rad=half_window), np.ones((3, 9))
     frames = unite_references(make_model(references, k_max=9), seen, np.ones(3), settings, 2)
-    assert frames.group[0] == frames.group[partner] != frames.group[3 - partner]
+    assert frames.label[0] == frames.label[partner] != frames.label[3 - partner]
 
 
 def test_features_kept_are_in_their_poses_like_those_computed_again(local):

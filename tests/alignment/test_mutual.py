@@ -1,10 +1,12 @@
 """Union of references: moves that are known come back, views stay together, poses follow their frame."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment.known import turned
-from sklearn_cryoem.alignment.mutual import Frames, _move, unite_references
+from sklearn_cryoem.alignment.classes import unite_references
+from sklearn_cryoem.alignment.frames import Frames, turned
 from sklearn_cryoem.physics.masks import soft_disc
 from sklearn_cryoem.physics.polar import (
     angular_orders,
@@ -51,9 +53,9 @@ def united(model, settings, n_groups, n_jobs=None, mass=None, mirror=False):
 def test_copies_of_a_view_come_together_and_into_one_frame(scattered):
     view, angle, shift, model, settings = scattered
     frames = united(model, settings, 3)
-    assert frames.n_groups == 3
+    assert frames.n_classes == 3
     for group in range(3):
-        assert len(set(view[frames.group == group])) == 1
+        assert len(set(view[frames.label == group])) == 1
     # a copy is the view moved by (angle, shift); moved on by its frame, all copies lie alike
     total = angle + frames.angle_rad
     place = shift + turned(frames.shift_px, angle)  # of the view before the turn
@@ -65,7 +67,9 @@ def test_copies_of_a_view_come_together_and_into_one_frame(scattered):
 
 def test_poses_follow_their_reference_into_its_frame(references, rng):
     """An image aligned by its pose to a reference is, by the moved pose, aligned to the moved reference."""
-    frames = Frames(np.array([0, 0, 1]), np.array([0.7, -1.1, 2.0]), rng.uniform(-1, 1, (3, 2)))
+    frames = Frames(
+        np.array([0, 0, 1]), np.array([0.7, -1.1, 2.0]), rng.uniform(-1, 1, (3, 2)), np.zeros(3, bool)
+    )
     psi, pose = rng.uniform(0, 2 * np.pi, 3), rng.uniform(-1, 1, (3, 2))
     # the image whose displacement by `pose` and turn by -psi is the reference
     images = moved_images(moved_images(references, psi, np.zeros((3, 2))), np.zeros(3), -pose)
@@ -84,18 +88,18 @@ def test_small_references_join_others_before_large_ones_do(scattered):
     view, _, _, model, settings = scattered
     mass = np.where(view == 0, 0.02, 10.0)
     frames = united(model, settings, 2, mass=mass)
-    assert len(set(frames.group[view == 1])) == len(set(frames.group[view == 2])) == 1
-    assert frames.group[view == 1][0] != frames.group[view == 2][0]
+    assert len(set(frames.label[view == 1])) == len(set(frames.label[view == 2])) == 1
+    assert frames.label[view == 1][0] != frames.label[view == 2][0]
 
 
 def test_classes_are_numbered_by_falling_mass_and_any_number_of_workers_agrees(scattered):
     view, _, _, model, settings = scattered
     mass = 10.0 + 5.0 * view
     one, two = (united(model, settings, 3, n_jobs=n, mass=mass) for n in (1, 2))
-    np.testing.assert_array_equal(one.group, two.group)
+    np.testing.assert_array_equal(one.label, two.label)
     np.testing.assert_array_equal(one.angle_rad, two.angle_rad)
     np.testing.assert_array_equal(one.shift_px, two.shift_px)
-    sizes = np.bincount(one.group, mass)
+    sizes = np.bincount(one.label, mass)
     assert np.all(np.diff(sizes) <= 0)
 
 
@@ -137,12 +141,12 @@ def test_mirrored_copies_come_together_and_into_one_frame(copies):
     model = make(MIRRORED)
     frames = united(model, settings, 3, mirror=True)
     for group in range(3):
-        assert len(set(view[frames.group == group])) == 1
+        assert len(set(view[frames.label == group])) == 1
     for own in range(3):
         relative = frames.mirrored[view == own] ^ MIRRORED[view == own]
         assert len(set(relative)) == 1, "copies and mirrored copies of a view are told apart"
     assert frame_errors(model.references, frames, view).max() < 0.1
-    unmirrored = Frames(frames.group, frames.angle_rad, frames.shift_px)
+    unmirrored = replace(frames, mirrored=np.zeros(12, bool))
     assert frame_errors(model.references, unmirrored, view).max() > 0.3, "the test would not notice"
 
 
@@ -151,7 +155,7 @@ def test_mirrored_copies_are_classes_of_their_own_unless_asked_for(copies):
     frames = united(make(MIRRORED), settings, 6)
     assert not frames.mirrored.any()
     for group in range(6):
-        own = frames.group == group
+        own = frames.label == group
         assert len(set(view[own])) == len(set(MIRRORED[own])) == 1
 
 
@@ -160,12 +164,12 @@ def test_where_nothing_is_mirrored_the_classes_are_those_without_the_option(copi
     model = make(False)
     plain, both = united(model, settings, 3), united(model, settings, 3, mirror=True)
     assert not plain.mirrored.any()
-    np.testing.assert_array_equal(plain.group, both.group)
+    np.testing.assert_array_equal(plain.label, both.label)
     for group in range(3):  # different views have no true relation
-        assert len(set(both.mirrored[plain.group == group])) == 1
+        assert len(set(both.mirrored[plain.label == group])) == 1
     turn = np.where(both.mirrored, -1, 1) * both.angle_rad - plain.angle_rad
     for group in range(3):
-        turns = np.exp(1j * turn[plain.group == group])
+        turns = np.exp(1j * turn[plain.label == group])
         assert np.degrees(np.abs(np.angle(turns / turns[0]))).max() < 2.0
 
 
@@ -198,12 +202,11 @@ def test_poses_follow_their_reference_into_a_mirrored_frame(handed, rng):
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("second", [True, False])
 def test_a_move_after_a_move_is_one_move(handed, rng, first, second):
-    frames = Frames(np.arange(3), rng.uniform(0, 6, 3), rng.uniform(-1, 1, (3, 2)), first)
+    frames = Frames(np.arange(3), rng.uniform(0, 6, 3), rng.uniform(-1, 1, (3, 2)), np.full(3, first))
     once = moved_images(handed, frames.angle_rad, frames.shift_px, first)
     angle, shift = 1.3, np.array([0.8, -0.5])
     twice = moved_images(once, np.full(3, angle), np.tile(shift, (3, 1)), second)
-    for leaf in range(3):
-        _move(frames, leaf, angle, shift, mirrored=second)
+    frames = frames.moved(np.arange(3), shift, angle_rad=angle, mirrored=second)
     np.testing.assert_array_equal(frames.mirrored, first != second)
     at_once = moved_images(handed, frames.angle_rad, frames.shift_px, frames.mirrored)
     assert np.abs(at_once - twice).max() / np.abs(twice).max() < 0.05
@@ -212,4 +215,4 @@ def test_a_move_after_a_move_is_one_move(handed, rng, first, second):
 @pytest.mark.parametrize(("n_groups", "sizes"), [(1, [12]), (12, [1] * 12)])
 def test_all_or_none_can_be_united(scattered, n_groups, sizes):
     frames = united(scattered[3], scattered[4], n_groups)
-    assert np.bincount(frames.group).tolist() == sizes
+    assert np.bincount(frames.label).tolist() == sizes

@@ -3,12 +3,11 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment import adaptive, passes, plan
+from sklearn_cryoem.alignment import passes
 from sklearn_cryoem.alignment.expectation import expect
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
-from sklearn_cryoem.alignment.passes import run_pass, task_rows
-from sklearn_cryoem.alignment.plan import Plan
-from sklearn_cryoem.alignment.references import reference_bank
+from sklearn_cryoem.alignment.passes import PreparedSearch, placed_rows
+from sklearn_cryoem.alignment.products import reference_bank
 from sklearn_cryoem.physics.polar import polar_transform
 
 
@@ -28,10 +27,10 @@ def assert_same_sums(one, other, rtol):
 def test_a_pass_is_one_e_step_and_its_sums(setting):
     source, model, space = setting
     rows = np.array([3, 7, 8, 20, 29])
-    result = run_pass(source, rows, model, space)
+    result = source.run_pass(rows, model, space)
     features = source(rows, space.n_rings, space.n_orders)
     bank = reference_bank(polar_transform(model.references, space.grid), space, source.n_even)
-    precision = np.full(features.power.shape, 1 / 0.4, dtype=np.float32)
+    precision = np.full(space.n_rings, 1 / 0.4, np.float32)
     posterior = expect(features, precision, bank, space, model.log_prior(space))
     np.testing.assert_allclose(result.log_evidence, posterior.log_evidence, rtol=1e-6)
     np.testing.assert_array_equal(result.label, posterior.best_row // space.n_shifts)
@@ -43,7 +42,7 @@ def test_a_pass_is_one_e_step_and_its_sums(setting):
 def test_true_references_tell_the_classes_apart(rng, make_particles, make_settings, make_model, references):
     particles = make_particles(rng, 30, noise=0.2, max_shift=1.0)
     space = make_settings().space(32, 10.0)
-    result = run_pass(particles.source(), np.arange(30), make_model(references, noise=0.04), space)
+    result = particles.source().run_pass(np.arange(30), make_model(references, noise=0.04), space)
     assert np.mean(result.label == particles.kind) > 0.95
     assert result.log_evidence.min() > 0
 
@@ -51,28 +50,29 @@ def test_true_references_tell_the_classes_apart(rng, make_particles, make_settin
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [
-        (plan, "IMAGES_PER_SHARD", 7),
-        (plan, "SHARDS_PER_BANK", 1),
+        (passes, "IMAGES_PER_BLOCK", 7),
+        (passes, "BLOCKS_PER_BANK", 1),
         (passes, "IMAGES_PER_TASK", (4, 1024)),
         (passes, "IMAGES_PER_SUM", 5),
         (passes, "CELLS_PER_SUM", 1),
-        (adaptive, "BANK_BYTES", 1.0),
+        (passes, "BANK_BYTES", 1.0),
     ],
 )
 def test_cutting_a_pass_differently_changes_nothing(setting, monkeypatch, module, name, value):
     source, model, space = setting
-    whole = run_pass(source, np.arange(30), model, space)
-    monkeypatch.setattr(plan, "IMAGES_PER_SHARD", 6)
+    whole = source.run_pass(np.arange(30), model, space)
+    monkeypatch.setattr(passes, "IMAGES_PER_BLOCK", 6)
     monkeypatch.setattr(module, name, value)
-    parts = run_pass(source, np.arange(30), model, space)
+    parts = source.run_pass(np.arange(30), model, space)
     np.testing.assert_allclose(parts.log_evidence, whole.log_evidence, rtol=1e-5)
     assert_same_sums(parts.statistics, whole.statistics, rtol=1e-4)
 
 
-def test_two_workers_give_the_same_bits_as_one(setting, monkeypatch, by_one_and_two):
-    source, model, space = setting
+def test_two_workers_give_the_same_bits_as_one(setting, rng, make_particles, monkeypatch, by_one_and_two):
+    _, model, space = setting
     monkeypatch.setattr(passes, "IMAGES_PER_TASK", (4, 8))
-    one, two = by_one_and_two(lambda: source, lambda s: run_pass(s, np.arange(30), model, space))
+    particles = make_particles(rng, 30, noise=0.5)
+    one, two = by_one_and_two(particles.source, lambda s: s.run_pass(np.arange(30), model, space))
     np.testing.assert_array_equal(one.log_evidence, two.log_evidence)
     for field in fields(Statistics):
         np.testing.assert_array_equal(
@@ -82,9 +82,11 @@ def test_two_workers_give_the_same_bits_as_one(setting, monkeypatch, by_one_and_
 
 def test_posteriors_come_in_the_order_of_the_rows(setting, monkeypatch):
     source, model, space = setting
-    monkeypatch.setattr(plan, "IMAGES_PER_SHARD", 4)
+    monkeypatch.setattr(passes, "IMAGES_PER_BLOCK", 4)
     rows = np.array([9, 2, 17, 4, 11, 0])
-    shards = list(Plan(model, space, source.n_even).posteriors(source, rows))
+    shards = list(
+        PreparedSearch.of(source, model, space).posteriors(source.cache, rows, source.known.shift_px[rows])
+    )
     assert [len(features) for features, _ in shards] == [3, 3]
     power = np.concatenate([features.power for features, _ in shards])
     np.testing.assert_allclose(power, source(rows, space.n_rings, space.n_orders).power, rtol=1e-5)
@@ -92,16 +94,10 @@ def test_posteriors_come_in_the_order_of_the_rows(setting, monkeypatch):
 
 def test_an_empty_class_takes_no_image_and_gives_no_nan(setting):
     source, model, space = setting
-    model = replace(model, class_weight=np.array([0.5, 0.0, 0.5]), balance=np.zeros(3))
-    stats = run_pass(source, np.arange(30), model, space).statistics
+    model = replace(model, weight=np.array([0.5, 0.0, 0.5]), balance=np.zeros(3))
+    stats = source.run_pass(np.arange(30), model, space).statistics
     assert stats.mass[1] == 0 and not stats.numerator[1].any()
     assert all(np.isfinite(getattr(stats, field.name)).all() for field in fields(Statistics))
-
-
-def test_a_pass_without_images_is_refused(setting):
-    source, model, space = setting
-    with pytest.raises(ValueError, match="needs at least one image"):
-        run_pass(source, np.arange(0), model, space)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +113,6 @@ def test_a_pass_without_images_is_refused(setting):
 )
 def test_tasks_are_even_and_neither_small_nor_large(n_rows, sizes):
     rows = np.arange(n_rows)
-    tasks = task_rows(rows)
+    tasks = [part for part, _ in placed_rows(rows, np.zeros((n_rows, 2)))]
     np.testing.assert_array_equal(np.concatenate(tasks), rows)
     assert [len(task) for task in tasks] == sizes

@@ -3,14 +3,10 @@ import pytest
 from scipy.stats import norm as gaussian
 
 from sklearn_cryoem.alignment.expectation import expect
-from sklearn_cryoem.alignment.poses import (
-    ImagePoses,
-    class_posterior,
-    find_poses,
-    to_image_frame,
-)
-from sklearn_cryoem.alignment.references import reference_bank
-from sklearn_cryoem.alignment.residuals import log_noise_likelihood
+from sklearn_cryoem.alignment.frames import to_image_frame
+from sklearn_cryoem.alignment.model import log_noise_likelihood
+from sklearn_cryoem.alignment.poses import ImagePoses, class_posterior, find_poses
+from sklearn_cryoem.alignment.products import reference_bank
 from sklearn_cryoem.physics.polar import polar_transform
 from sklearn_cryoem.physics.rotation import aligned_images
 
@@ -27,7 +23,7 @@ def found(rng, make_particles, make_settings, make_model, references):
     def find(n_images=40, *, noise=0.15, sigma=1.0, refine=True, **options):
         particles = make_particles(rng, n_images, noise=noise, **options)
         model = make_model(references, noise=max(noise, 0.1) ** 2, k_max=11, shift_sigma_px=sigma)
-        settings = make_settings(shift_step_px=1.0)
+        settings = make_settings()
         return particles, find_poses(particles.source(), model, settings, refine=refine)
 
     return find
@@ -36,7 +32,7 @@ def found(rng, make_particles, make_settings, make_model, references):
 @pytest.mark.parametrize("split_angstrom", [None, 3000.0])
 def test_poses_are_found_below_the_steps_of_the_search(found, split_angstrom):
     particles, poses = found(split_angstrom=split_angstrom, sigma=50.0)
-    right = poses.cluster == particles.kind
+    right = poses.label == particles.kind
     assert right.mean() > 0.9
     angle = angle_errors(poses.angle_rad, particles.angle_rad)[right]
     shift = np.hypot(*(poses.shift_px - particles.shift_px).T)[right]
@@ -50,7 +46,7 @@ def test_poses_are_found_below_the_steps_of_the_search(found, split_angstrom):
 def test_poses_of_images_without_noise_are_exact(found, split_angstrom):
     # the shift moves an image out of its mask, and astigmatism turns with it: none of that may bias the pose
     particles, poses = found(noise=0.0, split_angstrom=split_angstrom, sigma=50.0, max_shift=0.7)
-    np.testing.assert_array_equal(poses.cluster, particles.kind)
+    np.testing.assert_array_equal(poses.label, particles.kind)
     angle = angle_errors(poses.angle_rad, particles.angle_rad)
     shift = np.hypot(*(poses.shift_px - particles.shift_px).T)
     assert np.median(angle) < 0.1, f"median error {np.median(angle):.3f} degrees"
@@ -74,7 +70,7 @@ def test_refining_improves_on_the_grid(found):
 def test_undoing_the_poses_brings_the_images_onto_their_class(found, references):
     particles, poses = found(noise=0.0, split_angstrom=None, sigma=50.0)
     aligned = aligned_images(particles.images, poses.angle_rad, poses.shift_px)
-    for image, cluster in zip(aligned, poses.cluster, strict=True):
+    for image, cluster in zip(aligned, poses.label, strict=True):
         assert np.corrcoef(image.ravel(), references[cluster].ravel())[0, 1] > 0.99
 
 
@@ -117,7 +113,7 @@ def test_class_posterior_sums_over_shifts_and_angles(
     )
     features = source(np.arange(10), space.n_rings, space.n_orders)
     bank = reference_bank(polar_transform(references, space.grid), space, source.n_even)
-    precision = np.full(features.power.shape, 0.25, np.float32)
+    precision = np.full(space.n_rings, 0.25, np.float32)
     posterior = expect(features, precision, bank, space, model.log_prior(space))
     group_of = np.array([1, 0, 1])  # classes of the three references
     table = np.zeros((10, 2))

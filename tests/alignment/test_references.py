@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment import references as module
-from sklearn_cryoem.alignment.references import (
+from sklearn_cryoem.alignment import products as module
+from sklearn_cryoem.alignment.products import (
     coarser_references,
     polar_references,
     reference_bank,

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment.schedule import next_k_max, online_step, random_batches, rebalanced
+from sklearn_cryoem.alignment.em import next_k_max, online_step, random_batches
+from sklearn_cryoem.alignment.start import rebalanced
 
 
 @pytest.mark.parametrize(

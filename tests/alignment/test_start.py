@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem.alignment import start
+from sklearn_cryoem.alignment.model import masked_references
 from sklearn_cryoem.alignment.start import first_noise, starting_model
-from sklearn_cryoem.alignment.update import masked_references
 from sklearn_cryoem.physics.masks import soft_disc
 from sklearn_cryoem.physics.polar import (
     angular_orders,
@@ -25,12 +25,12 @@ def test_a_start_is_masked_references_and_uniform_priors(source, make_settings):
     assert model.references.shape == (4, 32, 32) and model.references.dtype == np.float32
     outside = soft_disc(32, settings.mask_radius_px + settings.mask_edge_px, 0.0) == 0
     assert np.all(model.references[:, outside] == 0) and np.all(np.abs(model.references).max(axis=(1, 2)) > 0)
-    np.testing.assert_allclose(model.class_weight, 0.25)
+    np.testing.assert_allclose(model.weight, 0.25)
     np.testing.assert_array_equal(model.balance, 0.0)
     assert model.k_max == 5.0 and model.shift_sigma_px > 0 and len(model.noise) == 13
     space = settings.space(32, 5.0)
     prior = model.log_prior(space)
-    assert np.exp(prior.cluster).sum() == pytest.approx(1) and np.exp(prior.shift).sum() == pytest.approx(1)
+    assert np.exp(prior.reference).sum() == pytest.approx(1) and np.exp(prior.shift).sum() == pytest.approx(1)
 
 
 def test_references_differ_from_each_other_and_follow_the_seed(source, make_settings):
@@ -72,23 +72,12 @@ def test_first_noise_is_the_power_of_the_images_over_what_the_mask_lets_pass(
     particles = make_particles(rng, 80, noise=2.0)
     particles.images = (2.0 * rng.standard_normal(particles.images.shape)).astype(np.float32)
     source, settings = particles.source(), make_settings(k_limit=12.0)
-    noise, relative = first_noise(source, settings, np.random.RandomState(0))
+    noise = first_noise(source, settings, np.random.RandomState(0))
     power = source(np.arange(80), 12, 1).power.mean(axis=0)
     np.testing.assert_allclose(noise, power / source.noise_fraction, rtol=1e-5)
-    assert not len(relative)
     model = starting_model(source, settings, np.random.RandomState(0))
     np.testing.assert_allclose(model.noise, noise, rtol=1e-6)
     np.testing.assert_allclose(model.noise[4:], 4.0, rtol=0.2)
-
-
-def test_groups_start_with_the_power_of_their_own_images(rng, make_particles, make_settings):
-    particles, group = make_particles(rng, 400), np.arange(400) % 2
-    particles.images = rng.standard_normal(particles.images.shape).astype(np.float32)
-    particles.images[group == 1] *= 2.0
-    model = starting_model(particles.source(group=group), make_settings(), np.random.RandomState(0))
-    # 200 images of power 1 and 4 about the mean 2.5, and 30 of the mean
-    expected = (np.array([200 * 1 / 2.5, 200 * 4 / 2.5]) + 30) / 230
-    np.testing.assert_allclose(model.group_noise[:, 4:].mean(axis=1), expected, rtol=0.05)
 
 
 @pytest.mark.parametrize("n_images", [1, 2])
@@ -111,7 +100,7 @@ def test_a_start_has_the_same_bits_for_two_workers(
     monkeypatch.setattr(start, "IMAGES_PER_TASK", 7)
     particles = make_particles(rng, 60)
     one, two = by_one_and_two(
-        lambda: particles.source(cache_bytes=cache_bytes),
+        lambda pool: particles.source(pool=pool, cache_bytes=cache_bytes),
         lambda s: starting_model(s, make_settings(), np.random.RandomState(0)),
     )
     np.testing.assert_array_equal(one.references, two.references)

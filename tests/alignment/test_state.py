@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem.alignment import em
-from sklearn_cryoem.alignment.em import fit_alignment
-from sklearn_cryoem.alignment.state import FittedAlignment, OnlineState, PassState
+from sklearn_cryoem.alignment.em import OnlineState, PassState, fit_alignment
 
 
 class Killed(Exception):
@@ -34,35 +33,33 @@ class Keeper:
 @pytest.fixture
 def run(rng, make_particles, make_settings):
     particles = make_particles(rng, 80, kinds=(3, 4, 5), noise=0.5)
-    settings = make_settings(n_batches=3, batch_size=40, n_init=2, max_iter=3, tol=0.0, n_references=4)
+    settings = make_settings(n_batches=3, batch_size=40, max_iter=3, tol=0.0, n_references=4)
 
-    def fit(keeper, **options):
-        scale = np.ones(80)
-        source = particles.source(scale=scale)
-        return fit_alignment(source, settings, np.random.RandomState(3), keeper=keeper, **options)
+    def fit(keeper):
+        source, rng = particles.source(), np.random.RandomState(3)
+        return fit_alignment(source, settings, rng, checkpoint=keeper)
 
     return fit
 
 
 def assert_same(one, other):
-    for field in fields(FittedAlignment):
-        a, b = getattr(one, field.name), getattr(other, field.name)
-        if field.name in ("model", "statistics"):
+    assert one[1] == other[1]
+    for field in fields(PassState):
+        a, b = getattr(one[0], field.name), getattr(other[0], field.name)
+        if field.name in ("model", "stats"):
             for part in fields(a):
                 np.testing.assert_array_equal(getattr(a, part.name), getattr(b, part.name))
-        elif field.name == "grid":
-            assert (a.n_rings, a.n_angles) == (b.n_rings, b.n_angles)
         else:
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 4, 6, 7, 8, 9])
+@pytest.mark.parametrize("after", [1, 3, 4, 6])
 def test_a_run_killed_anywhere_ends_with_the_same_bits(run, after):
     undisturbed = run(None)
     keeper = Keeper(after=after)
     with pytest.raises(Killed):
         run(keeper)
-    assert isinstance(keeper.state, OnlineState if after <= 6 else PassState)
+    assert isinstance(keeper.state, OnlineState if after <= 3 else PassState)
     assert_same(run(Keeper(keeper.state)), undisturbed)
 
 
@@ -75,10 +72,10 @@ def test_a_run_that_had_ended_ends_again_without_a_pass(run, monkeypatch):
 
 def test_ctrl_c_among_the_batches_leaves_a_usable_fit_and_a_state_to_go_on_from(run):
     undisturbed = run(None)
-    keeper = Keeper(after=5, by=KeyboardInterrupt)
+    keeper = Keeper(after=2, by=KeyboardInterrupt)
     with pytest.warns(UserWarning, match="interrupted after 2 of 3 mini-batches"):
-        stopped = run(keeper)
-    assert stopped.interrupted and stopped.n_iter == 1 and not stopped.converged
+        stopped, interrupted = run(keeper)
+    assert interrupted and len(stopped.log_evidence) == 1 and not stopped.converged
     assert isinstance(keeper.state, OnlineState)  # not that of the pass that made the model usable
     assert_same(run(Keeper(keeper.state)), undisturbed)
 
@@ -87,21 +84,18 @@ def test_ctrl_c_among_the_passes_ends_with_the_last(run, monkeypatch):
     undisturbed = run(None)
     keeper, run_pass, done = Keeper(), em.run_pass, []
 
-    def interrupted(source, rows, *rest, **options):
-        if len(rows) == 80:
-            done.append(len(rows))
-            if len(done) == 3:
-                raise KeyboardInterrupt
-        return run_pass(source, rows, *rest, **options)
+    def third_interrupted(features, rows, *rest, **options):
+        done.append(len(rows) == 80)
+        if sum(done) == 3:
+            raise KeyboardInterrupt
+        return run_pass(features, rows, *rest, **options)
 
-    monkeypatch.setattr(em, "run_pass", interrupted)
-    monkeypatch.setattr(em, "IMAGES_TO_COMPARE", 40)
+    monkeypatch.setattr(em, "run_pass", third_interrupted)
     with pytest.warns(UserWarning, match="interrupted after 2 full passes"):
-        stopped = run(keeper)
-    assert stopped.interrupted and stopped.n_iter == 2
+        stopped, interrupted = run(keeper)
+    assert interrupted and len(stopped.log_evidence) == 2
     monkeypatch.undo()
-    monkeypatch.setattr(em, "IMAGES_TO_COMPARE", 40)
-    assert run(Keeper(keeper.state)).n_iter == undisturbed.n_iter
+    assert_same(run(Keeper(keeper.state)), undisturbed)
 
 
 def test_ctrl_c_before_the_first_pass_ends_leaves_nothing_to_use(run, monkeypatch):

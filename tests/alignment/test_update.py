@@ -7,10 +7,9 @@ import pytest
 
 from sklearn_cryoem.alignment.expectation import LogPrior, Posterior, expect
 from sklearn_cryoem.alignment.maximisation import accumulate
-from sklearn_cryoem.alignment.references import reference_bank, ring_power
-from sklearn_cryoem.alignment.residuals import log_noise_likelihood
-from sklearn_cryoem.alignment.update import (
+from sklearn_cryoem.alignment.model import (
     PolarStatistics,
+    log_noise_likelihood,
     polar_statistics,
     residual_power,
     resolved_ring,
@@ -19,14 +18,15 @@ from sklearn_cryoem.alignment.update import (
     solve_references,
     update_model,
 )
+from sklearn_cryoem.alignment.products import reference_bank, ring_power
 from sklearn_cryoem.physics.masks import soft_disc
 from sklearn_cryoem.physics.polar import polar_transform, translation_phase
 
 N_RINGS = 13
 
 
-def random_polar(rng, n_clusters=2, n_rings=4, half=6):
-    shape = (n_clusters, n_rings, half)
+def random_polar(rng, n_references=2, n_rings=4, half=6):
+    shape = (n_references, n_rings, half)
     numerator = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
     return PolarStatistics(numerator, rng.uniform(1.0, 5.0, shape))
 
@@ -145,7 +145,7 @@ def test_outer_rings_keep_the_noise_they_had(solved, make_model, make_settings, 
 
 
 def similarity(one, other):
-    """Correlation of references on the polar grid; (n_clusters,)."""
+    """Correlation of references on the polar grid; (n_references,)."""
     norms = np.linalg.norm(one, axis=(1, 2)) * np.linalg.norm(other, axis=(1, 2))
     return (one * other.conj()).real.sum(axis=(1, 2)) / norms
 
@@ -154,9 +154,6 @@ def test_references_never_move_by_more_than_three_pixels_nor_without_shifts(solv
     _, _, stats = solved(n_images=20)
     far = replace(stats, shift_sum=stats.mass[:, None] * np.array([30.0, -40.0]))
     np.testing.assert_allclose(shift_centring(far), [[-1.8, 2.4]] * 3)
-    np.testing.assert_array_equal(
-        shift_centring(replace(stats, shift_sum=np.zeros((0, 2)))), np.zeros((3, 2))
-    )
     empty = replace(stats, mass=np.zeros(3), shift_sum=np.zeros((3, 2)))
     np.testing.assert_array_equal(shift_centring(empty), np.zeros((3, 2)))
 
@@ -175,7 +172,7 @@ def test_references_are_masked_and_move_to_where_their_images_are_and_the_sums_m
     before, after = (polar_statistics(sums, space.grid).numerator for sums in (stats, moved))
     assert similarity(after, before * translation_phase(space.grid, -mean)).min() > 0.99
     assert similarity(after, before).max() < 0.97
-    still = replace(stats, shift_sum=np.zeros((0, 2)))
+    still = replace(stats, shift_sum=np.zeros((3, 2)))
     unmoved, _ = update_model(still, model, space.grid, settings, source.noise_fraction)
     before, after = (polar_transform(m.references, space.grid) for m in (unmoved, updated))
     followed = similarity(after, before * translation_phase(space.grid, -mean))
@@ -186,13 +183,13 @@ def test_references_are_masked_and_move_to_where_their_images_are_and_the_sums_m
     np.testing.assert_array_equal(moved.denominator, stats.denominator)
 
 
-def test_class_weights_follow_the_mass_only_when_estimated(solved, make_model, make_settings):
+def test_reference_weights_follow_the_mass_only_when_estimated(solved, make_model, make_settings):
     source, space, stats = solved(n_images=30)
     model = make_model(np.zeros((3, 32, 32), np.float32))
     for prior, expected in (("uniform", np.full(3, 1 / 3)), ("estimated", stats.mass / 30)):
         settings = make_settings(class_prior=prior)
         updated, _ = update_model(stats, model, space.grid, settings, source.noise_fraction)
-        np.testing.assert_allclose(updated.class_weight, expected)
+        np.testing.assert_allclose(updated.weight, expected)
 
 
 def test_spread_of_the_shifts_is_their_root_mean_square_per_axis(solved, make_model, make_settings):
@@ -263,7 +260,7 @@ def test_an_em_step_never_lowers_the_log_posterior(rng, make_particles, make_set
     noise, tau2, trace = features.power.mean(axis=0, dtype=np.float64), np.full((3, 8), 2.0), []
     for _ in range(8):
         bank = reference_bank(values, space, source.n_even)
-        precision = np.broadcast_to((1 / noise).astype(np.float32), features.power.shape)
+        precision = (1 / noise).astype(np.float32)
         posterior = expect(features, precision, bank, space, prior, floor=1e-9)
         likelihood = posterior.log_evidence + log_noise_likelihood(features.power, noise, 1.0)
         trace.append(likelihood.sum() - 0.5 * (area * ring_power(values) / tau2).sum())

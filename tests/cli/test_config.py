@@ -210,7 +210,7 @@ def test_a_run_that_is_terminated_leaves_no_folder(simulated, tmp_path):
         "--align-iterations",
         "500",
     ]
-    words += ["--align-starts", "50", "--align-classes", "8", "--classes", "9", "--jobs", "1"]
+    words += ["--align-batches", "10000", "--align-classes", "8", "--classes", "9", "--jobs", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "sklearn_cryoem.cli", *words],
         stderr=subprocess.PIPE,

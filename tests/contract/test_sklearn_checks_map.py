@@ -105,7 +105,6 @@ def test_methods_leave_the_fitted_state_alone(stack, fitted):
         ({"class_prior": "flat"}, "must be one of 'uniform', 'estimated', 'balanced'"),
         ({"noise": "pink"}, "must be one of"),
         ({"max_shift": -1.0}, "'max_shift'"),
-        ({"batch_size": 0}, "'batch_size'"),
     ],
 )
 def test_parameters_are_checked_in_fit_not_before(stack, parameters, message):

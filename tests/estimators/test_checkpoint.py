@@ -14,7 +14,7 @@ from sklearn_cryoem.estimators import _checkpoint, map_aligner
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of
 from sklearn_cryoem.manifold import em
 
-MAP = {"n_clusters": 3, "n_batches": 8, "batch_size": 60, "max_iter": 2, "tol": 0.0, "random_state": 0}
+MAP = {"n_clusters": 3, "n_batches": 8, "max_iter": 2, "tol": 0.0, "random_state": 0}
 SML = {"n_clusters": (4, 4), "max_iter": 15, "random_state": 0}
 N_CROSS_FITTED = 11  # of the iterations of SML
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,15 +9,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 
 from sklearn_cryoem import CTFTable, MAPAligner, ParticleStack, Poses
-from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem.alignment import em
-from sklearn_cryoem.alignment.memory import memory_needed
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.estimators._map_settings import (
-    alignment_settings,
-    feature_source,
-    group_codes,
-)
+from sklearn_cryoem.estimators.map_aligner import alignment_images
 from sklearn_cryoem.physics.rotation import aligned_images
 
 QUICK = {"n_clusters": 3, "n_batches": 4, "max_iter": 2, "tol": 10.0, "random_state": 0}
@@ -35,41 +27,41 @@ def fitted(stack):
 
 
 def test_lengths_are_angstrom_where_the_pixel_size_is_known(stack):
-    aligner = MAPAligner(mask_diameter=10 * stack.pixel_size, max_shift=2 * stack.pixel_size, shift_step=6.0)
-    known = alignment_settings(aligner, stack)
+    aligner = MAPAligner(mask_diameter=10 * stack.pixel_size, max_shift=2 * stack.pixel_size)
+    known = aligner._settings_for(stack)
     assert known.mask_radius_px == pytest.approx(5.0)
     assert known.reach_px == pytest.approx(2.0)
     assert known.max_shift_px == pytest.approx(0.08 * 24)  # one search, which follows the image
-    assert known.shift_step_px == pytest.approx(6.0 / stack.pixel_size)
     unknown = ParticleStack(stack.read())
-    assert alignment_settings(MAPAligner(max_shift=1.5), unknown).max_shift_px == pytest.approx(1.5)
-    assert alignment_settings(MAPAligner(), unknown).reach_px == pytest.approx(0.2 * 24)
+    assert MAPAligner(max_shift=1.5)._settings_for(unknown).max_shift_px == pytest.approx(1.5)
+    assert MAPAligner()._settings_for(unknown).reach_px == pytest.approx(0.2 * 24)
 
 
 def test_resolutions_become_fourier_pixels_between_six_and_the_limit():
     stack = ParticleStack(np.random.default_rng(0).normal(size=(4, 64, 64)), pixel_size=4.0)
-    settings = alignment_settings(MAPAligner(initial_resolution=32.0, max_resolution=16.0), stack)
-    assert (settings.k_start, settings.k_limit) == (8.0, 16.0)
-    assert alignment_settings(MAPAligner(initial_resolution=500.0), stack).k_start == 6.0
-    assert alignment_settings(MAPAligner(max_resolution=1.0), stack).k_limit == 31.0
+    settings = MAPAligner(4, max_resolution=16.0)._settings_for(stack)
+    assert (settings.k_start, settings.k_limit) == (6.4, 16.0)  # 40 Angstrom
+    assert MAPAligner(4, max_resolution=1.0)._settings_for(stack).k_limit == 31.0
+    fine = ParticleStack(stack.read(), pixel_size=1.0)
+    assert MAPAligner(4)._settings_for(fine).k_start == 6.0
 
 
 @pytest.mark.parametrize("box", [16, 24, 65])
 def test_masks_stay_inside_the_box(box):
     stack = ParticleStack(np.random.default_rng(0).normal(size=(4, box, box)))
     for diameter in (None, 1.0 * box):
-        settings = alignment_settings(MAPAligner(mask_diameter=diameter), stack)
+        settings = MAPAligner(4, mask_diameter=diameter)._settings_for(stack)
         assert settings.mask_radius_px + settings.mask_edge_px <= box / 2
-        source = feature_source(stack, settings)
+        source = alignment_images(stack, settings)
         assert source.mask_radius_px + source.mask_edge_px <= box / 2
 
 
 def test_references_and_batches_grow_with_the_number_of_classes_as_far_as_the_images_go():
     stack = ParticleStack(np.zeros((2000, 16, 16), np.float32))
-    settings = [alignment_settings(MAPAligner(k), stack) for k in (2, 15, 40, 900)]
+    settings = [MAPAligner(k)._settings_for(stack) for k in (2, 15, 40, 900)]
     assert [s.n_references for s in settings] == [5, 38, 50, 900]
     assert [s.batch_size for s in settings] == [200, 200, 200, 2000]
-    assert alignment_settings(MAPAligner(20, n_references=33), stack).n_references == 33
+    assert MAPAligner(20, n_references=33)._settings_for(stack).n_references == 33
 
 
 def test_transform_centres_and_turns_particles_onto_their_class(stack, fitted):
@@ -125,7 +117,8 @@ def test_fitted_attributes_agree_with_each_other(stack, fitted):
     assert fitted.n_features_in_ == n_pixels**2
     assert len(fitted.log_posterior_) == fitted.n_iter_
     assert len(fitted.pass_resolution_) == fitted.n_iter_
-    assert fitted.resolution_ == fitted.pass_resolution_[-1]
+    assert 2 * stack.pixel_size <= fitted.resolution_ <= fitted.pass_resolution_[-2]  # no finer than was used
+    np.testing.assert_array_equal(fitted.class_sizes_, np.bincount(fitted.labels_, minlength=3))
     assert len(fitted.references_) == len(fitted.reference_class_) >= 3
     assert 1.0 <= fitted.n_effective_clusters_ <= 3.0
     assert np.all((fitted.class_posterior_ > 0) & (fitted.class_posterior_ <= 1 + 1e-6))
@@ -173,50 +166,6 @@ def test_memory_is_stated_before_work_starts(stack, caplog):
     with caplog.at_level(logging.INFO, logger="sklearn_cryoem"):
         MAPAligner(**QUICK).fit(stack)
     assert "MAPAligner, up to 11 of 11 Fourier pixels, needs about" in caplog.text
-
-
-def test_two_hundred_classes_of_large_images_need_less_than_two_gigabytes():
-    stack = ParticleStack(np.zeros((4, 128, 128), np.float32), pixel_size=2.0)
-    settings = alignment_settings(MAPAligner(200, n_references=500), stack)
-    assert memory_needed(feature_source(stack, settings), settings, settings.k_limit) < 2e9
-
-
-def test_noise_of_groups_follows_the_numbers_of_the_stack(stack):
-    images, group = stack.read().copy(), np.where(np.arange(90) % 2, 70, 12)
-    images[group == 70] *= 2.0
-    grouped = ParticleStack(images, pixel_size=stack.pixel_size, ctf=stack.ctf, noise_group=group)
-    aligner = MAPAligner(noise="group", **QUICK).fit(grouped)
-    np.testing.assert_array_equal(aligner.noise_groups_, [12, 70])
-    ratio = aligner.group_noise_variance_[1, 3:] / aligner.group_noise_variance_[0, 3:]
-    # 45 images of power 1 and 4 among 30 of the mean 2.5
-    assert ratio.mean() == pytest.approx((45 * 4 + 30 * 2.5) / (45 * 1 + 30 * 2.5), rel=0.15)
-    np.testing.assert_array_equal(aligner.predict(grouped), aligner.labels_)
-    np.testing.assert_array_equal(aligner.predict(grouped[group == 70]), aligner.labels_[group == 70])
-    unseen = ParticleStack(images, pixel_size=stack.pixel_size, ctf=stack.ctf, noise_group=group + 1)
-    assert not np.allclose(aligner.score_samples(unseen), aligner.score_samples(grouped))
-    as_they_are = grouped.with_outliers(np.zeros(90, dtype=bool))  # not normalised
-    assert MAPAligner(**QUICK).fit(as_they_are).group_noise_variance_ is None
-
-
-def test_group_codes_are_places_among_the_groups_fitted():
-    stack = ParticleStack(np.zeros((5, 8, 8), np.float32), noise_group=[3, 9, 4, 2, 100])
-    np.testing.assert_array_equal(group_codes(stack, np.array([3, 4, 9])), [0, 2, 1, -1, -1])
-    assert group_codes(stack, None) is None
-
-
-def test_intensities_of_images_are_kept_and_found_again_for_new_particles(stack):
-    images = stack.read().copy()
-    images[::2] *= 1.5
-    uneven = ParticleStack(images, pixel_size=stack.pixel_size, ctf=stack.ctf)
-    aligner = MAPAligner(image_scale=True, **QUICK).fit(uneven)
-    strong, weak = aligner.image_scale_[::2].mean(), aligner.image_scale_[1::2].mean()
-    assert strong / weak == pytest.approx(1.5, rel=0.15)
-    np.testing.assert_array_equal(aligner.predict(uneven), aligner.labels_)
-    turn = turn_between(aligner.transform(uneven).poses.angle_rad, aligner.poses_.angle_rad)
-    np.testing.assert_allclose(turn, 0.0, atol=1e-5)
-    assert MAPAligner(**QUICK).fit(uneven).image_scale_ is None
-    with pytest.raises(ValueError, match="image_scale"):
-        MAPAligner(image_scale="yes", **QUICK).fit(uneven)
 
 
 # ---------------------------------------------------------------- second runs
@@ -267,15 +216,9 @@ def test_a_range_of_angles_is_in_radians_up_to_half_a_turn(posed, angle_range):
         MAPAligner(angle_range=angle_range, **QUICK).fit(posed)
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.5])
-def test_an_adaptive_fraction_is_a_fraction(stack, fraction):
-    with pytest.raises(ValueError, match="adaptive_fraction"):
-        MAPAligner(adaptive_fraction=fraction, **QUICK).fit(stack)
-
-
 def test_a_warm_start_goes_on_where_the_last_fit_ended(stack):
     # at one resolution, since evidence of other rings does not compare
-    fixed = {**QUICK, "max_iter": 3, "tol": 0.0, "initial_resolution": 45.0, "max_resolution": 45.0}
+    fixed = {**QUICK, "max_iter": 3, "tol": 0.0, "max_resolution": 45.0}
     aligner = MAPAligner(warm_start=True, **fixed).fit(stack)
     before, references = aligner.log_posterior_, aligner.references_
     aligner.fit(stack)
@@ -304,37 +247,3 @@ def test_a_warm_start_from_another_box_or_number_of_references_is_refused(stack)
     n_references = len(aligner.references_)
     with pytest.raises(ValueError, match=rf"Set n_references={n_references}, or warm_start=False"):
         aligner.set_params(n_references=n_references + 2).fit(stack)
-
-
-def test_the_best_of_several_starts_goes_on(stack, monkeypatch):
-    starts, placed = [], []
-    online_phase = em.online_phase
-
-    def remembered(*args, **options):
-        starts.append(online_phase(*args, **options))
-        placed.append(args[0].shift_px)
-        return starts[-1]
-
-    monkeypatch.setattr(em, "online_phase", remembered)
-    several = {**QUICK, "n_init": 3, "initial_resolution": 45.0, "max_resolution": 45.0}
-    one, two = (MAPAligner(n_jobs=n_jobs, **several).fit(stack) for n_jobs in (1, 2))
-    np.testing.assert_array_equal(one.references_, two.references_)
-    np.testing.assert_array_equal(one.log_posterior_, two.log_posterior_)
-    assert len(starts) == 6
-    # the first full pass sees all images with the references of the start that was chosen: no start, given
-    # the same noise, explains the images better
-    settings = alignment_settings(MAPAligner(**several), stack)
-    source = feature_source(stack, settings)
-    noise = np.mean([start.noise for start in starts[:3]], axis=0)
-    evidence = []
-    for start, source.shift_px in zip(starts[:3], placed, strict=False):
-        space = settings.space(24, start.k_max)
-        found = em.run_pass(source, np.arange(90), replace(start, noise=noise), space)
-        evidence.append(found.log_evidence.mean())
-    assert len({round(e, 3) for e in evidence}) == 3
-    source = feature_source(stack, settings)
-    rng = np.random.RandomState(0)
-    starts.clear()
-    with progress(12, "starts", verbose=0) as bar:
-        best = em.best_start(source, settings, rng, bar=bar)
-    assert best is starts[int(np.argmax(evidence))]

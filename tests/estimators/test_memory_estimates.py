@@ -48,7 +48,7 @@ watcher.join()
 print(json.dumps([max(said), max(taken)]))
 """
 
-FIXED = {"initial_resolution": 13.0, "max_resolution": 13.0}  # so that it does not depend on what is reached
+FIXED = {"max_resolution": 13.0}
 CASES = {
     "sml": ["sml", 96, 300, {"n_clusters": 300, "max_iter": 8}],
     "map": ["map", 128, 200, {"n_clusters": 25, "n_references": 25, "n_batches": 1, "max_iter": 1, **FIXED}],

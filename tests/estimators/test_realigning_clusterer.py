@@ -17,7 +17,7 @@ from sklearn_cryoem import (
 )
 from sklearn_cryoem._core.exceptions import ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles, true_poses
-from sklearn_cryoem.estimators._realign_round import own_references, realigned
+from sklearn_cryoem.estimators.realigning_clusterer import references_of_other_half
 from sklearn_cryoem.metrics import pose_errors
 
 QUICK = SMLClusterer((2, 2), max_iter=150)
@@ -75,7 +75,7 @@ def test_no_pose_moves_further_than_asked(stack):
 
 
 def test_particles_meet_the_average_of_the_other_half(fitted):
-    references, labels = own_references(fitted.clusterer_)
+    references, labels = references_of_other_half(fitted.clusterer_)
     even, odd = fitted.clusterer_.half_averages_
     np.testing.assert_array_equal(references[labels[0]], odd[fitted.labels_[0]])
     np.testing.assert_array_equal(references[labels[1]], even[fitted.labels_[1]])
@@ -84,7 +84,7 @@ def test_particles_meet_the_average_of_the_other_half(fitted):
 def test_a_class_without_a_reference_leaves_its_particles_alone(stack, fitted):
     references = fitted.class_averages_.copy()
     references[fitted.labels_[0]] = 0.0
-    moved = realigned(fitted, fitted.clusterer_, stack, fitted.labels_, references)
+    moved = fitted._realigned(fitted.clusterer_, stack, references, fitted.labels_)
     same = fitted.labels_ == fitted.labels_[0]
     np.testing.assert_array_equal(moved.poses.angle_rad[same], stack.poses.angle_rad[same])
     np.testing.assert_array_equal(moved.poses.shift[same], stack.poses.shift[same])

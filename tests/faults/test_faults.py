@@ -17,14 +17,14 @@ import pytest
 from sklearn_cryoem import MAPAligner, SMLClusterer, save_model
 from sklearn_cryoem._core import parallel as tasks
 from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.alignment.features import FeatureSource
-from sklearn_cryoem.alignment.store import FeatureStore
+from sklearn_cryoem.alignment.features import AlignmentImages, FeatureCache
+from sklearn_cryoem.alignment.frames import KnownPoses
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.estimators import _checkpoint, _map_settings
+from sklearn_cryoem.estimators import _checkpoint, map_aligner
 from sklearn_cryoem.io import read_particles, write_mrc, write_particles
 from sklearn_cryoem.particles.mrc_files import inspect_mrc
 
-OPTIONS = {"n_clusters": 3, "n_batches": 10, "batch_size": 60, "max_iter": 2, "tol": 0.0, "random_state": 0}
+OPTIONS = {"n_clusters": 3, "n_batches": 10, "max_iter": 2, "tol": 0.0, "random_state": 0}
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs limits and pipes of Linux")
 
@@ -129,13 +129,13 @@ def test_a_fit_goes_on_though_its_state_finds_no_room(made, tmp_path, monkeypatc
 def test_no_room_for_shared_features_is_said_before_they_are_written(tmp_path):
     import resource
 
-    store = FeatureStore({"orders": ((1000, 50), np.complex64)})
+    images = AlignmentImages(1000, 16, None, None, KnownPoses.identity(1000), 6.0, 2.0, 6.0, 5.0)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(OSError, match="JOBLIB_TEMP_FOLDER"):
-            store.move_to(tmp_path)
+            FeatureCache(images, 1e9, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -173,10 +173,6 @@ def test_a_folder_that_may_not_be_written_is_refused_before_the_fit(made, read_o
 
 
 # ---------------------------------------------------------------- stack file changed during the run
-def keeps_nothing(*args, **options):
-    return FeatureSource(*args, **{**options, "cache_bytes": 0.0})
-
-
 def truncate(path):
     os.truncate(path, path.stat().st_size // 2)
 
@@ -197,7 +193,7 @@ def test_a_stack_that_changes_during_the_run_ends_it(
     monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
     stack, copy = read_particles(path), tmp_path / "copy.mrcs"
     shutil.copy2(path, copy)
-    monkeypatch.setattr(_map_settings, "FeatureSource", keeps_nothing)
+    monkeypatch.setattr(map_aligner, "cache_bytes", lambda: 0.0)  # so that images are read again
     options = {**OPTIONS, "checkpoint": tmp_path / "state", "n_jobs": n_jobs}
     in_the_middle(lambda: damage(path)) if n_jobs == 1 else damage(path)
     with pytest.raises(ParticleDataError, match=r"particles.mrcs: .*(has changed since|ended before)"):

@@ -22,7 +22,7 @@ from sklearn_cryoem.cli.main import explain
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import _checkpoint
 
-OPTIONS = {"n_clusters": 3, "n_batches": 10, "batch_size": 60, "max_iter": 2, "tol": 0.0, "random_state": 0}
+OPTIONS = {"n_clusters": 3, "n_batches": 10, "max_iter": 2, "tol": 0.0, "random_state": 0}
 WORKERS = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
 ROOM, TOO_MUCH = "450 MB", 320_000_000  # of a worker, which has 240 MB before it does anything
 HELD_SECONDS = 60.0

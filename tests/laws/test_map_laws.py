@@ -110,9 +110,7 @@ def test_the_seed_decides_and_only_the_seed(stack):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_passes_at_one_resolution_do_not_lower_the_evidence(stack, seed):
     limit = stack.box * stack.pixel_size / 6.0  # the first resolution is also the last
-    fit = full_batch(max_resolution=limit, initial_resolution=limit, random_state=seed, max_shift=16.0).fit(
-        stack
-    )
+    fit = full_batch(max_resolution=limit, random_state=seed, max_shift=16.0).fit(stack)
     # References are masked and centred, and priors re-estimated, between passes: not exact EM, so a
     # hundredth of the final value is allowed where exact EM allows nothing.
     steps = np.diff(fit.log_posterior_) / abs(fit.log_posterior_[-1])
@@ -131,9 +129,9 @@ def test_a_class_without_particles_leaves_no_nan(stack):
 def test_pixel_size_only_changes_the_unit(stack):
     images = stack.read()
     options = {"n_batches": 4, "max_iter": 2, "tol": 10.0, "random_state": 0}
-    pixels = MAPAligner(3, initial_resolution=5.0, max_shift=4.0, **options).fit(images)
+    pixels = MAPAligner(3, max_shift=4.0, **options).fit(images)
     scaled = ParticleStack(images, pixel_size=2.5)
-    angstrom = MAPAligner(3, initial_resolution=12.5, max_shift=10.0, **options).fit(scaled)
+    angstrom = MAPAligner(3, max_shift=10.0, **options).fit(scaled)
     np.testing.assert_array_equal(pixels.labels_, angstrom.labels_)
     np.testing.assert_allclose(angstrom.poses_.shift, 2.5 * pixels.poses_.shift, rtol=1e-9)
     assert angstrom.resolution_ == pytest.approx(2.5 * pixels.resolution_)

@@ -198,7 +198,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(name, value):
 def test_every_number_with_a_unit_gets_it():
     assert with_unit("mask_diameter", as_text(180.0), "Å") == "180 Å"
     assert with_unit("mask_diameter", as_text(None), "Å") == "default"
-    assert with_unit("angle_step", "0.1", "Å") == "0.1 rad"
+    assert with_unit("angle_range", "0.1", "Å") == "0.1 rad"
     assert as_text([1, 2.5, True]) == "1, 2.5, yes" and as_text(12345) == "12,345"
 
 
