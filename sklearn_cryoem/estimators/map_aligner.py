@@ -43,7 +43,7 @@ from sklearn_cryoem.estimators._inputs import (
 )
 from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
-from sklearn_cryoem.particles.geometry import check_same_pixel_size
+from sklearn_cryoem.particles.frames import check_same_pixel_size
 from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.physics.masks import mask_disc
 from sklearn_cryoem.physics.rotation import aligned_images
