@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from sklearn_cryoem._core.parallel import ordered_map
-from sklearn_cryoem.alignment.features import SharedFeatures
 from sklearn_cryoem.alignment.frames import Frames
 from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.model import (
@@ -38,38 +37,6 @@ ANGLES_PER_ORDER = 4
 FINE_POINTS = 5  # per axis of the local grid of shifts
 CENTRINGS = 3  # each time the mask follows
 FAINT = 0.1  # of the brightest pixel
-
-
-def classes_of(
-    features: SharedFeatures,
-    model: AlignmentModel,
-    stats: Statistics,
-    grid: PolarGrid,
-    settings: AlignmentSettings,
-    n_classes: int,
-    *,
-    mirror: bool,
-) -> tuple[Frames, AlignedClasses]:
-    """Frames of the references of a fit, and the classes that they form, Eq. (4.9)-(4.10), (4.17).
-
-    Parameters
-    ----------
-    features : SharedFeatures
-        The images of the fit.
-    model, stats, grid : AlignmentModel, Statistics, PolarGrid
-        What the last pass left, and the grid of its sums.
-    settings : AlignmentSettings
-        What was asked of it.
-    n_classes : int
-        Number of classes.
-    mirror : bool
-        Whether references may be mirrored.
-    """
-    ctf_power = polar_statistics(stats, grid).denominator.mean(axis=-1, dtype=np.float64)
-    frames = unite_references(
-        model, ctf_power, stats.mass, settings, n_classes, mirror=mirror, n_jobs=features.n_workers
-    )
-    return centred_classes(stats, frames, model, grid, settings, features.images.noise_fraction)
 
 
 def unite_references(

@@ -240,8 +240,7 @@ def run_pass(
 ) -> PassResult:
     """E-step and sums of the M-step over `rows`, by the workers of `features`.
 
-    A task is a block of rows, searched and summed by one worker, which sends back nothing but sums and a few
-    numbers an image. How rows are cut does not depend on the workers.
+    A task is a block of rows, searched and summed by one worker. How rows are cut depends on no worker.
 
     Parameters
     ----------
@@ -254,8 +253,7 @@ def run_pass(
     model, space : AlignmentModel, SearchSpace
         What is searched for, and where.
     broad : bool
-        Whether whole tables of posteriors take the place of lists of cells, where there is room for them: the
-        same sums, but for the posteriors below the floor. The last pass tells.
+        Whether whole tables of posteriors take the place of lists of cells, where there is room for them.
     """
     claim_room()
     search = PreparedSearch.of(features, model, space)
@@ -285,11 +283,6 @@ def placed_rows(rows: Rows, shift_px: Float64) -> list[PlacedRows]:
     while n_tasks > 1 and len(rows) < n_tasks * least:
         n_tasks //= 2  # powers of two: the same load for two or four workers
     return [(some, shift_px[some]) for some in np.array_split(rows, n_tasks)]
-
-
-def shifts_of(known: KnownPoses, angle_rad: Float64, shift_px: Float64) -> Float64:
-    """Shift of each image in all, from its cell (angle, shift of the reference) and where it was brought."""
-    return known.followed_by(angle_rad, to_image_frame(angle_rad, shift_px)).shift_px
 
 
 def _with_shifts_from_known(
@@ -355,5 +348,5 @@ def _pass_result(
     """Result of a pass from its sums and the best cell of every image."""
     label, shift = np.divmod(row, space.n_shifts)
     psi = space.angles_rad[angle]
-    in_all = shifts_of(known, psi, space.shifts_px[shift])
-    return PassResult(stats, label, psi, in_all, log_evidence, n_cells)
+    found = known.followed_by(psi, to_image_frame(psi, space.shifts_px[shift]))
+    return PassResult(stats, label, psi, found.shift_px, log_evidence, n_cells)

@@ -14,11 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_cryoem._core.memory import cache_bytes, memory_watched
 from sklearn_cryoem._core.parallel import task_pool
 from sklearn_cryoem._core.validation import check_choice, check_number
-from sklearn_cryoem.alignment.classes import AlignedClasses, classes_of
+from sklearn_cryoem.alignment.classes import AlignedClasses, centred_classes, unite_references
 from sklearn_cryoem.alignment.em import PassState, fit_alignment
 from sklearn_cryoem.alignment.features import AlignmentImages, SharedFeatures
-from sklearn_cryoem.alignment.frames import KnownPoses
-from sklearn_cryoem.alignment.model import AlignmentModel, masked_references
+from sklearn_cryoem.alignment.frames import Frames, KnownPoses
+from sklearn_cryoem.alignment.model import AlignmentModel, masked_references, polar_statistics
 from sklearn_cryoem.alignment.poses import ImagePoses, find_poses
 from sklearn_cryoem.alignment.search import CLASS_PRIORS, AlignmentSettings
 from sklearn_cryoem.estimators._checkpoint import (
@@ -275,16 +275,7 @@ class MAPAligner(
                 verbose=self.verbose,
                 on_step=task.step,
             )
-            grid = settings.space(stack.box, state.k_max).grid
-            frames, classes = classes_of(
-                features,
-                state.model,
-                state.stats,
-                grid,
-                settings,
-                int(self.n_clusters),
-                mirror=self.align_mirrored,
-            )
+            frames, classes = self._united(state, settings, images.noise_fraction)
             found = find_poses(features, state.model, settings, frames=frames)
         self._settings, self._model, self._frames = settings, state.model, frames
         self._pixel_size, self._background_px = stack.pixel_size, normalised_radius(stack.images)
@@ -390,6 +381,24 @@ class MAPAligner(
             moved = aligned_images(model.references, -frames.angle_rad, frames.shift_px, frames.mirrored)
             model = replace(model, references=masked_references(moved, settings))
         return replace(model, k_max=float(np.clip(model.k_max, settings.k_start, settings.k_limit)))
+
+    def _united(
+        self, state: PassState, settings: AlignmentSettings, noise_fraction: float
+    ) -> tuple[Frames, AlignedClasses]:
+        """Frames of the references of a fit, and the classes that they form, Eq. (4.9)-(4.10), (4.17)."""
+        model, stats = state.model, state.stats
+        grid = settings.space(model.references.shape[-1], state.k_max).grid
+        ctf_power = polar_statistics(stats, grid).denominator.mean(axis=-1, dtype=np.float64)
+        frames = unite_references(
+            model,
+            ctf_power,
+            stats.mass,
+            settings,
+            int(self.n_clusters),
+            mirror=self.align_mirrored,
+            n_jobs=self.n_jobs,
+        )
+        return centred_classes(stats, frames, model, grid, settings, noise_fraction)
 
     def _store(
         self, stack: ParticleStack, state: PassState, classes: AlignedClasses, found: ImagePoses
