@@ -8,18 +8,13 @@ import numpy as np
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.notices import notify
-from sklearn_cryoem.io.checks import (
-    RANGES,
-    add_impossible,
-    check_poses,
-    warn_of_unusual_pixel_size,
-)
+from sklearn_cryoem.io.checks import RANGES, add_impossible, check_pixel_size, check_poses
 from sklearn_cryoem.io.image_files import ImageFinder, split_image_name
 from sklearn_cryoem.io.mrc import are_unlike, oblong_pixels
 from sklearn_cryoem.io.records import RawParticles, RowProblems
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses, concatenate
 from sklearn_cryoem.particles.file_source import FileSource
-from sklearn_cryoem.particles.frames import UNKNOWN_PIXEL_SIZE, common_frame, pixel_sizes_differ
+from sklearn_cryoem.particles.frames import UNKNOWN_PIXEL_SIZE, common_frame
 from sklearn_cryoem.particles.mrc_files import FrameFile, inspect_mrc
 from sklearn_cryoem.particles.preprocess import find_bad_images
 from sklearn_cryoem.particles.sources import AbsentSource, ImageSource
@@ -71,7 +66,8 @@ def assemble(
     stacks, kept = [], []
     for rows, (box, size) in zip(parts, frames, strict=True):
         if pixel_size is None and size is not None:
-            _question_pixel_size(raw, size, box, _used_files(raw, problems.keep & rows, files))
+            used_files = _used_files(raw, problems.keep & rows, files)
+            check_pixel_size(raw.path, size, box, [file.pixel_size for file in used_files])
         check_poses(raw, problems, box, size)
         used = problems.keep & rows
         if check_images and files is not None and used.any():
@@ -83,7 +79,7 @@ def assemble(
     problems.check_any_left()
     if files is not None:
         codes = np.setdiff1d(raw.file_code, raw.file_code[~problems.keep])  # of the others all is said
-        _question_files([files[code] for code in codes])
+        _warn_of_odd_files([files[code] for code in codes])
     if len(stacks) == 1:
         return stacks[0]
     if any(stack.pixel_size is None for stack in stacks):
@@ -259,49 +255,39 @@ def _used_files(raw: RawParticles, rows: np.ndarray, files: Files | None) -> lis
     return [] if files is None else [files[code] for code in np.unique(raw.file_code[rows])]
 
 
-def _question_pixel_size(raw: RawParticles, size: float, box: int, files: list[FrameFile]) -> None:
-    """Warn if the headers of the images give another pixel size, or it is one that hardly any images have."""
-    headers = [file.pixel_size for file in files]
-    differing = pixel_sizes_differ(size, headers)
-    if differing is not None:
-        notify("pixel-size-differs", f"{raw.path}: {differing}", stacklevel=4)
-    else:
-        known = not headers or any(header not in (None, UNKNOWN_PIXEL_SIZE) for header in headers)
-        warn_of_unusual_pixel_size(raw.path, size, box, header_agrees=known)
-
-
-def _question_files(files: list[FrameFile]) -> None:
+def _warn_of_odd_files(files: list[FrameFile]) -> None:
     """Warn of files whose length is not what their header says, and of pixels that are not square."""
-    ends = [(file, file.offset + file.n_images * file.image_bytes) for file in files]
-    too_long = [(file, end) for file, end in ends if file.size > end]
+    too_long = [file for file in files if file.size > _end(file)]
     if too_long:
-        first, end = too_long[0]
+        first, n_more = too_long[0], too_long[0].size - _end(too_long[0])
         notify(
             "stack-too-long",
             f"{len(too_long)} stack(s) are longer than their header says: {first.path} has {first.size:,} "
-            f"bytes, expected {end:,} for its {first.n_images:,} images, so {first.size - end:,} bytes, "
-            f"{(first.size - end) / first.image_bytes:g} images, are not read. If the header is wrong in the "
-            "type of the pixels or the length of the extended header, all images are wrong: look at them, "
-            "and copy or extract the stack again.",
+            f"bytes, expected {_end(first):,} for its {first.n_images:,} images, so {n_more:,} bytes, "
+            f"{n_more / first.image_bytes:g} images, are not read. If the header is wrong in the type of the "
+            "pixels or the length of the extended header, all images are wrong: look at them, and copy or "
+            "extract the stack again.",
             stacklevel=4,
         )
     oblong = [file for file in files if are_unlike(file.pixel_size, file.pixel_size_along_y)]
     if oblong:
         first = oblong[0]
         said = oblong_pixels(first.path, first.pixel_size, first.pixel_size_along_y)
-        notify(
-            "pixels-not-square",
-            f"{len(oblong)} stack(s) have pixels that are not square. {said}",
-            stacklevel=4,
-        )
-    truncated = [file for file, end in ends if file.n_whole_images < file.n_images]
+        text = f"{len(oblong)} stack(s) have pixels that are not square. {said}"
+        notify("pixels-not-square", text, stacklevel=4)
+    truncated = [file.path for file in files if file.n_whole_images < file.n_images]
     if truncated:
         notify(
             "stack-truncated",
             f"{len(truncated)} stack(s) are truncated, though the particles used of them are whole: "
-            f"{truncated[0].path}. Copy or extract them again.",
+            f"{truncated[0]}. Copy or extract them again.",
             stacklevel=4,
         )
+
+
+def _end(file: FrameFile) -> int:
+    """Bytes of a file by its header."""
+    return file.offset + file.n_images * file.image_bytes
 
 
 def _source(raw: RawParticles, rows: np.ndarray, files: Files | None, box: int) -> ImageSource:

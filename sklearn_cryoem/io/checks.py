@@ -20,6 +20,7 @@ from sklearn_cryoem.io.records import (
     RawParticles,
     RowProblems,
 )
+from sklearn_cryoem.particles.frames import UNKNOWN_PIXEL_SIZE, pixel_sizes_differ
 
 
 @dataclass(frozen=True)
@@ -215,14 +216,19 @@ def check_poses(raw: RawParticles, problems: RowProblems, box: int, pixel_size: 
     )
 
 
-def warn_of_unusual_pixel_size(path: Path, size: float, box: int, *, header_agrees: bool) -> None:
-    """Warn of a pixel size as a magnification ten times too small or too large gives it.
+def check_pixel_size(path: Path, size: float, box: int, headers: list[float | None]) -> None:
+    """Warn if the headers of the images give another pixel size, or it is one that hardly any images have.
 
-    Small boxes of large pixels are taken as they are if the headers of the images agree. `box` is 0 where it
-    is unknown.
+    A magnification that is wrong by a factor of ten gives such a size. Small boxes of large pixels are taken
+    as they are if the headers agree. `box` is 0 where it is unknown; `headers` is empty where none was read.
     """
+    differing = pixel_sizes_differ(size, headers)
+    if differing is not None:
+        notify("pixel-size-differs", f"{path}: {differing}", stacklevel=4)
+        return
     limits = RANGES["pixel_size"]
-    too_large = size > limits.usual[1] and (box * size > _MAX_SIDE or not header_agrees)
+    headers_agree = not headers or any(header not in (None, UNKNOWN_PIXEL_SIZE) for header in headers)
+    too_large = size > limits.usual[1] and (box * size > _MAX_SIDE or not headers_agree)
     if size < limits.usual[0] or too_large:
         notify(
             "pixel-size-unusual",

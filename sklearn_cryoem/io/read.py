@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import pandas as pd
@@ -26,41 +26,30 @@ logger = logging.getLogger(__name__)
 _STACKS = (".mrcs", ".mrc")
 
 
+class _Options(TypedDict, total=False):
+    """Options of `read_particles` apart from `permissive`, which decides what is returned."""
+
+    images_dir: str | Path | None
+    pixel_size: float | None
+    ctf: bool
+    optics_groups: int | Sequence[int] | None
+    rescale: bool
+    invert: bool
+    normalise: bool | float
+    clip_hot_pixels: bool
+    check_images: bool
+    metadata_only: bool
+    passthrough: str | Path | Sequence[str | Path] | None
+    verbose: int
+
+
 @overload
 def read_particles(
-    path: str | Path,
-    *,
-    images_dir: str | Path | None = ...,
-    pixel_size: float | None = ...,
-    ctf: bool = ...,
-    optics_groups: int | Sequence[int] | None = ...,
-    rescale: bool = ...,
-    invert: bool = ...,
-    normalise: bool | float = ...,
-    clip_hot_pixels: bool = ...,
-    permissive: Literal[False] = ...,
-    check_images: bool = ...,
-    metadata_only: bool = ...,
-    passthrough: str | Path | Sequence[str | Path] | None = ...,
-    verbose: int = ...,
+    path: str | Path, *, permissive: Literal[False] = ..., **options: Unpack[_Options]
 ) -> ParticleStack: ...
 @overload
 def read_particles(
-    path: str | Path,
-    *,
-    images_dir: str | Path | None = ...,
-    pixel_size: float | None = ...,
-    ctf: bool = ...,
-    optics_groups: int | Sequence[int] | None = ...,
-    rescale: bool = ...,
-    invert: bool = ...,
-    normalise: bool | float = ...,
-    clip_hot_pixels: bool = ...,
-    permissive: Literal[True],
-    check_images: bool = ...,
-    metadata_only: bool = ...,
-    passthrough: str | Path | Sequence[str | Path] | None = ...,
-    verbose: int = ...,
+    path: str | Path, *, permissive: Literal[True], **options: Unpack[_Options]
 ) -> tuple[ParticleStack, pd.DataFrame]: ...
 def read_particles(
     path: str | Path,

@@ -61,10 +61,6 @@ class _Tables:
     problems: RowProblems
     optics_row: np.ndarray | None = None  # (n,) row of `optics` for each particle
 
-    def has(self, label: str) -> bool:
-        """Whether either table has the column."""
-        return any(table is not None and label in table for table in (self.optics, self.particles))
-
     def numbers(self, label: str) -> np.ndarray | None:
         """The column as float64 (n,), with the optics table spread over particles; None if absent."""
         # Optics first: since RELION 3.1 what it says holds, and a column left among the particles is stale.
@@ -167,12 +163,12 @@ def _refuse_tomograms(
         return bool((pd.to_numeric(column, errors="coerce") == number).any())
 
     no_index = not particles["rlnImageName"].astype(str).str.contains("@", regex=False).any()
-    has_z = not {"rlnCoordinateZ", "rlnOriginZAngst", "rlnOriginZ"}.isdisjoint(particles)
-    if "rlnImageDimensionality" in particles:
-        are_volumes = holds(particles, "rlnImageDimensionality", 3)
-    elif optics is not None and "rlnImageDimensionality" in optics:
-        are_volumes = holds(optics, "rlnImageDimensionality", 3)
+    label = "rlnImageDimensionality"
+    stated = [table for table in (particles, optics) if table is not None and label in table]
+    if stated:
+        are_volumes = holds(stated[0], label, 3)
     else:
+        has_z = not {"rlnCoordinateZ", "rlnOriginZAngst", "rlnOriginZ"}.isdisjoint(particles)
         are_volumes = no_index and has_z and "rlnCtfImage" in particles
     if are_volumes:
         raise ParticleDataError(
@@ -266,8 +262,8 @@ def _noise_groups(particles: pd.DataFrame, file_code: np.ndarray) -> np.ndarray:
 def _pixel_sizes(tables: _Tables) -> np.ndarray | None:
     """Angstrom per pixel of each particle; None if the file does not say."""
     for label in ("rlnImagePixelSize", "rlnPixelSize"):
-        if tables.has(label):
-            return tables.numbers(label)
+        if (sizes := tables.numbers(label)) is not None:
+            return sizes
     detector_um, magnification = map(tables.numbers, ("rlnDetectorPixelSize", "rlnMagnification"))
     if detector_um is None or magnification is None:
         return None
@@ -275,8 +271,9 @@ def _pixel_sizes(tables: _Tables) -> np.ndarray | None:
 
 
 def _ctf(tables: _Tables, path: Path) -> dict[str, np.ndarray]:
+    columns = {name: tables.numbers(label) for name, (label, _, _) in RELION_CTF.items()}
     missing = [
-        label for label, _, default in RELION_CTF.values() if default is None and not tables.has(label)
+        label for name, (label, _, default) in RELION_CTF.items() if columns[name] is None and default is None
     ]
     if missing:
         of_microscope = not any(label.startswith("rlnDefocus") for label in missing)
@@ -287,11 +284,10 @@ def _ctf(tables: _Tables, path: Path) -> dict[str, np.ndarray]:
             "the CTF as 1."
         )
     _warn_of_poor_fits(tables.particles, path)
-    ctf = {}
-    for name, (label, unit, default) in RELION_CTF.items():
-        values = tables.numbers(label)
-        ctf[name] = np.full(len(tables.particles), default) if values is None else values * unit
-    return ctf
+    return {
+        name: np.full(len(tables.particles), default) if columns[name] is None else columns[name] * unit
+        for name, (_, unit, default) in RELION_CTF.items()
+    }
 
 
 def _warn_of_poor_fits(particles: pd.DataFrame, path: Path) -> None:
