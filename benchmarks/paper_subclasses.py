@@ -115,9 +115,7 @@ def simulate(volumes, counts, views, snr, seed):
     ctf = draw_ctf(
         n_images, np.random.default_rng(ctf_seed), defocus=(10000.0, 25000.0), astigmatism=500.0, **OPTICS
     )
-    model = ForwardModel.calibrated(
-        volumes, box=BOX, pixel_size=PIXEL_SIZE, truth=truth, ctf=ctf, snr=snr, noise="white"
-    )
+    model = ForwardModel(volumes, BOX, PIXEL_SIZE, truth, ctf, "white").scaled_to(snr)
     blocks = row_blocks(n_images, 512)
     tasks = zip(blocks, image_seed.spawn(len(blocks)), strict=True)
     images = np.concatenate([model.render(task) for task in tasks])

@@ -1,16 +1,17 @@
 """Simulated particles with known truth, phantoms made in code, and volumes read from files."""
 
-from sklearn_cryoem.datasets.phantoms import (
+from sklearn_cryoem.datasets.projection import project
+from sklearn_cryoem.datasets.session import make_session
+from sklearn_cryoem.datasets.simulate import make_particles
+from sklearn_cryoem.datasets.truth import aligned_to_truth, true_poses
+from sklearn_cryoem.datasets.volumes import (
+    Volume,
+    load_volume,
     make_proteasome_phantoms,
     make_ribosome_phantom,
     make_rings,
     volume_of_blobs,
 )
-from sklearn_cryoem.datasets.projection import project
-from sklearn_cryoem.datasets.session import make_session
-from sklearn_cryoem.datasets.simulate import make_particles
-from sklearn_cryoem.datasets.truth import aligned_to_truth, true_poses
-from sklearn_cryoem.datasets.volumes import Volume, load_volume
 
 __all__ = [
     "Volume",

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sklearn_cryoem.datasets.junk import junk_image
-from sklearn_cryoem.datasets.noise import coloured_power, draw_noise
+from sklearn_cryoem.datasets.background import coloured_power, draw_noise, junk_image
 from sklearn_cryoem.datasets.projection import shift_phase, slice_features, slice_plane
 from sklearn_cryoem.datasets.volumes import Volume
 from sklearn_cryoem.particles import CTFTable
@@ -91,21 +90,6 @@ class ForwardModel:
     ctf: CTFTable | None
     noise: str | None
     scale: float = 1.0
-
-    @classmethod
-    def calibrated(
-        cls,
-        volumes: Sequence[Volume],
-        *,
-        box: int,
-        pixel_size: float,
-        truth: pd.DataFrame,
-        ctf: CTFTable | None,
-        snr: float | None,
-        noise: str,
-    ) -> ForwardModel:
-        """Make a model whose signal's variance is `snr` on average (1 if `snr` is None)."""
-        return cls(volumes, box, pixel_size, truth, ctf, None if snr is None else noise).scaled_to(snr)
 
     def scaled_to(self, snr: float | None) -> Self:
         """Set the scale so that the signal's variance is `snr` on average (1 if `snr` is None).

@@ -12,9 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
+from sklearn_cryoem.datasets.background import frequencies, grainy_junk_image, unit_variance
 from sklearn_cryoem.datasets.forward import ForwardModel, ctf_of
-from sklearn_cryoem.datasets.junk import grainy_junk_image
-from sklearn_cryoem.datasets.noise import frequencies, unit_variance
 from sklearn_cryoem.datasets.simulate import COMMON_RANGES, check_simulation, make_images, resolve_volumes
 from sklearn_cryoem.datasets.truth import disc, draw_picks, draw_truth, draw_views, view_density
 from sklearn_cryoem.datasets.volumes import Volume, centred, diameter_angstrom

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from sklearn.utils import check_random_state
 
-from sklearn_cryoem._core.files import check_room, try_to_write
+from sklearn_cryoem._core.files import atomic_path, check_room, try_to_write
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_choice, check_number
+from sklearn_cryoem.datasets.background import NOISE_KINDS
 from sklearn_cryoem.datasets.forward import PIXELS_A_BLOCK, ForwardModel, draw_ctf
-from sklearn_cryoem.datasets.mrc_writer import write_stack
-from sklearn_cryoem.datasets.noise import NOISE_KINDS
-from sklearn_cryoem.datasets.phantoms import PHANTOMS
 from sklearn_cryoem.datasets.truth import draw_truth
-from sklearn_cryoem.datasets.volumes import Volume
+from sklearn_cryoem.datasets.volumes import PHANTOMS, Volume, squared_radius
 from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.file_source import FileSource
+from sklearn_cryoem.particles.mrc_files import inspect_mrc, write_mrc_blocks
 from sklearn_cryoem.physics.fourier import Float32
 
 _OWNER = "make_particles"
@@ -161,9 +161,8 @@ def make_particles(
         amplitude_contrast=amplitude_contrast,
         b_factor_angstrom2=b_factor_angstrom2,
     )
-    model = ForwardModel.calibrated(
-        volumes, box=box, pixel_size=pixel_size, truth=truth, ctf=ctf, snr=snr, noise=noise
-    )
+    kind = None if snr is None else noise
+    model = ForwardModel(volumes, box, pixel_size, truth, ctf, kind).scaled_to(snr)
     source = make_images(
         model, image_seed, path=path, dtype=dtype, overwrite=overwrite, n_jobs=n_jobs, verbose=verbose
     )
@@ -184,11 +183,27 @@ def make_images(
     n_samples, box = len(model.truth), model.box
     blocks = row_blocks(n_samples, max(1, PIXELS_A_BLOCK // box**2))
     tasks = list(zip(blocks, seed.spawn(len(blocks)), strict=True))
-    images = _watched(ordered_map(model.render, tasks, n_jobs=n_jobs), n_samples, verbose)
     shape = (n_samples, box, box)
-    if path is None:
-        return _gather(images, shape)
-    return write_stack(path, images, shape, pixel_size=model.pixel_size, dtype=dtype, overwrite=overwrite)
+    with progress(n_samples, "simulate", verbose=verbose) as bar:
+        images = _counted(ordered_map(model.render, tasks, n_jobs=n_jobs), bar)
+        if path is None:
+            array = np.empty(shape, dtype=np.float32)
+            for rows, block in zip(blocks, images, strict=True):
+                array[rows] = block
+            return array
+        with atomic_path(path, overwrite=overwrite) as unfinished:  # the file appears only when it is whole
+            write_mrc_blocks(
+                unfinished, images, shape, pixel_size=model.pixel_size, is_stack=True, dtype=dtype
+            )
+    rows = np.arange(n_samples, dtype=np.int32)
+    return FileSource([inspect_mrc(path)], np.zeros_like(rows), rows)
+
+
+def _counted(images: Iterator[Float32], bar: Any) -> Iterator[Float32]:
+    """Pass blocks on and count their images on a progress bar."""
+    for block in images:
+        yield block
+        bar.update(len(block))
 
 
 _POSITIVE = {"minimum": 0.0, "inclusive": False}
@@ -263,11 +278,9 @@ def resolve_volumes(
 
 def _warn_if_it_wraps(volume: Volume, side: float) -> None:
     """Warn if a noticeable part of the volume lies farther out than half the image."""
-    axis = (np.arange(volume.box) - volume.box // 2) * volume.pixel_size
-    squared = axis**2
-    radius = np.sqrt(squared[:, None, None] + squared[:, None] + squared)  # (D, D, D)
     power = volume.array.astype(np.float64) ** 2
-    outside = power[radius > 0.5 * side].sum() / max(power.sum(), np.finfo(float).tiny)
+    is_outside = squared_radius(volume.box) > (0.5 * side / volume.pixel_size) ** 2
+    outside = power[is_outside].sum() / max(power.sum(), np.finfo(float).tiny)
     if outside > 0.01:
         notify(
             "phantom-wraps",
@@ -285,21 +298,3 @@ def _probabilities(weights: Sequence[float] | None, n_volumes: int) -> np.ndarra
             f"volume, not all 0. Got {weights!r} instead."
         )
     return values / values.sum()
-
-
-def _watched(images: Iterator[Float32], total: int, verbose: int) -> Iterator[Float32]:
-    """Pass blocks on and count their images on a progress bar."""
-    with progress(total, "simulate", verbose=verbose) as bar:
-        for block in images:
-            yield block
-            bar.update(len(block))
-
-
-def _gather(blocks: Iterable[Float32], shape: tuple[int, int, int]) -> Float32:
-    """Copy the blocks into one array, in order."""
-    images = np.empty(shape, dtype=np.float32)
-    start = 0
-    for block in blocks:
-        images[start : start + len(block)] = block
-        start += len(block)
-    return images

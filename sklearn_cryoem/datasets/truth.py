@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sklearn_cryoem.datasets.junk import JUNK_KINDS
+from sklearn_cryoem.datasets.background import JUNK_KINDS
 from sklearn_cryoem.particles import ParticleStack, Poses
 
 Float64 = NDArray[np.float64]

@@ -161,10 +161,6 @@ class FeatureBlocks:
         blocks._cache = {i: noise.whiten(block, self.rows_of(i), self.layout) for i, block in ready.items()}
         return blocks
 
-    def shells_at(self, k_max: float) -> int:
-        """Count the shells whose every coefficient has a radius of at most about `k_max`; at least 1."""
-        return int(np.clip(np.floor(k_max), 1, self.layout.n_shells))
-
     @property
     def share_kept(self) -> float:
         """Part of the images whose features are there for the next pass, in memory or in files."""

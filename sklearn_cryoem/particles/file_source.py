@@ -5,13 +5,9 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import threading
-import weakref
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import astuple
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,108 +17,38 @@ from sklearn_cryoem.particles.mrc_files import FrameFile
 from sklearn_cryoem.particles.rows import Immutable, read_only, row_key
 from sklearn_cryoem.particles.sources import ArraySource, ImageSource, Rows, check_pixels
 
-MAX_OPEN_FILES = 32
 _NO_HANDLES = (errno.EMFILE, errno.ENFILE)
 _CLOCK_SLACK_NS = 2_000_000_000  # file systems and their copies round times of modification
 
 
-class FilePool:
-    """Keeps the files used last open, at most `limit` of them idle; safe in threads and after a fork.
+def _opened(file: FrameFile) -> BinaryIO:
+    """The file, which was not written to since the particles were read from it.
 
-    Files are read by seek and read rather than through memory maps: pages of a map count as the memory of
-    the process until the map is closed, so a scan of a large stack through a map looks like a leak.
+    It is opened for every block that is read, which takes 6 microseconds: no handle has to survive a fork, a
+    server that restarts, or more stacks than there are handles. It is not mapped: pages of a map count as
+    memory of the process until the map is closed, so that a scan of a large stack looks like a leak.
     """
-
-    def __init__(self, limit: int = MAX_OPEN_FILES) -> None:
-        self._limit = limit
-        self._idle: OrderedDict[int, str] = OrderedDict()  # file descriptor: path, oldest first
-        self._lock = threading.Lock()
-        self._process = os.getpid()
-        weakref.finalize(self, _close_all, self._idle)
-        _pools.add(self)
-
-    @contextmanager
-    def borrow(self, file: FrameFile) -> Iterator[int]:
-        """Lend an open descriptor of `file` to this thread alone."""
-        descriptor = self._take(file.path)
-        if descriptor is not None and _is_stale(descriptor):  # the server of its mount was restarted
-            os.close(descriptor)
-            descriptor = None
-        if descriptor is None:
-            descriptor = _open(file)
-        try:
-            _check_unchanged(file, descriptor)
-            yield descriptor
-        finally:
-            self._give_back(descriptor, file.path)
-
-    def _take(self, path: str) -> int | None:
-        with self._lock:
-            if self._process != os.getpid():  # a descriptor shared across a fork shares its position
-                _close_all(self._idle)
-                self._process = os.getpid()
-            for descriptor, idle_path in reversed(self._idle.items()):
-                if idle_path == path:
-                    del self._idle[descriptor]
-                    return descriptor
-        return None
-
-    def _give_back(self, descriptor: int, path: str) -> None:
-        with self._lock:
-            self._idle[descriptor] = path
-            while len(self._idle) > self._limit:
-                os.close(self._idle.popitem(last=False)[0])
-
-    def close_idle(self) -> int:
-        """Close the files that nobody reads now; return their number."""
-        with self._lock:
-            n_closed = len(self._idle)
-            _close_all(self._idle)
-        return n_closed
-
-
-_pools: weakref.WeakSet[FilePool] = weakref.WeakSet()
-
-
-def _close_all(idle: OrderedDict[int, str]) -> None:
-    while idle:
-        os.close(idle.popitem()[0])
-
-
-def _is_stale(descriptor: int) -> bool:
     try:
-        os.fstat(descriptor)
-    except OSError as error:
-        return error.errno == errno.ESTALE
-    return False
-
-
-def _open(file: FrameFile) -> int:
-    try:
-        return os.open(file.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        stream = open(file.path, "rb", buffering=0)
     except OSError as error:
         if error.errno in _NO_HANDLES:
-            if sum(pool.close_idle() for pool in list(_pools)):  # those of other stacks, too
-                return _open(file)
             raise ParticleDataError(
-                f"{file.path}: cannot be opened ({error.strerror}), and none that these particles hold open "
-                "can be closed. Raise the limit (ulimit -n), or close files."
+                f"{file.path}: cannot be opened ({error.strerror}). Raise the limit (ulimit -n), or close "
+                "files."
             ) from error
         raise ParticleDataError(
             f"{file.path}: cannot be opened any more ({error.strerror}). Put it back, or read the particles "
             "again with images_dir= set to where the images are now."
         ) from error
-
-
-def _check_unchanged(file: FrameFile, descriptor: int) -> None:
-    """Raise if the file was written to since the particles were read from it; a moment's work."""
-    status = os.fstat(descriptor)
+    status = os.fstat(stream.fileno())
     if status.st_size != file.size or abs(status.st_mtime_ns - file.mtime_ns) > _CLOCK_SLACK_NS:
+        stream.close()
         raise ParticleDataError(f"{file.path}: has changed since these particles were read. Read them again.")
+    return stream
 
 
 class FileSource(Immutable):
-    """Images in files: which file and which image of it for every particle.
+    """Images in files: which file and which image of it for every particle, attributes of the same names.
 
     Parameters
     ----------
@@ -146,52 +72,31 @@ class FileSource(Immutable):
         files: Sequence[FrameFile],
         file_index: np.ndarray,
         frame: np.ndarray,
-        pool: FilePool | None = None,
+        *,
+        is_checked: bool = False,
     ) -> None:
-        self._files = tuple(files)
-        self._file_index = read_only(np.ascontiguousarray(file_index, dtype=np.int32))
-        self._frame = read_only(np.ascontiguousarray(frame, dtype=np.int32))
-        self._pool = FilePool() if pool is None else pool
-        self.box = self._files[0].box if self._files else 0
-        if pool is None:  # rows taken of a source were checked with it
+        self.files = tuple(files)
+        self.file_index = read_only(np.ascontiguousarray(file_index, dtype=np.int32))
+        self.frame = read_only(np.ascontiguousarray(frame, dtype=np.int32))
+        self.box = self.files[0].box if self.files else 0
+        if not is_checked:  # rows taken of a source were checked with it
             self._check_extent()
         self._seal()
 
     def _check_extent(self) -> None:
-        boxes = {file.box: file.path for file in self._files}
+        boxes = {file.box: file.path for file in self.files}
         if len(boxes) > 1:
             raise ParticleDataError(f"The files hold images of several sizes: {boxes}. Use one box for all.")
-        n_images = np.array([file.n_whole_images for file in self._files], dtype=np.int64)
-        beyond = np.flatnonzero((self._frame < 0) | (self._frame >= n_images[self._file_index]))
+        n_images = np.array([file.n_whole_images for file in self.files], dtype=np.int64)
+        beyond = np.flatnonzero((self.frame < 0) | (self.frame >= n_images[self.file_index]))
         if beyond.size:
             raise ParticleDataError(
                 f"{self.locate(int(beyond[0]))} does not exist: the file holds "
-                f"{n_images[self._file_index[beyond[0]]]} whole images. Extract or copy it again."
+                f"{n_images[self.file_index[beyond[0]]]} whole images. Extract or copy it again."
             )
 
     def __len__(self) -> int:
-        return len(self._frame)
-
-    @property
-    def files(self) -> tuple[FrameFile, ...]:
-        """The files, in the order `file_index` counts them."""
-        return self._files
-
-    @property
-    def file_index(self) -> np.ndarray:
-        """Position in `files` of each particle; (n_images,) int."""
-        return self._file_index
-
-    @property
-    def frame(self) -> np.ndarray:
-        """Place of each particle in its file, from 0; (n_images,) int."""
-        return self._frame
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the pixels on disk, those of these rows alone."""
-        sizes = np.array([file.image_bytes for file in self._files], dtype=np.int64)
-        return int(sizes[self._file_index].sum())
+        return len(self.frame)
 
     def read(self, rows: Any = None, *, check: bool = True) -> np.ndarray:
         """Return the images of `rows` as C-contiguous float32 (m, box, box).
@@ -200,75 +105,75 @@ class FileSource(Immutable):
         that is constant or not finite raises ParticleDataError.
         """
         key = row_key(slice(None) if rows is None else rows, len(self))
-        file_index, frame = self._file_index[key], self._frame[key]
+        file_index, frame = self.file_index[key], self.frame[key]
         images = np.empty((len(frame), self.box, self.box), dtype=np.float32)
         order = np.lexsort((frame, file_index))
         starts = np.flatnonzero(np.diff(file_index[order], prepend=-1))
         for places in np.split(order, starts[1:]) if len(order) else []:
-            self._read_file(self._files[file_index[places[0]]], frame[places], places, images)
+            self._read_file(self.files[file_index[places[0]]], frame[places], places, images)
         if check:
             check_pixels(images, self, key)
         return images
 
     def _read_file(self, file: FrameFile, frame: np.ndarray, places: np.ndarray, images: np.ndarray) -> None:
         """Read the ascending `frame` of one file into `images` at `places`, run by run."""
-        with self._pool.borrow(file) as descriptor:
+        with _opened(file) as stream:
             breaks = np.flatnonzero(np.diff(frame) != 1) + 1
             for run, run_places in zip(np.split(frame, breaks), np.split(places, breaks), strict=True):
-                os.lseek(descriptor, file.offset + int(run[0]) * file.image_bytes, os.SEEK_SET)
+                stream.seek(file.offset + int(run[0]) * file.image_bytes)
                 neighbours = slice(int(run_places[0]), int(run_places[0]) + len(run))
                 if np.dtype(file.dtype) == images.dtype and (np.diff(run_places) == 1).all():
-                    _read_exactly(descriptor, images[neighbours], file)  # nothing to convert or to reorder
+                    _read_exactly(stream, images[neighbours], file)  # nothing to convert or to reorder
                     continue
                 buffer = np.empty((len(run), self.box, self.box), dtype=file.dtype)
-                _read_exactly(descriptor, buffer, file)
+                _read_exactly(stream, buffer, file)
                 images[run_places] = buffer
 
     def take(self, rows: Rows) -> FileSource:
-        """Return a source of the given rows alone; it shares the open files."""
-        return FileSource(self._files, self._file_index[rows], self._frame[rows], self._pool)
+        """Return a source of the given rows alone."""
+        return FileSource(self.files, self.file_index[rows], self.frame[rows], is_checked=True)
 
     def describe(self) -> str:
         """Say in a few words where the pixels are."""
-        used = np.unique(self._file_index)
+        used = np.unique(self.file_index)
         if len(used) == 1:
-            where = self._files[used[0]].path
+            where = self.files[used[0]].path
         else:
-            paths = [self._files[number].path for number in used]
+            paths = [self.files[number].path for number in used]
             where = f"{len(used)} files under {os.path.commonpath(paths) if paths else '-'}"
-        return f"{where} ({format_bytes(self.nbytes)})"
+        sizes = np.array([file.image_bytes for file in self.files], dtype=np.int64)
+        return f"{where} ({format_bytes(int(sizes[self.file_index].sum()))})"
 
     def locate(self, row: int) -> str:
         """Say where the pixels of one row are, for messages."""
-        return f"{self._files[self._file_index[row]].path}, image {self._frame[row] + 1}"
+        return f"{self.files[self.file_index[row]].path}, image {self.frame[row] + 1}"
 
     def __reduce__(self) -> tuple:
         # Only the files in use travel, as plain tuples: pickles are small, and equal slices hash alike.
-        used, file_index = np.unique(self._file_index, return_inverse=True)
-        files = tuple(astuple(self._files[number]) for number in used)
-        return _rebuild, (files, file_index.astype(np.int32), np.array(self._frame))
+        used, file_index = np.unique(self.file_index, return_inverse=True)
+        files = tuple(astuple(self.files[number]) for number in used)
+        return _rebuild, (files, file_index.astype(np.int32), np.array(self.frame))
 
 
 def _rebuild(files: tuple, file_index: np.ndarray, frame: np.ndarray) -> FileSource:
     return FileSource([FrameFile(*fields) for fields in files], file_index, frame)
 
 
-def _read_exactly(descriptor: int, buffer: np.ndarray, file: FrameFile) -> None:
+def _read_exactly(stream: BinaryIO, buffer: np.ndarray, file: FrameFile) -> None:
     view = memoryview(buffer.reshape(-1).view(np.uint8))
-    with open(descriptor, "rb", buffering=0, closefd=False) as stream:
-        while len(view):
-            try:
-                n_read = stream.readinto(view)
-            except OSError as error:
-                raise ParticleDataError(
-                    f"{file.path}: cannot be read ({error.strerror}). Look after the disk or the mount it is "
-                    "on; once it is back, a fit with a checkpoint goes on."
-                ) from error
-            if not n_read:
-                raise ParticleDataError(
-                    f"{file.path}: the file ended before its last image. Copy or extract it again."
-                )
-            view = view[n_read:]
+    while len(view):
+        try:
+            n_read = stream.readinto(view)
+        except OSError as error:
+            raise ParticleDataError(
+                f"{file.path}: cannot be read ({error.strerror}). Look after the disk or the mount it is on; "
+                "once it is back, a fit with a checkpoint goes on."
+            ) from error
+        if not n_read:
+            raise ParticleDataError(
+                f"{file.path}: the file ended before its last image. Copy or extract it again."
+            )
+        view = view[n_read:]
 
 
 def as_source(images: Any) -> ImageSource:

@@ -139,11 +139,6 @@ class TransformedSource(Immutable):
     def __len__(self) -> int:
         return len(self.source)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the pixels where they lie, before the transformation."""
-        return self.source.nbytes
-
     def read(self, rows: Any = None, *, check: bool = True) -> np.ndarray:
         """Return the transformed images of `rows` as C-contiguous float32 (m, box, box)."""
         images = self.source.read(rows, check=check)

@@ -1,6 +1,6 @@
 """Where the pixels of a stack come from: an array, files, or another source seen through a transformation.
 
-A source has ``len``, `box`, `nbytes`, `is_in_memory`, `read(rows)`, `take(rows)` and `describe()`; it can be
+A source has ``len``, `box`, `is_in_memory`, `read(rows)`, `take(rows)` and `describe()`; it can be
 pickled. Taking rows never copies pixels.
 """
 
@@ -25,10 +25,6 @@ class ImageSource(Protocol):
     is_in_memory: bool
 
     def __len__(self) -> int: ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the pixels where they lie."""
 
     def read(self, rows: Any = None, *, check: bool = True) -> np.ndarray:
         """Return the images of `rows`, in that order, as C-contiguous float32 (m, box, box).
@@ -82,11 +78,6 @@ class ArraySource(Immutable):
     def __len__(self) -> int:
         return self._rows.stop - self._rows.start if isinstance(self._rows, slice) else len(self._rows)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the pixels in memory, those of these rows alone."""
-        return len(self) * self.box**2 * self._array.dtype.itemsize
-
     def read(self, rows: Any = None, *, check: bool = True) -> np.ndarray:
         """Return the images of `rows` as C-contiguous float32 (m, box, box).
 
@@ -131,7 +122,6 @@ class AbsentSource(Immutable):
     """
 
     is_in_memory = False
-    nbytes = 0
 
     def __init__(self, n_images: int, box: int) -> None:
         self._n_images = int(n_images)
@@ -231,15 +221,6 @@ class ConcatenatedSource(Immutable):
 
     def __len__(self) -> int:
         return len(self._owner)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the pixels where they lie, of these rows alone."""
-        shares = np.bincount(self._owner, minlength=len(self._sources))
-        return sum(
-            source.nbytes * int(n) // max(len(source), 1)
-            for source, n in zip(self._sources, shares, strict=True)
-        )
 
     def read(self, rows: Any = None, *, check: bool = True) -> np.ndarray:
         """Return the images of `rows` as C-contiguous float32 (m, box, box)."""

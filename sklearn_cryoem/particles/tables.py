@@ -10,6 +10,11 @@ import numpy as np
 from sklearn_cryoem.particles.rows import Immutable, column, read_only, row_key
 from sklearn_cryoem.physics.ctf import contrast_transfer
 
+_OPTICS = (
+    "defocus_u_angstrom", "defocus_v_angstrom", "voltage_volts", "cs_angstrom", "amplitude_contrast",
+    "phase_shift_rad", "b_factor_angstrom2", "scale",
+)  # fmt: skip
+
 
 @dataclass(eq=False, repr=False)
 class CTFTable(Immutable):
@@ -133,19 +138,8 @@ class CTFTable(Immutable):
             angle = np.where(mirrored, -angle, angle)
         if rotation_rad is not None:
             angle = angle + np.asarray(rotation_rad)  # Eq. (1.6)
-        ctf = contrast_transfer(
-            frequency,
-            azimuth,
-            defocus_u_angstrom=self.defocus_u_angstrom,
-            defocus_v_angstrom=self.defocus_v_angstrom,
-            astigmatism_angle_rad=angle,
-            voltage_volts=self.voltage_volts,
-            cs_angstrom=self.cs_angstrom,
-            amplitude_contrast=self.amplitude_contrast,
-            phase_shift_rad=self.phase_shift_rad,
-            b_factor_angstrom2=self.b_factor_angstrom2,
-            scale=self.scale,
-        )  # (n_images, J)
+        own = {name: getattr(self, name) for name in _OPTICS}
+        ctf = contrast_transfer(frequency, azimuth, astigmatism_angle_rad=angle, **own)  # (n_images, J)
         squared, positive = self.premultiplied != 0, self.phase_flipped != 0  # (n_images,), Eq. (1.7)
         if squared.any():
             ctf[squared] = np.square(ctf[squared])

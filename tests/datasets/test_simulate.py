@@ -14,8 +14,7 @@ from sklearn_cryoem.datasets import (
     true_poses,
     volume_of_blobs,
 )
-from sklearn_cryoem.datasets.junk import JUNK_KINDS
-from sklearn_cryoem.datasets.noise import coloured_power, draw_noise
+from sklearn_cryoem.datasets.background import JUNK_KINDS, coloured_power, draw_noise
 from sklearn_cryoem.datasets.truth import uniform_directions
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.physics.filters import radial_power
@@ -57,12 +56,13 @@ def test_coloured_noise_has_the_documented_spectrum(box, rng):
     "options", [{}, {"junk_fraction": 0.3}, {"noise": "coloured", "n_views": 5, "max_shift": 20.0}]
 )
 def test_same_bits_for_any_number_of_workers_and_the_same_seed(options, monkeypatch):
-    monkeypatch.setattr("sklearn_cryoem.datasets.simulate.PIXELS_A_BLOCK", 40 * 32**2)  # eight blocks
-    one = make_particles(**SMALL, **options, n_jobs=1)
-    two = make_particles(**SMALL, **options, n_jobs=2)
+    monkeypatch.setattr("sklearn_cryoem.datasets.simulate.PIXELS_A_BLOCK", 8 * 32**2)  # eight blocks
+    few = {**SMALL, "n_samples": 60, **options}
+    one = make_particles(**few, n_jobs=1)
+    two = make_particles(**few, n_jobs=2)
     np.testing.assert_array_equal(one.read(), two.read())
     assert one.truth.equals(two.truth)
-    other = make_particles(**{**SMALL, "random_state": 1}, **options)
+    other = make_particles(**{**few, "random_state": 1})
     assert not np.array_equal(one.read(), other.read())
 
 
@@ -138,9 +138,9 @@ def test_aligned_astigmatic_images_average_to_the_projection():
     stack = aligned_to_truth(
         make_particles(
             volume,
-            150,
+            80,
             box=64,
-            snr=5.0,
+            snr=10.0,
             n_views=1,
             max_shift=15.0,
             defocus=(8000.0, 14000.0),
@@ -225,9 +225,9 @@ def test_only_junk_is_noisy_without_noise():
 
 @pytest.mark.parametrize(("dtype", "mode", "tolerance"), [("float32", 2, 0.0), ("float16", 12, 0.005)])
 def test_written_to_disk_it_is_the_same_stack(tmp_path, dtype, mode, tolerance):
-    path = tmp_path / "particles.mrcs"
-    memory = make_particles(**SMALL, junk_fraction=0.1)
-    disk = make_particles(**SMALL, junk_fraction=0.1, path=path, dtype=dtype)
+    path, few = tmp_path / "particles.mrcs", {**SMALL, "n_samples": 60}
+    memory = make_particles(**few, junk_fraction=0.1)
+    disk = make_particles(**few, junk_fraction=0.1, path=path, dtype=dtype)
     assert not disk.is_in_memory and disk.truth.equals(memory.truth)
     np.testing.assert_allclose(disk.read(), memory.read(), atol=tolerance)
     assert [file.name for file in tmp_path.iterdir()] == ["particles.mrcs"]
@@ -235,8 +235,8 @@ def test_written_to_disk_it_is_the_same_stack(tmp_path, dtype, mode, tolerance):
         assert (int(mrc.header.mode), mrc.is_image_stack()) == (mode, True)
         assert float(mrc.voxel_size.x) == pytest.approx(memory.pixel_size)
     with pytest.raises(FileExistsError, match="overwrite=True"):
-        make_particles(**SMALL, path=path)
-    make_particles(**SMALL, path=path, overwrite=True)
+        make_particles(**few, path=path)
+    make_particles(**few, path=path, overwrite=True)
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -53,11 +53,11 @@ def when_read(monkeypatch):
     def arrange(action, after):
         calls, read = [], file_source._read_exactly
 
-        def act_and_read(descriptor, buffer, file):
+        def act_and_read(stream, buffer, file):
             calls.append(file)
             if len(calls) == after:
-                action(descriptor)
-            return read(descriptor, buffer, file)
+                action(stream)
+            return read(stream, buffer, file)
 
         monkeypatch.setattr(file_source, "_read_exactly", act_and_read)
         return calls
@@ -90,9 +90,6 @@ for n_jobs in (1, 2):
     ):
         assert np.array_equal(model.fit(stack).labels_, model.fit(whole).labels_)
         assert len(os.listdir("/proc/self/fd")) < 64
-copies = [pickle.loads(pickle.dumps(stack)) for _ in range(4)]  # each has a pool of its own
-for copy in copies:
-    assert np.array_equal(copy.read(), images)
 print("done")
 """
 
@@ -110,8 +107,6 @@ def test_handles_that_others_took_are_said_to_be_missing(path):
     import resource
 
     stack, limits = read_particles(path), resource.getrlimit(resource.RLIMIT_NOFILE)
-    for pool in list(file_source._pools):  # of stacks of other tests: they would be closed to make room
-        pool.close_idle()
     taken = [os.open(os.devnull, os.O_RDONLY)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 8, limits[1]))
     try:
@@ -134,8 +129,7 @@ def test_a_mount_that_goes_ends_the_fit_and_one_that_comes_back_lets_it_go_on(
     monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
     expected = SMLClusterer(**OPTIONS).fit(read_particles(path))
     stack, gone = read_particles(path), tmp_path / "gone"
-    stack.images._pool._limit = 0  # as with more files than handles: each block opens its file anew
-    calls = when_read(lambda descriptor: path.parent.rename(gone), after=16)
+    calls = when_read(lambda stream: path.parent.rename(gone), after=16)
     model = SMLClusterer(**OPTIONS, checkpoint=tmp_path / "state")
     with pytest.raises(ParticleDataError, match=r"cannot be opened any more \(No such file.*Put it back"):
         model.fit(stack)
@@ -150,34 +144,18 @@ def test_a_mount_that_goes_ends_the_fit_and_one_that_comes_back_lets_it_go_on(
 def test_a_mount_that_stalls_for_a_while_costs_that_while(path, when_read, n_jobs):
     expected = SMLClusterer(**OPTIONS).fit(read_particles(path))
     back = threading.Event()
-    when_read(lambda descriptor: (threading.Timer(1.0, back.set).start(), back.wait(30.0)), after=8)
+    when_read(lambda stream: (threading.Timer(1.0, back.set).start(), back.wait(30.0)), after=8)
     began = time.monotonic()
     model = SMLClusterer(**OPTIONS, n_jobs=n_jobs).fit(read_particles(path))
     assert back.is_set() and time.monotonic() - began >= 1.0
     np.testing.assert_array_equal(model.class_averages_, expected.class_averages_)
 
 
-def test_a_handle_that_is_stale_after_the_server_came_back_is_opened_anew(path, made, monkeypatch):
-    stack, fstat = read_particles(path), os.fstat
-    stack.read(slice(0, 3))  # a file stays open
-    stale = list(stack.images._pool._idle)
-
-    def stale_once(descriptor):
-        if descriptor in stale:
-            stale.remove(descriptor)
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return fstat(descriptor)
-
-    monkeypatch.setattr(file_source.os, "fstat", stale_once)
-    np.testing.assert_array_equal(stack.read(slice(0, 3)), made.read(slice(0, 3)))
-    assert not stale
-
-
 @only_linux
 def test_a_disk_that_fails_is_named(path, when_read):
-    def fails(descriptor):
+    def fails(stream):
         broken = os.open("/proc/self/mem", os.O_RDONLY)  # whose first page nobody can read: EIO
-        os.dup2(broken, descriptor)
+        os.dup2(broken, stream.fileno())
         os.close(broken)
 
     when_read(fails, after=1)

@@ -12,7 +12,7 @@ import pytest
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.particles.file_source import MAX_OPEN_FILES, FileSource
+from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.mrc_files import inspect_mrc, write_mrc_blocks
 
 MODES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.float16}
@@ -168,24 +168,6 @@ def test_images_come_in_the_order_asked_from_whichever_file(many_files, rows):
     np.testing.assert_array_equal(stack[[5, 9, 1]].read([2, 0]), images[[1, 5]])
 
 
-def test_files_open_at_once_are_bounded(tmp_path):
-    images = np.random.default_rng(0).normal(size=(MAX_OPEN_FILES + 20, 1, 8, 8)).astype(np.float32)
-    files = [inspect_mrc(write_stack(tmp_path / f"{i}.mrcs", one)) for i, one in enumerate(images)]
-    source = FileSource(files, np.arange(len(files)), np.zeros(len(files)))
-    for _ in range(2):
-        np.testing.assert_array_equal(source.read(), images[:, 0])
-        assert len(source._pool._idle) == MAX_OPEN_FILES
-    descriptors = list(source._pool._idle)
-    del source
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(descriptors[0])
-
-
-def test_slices_share_the_open_files(many_files):
-    stack, _ = many_files
-    assert stack[:3].images._pool is stack.images._pool
-
-
 def test_threads_read_the_same_source_at_once(many_files):
     stack, images = many_files
     wrong = []
@@ -203,31 +185,6 @@ def test_threads_read_the_same_source_at_once(many_files):
     for thread in threads:
         thread.join()
     assert wrong == []
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_forked_child_does_not_disturb_the_parent_s_files(many_files):
-    stack, images = many_files
-    stack.read()
-    child = os.fork()
-    if child == 0:
-        good = all(np.array_equal(stack.read([i]), images[[i]]) for _ in range(5) for i in range(45))
-        os._exit(0 if good else 1)
-    good = all(np.array_equal(stack.read([i]), images[[i]]) for _ in range(5) for i in range(45))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert good
-
-
-def test_a_process_never_uses_files_that_another_one_opened(many_files):
-    stack, images = many_files
-    stack.read()
-    pool = stack.images._pool
-    assert len(pool._idle) == 9
-    pool._process = -1  # as it looks to a forked child
-    np.testing.assert_array_equal(stack.read([0]), images[:1])
-    assert len(pool._idle) == 1
-    assert pool._process == os.getpid()
 
 
 def test_a_nan_in_a_file_is_named_by_file_and_image(tmp_path):
