@@ -365,11 +365,11 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
         list of (class, rows, result)
             Of the first classes that hold particles; the result is None for classes kept whole.
         """
-        tasks = [
-            (self.clusterers_[k], np.flatnonzero(first_labels == k), int(k)) for k in np.unique(first_labels)
-        ]
-        results = ordered_map(partial(_apply, data, method), tasks, n_jobs=self.n_jobs)
-        return [(k, rows, part) for (_, rows, k), part in zip(tasks, results, strict=True)]
+        classes = [int(k) for k in np.unique(first_labels)]
+        rows = [np.flatnonzero(first_labels == k) for k in classes]
+        tasks = zip([self.clusterers_[k] for k in classes], rows, strict=True)
+        results = ordered_map(partial(_apply, data, method), list(tasks), n_jobs=self.n_jobs)
+        return list(zip(classes, rows, results, strict=True))
 
     def _flat_labels(self, n_samples, found):
         """Flat class of each particle from the nodes that `_in_own_classes` found."""
@@ -393,15 +393,15 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
 
 
 def _apply(data, method, task):
-    clusterer, rows, _ = task
+    clusterer, rows = task
     return None if clusterer is None else getattr(clusterer, method)(data[rows])
 
 
 # ---------------------------------------------------------------- the first classification
 def n_first_classes(n_samples, images_per_subclass):
     """First classes for so many particles: few enough for each to have ten sub-classes, 2 to 50."""
-    most = max(1, min(MAX_FIRST_CLASSES, n_samples // 2))
-    return int(min(max(n_samples // (SUBCLASSES_OF_FIRST * images_per_subclass), 2), most))
+    largest = max(1, min(MAX_FIRST_CLASSES, n_samples // 2))
+    return int(min(max(n_samples // (SUBCLASSES_OF_FIRST * images_per_subclass), 2), largest))
 
 
 def default_first(data, images_per_subclass, *, n_jobs, random_state, verbose):
@@ -572,10 +572,8 @@ def fit_subclasses(second, data, rows, counts, seeds, *, folder, n_jobs, verbose
     inner = n_jobs if len(divided) == 1 else 1  # workers are not nested
     tasks = [(_copy_of(second, counts[k], inner, int(seeds[k])), rows[k]) for k in divided]
     clusterers, checkpoints = [None] * len(rows), []
-    with (
-        progress(len(tasks), "DeepClusterer: classes", verbose=verbose) as bar,
-        warnings.catch_warnings(),
-    ):
+    bar = progress(len(tasks), "DeepClusterer: classes", verbose=verbose)
+    with bar, warnings.catch_warnings():
         # the caller gives each of these warnings once for all classes
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", r"(?s).*\[(box-too-tight|no-poses)\]$", ParticleDataWarning)
@@ -621,9 +619,8 @@ def subclasses_of_nodes(fitted):
         return np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
     last = steps_of(fitted)[-1]
     occupied = np.unique(last.labels_)
-    offset = (
-        last.latent_nodes_[:, None] - last.latent_nodes_[occupied]
-    )  # (n_nodes, n_subclasses, n_components)
+    # (n_nodes, n_subclasses, n_components)
+    offset = last.latent_nodes_[:, None] - last.latent_nodes_[occupied]
     return np.square(offset).sum(axis=2).argmin(axis=1), occupied
 
 

@@ -188,23 +188,23 @@ def rows_to_look_at(stack: ParticleStack) -> tuple[np.ndarray, np.ndarray]:
         Number of the group of each from 0; all 0 where groups are too small to be told apart.
     """
     n_bytes = bytes_at_once(MAX_BYTES, MAX_SHARE)
-    most = int(np.clip(n_bytes // (4 * stack.box**2), _GROUP_SIZE, MAX_IMAGES))
+    n_rows = int(np.clip(n_bytes // (4 * stack.box**2), _GROUP_SIZE, MAX_IMAGES))
     _, code, size = np.unique(stack.noise_group, return_inverse=True, return_counts=True)
     large = np.flatnonzero(size >= _GROUP_SIZE)
     if size[large].sum() < 0.5 * len(stack):
-        rows = np.unique(np.linspace(0, len(stack) - 1, most).astype(np.int64))
+        rows = np.unique(np.linspace(0, len(stack) - 1, n_rows).astype(np.int64))
         return rows, np.zeros(len(rows), dtype=np.int64)
-    n_groups = min(_N_GROUPS, len(large), max(1, most // _GROUP_SIZE))
+    n_groups = min(_N_GROUPS, len(large), max(1, n_rows // _GROUP_SIZE))
     chosen = large[np.linspace(0, len(large) - 1, n_groups).astype(np.int64)]
-    members = [_spread(np.flatnonzero(code.reshape(-1) == number), most // n_groups) for number in chosen]
+    members = [_spread(np.flatnonzero(code.reshape(-1) == number), n_rows // n_groups) for number in chosen]
     group = np.repeat(np.arange(n_groups), [len(part) for part in members])
     rows = np.concatenate(members)
     order = np.argsort(rows)
     return rows[order], group[order]
 
 
-def _spread(rows: np.ndarray, most: int) -> np.ndarray:
-    return rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))]
+def _spread(rows: np.ndarray, n_rows: int) -> np.ndarray:
+    return rows[np.unique(np.linspace(0, len(rows) - 1, n_rows).astype(np.int64))]
 
 
 def centre_above_rim(images: Images) -> np.ndarray:
