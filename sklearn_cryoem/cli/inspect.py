@@ -102,10 +102,9 @@ def describe_particles(path, images_dir=None, passthrough=()):
         "ctf": no_ctf if ctf is None else "yes",
     }
     if ctf is not None:
-        mean_defocus = (ctf.defocus_u_angstrom + ctf.defocus_v_angstrom) / 2
         astigmatism = np.abs(ctf.defocus_u_angstrom - ctf.defocus_v_angstrom)
         facts |= {
-            "defocus_angstrom": _range(mean_defocus),
+            "defocus_angstrom": _range(ctf.mean_defocus_angstrom),
             "astigmatism_angstrom": _range(astigmatism),
             "voltage_kv": _range(ctf.voltage_volts / 1e3),
             "spherical_aberration_mm": _range(ctf.cs_angstrom / 1e7),

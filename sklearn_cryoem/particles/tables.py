@@ -107,6 +107,11 @@ class CTFTable(Immutable):
         """Return `n_images` rows that all hold the given parameters."""
         return cls(**{name: np.full(n_images, value, dtype=np.float64) for name, value in parameters.items()})
 
+    @property
+    def mean_defocus_angstrom(self) -> np.ndarray:
+        """Mean of the two defoci of each particle; (n_images,)."""
+        return 0.5 * (self.defocus_u_angstrom + self.defocus_v_angstrom)
+
     def evaluate(
         self,
         frequency: np.ndarray,
@@ -161,7 +166,7 @@ class CTFTable(Immutable):
         """Defocus range, astigmatism, voltage and Cs in words; empty for an empty table."""
         if len(self) == 0:
             return ""
-        mean = 0.5e-4 * (self.defocus_u_angstrom + self.defocus_v_angstrom)  # micrometres
+        mean = 1e-4 * self.mean_defocus_angstrom  # micrometres
         split = np.abs(self.defocus_u_angstrom - self.defocus_v_angstrom)
         volts = "/".join(f"{value / 1e3:g}" for value in np.unique(self.voltage_volts))
         spherical = "/".join(f"{value / 1e7:g}" for value in np.unique(self.cs_angstrom))

@@ -243,7 +243,7 @@ def _wrong_ctf(
 ) -> Iterator[Finding]:
     if stack.ctf is None:
         return
-    negative = stack.ctf.defocus_u_angstrom + stack.ctf.defocus_v_angstrom < 0
+    negative = stack.ctf.mean_defocus_angstrom < 0
     if negative.mean() > 0.5:  # the power spectrum has no sign: rings lie nearly where they should
         yield Finding(
             "ctf-does-not-fit",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,7 @@ def ctf_fit(images: NDArray[np.float32], ctf: CTFTable, group: NDArray, pixel_si
     box = images.shape[-1]
     if box < _MIN_BOX:
         return None
-    defocus = _mean_defocus(ctf)
+    defocus = ctf.mean_defocus_angstrom
     group = _divided(group, defocus)
     differ = _differ(group, defocus)
     if not differ and _is_clear(images):
@@ -107,7 +107,7 @@ def ctf_fit(images: NDArray[np.float32], ctf: CTFTable, group: NDArray, pixel_si
     rings = _rings(ctf, plane, pixel_size)  # (n_images, n_shells)
     data = np.stack([np.median(curves[some], axis=0) for some in members])  # (n_groups, n_shells)
     model = np.stack([rings[some].mean(axis=0) for some in members])  # (n_groups, n_shells)
-    others = _rings(_at_every_defocus(ctf[:1]), plane, pixel_size)  # (n_defocus, n_shells)
+    others = _rings(_at_every_defocus(ctf), plane, pixel_size)  # (n_defocus, n_shells)
     if differ:
         data, model = data - np.median(data, axis=0), model - model.mean(axis=0)
     # of the logarithm, for a shell of one frequency
@@ -157,10 +157,6 @@ def _with_one_factor(
     given, best = total(model), max(matches)
     factor, usual = float(_FACTORS[np.argmax(matches)]), float(np.median(own))
     return CTFFit(given, max(best, given), usual, factor * usual, best > _SURE_FACTOR, factor)
-
-
-def _mean_defocus(ctf: CTFTable) -> Float64:
-    return np.asarray(0.5 * (ctf.defocus_u_angstrom + ctf.defocus_v_angstrom))
 
 
 def _divided(group: NDArray, defocus: Float64) -> NDArray:
@@ -234,12 +230,6 @@ def _match(data: Float64, model: Float64, weight: Float64) -> Float64:
 
 
 def _at_every_defocus(ctf: CTFTable) -> CTFTable:
-    """One row of a table at every defocus tried, without astigmatism."""
-    defocus = _DEFOCUS_ANGSTROM
-    names = ("voltage_volts", "cs_angstrom", "amplitude_contrast", "phase_shift_rad")
-    return CTFTable(
-        defocus_u_angstrom=defocus,
-        defocus_v_angstrom=defocus,
-        astigmatism_angle_rad=np.zeros(len(defocus)),
-        **{name: np.full(len(defocus), float(getattr(ctf, name)[0])) for name in names},
-    )
+    """The first row of a table at every defocus tried, without astigmatism."""
+    same = ctf[np.zeros(len(_DEFOCUS_ANGSTROM), dtype=np.int64)]
+    return replace(same, defocus_u_angstrom=_DEFOCUS_ANGSTROM, defocus_v_angstrom=_DEFOCUS_ANGSTROM)

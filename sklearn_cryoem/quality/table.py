@@ -264,7 +264,7 @@ def defocus_share(ctf: CTFTable, labels: Int, n_classes: int) -> DefocusShare:
     """
     known = labels >= 0
     label = labels[known]
-    defocus = 0.5 * (ctf.defocus_u_angstrom + ctf.defocus_v_angstrom)[known]
+    defocus = ctf.mean_defocus_angstrom[known]
     sizes = np.bincount(label, minlength=n_classes)
     n_images, n_filled = len(label), np.count_nonzero(sizes)
     nothing = DefocusShare(np.nan, np.nan, np.nan, np.full(n_classes, np.nan))
