@@ -26,7 +26,7 @@ from sklearn_cryoem.cli.options import RUN_FILE
 
 SUMMARY, UNFINISHED = "summary.json", "unfinished"
 _TALKING = {"run", "required", "quiet", "verbose", "debug", "command", "force", "config"}
-_REPORTED_VERSIONS = ("numpy", "scipy", "scikit-learn", "finufft", "mrcfile", "starfile", "joblib")
+_REPORTED_VERSIONS = ("numpy", "scipy", "scikit-learn", "finufft", "mrcfile", "pandas", "joblib")
 
 
 class RunFolder:

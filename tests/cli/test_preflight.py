@@ -101,13 +101,13 @@ def test_pictures_that_cannot_be_drawn_are_said_before_anything_is_read(words, t
 
 def test_dependencies_older_than_declared_are_named(monkeypatch, capsys):
     assert preflight.outdated() == []
-    old = {"starfile": "0.5.1", "numpy": "1.20.0"}
+    old = {"mrcfile": "1.0.0", "numpy": "1.20.0"}
     monkeypatch.setattr(preflight, "version", lambda name: old.get(name, "999"))
     assert [(name, found) for name, found, _ in preflight.outdated()] == [
-        ("numpy", "1.20.0"), ("starfile", "0.5.1")
+        ("mrcfile", "1.0.0"), ("numpy", "1.20.0")
     ]  # fmt: skip
     preflight.check_machine(Console())
-    assert "Install it with: pip install 'starfile>=0.5." in capsys.readouterr().err
+    assert "Install it with: pip install 'mrcfile>=1." in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------ the results
