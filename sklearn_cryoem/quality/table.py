@@ -113,8 +113,9 @@ def class_quality(
     """
     check_order("class_quality", classification, stack)
     last = classification[-1] if isinstance(classification, Pipeline) else classification
+    last = getattr(last, "clusterer_", last)  # of a RealigningClusterer: it knows more
     label, n_classes = _labels(last, len(stack))
-    stack = _as_classified(stack, classification)
+    stack = as_classified(stack, classification)
     posterior, positions = getattr(last, "class_posterior_", None), None
     if assignment is None and hasattr(last, "assign"):
         assignment = last.assign(stack)
@@ -169,8 +170,16 @@ def _labels(classification: Any, n_images: int) -> tuple[Int, int]:
     return check_labels(classification.labels_, n_images), len(classification.class_averages_)
 
 
-def _as_classified(stack: ParticleStack, classification: Any) -> ParticleStack:
-    """The particles in the poses that the classification found, and with its marks of what is far out."""
+def as_classified(stack: ParticleStack, classification: Any) -> ParticleStack:
+    """The particles in the poses that a classification found, and with its marks of what is far out.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles of the fit.
+    classification : estimator, Pipeline or array
+        An array, and an estimator that does not align, leave the poses as they are.
+    """
     steps = [step for _, step in getattr(classification, "steps", [("", classification)])]
     poses = [step.poses_ for step in steps if getattr(step, "poses_", None) is not None]
     if poses:

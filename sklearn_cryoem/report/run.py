@@ -9,6 +9,7 @@ from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.plotting.convergence import fits_of
+from sklearn_cryoem.quality.table import as_classified
 
 _MACHINE = ("n_jobs", "verbose")  # parameters that change no result
 _LENGTHS = ("initial_resolution", "mask_diameter", "max_resolution", "max_shift")
@@ -160,7 +161,7 @@ def run_of_estimators(model, stack=None, *, latent_positions=None, quality=None)
         pixel_size=pixel_size,
         positions=latent_positions,
         labels=labels,
-        stack=_with_poses_of(model, stack),
+        stack=None if stack is None else as_classified(stack, model),
         quality=quality,
         fits=fits_of(model, stack),
         **facts_of_model(model, pixel_size),
@@ -190,14 +191,6 @@ def source_of(model, labels):
     """What a selection says it was made from: another fit gives other labels, hence another fingerprint."""
     fingerprint = hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()[:12]
     return {"estimator": type(model).__name__, "n_classes": len(model.class_averages_), "labels": fingerprint}
-
-
-def _with_poses_of(model, stack):
-    """The stack with the poses that an aligner in the model found for it, if there is one."""
-    found = [step.poses_ for step in steps_of(model) if getattr(step, "poses_", None) is not None]
-    if stack is None or not found or len(found[0]) != len(stack):
-        return stack
-    return stack.with_poses(found[0])
 
 
 def _parameters_of(step, pixel_size):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sklearn_cryoem import MAPAligner, ParticleStack, SMLClusterer
+from sklearn_cryoem import MAPAligner, ParticleStack, RealigningClusterer, SMLClusterer
 from sklearn_cryoem.datasets import make_particles, true_poses
 from sklearn_cryoem.quality import class_quality, suggest_classes
 
@@ -166,6 +166,15 @@ def test_what_an_estimator_knows_is_in_the_table(views):
     alone = class_quality(fitted.labels_, stack, max_resolution=40.0, mask_diameter=300.0)
     measured = ["size", "resolution", "information", "edge"]
     pd.testing.assert_frame_equal(alone[measured], table[measured][: len(alone)])
+
+
+def test_a_realigned_classification_is_judged_in_its_own_poses(views):
+    stack, _ = views
+    clusterer = SMLClusterer((2, 2), max_iter=6, max_resolution=40.0, mask_diameter=300.0)
+    fitted = RealigningClusterer(clusterer, n_rounds=1).fit(stack)
+    table = class_quality(fitted, stack)
+    alone = class_quality(fitted.clusterer_, stack.with_poses(fitted.poses_))
+    pd.testing.assert_frame_equal(table, alone)
 
 
 def test_an_aligner_gives_its_poses_and_posteriors(views):
