@@ -146,7 +146,7 @@ class RunFolder:
         Interrupted
             If Ctrl-C ended the fit; what it has reached is kept.
         """
-        from sklearn_cryoem.estimators._checkpoint import fit_once
+        from sklearn_cryoem.estimators import fit_once
 
         if estimator.random_state is None:
             return estimator.fit(stack)
