@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,6 +42,7 @@ MAX_ROWS = 5  # that a message names of a kind
 UNEVEN_LEVEL, UNEVEN_SPREAD = 1.0, 0.5  # of the background's standard deviation: its mean, and its range
 USUAL_SHARE = 0.7  # of images of one scale: the others are faults, and no stack of many scales
 HOT = "with hot pixels"
+CLIP_HINT = " Hot pixels can be clipped: read with clip_hot_pixels=True."
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,8 @@ class Look:
         """What is said of a fault that most images have, none of which is far out for it; None without."""
         if not self.measures.have_backgrounds:
             return None
-        clip = " Hot pixels can be clipped: read with clip_hot_pixels=True."
         faults = (
-            (self.measures.hot_pixel > HOT_PIXEL, "pixels", HOT_PIXEL, clip),
+            (self.measures.hot_pixel > HOT_PIXEL, "pixels", HOT_PIXEL, CLIP_HINT),
             (self.measures.stripe > STRIPE, "lines", STRIPE, " Correct them, and extract again."),
         )
         for has_it, what, limit, remedy in faults:
@@ -131,17 +130,14 @@ def _measure(source: ImageSource, ruler: Ruler, n_jobs: int | None, verbose: int
     blocks = row_blocks(len(source), max(1, PIXELS_AT_ONCE // ruler.box**2)) or [slice(0, 0)]
     parts = []
     with progress(len(source), "looking at every image", verbose=verbose) as bar:
-        task = partial(_measure_rows, source, ruler)
-        done = ordered_map(task, blocks, n_jobs=n_jobs, threads_only=True)
-        for block, part in zip(blocks, done, strict=True):
+        measured = ordered_map(
+            lambda rows: ruler(source.read(rows, check=False)), blocks, n_jobs=n_jobs, threads_only=True
+        )
+        for block, part in zip(blocks, measured, strict=True):
             parts.append(part)
             bar.update(block.stop - block.start)
     columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Measures)}
     return Measures(**{name: np.concatenate(values) for name, values in columns.items()})
-
-
-def _measure_rows(source: ImageSource, ruler: Ruler, rows: slice) -> Measures:
-    return ruler(source.read(rows, check=False))
 
 
 def background_radius(stack: ParticleStack, mask_diameter: float | None) -> float:
@@ -151,11 +147,6 @@ def background_radius(stack: ParticleStack, mask_diameter: float | None) -> floa
     if mask_diameter is not None:
         radius_px = 0.5 * mask_diameter / stack.pixel_length
     return min(radius_px, MAX_RADIUS_SHARE * stack.box)
-
-
-def normalised_beyond(stack: ParticleStack, radius_px: float) -> ParticleStack:
-    """The stack, normalised by the background that lies farther than `radius_px` from the centre pixel."""
-    return stack.normalise(2.0 * radius_px * stack.pixel_length)
 
 
 def normalised_like(stack: ParticleStack, background_px: float | None) -> ParticleStack:
@@ -170,7 +161,7 @@ def normalised_like(stack: ParticleStack, background_px: float | None) -> Partic
     """
     if background_px is None or normalised_radius(stack.images) is not None:
         return stack
-    return normalised_beyond(stack, background_px)
+    return stack.normalise(2.0 * background_px * stack.pixel_length)
 
 
 def screened(
@@ -196,7 +187,8 @@ def screened(
     if len(look.unusable):
         stack.read(look.unusable[:1])  # raises, and says what is wrong with it
     if look.is_uneven:
-        stack = normalised_beyond(stack, background_radius(stack, mask_diameter))
+        radius_px = background_radius(stack, mask_diameter)
+        stack = stack.normalise(2.0 * radius_px * stack.pixel_length)
         notify(
             "not-normalised",
             f"{look.not_normalised}. Each is given a background of mean 0 and standard deviation 1 here; "
@@ -225,9 +217,7 @@ def outlier_text(found: pd.DataFrame, remark: str) -> str:
         first = ", ".join(map(str, rows[:MAX_ROWS]))
         more = ", ..." if len(rows) > MAX_ROWS else ""
         parts.append(f"{len(rows):,} {kind} (row{'s' if len(rows) > 1 else ''} {first}{more})")
-    is_hot = (found["kind"] == HOT).any()
-    clip = " Hot pixels can be clipped: read with clip_hot_pixels=True." if is_hot else ""
-    return f"{', '.join(parts)}. {remark}{clip}"
+    return f"{', '.join(parts)}. {remark}{CLIP_HINT if (found['kind'] == HOT).any() else ''}"
 
 
 def _judge_backgrounds(
@@ -261,14 +251,12 @@ def _is_uneven(spread: Float64, scatter: float) -> bool:
 
 
 def _of_usual_scale(spread: Float64, group: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which backgrounds are of the scale of most, so that the others are faults.
-
-    Where scales go by micrograph or by session, images of another scale lie among their like and are none.
-    """
+    """Which backgrounds are of the scale of most; all, where those of another scale lie among their like."""
     usual = np.abs(np.log(spread / np.median(spread))) <= 0.5 * np.log(POWER_RATIO)
-    share = pd.Series(usual).groupby(group).transform("mean").to_numpy()
-    by_group = np.mean(share[~usual] < 0.5) > 0.5 if not usual.all() else False
-    return np.ones(len(usual), dtype=bool) if by_group else usual
+    of_group = pd.Series(usual).groupby(group)
+    others = (of_group.transform("sum") - usual) / (of_group.transform("size") - 1)  # NaN for one alone
+    among_their_like = np.count_nonzero(others[~usual] < 0.5)
+    return usual | (2 * among_their_like > np.count_nonzero(~usual))
 
 
 def usual_limits(measures: Measures, box: int) -> Float64:

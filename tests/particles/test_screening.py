@@ -166,14 +166,15 @@ def test_images_that_differ_in_scale_are_normalised_and_bright_ones_are_not_miss
 @pytest.mark.parametrize(
     "factors", [(10.0, 10.0), (4.0, 1000.0), (0.001, 0.2)], ids=["equal", "any", "faint"]
 )
-def test_many_images_of_another_scale_are_named_where_most_have_one(clean, share, factors):
+@pytest.mark.parametrize("group_size", [1, 30])
+def test_many_images_of_another_scale_are_named_where_most_have_one(clean, share, factors, group_size):
     rng = np.random.default_rng(0)
     rows = np.sort(rng.permutation(N)[: round(share * N)])
     images = clean.read().copy()
     images *= np.exp(0.08 * rng.normal(size=(N, 1, 1))).astype(np.float32)
     images[rows] *= np.exp(rng.uniform(*np.log(factors), size=(len(rows), 1, 1))).astype(np.float32)
     with pytest.warns(ParticleDataWarning) as said:
-        screened = ParticleStack(images, noise_group=np.arange(N) // 30).screen()
+        screened = ParticleStack(images, noise_group=np.arange(N) // group_size).screen()
     assert [warning.message.name for warning in said] == ["outliers"]
     np.testing.assert_array_equal(np.flatnonzero(screened.outlier), rows)
 
