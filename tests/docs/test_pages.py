@@ -75,6 +75,13 @@ def test_the_links_of_a_page_lead_somewhere(page):
         assert path.exists(), target
 
 
+def test_the_files_that_maintainers_pages_name_are_there():
+    pages = [DOCS / "architecture.md", *(DOCS / "development").rglob("*.md")]
+    for page in pages:
+        for name in re.findall(r"`([\w./]+/[\w./]*\.py)(?:::\w+)?`", page.read_text("utf-8")):
+            assert (ROOT / name).exists() or (ROOT / "sklearn_cryoem" / name).exists(), f"{page.name}: {name}"
+
+
 def test_the_reference_names_every_public_thing_once():
     text = (DOCS / "api.rst").read_text(encoding="utf-8")
     named = re.findall(r"^   ([\w.]+)$", text, re.MULTILINE)
