@@ -15,9 +15,7 @@ from sklearn_cryoem.metrics import fraction_within
 from sklearn_cryoem.report.folder import run_of_folder
 from sklearn_cryoem.report.page_data import page_data
 
-FEW = (
-    "--align-classes 4 --align-batches 10 --align-iterations 2 --classes 3x3 --iterations 6 --jobs 1".split()
-)
+FEW = "--align-classes 4 --align-batches 3 --align-iterations 2 --classes 3x3 --iterations 4 --jobs 1".split()
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
@@ -27,9 +25,9 @@ def run(*words):
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory):
-    """200 particles of 32 px with known truth, as files."""
+    """150 particles of 32 px with known truth, as files."""
     folder = tmp_path_factory.mktemp("simulated") / "sim"
-    words = ["--particles", "200", "--box", "32", "--snr", "0.5", "--max-shift", "15", "--jobs", "1"]
+    words = ["--particles", "150", "--box", "32", "--snr", "0.5", "--max-shift", "15", "--jobs", "1"]
     assert run("simulate", "-o", folder, "--quiet", *words) == 0
     return folder
 
@@ -45,15 +43,15 @@ def classified(simulated, tmp_path_factory):
 # ---------------------------------------------------------------- simulate
 def test_simulate_writes_particles_that_can_be_read_and_their_truth(simulated):
     stack = read_particles(simulated / "particles.star")
-    assert stack.shape == (200, 32, 32) and stack.ctf is not None and stack.poses is None
+    assert stack.shape == (150, 32, 32) and stack.ctf is not None and stack.poses is None
     with open(simulated / "truth.csv", newline="") as file:
         truth = list(csv.DictReader(file))
-    assert len(truth) == 200 and {"view_x", "angle_rad", "shift_x", "is_junk"} <= set(truth[0])
+    assert len(truth) == 150 and {"view_x", "angle_rad", "shift_x", "is_junk"} <= set(truth[0])
     assert json.loads((simulated / "summary.json").read_text())["options"]["snr"] == 0.5
 
 
 def test_the_seed_decides_and_the_jobs_do_not(simulated, tmp_path):
-    words = ["--quiet", "--particles", "200", "--box", "32", "--snr", "0.5", "--max-shift", "15"]
+    words = ["--quiet", "--particles", "150", "--box", "32", "--snr", "0.5", "--max-shift", "15"]
     assert run("simulate", "-o", tmp_path / "same", *words, "--jobs", "2") == 0
     assert run("simulate", "-o", tmp_path / "other", *words, "--seed", "1") == 0
     images = [
@@ -119,8 +117,8 @@ def test_classify_writes_all_that_it_promises(classified, simulated):
     for name in ("gallery.png", "atlas.png", "convergence.png"):
         assert (classified / name).read_bytes().startswith(b"\x89PNG")
     results = summary["results"]
-    assert results["n_particles"] == 200 and results["n_classes"] == 9
-    assert sum(results["classes"]["size"]) == 200
+    assert results["n_particles"] == 150 and results["n_classes"] == 9
+    assert sum(results["classes"]["size"]) == 150
     assert len(results["classes"]["resolution"]) == len(results["classes"]["latent_position"]) == 9
     assert summary["options"]["classes"] == [3, 3] and summary["options"]["seed"] == 0
     assert {"read", "align", "cluster", "total"} <= set(summary["seconds"])
@@ -175,7 +173,7 @@ def test_classes_hold_like_views(classified, simulated):
         rows = list(csv.DictReader(file))
     views = np.array([[float(row[f"view_{axis}"]) for axis in "xyz"] for row in rows])
     labels = numbers.to_numpy()
-    everyone = fraction_within(np.zeros(200, int), views, 30)
+    everyone = fraction_within(np.zeros(150, int), views, 30)
     assert fraction_within(labels, views, 30) > 1.5 * everyone
 
 
@@ -256,7 +254,7 @@ def test_permissive_leaves_bad_particles_out_and_lists_them(simulated, tmp_path)
     assert run("classify", simulated / "damaged.star", *words) == 1
     assert run("classify", simulated / "damaged.star", "--permissive", *words) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["results"]["n_left_out"] == 1 and summary["results"]["n_particles"] == 199
+    assert summary["results"]["n_left_out"] == 1 and summary["results"]["n_particles"] == 149
     assert "999" in (tmp_path / "out" / "left_out.csv").read_text()
     assert "left out" in summary["warnings"][0]
 
@@ -267,7 +265,7 @@ def test_info_knows_particles_runs_models_and_maps(classified, simulated, capsys
     for path in ("particles.star", "class_averages.mrcs", "model.npz", ""):
         assert run("info", "--json", "--images-dir", simulated, classified / path) == 0
         facts[path] = json.loads(capsys.readouterr().out)
-    assert facts["particles.star"]["particles"] == 200 and facts["particles.star"]["in_plane_poses"] == "yes"
+    assert facts["particles.star"]["particles"] == 150 and facts["particles.star"]["in_plane_poses"] == "yes"
     assert facts["class_averages.mrcs"]["box_px"] == 32
     assert "SMLClusterer" in facts["model.npz"]["smlclusterer"]
     assert facts[""]["kind"] == "finished run of classify" and facts[""]["n_classes"] == 9
@@ -293,7 +291,8 @@ def test_info_says_what_it_cannot_read(name, remedy, tmp_path, capsys):
 
 
 # ---------------------------------------------------------------- demo
-def test_the_demo_measures_itself(tmp_path, capsys):
+def test_the_demo_measures_itself(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sklearn_cryoem.cli.simulate._DEMO_BOX", 32)
     words = ["--particles", "150", "--align-classes", "3", "--classes", "9", "--jobs", "1"]
     assert run("demo", "-o", tmp_path / "demo", *words) == 0
     text = capsys.readouterr().out

@@ -24,11 +24,13 @@ WORDS = [
     "--align-classes",
     "3",
     "--align-batches",
-    "4",
+    "2",
+    "--align-iterations",
+    "3",
     "--classes",
     "9",
     "--iterations",
-    "12",
+    "8",
     "--quiet",
 ]
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -37,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 @pytest.fixture(scope="module")
 def star(tmp_path_factory):
     path = tmp_path_factory.mktemp("particles") / "particles.star"
-    write_particles(make_particles("ribosome", 240, box=24, snr=1.0, max_shift=15.0, random_state=0), path)
+    write_particles(make_particles("ribosome", 120, box=16, snr=1.0, max_shift=15.0, random_state=0), path)
     return path
 
 
@@ -171,7 +173,7 @@ def test_a_command_killed_at_random_moments_ends_with_the_same_files(command, st
     assert finish(start(command, star, whole))[0] == 0
     duration = time.monotonic() - began
     seed = np.random.SeedSequence().entropy  # other moments in every run: any of them has to do
-    moments = np.random.default_rng(seed).uniform(0.0, 0.8 * duration, size=2)
+    moments = np.random.default_rng(seed).uniform(0.0, 0.8 * duration, size=2 if command == "classify" else 1)
     for moment in moments:
         process = start(command, star, cut)
         time.sleep(moment)
@@ -187,7 +189,7 @@ def test_a_command_killed_at_random_moments_ends_with_the_same_files(command, st
         assert found[name] == value, f"{name} differs; {how}"
 
 
-def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(star, tmp_path, capsys):
+def test_a_second_run_in_a_folder_is_refused_and_after_a_kill_it_is_not(star, tmp_path, capsys):
     first = start("classify", star, tmp_path / "out")
     while not (tmp_path / "out" / UNFINISHED).is_dir():
         assert first.poll() is None
@@ -196,14 +198,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(star, 
     said = capsys.readouterr().err
     assert f"is being written by another run (process {first.pid} on" in said
     assert "choose another --output" in said
-    assert finish(first)[0] == 0
-    assert not (tmp_path / "out" / ".running").exists()
-
-
-def test_a_run_that_was_killed_locks_nobody_out(star, tmp_path):
-    first = start("classify", star, tmp_path / "out")
-    while not (tmp_path / "out" / UNFINISHED).is_dir():
-        time.sleep(0.01)
+    assert first.poll() is None  # it goes on
     first.send_signal(signal.SIGKILL)
     first.communicate()
     assert (tmp_path / "out" / ".running").exists()

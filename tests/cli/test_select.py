@@ -18,9 +18,7 @@ from sklearn_cryoem.cli.run_folder import run_text
 from sklearn_cryoem.io import read_mrc, write_particles, write_selection
 from sklearn_cryoem.particles import class_labels
 
-FEW = (
-    "--align-classes 4 --align-batches 10 --align-iterations 2 --classes 2x3 --iterations 6 --jobs 1".split()
-)
+FEW = "--align-classes 4 --align-batches 3 --align-iterations 2 --classes 2x3 --iterations 4 --jobs 1".split()
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 

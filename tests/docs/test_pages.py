@@ -27,6 +27,12 @@ def blocks(page, language):
     )
 
 
+def with_fewer_classes(code):
+    """The same code for a small set: fewer classes, and no processes to start."""
+    code = re.sub(r"(MAPAligner|SMLClusterer)\(\d+", r"\1(4", code)
+    return code.replace("n_jobs=2", "n_jobs=1")
+
+
 NEEDS_A_CLUSTER = (
     DOCS / "cluster.md"
 )  # a scheduler at an address: its own tests are tests/_core/test_cluster.py
@@ -52,7 +58,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatc
     write_particles(stack, "particles.star")
     namespace = {}
     for number, block in enumerate(blocks(page, "python"), start=1):
-        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+        exec(compile(with_fewer_classes(block), f"{page.name}, block {number}", "exec"), namespace)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=name_of)
@@ -100,14 +106,12 @@ def test_the_reference_names_every_public_thing_once():
 
 
 def test_every_command_has_its_help_in_the_reference():
-    from sklearn_cryoem.cli.main import build_parser
+    from sklearn_cryoem.cli.main import build_parsers
 
     listed = re.findall(
         r"^```\{command-help\} (\w+)$", (DOCS / "command_line.md").read_text("utf-8"), re.MULTILINE
     )
-    known = re.search(r"\{([\w,]+)\}", build_parser().format_usage())
-    commands = known[1].split(",") if known else build_parser()._subparsers._group_actions[0].choices
-    assert sorted(listed) == sorted(commands)
+    assert sorted(listed) == sorted(build_parsers()[1])
 
 
 def test_the_page_of_what_is_checked_gives_the_ranges_of_the_code():

@@ -97,7 +97,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs")
     words = ["--particles", "160", "--box", "32", "--snr", "0.5", "--max-shift", "15", "--jobs", "1", "-q"]
     assert main(["simulate", "-o", str(path / "sim"), *words]) == 0
-    few = "--align-classes 4 --align-batches 10 --align-iterations 2 --classes 3x3 --iterations 6 --jobs 1 -q"
+    few = "--align-classes 4 --align-batches 3 --align-iterations 2 --classes 3x3 --iterations 4 --jobs 1 -q"
     assert (
         main(["classify", str(path / "sim" / "particles.star"), "-o", str(path / "out"), *few.split()]) == 0
     )
