@@ -295,8 +295,7 @@ def draw(outcome, folder):
         figures[ATLAS] = plot_manifold_atlas(clusterer, latent_positions=positions).figure
         figures[CONVERGENCE] = draw_convergence(outcome.whole_model, stack)
     if outcome.aligner is not None:
-        sizes = np.bincount(outcome.aligner.labels_, minlength=len(outcome.aligner.class_averages_))
-        aligned = plot_class_averages(outcome.aligner, stack, counts=sizes, numbers=True)
+        aligned = plot_class_averages(outcome.aligner, stack, numbers=True)
         figures[ALIGNMENT_GALLERY] = aligned.figure
     for name, figure in figures.items():
         with folder.writing(name) as path:
@@ -331,12 +330,12 @@ def tell(results, folder, console):
         + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in folder.seconds.items())
     )
     if "n_references_align" in results:
-        passes, resolution = results["n_iter_align"], results["alignment_resolution"]
+        passes, reached = results["n_iter_align"], results["alignment_pass_resolution"][-1]
         unit = "px" if results["pixel_size_angstrom"] is None else "A"
         console.say(
             f"aligned with {results['n_references_align']:,} references, united to "
             f"{results['n_classes_align']:,} classes, in {passes} full pass{'es' if passes > 1 else ''}; "
-            + (f"the best reference reaches {resolution:.3g} {unit}" if np.isfinite(resolution)
+            + (f"the best reference reaches {reached:.3g} {unit}" if np.isfinite(reached)
                else "no reference rises above its noise")
         )  # fmt: skip
     console.say(

@@ -156,7 +156,7 @@ def run_of_estimators(model, stack=None, *, latent_positions=None, quality=None)
         name=type(last).__name__,
         source=source_of(last, labels),
         averages=last.class_averages_,
-        sizes=np.bincount(labels, minlength=len(last.class_averages_)),
+        sizes=last.class_sizes_,
         resolution=last.class_resolution_,
         pixel_size=pixel_size,
         positions=latent_positions,
