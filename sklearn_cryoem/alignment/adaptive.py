@@ -50,6 +50,8 @@ BANK_BYTES = 400e6  # of shifted references that an exhaustive search holds at o
 Bool = NDArray[np.bool_]
 
 
+# Only whole references are left out. All angles and shifts of one come out of the same matrix products, so
+# leaving out some of them would save little.
 class AdaptiveSearch:
     """References ready for a coarse search of all of them and a fine one of those that survive, Eq. (4.6).
 

@@ -208,6 +208,8 @@ def mini_batches(
     batches = random_batches(n_images, settings.batch_size, settings.n_batches, rng)
     if state.number:
         rng.set_state(state.rng)
+    # One batch after the other: with two in flight, each searched with references one update old, the mutual
+    # information with the true views fell from 0.66 to 0.58 at SNR 0.02.
     for number in range(state.number, len(batches)):
         rows, n_done = batches[number], number + 1
         space = settings.space(images.box, state.model.k_max)

@@ -35,6 +35,8 @@ SHIFT_SIGMA = 0.5  # of max_shift: standard deviation of the shifts that are lef
 SHIFT_FRACTION = 0.04  # of the box: longest shift
 
 
+# An estimator of its own, and no option of SMLClusterer: the labels belong to the new poses, which `predict`
+# and a grid search of an SMLClusterer would never see.
 class RealigningClusterer(
     TakesImages,
     GivesStacks,

@@ -25,6 +25,7 @@ from sklearn_cryoem.manifold.state import EMState
 
 Float64 = NDArray[np.float64]
 
+# Frequency marching is necessary: with all frequencies from the start, a fit at low SNR stays near chance.
 MAX_MARCHING_ITERATIONS = 20  # of ordinary EM
 MAX_CROSS_FITTED_ITERATIONS = 60  # all of them march: each shell is settled before the next comes
 MIN_ORDINARY_ITERATIONS = 4  # all shells are in at the second, and a gain can be told at the fourth

@@ -19,6 +19,8 @@ GOLDEN_ANGLE = np.pi * (3.0 - np.sqrt(5.0))
 MIN_ON_SPHERE = 4  # fewer points enclose nothing
 
 
+# Basis functions are Gaussians of the chord in the embedding. A Gaussian of the arc would have a kink at the
+# far side of a ring, and would not be positive definite on a sphere.
 class Topology(ABC):
     """A shape of the latent space, on which `shape` says how many points lie along each direction."""
 

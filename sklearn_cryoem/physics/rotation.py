@@ -20,6 +20,8 @@ from sklearn_cryoem.physics.fourier import (
     images_from_features,
 )
 
+# A non-uniform FFT instead of interpolation in real space, which damps high frequencies by a factor that
+# depends on the angle: rotated copies of one image would then differ by more than their noise.
 CROP_MARGIN = 1.5  # times the box that k_max needs: rotation reads between the frequencies
 CROP_EXTRA = 8  # and this many Fourier pixels more on either side: they count at the lowest resolutions
 NUFFT_TOLERANCE = 1e-4  # relative; cryo-EM noise is 10 to 100 times the signal
