@@ -243,8 +243,9 @@ def _warn_of_repeated_images(raw: RawParticles, problems: RowProblems) -> None:
     if not used.size:
         return
     file = pd.factorize(pd.Series([plain_name(name) for name in raw.file_names], dtype=object))[0]
-    names = pd.DataFrame({"file": file[raw.file_code[used]], "frame": raw.frame[used]})
-    again = used[names.duplicated().to_numpy()]
+    frame = raw.frame[used]
+    image = file[raw.file_code[used]].astype(np.int64) * (int(frame.max()) + 1) + frame  # one number an image
+    again = used[pd.Series(image).duplicated().to_numpy()]
     if again.size:
         first = int(again[0])
         notify(

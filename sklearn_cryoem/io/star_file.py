@@ -134,6 +134,8 @@ def _read_block(content: mmap.mmap, start: int, stop: int, path: Path, name: str
         if in_loop or not labels:
             return pd.DataFrame(columns=list(labels))
         return _with_numbers(pd.DataFrame([[_or_nan(value) for value in values]], columns=list(labels)))
+    except ParticleDataError:  # a ValueError too
+        raise
     except ValueError as error:  # among them those of pandas and of text that is not UTF-8
         reason = str(error).strip().split("\n", maxsplit=1)[0]
         raise ParticleDataError(
@@ -310,15 +312,7 @@ def name_of_line(path: Path, block: str, row: int) -> str:
 def star_parts(blocks: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     """Yield the text of a STAR file in parts, with as many digits as the numbers have.
 
-    Parameters
-    ----------
-    blocks : mapping of str to DataFrame
-        Tables by the name of their block.
-
-    Raises
-    ------
-    ParticleDataError
-        If a text holds what STAR cannot: a line break, or both kinds of quotes and a space.
+    Raises ParticleDataError if a text holds what STAR cannot: a line break, or both kinds of quotes.
     """
     yield f"# Written by sklearn-cryoem {__version__}\n"
     for name, table in blocks.items():
@@ -336,7 +330,7 @@ def _cells(column: pd.Series) -> list[str]:
     if values.dtype.kind == "b":
         values = values.astype(np.int64)
     if values.dtype.kind in "iuf":
-        return [repr(value) for value in values.tolist()]
+        return list(map(repr, values.tolist()))
     return [_cell(value, column.name) for value in values.tolist()]
 
 

@@ -334,7 +334,7 @@ def test_a_label_twice_is_named_with_its_block_and_lines(project, block):
     project.star.write_text(text)
     with pytest.raises(
         ParticleDataError,
-        match=rf"x?block data_{block}: label {label} is there twice \(lines \d+ and \d+\). Remove one",
+        match=rf"^{project.star}, block data_{block}: label {label} .* \(lines \d+ and \d+\). Remove one",
     ):
         read_particles(project.star)
 
