@@ -130,7 +130,7 @@ class SMLClusterer(
         unknown); by default 0.9 of the box. Averages end there. Images are compared with them within 0.9 of
         the box, where the CTF spreads the particle; without a CTF within the disc, Eq. (3.16).
     max_iter : int, default=100
-        Largest number of EM iterations, marching included.
+        Largest number of EM iterations.
     tol : float, default=0.01
         Converged when an iteration gains less than this in the objective, in nats per image.
     checkpoint : path-like or None, default=None
@@ -180,14 +180,13 @@ class SMLClusterer(
     alpha_ : ndarray of shape (n_shells,)
         Prior precision of the weights in each shell.
     outlier_ : ndarray of shape (n_images,), bool, or None
-        Training images that are far out (see `ParticleStack.screen`): they have labels, and took no part in
-        the fit. None for vectors.
+        Training images that are far out and took no part in the fit, but have labels. None for vectors.
     class_sizes_, soft_class_sizes_ : ndarray of shape (n_nodes,)
         Images of each class, and sums of their posteriors; of those that the fit learned from.
     information_share_ : float
         Share of the log likelihood that posteriors count, Eq. (3.17), so that they match how sure models of
-        one half of the images are of the labels of the other: far below 1 where averages are noisy or images
-        are not as the model has them. Labels and scores do not depend on it. 1 for vectors.
+        one half of the images are of the labels of the other: far below 1 where averages are noisy. Labels
+        and scores do not depend on it. 1 for vectors.
     n_effective_clusters_ : float
         exp(entropy of `class_sizes_`), Eq. (3.8).
     log_posterior_ : ndarray of shape (n_iter,)

@@ -136,13 +136,6 @@ def test_a_score_is_that_of_the_sound_images(name, dirty, bad):
     assert model.score(dirty.with_outliers(bad)) == pytest.approx(model.score_samples(dirty)[~bad].mean())
 
 
-def test_a_model_of_an_earlier_version_learns_on(dirty, bad):
-    model = SMLClusterer(4, max_iter=3).fit(dirty[~bad])
-    del model.outlier_, model._usual
-    model.partial_fit(dirty)
-    np.testing.assert_array_equal(model.outlier_, bad)
-
-
 # ---------------------------------------------------------------- grey values
 @pytest.fixture(scope="module")
 def uneven(simulated):
