@@ -57,7 +57,7 @@ from sklearn_cryoem.manifold.classes import (
     signal_ridge,
 )
 from sklearn_cryoem.manifold.coupling import turn_of
-from sklearn_cryoem.manifold.em import FitPlan, Schedule, cross_fitted_iterations, fit_states
+from sklearn_cryoem.manifold.em import FitPlan, MStep, Schedule, cross_fitted_iterations, fit_states
 from sklearn_cryoem.manifold.expectation import sweep
 from sklearn_cryoem.manifold.grid import latent_basis
 from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision, telling_shells
@@ -387,7 +387,7 @@ class SMLClusterer(
         self._space, self._layout, self._stream = space, blocks.layout, None
         self._moments = measure_moments(blocks, n_jobs=self.n_jobs)
         state, plan, interrupted = self._run_em(blocks, basis, checkpoint)
-        self._store_manifold(state.manifold(basis, plan.alpha, blocks.layout))
+        self._store_manifold(state.manifold(basis, plan.m_step.alpha, blocks.layout))
         self.n_images_seen_ = blocks.n_samples
         self._store_trace(state)
         self.noise_groups_, self.relative_noise_ = space.noise_found(blocks)
@@ -436,17 +436,17 @@ class SMLClusterer(
             ordinary = Schedule(crossed.n_shells, layout.n_shells, n_marching, left, self.tol)
         else:
             ordinary = crossed = Schedule.ordinary(n_first, layout.n_shells, self.max_iter, self.tol)
+        alpha = prior_precision(self.alpha, basis, power)
+        m_step = MStep(
+            basis=basis, alpha=alpha, layout=layout, noise=self.noise, dtype=space.dtype, n_jobs=self.n_jobs
+        )
         return FitPlan(
-            basis=basis,
-            alpha=prior_precision(self.alpha, basis, power),
-            mean=power.mean,
-            turn=turn_of(power, layout),
-            noise=self.noise,
+            m_step=m_step,
+            ordinary=ordinary,
             n_folds=n_folds if n_cross else 1,
             crossed=crossed,
-            ordinary=ordinary,
-            dtype=space.dtype,
-            n_jobs=self.n_jobs,
+            mean=power.mean,
+            turn=turn_of(power, layout),
         )
 
     def _n_folds(self, n_samples, n_nodes=None):
@@ -461,10 +461,10 @@ class SMLClusterer(
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         rng, n_shells = np.random.default_rng(seed), plan.crossed.first_shells
         if self.init == "pca":
-            start = pca_start(blocks, plan.basis, power, n_shells, rng=rng, n_jobs=self.n_jobs)
+            start = pca_start(blocks, plan.m_step.basis, power, n_shells, rng=rng, n_jobs=self.n_jobs)
         else:
-            start = random_start(plan.basis, power, blocks.layout.truncate(n_shells), rng=rng)
-        return first_state(start, plan.basis, n_shells, plan.n_folds)
+            start = random_start(plan.m_step.basis, power, blocks.layout.truncate(n_shells), rng=rng)
+        return first_state(start, plan.m_step.basis, n_shells, plan.n_folds)
 
     def _store_trace(self, state):
         """Fitted attributes that tell how the fit went."""

@@ -123,6 +123,10 @@ class MStep:
     n_jobs: int | None
     past: Statistics | None = None
 
+    def held_out(self, coupling: Coupling, **changes: Any) -> HeldOutMStep:
+        """The same of cross-fitted EM."""
+        return HeldOutMStep(**(vars(self) | changes), coupling=coupling)
+
     def matchers(self, state: EMState) -> list[Matcher]:
         """Prepare the templates of a state for the E-step."""
         layout, variance = self.layout.truncate(state.n_shells), state.noise_variance[: state.n_shells]
@@ -267,42 +271,32 @@ def em(e_step: EStep, m_step: MStep, schedule: Schedule, state: EMState) -> Iter
         yield state
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FitPlan:
     """What a fit does, beside its data and its start.
 
     Attributes
     ----------
-    basis : LatentBasis
-        Nodes and Phi.
-    alpha : ndarray of shape (S,)
-        Prior precision of the weights.
+    m_step : MStep
+        That of ordinary EM.
+    ordinary : Schedule
+        Of ordinary EM.
+    n_folds : int
+        Folds of the cross-fitted EM before it; 1 where there is none.
+    crossed : Schedule
+        Of cross-fitted EM.
     mean : ndarray of shape (P,)
         CTF-corrected mean of the data.
     turn : float
         How far views turn until they differ: see `coupling.turn_of`.
-    noise : str
-        How noise variances are pooled, Eq. (3.4): "white" for one, else one for each shell.
-    n_folds : int
-        Folds of cross-fitted EM; 1 for ordinary EM alone.
-    crossed, ordinary : Schedule
-        Of cross-fitted EM, and of the ordinary EM that follows.
-    dtype : dtype
-        Precision of the matrix products: that of the data.
-    n_jobs : int or None
-        Number of workers. The result is the same bits for any number.
     """
 
-    basis: LatentBasis
-    alpha: Float64
-    mean: Float64
-    turn: float
-    noise: str
+    m_step: MStep
+    ordinary: Schedule
     n_folds: int
     crossed: Schedule
-    ordinary: Schedule
-    dtype: DTypeLike
-    n_jobs: int | None
+    mean: Float64
+    turn: float
 
 
 def fit_states(blocks: Blocks, plan: FitPlan, state: EMState) -> Iterator[EMState]:
@@ -317,18 +311,13 @@ def fit_states(blocks: Blocks, plan: FitPlan, state: EMState) -> Iterator[EMStat
     state : EMState
         From `first_state`, or where the same fit was left.
     """
-    common: dict[str, Any] = {
-        "basis": plan.basis, "alpha": plan.alpha, "noise": plan.noise, "dtype": plan.dtype,
-        "n_jobs": plan.n_jobs,
-    }  # fmt: skip
+    m_step = plan.m_step
     if state.templates:
-        shells = ShellNorms(blocks)
-        coupling = Coupling.of(plan.basis, plan.alpha, shells.layout, plan.mean, plan.turn)
-        held_out = HeldOutMStep(layout=shells.layout, coupling=coupling, **common)
-        folds = partial(sweep, shells, split="folds", n_jobs=plan.n_jobs)
-        last = state
+        shells, last = ShellNorms(blocks), state
+        coupling = Coupling.of(m_step.basis, m_step.alpha, shells.layout, plan.mean, plan.turn)
+        held_out = m_step.held_out(coupling, layout=shells.layout)
+        folds = partial(sweep, shells, split="folds", n_jobs=m_step.n_jobs)
         for last in em(folds, held_out, plan.crossed, state):
             yield last
         state = replace(last, iteration=0, templates=[])
-    everyone = partial(sweep, blocks, n_jobs=plan.n_jobs)
-    yield from em(everyone, MStep(layout=blocks.layout, **common), plan.ordinary, state)
+    yield from em(partial(sweep, blocks, n_jobs=m_step.n_jobs), m_step, plan.ordinary, state)

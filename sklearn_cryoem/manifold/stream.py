@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
 from sklearn_cryoem.manifold.classes import map_posterior, most_probable
 from sklearn_cryoem.manifold.coupling import Coupling, ShellNorms, turn_of
-from sklearn_cryoem.manifold.em import HeldOutMStep, MStep, Schedule, em
+from sklearn_cryoem.manifold.em import MStep, Schedule, em
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics, sweep
 from sklearn_cryoem.manifold.maximisation import MIN_VARIANCE
 from sklearn_cryoem.manifold.prior import DataPower, Moments, measure_moments, power_of, prior_precision
@@ -262,7 +262,7 @@ def _sweep_again(stream: Stream, parts: list[Blocks], manifold: Manifold, ordina
     m_step, templates, n_sweeps = ordinary, [], N_ORDINARY_SWEEPS
     if n_folds > 1:
         coupling = Coupling.of(basis, ordinary.alpha, layout, power.mean, turn_of(power, layout))
-        m_step = HeldOutMStep(**vars(ordinary), coupling=coupling, past_noise=stream.left_noise)
+        m_step = dataclasses.replace(ordinary.held_out(coupling), past_noise=stream.left_noise)
         known, start, n_sweeps = stream.left + stream.held, manifold.templates, N_SWEEPS
         if known.n_samples:
             start = coupling.templates(

@@ -3,7 +3,7 @@ import pytest
 
 from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
 from sklearn_cryoem.manifold.coupling import TURN, Coupling, ShellNorms, turn_of
-from sklearn_cryoem.manifold.em import FitPlan, Schedule, cross_fitted_iterations, fit_states
+from sklearn_cryoem.manifold.em import FitPlan, MStep, Schedule, cross_fitted_iterations, fit_states
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.prior import DataPower, measure_power, prior_precision
 from sklearn_cryoem.manifold.state import first_state, random_start
@@ -21,10 +21,12 @@ def states_of(blocks, rng, *, n_cross=15, n_ordinary=0, n_folds=4, n_jobs=1, beg
     """States of cross-fitted EM, and of ordinary EM after it, from a random start."""
     power = measure_power(blocks)
     alpha, n_shells = prior_precision(1.0, BASIS, power), blocks.layout.n_shells
+    m_step = MStep(
+        basis=BASIS, alpha=alpha, layout=blocks.layout, noise="shell", dtype=np.float64, n_jobs=n_jobs
+    )
     plan = FitPlan(
-        basis=BASIS, alpha=alpha, mean=power.mean, turn=TURN, noise="shell", n_folds=n_folds,
-        crossed=Schedule(n_shells, n_shells, 0, n_cross),
-        ordinary=Schedule(n_shells, n_shells, 0, n_ordinary, tol=0.0), dtype=np.float64, n_jobs=n_jobs,
+        m_step=m_step, ordinary=Schedule(n_shells, n_shells, 0, n_ordinary, tol=0.0), n_folds=n_folds,
+        crossed=Schedule(n_shells, n_shells, 0, n_cross), mean=power.mean, turn=TURN,
     )  # fmt: skip
     start = first_state(random_start(BASIS, power, blocks.layout, rng=rng), BASIS, n_shells, n_folds)
     return list(fit_states(blocks, plan, start if begun is None else begun))
