@@ -137,10 +137,9 @@ class SMLClusterer(
         Folder where the state of a running fit is kept, every half minute: the same fit goes on from there
         after it was killed, and ends with the same bits. Needs `random_state` to be an int.
     cache_folder : path-like or None, default=None
-        Folder where the prepared (masked, aligned, transformed) features of images are kept, for those that
-        do not fit into memory: made once instead of in each iteration, and read again by the next fit,
-        `predict`, and machines that see the folder. Their size is logged and must be free. Each set of
-        images, poses and resolution has a sub-folder, which you may delete. Of no use for vectors.
+        Folder where the prepared (masked, aligned, transformed) features of images are kept, if they do not
+        fit into memory: made once instead of in each iteration, and read again by the next fit and by
+        `predict`. Each set of images, poses and resolution has a sub-folder, which you may delete.
     n_jobs : int or None, default=None
         Number of workers. Results are the same bits for any number.
     random_state : int, RandomState instance or None, default=None
@@ -403,7 +402,7 @@ class SMLClusterer(
         """Choose a start, or go on from the state that was kept, and iterate; say how far it has come."""
         power = power_of(self._moments, blocks.layout)
         plan = self._plan(blocks, basis, power)
-        announce(blocks, len(basis.nodes), plan.n_folds, self.n_jobs)
+        announce(blocks, len(basis.nodes), plan)
         found = checkpoint.load()
         state = self._first_state(blocks, plan, power) if found is None else found
         task = FitTask(self, self.max_iter + 1, "iteration", blocks)
@@ -525,9 +524,9 @@ class SMLClusterer(
 
     def _warn_unless_converged(self, trace, *, stacklevel):
         """Warn of a map that has collapsed onto few classes, and of a fit that has not come to its end."""
-        n_nodes, is_automatic = len(self.latent_nodes_), self.alpha == "auto"  # others may want one template
-        is_large = n_nodes >= MIN_NODES_TO_COLLAPSE and isinstance(self._space, ImageSpace)
-        if is_large and is_automatic and self.n_effective_clusters_ < MIN_EFFECTIVE_CLASSES:
+        n_nodes, on_images = len(self.latent_nodes_), isinstance(self._space, ImageSpace)
+        may_collapse = on_images and self.alpha == "auto" and n_nodes >= MIN_NODES_TO_COLLAPSE
+        if may_collapse and self.n_effective_clusters_ < MIN_EFFECTIVE_CLASSES:
             self.converged_ = False
             warn_and_keep(
                 self,
@@ -681,7 +680,7 @@ class SMLClusterer(
         Parameters
         ----------
         X : ParticleStack or array-like
-            As in `fit`; new particles are streamed like those of the fit.
+            As in `fit`.
 
         Returns
         -------
@@ -862,22 +861,23 @@ class SMLClusterer(
 
 
 # ---------------------------------------------------------------- what a fit says while it runs
-def memory_bound(blocks, n_nodes, n_folds, n_jobs):
+def memory_bound(blocks, n_nodes, plan):
     """Bytes that a fit takes at most beyond the images given: its sums, and its blocks of features.
 
-    Sums and templates exist for each fold, or for each half in the end: in double precision once in total and
-    twice more in the M-step, in the precision of the data once for every worker and twice beside.
+    Sums and templates exist for each fold in cross-fitted EM, and for each half in the end: in double
+    precision once in total and three times in the M-step, in single for every worker and twice beside.
     """
-    layout, n_workers = blocks.layout, effective_n_jobs(n_jobs)
-    n_rows = -(-blocks.n_samples // len(blocks))
-    sums = max(n_folds, 2) * n_nodes * (layout.n_features + layout.n_norms) * (24 + 4 * (n_workers + 2))
-    features = n_rows * 4 * (layout.n_features + layout.n_norms + 3 * n_nodes)
-    return sums + 2 * n_workers * features + getattr(blocks, "cache_bytes", 0)
+    layout, n_workers = blocks.layout, effective_n_jobs(plan.m_step.n_jobs)
+    crossed, n_rows = layout.truncate(plan.crossed.n_shells), -(-blocks.n_samples // len(blocks))
+    n_values = layout.n_features + layout.n_norms
+    n_columns = max(plan.n_folds * (crossed.n_features + crossed.n_shells), 2 * n_values)
+    features = 2 * n_workers * n_rows * 4 * (n_values + 3 * n_nodes) + getattr(blocks, "cache_bytes", 0)
+    return n_nodes * n_columns * (32 + 4 * (n_workers + 2)) + features
 
 
-def announce(blocks, n_nodes, n_folds, n_jobs):
+def announce(blocks, n_nodes, plan):
     """Log how much memory a fit takes, and how many images are prepared again in every pass."""
-    log_estimate(logger, "SMLClusterer.fit", memory_bound(blocks, n_nodes, n_folds, n_jobs))
+    log_estimate(logger, "SMLClusterer.fit", memory_bound(blocks, n_nodes, plan))
     share = getattr(blocks, "share_kept", 1.0)
     if share < 1.0:
         logger.info(

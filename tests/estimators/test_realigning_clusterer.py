@@ -36,7 +36,7 @@ def stack():
 
 @pytest.fixture(scope="module")
 def fitted(stack):
-    return RealigningClusterer(QUICK, n_rounds=2).fit(stack)
+    return RealigningClusterer(QUICK, n_rounds=3).fit(stack)
 
 
 def test_particles_without_poses_are_questioned_once(stack):
@@ -62,7 +62,7 @@ def test_the_last_fit_sees_the_last_poses(stack, fitted):
     alone = clone(QUICK).fit(stack.with_poses(fitted.poses_))
     np.testing.assert_array_equal(fitted.labels_, alone.labels_)
     np.testing.assert_array_equal(fitted.class_averages_, alone.class_averages_)
-    assert fitted.angle_change_.shape == fitted.shift_change_.shape == (2,)
+    assert fitted.angle_change_.shape == fitted.shift_change_.shape == (3,)
     assert fitted.angle_change_[1] < fitted.angle_change_[0]
 
 
