@@ -14,7 +14,6 @@ from sklearn.utils.validation import validate_data
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import check_images
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.particles.screening import normalised_like as normalised_like
 from sklearn_cryoem.particles.screening import screened
 from sklearn_cryoem.physics.masks import box_problem
 

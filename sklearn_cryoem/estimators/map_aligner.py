@@ -37,7 +37,6 @@ from sklearn_cryoem.estimators._inputs import (
     as_screened,
     as_stack,
     mean_without_outliers,
-    normalised_like,
     warn_if_mask_too_tight,
     without_outliers,
 )
@@ -45,6 +44,7 @@ from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
 from sklearn_cryoem.particles.frames import check_same_pixel_size
 from sklearn_cryoem.particles.preprocess import normalised_radius
+from sklearn_cryoem.particles.screening import normalised_like
 from sklearn_cryoem.physics.masks import mask_disc
 from sklearn_cryoem.physics.rotation import aligned_images
 

@@ -24,12 +24,12 @@ from sklearn_cryoem.estimators._inputs import (
     TakesImages,
     as_screened,
     as_stack,
-    normalised_like,
     warn_if_not_aligned,
 )
 from sklearn_cryoem.estimators.map_aligner import alignment_images, search_settings
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.particles import ParticleStack, Poses
+from sklearn_cryoem.particles.screening import normalised_like
 
 SHIFT_SIGMA = 0.5  # of max_shift: standard deviation of the shifts that are left
 SHIFT_FRACTION = 0.04  # of the box: longest shift

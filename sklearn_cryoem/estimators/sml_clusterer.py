@@ -414,8 +414,7 @@ class SMLClusterer(
         if interrupted:
             warnings.warn(
                 f"The fit was interrupted after {len(state.trace.objective)} iterations and ends with what "
-                "it has learnt; Ctrl-C again leaves at once. Fit again with the same checkpoint to go on from"
-                " here.",
+                "it has learnt; Ctrl-C again leaves at once. Fit again with the same checkpoint to go on.",
                 UserWarning,
                 stacklevel=2,
             )
