@@ -19,7 +19,7 @@ from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.particles import CTFTable, ParticleStack
 from sklearn_cryoem.particles.classes import check_labels, check_order
 from sklearn_cryoem.physics.fourier import half_plane
-from sklearn_cryoem.physics.masks import MASK_SHARE, check_mask_diameter
+from sklearn_cryoem.physics.masks import mask_disc
 from sklearn_cryoem.quality.measures import PICTORIAL, SPECTRAL, coherence, measure_class
 from sklearn_cryoem.quality.suggestion import suggest_classes
 
@@ -130,9 +130,8 @@ def class_quality(
     side = stack.box * stack.pixel_length
     check_number("max_resolution", max_resolution, owner="class_quality", minimum=0, inclusive=False,
                  maximum=side / 2, allow_none=True)  # fmt: skip
-    check_mask_diameter(mask_diameter, stack.box, stack.pixel_size)
     plane = half_plane(stack.box, None if max_resolution is None else side / max_resolution)
-    radius_px = 0.5 * (MASK_SHARE * side if mask_diameter is None else mask_diameter) / stack.pixel_length
+    radius_px, _ = mask_disc(mask_diameter, stack.box, stack.pixel_size)
     rows = [np.flatnonzero(label == number) for number in range(n_classes)]
     measured, powers = [], []
     with progress(len(rows), "class_quality", verbose=verbose) as bar:
