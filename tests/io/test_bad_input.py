@@ -297,7 +297,7 @@ def test_the_file_must_exist_and_be_of_a_known_kind(tmp_path):
             read_particles(tmp_path / name)
 
 
-@pytest.mark.parametrize("size", [0, -1.0, np.nan])
+@pytest.mark.parametrize("size", [0, -1.0, np.nan, 1.2e-10, 1200.0])
 def test_a_pixel_size_that_cannot_be_is_refused(project, size):
     with pytest.raises(ValueError, match="'pixel_size' of read_particles must be a finite number"):
         read_particles(project.write(), pixel_size=size)

@@ -516,3 +516,10 @@ def test_texts_that_are_no_text_are_kept_as_they_came(records, save_cs, project)
     table["ctf/type"] = odd
     write_particles(read_particles(save_cs(table)), project.folder / "b.cs")
     assert np.load(project.folder / "b.cs")["ctf/type"].tolist() == odd.tolist()
+
+
+def test_a_place_before_the_first_image_is_refused(records, save_cs):
+    table = _cast(records, "blob/idx", "i4")
+    table["blob/idx"][4] = -1
+    with pytest.raises(ParticleDataError, match=r"particle 5: .*does not exist, its file holds .*images_dir"):
+        read_particles(save_cs(table))
