@@ -88,4 +88,5 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "pygments_light_style": "tango",
 }
-html_sidebars = {"getting_started": [], "tutorial": [], "math": [], "changelog": [], "command_line": []}
+_ALONE = ("getting_started", "tutorial", "math", "accuracy", "architecture", "changelog", "command_line")
+html_sidebars: dict[str, list[str]] = {page: [] for page in _ALONE}
