@@ -27,8 +27,8 @@ SMALL = {"n_samples": 300, "box": 32, "random_state": 0}
 @pytest.mark.parametrize("snr", [0.05, 1.0])
 def test_noise_has_variance_one_and_signal_variance_snr(snr, rng):
     seed = int(rng.integers(1000))
-    clean = make_particles(**{**SMALL, "random_state": seed}, snr=None).read()
-    noisy = make_particles(**{**SMALL, "random_state": seed}, snr=snr).read()
+    clean = make_particles(**{**SMALL, "box": 24, "random_state": seed}, snr=None).read()
+    noisy = make_particles(**{**SMALL, "box": 24, "random_state": seed}, snr=snr).read()
     signal = clean * np.sqrt(snr)  # without noise the signal has variance 1
     noise = noisy - signal
     assert clean[:256].var(axis=(1, 2)).mean() == pytest.approx(1.0, rel=1e-3)

@@ -153,16 +153,16 @@ def test_classes_under_a_tight_mask_do_not_follow_defocus():
     axis = 5.0 * (np.arange(48) - 24)
     radius = np.sqrt(sum(np.square(np.meshgrid(axis, axis, axis))))
     shell = Volume(np.exp(-0.5 * ((radius - 50.0) / 8.0) ** 2), 5.0)  # all views are the same
-    stack = make_particles(shell, 600, box=48, pixel_size=5.0, snr=1.0, defocus=(8e3, 3e4), random_state=0)
+    stack = make_particles(shell, 400, box=48, pixel_size=5.0, snr=1.0, defocus=(8e3, 3e4), random_state=0)
     stack = aligned_to_truth(stack)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        labels = SMLClusterer((5, 5), mask_diameter=135.0, max_iter=20, random_state=0).fit_predict(stack)
+        labels = SMLClusterer((5, 5), mask_diameter=135.0, max_iter=12, random_state=0).fit_predict(stack)
     defocus = stack.ctf.defocus_u_angstrom
     sizes = np.bincount(labels, minlength=25)
     means = np.bincount(labels, defocus, minlength=25) / np.maximum(sizes, 1)
-    share = (sizes * (means - defocus.mean()) ** 2).sum() / (600 * defocus.var())
-    chance = (np.count_nonzero(sizes) - 1) / 599
+    share = (sizes * (means - defocus.mean()) ** 2).sum() / (400 * defocus.var())
+    chance = (np.count_nonzero(sizes) - 1) / 399
     assert share < 2 * chance, (
         f"{share:.3f} of the variance of defocus lies between classes, chance {chance:.3f}"
     )
@@ -213,9 +213,9 @@ def test_the_path_is_chosen_by_the_finest_frequency_in_use(one_view):
 
 @pytest.mark.parametrize("with_ctf", [True, False])
 def test_without_astigmatism_both_paths_fit_the_same_model(with_ctf, monkeypatch):
-    stack = make_particles("ribosome", 300, box=24, snr=0.5, n_views=6, astigmatism=0.0, random_state=0)
+    stack = make_particles("ribosome", 150, box=24, snr=0.5, n_views=6, astigmatism=0.0, random_state=0)
     stack = aligned_to_truth(stack if with_ctf else stack.with_ctf(None))
-    fast = SMLClusterer((4, 3), max_iter=15, tol=0.0, random_state=0)
+    fast = SMLClusterer((4, 3), max_iter=10, tol=0.0, random_state=0)
     general = clone(fast)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -257,7 +257,7 @@ def test_a_column_of_the_norms_never_spans_two_shells(one_view, ctf):
 
 
 def test_cropping_costs_a_small_share_of_the_noise():
-    stack = aligned_to_truth(make_particles("ribosome", 60, box=96, snr=0.05, max_shift=10.0, random_state=0))
+    stack = aligned_to_truth(make_particles("ribosome", 24, box=96, snr=0.05, max_shift=10.0, random_state=0))
     plane = half_plane(96)
     full = everything(
         FeatureBlocks(stack, plane, 0.7 * 96 * stack.pixel_size, cache_bytes=2**30), n_shells=12

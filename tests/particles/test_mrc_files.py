@@ -13,6 +13,12 @@ from sklearn_cryoem.io import read_mrc, read_particles
 IMOD_STAMP, SIGNED, UNSIGNED = 1146047817, 1, 0
 
 
+@pytest.fixture
+def rng():
+    """One seed: what is tested does not depend on the numbers."""
+    return np.random.default_rng(0)
+
+
 def write(path, array, *, order="<", voxel=2.0, **fields):
     """An MRC file with these fields in its header; `imod` is stamp and flags of IMOD."""
     mrcfile.write(path, array, voxel_size=voxel, overwrite=True)
