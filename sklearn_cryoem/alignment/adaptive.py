@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -45,9 +44,9 @@ MIN_REFERENCES = 3  # every image keeps at least these for the fine search
 MARGIN_NATS = 3.0  # and references less than this below the last one kept,
 RELATIVE_MARGIN = 0.05  # or this part of the evidence: a coarse grid misses the peak by a part of its height
 MAX_SURVIVING = 0.5  # where more than this part survives, an exhaustive search is quicker
-BANK_BYTES = 400e6  # of shifted references that an exhaustive search holds at once, or an adaptive one keeps
 
 Bool = NDArray[np.bool_]
+_Prepared = tuple[ImageFeatures, Float32, Complex64, Float32]  # a block of images, see `_Images`
 
 
 # Only whole references are left out. All angles and shifts of one come out of the same matrix products, so
@@ -59,13 +58,13 @@ class AdaptiveSearch:
     ----------
     values : ndarray of shape (n_references, n_rings, n_angles / 2), complex64
         References on the polar grid of `space`.
-    space : SearchSpace
-        The search wanted; its `coarse` is that of few rings, orders, angles and shifts.
+    space, coarse : SearchSpace
+        The search wanted, and that of few rings, orders, angles and shifts.
     prior, coarse_prior : LogPrior
         Log priors of references and shifts, for both.
     n_even : int
         Even orders of the norm term.
-    kept_bytes : float, optional
+    kept_bytes : float
         Shifted references that are kept for the next images, at most; the others are made again.
     """
 
@@ -73,20 +72,19 @@ class AdaptiveSearch:
         self,
         values: Complex64,
         space: SearchSpace,
+        coarse: SearchSpace,
         prior: LogPrior,
         coarse_prior: LogPrior,
         n_even: int,
-        kept_bytes: float | None = None,
+        kept_bytes: float,
     ) -> None:
-        if space.coarse is None:
-            raise ValueError("The search space has no coarse one. Use find_cells for an exhaustive search.")
-        self.space, self.coarse = space, space.coarse
+        self.space, self.coarse = space, coarse
         self.prior, self.coarse_prior, self._values = prior, coarse_prior, values
         coarser = coarser_references(values, self.coarse)
         self._coarse_bank = reference_bank(coarser, self.coarse, n_even)
         self._power = reference_power(self._values, space, n_even)
         self._phase = translation_phase(space.grid, -space.shifts_px)
-        self._most_kept = (BANK_BYTES if kept_bytes is None else kept_bytes) // space.shifted_bytes
+        self._n_kept = kept_bytes // space.shifted_bytes
         self._shifted: dict[int, Float32] = {}
 
     def posterior(
@@ -114,7 +112,7 @@ class AdaptiveSearch:
         left share its matrix products. Each image first sees the reference that is best at coarse
         resolution, which tells what cells of the others have to reach.
         """
-        images = _Images([self._prepare(block, precision) for block in blocks])
+        images = _Images(self._prepare(block, precision) for block in blocks)
         survives = surviving(images.evidence, COARSE_POSTERIOR)
         if survives.mean() > MAX_SURVIVING:
             return None
@@ -128,7 +126,7 @@ class AdaptiveSearch:
         coarse, n_rings, n = self.coarse, self.coarse.n_rings, len(features)
         few = features.take(slice(None), n_rings, coarse.n_orders)
         stacked = stack_real(features.orders, precision, self.space, Workspace())
-        return _Prepared(
+        return (
             features,
             stacked.reshape(len(stacked), 2, n, -1),
             norm_orders(features.ctf_power, precision, self._power),
@@ -175,7 +173,7 @@ class AdaptiveSearch:
         found = self._shifted.get(z)
         if found is None:
             found = shifted_orders(self._values[z : z + 1], self._phase, self.space)
-            if len(self._shifted) < self._most_kept:
+            if len(self._shifted) < self._n_kept:
                 self._shifted[z] = found
         return found
 
@@ -205,24 +203,15 @@ def surviving(evidence: Float32, fraction: float) -> Bool:
     return np.asarray(evidence >= np.minimum(lowest, few)[:, None])
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A block of images, ready for the fine search."""
-
-    features: ImageFeatures
-    stacked: Float32  # (n_orders, 2, n, 2 n_rings), see `stack_real`
-    norm: Complex64  # (n_even, n, n_references)
-    evidence: Float32  # (n, n_references), coarse
-
-
 class _Images:
     """Images in the fine search, the cells found and what is known of their evidence."""
 
-    def __init__(self, parts: Sequence[_Prepared]) -> None:
-        self.features = ImageFeatures.concatenate([part.features for part in parts])
-        self.stacked = np.concatenate([part.stacked for part in parts], axis=2)
-        self.norm = np.concatenate([part.norm for part in parts], axis=1)
-        self.evidence = np.concatenate([part.evidence for part in parts])
+    def __init__(self, parts: Iterable[_Prepared]) -> None:
+        features, stacked, norm, evidence = zip(*parts, strict=True)
+        self.features = ImageFeatures.concatenate(features)
+        self.stacked = np.concatenate(stacked, axis=2)  # (n_orders, 2, n, 2 n_rings), see `stack_real`
+        self.norm = np.concatenate(norm, axis=1)  # (n_even, n, n_references)
+        self.evidence = np.concatenate(evidence)  # (n, n_references), coarse
         n = len(self.features)
         self.best, self.bound = np.full((2, n), -np.inf, dtype=np.float32)
         self.cells: list[tuple[NDArray[Any], ...]] = []

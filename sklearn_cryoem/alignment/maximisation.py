@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,14 +11,13 @@ from numpy.typing import NDArray
 from sklearn_cryoem._core.em import Additive
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import ImageFeatures
+from sklearn_cryoem.alignment.products import Int
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import angular_orders, from_angular_orders, translation_phase
 
 Complex128 = NDArray[np.complex128]
 _Pairs = tuple[NDArray[np.int64], NDArray[np.int64], Float32]
-
-DENSE = 0.1  # of all cells: where more carry weight, whole tables are quicker than lists
 
 
 @dataclass(frozen=True)
@@ -104,11 +101,7 @@ def blend(old: Statistics | None, new: Statistics, step: float) -> Statistics:
 
 
 def accumulate(
-    features: ImageFeatures,
-    posterior: Posterior,
-    space: SearchSpace,
-    n_references: int,
-    n_even: int,
+    features: ImageFeatures, posterior: Posterior, space: SearchSpace, n_references: int, n_even: int
 ) -> Statistics:
     """Statistics of a block of images given their posterior, Eq. (4.5).
 
@@ -133,11 +126,13 @@ def accumulate(
     )  # (n_orders, n, n_rings)
     ctf_power = np.ascontiguousarray(features.ctf_power.transpose(1, 0, 2))  # (n_even, n, n_rings)
     undo_shift = translation_phase(space.grid, space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
-
-    n_cells = len(features) * n_references * space.n_shifts * space.n_angles
-    cut = _full_tables if len(posterior.weight) > DENSE * n_cells else _cells_by_reference
-    cells: Sequence[_Cells] = cut(posterior, space, len(features), n_references)
-    sums = [_reference_sums(part, images, ctf_power, undo_shift, space) for part in cells]
+    reference = posterior.row // space.n_shifts
+    by_reference = np.argsort(reference.astype(np.uint16), kind="stable")  # by digits: linear in their number
+    ends = np.cumsum(np.bincount(reference, minlength=n_references))
+    sums = [
+        _reference_sums(posterior, cells, images, ctf_power, undo_shift, space)
+        for cells in np.split(by_reference, ends[:-1])
+    ]
     mass = np.array([part[2] for part in sums])  # (n_references, n_shifts)
     denominator = np.zeros((n_references, n_even, space.n_rings), dtype=np.complex128)
     denominator[:, : len(ctf_power)] = [part[1] for part in sums]
@@ -161,67 +156,29 @@ def _turn_sum(posterior: Posterior, space: SearchSpace, n_references: int) -> Fl
     return np.asarray(np.bincount(posterior.row // space.n_shifts, angle, n_references), dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class _ReferenceCells:
-    """The cells of one reference: shift, image, angle and posterior."""
-
-    shift: NDArray[Any]
-    image: NDArray[Any]
-    angle: NDArray[Any]
-    weight: Float32
-
-
-_Cells = _ReferenceCells | Float32
-
-
-def _cells_by_reference(
-    posterior: Posterior, space: SearchSpace, n_images: int, n_references: int
-) -> Sequence[_ReferenceCells]:
-    reference = posterior.row // space.n_shifts
-    order = np.argsort(reference.astype(np.uint16), kind="stable")  # sorted by digits: linear in their number
-    ends = np.cumsum(np.bincount(reference, minlength=n_references))
-    shift = (posterior.row - reference * space.n_shifts)[order]
-    image, angle, weight = posterior.image[order], posterior.angle[order], posterior.weight[order]
-    return [
-        _ReferenceCells(shift[a:b], image[a:b], angle[a:b], weight[a:b])
-        for a, b in pairwise(np.append(0, ends))
-    ]
-
-
-def _full_tables(
-    posterior: Posterior, space: SearchSpace, n_images: int, n_references: int
-) -> Sequence[Float32]:
-    """Posterior over angles of every (shift, image) pair of each reference, zero or not: no cells to sort."""
-    table = np.zeros((n_references * space.n_shifts, n_images, space.n_angles), dtype=np.float32)
-    table[posterior.row, posterior.image, posterior.angle] = posterior.weight
-    return list(table.reshape(n_references, space.n_shifts, n_images, space.n_angles))
-
-
-def _posterior_of_pairs(cells: _Cells, n_shifts: int, n_images: int, n_angles: int) -> _Pairs:
+def _posterior_of_pairs(posterior: Posterior, cells: Int, space: SearchSpace, n_images: int) -> _Pairs:
     """Shift and image of each (shift, image) pair that carries weight, and its posterior over angles."""
-    if not isinstance(cells, _ReferenceCells):
-        shift, image = np.divmod(np.arange(n_shifts * n_images), n_images)
-        return shift, image, cells.reshape(-1, n_angles)
-    pair = cells.shift * n_images + cells.image
-    line = np.zeros(n_shifts * n_images, dtype=np.int32)
+    pair = posterior.row[cells] % space.n_shifts * n_images + posterior.image[cells]
+    line = np.zeros(space.n_shifts * n_images, dtype=np.int32)
     line[pair] = 1
     used = np.flatnonzero(line)  # (n_pairs,)
     line[used] = np.arange(len(used))
-    table = np.zeros((len(used), n_angles), dtype=np.float32)
-    table[line[pair], cells.angle] = cells.weight
+    table = np.zeros((len(used), space.n_angles), dtype=np.float32)
+    table[line[pair], posterior.angle[cells]] = posterior.weight[cells]
     return *np.divmod(used, n_images), table
 
 
 def _reference_sums(
-    cells: _Cells,
+    posterior: Posterior,
+    cells: Int,
     images: Complex64,
     ctf_power: Complex64,
     undo_shift: Complex64,
     space: SearchSpace,
 ) -> tuple[Complex64, Complex64, Float64]:
-    """Numerator (n_orders, n_rings), denominator (n_even, n_rings) and mass (n_shifts,) of one reference."""
+    """Numerator (n_orders, n_rings), denominator (n_even, n_rings) and mass (n_shifts,) from some cells."""
     n_orders, n_rings, n_images = space.n_orders, space.n_rings, images.shape[1]
-    line, column, table = _posterior_of_pairs(cells, space.n_shifts, n_images, space.n_angles)
+    line, column, table = _posterior_of_pairs(posterior, cells, space, n_images)
     weight = table.sum(axis=1, dtype=np.float64)
     mass = np.asarray(np.bincount(line, weight, space.n_shifts), dtype=np.float64)
     if not len(line):

@@ -14,13 +14,7 @@ from sklearn_cryoem._core.memory import bytes_at_once, claim_room, kept_by_worke
 from sklearn_cryoem._core.parallel import even_blocks, row_blocks
 from sklearn_cryoem.alignment.adaptive import AdaptiveSearch
 from sklearn_cryoem.alignment.dense import dense_statistics, dense_sums
-from sklearn_cryoem.alignment.expectation import (
-    POSTERIOR_FLOOR,
-    Cells,
-    Posterior,
-    find_cells,
-    posterior_of,
-)
+from sklearn_cryoem.alignment.expectation import POSTERIOR_FLOOR, Cells, Posterior, find_cells, posterior_of
 from sklearn_cryoem.alignment.features import FeatureCache, ImageFeatures, SharedFeatures
 from sklearn_cryoem.alignment.frames import KnownPoses, to_image_frame, turned
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
@@ -126,10 +120,11 @@ class PreparedSearch:
     @cached_property
     def adaptive(self) -> AdaptiveSearch | None:
         """Coarse and fine search, Eq. (4.6), if the space has a coarse one."""
-        if self.space.coarse is None:
+        space, coarse = self.space, self.space.coarse
+        if coarse is None:
             return None
-        priors = self.model.log_prior(self.space), self.model.log_prior(self.space.coarse)
-        return AdaptiveSearch(self.values, self.space, *priors, self.n_even, self.kept_bytes)
+        priors = self.model.log_prior(space), self.model.log_prior(coarse)
+        return AdaptiveSearch(self.values, space, coarse, *priors, self.n_even, self.kept_bytes)
 
     def read(self, cache: FeatureCache, rows: Rows, shift_px: Float64, block: slice) -> ImageFeatures:
         """Features of a block of `rows` at the rings and orders of the search."""
@@ -240,7 +235,7 @@ def run_pass(
 ) -> PassResult:
     """E-step and sums of the M-step over `rows`, by the workers of `features`.
 
-    A task is a block of rows, searched and summed by one worker. How rows are cut depends on no worker.
+    A task is a part of the rows, searched and summed by one worker; how rows are cut depends on no worker.
 
     Parameters
     ----------

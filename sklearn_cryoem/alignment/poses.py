@@ -16,12 +16,7 @@ from sklearn_cryoem.alignment.model import AlignmentModel, log_noise_likelihood
 from sklearn_cryoem.alignment.passes import IMAGES_PER_BLOCK, PlacedRows, PreparedSearch, placed_rows
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
-from sklearn_cryoem.physics.polar import (
-    angular_orders,
-    even_orders,
-    from_angular_orders,
-    translation_phase,
-)
+from sklearn_cryoem.physics.polar import angular_orders, even_orders, from_angular_orders, translation_phase
 
 Int = NDArray[np.int64]
 

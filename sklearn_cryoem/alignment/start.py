@@ -10,12 +10,7 @@ from numpy.typing import NDArray
 from sklearn_cryoem._core.parallel import even_blocks
 from sklearn_cryoem.alignment.features import FeatureCache, SharedFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics
-from sklearn_cryoem.alignment.model import (
-    AlignmentModel,
-    masked_references,
-    polar_statistics,
-    smallest_noise,
-)
+from sklearn_cryoem.alignment.model import AlignmentModel, masked_references, polar_statistics, smallest_noise
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import (

@@ -1,15 +1,23 @@
-"""Whole alignments, small enough to run in a second."""
+"""Whole alignments, small enough to run in a second; their schedule, and their states."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from sklearn_cryoem.alignment import passes
-from sklearn_cryoem.alignment.em import PassState, fit_alignment, full_passes
+from sklearn_cryoem.alignment import em, passes
+from sklearn_cryoem.alignment.em import (
+    OnlineState,
+    PassState,
+    fit_alignment,
+    full_passes,
+    next_k_max,
+    online_step,
+    random_batches,
+)
 from sklearn_cryoem.alignment.poses import find_poses
-from sklearn_cryoem.alignment.start import starting_model
+from sklearn_cryoem.alignment.start import rebalanced, starting_model
 
 
 def fit(source, settings, seed=0):
@@ -134,3 +142,181 @@ def test_images_that_the_references_explain_wholly_leave_no_nan(rng, make_partic
     fitted = fit(particles.source(), settings)
     assert np.isfinite(fitted.model.references).all() and np.isfinite(fitted.log_evidence).all()
     assert np.all(fitted.model.noise > 0)
+
+
+@pytest.mark.parametrize(
+    ("n_images", "size", "n_batches"), [(100, 10, 25), (103, 10, 33), (7, 3, 1), (5, 5, 4)]
+)
+def test_every_image_comes_once_before_any_comes_again(rng, n_images, size, n_batches):
+    batches = random_batches(n_images, size, n_batches, np.random.RandomState(rng.integers(99)))
+    assert [len(rows) for rows in batches] == [size] * n_batches
+    drawn = np.zeros(n_images, dtype=int)
+    for rows in batches:
+        assert np.all(np.diff(rows) >= 0), "rows must be sorted, for reading files in order"
+        np.add.at(drawn, rows, 1)
+        # a batch may straddle two rounds: a round that is not over yet differs by one, plus that one batch
+        assert np.ptp(drawn) <= 2
+    assert drawn.sum() == size * n_batches and np.ptp(drawn) <= 1
+
+
+def test_batches_are_no_larger_than_the_set_and_may_be_none():
+    assert [len(rows) for rows in random_batches(4, 10, 3, np.random.RandomState(0))] == [4, 4, 4]
+    assert random_batches(4, 2, 0, np.random.RandomState(0)) == []
+
+
+def test_batches_come_from_the_seed_alone():
+    one, again, other = (random_batches(60, 7, 20, np.random.RandomState(seed)) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one, again)
+    assert np.any(np.concatenate(one) != np.concatenate(other))
+
+
+@pytest.mark.parametrize("n_batches", [1, 2, 60])
+def test_step_falls_and_stays_a_weight(n_batches):
+    steps = [online_step(batch, n_batches) for batch in range(n_batches)]
+    assert all(0.0 < step <= 1.0 for step in steps)
+    assert np.all(np.diff(steps) < 0) and steps[0] > 0.8  # the first batch replaces nearly everything
+
+
+@pytest.fixture
+def model_resolved_to(make_model, references):
+    def build(*rings):
+        return replace(make_model(references), resolution=np.array(rings))
+
+    return build
+
+
+@pytest.mark.parametrize("progress", [0.01, 0.5, 1.0, None])
+def test_resolution_stays_between_start_and_limit(make_settings, model_resolved_to, progress):
+    settings = make_settings(k_start=5.0, k_limit=11.0)
+    assert next_k_max(model_resolved_to(0, 0, 0), settings, progress) == 5.0
+    assert 5.0 <= next_k_max(model_resolved_to(0, 13, 2), settings, progress) <= 11.0
+
+
+def test_full_passes_use_a_little_more_than_the_best_reference_resolves(make_settings, model_resolved_to):
+    settings = make_settings(k_start=3.0, k_limit=13.0)
+    wanted = [next_k_max(model_resolved_to(0, ring, 1), settings, None) for ring in range(14)]
+    assert np.all(np.diff(wanted) >= 0) and wanted[-1] == 13.0
+    assert all(k > ring or k == 13.0 for ring, k in enumerate(wanted)), "it could never grow"
+
+
+def test_mini_batches_let_the_resolution_grow_bit_by_bit(make_settings, model_resolved_to):
+    settings, model = make_settings(k_start=4.0), model_resolved_to(13, 13, 13)
+    growth = [next_k_max(model, settings, progress) for progress in (0.02, 0.25, 0.5, 0.75, 1.0)]
+    assert np.all(np.diff(growth) >= 0) and growth[0] < 5.0 < growth[-1]
+    assert growth[-1] <= next_k_max(model, settings, None)
+
+
+def test_balance_pushes_against_large_classes_and_has_mean_zero(make_model, references):
+    model = make_model(references)
+    for mass in ([50.0, 30.0, 20.0], [98.0, 2.0, 0.0]):
+        balance = rebalanced(model, np.array(mass)).balance
+        assert balance[0] < balance[1] < balance[2]
+        assert balance.sum() == pytest.approx(0.0, abs=1e-12) and np.isfinite(balance).all()
+    fair = rebalanced(model, np.full(3, 33.0)).balance
+    np.testing.assert_allclose(fair, 0.0, atol=1e-12)
+
+
+def test_balance_accumulates_and_depends_on_shares_only(make_model, references):
+    mass = np.array([60.0, 30.0, 10.0])
+    once = rebalanced(make_model(references), mass)
+    twice = rebalanced(once, mass)
+    np.testing.assert_allclose(twice.balance, 2 * once.balance)
+    np.testing.assert_allclose(rebalanced(make_model(references), 7 * mass).balance, once.balance)
+
+
+class Killed(Exception):
+    """Somebody pulled the plug."""
+
+
+class Keeper:
+    """Remembers the last state; after so many, the run is killed, or interrupted."""
+
+    def __init__(self, state=None, after=None, by=Killed):
+        self.state, self.left, self.by = state, after, by
+
+    def load(self):
+        return self.state
+
+    def keep(self, state, *, now=False):
+        self.state = state
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                raise self.by
+
+
+@pytest.fixture
+def run(rng, make_particles, make_settings):
+    particles = make_particles(rng, 80, kinds=(3, 4, 5), noise=0.5)
+    settings = make_settings(n_batches=3, batch_size=40, max_iter=3, tol=0.0, n_references=4)
+
+    def fit(keeper):
+        source, rng = particles.source(), np.random.RandomState(3)
+        return fit_alignment(source, settings, rng, checkpoint=keeper)
+
+    return fit
+
+
+def assert_same(one, other):
+    assert one[1] == other[1]
+    for field in fields(PassState):
+        a, b = getattr(one[0], field.name), getattr(other[0], field.name)
+        if field.name in ("model", "stats"):
+            for part in fields(a):
+                np.testing.assert_array_equal(getattr(a, part.name), getattr(b, part.name))
+        else:
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 6])
+def test_a_run_killed_anywhere_ends_with_the_same_bits(run, after):
+    undisturbed = run(None)
+    keeper = Keeper(after=after)
+    with pytest.raises(Killed):
+        run(keeper)
+    assert isinstance(keeper.state, OnlineState if after <= 3 else PassState)
+    assert_same(run(Keeper(keeper.state)), undisturbed)
+
+
+def test_a_run_that_had_ended_ends_again_without_a_pass(run, monkeypatch):
+    keeper = Keeper()
+    undisturbed = run(keeper)
+    monkeypatch.setattr(em, "run_pass", None)  # would fail
+    assert_same(run(Keeper(keeper.state)), undisturbed)
+
+
+def test_ctrl_c_among_the_batches_leaves_a_usable_fit_and_a_state_to_go_on_from(run):
+    undisturbed = run(None)
+    keeper = Keeper(after=2, by=KeyboardInterrupt)
+    with pytest.warns(UserWarning, match="interrupted after 2 of 3 mini-batches"):
+        stopped, interrupted = run(keeper)
+    assert interrupted and len(stopped.log_evidence) == 1 and not stopped.converged
+    assert isinstance(keeper.state, OnlineState)  # not that of the pass that made the model usable
+    assert_same(run(Keeper(keeper.state)), undisturbed)
+
+
+def test_ctrl_c_among_the_passes_ends_with_the_last(run, monkeypatch):
+    undisturbed = run(None)
+    keeper, run_pass, done = Keeper(), em.run_pass, []
+
+    def third_interrupted(features, rows, *rest, **options):
+        done.append(len(rows) == 80)
+        if sum(done) == 3:
+            raise KeyboardInterrupt
+        return run_pass(features, rows, *rest, **options)
+
+    monkeypatch.setattr(em, "run_pass", third_interrupted)
+    with pytest.warns(UserWarning, match="interrupted after 2 full passes"):
+        stopped, interrupted = run(keeper)
+    assert interrupted and len(stopped.log_evidence) == 2
+    monkeypatch.undo()
+    assert_same(run(Keeper(keeper.state)), undisturbed)
+
+
+def test_ctrl_c_before_the_first_pass_ends_leaves_nothing_to_use(run, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(em, "run_pass", interrupted)
+    with pytest.warns(UserWarning, match="after 0 of 3"), pytest.raises(KeyboardInterrupt):
+        run(None)

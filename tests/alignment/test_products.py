@@ -1,3 +1,5 @@
+"""References and images made ready for the search."""
+
 import numpy as np
 import pytest
 
