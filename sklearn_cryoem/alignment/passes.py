@@ -10,7 +10,7 @@ from operator import add, iadd
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.memory import bytes_at_once, claim_room, kept_by_worker
+from sklearn_cryoem._core.memory import PROCESS_BYTES, bytes_at_once, claim_room, kept_by_worker
 from sklearn_cryoem._core.parallel import even_blocks, row_blocks
 from sklearn_cryoem.alignment.adaptive import AdaptiveSearch
 from sklearn_cryoem.alignment.dense import dense_statistics, dense_sums
@@ -38,7 +38,7 @@ CELLS_PER_SUM = 4_000_000  # and cells: 20 bytes each
 BROAD = 0.03  # of all cells carry weight, or more
 BANK_BYTES, BANK_SHARE = 400e6, 0.1  # shifted references that a worker holds, and of the memory limit at most
 TABLE_BYTES, TABLE_SHARE = 100e6, 0.025  # log posteriors of one block of images, likewise
-WORKER_BYTES = 150e6  # of a worker process: interpreter, libraries, tables
+WORKER_BYTES = 60e6  # of a worker: products and tables
 KEPT_SHARE = 0.25  # of a memory limit that was set: references that all workers keep shifted
 
 
@@ -260,7 +260,7 @@ def run_pass(
 def memory_bound(features: SharedFeatures, n_references: int, space: SearchSpace) -> float:
     """Bytes that passes at a resolution, and the updates between them, take at most beside the images given.
 
-    What all share (features kept, sums and references of the caller), and what each worker has: libraries and
+    What all share (features kept, sums and references of the caller), and what each worker has: its process,
     tables, shifted references, the images of one search, and sums.
     """
     n_orders, n_rings = space.n_orders, space.n_rings
@@ -268,7 +268,8 @@ def memory_bound(features: SharedFeatures, n_references: int, space: SearchSpace
     shifted = min(n_references * space.shifted_bytes, BANK_BYTES)
     searched = 2.0 * IMAGES_PER_SEARCH * 24.0 * n_rings * n_orders
     shared = features.n_bytes + 8.0 * sums + 24.0 * n_references * features.images.box**2
-    return shared + features.n_workers * (WORKER_BYTES + shifted + searched + 3.0 * sums)
+    process = PROCESS_BYTES if features.n_workers > 1 else 0.0
+    return shared + features.n_workers * (process + WORKER_BYTES + shifted + searched + 3.0 * sums)
 
 
 def placed_rows(rows: Rows, shift_px: Float64) -> list[PlacedRows]:
