@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from typing import Self, TypeAlias
@@ -81,6 +82,32 @@ def as_stack(X, owner):
             f"{type(owner).__name__} got 0 particles, expected at least 1. Give a stack with particles."
         )
     return X
+
+
+def as_fitted(X, owner, *, on_images):
+    """X as a stack or as vectors, whichever was fitted.
+
+    Parameters
+    ----------
+    X : ParticleStack or array_like
+        What the user gave.
+    owner : estimator
+        Fitted.
+    on_images : bool
+        Whether it was fitted on images.
+
+    Raises
+    ------
+    ValueError
+        If X is of the other kind.
+    """
+    if is_images(X) == on_images:
+        return as_stack(X, owner) if on_images else as_vectors(X, owner, reset=False)
+    wanted = f"vectors. Give an array (n_samples, {owner.n_features_in_})"
+    if on_images:
+        box = math.isqrt(owner.n_features_in_)
+        wanted = f"images. Give a ParticleStack or an array (n_images, {box}, {box})"
+    raise ValueError(f"X has shape {np.shape(X)}, but this {type(owner).__name__} was fitted on {wanted}.")
 
 
 def as_screened(X, owner, *, stacklevel):

@@ -23,6 +23,7 @@ from sklearn_cryoem.estimators._checkpoint import checkpoint_of, fit_once, fit_s
 from sklearn_cryoem.estimators._inputs import (
     Data,
     Path,
+    as_fitted,
     as_screened,
     as_stack,
     as_vectors,
@@ -380,11 +381,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
 
     def _checked(self, X):
         """X as a stack or as vectors, whichever was fitted."""
-        was_images = self.class_averages_.ndim == 3
-        if is_images(X) == was_images:
-            return as_stack(X, self) if was_images else as_vectors(X, self, reset=False)
-        wanted = "images. Give a ParticleStack or images" if was_images else "vectors. Give an array of them"
-        raise ValueError(f"X has shape {np.shape(X)}, but this {type(self).__name__} was fitted on {wanted}.")
+        return as_fitted(X, self, on_images=self.class_averages_.ndim == 3)
 
     @property
     def _n_features_out(self):

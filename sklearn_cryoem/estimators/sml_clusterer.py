@@ -37,6 +37,7 @@ from sklearn_cryoem.estimators._checkpoint import (
 from sklearn_cryoem.estimators._inputs import (
     Data,
     Path,
+    as_fitted,
     as_screened,
     as_stack,
     as_vectors,
@@ -579,7 +580,7 @@ class SMLClusterer(
 
     def _advance_stream(self, X):
         self._check_parameters()
-        self._check_kind(X)
+        given = as_fitted(X, self, on_images=isinstance(self._space, ImageSpace))
         begun = self._manifold.basis
         if self._basis(on_images=is_images(X)) != begun:
             raise ValueError(
@@ -587,7 +588,7 @@ class SMLClusterer(
                 f"{begun.basis_shape} basis functions) that the first call has laid out. Set these "
                 "parameters back, or begin with a new model."
             )
-        chunk, data = self._looked_at(X)
+        chunk, data = self._looked_at(given)
         if not len(data):  # nothing to learn from; labels alone
             self.outlier_, self.labels_ = chunk.outlier, self._posteriors(chunk, most_probable, None)
             return
@@ -610,11 +611,11 @@ class SMLClusterer(
         found = self.n_images_seen_, done.objective[-1], len(data)
         logger.info("%d images seen, %.4f nats per image of the last %d", *found)
 
-    def _looked_at(self, X):
+    def _looked_at(self, given):
         """A further chunk, looked at by the measure of the first, and what of it is learned from."""
-        if not is_images(X):
-            return None, as_vectors(X, self, reset=False)
-        stack = normalised_like(as_stack(X, self), self._space.background_px)
+        if not is_images(given):
+            return None, given
+        stack = normalised_like(given, self._space.background_px)
         dataclasses.replace(self._space, noise=None).blocks(stack)  # raises before images are read
         if stack.outlier is None:
             stack, _ = screened(
@@ -645,17 +646,6 @@ class SMLClusterer(
         self.n_iter_ += n_sweeps
 
     # ---------------------------------------------------------------- use
-    def _check_kind(self, X):
-        """Raise unless X is of the kind, images or vectors, that was fitted."""
-        on_images = isinstance(self._space, ImageSpace)
-        if is_images(X) == on_images:
-            return
-        wanted = f"vectors. Give an array (n_samples, {self.n_features_in_})"
-        if on_images:
-            box = self._space.plane.box
-            wanted = f"images. Give a ParticleStack or an array (n_images, {box}, {box})"
-        raise ValueError(f"X has shape {np.shape(X)}, but this SMLClusterer was fitted on {wanted}.")
-
     def _posteriors(self, X, function, stacklevel=2, *, tempered=True):
         """Apply `function` to the posterior of every block of X and join the results.
 
@@ -663,8 +653,7 @@ class SMLClusterer(
         blames the caller at `stacklevel`, 1 being the caller of this function; with None there is none.
         """
         check_is_fitted(self)
-        self._check_kind(X)
-        data = as_stack(X, self) if is_images(X) else as_vectors(X, self, reset=False)
+        data = as_fitted(X, self, on_images=isinstance(self._space, ImageSpace))
         with memory_watched("Comparing particles with SMLClusterer's nodes"), single_blas_threads():
             blocks = self._space.blocks(data, self.cache_folder)
             if stacklevel is not None:
