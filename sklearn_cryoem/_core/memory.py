@@ -10,14 +10,9 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from joblib import effective_n_jobs
-from joblib.parallel import ThreadingBackend, get_active_backend
-
-from sklearn_cryoem._core.dask_workers import is_nested
 from sklearn_cryoem._core.exceptions import OutOfMemoryError, WorkerLostError
 
 VARIABLE = "SKLEARN_CRYOEM_MEMORY_LIMIT"
@@ -110,7 +105,7 @@ def kept_by_worker(share: float, most: float, n_workers: int) -> float:
     return min(mine, most) if given_limit() is None else mine
 
 
-def claim_room() -> None:
+def claim_room(n_bytes: int = 0) -> None:
     """Raise now where the system has no more memory, rather than later, where a library would crash.
 
     NumPy (2.4 and before) asks for the buffers of an element-wise product while it does not hold the
@@ -118,12 +113,17 @@ def claim_room() -> None:
     Neither can be caught, so whoever begins a piece of work asks for `ROOM_BYTES` first and gives them back:
     7 microseconds, for no page is touched.
 
+    Parameters
+    ----------
+    n_bytes : int
+        Asked for besides.
+
     Raises
     ------
     OSError
         If there are none.
     """
-    mmap.mmap(-1, ROOM_BYTES, **_PRIVATE).close()
+    mmap.mmap(-1, ROOM_BYTES + n_bytes, **_PRIVATE).close()
 
 
 def with_room(function: Callable[..., Result], *args: Any) -> Result:
@@ -180,48 +180,6 @@ def _bytes_of(limit: float | str, name: str) -> float:
             f"{name} is {limit!r}, expected an amount of memory. Give bytes, or text like '16 GB'."
         )
     return n_bytes
-
-
-@dataclass(frozen=True)
-class Workers:
-    """How many share the work, and how many of them are processes of their own.
-
-    Attributes
-    ----------
-    n : int
-        Workers.
-    n_processes : int
-        Those that share no memory with the caller: all or none.
-    is_cluster : bool
-        Whether values are sent to them as messages.
-    """
-
-    n: int
-    n_processes: int = 0
-    is_cluster: bool = False
-
-    @classmethod
-    def of(cls, n_jobs: int | None, *, prefer: str) -> Workers:
-        """Those that `n_jobs` and ``joblib.parallel_config`` ask for.
-
-        Parameters
-        ----------
-        n_jobs : int or None
-            As in joblib.
-        prefer : {"threads", "processes"}
-            What is taken where ``parallel_config`` does not say.
-        """
-        backend = get_active_backend(prefer=prefer)[0]
-        nested = is_nested(backend)
-        n = 1 if nested else effective_n_jobs(n_jobs)
-        if hasattr(backend, "client") and not nested:
-            return cls(n, n, is_cluster=True)
-        return cls(n, 0 if n == 1 or isinstance(backend, ThreadingBackend) else n)
-
-    @property
-    def own_bytes(self) -> float:
-        """Bytes of the worker processes before they do anything."""
-        return (SENT_PROCESS_BYTES if self.is_cluster else PROCESS_BYTES) * self.n_processes
 
 
 def format_bytes(n_bytes: float) -> str:

@@ -1,44 +1,61 @@
-"""Work is shared among workers, as joblib is told to.
+"""Parallel work: an ordered map over threads, processes or a dask cluster, as joblib is told.
 
-Work is cut into items that never depend on `n_jobs`; results come back in the order of the items and are
-added in that order. So the same data and seed give the same bits for any `n_jobs` and any backend.
+Work is cut into items without regard to `n_jobs`, and results come back in the order of the items. So the
+same data and seed give the same bits for any `n_jobs` and any backend.
+
+`ordered_map` is for items that spend their time in a few large matrix products: threads, by default.
+`task_pool` is for tasks of many short numpy calls, which would fight over the interpreter: processes.
 """
 
 from __future__ import annotations
 
 import logging
+import operator
 import os
-import pickle
 import shutil
 import signal
-import sys
 import tempfile
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from itertools import count, islice
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Lock, Thread, local
+from threading import Lock
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 import joblib
 from joblib import Parallel, delayed, effective_n_jobs
-from joblib.externals.loky import ProcessPoolExecutor, process_executor
+from joblib.externals.loky import get_reusable_executor
 from joblib.parallel import ThreadingBackend, get_active_backend
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from sklearn_cryoem._core.dask_workers import is_nested
 from sklearn_cryoem._core.files import room_for
-from sklearn_cryoem._core.memory import claim_room, given_limit, set_memory_limit, with_room, worker_lost
+from sklearn_cryoem._core.memory import (
+    CLUSTER_REMEDY,
+    claim_room,
+    given_limit,
+    set_memory_limit,
+    with_room,
+    worker_lost,
+)
 
 logger = logging.getLogger(__name__)
 
 WINDOW = 4  # items in flight or waiting per worker
 EVEN_SHARES = 4  # the number of even blocks is a multiple of this
+IDLE_SECONDS = 300  # after which idle worker processes end of themselves
+LOADED_VALUES = 2  # shared values that a worker process holds: images and the model in use
+MIN_SHARED_MEMORY = 2e9  # bytes free, for shared memory to be used
+MAX_LOSSES = 4  # workers of a cluster that a task may lose, as many as dask allows by default
+SCATTER_SECONDS = 5.0  # until a worker that should get a value is taken to be gone
+STACK_BYTES = 8 * 2**20  # addresses that a thread takes
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
 class Addable(Protocol):
@@ -48,19 +65,12 @@ class Addable(Protocol):
         """Return the sum."""
 
 
-class Cancellable(Protocol):
-    """A task under way."""
-
-    def cancel(self) -> Any:
-        """Let it not begin, if it has not yet."""
-
-
 Item = TypeVar("Item")
-Task = TypeVar("Task", bound=Cancellable)
 Result = TypeVar("Result")
 Statistics = TypeVar("Statistics", bound=Addable)
 
 
+# ---------------------------------------------------------------- blocks
 def row_blocks(n_rows: int, block_size: int) -> list[slice]:
     """Consecutive slices of at most `block_size` rows that cover `n_rows`, in order."""
     if block_size < 1:
@@ -81,6 +91,7 @@ def even_blocks(n_rows: int, largest: int, shares: int = EVEN_SHARES) -> list[sl
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
+# ---------------------------------------------------------------- the ordered map
 def ordered_map(
     function: Callable[[Item], Result],
     items: Iterable[Item],
@@ -94,178 +105,44 @@ def ordered_map(
 
     Threads by default; any registered joblib backend through ``joblib.parallel_config``. On a dask cluster
     `function` is sent to each worker once, and what was lost with a worker is done by another. Every worker
-    has one thread of BLAS and of OpenMP: `n_jobs` is the only knob. At most 4 * n_jobs results wait in
-    memory, however slowly they are consumed; fewer if `max_waiting` says so.
+    has one thread of BLAS: `n_jobs` is the only knob.
 
     Parameters
     ----------
     function : callable
-        Called with one item. Must not depend on the order of execution.
+        Called with one item. Must not depend on the order of execution. Arguments of a ``functools.partial``
+        whose class sets `sent_once` stay with the workers of a cluster for the next map.
     items : iterable
         The work, cut independently of `n_jobs`.
     n_jobs : int or None
         As in joblib; None means 1 unless a ``parallel_config`` says otherwise.
     max_waiting : int, optional
-        Results that are made or wait beyond one for each worker: few where each of them is large.
+        Results that are made or wait beyond one for each worker, however slowly they are consumed: few where
+        each of them is large. By default three for each worker.
     threads_only : bool
         Whether threads of this process do the work in any case: tasks that are too short to be sent away.
     place : callable, optional
         Number of an item, by default its position: on a cluster, items of the same number go to the same
         worker in every pass, which may have kept something of them.
     """
-    backend = get_active_backend(prefer="threads")[0]
-    nested = is_nested(backend)
-    workers = 1 if nested else effective_n_jobs(n_jobs)
-    window = WINDOW * workers if max_waiting is None else workers + max_waiting
-    is_threaded = threads_only or nested or isinstance(backend, ThreadingBackend)
+    backend, client, n_workers = _chosen(n_jobs, "threads")
     if threads_only:
-        workers = min(workers, os.cpu_count() or 1)
-    function = partial(with_room, function)
+        client, n_workers = None, min(n_workers, os.cpu_count() or 1)
     with single_blas_threads():
-        if workers == 1 and is_threaded:
-            yield from map(function, items)
-        elif is_threaded:
-            yield from _on_threads(function, items, workers, window)
-        elif hasattr(backend, "client"):
-            yield from _on_cluster(backend, function, items, window, place)
+        if client is not None:
+            pool = DaskPool(client, backend.submit_kwargs, n_workers)
+            rest, arguments = _without_sent_once(function)
+            shared = [pool.share(value) for value in (rest, *arguments.values())]
+            call = partial(_call_whole, list(arguments))
+            yield from pool.map(call, items, *shared, max_waiting=max_waiting, place=place)
+        elif n_workers == 1:
+            yield from TaskPool().map(function, items)
+        elif threads_only or isinstance(backend, ThreadingBackend):
+            with _thread_pool(n_workers) as threads:
+                yield from threads.map(function, items, max_waiting=max_waiting)
         else:
+            window = n_workers * WINDOW if max_waiting is None else n_workers + max_waiting
             yield from _by_joblib(function, items, n_jobs, window)
-
-
-def _on_threads(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int, window: int
-) -> Iterator[Result]:
-    # a tenth of joblib's time for each item, and no worker waits for the others between windows
-    pool = DaemonThreads(workers)
-    try:
-        yield from in_order(partial(pool.submit, function), Future.result, items, window)
-    except (KeyboardInterrupt, SystemExit):
-        pool.leave()  # whoever wants to go does not wait for a thread that waits for a stalled disk
-        raise
-    finally:
-        pool.close()
-
-
-def in_order(
-    submit: Callable[[Item], Task], result: Callable[[Task], Result], items: Iterable[Item], window: int
-) -> Iterator[Result]:
-    """Yield ``result(submit(item))`` for every item, in order, with at most `window` tasks under way.
-
-    Parameters
-    ----------
-    submit : callable
-        Begins the task of an item; what it returns can be cancelled.
-    result : callable
-        Waits for a task and returns what came of it.
-    items : iterable
-        The work.
-    window : int
-        Tasks that are done or wait at any time; those left when the consumer stops are cancelled.
-    """
-    waiting: deque[Task] = deque()
-    try:
-        for item in items:
-            waiting.append(submit(item))
-            if len(waiting) >= window:
-                yield result(waiting.popleft())
-        while waiting:
-            yield result(waiting.popleft())
-    finally:
-        for task in waiting:
-            task.cancel()
-
-
-class DaemonThreads:
-    """Threads that the interpreter does not wait for when it ends: `ThreadPoolExecutor` would.
-
-    Parameters
-    ----------
-    n_threads : int
-        How many.
-
-    Raises
-    ------
-    OSError
-        If the system has no memory for another thread.
-    RuntimeError
-        If it has no other thread.
-    """
-
-    def __init__(self, n_threads: int) -> None:
-        self._tasks: SimpleQueue[Any] = SimpleQueue()
-        self._threads: list[Thread] = []
-        try:
-            for _ in range(n_threads):
-                claim_room()  # a thread that finds none as it begins never says that it has begun: a hang
-                self._threads.append(Thread(target=self._work, daemon=True))
-                self._threads[-1].start()
-        except (OSError, RuntimeError):  # no memory, or no thread
-            self.leave()
-            raise
-
-    def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
-        """Have ``function(item)`` done by the next thread that is free."""
-        future: Future[Result] = Future()
-        self._tasks.put((future, function, item))
-        return future
-
-    def close(self) -> None:
-        """Let the threads end, and wait until they have."""
-        for _ in self._threads:
-            self._tasks.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def leave(self) -> None:
-        """Let the threads end, and wait for none of them."""
-        for _ in self._threads:
-            self._tasks.put(None)
-        self._threads = []
-
-    def _work(self) -> None:
-        one_openmp_thread()
-        while (task := self._tasks.get()) is not None:
-            future, function, item = task
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function(item))
-                except BaseException as error:
-                    future.set_exception(error)
-            del task, future, function, item
-
-
-def _by_joblib(
-    function: Callable[[Item], Result], items: Iterable[Item], n_jobs: int | None, window: int
-) -> Iterator[Result]:
-    parent, limit, remaining = os.getpid(), given_limit(), iter(items)
-    # joblib starts new work whenever a worker is free, not when a result is taken: windows bound the wait.
-    backend = get_active_backend(prefer="threads")[0]
-    yields = getattr(backend, "supports_return_generator", False)  # "multiprocessing" does not
-    with Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator" if yields else "list") as parallel:
-        while some := list(islice(remaining, window)):
-            yield from parallel(delayed(_call)(function, item, parent, limit) for item in some)
-
-
-def _on_cluster(
-    backend: Any,
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    window: int,
-    place: Callable[[Item], int] | None,
-) -> Iterator[Result]:
-    from sklearn_cryoem._core.cluster import Cluster
-
-    cluster = Cluster(backend.client, backend.submit_kwargs)
-    shared = cluster.share(function)
-    try:
-        yield from cluster.map(_applied, items, window, shared, given_limit(), place=place)
-    finally:
-        cluster.discard(shared)
-
-
-def _applied(item: Item, function: Callable[[Item], Result], limit: float | None) -> Result:
-    set_memory_limit(limit)
-    return function(item)
 
 
 def sum_in_order(
@@ -275,67 +152,91 @@ def sum_in_order(
     n_jobs: int | None = None,
     place: Callable[[Item], int] | None = None,
 ) -> Statistics:
-    """Add up `function(item)` over the items, in their order; see `ordered_map`.
+    """Add up `function(item)` over the items, at least one, in their order; see `ordered_map`."""
+    return reduce(operator.add, ordered_map(function, items, n_jobs=n_jobs, place=place))
 
-    Raises
-    ------
-    ValueError
-        If there are no items.
+
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield ``read(item)`` for every item, in order; a thread reads the next one while one is worked on."""
+    with single_blas_threads(), _thread_pool(1) as pool:
+        yield from pool.map(read, items, max_waiting=1)
+
+
+def _chosen(n_jobs: int | None, prefer: str) -> tuple[Any, Any, int]:
+    """The backend that joblib is told to use, the client of its dask cluster or None, and how many workers.
+
+    A fit inside of a task of a cluster, as in a fold of a grid search, is done where it is: it would wait for
+    workers that all wait.
     """
-    total: Statistics | None = None
-    for part in ordered_map(function, items, n_jobs=n_jobs, place=place):
-        total = part if total is None else total + part
-    if total is None:
-        raise ValueError("There is nothing to add: no items were given.")
-    return total
+    backend = get_active_backend(prefer=prefer)[0]
+    client = getattr(backend, "client", None)
+    if client is None:
+        return backend, None, effective_n_jobs(n_jobs)
+    from distributed import get_worker
+
+    with suppress(ValueError):  # not in a task
+        get_worker()
+        return backend, None, 1
+    return backend, client, effective_n_jobs(n_jobs)
 
 
-def _call(function: Callable[[Item], Result], item: Item, parent: int, limit: float | None) -> Result:
-    # In another process the caller's limits do not hold; in a thread of this one they must not be touched,
-    # since the first thread to leave would lift that of BLAS for the others.
-    if os.getpid() == parent:
-        return function(item)
+def _by_joblib(
+    function: Callable[[Item], Result], items: Iterable[Item], n_jobs: int | None, window: int
+) -> Iterator[Result]:
+    remaining, call = iter(items), partial(_call_elsewhere, given_limit(), function)
+    # joblib starts new work whenever a worker is free, not when a result is taken: windows bound the wait.
+    backend = get_active_backend(prefer="threads")[0]
+    yields = getattr(backend, "supports_return_generator", False)  # "multiprocessing" does not
+    with Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator" if yields else "list") as parallel:
+        while some := list(islice(remaining, window)):
+            yield from parallel(delayed(call)(item) for item in some)
+
+
+def _call_elsewhere(limit: float | None, function: Callable[..., Result], *args: Any) -> Result:
+    """Return ``function(*args)`` in another process, under the limits of the one that asks for it."""
     set_memory_limit(limit)
     with threadpool_limits(limits=1):
-        return function(item)
+        return with_room(function, *args)
 
 
-# ---------------------------------------------------------------- long tasks
-IDLE_SECONDS = 300  # after which idle worker processes end of themselves
-KEPT_IN_WORKER = 2  # shared values that a worker process holds: images and the model in use
-SMALLEST_SHARED_MEMORY = 2e9  # bytes free
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+# ---------------------------------------------------------------- pools of workers
+@contextmanager
+def task_pool(n_jobs: int | None = None) -> Iterator[TaskPool]:
+    """Workers for tasks of many short numpy calls: processes, unless joblib is told otherwise.
 
+    ``joblib.parallel_config`` chooses: "threading" gives threads, "dask" the workers of its cluster, which
+    must see the particles' files under the same paths. Every worker has one thread of BLAS. The processes are
+    kept for the next call, and end of themselves after five idle minutes.
 
-@dataclass(frozen=True)
-class SharedFile:
-    """A value in a file, which every process loads once; arrays of `mapped` values stay in the file."""
+    Parameters
+    ----------
+    n_jobs : int or None
+        As in joblib; None means 1 unless a ``parallel_config`` says otherwise.
 
-    path: str
-    mapped: bool = False
-
-    def get(self) -> Any:
-        """The value; those of other pools, and the oldest of more than a few, are forgotten."""
-        folder = os.path.dirname(self.path)
-        for path in list(_loaded):
-            if os.path.dirname(path) != folder:
-                del _loaded[path]
-        value = _loaded.pop(self.path, None)
-        if value is None:
-            value = joblib.load(self.path, mmap_mode="r") if self.mapped else _load(self.path)
-        _loaded[self.path] = value  # the last one used
-        while len(_loaded) > KEPT_IN_WORKER:
-            del _loaded[next(iter(_loaded))]
-        return value
-
-
-_loaded: dict[str, Any] = {}  # in a worker process: shared values by path, the last one used at the end
+    Yields
+    ------
+    TaskPool
+        Closed, and what was shared removed, when the block is left.
+    """
+    backend, client, n_workers = _chosen(n_jobs, "processes")
+    with single_blas_threads():
+        if client is not None:
+            yield DaskPool(client, backend.submit_kwargs, n_workers)
+        elif n_workers == 1:
+            yield TaskPool()
+        elif isinstance(backend, ThreadingBackend):
+            with _thread_pool(n_workers) as pool:
+                yield pool
+        else:
+            with _process_pool(n_workers) as pool:
+                yield pool
 
 
 class TaskPool:
     """Runs tasks here and now, as long as there is but one worker; see `task_pool`."""
 
     n_workers = 1
+    window_per_worker = 1
 
     @property
     def folder(self) -> Path | None:
@@ -350,42 +251,94 @@ class TaskPool:
         value : object
             Anything that can be pickled.
         mapped : bool
-            Whether large arrays in it may stay in a file (then read-only) instead of the workers' memory.
+            Whether arrays in it may stay in a file (then read-only) instead of the workers' memory.
         """
         return value
 
     def discard(self, shared: Any) -> None:
         """Forget a shared value that no further task takes."""
 
-    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
-        """Run ``function(*args)``, with shared arguments in their place; a function of a module."""
-        done: Future[Result] = Future()
-        done.set_result(with_room(function, *args))
-        return done
+    def map(
+        self,
+        function: Callable[..., Result],
+        items: Iterable[Item],
+        *shared: Any,
+        max_waiting: int | None = None,
+        place: Callable[[Item], int] | None = None,
+    ) -> Iterator[Result]:
+        """Yield ``function(item, *shared)`` for every item, in order; see `ordered_map`."""
+        window = self.n_workers * self.window_per_worker
+        window = window if max_waiting is None else self.n_workers + max_waiting
+        waiting: deque[Any] = deque()
+        try:
+            for position, item in enumerate(items):
+                number = position if place is None else place(item)
+                waiting.append(self._begin(number, function, item, *shared))
+                if len(waiting) >= window:
+                    yield self._result(waiting.popleft())
+            while waiting:
+                yield self._result(waiting.popleft())
+        finally:
+            for task in waiting:
+                self._cancel(task)
 
-    def result(self, future: Future[Result]) -> Result:
-        """What a task returned."""
-        return future.result()
+    def _begin(self, number: int, function: Callable[..., Any], *args: Any) -> Any:
+        return with_room(function, *args)
 
-    def map(self, function: Callable[..., Result], items: Iterable[Item], *shared: Any) -> Iterator[Result]:
-        """Yield ``function(item, *shared)`` for every item, in order; few results wait at any time."""
-        window = 1 if self.n_workers == 1 else self.n_workers * WINDOW
-        return in_order(lambda item: self.submit(function, item, *shared), self.result, items, window)
+    def _result(self, task: Any) -> Any:
+        return task
+
+    def _cancel(self, task: Any) -> None:
+        """Let a task not begin, if it has not yet."""
 
 
-class ThreadPool(TaskPool):
-    """Tasks in threads, where ``joblib.parallel_config("threading")`` asks for them."""
+class WorkerThreads(TaskPool):
+    """Tasks in threads of this process."""
 
-    def __init__(self, executor: Executor, n_workers: int) -> None:
-        self._executor, self.n_workers = executor, n_workers
+    window_per_worker = WINDOW
 
-    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
-        """Run ``function(*args)`` in a thread."""
-        return self._executor.submit(with_room, function, *args)
+    def __init__(self, threads: ThreadPool, n_workers: int) -> None:
+        self._threads, self.n_workers = threads, n_workers
+
+    def _begin(self, number: int, function: Callable[..., Any], *args: Any) -> Any:
+        return self._threads.apply_async(with_room, (function, *args))
+
+    def _result(self, task: Any) -> Any:
+        return task.get()
+
+
+@contextmanager
+def _thread_pool(n_workers: int) -> Iterator[WorkerThreads]:
+    """Threads of multiprocessing, which the interpreter does not wait for when it ends.
+
+    An item costs 25 us of processor time, as against 10 in `concurrent.futures`, whose threads are waited for
+    at the end, and 130 in `joblib.Parallel`, which also polls every 10 ms.
+    """
+    claim_room((n_workers + 3) * STACK_BYTES)  # a thread that finds none as it begins does not say so: a hang
+    threads, waits = ThreadPool(n_workers, initializer=_blas.limit_this_thread), True
+    try:
+        yield WorkerThreads(threads, n_workers)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        waits = False  # whoever wants to go does not wait for a thread that waits for a stalled disk
+        raise
+    finally:
+        threads.terminate()
+        if waits:
+            threads.join()
+
+
+@dataclass(frozen=True)
+class SharedFile:
+    """A value in a file that worker processes load; arrays of `mapped` values stay in the file."""
+
+    path: str
+    mapped: bool = False
 
 
 class ProcessPool(TaskPool):
-    """Tasks in processes of this machine; shared values and results pass through files in memory."""
+    """Tasks in processes of this machine; shared values are files, in memory where there is room."""
+
+    window_per_worker = WINDOW
 
     def __init__(self, executor: Executor, n_workers: int, folder: Path) -> None:
         self._executor, self.n_workers, self._folder = executor, n_workers, folder
@@ -398,11 +351,10 @@ class ProcessPool(TaskPool):
 
     def share(self, value: Any, *, mapped: bool = False) -> SharedFile:
         """Write `value` to a file that every worker loads once."""
-        path = str(self._folder / f"shared{next(self._numbers)}")
-        if mapped:
+        path = str(self.folder / f"shared{next(self._numbers)}")
+        remedy = "Point JOBLIB_TEMP_FOLDER to a folder with more room, or take n_jobs=1."
+        with room_for(f"what workers share in {self.folder}", remedy):
             joblib.dump(value, path)
-        else:
-            _dump(value, path)
         return SharedFile(path, mapped)
 
     def discard(self, shared: SharedFile) -> None:
@@ -410,26 +362,16 @@ class ProcessPool(TaskPool):
         with suppress(OSError):
             os.unlink(shared.path)
 
-    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
-        """Run ``function(*args)`` in a worker process."""
-        path = str(self._folder / f"result{next(self._numbers)}")
+    def _begin(self, number: int, function: Callable[..., Any], *args: Any) -> Any:
         with _deaths_reported():
-            future: Future[Any] = self._executor.submit(_run, function, args, path)
-        return future
+            return self._executor.submit(_run_in_process, function, *args)
 
-    def result(self, future: Future[Result]) -> Result:
-        """What a task returned, from the file that the worker left.
-
-        Raises
-        ------
-        WorkerLostError
-            If a worker process was killed; what a task raised, otherwise.
-        """
+    def _result(self, task: Any) -> Any:
         with _deaths_reported():
-            path: Any = future.result()
-        result: Result = _load(path)
-        os.unlink(path)
-        return result
+            return task.result()
+
+    def _cancel(self, task: Any) -> None:
+        task.cancel()
 
 
 @contextmanager
@@ -441,99 +383,37 @@ def _deaths_reported() -> Iterator[None]:
         raise worker_lost("A worker process ended before its task was done") from error
 
 
-class DaskPool(TaskPool):
-    """Tasks on a dask cluster: shared values are sent to each of its workers once; see `cluster`."""
-
-    def __init__(self, cluster: Any, n_workers: int) -> None:
-        self.cluster, self.n_workers = cluster, n_workers
-
-    def share(self, value: Any, *, mapped: bool = False) -> Any:
-        """Send `value` to every worker."""
-        return self.cluster.share(value)
-
-    def discard(self, shared: Any) -> None:
-        """Let the workers forget the value."""
-        self.cluster.discard(shared)
-
-    def submit(self, function: Callable[..., Result], *args: Any) -> Any:
-        """Run ``function(*args)`` on the cluster."""
-        return self.cluster.submit(function, *args)
-
-    def result(self, future: Any) -> Any:
-        """What a task returned; tasks of a worker that was lost are done by another."""
-        return self.cluster.result(future)
-
-
 @contextmanager
-def task_pool(n_jobs: int | None = None) -> Iterator[TaskPool]:
-    """Workers for tasks of many short numpy calls: processes, unless joblib is told otherwise.
-
-    ``joblib.parallel_config`` chooses: "threading" gives threads, "dask" the workers of its cluster, which
-    must see the particles' files under the same paths. Every worker has one thread of BLAS and of OpenMP. The
-    processes are kept for the next call, and end of themselves after five idle minutes.
-
-    Parameters
-    ----------
-    n_jobs : int or None
-        As in joblib; None means 1 unless a ``parallel_config`` says otherwise.
-    """
-    backend = get_active_backend(prefer="processes")[0]
-    nested = is_nested(backend)
-    n_workers = 1 if nested else effective_n_jobs(n_jobs)
-    with single_blas_threads():
-        if hasattr(backend, "client") and not nested:
-            from sklearn_cryoem._core.cluster import Cluster
-
-            yield DaskPool(Cluster(backend.client, backend.submit_kwargs), n_workers)
-        elif n_workers == 1:
-            yield TaskPool()
-        elif isinstance(backend, ThreadingBackend):
-            with ThreadPoolExecutor(n_workers, initializer=one_openmp_thread) as executor:
-                yield ThreadPool(executor, n_workers)
-        else:
-            folder = _temporary_folder()
-            try:
-                yield ProcessPool(_processes(n_workers), n_workers, folder)
-            except (KeyboardInterrupt, SystemExit):
-                _end_processes()  # which do not hear Ctrl-C, and may wait for a file that never comes
-                raise
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+def _process_pool(n_workers: int) -> Iterator[ProcessPool]:
+    """Joblib's own processes, started anew where the last ones have ended or were of another number."""
+    # Loky replaces a worker that holds 300 MB more than after its first task (images mapped, references
+    # prepared), and warns that it may leak. That costs a second for each 300 MB; the warning says nothing.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
+    executor = get_reusable_executor(
+        n_workers, timeout=IDLE_SECONDS, env=ONE_THREAD, initializer=_ignore_ctrl_c
+    )
+    folder = _temporary_folder()
+    try:
+        yield ProcessPool(executor, n_workers, folder)
+    except (KeyboardInterrupt, SystemExit):
+        executor.shutdown(wait=False, kill_workers=True)  # they may wait for a file that never comes
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-_executors: dict[int, ProcessPoolExecutor] = {}  # by number of workers: one at most
-
-
-def _processes(n_workers: int) -> ProcessPoolExecutor:
-    """The executor of the last call, or a new one where that was broken or of another size."""
-    executor = _executors.get(n_workers)
-    if executor is None or executor._flags.broken is not None or executor._flags.shutdown:
-        for old in _executors.values():
-            old.shutdown(wait=False)
-        _executors.clear()
-        executor = _executors[n_workers] = ProcessPoolExecutor(
-            n_workers, timeout=IDLE_SECONDS, env=ONE_THREAD, initializer=_begin_worker
-        )
-        logger.debug("started an executor of %d worker processes", n_workers)
-    return executor
-
-
-def _end_processes() -> None:
-    for executor in _executors.values():
-        executor.shutdown(wait=False, kill_workers=True)
-    _executors.clear()
-
-
-def _begin_worker() -> None:
+def _ignore_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked for the work answers it
-    # what workers hold between tasks (images mapped, references prepared) is no leak to be restarted for
-    process_executor._USE_PSUTIL = False
 
 
 def _temporary_folder() -> Path:
-    """A new folder through which processes pass arrays."""
+    """A new folder where joblib would put large arrays: shared memory, if that is large."""
+    folder = os.environ.get("JOBLIB_TEMP_FOLDER")
+    with suppress(OSError):
+        if folder is None and shutil.disk_usage("/dev/shm").free >= MIN_SHARED_MEMORY:
+            folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     try:
-        return Path(tempfile.mkdtemp(prefix="sklearn_cryoem_", dir=_folder_in_memory()))
+        return Path(tempfile.mkdtemp(prefix="sklearn_cryoem_", dir=folder))
     except OSError as error:
         raise OSError(
             error.errno,
@@ -542,114 +422,194 @@ def _temporary_folder() -> Path:
         ) from error
 
 
-def _folder_in_memory() -> str | None:
-    """Where joblib would put large arrays: its temporary folder, or shared memory where that is large."""
-    chosen = os.environ.get("JOBLIB_TEMP_FOLDER")
-    if chosen:
-        return chosen
-    try:
-        free = shutil.disk_usage("/dev/shm").free
-    except OSError:
-        return None
-    return "/dev/shm" if free >= SMALLEST_SHARED_MEMORY and os.access("/dev/shm", os.W_OK) else None
+def _run_in_process(function: Callable[..., Result], *args: Any) -> Result:
+    return with_room(function, *(_loaded(arg) if isinstance(arg, SharedFile) else arg for arg in args))
 
 
-def _run(function: Callable[..., Any], args: tuple[Any, ...], path: str) -> str:
-    loaded = [arg.get() if isinstance(arg, SharedFile) else arg for arg in args]
-    _dump(with_room(function, *loaded), path)
-    return path
+@lru_cache(maxsize=LOADED_VALUES)
+def _loaded(shared: SharedFile) -> Any:
+    """The value, loaded once in each process: what is prepared in it for one task serves the next."""
+    return joblib.load(shared.path, mmap_mode="r" if shared.mapped else None)
 
 
-def _dump(value: Any, path: str) -> None:
-    remedy = "Point JOBLIB_TEMP_FOLDER to a folder with more room, or take n_jobs=1."
-    # joblib's own pickler, written in Python, takes ten times as long
-    with room_for(f"what workers share in {os.path.dirname(path)}", remedy), open(path, "wb") as file:
-        pickle.dump(value, file, protocol=pickle.HIGHEST_PROTOCOL)
+# ---------------------------------------------------------------- a dask cluster
+class Scattered:
+    """A value on a dask cluster, with a copy for each worker that needs it.
 
-
-def _load(path: str) -> Any:
-    with open(path, "rb") as file:
-        return pickle.load(file)
-
-
-def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield ``read(item)`` for every item, in order; a thread reads the next one while one is worked on.
-
-    Nobody waits for the thread when the consumer stops: it may wait for a stalled disk.
+    To dask, each copy is a value of its own. Of one value that all workers hold, its memory manager drops all
+    copies but one as soon as no task waits for them, and with them the features that workers keep.
     """
-    reader = DaemonThreads(1)
-    try:
-        yield from in_order(partial(reader.submit, read), Future.result, items, window=2)
-    finally:
-        reader.leave()
+
+    def __init__(self, client: Any, get: Callable[[], Any]) -> None:
+        self._client, self._get = client, get
+        self._copies: dict[str | None, Any] = {}
+
+    def at(self, home: str | None) -> Any:
+        """Future of the copy of a worker; of a copy for all if that is None."""
+        copy = self._copies.get(home)
+        if copy is None or copy.status != "finished":
+            where = {"broadcast": True} if home is None else {"workers": [home]}
+            value = [self._get()]
+            (copy,) = self._client.scatter(value, hash=False, timeout=SCATTER_SECONDS, **where)
+            self._copies[home] = copy
+        return copy
+
+
+class DaskPool(TaskPool):
+    """Tasks on a dask cluster; those that were lost with a worker, or its copy of a value, are sent again.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connected to the scheduler.
+    options : dict
+        Of ``client.submit`` for every task, from ``joblib.parallel_config("dask", ...)``: priority,
+        resources, workers and so on.
+    n_workers : int
+        Threads of the cluster.
+    """
+
+    window_per_worker = WINDOW
+
+    def __init__(self, client: Any, options: dict[str, Any], n_workers: int) -> None:
+        self._client, self._options, self.n_workers = client, options, n_workers
+        self._homes: list[str | None] = []
+
+    def share(self, value: Any, *, mapped: bool = False) -> Scattered:
+        """Send `value` to each worker with its first task; what is `sent_once` stays for other maps."""
+        if not _is_sent_once(value):
+            return Scattered(self._client, lambda: value)
+        known = _sent_once.setdefault(self._client, WeakKeyDictionary())
+        return known.setdefault(value, Scattered(self._client, ref(value)))
+
+    def map(self, function: Callable[..., Result], *args: Any, **how: Any) -> Iterator[Result]:
+        """Yield ``function(item, *shared)`` for every item, in order; see `ordered_map`."""
+        self._homes = []  # workers may have come since the last map
+        return super().map(function, *args, **how)
+
+    def _begin(self, number: int, function: Callable[..., Any], *args: Any) -> Any:
+        send = partial(self._send, number, function, *args)
+        return send, send()
+
+    def _result(self, task: Any) -> Any:
+        from distributed import KilledWorker
+
+        send, future = task
+        cause: BaseException | None = None
+        for n_lost in range(1, MAX_LOSSES + 1):
+            try:
+                return future.result()
+            except KilledWorker as error:
+                n_lost, cause = error.allowed_failures + 1, error
+                break
+            except CancelledError as error:
+                if future.status != "cancelled" or self._client.status != "running":
+                    raise
+                logger.info("a worker was lost, and its task is sent again: %s", error)
+                cause, self._homes = error, []
+                future = send()
+        found = f"{n_lost} workers of the dask cluster died of the same task"
+        raise worker_lost(found, CLUSTER_REMEDY) from cause
+
+    def _send(self, number: int, function: Callable[..., Any], *args: Any) -> Any:
+        """Future of a task, at the worker of its number and with that worker's copies of what is shared."""
+        for attempt in range(MAX_LOSSES):
+            homes = self._homes = self._homes or self._threads_of_workers()
+            home = homes[(number + attempt) % len(homes)]
+            where = {} if home is None else {"workers": [home], "allow_other_workers": True}
+            try:
+                values = [arg.at(home) if isinstance(arg, Scattered) else arg for arg in args]
+            except (OSError, TimeoutError, KeyError) as error:  # the worker has just gone
+                cause, self._homes = error, []
+                continue
+            options = {**where, **self._options}
+            return self._client.submit(
+                _run_on_cluster, given_limit(), function, *values, pure=False, **options
+            )
+        raise worker_lost("No worker of the dask cluster takes what it is sent", CLUSTER_REMEDY) from cause
+
+    def _threads_of_workers(self) -> list[str | None]:
+        """Address of the worker of each thread, all workers in turn; [None] if the user has chosen some."""
+        if "workers" in self._options:
+            return [None]
+        while not (threads := self._client.nthreads()):
+            self._client.wait_for_workers(1)
+        rounds = range(max(threads.values()))
+        return [name for number in rounds for name in sorted(threads) if number < threads[name]]
+
+
+_sent_once: WeakKeyDictionary[Any, WeakKeyDictionary[Any, Scattered]] = WeakKeyDictionary()  # by client
+
+
+def _is_sent_once(value: Any) -> bool:
+    return getattr(type(value), "sent_once", False)
+
+
+def _without_sent_once(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[Any, Any]]:
+    """A partial function without those of its arguments that are sent once, and these by their place."""
+    if not isinstance(function, partial):
+        return function, {}
+    places = [*enumerate(function.args), *function.keywords.items()]
+    kept = {place: value for place, value in places if _is_sent_once(value)}
+    args = [None if place in kept else value for place, value in enumerate(function.args)]
+    keywords = {name: value for name, value in function.keywords.items() if name not in kept}
+    return partial(function.func, *args, **keywords), kept
+
+
+def _call_whole(places: list[Any], item: Any, function: Any, *values: Any) -> Any:
+    """Call a function of `_without_sent_once` with these arguments where they belong."""
+    if not places:
+        return function(item)
+    given = dict(zip(places, values, strict=True))
+    args = [given.pop(place, value) for place, value in enumerate(function.args)]
+    return function.func(*args, item, **{**function.keywords, **given})
+
+
+def _run_on_cluster(limit: float | None, function: Callable[..., Result], *args: Any) -> Result:
+    set_memory_limit(limit)
+    with single_blas_threads():
+        return with_room(function, *args)
 
 
 # ---------------------------------------------------------------- one thread of BLAS a worker
-SWITCH_SECONDS = 5e-5
+class _Blas:
+    """Libraries of linear algebra in this process, limited as long as anybody works."""
+
+    def __init__(self) -> None:
+        self._lock, self._n_inside = Lock(), 0
+        self._controller: Any = None
+        self._limit: Any = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._n_inside:
+                self._controller = ThreadpoolController()
+                self._limit = self._controller.limit(limits=1)
+            self._n_inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if not self._n_inside:
+                self._limit.restore_original_limits()
+
+    def limit_this_thread(self) -> None:
+        """Let OpenMP, which counts for each thread, have one thread here as long as this thread lives."""
+        self._controller.limit(limits=1)
+
+
+_blas = _Blas()
 
 
 @contextmanager
 def single_blas_threads() -> Iterator[None]:
-    """One thread of BLAS in this process, and of OpenMP in this thread, as long as anybody is inside.
+    """One thread of BLAS in this process as long as anybody is inside: the last to leave restores what was.
 
-    Only the first to enter and the last to leave set them: in the process for BLAS; in the thread for OpenMP,
-    which counts for each thread that calls it. The interpreter is also told to hand over between threads
-    every `SWITCH_SECONDS`: with its 5 ms, a worker back from a matrix product waits for longer than the
-    product took. Setting all takes 30 microseconds, and 2 where somebody is inside: whoever calls
-    `ordered_map` many times enters once, outside.
+    Entering takes two milliseconds, and a microsecond where somebody is inside: whoever calls `ordered_map`
+    many times enters once, outside.
     """
-    with _inside_lock:
-        if not _inside:
-            _inside.append((_libraries("blas", len(sys.modules)).limit(limits=1), sys.getswitchinterval()))
-            sys.setswitchinterval(SWITCH_SECONDS)
-        else:
-            _inside.append(None)
-    _own.enter()
+    _blas.enter()
     try:
         yield
     finally:
-        _own.leave()
-        with _inside_lock:
-            if len(_inside) > 1:
-                _inside.pop()
-            else:
-                limit, interval = _inside.pop()
-                limit.restore_original_limits()
-                sys.setswitchinterval(interval)
-
-
-def one_openmp_thread() -> None:
-    """Let OpenMP have one thread whenever this thread calls it, as long as it lives: a worker's first act."""
-    _own.enter()
-
-
-class _OwnLimit(local):
-    """How often a thread has entered, and what OpenMP had there before."""
-
-    def __init__(self) -> None:
-        self.depth = 0
-        self.limit: Any = None
-
-    def enter(self) -> None:
-        if not self.depth:
-            self.limit = _libraries("openmp", len(sys.modules)).limit(limits=1)
-        self.depth += 1
-
-    def leave(self) -> None:
-        if self.depth == 1:
-            self.limit.restore_original_limits()
-        self.depth = max(self.depth - 1, 0)  # a generator may be closed by another thread than began it
-
-
-_inside: list[Any] = []  # the limit and the interval before, and one more entry for everybody else inside
-_inside_lock = Lock()
-_own = _OwnLimit()
-
-
-@lru_cache(maxsize=2)
-def _libraries(user_api: str, n_modules: int) -> ThreadpoolController:
-    """Libraries of a kind; looked for only when modules were imported since: that takes a millisecond.
-
-    Of one kind alone, because a limit that ends sets all that its controller knows, whatever it limited.
-    """
-    return ThreadpoolController().select(user_api=user_api)
+        _blas.leave()

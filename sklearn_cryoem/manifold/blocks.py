@@ -221,7 +221,7 @@ class ArrayBlocks:
         Rows of a block; even.
     """
 
-    sent_once = True  # to each worker of a cluster; see _core.cluster
+    sent_once = True  # to each worker of a cluster; see _core.parallel
 
     def __init__(
         self,

@@ -36,6 +36,8 @@ class ShellNorms:
         The data.
     """
 
+    sent_once = True  # to each worker of a cluster; see _core.parallel
+
     def __init__(self, blocks: Blocks) -> None:
         layout = blocks.layout
         self._blocks = blocks

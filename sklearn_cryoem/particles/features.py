@@ -12,9 +12,11 @@ import hashlib
 import json
 import os
 import sys
+import uuid
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import joblib
 import numpy as np
@@ -73,7 +75,7 @@ class FeatureBlocks:
     where astigmatism is negligible, their distinct radii: fewer products, and fewer systems in the M-step.
     """
 
-    sent_once = True  # to each worker of a cluster; see _core.cluster
+    sent_once = True  # to each worker of a cluster; see _core.parallel
 
     def __init__(
         self,
@@ -112,7 +114,7 @@ class FeatureBlocks:
         self._n_cached = int(cache_bytes // (per_image * self._block_size))
         self.feature_bytes = per_image * self.n_samples  # of all images, wherever they are kept
         self.cache_bytes = min(cache_bytes, self.feature_bytes)
-        self._cache: dict[int, FeatureBlock] = {}
+        self._cache, self._name = _Made(), uuid.uuid4().hex
         self._files: FeatureFiles | None = None
         self.noise: RowNoise | None = None
 
@@ -158,7 +160,10 @@ class FeatureBlocks:
         """
         blocks, ready = copy.copy(self), self._cache
         blocks.noise = noise
-        blocks._cache = {i: noise.whiten(block, self.rows_of(i), self.layout) for i, block in ready.items()}
+        blocks._name = uuid.uuid4().hex
+        blocks._cache = _Made(
+            {i: noise.whiten(block, self.rows_of(i), self.layout) for i, block in ready.items()}
+        )
         return blocks
 
     @property
@@ -186,7 +191,7 @@ class FeatureBlocks:
             If there is no room for what is missing, or nothing can be written.
         """
         blocks = copy.copy(self)
-        blocks._cache = dict(self._cache)
+        blocks._cache = _Made(self._cache)
         blocks._files = FeatureFiles(
             folder,
             self._key(),
@@ -313,7 +318,19 @@ class FeatureBlocks:
 
     def __getstate__(self) -> dict[str, Any]:
         # workers in other processes make what they need: features are larger than what they come from
-        return {**self.__dict__, "_cache": {}}
+        return {**self.__dict__, "_cache": _Made()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # a worker gets the same blocks in more than one value, and makes features for all of them once
+        self._cache = _made_here.setdefault(self._name, self._cache)
+
+
+class _Made(dict[int, FeatureBlock]):
+    """Blocks of features that were made, by number; other than a plain dict, this can be held weakly."""
+
+
+_made_here: WeakValueDictionary[str, _Made] = WeakValueDictionary()  # by name of the blocks
 
 
 def _shell_powers(features: Complex64, layout: FeatureLayout) -> np.ndarray:

@@ -81,7 +81,7 @@ class ParticleStack(Immutable):
 
     ndim = 3
     dtype = np.dtype(np.float32)
-    sent_once = True  # to each worker of a cluster; see _core.cluster
+    sent_once = True  # to each worker of a cluster; see _core.parallel
     _remedy = "Use with_poses, with_ctf, with_metadata or with_truth, which return a new stack."
 
     def __init__(

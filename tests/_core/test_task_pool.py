@@ -98,7 +98,7 @@ def test_few_values_stay_and_those_of_other_pools_go(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["loky", "threading"])
-def test_every_worker_has_one_blas_thread(backend):
+def test_every_worker_has_single_blas_threads(backend):
     with parallel_config(backend), task_pool(2) as pool:
         assert set(pool.map(blas_threads, range(8))) == {1}
 

@@ -61,7 +61,7 @@ def _blas_threads(_):
 
 
 @pytest.mark.parametrize("backend", ["threading", "loky"])
-def test_every_worker_has_one_blas_thread(backend):
+def test_every_worker_has_single_blas_threads(backend):
     with parallel_config(backend):
         assert set(ordered_map(_blas_threads, range(4), n_jobs=2)) == {1}
 
