@@ -31,7 +31,7 @@ from weakref import WeakKeyDictionary, ref
 
 import joblib
 from joblib import Parallel, delayed, effective_n_jobs
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import ProcessPoolExecutor
 from joblib.parallel import ThreadingBackend, get_active_backend
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
@@ -385,21 +385,38 @@ def _deaths_reported() -> Iterator[None]:
 
 @contextmanager
 def _process_pool(n_workers: int) -> Iterator[ProcessPool]:
-    """Joblib's own processes, started anew where the last ones have ended or were of another number."""
+    """Processes of loky, those of the last call if there were as many."""
     # Loky replaces a worker that holds 300 MB more than after its first task (images mapped, references
     # prepared), and warns that it may leak. That costs a second for each 300 MB; the warning says nothing.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
-    executor = get_reusable_executor(
-        n_workers, timeout=IDLE_SECONDS, env=ONE_THREAD, initializer=_ignore_ctrl_c
-    )
     folder = _temporary_folder()
+    executor = _executor(n_workers)
     try:
         yield ProcessPool(executor, n_workers, folder)
     except (KeyboardInterrupt, SystemExit):
+        _executors.clear()
         executor.shutdown(wait=False, kill_workers=True)  # they may wait for a file that never comes
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+_executors: dict[int, ProcessPoolExecutor] = {}  # by number of workers: one at most
+
+
+def _executor(n_workers: int) -> ProcessPoolExecutor:
+    """The executor of the last call, or a new one where that was of another number or a worker has died."""
+    # not loky's get_reusable_executor: joblib.Parallel takes that for its own, and fails
+    with suppress(KeyError, BrokenExecutor):
+        _executors[n_workers].submit(int).result()
+        return _executors[n_workers]
+    for old in _executors.values():
+        old.shutdown(wait=False)
+    _executors.clear()
+    _executors[n_workers] = ProcessPoolExecutor(
+        n_workers, timeout=IDLE_SECONDS, env=ONE_THREAD, initializer=_ignore_ctrl_c
+    )
+    return _executors[n_workers]
 
 
 def _ignore_ctrl_c() -> None:
@@ -503,7 +520,7 @@ class DaskPool(TaskPool):
                 n_lost, cause = error.allowed_failures + 1, error
                 break
             except CancelledError as error:
-                if future.status != "cancelled" or self._client.status != "running":
+                if future.status != "cancelled":
                     raise
                 logger.info("a worker was lost, and its task is sent again: %s", error)
                 cause, self._homes = error, []
@@ -514,6 +531,8 @@ class DaskPool(TaskPool):
     def _send(self, number: int, function: Callable[..., Any], *args: Any) -> Any:
         """Future of a task, at the worker of its number and with that worker's copies of what is shared."""
         for attempt in range(MAX_LOSSES):
+            if self._client.status != "running":
+                raise CancelledError("The dask client was closed. Leave it open until the fit has ended.")
             homes = self._homes = self._homes or self._threads_of_workers()
             home = homes[(number + attempt) % len(homes)]
             where = {} if home is None else {"workers": [home], "allow_other_workers": True}

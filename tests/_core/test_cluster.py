@@ -1,11 +1,11 @@
 """A dask cluster of two processes: same bits, each value sent once, and a killed worker costs time alone."""
 
 import asyncio
+import gc
 import os
 import signal
-import socket
 import time
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from functools import partial
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -20,9 +20,9 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 from sklearn_cryoem import MAPAligner, SMLClusterer
-from sklearn_cryoem._core import cluster as cluster_module
-from sklearn_cryoem._core import dask_workers
-from sklearn_cryoem._core.parallel import ordered_map, task_pool
+from sklearn_cryoem._core import parallel
+from sklearn_cryoem._core.exceptions import WorkerLostError
+from sklearn_cryoem._core.parallel import DaskPool, ordered_map, task_pool
 from sklearn_cryoem.alignment.features import SharedFeatures
 from sklearn_cryoem.alignment.passes import placed_rows, run_pass
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
@@ -32,6 +32,7 @@ from sklearn_cryoem.manifold.blocks import N_SHARDS, shards
 from sklearn_cryoem.manifold.expectation import sweep
 from sklearn_cryoem.particles.features import FeatureBlocks
 
+SOON = {"distributed.comm.timeouts.connect": "3s"}  # the dead are given up by then
 TWO_PROCESSES = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of dask and tornado
@@ -56,6 +57,10 @@ def times(item, factor):
     return item * factor
 
 
+def doubled_of(factor, item, table):
+    return factor * table.values[2 * item]
+
+
 def dies_once(item, mark):
     if item == 3 and not os.path.exists(mark):
         open(mark, "w").close()
@@ -65,8 +70,7 @@ def dies_once(item, mark):
 
 @pytest.fixture(scope="module")
 def client():
-    soon = {"distributed.comm.timeouts.connect": "3s"}  # the dead are given up by then
-    with dask.config.set(soon), distributed.LocalCluster(**TWO_PROCESSES) as local:
+    with dask.config.set(SOON), distributed.LocalCluster(**TWO_PROCESSES) as local:
         with distributed.Client(local) as client:
             yield client
 
@@ -83,43 +87,43 @@ def stack(tmp_path_factory):
 def kill_a_worker(client, monkeypatch):
     """Kill a worker process when some results have been taken; return those that were killed."""
     client.wait_for_workers(2, timeout=60)
-    killed, taken, result = [], [], cluster_module.Cluster.result
+    killed, taken, result = [], [], DaskPool._result
 
-    def result_and_kill(self, sending):
-        taken.append(sending)
+    def result_and_kill(self, task):
+        taken.append(task)
         if len(taken) == 12:
             process = next(iter(client.run(os.getpid).values()))
             os.kill(process, signal.SIGKILL)
             killed.append(process)
-        return result(self, sending)
+        return result(self, task)
 
-    monkeypatch.setattr(cluster_module.Cluster, "result", result_and_kill)
+    monkeypatch.setattr(DaskPool, "_result", result_and_kill)
     return killed
 
 
-def bytes_moved(monkeypatch, work):
+def bytes_moved(client, work):
     """Bytes of shared values, tasks and results of ``work()`` on the cluster."""
     moved = []
-    submit, result, send = (getattr(cluster_module.Cluster, name) for name in ("submit", "result", "_send"))
 
-    def counting_submit(self, function, *args, **where):
-        moved.append(len(cloudpickle.dumps([a.name if hasattr(a, "name") else a for a in args])))
-        return submit(self, function, *args, **where)
-
-    def counting_result(self, sending):
-        found = result(self, sending)
+    def result(future):
+        found = type(future).result(future)
         moved.append(len(cloudpickle.dumps(found)))
         return found
 
-    def counting_send(self, parcel, workers):
-        before = self.bytes_sent
-        send(self, parcel, workers)
-        moved.append(self.bytes_sent - before)
+    def scatter(values, **options):
+        moved.extend(len(cloudpickle.dumps(value)) for value in values)
+        return type(client).scatter(client, values, **options)
 
-    with monkeypatch.context() as patch, parallel_config("dask"):
-        patch.setattr(cluster_module.Cluster, "submit", counting_submit)
-        patch.setattr(cluster_module.Cluster, "result", counting_result)
-        patch.setattr(cluster_module.Cluster, "_send", counting_send)
+    def submit(function, *args, **options):
+        values = [arg for arg in args if not isinstance(arg, distributed.Future)]
+        moved.append(len(cloudpickle.dumps(values)))
+        future = type(client).submit(client, function, *args, **options)
+        future.result = partial(result, future)
+        return future
+
+    with pytest.MonkeyPatch.context() as patch, parallel_config("dask"):
+        patch.setattr(client, "scatter", scatter)
+        patch.setattr(client, "submit", submit)
         work()
     return sum(moved)
 
@@ -133,22 +137,23 @@ def test_a_shared_value_reaches_every_task_in_order(client):
 
 
 def test_what_is_sent_once_is_not_sent_again_with_the_next_pass(client, monkeypatch):
-    sent = []
-    send = cluster_module.Cluster._send
-    monkeypatch.setattr(
-        cluster_module.Cluster,
-        "_send",
-        lambda self, parcel, workers: sent.append(len(self._packed(parcel))) or send(self, parcel, workers),
-    )
+    scatter = Mock(side_effect=client.scatter)
+    monkeypatch.setattr(client, "scatter", scatter)
     table = Table(100_000)
     with parallel_config("dask"):
         first, second = (list(ordered_map(partial(picked, table), range(40))) for _ in range(2))
+        assert list(ordered_map(partial(doubled_of, 3, table=table), range(4))) == [0, 6, 12, 18]
     assert [value for _, value in first] == [value for _, value in second] == list(range(40))
-    processes = {process for process, _ in first + second}
-    assert os.getpid() not in processes
-    # on a busy machine one worker may do all of it
-    assert sum(n > 100_000 for n in sent) == len(processes), "the table goes to each worker once"
-    assert all(n < 2_000 for n in sent if n <= 100_000)
+    assert os.getpid() not in {process for process, _ in first + second}
+    sent = [(type(call.args[0][0]), call.kwargs["workers"][0]) for call in scatter.call_args_list]
+    tables = [worker for kind, worker in sent if kind is Table]
+    assert len(tables) == len(set(tables)), "the table goes to each worker once"
+    (known,) = parallel._sent_once.values()
+    assert len(known) == 1
+    del table, scatter
+    monkeypatch.undo()
+    gc.collect()
+    assert not known, "and goes when it is gone here"
 
 
 def test_a_killed_worker_costs_time_alone(client, tmp_path):
@@ -158,45 +163,33 @@ def test_a_killed_worker_costs_time_alone(client, tmp_path):
     assert (tmp_path / "mark").exists()
 
 
-def test_a_task_that_kills_every_worker_is_reported(monkeypatch):
+def test_a_task_that_kills_every_worker_is_reported():
     dead = distributed.scheduler.KilledWorker("task", SimpleNamespace(address="tcp://node:1"), 3)
-    monkeypatch.setattr(cluster_module, "reaches_workers", lambda client: True)
-    monkeypatch.setattr(cluster_module.Cluster, "_fetch", lambda self, future: future)
-    future = Future()
-    future.set_exception(dead)
-    cluster = cluster_module.Cluster(Mock(**{"submit.return_value": future}))
-    with pytest.raises(RuntimeError, match=r"4 workers .* more memory"):
-        cluster.result(cluster.submit(times, 1, 2))
+    client = Mock(status="running", **{"nthreads.return_value": {"tcp://node:1": 1}})
+    client.submit.return_value.result.side_effect = dead
+    with pytest.raises(WorkerLostError, match=r"4 workers .* more memory"):
+        list(DaskPool(client, {}, 1).map(times, [1], 2))
 
 
-def test_results_come_through_the_scheduler_where_workers_cannot_be_reached(client, monkeypatch):
-    knock = Mock(side_effect=OSError("no route to host"))
-    monkeypatch.setattr(distributed.comm, "connect", knock)
-    monkeypatch.setattr(dask_workers, "_reached", {})
-    gather = Mock(side_effect=client.gather)
-    monkeypatch.setattr(client, "gather", gather)
-    with parallel_config("dask"), task_pool() as pool:
-        assert list(pool.map(times, range(5), 3)) == [0, 3, 6, 9, 12]
-        knocks = knock.call_count
-        assert list(ordered_map(partial(times, factor=2), range(4))) == [0, 2, 4, 6]
-    assert knock.call_count == knocks > 0  # asked once, however many maps follow
-    assert {call.kwargs["direct"] for call in gather.call_args_list} == {False}
+def test_a_task_that_loses_what_it_needs_again_and_again_is_reported():
+    client = Mock(status="running", **{"nthreads.return_value": {"tcp://node:1": 1}})
+    client.submit.return_value = Mock(status="cancelled", **{"result.side_effect": CancelledError("lost")})
+    with pytest.raises(WorkerLostError, match=r"4 workers .* more memory"):
+        list(DaskPool(client, {}, 1).map(times, [1], 2))
 
 
-def test_a_port_that_takes_connections_and_never_answers_is_no_worker(client, monkeypatch):
-    monkeypatch.setattr(dask_workers, "KNOCK_SECONDS", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
-        assert not client.sync(dask_workers._all_answer, client, [*client.nthreads(), address])
-    assert client.sync(dask_workers._all_answer, client, list(client.nthreads()))
-
-
-def test_results_are_fetched_from_the_workers_where_they_can_be_reached(client, monkeypatch):
-    gather = Mock(side_effect=client.gather)
-    monkeypatch.setattr(client, "gather", gather)
-    with parallel_config("dask"), task_pool() as pool:
-        assert list(pool.map(times, range(5), 3)) == [0, 3, 6, 9, 12]
-    assert {call.kwargs["direct"] for call in gather.call_args_list} == {True}
+def test_a_worker_that_takes_nothing_is_passed_by_and_if_none_takes_anything_that_is_said():
+    client = Mock(status="running", **{"nthreads.return_value": {"tcp://node:1": 1, "tcp://node:2": 1}})
+    client.scatter.side_effect = [TimeoutError("No valid workers found"), ["copy"]]
+    pool = DaskPool(client, {}, 1)
+    next(pool.map(times, [1], pool.share(2)))
+    assert [call.kwargs["workers"] for call in client.scatter.call_args_list] == [
+        ["tcp://node:1"],
+        ["tcp://node:2"],
+    ]
+    client.scatter.side_effect = OSError("no route to host")
+    with pytest.raises(WorkerLostError, match=r"takes what it is sent.* more memory"):
+        next(pool.map(times, [1], pool.share(2)))
 
 
 def test_items_of_a_place_are_sent_to_the_same_worker_in_every_pass(client, monkeypatch):
@@ -216,13 +209,6 @@ def test_items_of_a_place_are_sent_to_the_same_worker_in_every_pass(client, monk
     assert homes(place=lambda item: item // 4) == 4 * [first] + 4 * [second]
 
 
-def test_tasks_of_a_worker_that_is_gone_are_done_by_others(client):
-    client.wait_for_workers(2, timeout=60)
-    cluster = cluster_module.Cluster(client)
-    sent = [cluster.submit(times, item, 2, home="tcp://127.0.0.1:9") for item in range(3)]
-    assert [cluster.result(each) for each in sent] == [0, 2, 4]
-
-
 def slowly_doubled(item):
     time.sleep(0.3)
     return 2 * item
@@ -231,7 +217,7 @@ def slowly_doubled(item):
 @pytest.fixture
 def own_cluster():
     """A cluster of one process for a test that takes it apart."""
-    with distributed.LocalCluster(**{**TWO_PROCESSES, "n_workers": 1}) as cluster:
+    with dask.config.set(SOON), distributed.LocalCluster(**{**TWO_PROCESSES, "n_workers": 1}) as cluster:
         with distributed.Client(cluster):
             yield cluster
 
@@ -262,23 +248,6 @@ def test_all_workers_may_leave_and_others_come(own_cluster):
         own_cluster.scale(2)
 
     assert pass_with(change) == list(range(0, 24, 2))
-
-
-class DoneTooLate(Future):
-    """A result that comes between the end of a wait for it and the next look."""
-
-    def result(self, timeout=None):
-        if timeout is not None:
-            self.set_result(7)
-            raise TimeoutError
-        return super().result()
-
-
-def test_a_result_that_comes_as_the_wait_ends_is_taken(monkeypatch):
-    monkeypatch.setattr(cluster_module, "reaches_workers", lambda client: True)
-    monkeypatch.setattr(cluster_module.Cluster, "_fetch", lambda self, future: DoneTooLate())
-    cluster = cluster_module.Cluster(Mock())
-    assert cluster.result(cluster.submit(times, 1, 7)) == 7
 
 
 def fails_by_timeout(item):
@@ -333,13 +302,13 @@ def aligner():
     return MAPAligner(3, n_batches=4, max_iter=2, max_shift=15.0, random_state=0)
 
 
-def test_an_iteration_moves_as_many_bytes_for_four_times_the_particles(client, stack, monkeypatch):
+def test_an_iteration_moves_as_many_bytes_for_four_times_the_particles(client, stack):
     model, moved = clusterer().fit(stack[:500]), []
     for n in (500, 2000):
         blocks = FeatureBlocks(stack[:n], model._space.plane, block_size=30)  # 16 tasks either way
         assert len(shards(blocks)) == N_SHARDS
         matcher = model._manifold.matcher(blocks.layout, dtype=np.float32)
-        first, *later = [bytes_moved(monkeypatch, partial(sweep, blocks, [matcher])) for _ in range(4)]
+        first, *later = [bytes_moved(client, partial(sweep, blocks, [matcher])) for _ in range(4)]
         moved.append(min(later))  # a worker that had no task in the first is sent the table in a later one
         assert first > moved[-1], "the first also sends the table of all particles"
     small, large = moved
@@ -347,7 +316,7 @@ def test_an_iteration_moves_as_many_bytes_for_four_times_the_particles(client, s
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_the_aligner_moves_nothing_for_a_particle_but_its_class_and_pose(client, stack, monkeypatch):
+def test_the_aligner_moves_nothing_for_a_particle_but_its_class_and_pose(client, stack):
     model = aligner().fit(stack[:500])
     space = model._settings.space(stack.box, model._model.k_max)
 
@@ -356,7 +325,7 @@ def test_the_aligner_moves_nothing_for_a_particle_but_its_class_and_pose(client,
         with parallel_config("dask"), task_pool() as pool:
             features = SharedFeatures(images, pool, 256e6)
             one_pass = partial(run_pass, features, rows, images.known.shift_px, model._model, space)
-            _, *later = [bytes_moved(monkeypatch, one_pass) for _ in range(3)]
+            _, *later = [bytes_moved(client, one_pass) for _ in range(3)]
         return min(later)
 
     batch = np.arange(0, 500, 2)  # a mini-batch of 250 images

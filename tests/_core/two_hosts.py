@@ -23,8 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import MAPAligner, SMLClusterer
-from sklearn_cryoem._core import cluster as cluster_module
-from sklearn_cryoem._core.parallel import ordered_map
+from sklearn_cryoem._core.parallel import DaskPool, ordered_map
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.io import read_particles, write_mrc
 from sklearn_cryoem.manifold.expectation import sweep
@@ -117,20 +116,20 @@ def pipeline():
 
 def far(stack, at_result=None):
     """Fitted on the hosts; something may happen when the results of some tasks have been taken."""
-    result, calls = cluster_module.Cluster.result, []
+    result, calls = DaskPool._result, []
 
-    def result_and_act(self, sending):
-        calls.append(sending)
+    def result_and_act(self, task):
+        calls.append(task)
         if at_result is not None:
             at_result(len(calls))
-        return result(self, sending)
+        return result(self, task)
 
-    cluster_module.Cluster.result = result_and_act
+    DaskPool._result = result_and_act
     try:
         with parallel_config("dask"):
             return pipeline().fit(stack)
     finally:
-        cluster_module.Cluster.result = result
+        DaskPool._result = result
 
 
 def cut_a_wire(cut, n_results):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem import MAPAligner, SMLClusterer, save_model
-from sklearn_cryoem._core import parallel as tasks
+from sklearn_cryoem._core import parallel
 from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem.alignment.features import AlignmentImages, FeatureCache
 from sklearn_cryoem.alignment.frames import KnownPoses
@@ -45,15 +45,15 @@ def in_the_middle(monkeypatch):
     """Have something happen when a fit has read some blocks."""
 
     def arrange(action, after=12):
-        calls, result = [], tasks.TaskPool.result
+        calls, result = [], parallel.TaskPool._result
 
-        def result_and_act(self, future):
-            calls.append(future)
+        def result_and_act(self, task):
+            calls.append(task)
             if len(calls) == after:
                 action()
-            return result(self, future)
+            return result(self, task)
 
-        monkeypatch.setattr(tasks.TaskPool, "result", result_and_act)
+        monkeypatch.setattr(parallel.TaskPool, "_result", result_and_act)
         return calls
 
     return arrange
@@ -234,19 +234,19 @@ def test_a_particle_that_is_not_finite_is_named(path, made, make, n_jobs):
 @only_linux
 def test_a_worker_that_the_system_kills_is_reported_and_the_state_kept(made, tmp_path, monkeypatch):
     monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
-    calls, result = [], tasks.ProcessPool.result
+    calls, result = [], parallel.ProcessPool._result
 
-    def result_and_kill(self, future):
-        calls.append(future)
+    def result_and_kill(self, task):
+        calls.append(task)
         if len(calls) == 16:
-            worker = next(iter(tasks._executors[2]._processes))
+            worker = next(iter(parallel._executors[2]._processes))
             os.kill(worker, signal.SIGKILL)
             time.sleep(0.5)
-        return result(self, future)
+        return result(self, task)
 
     options = {**OPTIONS, "checkpoint": tmp_path}
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.ProcessPool, "result", result_and_kill)
+        patch.setattr(parallel.ProcessPool, "_result", result_and_kill)
         with pytest.raises(RuntimeError, match="memory runs out"):
             MAPAligner(**options, n_jobs=2).fit(made)
     assert len(list(tmp_path.glob("mapaligner-*.npz"))) == 1

@@ -229,12 +229,12 @@ def test_one_run_at_a_time_in_a_folder(tmp_path):
 
 
 def test_a_file_system_without_locks_keeps_nobody_out_and_says_so(tmp_path, monkeypatch, caplog):
-    from sklearn_cryoem._core import files as locks
+    from sklearn_cryoem._core import files
 
     def refuses(handle, how):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(locks.fcntl, "flock", refuses)
+    monkeypatch.setattr(files.fcntl, "flock", refuses)
     with caplog.at_level("INFO"), folder_lock(tmp_path), folder_lock(tmp_path):
         pass
     assert "keep other runs out" in caplog.text

@@ -14,8 +14,7 @@ import pytest
 from joblib import parallel_config
 
 from sklearn_cryoem import MAPAligner
-from sklearn_cryoem._core import cluster as cluster_module
-from sklearn_cryoem._core import parallel as tasks
+from sklearn_cryoem._core import parallel
 from sklearn_cryoem._core.exceptions import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem._core.memory import memory_watched
 from sklearn_cryoem.cli.main import explain
@@ -41,7 +40,7 @@ def limit_workers(room):
     """Let the worker processes have `room` bytes more than now, or as much as there is if it is None."""
     import resource
 
-    for process in tasks._executors[2]._processes:
+    for process in parallel._executors[2]._processes:
         with open(f"/proc/{process}/statm") as file:
             taken = int(file.read().split()[0]) * resource.getpagesize()
         hard = resource.prlimit(process, resource.RLIMIT_AS)[1]
@@ -50,17 +49,17 @@ def limit_workers(room):
 
 def test_worker_processes_that_find_no_memory_end_the_fit_and_its_state_is_kept(made, tmp_path, monkeypatch):
     monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
-    calls, result = [], tasks.ProcessPool.result
+    calls, result = [], parallel.ProcessPool._result
 
-    def result_and_limit(self, future):
-        calls.append(future)
+    def result_and_limit(self, task):
+        calls.append(task)
         if len(calls) == 16:
             limit_workers(0)
-        return result(self, future)
+        return result(self, task)
 
     aligner = MAPAligner(**OPTIONS, checkpoint=tmp_path / "state", n_jobs=2)
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.ProcessPool, "result", result_and_limit)
+        patch.setattr(parallel.ProcessPool, "_result", result_and_limit)
         with pytest.raises(MemoryError, match=r"MAPAligner.fit ran out of memory: .*fewer workers") as caught:
             aligner.fit(made)
     said = str(caught.value)
@@ -215,7 +214,7 @@ def test_a_task_that_needs_more_than_the_workers_of_a_cluster_have_is_reported(c
     client.wait_for_workers(2, timeout=60)
     with (
         parallel_config("dask"),
-        tasks.task_pool() as pool,
+        parallel.task_pool() as pool,
         pytest.raises(RuntimeError, match=r"2 workers .* died of the same task.* more memory") as caught,
     ):
         list(pool.map(takes_too_much, range(1)))
@@ -225,19 +224,19 @@ def test_a_task_that_needs_more_than_the_workers_of_a_cluster_have_is_reported(c
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_a_worker_of_a_cluster_that_took_too_much_once_costs_time_alone(client, made, monkeypatch):
     client.wait_for_workers(2, timeout=60)
-    taken, ended, result = [], [], cluster_module.Cluster.result
+    taken, ended, result = [], [], parallel.DaskPool._result
 
-    def result_and_press(self, sending):
-        taken.append(sending)
+    def result_and_press(self, task):
+        taken.append(task)
         if len(taken) == 12:
             (process,) = client.run(take_too_much_beside, workers=sorted(client.nthreads())[:1]).values()
             began = time.monotonic()
             while is_running(process) and time.monotonic() - began < HELD_SECONDS / 2:
                 time.sleep(0.1)
             ended.append(not is_running(process))
-        return result(self, sending)
+        return result(self, task)
 
-    monkeypatch.setattr(cluster_module.Cluster, "result", result_and_press)
+    monkeypatch.setattr(parallel.DaskPool, "_result", result_and_press)
     with parallel_config("dask"):
         far = MAPAligner(**OPTIONS).fit(made)
     assert ended == [True], "the nanny has not ended a worker that holds more than it may"
