@@ -8,13 +8,18 @@ import numpy as np
 
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.options import (
+    ALIGNMENT,
+    ALIGNMENT_AND_CLUSTERING,
+    CLUSTERING,
+    MACHINE,
+    SUBCLASSES,
     add_classification,
     add_machine,
     add_options,
     add_reading,
     add_run,
-    count,
     new_command,
+    parameters_from,
 )
 from sklearn_cryoem.cli.results import LEFT_OUT, Outcome, labelled_name, output_names, tell, write
 from sklearn_cryoem.cli.run_folder import RunFolder
@@ -60,12 +65,7 @@ def add_deep(commands):
         epilog=_DEEP_EPILOG,
     )  # fmt: skip
     _add_particles(parser)
-    add_options(parser.add_argument_group("sub-classes"), [
-        ("--images-per-subclass", "N", count, 30, "a class gets a sub-class for every so many particles"),
-        ("--min-class-size", "N", count, None,
-         "smaller classes stay whole (default: twice --images-per-subclass)"),
-        ("--max-subclasses", "N", count, None, "sub-classes of a class, at most"),
-    ])  # fmt: skip
+    add_options(parser.add_argument_group("sub-classes"), SUBCLASSES)
     add_classification(parser)
     parser.set_defaults(align_classes=None, classes=None)  # chosen from the number of particles
     add_machine(parser.add_argument_group("machine"))
@@ -141,16 +141,11 @@ def make_clusterer(options):
     from sklearn_cryoem.estimators import SMLClusterer
 
     return SMLClusterer(
-        n_components=options.latent_dim,
-        n_basis=options.basis,
         topology=options.topology,
-        **_given(
-            options,
-            n_clusters=options.classes,
-            max_iter=options.iterations,
-            cache_folder=options.cache_folder,
-            noise="group" if options.noise_groups else None,
-        ),
+        n_components=options.latent_dim,
+        noise="group" if options.noise_groups else "shell",
+        **parameters_from(options, ALIGNMENT_AND_CLUSTERING, CLUSTERING),
+        **_machine(options),
     )
 
 
@@ -164,39 +159,21 @@ def make_aligner(options, stack):
     """
     from sklearn_cryoem.estimators import MAPAligner
 
-    if options.skip_align:
-        if stack.poses is None:
-            raise CommandError(
-                "the particles have no in-plane angles and shifts, which --skip-align relies on. "
-                "Leave it out, or give a file with rlnAnglePsi, rlnOriginXAngst and rlnOriginYAngst."
-            )
-        return None
-    return MAPAligner(
-        options.align_classes,
-        align_mirrored=options.align_mirrored,
-        **_given(
-            options,
-            max_shift=options.max_shift,
-            max_iter=options.align_iterations,
-            n_batches=options.align_batches,
-            n_references=options.align_references,
-            angle_range=None if options.angle_range is None else math.radians(options.angle_range),
-        ),
-    )
-
-
-def _given(options, **parameters):
-    """Parameters that the user gave, for the estimator knows its defaults best; and those that all take."""
-    parameters |= {
-        "mask_diameter": options.mask_diameter,
-        "max_resolution": options.max_resolution,
-    }
-    given = {name: value for name, value in parameters.items() if value is not None}
-    return given | _machine(options)
+    if not options.skip_align:
+        parameters = parameters_from(options, ALIGNMENT_AND_CLUSTERING, ALIGNMENT)
+        if "angle_range" in parameters:
+            parameters["angle_range"] = math.radians(parameters["angle_range"])
+        return MAPAligner(**parameters, **_machine(options))
+    if stack.poses is None:
+        raise CommandError(
+            "the particles have no in-plane angles and shifts, which --skip-align relies on. "
+            "Leave it out, or give a file with rlnAnglePsi, rlnOriginXAngst and rlnOriginYAngst."
+        )
+    return None
 
 
 def _machine(options):
-    return {"n_jobs": options.jobs, "random_state": options.seed, "verbose": 0 if options.quiet else 1}
+    return {**parameters_from(options, MACHINE), "verbose": 0 if options.quiet else 1}
 
 
 # ---------------------------------------------------------------- fits
@@ -295,9 +272,7 @@ def fit_deep(stack, options, folder, console):
     model = DeepClusterer(
         first,  # its fit is found where it was kept; poses are not searched again
         make_clusterer(options).set_params(verbose=0, cache_folder=None),
-        images_per_subclass=options.images_per_subclass,
-        min_class_size=options.min_class_size,
-        max_subclasses=options.max_subclasses,
+        **parameters_from(options, SUBCLASSES),
         **_machine(options),
     )
     with folder.timed("divide"):

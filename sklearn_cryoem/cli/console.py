@@ -5,49 +5,9 @@ import sys
 import warnings
 from contextlib import contextmanager
 
-_PROGRESS_LOGGER = "sklearn_cryoem"  # progress lines come under the package's own name, the rest below it
+from sklearn_cryoem.cli.options import OPTIONS_OF_ESTIMATORS, OPTIONS_OF_PARAMETERS
 
-# Parameters that messages of the library name, and the options that set them.
-OPTIONS_OF_PARAMETERS = {
-    "cache_folder": "--cache-folder",
-    "clip_hot_pixels": "--clip-hot-pixels",
-    "ctf": "--no-ctf",
-    "images_dir": "--images-dir",
-    "invert": "--invert",
-    "mask_diameter": "--mask-diameter",
-    "max_resolution": "--max-resolution",
-    "max_shift": "--max-shift",
-    "n_basis": "--basis",
-    "n_jobs": "--jobs",
-    "normalise": "--normalise",
-    "overwrite": "--force",
-    "passthrough": "--passthrough",
-    "permissive": "--permissive",
-    "pixel_size": "--pixel-size",
-    "rescale": "--rescale",
-    "topology": "--topology",
-}
-OPTIONS_OF_ESTIMATORS = {
-    "DeepClusterer": {
-        "images_per_subclass": "--images-per-subclass",
-        "max_iter": "--iterations",
-        "max_subclasses": "--max-subclasses",
-        "min_class_size": "--min-class-size",
-    },
-    "MAPAligner": {
-        "align_mirrored": "--align-mirrored",
-        "angle_range": "--angle-range",
-        "max_iter": "--align-iterations",
-        "n_batches": "--align-batches",
-        "n_clusters": "--align-classes",
-        "n_references": "--align-references",
-    },
-    "SMLClusterer": {
-        "max_iter": "--iterations",
-        "n_clusters": "--classes",
-        "n_components": "--latent-dim",
-    },
-}
+_PROGRESS_LOGGER = "sklearn_cryoem"  # progress lines come under the package's own name, the rest below it
 
 
 class CommandError(Exception):
@@ -79,7 +39,7 @@ def with_options(text, options=None):
         if estimator in words:
             known |= own
     hints = []
-    for parameter, option in known.items():
+    for parameter, option in sorted(known.items(), key=lambda pair: text.find(pair[0])):
         # Names without an underscore are words of English, too: they are parameters where a value follows.
         is_named = parameter in words if "_" in parameter else f"{parameter}=" in text
         if is_named and option not in text:

@@ -1,23 +1,26 @@
 """Entry point of `sklearn-cryoem`: parse, run a command, turn failure into one line and an exit code."""
 
 import argparse
+import difflib
 import os
 import signal
 import sys
 import traceback
 from contextlib import contextmanager
+from pathlib import Path
 
 from sklearn_cryoem._core.exceptions import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.cli import classify, inspect, simulate, subsets
 from sklearn_cryoem.cli.console import CommandError, Console, Interrupted, reporting, with_options
-from sklearn_cryoem.cli.options import add_talking, find_config, read_config
+from sklearn_cryoem.cli.options import add_talking
 
 COMMANDS = (
     simulate.add_demo, classify.add_classify, classify.add_deep, inspect.add_report, subsets.add_select,
     subsets.add_convert, inspect.add_info, simulate.add_simulate,
 )  # fmt: skip
 
+_GRIDS = ("classes", "basis")  # options that take a grid such as 10x10, a list in a file
 OK, FAILED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143  # argparse exits with 2, too
 
 _EPILOG = """\
@@ -89,6 +92,105 @@ def parse(argv):
     return options
 
 
+# ---------------------------------------------------------------- the file of --config
+def find_config(command, tokens):
+    """The file after --config among the words of a command line, or None."""
+    if command.get_default("required") is None:  # it has no --config
+        return None
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    try:
+        return finder.parse_known_args(tokens)[0].config
+    except SystemExit:  # --config without a file: the parser of the command says so better
+        return None
+
+
+def read_config(path, name, command):
+    """Options of a YAML file, as the parser of the command converts and checks them.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    name : str
+        Of the command.
+    command : ArgumentParser
+        Its parser.
+
+    Returns
+    -------
+    dict
+        Value by name, for `set_defaults` of the parser.
+
+    Raises
+    ------
+    CommandError
+        If the file cannot be read, or holds something that is no option of the command.
+    """
+    content = _load(path)
+    wanted = content.pop("command", name)
+    if wanted != name:
+        raise CommandError(
+            f"{path} is for the command {wanted}, not {name}. Use sklearn-cryoem {wanted} --config {path}."
+        )
+    usual = vars(command.parse_args([]))
+    known = [key for key in usual if key not in ("run", "required", "config", "debug")]
+    words, given = [], []
+    for key, value in content.items():
+        option = str(key).replace("-", "_")
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise CommandError(f"{path}: {key!r} is no option of {name}{hint} See {name} --help.")
+        if value is not None:
+            is_argument = option == "particles" and option in usual["required"]
+            words += [str(value)] if is_argument else _words(option, value, usual[option], path)
+            given.append(option)
+    parsed = command.parse_args(words)
+    return {option: getattr(parsed, option) for option in given}
+
+
+def _words(option, value, usual, path):
+    """An option of the file as it would stand on the command line."""
+    flag = f"--{option.replace('_', '-')}"
+    if isinstance(usual, bool):
+        if not isinstance(value, bool):
+            raise CommandError(f"{path}: {option} is {value!r}, expected true or false. Correct it.")
+        return [flag] if value else []
+    if isinstance(value, dict):
+        raise CommandError(f"{path}: {option} is {value!r}, expected a value or a list. Correct it.")
+    if isinstance(value, list) and option in _GRIDS:
+        value = "x".join(map(str, value))
+    if isinstance(value, list):
+        if isinstance(usual, list):  # may be given several times
+            return [f"{flag}={item}" for item in value]
+        return [flag, *map(str, value)] if value else []
+    return [f"{flag}={value}"]
+
+
+def _load(path):
+    """Content of a YAML file: a value for each key."""
+    try:
+        import yaml
+    except ImportError:
+        raise CommandError(
+            "--config needs PyYAML, which is not there. Install it with: pip install 'sklearn-cryoem[cli]'"
+        ) from None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read ({error.strerror}). Check the path.") from error
+    except (yaml.YAMLError, UnicodeError) as error:
+        reason = " ".join(str(error).split())
+        raise CommandError(
+            f"{path} is no YAML file ({reason}). Write one option a line, such as classes: 100."
+        ) from error
+    if not isinstance(content, dict):
+        raise CommandError(f"{path} holds no options. Write one a line, such as classes: 100.")
+    return content
+
+
+# ---------------------------------------------------------------- run
 def complete(parser):
     """Answer a shell that asks what could come next, where argcomplete is installed."""
     if "_ARGCOMPLETE" in os.environ:

@@ -1,15 +1,160 @@
-"""Options that several commands share, the types that check their values, and the file of --config."""
+"""Options that several commands share, the parameters they set, and the types that check their values."""
 
 import argparse
-import difflib
 import os
 from pathlib import Path
 
-from sklearn_cryoem.cli.console import CommandError
-
 RUN_FILE = "run.yaml"
-_GRIDS = ("classes", "basis")  # options that take a grid such as 10x10, a list in a file
 SHOW_DEFAULT = "(default: %(default)s)"
+
+
+# ---------------------------------------------------------------- types
+def count(text):
+    """A whole number from 1."""
+    return _number(text, int, lambda value: value >= 1, "a whole number from 1")
+
+
+def whole(text):
+    """A whole number from 0."""
+    return _number(text, int, lambda value: value >= 0, "a whole number from 0")
+
+
+def positive(text):
+    """A finite number above 0."""
+    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def not_negative(text):
+    """A finite number from 0."""
+    return _number(text, float, lambda value: 0 <= value < float("inf"), "a number from 0")
+
+
+def fraction(text):
+    """A number from 0 to below 1."""
+    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
+def angle(text):
+    """A number of degrees from 0 to 180."""
+    return _number(text, float, lambda value: 0 <= value <= 180, "a number of degrees from 0 to 180")
+
+
+def _number(text, kind, is_allowed, expected):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not is_allowed(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+    return value
+
+
+def count_or_grid(text):
+    """A whole number (100), or the shape of a latent grid (10x10)."""
+    try:
+        sizes = tuple(count(part) for part in text.lower().split("x"))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number from 1, nor a grid such as 10x10"
+        ) from None
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def count_or_auto(text):
+    """A whole number, or the word auto."""
+    return text if text == "auto" else count(text)
+
+
+# ---------------------------------------------------------------- tables
+# (parameter that it sets, flag, metavar, type, default, help); of type bool an option is a switch.
+READING = [
+    ("pixel_size", "--pixel-size", "A", positive, None, "Angstrom per pixel (default: what the file says)"),
+    ("rescale", "--rescale", None, bool, False,
+     "bring particles of several pixel sizes and boxes to one"),
+    ("invert", "--invert", None, bool, False, "invert the contrast: for dark particles"),
+    ("ctf", "--no-ctf", None, bool, False, "take the CTF as 1, even if the file has one"),
+    ("normalise", "--normalise", None, bool, False,
+     "give each background mean 0 and standard deviation 1"),
+    ("clip_hot_pixels", "--clip-hot-pixels", None, bool, False,
+     "replace pixels that are far off their neighbours"),
+    ("downsample", "--downsample", "PIXELS", count, None,
+     "crop images in Fourier space to this box, in pixels"),
+    ("permissive", "--permissive", None, bool, False,
+     "leave out particles that cannot be used, and say which"),
+]  # fmt: skip
+ALIGNMENT_AND_CLUSTERING = [
+    ("mask_diameter", "--mask-diameter", "A", positive, None,
+     "diameter of the round mask, in Angstrom (default: chosen from the box)"),
+    ("max_resolution", "--max-resolution", "A", positive, None,
+     "finest detail to use, in Angstrom (default: as fine as pixel size and signal allow)"),
+]  # fmt: skip
+ALIGNMENT = [
+    ("n_clusters", "--align-classes", "N", count, 50, "classes while aligning"),
+    ("n_references", "--align-references", "N", count, None,
+     "references that are united to these classes in the end: more are more accurate and slower "
+     "(default: 2.5 to a class, as far as there are particles)"),
+    ("n_batches", "--align-batches", "N", whole, None, "mini-batches to begin with (default: the aligner's)"),
+    ("max_iter", "--align-iterations", "N", count, None,
+     "passes over all particles, at most (default: the aligner's)"),
+    ("max_shift", "--max-shift", "A", positive, None,
+     "particles are off centre by at most this, in Angstrom (default: chosen from the box)"),
+    ("angle_range", "--angle-range", "DEG", angle, None,
+     "search this far round the in-plane angles of the file, in degrees (default: all angles)"),
+    ("align_mirrored", "--align-mirrored", None, bool, False,
+     "let mirror images share classes: the same view from opposite sides"),
+]  # fmt: skip
+CLUSTERING = [
+    ("n_clusters", "--classes", "N", count_or_grid, 100,
+     "number of classes, rounded to a regular grid, or the grid itself: 10x10"),
+    ("n_basis", "--basis", "N", count_or_auto, "auto", "basis functions of the manifold: fewer are smoother"),
+    ("max_iter", "--iterations", "N", count, None, "iterations, at most (default: the clusterer's)"),
+    ("cache_folder", "--cache-folder", "DIR", Path, None,
+     "keep prepared images of large sets in files here, which further runs read again; their size is "
+     "stated before, and they stay until they are deleted"),
+]  # fmt: skip
+SUBCLASSES = [
+    ("images_per_subclass", "--images-per-subclass", "N", count, 30,
+     "a class gets a sub-class for every so many particles"),
+    ("min_class_size", "--min-class-size", "N", count, None,
+     "smaller classes stay whole (default: twice --images-per-subclass)"),
+    ("max_subclasses", "--max-subclasses", "N", count, None, "sub-classes of a class, at most"),
+]  # fmt: skip
+MACHINE = [
+    ("n_jobs", "--jobs", "N", count, None, "cores to use; labels do not depend on it (default: all)"),
+    ("random_state", "--seed", "N", whole, 0, "seed of every random choice"),
+]  # fmt: skip
+_CHOICES = {"topology": "--topology", "n_components": "--latent-dim"}
+_FILES = {"images_dir": "--images-dir", "overwrite": "--force", "passthrough": "--passthrough"}
+
+
+def flags(*tables):
+    """Flag by the parameter that it sets."""
+    return {parameter: flag for table in tables for parameter, flag, *_ in table}
+
+
+# Options of parameters that messages of the library name: of any function, and of one estimator.
+OPTIONS_OF_PARAMETERS = {
+    **flags(READING, ALIGNMENT_AND_CLUSTERING, MACHINE),
+    **_FILES,
+    **{name: flags(ALIGNMENT, CLUSTERING)[name] for name in ("max_shift", "n_basis", "cache_folder")},
+    "topology": _CHOICES["topology"],
+}
+OPTIONS_OF_ESTIMATORS = {
+    "DeepClusterer": {**flags(SUBCLASSES), "max_iter": "--iterations"},  # that of its second estimator
+    "MAPAligner": flags(ALIGNMENT),
+    "SMLClusterer": {**flags(CLUSTERING), **_CHOICES},
+}
+
+
+def parameters_from(options, *tables):
+    """Parameters that the options of some tables set; those that nobody gave keep their defaults."""
+    given = {name: value_of(options, flag) for name, flag in flags(*tables).items()}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def value_of(options, flag):
+    """Value of a flag among parsed options."""
+    return getattr(options, flag[2:].replace("-", "_"))
 
 
 # ---------------------------------------------------------------- parsers
@@ -70,17 +215,6 @@ def add_images_dir(parser):
     parser.add_argument("--images-dir", metavar="DIR", type=Path, help="where the image stacks are, if moved")
 
 
-def add_machine(parser):
-    """Add --jobs and --seed."""
-    parser.add_argument(
-        "--jobs", metavar="N", type=count, default=available_cores(),
-        help="cores to use; labels do not depend on it (default: all that this process may use)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seed", metavar="N", type=whole, default=0, help=f"seed of every random choice {SHOW_DEFAULT}"
-    )
-
-
 def available_cores():
     """Number of cores that this process may use."""
     try:
@@ -89,9 +223,9 @@ def available_cores():
         return os.cpu_count() or 1
 
 
-def add_options(group, rows):
-    """Add options from rows of (flag, metavar, type, default, help); of type bool they are switches."""
-    for flag, metavar, kind, default, text in rows:
+def add_options(group, *tables):
+    """Add the options of some tables."""
+    for _, flag, metavar, kind, default, text in (row for table in tables for row in table):
         if kind is bool:
             group.add_argument(flag, action="store_true", help=text)
         else:
@@ -99,48 +233,27 @@ def add_options(group, rows):
             group.add_argument(flag, metavar=metavar, type=kind, default=default, help=shown)
 
 
+def add_machine(parser):
+    """Add --jobs and --seed."""
+    add_options(parser, MACHINE)
+    parser.set_defaults(jobs=available_cores())
+
+
 def add_reading(group):
     """Add the options of how particles are read."""
     add_images_dir(group)
     add_passthrough(group)
-    add_options(group, [
-        ("--pixel-size", "A", positive, None, "Angstrom per pixel (default: what the file says)"),
-        ("--rescale", None, bool, False, "bring particles of several pixel sizes and boxes to one"),
-        ("--invert", None, bool, False, "invert the contrast: for dark particles"),
-        ("--no-ctf", None, bool, False, "take the CTF as 1, even if the file has one"),
-        ("--normalise", None, bool, False, "give each background mean 0 and standard deviation 1"),
-        ("--clip-hot-pixels", None, bool, False, "replace pixels that are far off their neighbours"),
-        ("--downsample", "PIXELS", count, None, "crop images in Fourier space to this box, in pixels"),
-        ("--permissive", None, bool, False, "leave out particles that cannot be used, and say which"),
-    ])  # fmt: skip
+    add_options(group, READING)
 
 
 def add_classification(parser):
     """Add the options of alignment and clustering."""
-    add_options(parser.add_argument_group("alignment and clustering"), [
-        ("--mask-diameter", "A", positive, None,
-         "diameter of the round mask, in Angstrom (default: chosen from the box)"),
-        ("--max-resolution", "A", positive, None,
-         "finest detail to use, in Angstrom (default: as fine as pixel size and signal allow)"),
-        ("--noise-groups", None, bool, False,
-         "a noise spectrum for each micrograph, instead of one for all particles, for the clustering"),
-    ])  # fmt: skip
-    add_options(parser.add_argument_group("alignment"), [
-        ("--align-classes", "N", count, 50, "classes while aligning"),
-        ("--align-references", "N", count, None,
-         "references that are united to these classes in the end: more are more accurate and slower "
-         "(default: 2.5 to a class, as far as there are particles)"),
-        ("--align-batches", "N", whole, None, "mini-batches to begin with (default: the aligner's)"),
-        ("--align-iterations", "N", count, None,
-         "passes over all particles, at most (default: the aligner's)"),
-        ("--max-shift", "A", positive, None,
-         "particles are off centre by at most this, in Angstrom (default: chosen from the box)"),
-        ("--angle-range", "DEG", angle, None,
-         "search this far round the in-plane angles of the file, in degrees (default: all angles)"),
-        ("--align-mirrored", None, bool, False,
-         "let mirror images share classes: the same view from opposite sides"),
-        ("--skip-align", None, bool, False, "use the in-plane angles and shifts of the file as they are"),
-    ])  # fmt: skip
+    add_options(parser.add_argument_group("alignment and clustering"), ALIGNMENT_AND_CLUSTERING)
+    align = parser.add_argument_group("alignment")
+    add_options(align, ALIGNMENT)
+    align.add_argument(
+        "--skip-align", action="store_true", help="use the in-plane angles and shifts of the file as they are"
+    )
     cluster = parser.add_argument_group("clustering")
     cluster.add_argument(
         "--topology", choices=("grid", "ring", "torus", "sphere"), default="grid",
@@ -150,167 +263,8 @@ def add_classification(parser):
         "--latent-dim", metavar="L", type=count, choices=(1, 2, 3),
         help="dimension of the manifold (default: that of its shape, 2 for a grid)",
     )  # fmt: skip
-    add_options(cluster, [
-        ("--classes", "N", count_or_grid, 100,
-         "number of classes, rounded to a regular grid, or the grid itself: 10x10"),
-        ("--basis", "N", count_or_auto, "auto", "basis functions of the manifold: fewer are smoother"),
-        ("--iterations", "N", count, None, "iterations, at most (default: the clusterer's)"),
-        ("--cache-folder", "DIR", Path, None,
-         "keep prepared images of large sets in files here, which further runs read again; their size is "
-         "stated before, and they stay until they are deleted"),
-    ])  # fmt: skip
-
-
-# ---------------------------------------------------------------- types
-def count(text):
-    """A whole number from 1."""
-    return _number(text, int, lambda value: value >= 1, "a whole number from 1")
-
-
-def whole(text):
-    """A whole number from 0."""
-    return _number(text, int, lambda value: value >= 0, "a whole number from 0")
-
-
-def positive(text):
-    """A finite number above 0."""
-    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
-
-
-def not_negative(text):
-    """A finite number from 0."""
-    return _number(text, float, lambda value: 0 <= value < float("inf"), "a number from 0")
-
-
-def fraction(text):
-    """A number from 0 to below 1."""
-    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
-
-
-def angle(text):
-    """A number of degrees from 0 to 180."""
-    return _number(text, float, lambda value: 0 <= value <= 180, "a number of degrees from 0 to 180")
-
-
-def _number(text, kind, is_allowed, expected):
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not is_allowed(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
-    return value
-
-
-def count_or_grid(text):
-    """A whole number (100), or the shape of a latent grid (10x10)."""
-    try:
-        sizes = tuple(count(part) for part in text.lower().split("x"))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number from 1, nor a grid such as 10x10"
-        ) from None
-    return sizes[0] if len(sizes) == 1 else sizes
-
-
-def count_or_auto(text):
-    """A whole number, or the word auto."""
-    return text if text == "auto" else count(text)
-
-
-# ---------------------------------------------------------------- the file of --config
-def find_config(command, tokens):
-    """The file after --config among the words of a command line, or None."""
-    if command.get_default("required") is None:  # it has no --config
-        return None
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", type=Path)
-    try:
-        return finder.parse_known_args(tokens)[0].config
-    except SystemExit:  # --config without a file: the parser of the command says so better
-        return None
-
-
-def read_config(path, name, command):
-    """Options of a YAML file, as the parser of the command converts and checks them.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    name : str
-        Of the command.
-    command : ArgumentParser
-        Its parser.
-
-    Returns
-    -------
-    dict
-        Value by name, for `set_defaults` of the parser.
-
-    Raises
-    ------
-    CommandError
-        If the file cannot be read, or holds something that is no option of the command.
-    """
-    content = _load(path)
-    wanted = content.pop("command", name)
-    if wanted != name:
-        raise CommandError(
-            f"{path} is for the command {wanted}, not {name}. Use sklearn-cryoem {wanted} --config {path}."
-        )
-    usual = vars(command.parse_args([]))
-    known = [key for key in usual if key not in ("run", "required", "config", "debug")]
-    words, given = [], []
-    for key, value in content.items():
-        option = str(key).replace("-", "_")
-        if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "."
-            raise CommandError(f"{path}: {key!r} is no option of {name}{hint} See {name} --help.")
-        if value is not None:
-            is_argument = option == "particles" and option in usual["required"]
-            words += [str(value)] if is_argument else _words(option, value, usual[option], path)
-            given.append(option)
-    parsed = command.parse_args(words)
-    return {option: getattr(parsed, option) for option in given}
-
-
-def _words(option, value, usual, path):
-    """An option of the file as it would stand on the command line."""
-    flag = f"--{option.replace('_', '-')}"
-    if isinstance(usual, bool):
-        if not isinstance(value, bool):
-            raise CommandError(f"{path}: {option} is {value!r}, expected true or false. Correct it.")
-        return [flag] if value else []
-    if isinstance(value, dict):
-        raise CommandError(f"{path}: {option} is {value!r}, expected a value or a list. Correct it.")
-    if isinstance(value, list) and option in _GRIDS:
-        value = "x".join(map(str, value))
-    if isinstance(value, list):
-        if isinstance(usual, list):  # may be given several times
-            return [f"{flag}={item}" for item in value]
-        return [flag, *map(str, value)] if value else []
-    return [f"{flag}={value}"]
-
-
-def _load(path):
-    """Content of a YAML file: a value for each key."""
-    try:
-        import yaml
-    except ImportError:
-        raise CommandError(
-            "--config needs PyYAML, which is not there. Install it with: pip install 'sklearn-cryoem[cli]'"
-        ) from None
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CommandError(f"{path} cannot be read ({error.strerror}). Check the path.") from error
-    except (yaml.YAMLError, UnicodeError) as error:
-        reason = " ".join(str(error).split())
-        raise CommandError(
-            f"{path} is no YAML file ({reason}). Write one option a line, such as classes: 100."
-        ) from error
-    if not isinstance(content, dict):
-        raise CommandError(f"{path} holds no options. Write one a line, such as classes: 100.")
-    return content
+    add_options(cluster, CLUSTERING)
+    cluster.add_argument(
+        "--noise-groups", action="store_true",
+        help="a noise spectrum for each micrograph, instead of one for all particles",
+    )  # fmt: skip

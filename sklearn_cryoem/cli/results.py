@@ -1,5 +1,6 @@
 """The results of a run: what is measured, written, drawn and told of its classes."""
 
+import copy
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -47,13 +48,11 @@ class Outcome:
     model : SMLClusterer or DeepClusterer
         Fitted; it has the classes.
     aligner : MAPAligner or None
-        None where the poses of the file were used.
+        Where the particles were aligned.
     repeated : ndarray of shape (n_images,) or None
         Labels of some particles by a second clustering, which has not seen them; -1 for the others.
-    assignment : tuple or None
-        `model.assign(stack)` of an SMLClusterer.
-    quality : DataFrame or None
-        `class_quality`, once measured.
+    assignment, quality : tuple, DataFrame or None
+        What `model.assign(stack)` and `class_quality` gave.
     """
 
     stack: Any
@@ -155,13 +154,12 @@ def write_classes(averages, pixel_size, quality, folder):
 
 def numbered(tree):
     """The tree with classes counted from 1, as rlnClassNumber counts them."""
-    classes = []
+    tree = copy.deepcopy(tree)
     for entry in tree["classes"]:
-        leaves = [dict(leaf) for leaf in entry["subclasses"]]
-        for leaf in leaves:
+        entry["first_class"] += 1
+        for leaf in entry["subclasses"]:
             leaf["class_number"] = leaf.pop("label") + 1
-        classes.append({**entry, "first_class": entry["first_class"] + 1, "subclasses": leaves})
-    return {**tree, "classes": classes}
+    return tree
 
 
 # ---------------------------------------------------------------- numbers
@@ -215,7 +213,7 @@ def _of_alignment(aligner):
 
 
 def judge_partition(stack, labels, quality):
-    """What the labels as a whole, and the suggestion, come to: plain numbers for the summary."""
+    """What the labels as a whole, and the suggestion, come to."""
     from sklearn_cryoem.metrics import effective_count
     from sklearn_cryoem.quality.suggestion import kept_by_rarity
     from sklearn_cryoem.quality.table import defocus_share
@@ -239,7 +237,7 @@ def judge_partition(stack, labels, quality):
 
 
 def agreement(labels, repeated, kept):
-    """Adjusted mutual information of the classes to keep with those of the repeat; None where it has none."""
+    """Adjusted mutual information of the classes to keep with those of the repeat; None without a repeat."""
     from sklearn.metrics import adjusted_mutual_info_score
 
     both = repeated >= 0

@@ -64,18 +64,18 @@ def add_simulate(commands):
     )
     images = parser.add_argument_group("images")
     add_options(images, [
-        ("--session", None, bool, False,
+        ("session", "--session", None, bool, False,
          "as a session at the microscope brings them home; noise, views and optics are drawn by it"),
-        ("--particles", "N", count, 1000, "number of images"),
-        ("--box", "PIXELS", count, 64, "side of the images in pixels"),
-        ("--pixel-size", "A", positive, None,
+        ("particles", "--particles", "N", count, 1000, "number of images"),
+        ("box", "--box", "PIXELS", count, 64, "side of the images in pixels"),
+        ("pixel_size", "--pixel-size", "A", positive, None,
          "Angstrom per pixel (default: that of the volume; for phantoms, what fits the box)"),
-        ("--snr", "X", positive, 0.1, "variance of the signal over that of the noise"),
-        ("--views", "N", count, None, "number of view directions (default: one for each particle)"),
-        ("--no-rotation", None, bool, False, "do not turn particles in the plane"),
-        ("--max-shift", "A", not_negative, None,
+        ("snr", "--snr", "X", positive, 0.1, "variance of the signal over that of the noise"),
+        ("views", "--views", "N", count, None, "number of view directions (default: one for each particle)"),
+        ("no_rotation", "--no-rotation", None, bool, False, "do not turn particles in the plane"),
+        ("max_shift", "--max-shift", "A", not_negative, None,
          "largest shift off centre, in Angstrom (default: 0; an eighth of the box in a session)"),
-        ("--junk", "X", fraction, None,
+        ("junk", "--junk", "X", fraction, None,
          "share of images that hold no good particle (default: 0; 0.2 in a session)"),
     ])  # fmt: skip
     images.add_argument(
@@ -88,10 +88,10 @@ def add_simulate(commands):
         "in a session)",
     )  # fmt: skip
     add_options(optics, [
-        ("--astigmatism", "A", not_negative, None,
+        ("astigmatism", "--astigmatism", "A", not_negative, None,
          "largest difference of the two defocus values, in Angstrom (default: 500)"),
-        ("--voltage", "kV", positive, None, "in kV (default: 300)"),
-        ("--cs", "mm", not_negative, None, "spherical aberration in mm (default: 2.7)"),
+        ("voltage", "--voltage", "kV", positive, None, "in kV (default: 300)"),
+        ("cs", "--cs", "mm", not_negative, None, "spherical aberration in mm (default: 2.7)"),
     ])  # fmt: skip
     add_machine(parser.add_argument_group("machine"))
     return parser
@@ -177,9 +177,9 @@ def add_demo(commands):
     )  # fmt: skip
     add_run(parser, output=Path("demo"))
     add_options(parser, [
-        ("--particles", "N", count, 2000, "number of particles"),
-        ("--align-classes", "N", count, 20, "classes while aligning"),
-        ("--classes", "N", count, 64, "classes on the manifold"),
+        ("particles", "--particles", "N", count, 2000, "number of particles"),
+        ("align_classes", "--align-classes", "N", count, 20, "classes while aligning"),
+        ("classes", "--classes", "N", count, 64, "classes on the manifold"),
     ])  # fmt: skip
     add_machine(parser)
     return parser

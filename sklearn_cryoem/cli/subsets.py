@@ -141,17 +141,7 @@ def _places(particles, options):
 
 
 def labelled_particles(path):
-    """The file with class numbers that a user means: `path`, or the particles of that folder.
-
-    Parameters
-    ----------
-    path : Path
-        A folder of results, or a file.
-
-    Returns
-    -------
-    Path
-    """
+    """The file with class numbers that a user means: `path`, or the particles of that folder."""
     if path.is_file():
         return path
     if not path.is_dir():
@@ -313,23 +303,10 @@ def _keep_own_images(stack, output):
 
 
 def named_for(output, stack, places, console):
-    """The stack with names by which its images are found from a new table; says so where names change.
+    """The stack with names by which its images are found from the table `output`; says where names change.
 
-    Parameters
-    ----------
-    output : Path
-        The table to write.
-    stack : ParticleStack
-        As it was read.
-    places : list of (Path, Path or None)
-        From where its images are looked for, one after the other: a table that names them, and the folder of
-        the images if they were moved.
-    console : Console
-        Hears of names that change, or would have to, and of images that are not found.
-
-    Returns
-    -------
-    ParticleStack
+    `places` are from where its images are looked for, one after the other: a table that names them, and the
+    folder of the images if they were moved.
     """
     from sklearn_cryoem.io import rename_images
 

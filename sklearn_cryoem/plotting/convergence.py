@@ -106,6 +106,7 @@ def plot_convergence(
     ax.set_title(title, color=INK, fontsize=11, pad=18 if held_out.any() else None)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlim(0.5, len(trace) + 0.5)
+    ax.ticklabel_format(axis="y", useOffset=False)
     ax.grid(axis="y", color=FAINT, alpha=0.25, lw=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     if resolution is not None:

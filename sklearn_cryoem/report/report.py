@@ -192,7 +192,7 @@ def chart(fit):
     """The picture of one fit for the template, as an SVG in the colours of the page, and its values."""
     objective = np.asarray(fit["classification"], dtype=float)
     resolution = fit.get("resolution")
-    settings = {"svg.fonttype": "none", "svg.hashsalt": fit["title"], "axes.formatter.useoffset": False}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": fit["title"]}
     with matplotlib.rc_context(settings), io.StringIO() as file:
         figure = plot_convergence(**{**fit, "title": ""}).figure
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -149,7 +149,7 @@ def test_log_lines_follow_the_verbosity(quiet, verbosity, shown, capsys):
 
 def test_errors_are_followed_by_the_options_of_the_parameters_they_name():
     error = ValueError("x.star: not found. Pass images_dir=, or permissive=True. It exists: overwrite=True.")
-    assert explain(error) == f"{error} (Options: --images-dir, --force for overwrite, --permissive.)"
+    assert explain(error) == f"{error} (Options: --images-dir, --permissive, --force for overwrite.)"
 
 
 def test_the_last_resort_asks_for_a_report():
