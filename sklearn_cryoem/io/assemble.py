@@ -68,7 +68,7 @@ def assemble(
         if pixel_size is None and size is not None:
             used_files = _used_files(raw, problems.keep & rows, files)
             check_pixel_size(raw.path, size, box, [file.pixel_size for file in used_files])
-        check_poses(raw, problems, box, size)
+        check_poses(raw, problems, rows, box, size)
         used = problems.keep & rows
         if check_images and files is not None and used.any():
             _check_pixels(_source(raw, used, files, box), used, problems, verbose)
@@ -82,18 +82,24 @@ def assemble(
         _warn_of_odd_files([files[code] for code in codes])
     if len(stacks) == 1:
         return stacks[0]
+    return _in_one_frame(raw, stacks, np.concatenate(kept), metadata_only=metadata_only)
+
+
+def _in_one_frame(
+    raw: RawParticles, stacks: list[ParticleStack], rows: np.ndarray, *, metadata_only: bool
+) -> ParticleStack:
+    """Join stacks of several pixel sizes or boxes, which hold the given rows one after the other."""
     if any(stack.pixel_size is None for stack in stacks):
         raise ParticleDataError(
             f"{raw.path}: particles can be rescaled only where their pixel sizes are known. Read the groups "
             "one by one with optics_groups= and pixel_size=, and join them with concatenate."
         )
-    if files is None:
+    if metadata_only:
         size, _ = common_frame(stacks)
         stacks = [stack._replace(images=AbsentSource(len(stack), 0), pixel_size=size) for stack in stacks]
-    rows = np.concatenate(kept)
-    joined = concatenate(stacks, rescale=files is not None)
-    joined = joined._replace(optics=raw.optics, noise_group=raw.noise_group[rows])
-    joined = joined._replace(optics_group=raw.optics_group[rows])
+    joined = concatenate(stacks, rescale=not metadata_only)._replace(
+        optics=raw.optics, noise_group=raw.noise_group[rows], optics_group=raw.optics_group[rows]
+    )
     return joined[np.argsort(rows, kind="stable")]
 
 
@@ -161,6 +167,8 @@ def _frame(
         box = _common_box(raw, problems, rows, files)
         used = _used_files(raw, problems.keep & rows, files)
         header_sizes = {round(file.pixel_size or 0.0, _DIGITS) for file in used}
+    if not (problems.keep & rows).any():  # all of them were dropped
+        return box, None
     if pixel_size is not None:
         return box, float(pixel_size)
     if raw.pixel_size is not None:

@@ -189,13 +189,17 @@ def _seem_radians(what: str, values: np.ndarray, problems: RowProblems) -> list[
     return [f"no {what} is larger than {largest:.3g} degrees, as if it were in radians"]
 
 
-def check_poses(raw: RawParticles, problems: RowProblems, box: int, pixel_size: float | None) -> None:
+def check_poses(
+    raw: RawParticles, problems: RowProblems, rows: np.ndarray, box: int, pixel_size: float | None
+) -> None:
     """Report angles of several turns and shifts beyond the box, which programs write for unknown poses.
 
     Parameters
     ----------
     raw, problems
         As for `check_values`.
+    rows : ndarray of shape (n,), bool
+        The particles that have this box and pixel size.
     box : int
         Side of the images in pixels, 0 if unknown.
     pixel_size : float or None
@@ -207,7 +211,7 @@ def check_poses(raw: RawParticles, problems: RowProblems, box: int, pixel_size: 
     degrees = raw.angle_rad / RADIANS_PER_DEGREE  # (n,)
     longest = np.abs(raw.shift).max(axis=1) / unit  # (n,) px
     problems.add(
-        (np.abs(degrees) > _MAX_DEGREES) | (longest > (box or RANGES["box"].possible[1])),
+        rows & ((np.abs(degrees) > _MAX_DEGREES) | (longest > (box or RANGES["box"].possible[1]))),
         lambda row: (
             f"an in-plane angle of {degrees[row]:g} degrees and a shift of {longest[row]:g} px, expected two "
             f"turns and, at the longest, the box of {box or 'some'} px (-999 and 999 stand for unknown)"

@@ -100,6 +100,30 @@ def test_bad_rows_of_a_mixed_set_are_reported_by_their_place(mixed):
     assert len(stack) == 59 and report["particle"].tolist() == [6]
 
 
+def test_a_group_without_a_usable_particle_is_left_out(mixed):
+    path, _ = mixed
+    text = path.read_text()
+    path.write_text(text.replace(" 9.0 40 2", " 9.0 44 2"))  # another box than its images have
+    stack, report = read_particles(path, rescale=True, permissive=True)
+    assert (len(stack), stack.pixel_size, stack.box, len(report)) == (30, 11.0, 36, 30)
+    assert report["problem"].str.contains("wrong box").all()
+
+
+def test_shifts_are_judged_by_the_box_of_their_own_group(mixed):
+    path, _ = mixed
+    lines = path.read_text().splitlines()
+    for group, fits in ((2, True), (1, False)):  # 380 A are 34.5 of 36 px, or 42.2 of 40 px
+        at = next(place for place, line in enumerate(lines) if f"000003@{group}.mrcs" in line)
+        cells = lines[at].split()
+        cells[-2] = "380.0"
+        path.write_text("\n".join([*lines[:at], " ".join(cells), *lines[at + 1 :]]))
+        if fits:
+            assert len(read_particles(path, rescale=True)) == 60
+        else:
+            with pytest.raises(ParticleDataError, match=r"a shift of 42\.2222 px.*the box of 40 px"):
+                read_particles(path, rescale=True)
+
+
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_the_commands_take_a_mixed_set(mixed, tmp_path, capsys):
     path, _ = mixed
