@@ -21,7 +21,7 @@ Float32 = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 _N_THUMBNAILS, _THUMBNAIL_PX = 6, 72
-_LARGEST_READ = 2**26  # bytes of images that are worth reading for a few thumbnails
+_MAX_READ = 2**26  # bytes of images that are worth reading for a few thumbnails
 _CELL = "text-align:left;padding:2px 14px 2px 0;vertical-align:top;border:0"
 
 
@@ -143,7 +143,7 @@ def _facts(stack: ParticleStack) -> list[tuple[str, str]]:
 def _thumbnails(stack: ParticleStack) -> tuple[str, str]:
     """Pictures of the first few particles, or nothing and a word on why not."""
     n_images = min(_N_THUMBNAILS, len(stack))
-    if not n_images or not stack.box or n_images * stack.box**2 * 4 > _LARGEST_READ:
+    if not n_images or not stack.box or n_images * stack.box**2 * 4 > _MAX_READ:
         return "", ""
     try:
         images = stack.read(slice(0, n_images))

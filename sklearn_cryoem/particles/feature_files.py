@@ -18,9 +18,10 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem.manifold.blocks import FeatureBlock, FeatureLayout
 
 logger = logging.getLogger(__name__)
-spoken = logging.getLogger("sklearn_cryoem")  # what the command line says without being asked for more
+library_logger = logging.getLogger("sklearn_cryoem")  # what the command line prints by default
 
 FORMAT = 1  # of the files, and of how features are prepared: raise it when either changes
 SEGMENT_COLUMNS = 512  # features of a segment, at least
@@ -84,6 +85,10 @@ class FeatureFiles:
         self._n_rows = [rows.stop - rows.start for rows in row_blocks(n_samples, block_size)]
         self._segments = list(_segments(layout))
         self._header_bytes = _FIXED.size + 4 * len(self._segments)
+        self._sizes = [
+            self._header_bytes + sum(self._segment_bytes(n_rows, segment) for segment in self._segments)
+            for n_rows in self._n_rows
+        ]
         self._checked: set[tuple[int, int]] = set()  # segments whose sum has been compared
 
     def _path(self, index: int) -> Path:
@@ -99,34 +104,28 @@ class FeatureFiles:
         n_shells, n_features, n_norms = self._columns(segment)
         return n_rows * (8 * n_shells + 4 * (n_features + n_norms))
 
-    def n_bytes(self, index: int) -> int:
-        """Size of the file of a block."""
-        n_rows = self._n_rows[index]
-        return self._header_bytes + sum(self._segment_bytes(n_rows, segment) for segment in self._segments)
-
     def _is_there(self, index: int) -> bool:
         try:
-            return self._path(index).stat().st_size == self.n_bytes(index)
+            return self._path(index).stat().st_size == self._sizes[index]
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def claim(self) -> None:
-        """Say how much room the blocks take, and see to it that there is so much.
+    def make_room(self) -> None:
+        """Say how much room the blocks take, make their folder, and see to it that there is so much room.
 
         Raises
         ------
         OSError
             If the disk has not room for those that are missing, or nothing can be written there.
         """
-        missing = [index for index in range(len(self._n_rows)) if not self._is_there(index)]
-        needed = sum(map(self.n_bytes, missing))
-        total = sum(map(self.n_bytes, range(len(self._n_rows))))
-        if not missing:
+        total = sum(self._sizes)
+        needed = sum(size for index, size in enumerate(self._sizes) if not self._is_there(index))
+        if not needed:
             logger.info("%s of prepared features are read from %s.", format_bytes(total), self.folder)
             return
-        self._make_folder()
+        self._make_folder(total)
         free = shutil.disk_usage(self.folder).free
-        spoken.info(
+        library_logger.info(
             "Prepared features take %s in %s, of which %s are there already; %s are free.",
             format_bytes(total),
             self.folder,
@@ -151,48 +150,30 @@ class FeatureFiles:
         OSError
             If there is no room, or nothing can be written there.
         """
-        home = self.folder.parent
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=home).close()
-        except OSError as error:
-            raise self._not_writable(home, error) from error
-        there = sum(path.stat().st_size for path in home.glob("features-*/*"))
-        check_room(home, sum(map(self.n_bytes, range(len(self._n_rows)))) - there)
+        parent = self.folder.parent
+        with _writable(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=parent).close()
+        taken = sum(path.stat().st_size for path in parent.glob("features-*/*"))
+        check_room(parent, sum(self._sizes) - taken)
 
-    @staticmethod
-    def _not_writable(folder: Path, error: OSError) -> OSError:
-        return OSError(
-            error.errno,
-            f"Prepared features cannot be written to {folder} ({error.strerror}). Give a "
-            "cache folder of your own",
-        )
-
-    def _make_folder(self) -> None:
-        """Make the folder with its manifest, and sweep out what killed writers have left."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for old in self.folder.glob(".*"):
-                if time.time() - old.stat().st_mtime > ABANDONED_SECONDS:
-                    old.unlink(missing_ok=True)
-            with atomic_path(self.folder / "manifest.json", overwrite=True) as temporary:
-                temporary.write_text(json.dumps(self._manifest(), indent=1) + "\n")
-        except OSError as error:
-            raise self._not_writable(self.folder, error) from error
-
-    def _manifest(self) -> dict[str, Any]:
-        """What is in the folder, for people: files are checked by themselves."""
-        return {
+    def _make_folder(self, total: int) -> None:
+        """Make the folder with a note for people, and sweep out what killed writers have left."""
+        note = {
             "what": "Prepared features of particle images. Delete this folder to have its room back.",
             "format": FORMAT,
             "key": self._key,
             "images": sum(self._n_rows),
             "files": len(self._n_rows),
-            "bytes": sum(map(self.n_bytes, range(len(self._n_rows)))),
-            "shells": self.layout.n_shells,
-            "features": self.layout.n_features,
-            "columns of c^2": self.layout.n_norms if self._has_norm else 0,
+            "bytes": total,
         }
+        with _writable(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for old in self.folder.glob(".*"):
+                if time.time() - old.stat().st_mtime > ABANDONED_SECONDS:
+                    old.unlink(missing_ok=True)
+            with atomic_path(self.folder / "manifest.json", overwrite=True) as temporary:
+                temporary.write_text(json.dumps(note, indent=1) + "\n")
 
     # ---------------------------------------------------------------- blocks
     def read(self, index: int, layout: FeatureLayout) -> FeatureBlock | None:
@@ -216,7 +197,7 @@ class FeatureFiles:
 
     def _read_from(self, file: BinaryIO, index: int, layout: FeatureLayout) -> FeatureBlock | None:
         n_rows, header = self._n_rows[index], file.read(self._header_bytes)
-        if os.fstat(file.fileno()).st_size != self.n_bytes(index) or header[: _FIXED.size] != self._head(
+        if os.fstat(file.fileno()).st_size != self._sizes[index] or header[: _FIXED.size] != self._head(
             index
         ):
             return None
@@ -282,6 +263,19 @@ class FeatureFiles:
 
     def _head(self, index: int) -> bytes:
         return _FIXED.pack(_MAGIC, self._key.encode(), index, len(self._segments))
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Say what to do where nothing can be written to a folder."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"Prepared features cannot be written to {folder} ({error.strerror}). Give a "
+            "cache folder of your own",
+        ) from error
 
 
 def _segments(layout: FeatureLayout) -> Iterator[Segment]:

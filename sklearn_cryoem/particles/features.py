@@ -35,7 +35,7 @@ from sklearn_cryoem.physics.masks import Support, mask_background, mask_disc, so
 from sklearn_cryoem.physics.rotation import aligned_features, cropped_for_rotation
 
 BLOCK_BYTES, BLOCK_SHARE = 64 * 2**20, 1 / 64  # of a block, and of the memory limit, at most; or BLOCK_SIZE
-FEWEST_ROWS = 64  # of a block: folds and half sets are taken from each
+MIN_ROWS = 64  # of a block: folds and half sets are taken from each
 NEGLIGIBLE_PHASE = 1e-3  # radians of CTF phase; astigmatism below it at the finest frequency is left out
 PIXELS_AT_ONCE = 2**19  # prepared together: small enough for the processor's caches
 AHEAD_BYTES, AHEAD_SHARE = 64 * 2**20, 1 / 64  # of images, and of the limit, read while others are worked on
@@ -109,7 +109,7 @@ class FeatureBlocks:
         per_image = 4 * (self.layout.n_features + (self.layout.n_norms if stack.ctf is not None else 0))
         # even: half sets are the even and the odd rows of every block
         block_bytes = bytes_at_once(BLOCK_BYTES, BLOCK_SHARE)
-        self._block_size = min(block_size, max(FEWEST_ROWS, 2 * int(block_bytes // (2 * per_image))))
+        self._block_size = min(block_size, max(MIN_ROWS, 2 * int(block_bytes // (2 * per_image))))
         cache_bytes = default_cache_bytes() if cache_bytes is None else cache_bytes
         self._n_cached = int(cache_bytes // (per_image * self._block_size))
         self.feature_bytes = per_image * self.n_samples  # of all images, wherever they are kept
@@ -202,7 +202,7 @@ class FeatureBlocks:
             may_write=may_write,
         )
         if may_write:
-            blocks._files.claim()
+            blocks._files.make_room()
         return blocks
 
     def _key(self) -> str:

@@ -32,7 +32,7 @@ _OTHER_MODES = {
 }
 _IMOD_STAMP, _SIGNED_BYTES = 1146047817, 1
 _IMOD_FIELDS = 152  # byte of stamp and flags
-_SMALLEST_PIXEL, _LARGEST_PIXEL = 0.05, 200.0  # Angstrom; what lies beyond is no pixel size
+_MIN_PIXEL, _MAX_PIXEL = 0.05, 200.0  # Angstrom; what lies beyond is no pixel size
 _WRITE_MODES = {"float32": 2, "float16": 12}
 _STACKS_OF_VOLUMES = range(401, 631)  # space groups that say so
 
@@ -340,7 +340,7 @@ def _voxel_size(header: np.recarray) -> np.ndarray:
     sampling = np.array([header.mx, header.my, header.mz], dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         size = cell / sampling
-        known = (sampling > 0) & (cell != 1.0) & (size >= _SMALLEST_PIXEL) & (size <= _LARGEST_PIXEL)
+        known = (sampling > 0) & (cell != 1.0) & (size >= _MIN_PIXEL) & (size <= _MAX_PIXEL)
     return np.where(known, size, np.nan)
 
 

@@ -22,7 +22,7 @@ from scipy import fft
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.rotation import NUFFT_TOLERANCE
 
-PLANS_KEPT = 12  # in each thread, half a megabyte each at 64 pixels
+MAX_PLANS = 12  # in each thread, half a megabyte each at 64 pixels
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def _plan(kind: int, n_images: int, sign: int, grid: PolarGrid) -> finufft.Plan:
     if key in plans:
         plans.move_to_end(key)
         return plans[key]
-    while len(plans) >= PLANS_KEPT:
+    while len(plans) >= MAX_PLANS:
         plans.popitem(last=False)
     plans[key] = _new_plan(kind, n_images, sign, grid)
     return plans[key]

@@ -78,7 +78,7 @@ def test_files_hold_the_bits_that_memory_holds(stack, tmp_path, monkeypatch, cut
     for n_shells in (1, 7, 12, 19):
         assert_same_bits(again, reference, n_shells)
     for index, file in enumerate(files_in(tmp_path)):
-        assert file.stat().st_size == again._files.n_bytes(index)
+        assert file.stat().st_size == again._files._sizes[index]
 
 
 def test_features_that_are_kept_are_not_made_again(stack, kept, tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_first_shells_are_one_short_piece_of_the_file(kept, monkeypatch):
     asked = blocks._files._segments
     few = [segment for segment in asked if segment.shells.start < 6]
     size = sum(blocks._files._segment_bytes(BLOCK, segment) for segment in few)
-    assert few == asked[: len(few)] and size < 0.25 * blocks._files.n_bytes(0)
+    assert few == asked[: len(few)] and size < 0.25 * blocks._files._sizes[0]
 
 
 # ---------------------------------------------------------------- names
