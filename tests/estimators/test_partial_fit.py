@@ -84,39 +84,39 @@ def test_the_first_chunk_is_fitted_as_by_fit(particles):
 
 
 def test_the_same_chunks_give_the_same_bits_with_any_number_of_workers(particles, in_chunks):
-    again = streamed(particles[0][:750], 250, n_jobs=2)
-    once = streamed(particles[0][:750], 250)
+    again = streamed(particles[0][:400], 200, n_jobs=2)
+    once = streamed(particles[0][:400], 200)
     np.testing.assert_array_equal(again.weights_, once.weights_)
     np.testing.assert_array_equal(again.half_averages_, once.half_averages_)
 
 
 def test_a_saved_model_goes_on_where_it_stopped(particles, tmp_path):
     train = particles[0]
-    learner = streamed(train[:500], 250)
+    learner = streamed(train[:300], 150)
     save_model(learner, tmp_path / "stream.npz")
     loaded = load_model(tmp_path / "stream.npz")
     for one in (learner, loaded):
-        one.partial_fit(train[500:700])
+        one.partial_fit(train[300:400])
     np.testing.assert_array_equal(loaded.weights_, learner.weights_)
-    assert loaded.n_images_seen_ == 700
+    assert loaded.n_images_seen_ == 400
 
 
 def test_it_goes_on_from_a_fit(particles):
     train, test = particles
-    fitted = model().fit(train[:1000])
+    fitted = model().fit(train[:600])
     before = fitted.score(test)
-    remembered = model().partial_fit(train[:1000])
+    remembered = model().partial_fit(train[:600])
     for one in (fitted, remembered):
-        one.partial_fit(train[1000:1250]).partial_fit(train[1250:1500])
-    assert fitted.n_images_seen_ == 1500
+        one.partial_fit(train[600:850]).partial_fit(train[850:1100])
+    assert fitted.n_images_seen_ == 1100
     assert fitted.score(test) > before
     assert fitted.score(test) == pytest.approx(remembered.score(test), abs=0.3)  # of several nats gained
     assert fitted.fit(train[:300]).n_images_seen_ == 300  # fit forgets
 
 
-@pytest.mark.parametrize("topology", ["ring", "torus", "sphere"])
+@pytest.mark.parametrize("topology", ["torus", "sphere"])
 def test_every_shape_learns_in_chunks(particles, topology):
-    learner = streamed(particles[0][:900], 300, n_clusters=25, topology=topology)
+    learner = streamed(particles[0][:600], 300, n_clusters=25, topology=topology)
     begun = model(n_clusters=25, topology=topology).fit(particles[0][:300])
     assert learner.score(particles[1]) > begun.score(particles[1])
 

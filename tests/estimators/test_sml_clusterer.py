@@ -184,12 +184,12 @@ def test_file_backed_particles_give_the_same_classes(tmp_path):
 def test_grid_search_over_the_shape_of_the_manifold(stack):
     search = GridSearchCV(
         SMLClusterer(n_clusters=27, max_iter=30, tol=1.0),
-        {"n_components": [1, 2, 3], "n_basis": [8, 16]},
+        {"n_components": [1, 2], "n_basis": [8, 16]},
         cv=2,
     )
     search.fit(stack[:300])
     scores = search.cv_results_["mean_test_score"]
-    assert np.isfinite(scores).all() and len(set(scores)) == 6
+    assert np.isfinite(scores).all() and len(set(scores)) == 4
     assert search.best_score_ > SMLClusterer((1, 1)).fit(stack[:150]).score(stack[150:300])
 
 
