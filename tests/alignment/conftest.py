@@ -180,6 +180,12 @@ def _make_model(references, *, noise=0.25, k_max=RINGS, **options):
 
 
 @pytest.fixture
+def one_rng():
+    """A generator of one seed, for what does not depend on the draw: same bits, shapes, finite numbers."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
 def blob_image():
     return _blob_image
 

@@ -78,8 +78,8 @@ def test_sums_of_blocks_add_up_to_those_of_all_images(setting):
 
 
 @pytest.fixture
-def noisy(rng, make_particles, make_settings, make_model, references):
-    source = make_particles(rng, 30, noise=3.0).source()
+def noisy(one_rng, make_particles, make_settings, make_model, references):
+    source = make_particles(one_rng, 30, noise=3.0).source()
     return source, make_model(references, noise=9.0), make_settings().space(32, 7.0)
 
 
@@ -96,11 +96,11 @@ def test_a_broad_pass_is_a_pass(noisy):
 
 
 def test_a_broad_pass_has_the_same_bits_for_two_workers(
-    noisy, rng, make_particles, monkeypatch, by_one_and_two
+    noisy, one_rng, make_particles, monkeypatch, by_one_and_two
 ):
     _, model, space = noisy
     monkeypatch.setattr(passes, "IMAGES_PER_TASK", (8, 8))
-    particles = make_particles(rng, 30, noise=3.0)
+    particles = make_particles(one_rng, 30, noise=3.0)
     one, two = by_one_and_two(particles.source, lambda s: s.run_pass(np.arange(30), model, space, broad=True))
     np.testing.assert_array_equal(one.log_evidence, two.log_evidence)
     for name in NAMES:

@@ -77,9 +77,9 @@ def test_full_passes_raise_the_evidence_and_lose_next_to_nothing(
 
 
 def test_passes_stop_once_the_likelihood_stands_still(
-    rng, make_particles, make_settings, make_model, blob_image
+    one_rng, make_particles, make_settings, make_model, blob_image
 ):
-    particles = make_particles(rng, 60, noise=0.25, kinds=(3, 4, 5))
+    particles = make_particles(one_rng, 60, noise=0.25, kinds=(3, 4, 5))
     model = make_model(np.stack([blob_image(z) for z in (3, 4, 5)]), noise=0.0625, k_max=8)
     settings = make_settings(k_start=8.0, k_limit=8.0, max_iter=20, tol=0.02)
     fitted = passes_from(particles.source(), settings, model)
@@ -92,9 +92,9 @@ def test_passes_stop_once_the_likelihood_stands_still(
 
 
 def test_a_growing_resolution_is_not_taken_for_convergence(
-    rng, make_particles, make_settings, make_model, blob_image
+    one_rng, make_particles, make_settings, make_model, blob_image
 ):
-    particles = make_particles(rng, 60, noise=0.2, kinds=(3, 4, 5))
+    particles = make_particles(one_rng, 60, noise=0.2, kinds=(3, 4, 5))
     model = make_model(np.stack([blob_image(z) for z in (3, 4, 5)]), noise=0.04, k_max=4)
     settings = make_settings(k_start=4.0, max_iter=2, tol=10.0)  # everything but new rings converges
     fitted = passes_from(particles.source(), settings, model)
@@ -102,10 +102,10 @@ def test_a_growing_resolution_is_not_taken_for_convergence(
 
 
 def test_two_workers_give_the_same_bits_as_one(
-    rng, make_particles, make_settings, by_one_and_two, monkeypatch
+    one_rng, make_particles, make_settings, by_one_and_two, monkeypatch
 ):
     monkeypatch.setattr(passes, "IMAGES_PER_TASK", (30, 1024))
-    particles = make_particles(rng, 80, kinds=(3, 4, 5))
+    particles = make_particles(one_rng, 80, kinds=(3, 4, 5))
     settings = make_settings(n_batches=3, batch_size=70, max_iter=1)
     one, two = by_one_and_two(particles.source, lambda s: fit(s, settings))
     np.testing.assert_array_equal(one.model.references, two.model.references)
@@ -113,8 +113,8 @@ def test_two_workers_give_the_same_bits_as_one(
     np.testing.assert_array_equal(one.log_evidence, two.log_evidence)
 
 
-def test_features_computed_again_give_the_same_alignment(rng, make_particles, make_settings):
-    particles = make_particles(rng, 60, noise=0.25, kinds=(3, 4, 5))
+def test_features_computed_again_give_the_same_alignment(one_rng, make_particles, make_settings):
+    particles = make_particles(one_rng, 60, noise=0.25, kinds=(3, 4, 5))
     settings = make_settings(n_batches=2, batch_size=30, max_iter=1)
     kept, streamed = (fit(particles.source(cache_bytes=size), settings) for size in (1e9, 0.0))
     error = np.linalg.norm(kept.model.references - streamed.model.references)
@@ -123,8 +123,8 @@ def test_features_computed_again_give_the_same_alignment(rng, make_particles, ma
 
 @pytest.mark.parametrize("class_prior", ["uniform", "estimated"])
 @pytest.mark.parametrize("n_images", [1, 4])
-def test_more_classes_than_images_leave_no_nan(rng, make_particles, make_settings, class_prior, n_images):
-    source = make_particles(rng, n_images).source()
+def test_more_classes_than_images_leave_no_nan(one_rng, make_particles, make_settings, class_prior, n_images):
+    source = make_particles(one_rng, n_images).source()
     settings = make_settings(n_references=6, n_batches=3, max_iter=3, tol=0.0, class_prior=class_prior)
     fitted = fit(source, settings)
     assert np.isfinite(fitted.model.references).all() and np.isfinite(fitted.log_evidence).all()
@@ -134,8 +134,8 @@ def test_more_classes_than_images_leave_no_nan(rng, make_particles, make_setting
 
 
 @pytest.mark.parametrize("kind", ["without noise", "all the same", "zero"])
-def test_images_that_the_references_explain_wholly_leave_no_nan(rng, make_particles, make_settings, kind):
-    particles = make_particles(rng, 12, noise=0.0, split_angstrom=None)
+def test_images_that_the_references_explain_wholly_leave_no_nan(one_rng, make_particles, make_settings, kind):
+    particles = make_particles(one_rng, 12, noise=0.0, split_angstrom=None)
     if kind != "without noise":
         particles.images[:] = 0.0 if kind == "zero" else particles.images[0]
     settings = make_settings(n_batches=10, max_iter=6, tol=0.0)
@@ -246,13 +246,13 @@ class Keeper:
 
 
 @pytest.fixture
-def run(rng, make_particles, make_settings):
-    particles = make_particles(rng, 80, kinds=(3, 4, 5), noise=0.5)
+def run(one_rng, make_particles, make_settings):
+    particles = make_particles(one_rng, 80, kinds=(3, 4, 5), noise=0.5)
     settings = make_settings(n_batches=3, batch_size=40, max_iter=3, tol=0.0, n_references=4)
 
     def fit(keeper):
-        source, rng = particles.source(), np.random.RandomState(3)
-        return fit_alignment(source, settings, rng, checkpoint=keeper)
+        source, one_rng = particles.source(), np.random.RandomState(3)
+        return fit_alignment(source, settings, one_rng, checkpoint=keeper)
 
     return fit
 

@@ -45,8 +45,8 @@ def test_power_is_that_of_the_image_and_not_of_the_ctf(rng, make_particles):
     np.testing.assert_array_equal(without.ctf_power, np.ones((4, 1, N_RINGS)))
 
 
-def test_kept_features_equal_those_computed_again(rng, make_particles):
-    particles = make_particles(rng, 9)
+def test_kept_features_equal_those_computed_again(one_rng, make_particles):
+    particles = make_particles(one_rng, 9)
     kept, streamed = particles.source(), particles.source(cache_bytes=0.0)
     assert kept.n_bytes > 0 and streamed.n_bytes == 0
     for rows in (np.array([2, 5]), np.arange(1, 9)):  # some rows are new, some are not
@@ -54,8 +54,8 @@ def test_kept_features_equal_those_computed_again(rng, make_particles):
         assert_same(kept(rows, N_RINGS, N_ORDERS), streamed(rows, N_RINGS, N_ORDERS), rtol=2e-3)
 
 
-def test_kept_features_are_read_once(rng, make_particles):
-    particles, reads = make_particles(rng, 6), []
+def test_kept_features_are_read_once(one_rng, make_particles):
+    particles, reads = make_particles(one_rng, 6), []
     images = particles.source().images
     images = replace(images, read=lambda rows: reads.append(rows) or particles.read(rows))
     cache, shift = FeatureCache(images, 1e9), np.zeros((6, 2))
@@ -64,7 +64,7 @@ def test_kept_features_are_read_once(rng, make_particles):
     assert [list(rows) for rows in reads] == [[0, 3], [4], [1, 2]]
 
 
-def test_even_orders_grow_with_astigmatism(rng, make_particles):
+def test_even_orders_grow_with_astigmatism(one_rng, make_particles):
     counts = [
         make_particles(np.random.default_rng(0), 20, split_angstrom=split).source().n_even
         for split in (None, 0.0, 300.0, 3000.0, 6000.0)
@@ -73,8 +73,8 @@ def test_even_orders_grow_with_astigmatism(rng, make_particles):
     assert counts == sorted(counts) and len(set(counts[1:])) == 4, counts
 
 
-def test_even_orders_left_out_are_small(rng, make_particles):
-    particles = make_particles(rng, 5)
+def test_even_orders_left_out_are_small(one_rng, make_particles):
+    particles = make_particles(one_rng, 5)
     source = particles.source()
     grid = polar_grid(32, 13, 15.0)
     azimuth, radius = (
@@ -97,13 +97,13 @@ def test_noise_fraction_is_the_power_of_white_noise_that_is_left(rng, make_parti
     np.testing.assert_allclose(power[3:], source.noise_fraction, rtol=0.1)
 
 
-def test_rings_never_exceed_those_of_the_limit(rng, make_particles):
-    source = make_particles(rng, 2).source(k_limit=9.0)
+def test_rings_never_exceed_those_of_the_limit(one_rng, make_particles):
+    source = make_particles(one_rng, 2).source(k_limit=9.0)
     assert [source.images.n_rings(k) for k in (4.0, 6.7, 9.0, 14.0)] == [4, 6, 9, 9]
 
 
-def test_taking_and_concatenating_are_inverse(rng, make_particles):
-    features = make_particles(rng, 7).source()(np.arange(7), 13, 42)
+def test_taking_and_concatenating_are_inverse(one_rng, make_particles):
+    features = make_particles(one_rng, 7).source()(np.arange(7), 13, 42)
     parts = [features.take(rows, 13, 42) for rows in (slice(0, 3), np.array([3, 4]), slice(5, 7))]
     joined = ImageFeatures.concatenate(parts)
     assert_same(joined, features, rtol=0.0)

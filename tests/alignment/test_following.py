@@ -25,9 +25,9 @@ def assert_same_features(some, others):
 
 
 @pytest.mark.parametrize("cache_bytes", [0.0, 1e9])
-def test_features_are_those_at_the_shift_of_the_moment(rng, make_particles, cache_bytes):
-    particles = make_particles(rng, 6)
-    shift = rng.uniform(-3, 3, (6, 2))
+def test_features_are_those_at_the_shift_of_the_moment(one_rng, make_particles, cache_bytes):
+    particles = make_particles(one_rng, 6)
+    shift = one_rng.uniform(-3, 3, (6, 2))
     rows = np.arange(6)
     source = particles.source(cache_bytes=cache_bytes)
     before = source(rows, 8, 10)
@@ -99,9 +99,9 @@ def test_sums_of_shifts_count_from_the_picks(rng, make_particles, make_settings,
 
 
 def test_a_stopped_alignment_remembers_where_images_lie(
-    rng, make_particles, make_settings, make_model, references
+    one_rng, make_particles, make_settings, make_model, references
 ):
-    particles = make_particles(rng, 60, noise=0.15, max_shift=4.0)
+    particles = make_particles(one_rng, 60, noise=0.15, max_shift=4.0)
     settings = make_settings(max_shift_px=RANGE, reach_px=REACH, tol=0.0, max_iter=4)
     source = particles.source()
     model = make_model(references, noise=0.02, k_max=11, shift_sigma_px=3.0)

@@ -129,16 +129,16 @@ def random_statistics(rng, n_orders, n_rings, n_references=2, n_even=3):
     )
 
 
-def test_scaling_and_adding_are_linear(rng):
-    one, other = random_statistics(rng, 7, 4), random_statistics(rng, 7, 4)
+def test_scaling_and_adding_are_linear(one_rng):
+    one, other = random_statistics(one_rng, 7, 4), random_statistics(one_rng, 7, 4)
     combined = one.scaled(2.0) + other.scaled(-0.5)
     for field in fields(Statistics):
         expected = 2.0 * getattr(one, field.name) - 0.5 * getattr(other, field.name)
         np.testing.assert_allclose(getattr(combined, field.name), expected, err_msg=field.name)
 
 
-def test_resizing_keeps_what_both_sizes_have_and_pads_with_zeros(rng):
-    small = random_statistics(rng, 7, 4)
+def test_resizing_keeps_what_both_sizes_have_and_pads_with_zeros(one_rng):
+    small = random_statistics(one_rng, 7, 4)
     large = small.resized(9, 6)
     assert large.numerator.shape == (2, 9, 6) and large.denominator.shape == (2, 3, 6)
     np.testing.assert_array_equal(large.numerator[:, :7, :4], small.numerator)
@@ -161,8 +161,8 @@ def test_blending_is_a_weighted_mean_at_the_size_of_the_new_sums(rng, n_rings):
         np.testing.assert_allclose(getattr(mixed, field.name), expected, err_msg=field.name)
 
 
-def test_blending_with_nothing_forgets_the_past(rng):
-    old, new = random_statistics(rng, 7, 4), random_statistics(rng, 7, 4)
+def test_blending_with_nothing_forgets_the_past(one_rng):
+    old, new = random_statistics(one_rng, 7, 4), random_statistics(one_rng, 7, 4)
     assert blend(None, new, 0.3) is new
     unchanged = blend(old, replace(new, mass=np.full(2, 1e9)), 0.0)
     np.testing.assert_array_equal(unchanged.mass, old.mass)

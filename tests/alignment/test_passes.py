@@ -12,8 +12,8 @@ from sklearn_cryoem.physics.polar import polar_transform
 
 
 @pytest.fixture
-def setting(rng, make_particles, make_settings, make_model, references):
-    particles = make_particles(rng, 30, noise=0.5)
+def setting(one_rng, make_particles, make_settings, make_model, references):
+    particles = make_particles(one_rng, 30, noise=0.5)
     model = make_model(references, noise=0.4, balance=np.array([0.3, -0.3, 0.0]))
     return particles.source(), model, make_settings().space(32, 10.0)
 
@@ -68,10 +68,10 @@ def test_cutting_a_pass_differently_changes_nothing(setting, monkeypatch, module
     assert_same_sums(parts.statistics, whole.statistics, rtol=1e-4)
 
 
-def test_two_workers_give_the_same_bits_as_one(setting, rng, make_particles, monkeypatch, by_one_and_two):
+def test_two_workers_give_the_same_bits_as_one(setting, one_rng, make_particles, monkeypatch, by_one_and_two):
     _, model, space = setting
     monkeypatch.setattr(passes, "IMAGES_PER_TASK", (4, 8))
-    particles = make_particles(rng, 30, noise=0.5)
+    particles = make_particles(one_rng, 30, noise=0.5)
     one, two = by_one_and_two(particles.source, lambda s: s.run_pass(np.arange(30), model, space))
     np.testing.assert_array_equal(one.log_evidence, two.log_evidence)
     for field in fields(Statistics):

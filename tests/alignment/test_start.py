@@ -87,13 +87,15 @@ def test_first_noise_is_the_power_of_the_images_over_what_the_mask_lets_pass(
 
 
 @pytest.mark.parametrize("n_images", [1, 2])
-def test_fewer_images_than_classes_are_enough_to_start(rng, make_particles, make_settings, n_images):
-    model = starting_model(make_particles(rng, n_images).source(), make_settings(), np.random.RandomState(0))
+def test_fewer_images_than_classes_are_enough_to_start(one_rng, make_particles, make_settings, n_images):
+    model = starting_model(
+        make_particles(one_rng, n_images).source(), make_settings(), np.random.RandomState(0)
+    )
     assert np.isfinite(model.references).all() and np.all(model.noise > 0)
 
 
-def test_images_that_are_zero_give_a_finite_start(rng, make_particles, make_settings):
-    particles = make_particles(rng, 5)
+def test_images_that_are_zero_give_a_finite_start(one_rng, make_particles, make_settings):
+    particles = make_particles(one_rng, 5)
     particles.images *= 0
     model = starting_model(particles.source(), make_settings(), np.random.RandomState(0))
     assert not model.references.any() and np.all(model.noise > 0)
@@ -101,10 +103,10 @@ def test_images_that_are_zero_give_a_finite_start(rng, make_particles, make_sett
 
 @pytest.mark.parametrize("cache_bytes", [256e6, 0.0])
 def test_a_start_has_the_same_bits_for_two_workers(
-    rng, make_particles, make_settings, monkeypatch, cache_bytes, by_one_and_two
+    one_rng, make_particles, make_settings, monkeypatch, cache_bytes, by_one_and_two
 ):
     monkeypatch.setattr(start, "IMAGES_PER_TASK", 7)
-    particles = make_particles(rng, 60)
+    particles = make_particles(one_rng, 60)
     one, two = by_one_and_two(
         lambda pool: particles.source(pool=pool, cache_bytes=cache_bytes),
         lambda s: starting_model(s, make_settings(), np.random.RandomState(0)),
