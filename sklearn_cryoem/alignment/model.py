@@ -168,11 +168,11 @@ def spectral_prior(
     -------
     inverse_prior, signal_to_noise : ndarrays of shape (n_references, n_rings)
     """
-    seen = np.maximum(polar.denominator.mean(axis=-1, dtype=np.float64), 1e-9)  # (n_references, n_rings)
-    plain = solve_references(polar, 1e-6 * seen)
-    signal = signal_power(ring_power(plain), noise / seen, mass)
-    tau2 = tau_fudge * signal + MIN_SIGNAL * noise / seen
-    return noise / tau2, signal * seen / noise
+    ctf_power = np.maximum(polar.denominator.mean(axis=-1, dtype=np.float64), 1e-9)  # (n_references, n_rings)
+    plain = solve_references(polar, 1e-6 * ctf_power)
+    signal = signal_power(ring_power(plain), noise / ctf_power, mass)
+    tau2 = tau_fudge * signal + MIN_SIGNAL * noise / ctf_power
+    return noise / tau2, signal * ctf_power / noise
 
 
 def resolved_ring(signal_to_noise: Float64) -> NDArray[np.int64]:

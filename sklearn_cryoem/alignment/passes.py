@@ -306,16 +306,16 @@ def _listed_parts(
     done = 0
     for part in search.posteriors(cache, rows, shift_px):
         waiting.append(part)
-        seen = sum(len(features) for features, _ in waiting)
+        n_waiting = sum(len(features) for features, _ in waiting)
         n_cells = sum(len(posterior.weight) for _, posterior in waiting)
-        if seen >= IMAGES_PER_SUM or n_cells >= CELLS_PER_SUM or done + seen == len(rows):
+        if n_waiting >= IMAGES_PER_SUM or n_cells >= CELLS_PER_SUM or done + n_waiting == len(rows):
             features = ImageFeatures.concatenate([f for f, _ in waiting])
             posterior = Posterior.concatenate([p for _, p in waiting])
             stats = accumulate(features, posterior, search.space, search.n_references, search.n_even)
-            known = cache.images.known.take(rows[done : done + seen], shift_px[done : done + seen])
+            known = cache.images.known.take(rows[done : done + n_waiting], shift_px[done : done + n_waiting])
             best = posterior.best_row, posterior.best_angle, posterior.log_evidence
             yield _pass_result(stats, *best, n_cells, known, search.space)
-            waiting, done = [], done + seen
+            waiting, done = [], done + n_waiting
 
 
 def _dense_pass(task: PlacedRows, cache: FeatureCache, search: PreparedSearch) -> PassResult:

@@ -216,8 +216,8 @@ def _draw(
     """Noise of references estimated with the given sums of C^2; (n_split, n_rings, n_angles / 2)."""
     white = rng.standard_normal((len(denominator), grid.box, grid.box)).astype(np.float32)
     noise = noise_fraction * model.noise[: grid.n_rings]  # (n_rings,)
-    seen = np.maximum(denominator.mean(axis=-1), 1e-9)  # (n_split, n_rings)
-    spread = np.sqrt(noise / seen).astype(np.float32)
+    ctf_power = np.maximum(denominator.mean(axis=-1), 1e-9)  # (n_split, n_rings)
+    spread = np.sqrt(noise / ctf_power).astype(np.float32)
     drawn: Complex64 = polar_transform(masked_references(white, settings), grid) * spread[..., None]
     return drawn
 
