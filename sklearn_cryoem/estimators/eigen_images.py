@@ -33,7 +33,8 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         Finest detail used, in Angstrom (pixels where the pixel size is unknown); by default all but Nyquist.
         Time and memory grow with the square of the number of Fourier coefficients that it leaves.
     mask_diameter : float or None, default=None
-        Diameter of the soft disc about each particle, in the same unit; by default 0.9 of the box.
+        Diameter of the soft disc about each particle, in the same unit; its edge lies outside. By default 0.9
+        of the box.
     n_jobs : int or None, default=None
         Number of workers. Results are the same bits for any number.
 

@@ -91,7 +91,7 @@ class MAPAligner(
         are mirrored.
     mask_diameter : float or None, default=None
         Diameter of the soft mask of the references in Angstrom (pixels where the pixel size is unknown). It
-        should hold the particle with little to spare. By default 0.9 of the box.
+        should hold the particle with little to spare; its edge lies outside. By default 0.9 of the box.
     max_shift : float or None, default=None
         Longest shift, in Angstrom (pixels where the pixel size is unknown). By default 0.2 of the box. A
         search covers 0.08 of the box at most and follows the image from visit to visit, Eq. (4.16), so that a

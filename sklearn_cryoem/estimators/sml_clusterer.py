@@ -128,8 +128,9 @@ class SMLClusterer(
         Scores can be compared only between models with the same one.
     mask_diameter : float or None, default=None
         Diameter of the soft disc that holds the particle, in Angstrom (pixels where the pixel size is
-        unknown); by default 0.9 of the box. Averages end there. Images are compared with them within 0.9 of
-        the box, where the CTF spreads the particle; without a CTF within the disc, Eq. (3.16).
+        unknown); its edge lies outside. By default 0.9 of the box. Averages end there. Images are compared
+        with them within 0.9 of the box, where the CTF spreads the particle; without a CTF within the disc,
+        Eq. (3.16).
     max_iter : int, default=100
         Largest number of EM iterations.
     tol : float, default=0.01
