@@ -60,7 +60,9 @@ def assemble(
     files = None if metadata_only else _find_files(raw, problems, images_dir)
     part = _parts(raw) if rescale and pixel_size is None else np.zeros(len(raw.frame), dtype=np.int64)  # (n,)
     parts = [part == number for number in np.unique(part[problems.keep])]
-    frames = [_frame(raw, problems, rows, files, pixel_size) for rows in parts]
+    frames = []
+    for rows in parts:
+        frames.append(_frame(raw, problems, rows, files, pixel_size))
     if len(set(frames)) == 1:
         parts, frames = [part >= 0], frames[:1]
     stacks, kept = [], []

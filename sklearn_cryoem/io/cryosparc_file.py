@@ -215,14 +215,14 @@ def _join(records: np.ndarray, other: np.ndarray, path: Path, other_path: Path) 
             raise ParticleDataError(
                 f"{path} and {other_path} cannot be joined: no field uid in {name}. Export it again."
             )
-    uids = pd.Index(other["uid"])
+    uids = pd.Index(other["uid"].astype(np.uint64))
     if not uids.is_unique:
         repeated = uids[uids.duplicated()].unique()
         raise ParticleDataError(
             f"{other_path}: {len(repeated):,} uids are there more than once, the first {repeated.min()}, so "
             "the rows of these particles are not known. Export it again."
         )
-    place = uids.get_indexer(records["uid"])  # (n,), -1 where there is none
+    place = uids.get_indexer(records["uid"].astype(np.uint64))  # (n,), -1 where there is none
     if (place < 0).any():
         raise ParticleDataError(
             f"{other_path}: lacks {(place < 0).sum()} of the {len(records)} particles of {path}, the first "
