@@ -354,7 +354,7 @@ def edited(content, changes):
 
 @pytest.mark.parametrize("name", ["x.star", "x.cs", "a.mrcs"])
 @settings(
-    max_examples=30, deadline=None, derandomize=True, database=None,
+    max_examples=20, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(changes=edits)
