@@ -232,3 +232,31 @@ def test_the_suggestion_keeps_particles_and_drops_junk():
     kept, junk = table["keep"].to_numpy()[aligner.labels_], stack.truth["is_junk"].to_numpy()
     precision, recall = (kept & ~junk).sum() / kept.sum(), (kept & ~junk).sum() / (~junk).sum()
     assert precision > 0.95 and recall > 0.9, f"precision {precision:.3f}, recall {recall:.3f}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "contrast", "keep"),
+    [(0.33, 1.25, False), (0.34, 1.42, False), (0.33, 1.84, True), (0.15, 0.6, True), (0.45, 2.4, True)],
+)
+def test_a_step_across_the_mask_is_an_edge_of_carbon(views, lines, contrast, keep):
+    """As measured on two classes of edges, a view of beta-galactosidase, a shell in a tight mask, and a rod."""
+    stack, label = views
+    table = class_quality(label, stack)
+    table.loc[0, ["lines", "contrast"]] = lines, contrast
+    judged = suggest_classes(table)
+    assert judged["keep"].tolist() == [keep, True, True]
+    assert ("edge of carbon" in judged["reasons"][0]) is not keep
+
+
+@pytest.mark.parametrize("shape", ["rod", "hollow"])
+def test_long_and_hollow_particles_are_no_edges(shape):
+    axis = np.arange(48) - 24
+    x, y = axis[None, :], axis[:, None]
+    shown = (
+        np.exp(-((x / 3) ** 2) - (y / 13) ** 4)
+        if shape == "rod"
+        else np.exp(-(((np.hypot(x, y) - 12) / 2) ** 2))
+    )
+    noise = np.random.default_rng(0).normal(scale=1.5, size=(80, 48, 48))
+    table = class_quality(np.zeros(80, int), ParticleStack((shown + noise).astype(np.float32)))
+    assert "edge of carbon" not in table["reasons"][0], table[["lines", "contrast"]].to_dict()
