@@ -12,9 +12,9 @@ from sklearn_cryoem._core.validation import check_number
 
 FIFTHS = 5
 GOOD_QUANTILE = 0.8  # of the particles by the information of their class: one of the better classes
-# The edge of a carbon film crosses the mask as a step: of two such classes in a simulated session 33 and 34 % of
-# the power lies along one direction and the contrast is 3.8 and 4.2 times that share. Of views of particles
-# (70S, beta-galactosidase, shells, rods) those with 30 % and more have at least 5.5 times.
+# The edge of a carbon film crosses the mask as a step: of two such classes in a simulated session 33 and 34 %
+# of the power lies along one direction, and the contrast is 3.8 and 4.2 times that share. Views of particles
+# (70S, beta-galactosidase, shells, rods) with 30 % and more have a contrast of at least 5.5 times.
 EDGE_LINES, EDGE_CONTRAST = 0.3, 5.0
 
 # what is said of a class that breaks the limit on a measure, in the order of the table of reasons
@@ -27,7 +27,7 @@ REASONS = {
     "extent": "{extent:.2g} times as large as others: a lump of ice, or dirt",
     "spikes": "much of its power in a single point ({spikes:.2g}): hot pixels",
     "lines": "{lines:.0%} of its power along one direction: stripes or bad rows",
-    "step": "{lines:.0%} of its power along one direction and little contrast over the rim: an edge of carbon",
+    "step": "{lines:.0%} of its power along one direction and little contrast: an edge of carbon",
     "strength": "{strength:.2g} times as strong at low resolution as others",
     "contrast": "darker than what is around it",
 }
@@ -88,8 +88,8 @@ def suggest_classes(
     -----
     The limit on significance holds for each class by itself, whatever the others are; those on strength,
     extent and coherence and the score compare the classes of one run. A class whose power lies along one
-    direction while it has little contrast over the rim is rejected as the edge of a carbon film. Nothing here replaces a look at the
-    class averages.
+    direction while it has little contrast over the rim is rejected as the edge of a carbon film. Nothing
+    here replaces a look at the class averages.
     """
     least = {"size": min_size, "significance": min_significance, "coherence": min_coherence,
              "extent": min_extent}  # fmt: skip

@@ -239,7 +239,7 @@ def test_the_suggestion_keeps_particles_and_drops_junk():
     [(0.33, 1.25, False), (0.34, 1.42, False), (0.33, 1.84, True), (0.15, 0.6, True), (0.45, 2.4, True)],
 )
 def test_a_step_across_the_mask_is_an_edge_of_carbon(views, lines, contrast, keep):
-    """As measured on two classes of edges, a view of beta-galactosidase, a shell in a tight mask, and a rod."""
+    """As of two classes of edges, a view of beta-galactosidase, a shell in a tight mask, and a rod."""
     stack, label = views
     table = class_quality(label, stack)
     table.loc[0, ["lines", "contrast"]] = lines, contrast
