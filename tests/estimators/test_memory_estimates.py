@@ -63,5 +63,5 @@ def test_a_fit_takes_the_memory_that_was_stated(case):
     command = [sys.executable, "-c", SCRIPT, json.dumps(CASES[case])]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     said, taken = json.loads(found.stdout)
-    assert taken > 8e7, "the interpreter's own memory would be the answer"
+    assert taken > 6e7, "the interpreter's own memory would be the answer"
     assert taken < said < 4 * taken  # a bound
