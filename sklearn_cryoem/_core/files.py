@@ -266,21 +266,11 @@ _LOOKED_AT = 4096  # bytes from the start
 
 @dataclass(frozen=True)
 class Content:
-    """What the first bytes of a file say.
+    """What the first bytes of a file say."""
 
-    Attributes
-    ----------
-    kind : str
-        Short name, such as ``"mrc"``.
-    what : str
-        The same in words, with an article.
-    remedy : str
-        What to do where something else was expected.
-    """
-
-    kind: str
-    what: str
-    remedy: str
+    kind: str  # short name, such as "mrc"
+    what: str  # the same in words, with an article
+    remedy: str  # what to do where something else was expected
 
 
 _EMPTY = Content("empty", "an empty file", "Copy or export it again")

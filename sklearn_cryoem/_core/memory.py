@@ -22,7 +22,6 @@ DEFAULT_CACHE_BYTES = 256 * 2**20  # as long as nobody sets a limit: the same bi
 PROCESS_BYTES = 110e6  # of a worker process before it does anything: interpreter and libraries
 ROOM_BYTES = 40 * 2**20  # BLAS takes 32 MB for a thread, at its first product; NumPy 64 kB a ufunc
 _PRIVATE: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
-SENT_PROCESS_BYTES = 30e6  # of those libraries in a worker of a cluster, which runs already
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _TEXT = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)i?b?\s*", re.IGNORECASE)
 _UNLIMITED = 2**60  # what version 1 of control groups writes where there is no limit, and more

@@ -26,7 +26,7 @@ from itertools import count, islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import joblib
@@ -58,16 +58,9 @@ STACK_BYTES = 8 * 2**20  # addresses that a thread takes
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
-class Addable(Protocol):
-    """Anything that adds to its own kind: arrays, or a dataclass of statistics."""
-
-    def __add__(self, other: Any, /) -> Any:
-        """Return the sum."""
-
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Statistics = TypeVar("Statistics", bound=Addable)
+Statistics = TypeVar("Statistics")  # anything that adds to its own kind
 
 
 # ---------------------------------------------------------------- blocks
@@ -386,9 +379,6 @@ def _deaths_reported() -> Iterator[None]:
 @contextmanager
 def _process_pool(n_workers: int) -> Iterator[ProcessPool]:
     """Processes of loky, those of the last call if there were as many."""
-    # Loky replaces a worker that holds 300 MB more than after its first task (images mapped, references
-    # prepared), and warns that it may leak. That costs a second for each 300 MB; the warning says nothing.
-    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     folder = _temporary_folder()
     executor = _executor(n_workers)
     try:
@@ -413,6 +403,9 @@ def _executor(n_workers: int) -> ProcessPoolExecutor:
     for old in _executors.values():
         old.shutdown(wait=False)
     _executors.clear()
+    # Where psutil is installed, loky replaces a worker that holds 300 MB more than after its first task
+    # (images mapped, references prepared): a second each time. What it then warns of is no leak.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     _executors[n_workers] = ProcessPoolExecutor(
         n_workers, timeout=IDLE_SECONDS, env=ONE_THREAD, initializer=_ignore_ctrl_c
     )
