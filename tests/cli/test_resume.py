@@ -87,7 +87,7 @@ def test_ctrl_c_during_the_alignment_says_how_to_go_on(star, tmp_path, monkeypat
     from sklearn_cryoem.alignment import em
 
     with monkeypatch.context() as patch:
-        interrupt(patch, em, "_after_pass", 1)
+        interrupt(patch, em, "run_pass", 3)
         assert classify(star, tmp_path / "out") == 130
     said = capsys.readouterr().err
     assert "The same command goes on from here" in said
