@@ -20,7 +20,7 @@ from sklearn_cryoem import (
     write_particles,
 )
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
-from sklearn_cryoem.estimators._sml_space import ImageSpace
+from sklearn_cryoem.particles.feature_space import ImageSpace
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
