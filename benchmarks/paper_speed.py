@@ -212,10 +212,10 @@ def passes_of(model, stack):
     n_shells = np.rint(stack.box * stack.pixel_size / model.iteration_resolution_).astype(int)
     n_all, n_cross = int(n_shells[-1]), int(model.held_out_.sum())
     # a pass compares images at one stage and sums at the next; that of the last objective sums in vain
-    cross = [(first, second, True) for first, second in zip(n_shells, [*n_shells[1:], n_all], strict=True)]
+    crossed = [(first, second, True) for first, second in zip(n_shells, [*n_shells[1:], n_all], strict=True)]
     ordinary = [n_shells[n_cross], *n_shells[n_cross:], n_all]
     em = [(first, second, False) for first, second in itertools.pairwise(ordinary)]
-    return [*cross[:n_cross], *em, (n_all, n_all, False)]  # and class averages
+    return [*crossed[:n_cross], *em, (n_all, n_all, False)]  # and class averages
 
 
 def bare_products(layout, passes, n, n_nodes, jobs):
@@ -326,13 +326,13 @@ def stage_costs(blocks, basis, n_shells, is_cross, jobs):
         coupling, total = Coupling.of(basis, ones, layout, np.zeros(layout.n_features)), statistics.total()
         start = time.process_time()  # the coupling is made once
         for part in (statistics.part(fold) for fold in range(FOLDS)):
-            others = total.cross - part.cross, np.maximum(total.gram - part.gram, 0.0)
+            others = total.numerator - part.numerator, np.maximum(total.denominator - part.denominator, 0.0)
             templates = coupling.templates(*others, ones, layout, n_jobs=jobs)
             update_noise(part, templates, layout, "shell", 1e-6 * ones)
             Matcher.of(templates, ones, layout)
     else:
         total = statistics.total()
-        weights = solve_weights(total.cross, total.gram, basis, ones, ones, layout, n_jobs=jobs)
+        weights = solve_weights(total.numerator, total.denominator, basis, ones, ones, layout, n_jobs=jobs)
         update_noise(total, basis.phi @ weights, layout, "shell", 1e-6 * ones)
         Matcher.of(basis.phi @ weights, ones, layout)
     return image, time.process_time() - start

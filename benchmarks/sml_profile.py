@@ -84,7 +84,7 @@ def matrix_products(block, matcher):
 def m_step(statistics, basis, layout):
     """Weights and noise."""
     ones = np.ones(layout.n_shells)
-    weights = solve_weights(statistics.cross, statistics.gram, basis, ones, ones, layout)
+    weights = solve_weights(statistics.numerator, statistics.denominator, basis, ones, ones, layout)
     return update_noise(statistics, basis.phi @ weights, layout, "shell", 1e-6 * ones)
 
 

@@ -496,7 +496,7 @@ class SMLClusterer(
             n_shells = int(space.plane.shell[-1])
             self.class_resolution_ = class_resolution(*averages, space.pixel_length, n_shells)
         self.class_averages_ = space.to_data(class_averages(halves, ridge, layout))
-        self.soft_class_sizes_ = halves.node_mass.sum(axis=0)
+        self.soft_class_sizes_ = halves.mass.sum(axis=0)
         self.class_sizes_, self.n_effective_clusters_ = sizes, effective_count(sizes)
 
     def _last_pass(self, blocks):

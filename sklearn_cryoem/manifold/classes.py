@@ -45,11 +45,11 @@ def signal_ridge(halves: Statistics, noise: Float64, layout: FeatureLayout) -> F
     layout : FeatureLayout
         The shells in use.
     """
-    cross, gram = halves.cross, halves.gram
+    numerator, denominator = halves.numerator, halves.denominator
     shared, seen = np.zeros(layout.n_shells), np.zeros(layout.n_shells)
-    for rows in row_blocks(cross.shape[1], ROWS_AT_ONCE):
-        shared += layout.sum_shells((cross[0, rows] * cross[1, rows]).sum(axis=0))
-        weight = (gram[0, rows] * gram[1, rows]).sum(axis=0)  # (Q,)
+    for rows in row_blocks(numerator.shape[1], ROWS_AT_ONCE):
+        shared += layout.sum_shells((numerator[0, rows] * numerator[1, rows]).sum(axis=0))
+        weight = (denominator[0, rows] * denominator[1, rows]).sum(axis=0)  # (Q,)
         seen += layout.sum_shells(weight[layout.norm_index])
     return wiener_ridge(np.divide(shared, seen, out=np.zeros_like(shared), where=seen > 0), noise)
 
@@ -70,15 +70,15 @@ def class_averages(
     half : {0, 1}, optional
         Which half of the images; all of them by default.
     """
-    averages = np.empty(halves.cross.shape[1:])  # (K, P)
+    averages = np.empty(halves.numerator.shape[1:])  # (K, P)
     for rows in row_blocks(len(averages), ROWS_AT_ONCE):
-        cross, gram = (
+        numerator, denominator = (
             sums[:, rows].sum(axis=0) if half is None else sums[half, rows]
-            for sums in (halves.cross, halves.gram)
+            for sums in (halves.numerator, halves.denominator)
         )
-        denominator = gram[:, layout.norm_index] + ridge[layout.shell]
+        denominator = denominator[:, layout.norm_index] + ridge[layout.shell]
         # a node without images averages to 0
-        averages[rows] = cross / np.where(denominator > 0, denominator, 1.0)
+        averages[rows] = numerator / np.where(denominator > 0, denominator, 1.0)
     return layout.confine(averages)
 
 
@@ -120,8 +120,9 @@ def information_share(
     layout, basis = blocks.layout, manifold.basis
     matchers = [manifold.matcher(layout, dtype=dtype)]
     for other in (1, 0):  # even rows are compared with what odd ones alone give
+        sums = halves.part(other)
         weights = solve_weights(
-            halves.cross[other], halves.gram[other], basis, manifold.noise_variance, manifold.alpha, layout,
+            sums.numerator, sums.denominator, basis, manifold.noise_variance, manifold.alpha, layout,
             n_jobs=n_jobs,
         )  # fmt: skip
         matchers.append(dataclasses.replace(manifold, weights=weights).matcher(layout, dtype=dtype))

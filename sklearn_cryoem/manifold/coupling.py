@@ -135,8 +135,8 @@ class Coupling:
 
     def templates(
         self,
-        cross: Float64,
-        gram: Float64,
+        numerator: Float64,
+        denominator: Float64,
         noise_variance: Float64,
         layout: FeatureLayout,
         *,
@@ -146,7 +146,7 @@ class Coupling:
 
         Parameters
         ----------
-        cross, gram : ndarrays of shape (K, P) and (K, S)
+        numerator, denominator : ndarrays of shape (K, P) and (K, S)
             B' and G' of Eq. (3.2).
         noise_variance : ndarray of shape (S,)
             1 / beta of each shell.
@@ -156,18 +156,19 @@ class Coupling:
             Number of workers.
         """
         ridge = self.alpha[: layout.n_shells] * noise_variance / layout.information  # (S,)
-        solve = partial(self._solve_shell, cross, gram, ridge, layout)
+        solve = partial(self._solve_shell, numerator, denominator, ridge, layout)
         solved = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, threads_only=True))
         return layout.confine(np.hstack(solved))
 
     def _solve_shell(
-        self, cross: Float64, gram: Float64, ridge: Float64, layout: FeatureLayout, shell: int
+        self, numerator: Float64, denominator: Float64, ridge: Float64, layout: FeatureLayout, shell: int
     ) -> Float64:
         features, phi = layout.features_of(shell), self.bases[shell]
-        gram, cross = gram[:, shell, None], cross[:, features]
+        own, numerator = denominator[:, shell, None], numerator[:, features]
         if phi is None:
             mean = self.mean[features]
-            denominator = np.maximum(gram + ridge[shell], np.finfo(np.float64).tiny)  # alpha may be 0
-            return np.asarray((cross - gram * mean) / denominator + mean)
-        column = np.zeros(cross.shape[1], dtype=np.int64)
-        return np.asarray(phi @ solve_systems(phi, gram, float(ridge[shell]), phi.T @ cross, column).weights)
+            regularised = np.maximum(own + ridge[shell], np.finfo(np.float64).tiny)  # alpha may be 0
+            return np.asarray((numerator - own * mean) / regularised + mean)
+        column = np.zeros(numerator.shape[1], dtype=np.int64)
+        solution = solve_systems(phi, own, float(ridge[shell]), phi.T @ numerator, column)
+        return np.asarray(phi @ solution.weights)

@@ -169,7 +169,9 @@ class MStep:
     def weights(self, total: Statistics, variance: Float64, layout: FeatureLayout) -> Float64:
         """Weights that all images give, Eq. (3.3)."""
         alpha = self.alpha[: layout.n_shells]
-        return solve_weights(total.cross, total.gram, self.basis, variance, alpha, layout, n_jobs=self.n_jobs)
+        return solve_weights(
+            total.numerator, total.denominator, self.basis, variance, alpha, layout, n_jobs=self.n_jobs
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +202,7 @@ class HeldOutMStep(MStep):
     def __call__(self, state: EMState, statistics: Statistics, n_shells: int, *, is_last: bool) -> EMState:
         """State with the templates that each fold gets from the others; in the end with weights of all."""
         layout, total, variance = self.layout.truncate(n_shells), self.total(statistics), state.noise_variance
-        folds = [statistics.part(fold) for fold in range(len(statistics.cross))]
+        folds = [statistics.part(fold) for fold in range(len(statistics.numerator))]
         templates = [self._from_others(total, fold, variance[:n_shells], layout) for fold in folds]
         found = self._noise(folds, templates, layout, state.floor[:n_shells])
         weights = self.weights(total, variance[:n_shells], layout) if is_last else None
@@ -210,8 +212,12 @@ class HeldOutMStep(MStep):
         self, total: Statistics, fold: Statistics, variance: Float64, layout: FeatureLayout
     ) -> Float64:
         """Templates of the images that are not in a fold."""
-        gram = np.maximum(total.gram - fold.gram, 0.0)  # a sum of squares, whatever its last digits
-        return self.coupling.templates(total.cross - fold.cross, gram, variance, layout, n_jobs=self.n_jobs)
+        denominator = np.maximum(
+            total.denominator - fold.denominator, 0.0
+        )  # a sum of squares, whatever its last digits
+        return self.coupling.templates(
+            total.numerator - fold.numerator, denominator, variance, layout, n_jobs=self.n_jobs
+        )
 
     def _noise(
         self, folds: list[Statistics], templates: list[Float64], layout: FeatureLayout, floor: Float64

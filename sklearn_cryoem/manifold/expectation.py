@@ -166,13 +166,13 @@ class Statistics(Additive):
 
     Attributes
     ----------
-    cross : ndarray of shape (n_parts, K, P)
+    numerator : ndarray of shape (n_parts, K, P)
         B' = R^T (c y), the numerator of templates.
-    gram : ndarray of shape (n_parts, K, Q)
+    denominator : ndarray of shape (n_parts, K, Q)
         G' = R^T c^2, their denominator.
     power : ndarray of shape (n_parts, S), float64
         Sum of y^2 over each shell.
-    node_mass : ndarray of shape (n_parts, K), float64
+    mass : ndarray of shape (n_parts, K), float64
         Sum of responsibilities: soft class sizes.
     log_evidence : ndarray of shape (n_parts,), float64
         Sum of log p(Y_i).
@@ -182,10 +182,10 @@ class Statistics(Additive):
         Most probable node of each image, block by block, of a sweep over halves.
     """
 
-    cross: NDArray[Any]
-    gram: NDArray[Any]
+    numerator: NDArray[Any]
+    denominator: NDArray[Any]
     power: Float64
-    node_mass: Float64
+    mass: Float64
     log_evidence: Any
     n_samples: Any
     labels: list[Int]
@@ -194,10 +194,10 @@ class Statistics(Additive):
     def zeros(cls, n_parts: int, n_nodes: int, layout: FeatureLayout, dtype: DTypeLike) -> Statistics:
         """Sums over no image, in the precision of the data."""
         return cls(
-            cross=np.zeros((n_parts, n_nodes, layout.n_features), dtype),
-            gram=np.zeros((n_parts, n_nodes, layout.n_norms), dtype),
+            numerator=np.zeros((n_parts, n_nodes, layout.n_features), dtype),
+            denominator=np.zeros((n_parts, n_nodes, layout.n_norms), dtype),
             power=np.zeros((n_parts, layout.n_shells)),
-            node_mass=np.zeros((n_parts, n_nodes)),
+            mass=np.zeros((n_parts, n_nodes)),
             log_evidence=np.zeros(n_parts),
             n_samples=np.zeros(n_parts, dtype=np.int64),
             labels=[],
@@ -214,7 +214,7 @@ class Statistics(Additive):
 
     def total(self) -> Statistics:
         """Sums over all parts."""
-        return self.part(0) if len(self.cross) == 1 else self.mapped(lambda array: array.sum(axis=0))
+        return self.part(0) if len(self.numerator) == 1 else self.mapped(lambda array: array.sum(axis=0))
 
     def scaled(self, factor: float) -> Statistics:
         """The same sums as if every image counted `factor` times."""
@@ -275,16 +275,16 @@ def _shard_sums(
     layout, n_nodes = blocks.layout.truncate(n_shells), len(matchers[0].templates)
     n_parts = {"all": 1, "folds": len(matchers), "halves": 2}[split]
     sums = Statistics.zeros(n_parts, n_nodes, layout, matchers[0].factors.scaled.dtype)
-    cross, gram = sums.cross, sums.gram
+    numerator, denominator = sums.numerator, sums.denominator
     for loaded in in_turn(blocks, shard, n_shells):
         labels = np.empty(len(loaded), dtype=np.int64)
         for part, (block, (weights, evidence)) in enumerate(_compared(loaded, matchers, n_parts)):
             left = transposed(weights, layout.n_features)
-            cross, gram = with_precision_of(block.data, cross, gram)
-            add_product(cross[part], left, block.data)  # Eq. (3.2)
+            numerator, denominator = with_precision_of(block.data, numerator, denominator)
+            add_product(numerator[part], left, block.data)  # Eq. (3.2)
             if block.norm is not None:
-                add_product(gram[part], left, block.norm)
-            sums.node_mass[part] += weights.sum(axis=0, dtype=np.float64)
+                add_product(denominator[part], left, block.norm)
+            sums.mass[part] += weights.sum(axis=0, dtype=np.float64)
             sums.power[part] += block.power.sum(axis=0)
             sums.log_evidence[part] += evidence.sum()
             sums.n_samples[part] += len(block)
@@ -292,8 +292,8 @@ def _shard_sums(
         if split == "halves":
             sums.labels.append(labels)
     if loaded.norm is None:
-        gram[:] = sums.node_mass[:, :, None]  # c = 1, a column for each shell
-    return dataclasses.replace(sums, cross=cross, gram=gram)
+        denominator[:] = sums.mass[:, :, None]  # c = 1, a column for each shell
+    return dataclasses.replace(sums, numerator=numerator, denominator=denominator)
 
 
 def _compared(

@@ -30,8 +30,8 @@ TOLERANCE = 1e-9  # of the residual in the norm of the mean system; float32 prod
 
 
 def solve_weights(
-    cross: Float64,
-    gram: Float64,
+    numerator: Float64,
+    denominator: Float64,
     basis: LatentBasis,
     noise_variance: Float64,
     alpha: Float64,
@@ -43,7 +43,7 @@ def solve_weights(
 
     Parameters
     ----------
-    cross, gram : ndarrays of shape (K, P) and (K, Q)
+    numerator, denominator : ndarrays of shape (K, P) and (K, Q)
         B' and G' of Eq. (3.2), without the noise precision.
     basis : LatentBasis
         Phi.
@@ -73,7 +73,7 @@ def solve_weights(
     """
     # Divided by beta, the prior is all that noise has to say: W stays the same and the scale moderate.
     ridge = alpha * noise_variance / layout.information  # (S,)
-    solve = partial(_solve_shell, basis.phi, cross, gram, ridge, layout)
+    solve = partial(_solve_shell, basis.phi, numerator, denominator, ridge, layout)
     solutions = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, threads_only=True))
     n_singular = sum(solution.n_singular for solution in solutions)
     if n_singular:
@@ -88,13 +88,13 @@ def solve_weights(
 
 
 def _solve_shell(
-    phi: Float64, cross: Float64, gram: Float64, ridge: Float64, layout: FeatureLayout, shell: int
+    phi: Float64, numerator: Float64, denominator: Float64, ridge: Float64, layout: FeatureLayout, shell: int
 ) -> Solution:
     """Weights of one shell: its systems share the prior and nearly share G."""
     features = layout.features_of(shell)
     column = layout.norm_index[features]  # of c^2, of each feature; ascending
-    own = gram[:, column[0] : column[-1] + 1]  # (K, columns of the shell)
-    right = phi.T @ cross[:, features]  # (M + 1, features of the shell)
+    own = denominator[:, column[0] : column[-1] + 1]  # (K, columns of the shell)
+    right = phi.T @ numerator[:, features]  # (M + 1, features of the shell)
     return solve_systems(phi, own, float(ridge[shell]), right, column - column[0])
 
 
@@ -121,9 +121,9 @@ def update_noise(
     noise_variance : ndarray of shape (S,), float64
     """
     # einsum, so that nothing of the size of the statistics is made
-    products = np.einsum("kp,kp->p", statistics.cross, templates)
+    products = np.einsum("kp,kp->p", statistics.numerator, templates)
     explained = layout.sum_shells(products)  # <B', mu>, (S,)
-    norms = np.einsum("kq,kq->q", statistics.gram, layout.sum_squares(templates))  # <G', mu^2>, (Q,)
+    norms = np.einsum("kq,kq->q", statistics.denominator, layout.sum_squares(templates))  # <G', mu^2>, (Q,)
     norm_shell = layout.shell[layout.norm_starts]
     modelled = np.bincount(norm_shell, weights=norms, minlength=layout.n_shells)  # (S,)
     residual = statistics.power - 2.0 * explained + modelled  # (S,), Eq. (3.4)
@@ -147,14 +147,14 @@ class Solution(NamedTuple):
     n_singular: int
 
 
-def solve_systems(phi: Float64, gram: Float64, ridge: float, right: Float64, column: Int) -> Solution:
-    """Solve (Phi^T diag(G_q) Phi + ridge I0) W_q = right_q for every column q of `gram`, Eq. (3.3).
+def solve_systems(phi: Float64, denominator: Float64, ridge: float, right: Float64, column: Int) -> Solution:
+    """Solve (Phi^T diag(G_q) Phi + ridge I0) W_q = right_q for every column q of `denominator`, Eq. (3.3).
 
     Parameters
     ----------
     phi : ndarray of shape (K, M + 1)
         Basis functions at the nodes; the bias, free of the ridge, comes last.
-    gram : ndarray of shape (K, Q)
+    denominator : ndarray of shape (K, Q)
         Diagonal weights of each system, not negative.
     ridge : float
         Added to the diagonal.
@@ -176,27 +176,27 @@ def solve_systems(phi: Float64, gram: Float64, ridge: float, right: Float64, col
     n_nodes, n_functions = phi.shape
     factorisation = n_nodes * n_functions**2 + n_functions**3 / 3
     together = 2 * factorisation + USUAL_STEPS * 4 * n_nodes * n_functions * right.shape[1]
-    if together < gram.shape[1] * factorisation:
-        weights = conjugate_gradients(phi, gram, ridge, right, column)
+    if together < denominator.shape[1] * factorisation:
+        weights = conjugate_gradients(phi, denominator, ridge, right, column)
         if weights is not None:
             return Solution(weights, 0)
-    return _one_by_one(phi, gram, ridge, right, column)
+    return _one_by_one(phi, denominator, ridge, right, column)
 
 
-def _normal_matrix(phi: Float64, gram: Float64, ridge: float) -> Float64:
-    """Phi^T diag(gram) Phi + ridge I0 for one column (K,) of weights: the lower triangle."""
-    left: Float64 = dsyrk(1.0, (np.sqrt(gram)[:, None] * phi).T, lower=1)  # gram is a sum of squares
+def _normal_matrix(phi: Float64, denominator: Float64, ridge: float) -> Float64:
+    """Phi^T diag(denominator) Phi + ridge I0 for one column (K,) of weights: the lower triangle."""
+    left: Float64 = dsyrk(1.0, (np.sqrt(denominator)[:, None] * phi).T, lower=1)  # a sum of squares
     diagonal = np.arange(phi.shape[1] - 1)  # I0: every weight but the bias
     left[diagonal, diagonal] += ridge
     return left
 
 
-def _one_by_one(phi: Float64, gram: Float64, ridge: float, right: Float64, column: Int) -> Solution:
+def _one_by_one(phi: Float64, denominator: Float64, ridge: float, right: Float64, column: Int) -> Solution:
     weights = np.empty_like(right)
-    edges = np.searchsorted(column, np.arange(gram.shape[1] + 1))
+    edges = np.searchsorted(column, np.arange(denominator.shape[1] + 1))
     n_singular = 0
-    for q in range(gram.shape[1]):
-        left = _normal_matrix(phi, gram[:, q], ridge)  # (M + 1, M + 1)
+    for q in range(denominator.shape[1]):
+        left = _normal_matrix(phi, denominator[:, q], ridge)  # (M + 1, M + 1)
         wanted = right[:, edges[q] : edges[q + 1]]
         _, solution, info = dposv(left, wanted, lower=1)
         if info != 0 or not np.isfinite(solution).all():
@@ -208,7 +208,7 @@ def _one_by_one(phi: Float64, gram: Float64, ridge: float, right: Float64, colum
 
 
 def conjugate_gradients(
-    phi: Float64, gram: Float64, ridge: float, right: Float64, column: Int
+    phi: Float64, denominator: Float64, ridge: float, right: Float64, column: Int
 ) -> Float64 | None:
     """Solve all systems at once, conditioned by their mean, Eq. (3.30).
 
@@ -217,7 +217,7 @@ def conjugate_gradients(
 
     Parameters
     ----------
-    phi, gram, ridge, right, column
+    phi, denominator, ridge, right, column
         As in `solve_systems`.
 
     Returns
@@ -225,12 +225,12 @@ def conjugate_gradients(
     weights : ndarray of shape (M + 1, P), or None
         None where the mean system is singular, or the steps do not suffice.
     """
-    mean = gram.mean(axis=1)  # (K,)
+    mean = denominator.mean(axis=1)  # (K,)
     factor, info = dpotrf(_normal_matrix(phi, mean, ridge), lower=1)
     if info != 0:
         return None
     psi = np.ascontiguousarray(dtrsm(1.0, factor, phi.T, lower=1).T)  # (K, M + 1)
-    excess = (gram - mean[:, None])[:, column]  # (K, P)
+    excess = (denominator - mean[:, None])[:, column]  # (K, P)
     residual: Float64 = np.ascontiguousarray(dtrsm(1.0, factor, right, lower=1))  # v, (M + 1, P)
     solution = np.zeros_like(residual)
     direction = residual.copy()

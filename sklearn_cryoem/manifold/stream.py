@@ -133,7 +133,7 @@ def resume_stream(
     moments: Moments,
     layout: FeatureLayout,
     half_averages: Float64,
-    node_mass: Float64,
+    mass: Float64,
     labels: Int,
     *,
     n_folds: int,
@@ -150,7 +150,7 @@ def resume_stream(
         Columns of its images.
     half_averages : ndarray of shape (2, K, P)
         Class averages over even and odd rows.
-    node_mass : ndarray of shape (K,)
+    mass : ndarray of shape (K,)
         Soft class sizes.
     labels : ndarray of shape (n,)
         Class of each image.
@@ -166,19 +166,22 @@ def resume_stream(
     shells = dataclasses.replace(layout, norm_index=layout.shell)
     mean_c2 = layout.sum_shells(moments.c2) / layout.shell_sizes  # (S,)
     ridge = manifold.alpha * manifold.noise_variance / layout.information  # (S,)
-    half_gram = 0.5 * node_mass[:, None] * (mean_c2 / moments.n_samples)  # (K, S)
-    cross = half_averages * (half_gram + ridge)[:, layout.shell]  # (2, K, P)
-    whole, templates = cross.sum(axis=0), manifold.templates  # (K, P)
+    half_denominator = 0.5 * mass[:, None] * (mean_c2 / moments.n_samples)  # (K, S)
+    numerator = half_averages * (half_denominator + ridge)[:, layout.shell]  # (2, K, P)
+    whole, templates = numerator.sum(axis=0), manifold.templates  # (K, P)
     explained = layout.sum_shells((whole * templates).sum(axis=0))  # (S,)
-    norms = (2.0 * half_gram * layout.sum_shells(templates**2)).sum(axis=0)  # (S,)
+    norms = (2.0 * half_denominator * layout.sum_shells(templates**2)).sum(axis=0)  # (S,)
     power = manifold.noise_variance * layout.shell_sizes * len(labels) + 2.0 * explained - norms  # (S,)
     empty = _nothing(shells, manifold, moments, n_folds)
-    half_mass = np.stack([0.5 * node_mass, 0.5 * node_mass])
+    half_mass = np.stack([0.5 * mass, 0.5 * mass])
     halves = dataclasses.replace(
-        empty.left_halves, cross=cross, gram=np.stack([half_gram, half_gram]), node_mass=half_mass
+        empty.left_halves,
+        numerator=numerator,
+        denominator=np.stack([half_denominator, half_denominator]),
+        mass=half_mass,
     )
     left = dataclasses.replace(halves.total(), power=power, n_samples=len(labels))
-    counts = np.bincount(labels, minlength=len(node_mass))
+    counts = np.bincount(labels, minlength=len(mass))
     return dataclasses.replace(
         empty, left=left, left_halves=halves, class_counts=counts, n_seen=len(labels), n_left=len(labels)
     )
@@ -266,7 +269,7 @@ def _sweep_again(stream: Stream, parts: list[Blocks], manifold: Manifold, ordina
         known, start, n_sweeps = stream.left + stream.held, manifold.templates, N_SWEEPS
         if known.n_samples:
             start = coupling.templates(
-                known.cross, known.gram, manifold.noise_variance, layout, n_jobs=ordinary.n_jobs
+                known.numerator, known.denominator, manifold.noise_variance, layout, n_jobs=ordinary.n_jobs
             )
         templates = [start] * n_folds
     state = EMState(

@@ -105,12 +105,14 @@ def test_independent_nodes_are_wiener_averages_about_the_mean(rng, alpha):
     layout = FeatureLayout(np.arange(60), np.arange(60))
     basis, mean = LatentBasis((3, 1), (3, 1), 0.5), rng.standard_normal(60)
     coupling = Coupling.of(basis, np.full(60, alpha * basis.mean_square), layout, mean)
-    cross, gram = rng.standard_normal((3, 60)), rng.uniform(1, 2, (3, 60))
-    gram[2], cross[2] = 0.0, 0.0  # a node without images
-    templates = coupling.templates(cross, gram, np.full(60, 0.5), layout)
+    numerator, denominator = rng.standard_normal((3, 60)), rng.uniform(1, 2, (3, 60))
+    denominator[2], numerator[2] = 0.0, 0.0  # a node without images
+    templates = coupling.templates(numerator, denominator, np.full(60, 0.5), layout)
     assert coupling.bases[-1] is None
     np.testing.assert_allclose(templates[2, -1], mean[-1])
-    expected = mean[-1] + (cross[0, -1] - gram[0, -1] * mean[-1]) / (gram[0, -1] + alpha * 0.5)
+    expected = mean[-1] + (numerator[0, -1] - denominator[0, -1] * mean[-1]) / (
+        denominator[0, -1] + alpha * 0.5
+    )
     np.testing.assert_allclose(templates[0, -1], expected)
 
 

@@ -18,7 +18,7 @@ from sklearn_cryoem.manifold.expectation import (
     transposed,
 )
 
-FIELDS = ("cross", "gram", "power", "node_mass", "log_evidence", "n_samples")
+FIELDS = ("numerator", "denominator", "power", "mass", "log_evidence", "n_samples")
 
 
 def naive_log_likelihood(y, ctf, templates, variance, layout):
@@ -54,9 +54,9 @@ def test_statistics_are_sums_over_images(make_blocks, rng):
     statistics = sweep(blocks, [Matcher.of(templates, variance, layout, dtype=np.float64)]).total()
     naive = naive_log_likelihood(y, ctf, templates, variance, layout)
     weights = np.exp(naive - logsumexp(naive, axis=1, keepdims=True))
-    np.testing.assert_allclose(statistics.cross, weights.T @ (ctf * y), atol=1e-9)
-    np.testing.assert_allclose(statistics.gram[:, layout.norm_index], weights.T @ ctf**2, atol=1e-9)
-    np.testing.assert_allclose(statistics.node_mass, weights.sum(axis=0), atol=1e-9)
+    np.testing.assert_allclose(statistics.numerator, weights.T @ (ctf * y), atol=1e-9)
+    np.testing.assert_allclose(statistics.denominator[:, layout.norm_index], weights.T @ ctf**2, atol=1e-9)
+    np.testing.assert_allclose(statistics.mass, weights.sum(axis=0), atol=1e-9)
     np.testing.assert_allclose(statistics.power, layout.sum_shells((y**2).sum(axis=0)))
     evidence = (logsumexp(naive, axis=1) - np.log(len(templates))).sum()
     assert statistics.log_evidence == pytest.approx(evidence, rel=1e-10)
@@ -68,8 +68,8 @@ def test_new_shells_enter_the_statistics_before_they_enter_the_match(make_blocks
     first, n_shells = blocks.layout.truncate(1), blocks.layout.n_shells
     matcher = Matcher.of(templates[:, : first.n_features], variance[:1], first, dtype=np.float64)
     wide, narrow = (sweep(blocks, [matcher], n_shells=n).total() for n in (n_shells, None))
-    assert wide.cross.shape == templates.shape
-    np.testing.assert_allclose(wide.cross[:, : first.n_features], narrow.cross)
+    assert wide.numerator.shape == templates.shape
+    np.testing.assert_allclose(wide.numerator[:, : first.n_features], narrow.numerator)
     assert wide.log_evidence == pytest.approx(narrow.log_evidence, rel=1e-12)
 
 
@@ -78,8 +78,8 @@ def test_single_precision_agrees_with_double(make_blocks, rng):
     naive = naive_log_likelihood(y.astype(float), ctf.astype(float), templates, variance, blocks.layout)
     weights = np.exp(naive - logsumexp(naive, axis=1, keepdims=True))
     statistics = sweep(blocks, [Matcher.of(templates, variance, blocks.layout, dtype=np.float32)]).total()
-    assert statistics.cross.dtype == np.float64
-    np.testing.assert_allclose(statistics.node_mass, weights.sum(axis=0), rtol=1e-4, atol=1e-3)
+    assert statistics.numerator.dtype == np.float64
+    np.testing.assert_allclose(statistics.mass, weights.sum(axis=0), rtol=1e-4, atol=1e-3)
 
 
 def test_thousands_of_nats_between_nodes_neither_overflow_nor_become_nan(rng, make_blocks):
@@ -111,8 +111,8 @@ def test_parts_are_sums_over_their_rows_and_add_up_to_those_of_all_images(make_b
     weights = np.exp(naive - logsumexp(naive, axis=1, keepdims=True))
     for part in range(n_parts):
         rows = slice(part, None, n_parts)
-        np.testing.assert_allclose(found.part(part).cross, weights[rows].T @ (ctf * y)[rows], atol=1e-9)
-        np.testing.assert_allclose(found.part(part).node_mass, weights[rows].sum(axis=0), atol=1e-9)
+        np.testing.assert_allclose(found.part(part).numerator, weights[rows].T @ (ctf * y)[rows], atol=1e-9)
+        np.testing.assert_allclose(found.part(part).mass, weights[rows].sum(axis=0), atol=1e-9)
     whole = sweep(blocks, [matcher]).total()
     for name in FIELDS:
         np.testing.assert_allclose(getattr(found.total(), name), getattr(whole, name), rtol=1e-9, atol=1e-9)
@@ -164,7 +164,7 @@ def test_statistics_with_sparse_sums_equal_dense_ones_within_float32(rng, monkey
     sparse_sums = sweep(blocks, [matcher], split)
     monkeypatch.setattr("sklearn_cryoem.manifold.expectation.SPARSE_SHARE", 0.0)
     dense = sweep(blocks, [matcher], split)
-    for name in ("cross", "gram", "node_mass"):
+    for name in ("numerator", "denominator", "mass"):
         mine, theirs = getattr(sparse_sums, name), getattr(dense, name)
         np.testing.assert_allclose(mine, theirs, atol=3e-7 * np.abs(theirs).max(), err_msg=name)
 
@@ -187,9 +187,9 @@ def test_statistics_of_parts_of_the_data_add_up_and_in_place_too(rng):
     whole = sweep(blocks, [matcher], "halves")
     first, second = (sweep(part, [matcher], "halves") for part in parts)
     added = first + second
-    arrays = first.cross
+    arrays = first.numerator
     first += second
-    assert first.cross is arrays, "no third array of their size is made"
+    assert first.numerator is arrays, "no third array of their size is made"
     for field in dataclasses.fields(whole):
         expected, found, in_place = (getattr(sums, field.name) for sums in (whole, added, first))
         if field.name == "labels":

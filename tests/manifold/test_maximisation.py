@@ -42,7 +42,7 @@ def test_weights_are_the_maximum_of_the_expected_log_posterior(make_blocks, rng)
     blocks, y, ctf, basis, variance, weights, statistics = setting(make_blocks, rng)
     layout = blocks.layout
     alpha = rng.uniform(0.1, 3.0, layout.n_shells)
-    solution = solve_weights(statistics.cross, statistics.gram, basis, variance, alpha, layout)
+    solution = solve_weights(statistics.numerator, statistics.denominator, basis, variance, alpha, layout)
     given = (y, ctf, basis, variance, weights, alpha, layout)
     best = expected_log_posterior(solution, *given)
     step = 1e-3
@@ -57,7 +57,9 @@ def test_weights_are_the_maximum_of_the_expected_log_posterior(make_blocks, rng)
 def test_the_bias_is_free_of_the_prior(make_blocks, rng):
     blocks, y, ctf, basis, variance, _, statistics = setting(make_blocks, rng)
     huge = np.full(blocks.layout.n_shells, 1e12)
-    solution = solve_weights(statistics.cross, statistics.gram, basis, variance, huge, blocks.layout)
+    solution = solve_weights(
+        statistics.numerator, statistics.denominator, basis, variance, huge, blocks.layout
+    )
     mean = (ctf * y).sum(axis=0) / (ctf**2).sum(axis=0)
     assert np.abs(solution[:-1]).max() < 1e-8
     np.testing.assert_allclose(solution[-1], mean, rtol=1e-6)
@@ -94,21 +96,23 @@ def test_a_singular_system_gets_its_least_norm_solution_and_a_warning_with_numbe
     basis = LatentBasis((4, 3), (6, 6), 2.0)  # 37 functions on 12 nodes
     ones, zeros = np.ones(layout.n_shells), np.zeros(layout.n_shells)
     with pytest.warns(LinAlgWarning, match=r"alpha down to 0; they got .*or raise alpha"):
-        solution = solve_weights(statistics.cross, statistics.gram, basis, ones, zeros, layout)
+        solution = solve_weights(statistics.numerator, statistics.denominator, basis, ones, zeros, layout)
     assert np.isfinite(solution).all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         held = solve_weights(
-            statistics.cross, statistics.gram, basis, ones, np.full(layout.n_shells, 0.1), layout
+            statistics.numerator, statistics.denominator, basis, ones, np.full(layout.n_shells, 0.1), layout
         )
     assert np.isfinite(held).all()
 
 
 def test_workers_change_no_bit_of_the_weights(make_blocks, rng):
     blocks, _, _, basis, variance, _, statistics = setting(make_blocks, rng)
-    alpha = np.ones(blocks.layout.n_shells)
+    alpha, sums = np.ones(blocks.layout.n_shells), (statistics.numerator, statistics.denominator)
     alone, together = (
-        solve_weights(statistics.cross, statistics.gram, basis, variance, alpha, blocks.layout, n_jobs=n)
+        solve_weights(
+            statistics.numerator, statistics.denominator, basis, variance, alpha, blocks.layout, n_jobs=n
+        )
         for n in (1, 2)
     )
     np.testing.assert_array_equal(alone, together)
@@ -118,15 +122,15 @@ def systems(rng, n_systems=30, spread=1.0, basis=SMALL):
     """Systems as CTFs make them: every node has a few images, each seen through its own CTF."""
     phi = basis.phi
     images = rng.poisson(5.0, len(phi))
-    gram = np.stack([(rng.uniform(1 - spread, 1, (n, n_systems)) ** 2).sum(axis=0) for n in images])
+    denominator = np.stack([(rng.uniform(1 - spread, 1, (n, n_systems)) ** 2).sum(axis=0) for n in images])
     column = np.repeat(np.arange(n_systems), 2)
-    return phi, gram, rng.standard_normal((phi.shape[1], len(column))), column
+    return phi, denominator, rng.standard_normal((phi.shape[1], len(column))), column
 
 
-def naive(phi, gram, ridge, right, column):
+def naive(phi, denominator, ridge, right, column):
     prior = ridge * np.diag(np.append(np.ones(phi.shape[1] - 1), 0.0))
     pairs = [
-        np.linalg.solve(phi.T * gram[:, q] @ phi + prior, right[:, i]) for i, q in enumerate(column)
+        np.linalg.solve(phi.T * denominator[:, q] @ phi + prior, right[:, i]) for i, q in enumerate(column)
     ]  # fmt: skip
     return np.stack(pairs, axis=1)
 
@@ -134,11 +138,11 @@ def naive(phi, gram, ridge, right, column):
 @pytest.mark.parametrize("spread", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("ridge", [1e-3, 1.0, 100.0])
 def test_both_ways_are_the_plain_solution(rng, ridge, spread):
-    phi, gram, right, column = systems(rng, spread=spread)
-    expected = naive(phi, gram, ridge, right, column)
+    phi, denominator, right, column = systems(rng, spread=spread)
+    expected = naive(phi, denominator, ridge, right, column)
     scale = np.abs(expected).max()
-    together = conjugate_gradients(phi, gram, ridge, right, column)
-    one_by_one = maximisation._one_by_one(phi, gram, ridge, right, column)
+    together = conjugate_gradients(phi, denominator, ridge, right, column)
+    one_by_one = maximisation._one_by_one(phi, denominator, ridge, right, column)
     np.testing.assert_allclose(together, expected, atol=1e-7 * scale)
     np.testing.assert_allclose(one_by_one.weights, expected, atol=1e-7 * scale)
     assert one_by_one.n_singular == 0
@@ -151,36 +155,36 @@ def test_the_cheaper_way_is_taken(rng, monkeypatch):
     )
     for n_systems, expected in ((1, 0), (3, 0), (200, 1)):
         calls.clear()
-        phi, gram, right, column = systems(rng, n_systems, basis=LARGE)
+        phi, denominator, right, column = systems(rng, n_systems, basis=LARGE)
         if n_systems == 3:  # a shell without astigmatism: few systems of many features
             column = np.repeat(np.arange(3), 40)
             right = rng.standard_normal((phi.shape[1], 120))
-        solution = solve_systems(phi, gram, 0.5, right, column)
+        solution = solve_systems(phi, denominator, 0.5, right, column)
         assert len(calls) == expected
-        np.testing.assert_allclose(solution.weights, naive(phi, gram, 0.5, right, column), atol=1e-8)
+        np.testing.assert_allclose(solution.weights, naive(phi, denominator, 0.5, right, column), atol=1e-8)
 
 
 def test_nodes_without_images_and_right_sides_of_zero_are_solved_together(rng):
-    phi, gram, right, column = systems(rng, 200)
-    gram[::2] = 0.0
+    phi, denominator, right, column = systems(rng, 200)
+    denominator[::2] = 0.0
     right[:, 4:7] = 0.0
-    solution = solve_systems(phi, gram, 0.5, right, column)
-    np.testing.assert_allclose(solution.weights, naive(phi, gram, 0.5, right, column), atol=1e-9)
+    solution = solve_systems(phi, denominator, 0.5, right, column)
+    np.testing.assert_allclose(solution.weights, naive(phi, denominator, 0.5, right, column), atol=1e-9)
 
 
 def test_singular_systems_are_solved_one_by_one(rng):
-    phi, gram, right, column = systems(rng, 200)
-    gram[3:] = 0.0  # three nodes with images, thirteen functions, no prior
-    assert conjugate_gradients(phi, gram, 0.0, right, column) is None
-    solution = solve_systems(phi, gram, 0.0, phi.T @ (gram[:, column] * 1.0), column)
+    phi, denominator, right, column = systems(rng, 200)
+    denominator[3:] = 0.0  # three nodes with images, thirteen functions, no prior
+    assert conjugate_gradients(phi, denominator, 0.0, right, column) is None
+    solution = solve_systems(phi, denominator, 0.0, phi.T @ (denominator[:, column] * 1.0), column)
     assert solution.n_singular > 0 and np.isfinite(solution.weights).all()
     np.testing.assert_allclose((phi @ solution.weights)[:3], 1.0, atol=1e-4)
 
 
 def test_systems_that_have_nothing_in_common_are_left_to_the_direct_way(rng):
-    phi, gram, right, column = systems(rng, 200)
-    gram *= 10.0 ** rng.uniform(-9, 9, gram.shape)
-    assert conjugate_gradients(phi, gram, 1e-6, right, column) is None
-    solution = solve_systems(phi, gram, 1e-6, right, column)
-    residual = phi.T @ (gram[:, column] * (phi @ solution.weights)) - right
+    phi, denominator, right, column = systems(rng, 200)
+    denominator *= 10.0 ** rng.uniform(-9, 9, denominator.shape)
+    assert conjugate_gradients(phi, denominator, 1e-6, right, column) is None
+    solution = solve_systems(phi, denominator, 1e-6, right, column)
+    residual = phi.T @ (denominator[:, column] * (phi @ solution.weights)) - right
     assert np.isfinite(residual).all()

@@ -88,9 +88,11 @@ def test_without_decay_sums_are_those_of_all_images(begun, make_blocks, rng, mon
     assert done.left.n_samples == done.n_left == 46 and done.window.n_samples == 39 and done.n_seen == 85
     matcher = manifold.matcher(begun.layout, dtype=np.float64)
     expected = sums_of(ShellNorms(first), matcher) + sums_of(ShellNorms(chunk), matcher)
-    np.testing.assert_allclose(done.held.cross, sums_of(done.window, matcher).cross, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        done.held.numerator, sums_of(done.window, matcher).numerator, rtol=1e-10, atol=1e-12
+    )
     found = done.left + done.held
-    for name in ("cross", "gram", "power", "node_mass", "n_samples"):
+    for name in ("numerator", "denominator", "power", "mass", "n_samples"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-12)
     assert done.class_counts.sum() == 85
 
@@ -108,9 +110,9 @@ def test_old_chunks_count_less_and_the_manifold_follows_the_new(
         stream, manifold = done.stream, done.manifold
     assert stream.n_seen == 300 and stream.n_left == 300 - stream.window.n_samples
     assert 60 < stream.left.n_samples < stream.n_left
-    np.testing.assert_allclose(stream.left.node_mass.sum(), stream.left.n_samples, rtol=1e-6)
+    np.testing.assert_allclose(stream.left.mass.sum(), stream.left.n_samples, rtol=1e-6)
     n_worth = stream.left.n_samples + stream.window.n_samples
-    np.testing.assert_allclose(done.halves.node_mass.sum(), n_worth, rtol=1e-6)
+    np.testing.assert_allclose(done.halves.mass.sum(), n_worth, rtol=1e-6)
     assert len(done.labels) == 60
     assert np.isfinite(manifold.weights).all() and (manifold.noise_variance > 0).all()
 
@@ -176,16 +178,16 @@ def test_what_a_fit_would_remember_follows_from_its_results(begun, kind):
     sums = sweep(blocks, [manifold.matcher(layout, dtype=np.float64)], "halves")
     ridge = manifold.alpha * manifold.noise_variance / layout.information
     halves = np.stack([class_averages(sums, ridge, layout, half) for half in (0, 1)])
-    mass, labels = sums.total().node_mass, np.concatenate(sums.labels)
+    mass, labels = sums.total().mass, np.concatenate(sums.labels)
     again = resume_stream(manifold, measure_moments(blocks), layout, halves, mass, labels, n_folds=2)
     assert (again.n_seen, again.n_left, again.left.n_samples) == (60, 60, 60) and again.window is None
     np.testing.assert_array_equal(again.class_counts, stream.class_counts)
     shells = ShellNorms(blocks)
     expected = sums_of(shells, manifold.matcher(shells.layout, dtype=np.float64))
     if kind in ("plain", "no CTF"):  # then only the split into halves is not known
-        np.testing.assert_allclose(again.left.gram, expected.gram)
-    difference = np.linalg.norm(again.left.cross - expected.cross)
-    assert difference < 0.25 * np.linalg.norm(expected.cross)
+        np.testing.assert_allclose(again.left.denominator, expected.denominator)
+    difference = np.linalg.norm(again.left.numerator - expected.numerator)
+    assert difference < 0.25 * np.linalg.norm(expected.numerator)
     np.testing.assert_allclose(again.left.power, expected.power, rtol=0.3)
     done = advance(again, blocks, manifold, alpha="auto", dtype=np.float64)
     assert done.stream.n_seen == 120 and done.stream.window.n_samples == 60
