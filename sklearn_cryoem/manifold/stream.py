@@ -174,12 +174,8 @@ def resume_stream(
     power = manifold.noise_variance * layout.shell_sizes * len(labels) + 2.0 * explained - norms  # (S,)
     empty = _nothing(shells, manifold, moments, n_folds)
     half_mass = np.stack([0.5 * mass, 0.5 * mass])
-    halves = dataclasses.replace(
-        empty.left_halves,
-        numerator=numerator,
-        denominator=np.stack([half_denominator, half_denominator]),
-        mass=half_mass,
-    )
+    both = np.stack([half_denominator, half_denominator])
+    halves = dataclasses.replace(empty.left_halves, numerator=numerator, denominator=both, mass=half_mass)
     left = dataclasses.replace(halves.total(), power=power, n_samples=len(labels))
     counts = np.bincount(labels, minlength=len(mass))
     return dataclasses.replace(

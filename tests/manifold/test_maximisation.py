@@ -109,12 +109,8 @@ def test_a_singular_system_gets_its_least_norm_solution_and_a_warning_with_numbe
 def test_workers_change_no_bit_of_the_weights(make_blocks, rng):
     blocks, _, _, basis, variance, _, statistics = setting(make_blocks, rng)
     alpha, sums = np.ones(blocks.layout.n_shells), (statistics.numerator, statistics.denominator)
-    alone, together = (
-        solve_weights(
-            statistics.numerator, statistics.denominator, basis, variance, alpha, blocks.layout, n_jobs=n
-        )
-        for n in (1, 2)
-    )
+    given = (*sums, basis, variance, alpha, blocks.layout)
+    alone, together = (solve_weights(*given, n_jobs=n) for n in (1, 2))
     np.testing.assert_array_equal(alone, together)
 
 
