@@ -209,7 +209,8 @@ def log_estimate(logger: logging.Logger, what: str, n_bytes: float) -> None:
 # ---------------------------------------------------------------- what is said when memory runs out
 REMEDY = (
     "Take fewer workers (n_jobs) or classes, a coarser max_resolution, smaller blocks and caches "
-    "(sklearn_cryoem.set_memory_limit), or a machine with more memory."
+    "(sklearn_cryoem.set_memory_limit, or SKLEARN_CRYOEM_MEMORY_LIMIT in the environment), or a machine with "
+    "more memory."
 )
 CLUSTER_REMEDY = "Give each worker more memory, or fewer threads, or ask for fewer classes."
 NO_THREAD = "can't start new thread"  # what the interpreter says, whatever the system lacked
