@@ -26,7 +26,7 @@ import pandas as pd
 from scipy import fft
 
 from sklearn_cryoem.datasets import load_volume
-from sklearn_cryoem.datasets.projection import project
+from sklearn_cryoem.datasets.forward import project
 from sklearn_cryoem.physics.masks import mask_background
 from sklearn_cryoem.physics.polar import angular_orders, polar_grid, polar_transform, translation_phase
 

@@ -28,8 +28,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn_cryoem import MAPAligner, ParticleStack, Poses, SMLClusterer
 from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem.datasets import aligned_to_truth, load_volume, make_proteasome_phantoms, make_rings
+from sklearn_cryoem.datasets.draws import draw_truth
 from sklearn_cryoem.datasets.forward import ForwardModel, draw_ctf
-from sklearn_cryoem.datasets.truth import draw_truth
 from sklearn_cryoem.estimators import EigenImages
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import half_plane, images_from_features

@@ -47,7 +47,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from sklearn_cryoem import write_particles
 from sklearn_cryoem.datasets import load_volume, make_session
-from sklearn_cryoem.datasets.truth import uniform_directions
+from sklearn_cryoem.datasets.draws import uniform_directions
 from sklearn_cryoem.datasets.volumes import centred, diameter_angstrom
 
 N_NEIGHBOURS = 15  # particles that say what a view is called

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sklearn_cryoem._core.exceptions import OutOfMemoryError, WorkerLostError
+from sklearn_cryoem._core.validation import OutOfMemoryError, WorkerLostError
 
 VARIABLE = "SKLEARN_CRYOEM_MEMORY_LIMIT"
 DEFAULT_SHARE = 0.5  # of what the machine, or the container, has

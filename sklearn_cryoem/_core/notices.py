@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-from sklearn_cryoem._core.exceptions import ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataWarning
 
 
 @dataclass(frozen=True)

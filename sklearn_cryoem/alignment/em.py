@@ -344,9 +344,7 @@ def _log_memory(
 
 def _warn_interrupted(when: str) -> None:
     warnings.warn(
-        f"The alignment was interrupted {when} and ends with what it has learnt; Ctrl-C again leaves at "
-        "once. Fit again with warm_start=True to go on from here, or with the same checkpoint to go on from "
-        "the last state kept there.",
-        UserWarning,
+        f"The alignment was interrupted {when} and ends with what it learnt; Ctrl-C again leaves at once. "
+        "To go on, fit again with warm_start=True, or with the same checkpoint from the last state kept.",
         stacklevel=2,
     )

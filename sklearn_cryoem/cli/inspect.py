@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.cli.console import CommandError, with_options
 from sklearn_cryoem.cli.options import add_images_dir, add_passthrough, new_command
 from sklearn_cryoem.cli.run_folder import SUMMARY, as_json

@@ -9,7 +9,7 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
-from sklearn_cryoem._core.exceptions import OutOfMemoryError, WorkerLostError
+from sklearn_cryoem._core.validation import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.cli import classify, inspect, simulate, subsets
 from sklearn_cryoem.cli.console import CommandError, Console, Interrupted, reporting, with_options

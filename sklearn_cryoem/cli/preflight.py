@@ -66,7 +66,7 @@ def screen(stack, options, folder, console):
         Screened.
     n_left_out : int
     """
-    from sklearn_cryoem._core.exceptions import ParticleDataError
+    from sklearn_cryoem._core.validation import ParticleDataError
 
     # an alignment has one noise level for all particles, so their grey values are normalised for it
     settings = {

@@ -116,7 +116,7 @@ def select(options, console):
 
 def _read_table(particles, output, passthrough, console):
     """The particles without their images; the CTF is looked at only where it has to change its format."""
-    from sklearn_cryoem._core.exceptions import ParticleDataError
+    from sklearn_cryoem._core.validation import ParticleDataError
     from sklearn_cryoem.io import read_particles
 
     def read(**how):

@@ -1,9 +1,8 @@
 """Simulated particles with known truth, phantoms made in code, and volumes read from files."""
 
-from sklearn_cryoem.datasets.projection import project
+from sklearn_cryoem.datasets.forward import project
 from sklearn_cryoem.datasets.session import make_session
-from sklearn_cryoem.datasets.simulate import make_particles
-from sklearn_cryoem.datasets.truth import aligned_to_truth, true_poses
+from sklearn_cryoem.datasets.simulate import aligned_to_truth, make_particles, true_poses
 from sklearn_cryoem.datasets.volumes import (
     Volume,
     load_volume,

@@ -12,10 +12,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
-from sklearn_cryoem.datasets.background import frequencies, grainy_junk_image, unit_variance
+from sklearn_cryoem.datasets.draws import (
+    disc,
+    draw_picks,
+    draw_truth,
+    draw_views,
+    frequencies,
+    grainy_junk_image,
+    unit_variance,
+    view_density,
+)
 from sklearn_cryoem.datasets.forward import ForwardModel, ctf_of
 from sklearn_cryoem.datasets.simulate import COMMON_RANGES, check_simulation, make_images, resolve_volumes
-from sklearn_cryoem.datasets.truth import disc, draw_picks, draw_truth, draw_views, view_density
 from sklearn_cryoem.datasets.volumes import Volume, centred, diameter_angstrom
 from sklearn_cryoem.particles import CTFTable, ParticleStack
 from sklearn_cryoem.physics.fourier import Float32, Float64
@@ -225,8 +233,7 @@ class SessionModel(ForwardModel):
         first, place = np.unique(micrograph, return_index=True, return_inverse=True)[1:]
         ice = self.ice.iloc[micrograph[first]]
         f = frequencies(self.box)
-        ky, kx = np.fft.fftfreq(self.box)[:, None], np.fft.rfftfreq(self.box)[None, :]
-        azimuth = np.arctan2(ky, kx)
+        azimuth = np.arctan2(np.fft.fftfreq(self.box)[:, None], np.fft.rfftfreq(self.box))
         ctf = self.ctf[rows[first]].evaluate(f.ravel() / self.pixel_size, azimuth.ravel())
         rise, decay, thickness = (
             ice[name].to_numpy()[:, None, None] for name in ("rise", "decay", "thickness")

@@ -1,4 +1,4 @@
-"""Simulated particle images: the forward model, with the truth returned."""
+"""Simulated particle images with their truth, and stacks brought into their true poses."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_choice, check_number
-from sklearn_cryoem.datasets.background import NOISE_KINDS
+from sklearn_cryoem.datasets.draws import NOISE_KINDS, draw_truth
 from sklearn_cryoem.datasets.forward import PIXELS_A_BLOCK, ForwardModel, draw_ctf
-from sklearn_cryoem.datasets.truth import draw_truth
 from sklearn_cryoem.datasets.volumes import PHANTOMS, Volume, squared_radius
-from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles import ParticleStack, Poses
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.mrc_files import inspect_mrc, write_mrc_blocks
 from sklearn_cryoem.physics.fourier import Float32
@@ -167,6 +166,46 @@ def make_particles(
         model, image_seed, path=path, dtype=dtype, overwrite=overwrite, n_jobs=n_jobs, verbose=verbose
     )
     return ParticleStack(source, pixel_size=pixel_size, ctf=ctf, truth=truth)
+
+
+def true_poses(stack: ParticleStack) -> Poses:
+    """In-plane angles and shifts that the particles of a simulated stack were made with.
+
+    Raises
+    ------
+    ValueError
+        If the stack carries no truth.
+    """
+    if stack.truth is None:
+        raise ValueError(
+            "The stack carries no truth, so its true poses are unknown. Use a stack from make_particles, or "
+            "align it with MAPAligner."
+        )
+    truth = stack.truth
+    return Poses(truth["angle_rad"].to_numpy(), truth[["shift_x", "shift_y"]].to_numpy())
+
+
+def aligned_to_truth(stack: ParticleStack) -> ParticleStack:
+    """Return the stack with its true poses: as if a perfect aligner had seen it.
+
+    The images are not touched; whoever reads features from the stack undoes shift and rotation, Eq. (2.1),
+    and turns the CTF with them, Eq. (1.6).
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        From `make_particles`, or any rows of one.
+
+    Returns
+    -------
+    aligned : ParticleStack
+
+    Raises
+    ------
+    ValueError
+        If the stack carries no truth.
+    """
+    return stack.with_poses(true_poses(stack))
 
 
 def make_images(

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem._core.validation import ParticleDataError, check_number
 from sklearn_cryoem.particles.mrc_files import read_whole_mrc
 from sklearn_cryoem.physics.fourier import Float32, Float64
 

@@ -15,10 +15,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_cryoem._core.exceptions import ParticleDataWarning
 from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem._core.validation import ParticleDataWarning, check_number
 from sklearn_cryoem.estimators._checkpoint import checkpoint_of, fit_once, fit_steps_once, warn_and_keep
 from sklearn_cryoem.estimators._inputs import (
     Data,

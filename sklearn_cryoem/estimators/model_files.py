@@ -22,8 +22,8 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from sklearn_cryoem._core.exceptions import ModelFileError
 from sklearn_cryoem._core.files import atomic_path, other_content
+from sklearn_cryoem._core.validation import ModelFileError
 from sklearn_cryoem._version import __version__
 
 FORMAT = "sklearn-cryoem model"

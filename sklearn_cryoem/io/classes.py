@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import atomic_path
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io.image_files import name_in_project
 from sklearn_cryoem.io.mrc import existing_file, write_mrc
 from sklearn_cryoem.io.star_file import star_parts

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io.checks import RANGES, refuse_misspelt_labels
 from sklearn_cryoem.io.cryosparc_file import file_beside, load_joined, records_to_table
 from sklearn_cryoem.io.records import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT, RawParticles, RowProblems
-from sklearn_cryoem.physics.orientation import euler_of_rotation_vector
+from sklearn_cryoem.physics.rotation import euler_of_rotation_vector
 
 logger = logging.getLogger(__name__)
 

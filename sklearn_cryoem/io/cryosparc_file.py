@@ -14,8 +14,8 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import other_content
+from sklearn_cryoem._core.validation import ParticleDataError
 
 # numpy's limit of 10,000 guards its parser against hostile files; a job of many classes has several hundred
 # fields of some 60 bytes each.

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.mrc_files import FrameFile, inspect_mrc

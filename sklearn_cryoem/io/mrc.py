@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import atomic_path
 from sklearn_cryoem._core.notices import notify
-from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem._core.validation import ParticleDataError, check_number
 from sklearn_cryoem.io.image_files import in_unicode
 from sklearn_cryoem.io.records import RawParticles, RowProblems
 from sklearn_cryoem.particles.frames import UNKNOWN_PIXEL_SIZE

@@ -10,9 +10,8 @@ from typing import Literal, TypedDict, Unpack, overload
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import other_content
-from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem._core.validation import ParticleDataError, check_number
 from sklearn_cryoem.io.assemble import assemble
 from sklearn_cryoem.io.checks import RANGES, check_values
 from sklearn_cryoem.io.cryosparc import read_cryosparc

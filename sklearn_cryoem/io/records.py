@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 
 ANGSTROM_PER_MM = 1e7
 VOLTS_PER_KILOVOLT = 1e3

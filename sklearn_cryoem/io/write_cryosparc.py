@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io.cryosparc import CRYOSPARC_CTF, poses_of_records
 from sklearn_cryoem.io.cryosparc_file import table_to_records
 from sklearn_cryoem.io.image_files import SIGN, sign_of_images, split_format, split_image_name
@@ -15,7 +15,7 @@ from sklearn_cryoem.io.write_star import OURS, UID, holds_something, raw_geometr
 from sklearn_cryoem.particles import ParticleStack, class_labels
 from sklearn_cryoem.particles.classes import OUTLIER, RELION_CLASS
 from sklearn_cryoem.particles.frames import pixel_growth
-from sklearn_cryoem.physics.orientation import rotation_vector_of_euler
+from sklearn_cryoem.physics.rotation import rotation_vector_of_euler
 
 _SAME_SHIFT_ANGSTROM = 1e-4
 _UNUSED_OPTICS = {"shift_A": 2, "tilt_A": 2, "trefoil_A": 2, "tetra_A": 4, "anisomag": 4}

@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io.image_files import SIGN, raw_source, sign_of_images
 from sklearn_cryoem.io.star import RELION_CTF
 from sklearn_cryoem.particles import CTFTable, ParticleStack
 from sklearn_cryoem.particles.frames import pixel_growth
-from sklearn_cryoem.physics.orientation import euler_of_rotation_vector
+from sklearn_cryoem.physics.rotation import euler_of_rotation_vector
 
 STAR_VERSIONS = ("3.0", "3.1")
 UID = "cryosparcUid"  # a column: by it a subset finds back into its project

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
 from sklearn_cryoem.particles import Poses
-from sklearn_cryoem.physics.orientation import euler_matrices, in_plane_turn
+from sklearn_cryoem.physics.rotation import euler_matrices, in_plane_turn
 
 Float64 = NDArray[np.float64]
 

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.memory import format_bytes
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles.mrc_files import FrameFile
 from sklearn_cryoem.particles.rows import Immutable, read_only, row_key
 from sklearn_cryoem.particles.sources import ArraySource, ImageSource, Rows, check_pixels

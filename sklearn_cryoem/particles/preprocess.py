@@ -12,8 +12,8 @@ from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem.particles.rows import Immutable
 from sklearn_cryoem.particles.sources import ImageSource, Rows, bad_pixels
-from sklearn_cryoem.physics import filters
 from sklearn_cryoem.physics.fourier import fourier_resize, resample
+from sklearn_cryoem.physics.images import clip_hot_pixels, normalise_background
 
 BLOCK_BYTES = 32 * 2**20  # of images that are checked at a time
 
@@ -42,7 +42,7 @@ class NormaliseBackground(Step):
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the normalised block."""
-        return filters.normalise_background(images, self.radius_px)
+        return normalise_background(images, self.radius_px)
 
     def __str__(self) -> str:
         return f"normalised beyond {self.radius_px:g} px"
@@ -54,7 +54,7 @@ class ClipHotPixels(Step):
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the block without hot pixels."""
-        return filters.clip_hot_pixels(images)
+        return clip_hot_pixels(images)
 
     def __str__(self) -> str:
         return "hot pixels clipped"

@@ -21,7 +21,7 @@ from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.particles.sources import ImageSource
 from sklearn_cryoem.physics.fourier import Float64
-from sklearn_cryoem.physics.image_measures import Measures, Ruler, band_edges
+from sklearn_cryoem.physics.images import Measures, Ruler, band_edges
 from sklearn_cryoem.physics.masks import check_mask_diameter, pixel_radius
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.pipeline import Pipeline
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 
 INK = "#2b2b2b"
 FAINT = "#8a8a8a"

@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.classes import check_order
 from sklearn_cryoem.particles.display import robust_grey

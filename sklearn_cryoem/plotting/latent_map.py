@@ -13,7 +13,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 
 TOPOLOGIES = ("grid", "ring", "torus", "sphere")
 _MAX_ON_A_CIRCLE = 48  # nodes of a ring; more would be so small on a circle that rows serve better

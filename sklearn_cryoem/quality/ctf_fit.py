@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem.particles import CTFTable
-from sklearn_cryoem.physics.filters import radial_power
 from sklearn_cryoem.physics.fourier import HalfPlane, half_plane
+from sklearn_cryoem.physics.images import radial_power
 from sklearn_cryoem.physics.masks import pixel_radius, soft_disc
 
 Float64 = NDArray[np.float64]

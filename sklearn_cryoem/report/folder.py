@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.exceptions import ModelFileError, ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.validation import ModelFileError, ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.estimators import load_model
 from sklearn_cryoem.io import read_mrc, read_particles
 from sklearn_cryoem.particles import class_labels

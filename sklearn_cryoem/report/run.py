@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from sklearn.pipeline import Pipeline
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.plotting.convergence import fits_of
 from sklearn_cryoem.quality.table import as_classified
 

@@ -21,8 +21,8 @@ from sklearn.model_selection import GridSearchCV
 
 from sklearn_cryoem import MAPAligner, SMLClusterer
 from sklearn_cryoem._core import parallel
-from sklearn_cryoem._core.exceptions import WorkerLostError
 from sklearn_cryoem._core.parallel import DaskPool, ordered_map, task_pool
+from sklearn_cryoem._core.validation import WorkerLostError
 from sklearn_cryoem.alignment.features import SharedFeatures
 from sklearn_cryoem.alignment.passes import placed_rows, run_pass
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles

@@ -15,7 +15,7 @@ import starfile
 import yaml
 
 from sklearn_cryoem import load_model, read_particles
-from sklearn_cryoem._core.exceptions import ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataWarning
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.cli.main import parse as parsed
 from sklearn_cryoem.cli.run_folder import run_text

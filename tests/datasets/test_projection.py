@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem.datasets import project, volume_of_blobs
-from sklearn_cryoem.datasets.projection import slice_features, slice_plane
-from sklearn_cryoem.physics.orientation import euler_matrices
-from sklearn_cryoem.physics.rotation import aligned_images
+from sklearn_cryoem.datasets.forward import slice_features, slice_plane
+from sklearn_cryoem.physics.rotation import aligned_images, euler_matrices
 
 BLOBS = np.array(
     [(0, 0, 0, 9.0, 1.0), (26, 8, 4, 7.0, 1.5), (-8, -20, 12, 6.5, 2.0), (-18, 16, -14, 6.5, 1.0)],

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem.datasets import make_ribosome_phantom, make_session, volume_of_blobs
-from sklearn_cryoem.datasets.background import JUNK_KINDS
-from sklearn_cryoem.datasets.forward import BACKGROUND
-from sklearn_cryoem.datasets.session import draw_session
-from sklearn_cryoem.datasets.truth import (
+from sklearn_cryoem.datasets.draws import (
+    JUNK_KINDS,
     POLE_SPREAD_RAD,
     draw_picks,
     draw_views,
     uniform_directions,
     view_density,
 )
+from sklearn_cryoem.datasets.forward import BACKGROUND
+from sklearn_cryoem.datasets.session import draw_session
 from sklearn_cryoem.datasets.volumes import centred, diameter_angstrom
 from sklearn_cryoem.io import read_particles, write_particles
-from sklearn_cryoem.physics.filters import radial_power
+from sklearn_cryoem.physics.images import radial_power
 from sklearn_cryoem.physics.masks import pixel_radius
 
 SMALL = {"n_samples": 250, "box": 32, "random_state": 0}

@@ -4,7 +4,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.exceptions import ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataWarning
 from sklearn_cryoem.datasets import (
     aligned_to_truth,
     make_particles,
@@ -14,11 +14,10 @@ from sklearn_cryoem.datasets import (
     true_poses,
     volume_of_blobs,
 )
-from sklearn_cryoem.datasets.background import JUNK_KINDS, coloured_power, draw_noise
-from sklearn_cryoem.datasets.truth import uniform_directions
+from sklearn_cryoem.datasets.draws import JUNK_KINDS, coloured_power, draw_noise, uniform_directions
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.physics.filters import radial_power
 from sklearn_cryoem.physics.fourier import fourier_features, half_plane
+from sklearn_cryoem.physics.images import radial_power
 from sklearn_cryoem.physics.rotation import aligned_features
 
 SMALL = {"n_samples": 300, "box": 32, "random_state": 0}

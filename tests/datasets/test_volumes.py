@@ -4,7 +4,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.datasets import (
     Volume,
     load_volume,

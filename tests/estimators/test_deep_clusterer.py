@@ -10,7 +10,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, load_model, save_model
-from sklearn_cryoem._core.exceptions import ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataWarning
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import EigenImages
 from sklearn_cryoem.estimators.deep_clusterer import default_first, n_first_classes, n_subclasses

@@ -7,7 +7,7 @@ import pytest
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_cryoem import DeepClusterer, SMLClusterer
-from sklearn_cryoem._core.exceptions import ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles
 
 

@@ -21,7 +21,7 @@ from sklearn_cryoem import (
     load_model,
     save_model,
 )
-from sklearn_cryoem._core.exceptions import ModelFileError
+from sklearn_cryoem._core.validation import ModelFileError
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import EigenImages
 from sklearn_cryoem.estimators.model_files import FORMAT, FORMAT_VERSION, read_model_header

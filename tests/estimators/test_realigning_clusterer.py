@@ -15,7 +15,7 @@ from sklearn_cryoem import (
     load_model,
     save_model,
 )
-from sklearn_cryoem._core.exceptions import ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles, true_poses
 from sklearn_cryoem.estimators.realigning_clusterer import references_of_other_half
 from sklearn_cryoem.metrics import pose_errors

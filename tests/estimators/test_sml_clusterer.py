@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import GridSearchCV
 
 from sklearn_cryoem import ParticleStack, Poses, SMLClusterer
-from sklearn_cryoem._core.exceptions import ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataWarning
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import sml_clusterer
 from sklearn_cryoem.metrics import fraction_within

@@ -16,7 +16,7 @@ import pytest
 
 from sklearn_cryoem import MAPAligner, SMLClusterer, save_model
 from sklearn_cryoem._core import parallel
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.alignment.features import AlignmentImages, FeatureCache
 from sklearn_cryoem.alignment.frames import KnownPoses
 from sklearn_cryoem.datasets import make_particles

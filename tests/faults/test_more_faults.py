@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem import SMLClusterer
-from sklearn_cryoem._core.exceptions import ParticleDataError
 from sklearn_cryoem._core.files import FolderInUseError, folder_lock
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import _checkpoint

@@ -15,8 +15,8 @@ from joblib import parallel_config
 
 from sklearn_cryoem import MAPAligner
 from sklearn_cryoem._core import parallel
-from sklearn_cryoem._core.exceptions import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem._core.memory import memory_watched
+from sklearn_cryoem._core.validation import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem.cli.main import explain
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import _checkpoint

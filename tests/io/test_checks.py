@@ -8,7 +8,7 @@ import pytest
 import starfile
 
 from sklearn_cryoem import read_particles, write_particles
-from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.io import read_mrc, write_mrc
 from sklearn_cryoem.io.checks import RANGES

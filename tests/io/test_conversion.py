@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import starfile
 
-from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.io import read_mrc, read_particles, rename_images, write_particles
 from sklearn_cryoem.io.image_files import missing_files
 from sklearn_cryoem.particles import ParticleStack, Poses, class_labels, concatenate
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.mrc_files import inspect_mrc
-from sklearn_cryoem.physics.orientation import euler_matrices
+from sklearn_cryoem.physics.rotation import euler_matrices
 
 ROWS = np.arange(9)
 ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]

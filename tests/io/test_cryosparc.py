@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.io import read_particles, write_particles
 from sklearn_cryoem.io.cryosparc_file import records_to_table, table_to_records
 from sklearn_cryoem.particles import Poses, class_labels
-from sklearn_cryoem.physics.orientation import euler_of_rotation_vector
+from sklearn_cryoem.physics.rotation import euler_of_rotation_vector
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*ctf/tetra_A are kept, but not used")
 

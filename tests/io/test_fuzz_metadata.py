@@ -17,7 +17,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from sklearn_cryoem import read_particles
-from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.particles import class_labels
 
 N_ROWS = 12  # of the real tables, to be quick

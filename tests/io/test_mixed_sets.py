@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from sklearn_cryoem import read_particles, write_particles
-from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.io import write_mrc

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import starfile
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io import (
     read_mrc,
     read_particles,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.io import read_mrc, read_particles
 
 NO_PARTICLES = "no block has the column rlnImageName"

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import starfile
 
-from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.io import read_particles
 from sklearn_cryoem.io.star_file import TEXT_LABELS, name_of_line, read_star_file, star_parts
 

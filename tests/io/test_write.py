@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import starfile
 
-from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.io import read_mrc, read_particles, write_particles
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses, concatenate
 

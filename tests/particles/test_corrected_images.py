@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from sklearn_cryoem import CTFTable, MAPAligner, ParticleStack, read_particles, write_particles
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.io import write_mrc
 from sklearn_cryoem.particles import concatenate
@@ -15,7 +15,7 @@ from sklearn_cryoem.physics.fourier import fourier_features, half_plane, images_
 KINDS = {"phase_flipped": np.sign, "premultiplied": lambda ctf: ctf}
 LABELS = {"phase_flipped": "rlnCtfDataArePhaseFlipped", "premultiplied": "rlnCtfDataAreCtfPremultiplied"}
 
-UNUSUAL = "ignore:.*the astigmatism.*:sklearn_cryoem._core.exceptions.ParticleDataWarning"
+UNUSUAL = "ignore:.*the astigmatism.*:sklearn_cryoem._core.validation.ParticleDataWarning"
 
 
 def with_flags(ctf, **flags):

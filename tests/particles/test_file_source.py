@@ -10,7 +10,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.mrc_files import inspect_mrc, write_mrc_blocks

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem import ParticleStack
-from sklearn_cryoem._core.exceptions import ParticleDataError
-from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.datasets.truth import aligned_to_truth
+from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.particles import concatenate, rescale
 from sklearn_cryoem.particles.frames import common_frame, pixel_growth
 

@@ -6,7 +6,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.datasets import load_volume
 from sklearn_cryoem.io import read_mrc, read_particles
 

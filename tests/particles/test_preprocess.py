@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.physics import filters
 from sklearn_cryoem.physics.fourier import fourier_resize
+from sklearn_cryoem.physics.images import normalise_background
 
 
 @pytest.fixture
@@ -17,12 +17,12 @@ def test_lazy_steps_equal_the_functions_applied_at_once(big):
     images = big.read()
     np.testing.assert_array_equal(big.invert_contrast().read(), -images)
     np.testing.assert_array_equal(big.downsample(8).read(), fourier_resize(images, 8))
-    np.testing.assert_array_equal(big.normalise(10.0).read(), filters.normalise_background(images, 2.5))
+    np.testing.assert_array_equal(big.normalise(10.0).read(), normalise_background(images, 2.5))
 
 
 def test_steps_happen_in_the_order_asked(big):
     images = big.read([4, 2])
-    expected = filters.normalise_background(fourier_resize(-images, 8), 2.0)
+    expected = normalise_background(fourier_resize(-images, 8), 2.0)
     lazy = big.invert_contrast().downsample(8).normalise(16.0)  # 4 A per pixel now: radius 2 px
     np.testing.assert_array_equal(lazy.read([4, 2]), expected)
     np.testing.assert_array_equal(lazy[[4, 2]].read(), expected)
@@ -36,7 +36,7 @@ def test_default_background_lies_outside_three_quarters_of_the_box(big):
 def test_the_diameter_is_in_pixels_where_the_pixel_size_is_unknown(numbered_parts):
     parts = {**numbered_parts(box=16), "pixel_size": None}
     stack = ParticleStack(**parts)
-    expected = filters.normalise_background(parts["images"], 5.0)
+    expected = normalise_background(parts["images"], 5.0)
     np.testing.assert_array_equal(stack.normalise(10.0).read(), expected)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem import ParticleStack, check_particles
-from sklearn_cryoem._core.exceptions import ParticleDataError, ParticleDataWarning
+from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.particles import concatenate
 from sklearn_cryoem.particles.screening import find_outliers, look_at, usual_limits

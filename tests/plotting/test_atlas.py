@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
 from sklearn_cryoem.plotting import plot_manifold_atlas
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.plotting import plot_convergence
 from sklearn_cryoem.plotting.convergence import CROSS_FITTED, FITTED, joined, resolution_ticks
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.plotting import plot_class_averages
 from sklearn_cryoem.plotting._figure import round_length
 from sklearn_cryoem.plotting.gallery import balanced_columns, class_order, mosaic

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem import MAPAligner, ParticleStack, check_particles, read_particles, set_memory_limit
-from sklearn_cryoem._core.exceptions import ParticleDataWarning
 from sklearn_cryoem._core.notices import NOTICES, notify
+from sklearn_cryoem._core.validation import ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.io import write_mrc
 from sklearn_cryoem.particles import CTFTable

@@ -15,16 +15,21 @@ from PIL import Image
 from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, set_memory_limit
-from sklearn_cryoem._core.exceptions import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
 from sklearn_cryoem.plotting.latent_map import latent_map
 from sklearn_cryoem.report import Report, report
-from sklearn_cryoem.report.page_data import maps_side_by_side, page_data
+from sklearn_cryoem.report.page_data import (
+    average_sheet,
+    example_sheet,
+    examples_of,
+    maps_side_by_side,
+    page_data,
+)
 from sklearn_cryoem.report.report import SCRIPTS, STYLES, chart
 from sklearn_cryoem.report.run import as_text, source_of, with_unit
-from sklearn_cryoem.report.sprites import average_sheet, example_sheet, examples_of
 from tests.report.conftest import make_run, tree_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # toy sets
