@@ -175,9 +175,8 @@ def make_session(
     source = make_images(
         model, image_seed, path=path, dtype="float32", overwrite=overwrite, n_jobs=n_jobs, verbose=verbose
     )
-    truth = model.truth
     return ParticleStack(
-        source, pixel_size=pixel_size, ctf=model.ctf, noise_group=truth["micrograph"], truth=truth
+        source, pixel_size=pixel_size, ctf=model.ctf, noise_group=model.truth["micrograph"], truth=model.truth
     )
 
 
