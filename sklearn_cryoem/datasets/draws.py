@@ -20,6 +20,10 @@ POLE_SPREAD_RAD = np.radians(20.0)  # standard deviation of the tilt away from t
 SHARE_OF_SLOPPY_PICKS = 0.15
 PICK_SD = 0.3  # of the longest distance, along each axis, for all others
 
+# neighbours: distances between centres in diameters of the particle
+NEIGHBOUR_REACH = 0.6  # beyond touching: what is farther does not reach into a box of usual size
+CLUMP_REACH = (0.5, 0.75)  # of the others in a clump, from the middle of the box
+
 NOISE_KINDS = ("white", "coloured")
 JUNK_KINDS = ("noise", "ice", "edge", "off_centre")
 
@@ -148,6 +152,41 @@ def draw_picks(n_samples: int, rng: np.random.Generator, longest: float) -> Floa
     radius = longest * PICK_SD * np.sqrt(-2.0 * np.log(1.0 - u * (1.0 - beyond)))
     close = radius[:, None] * np.column_stack([np.cos(azimuth), np.sin(azimuth)])
     return np.where(rng.random(n_samples)[:, None] < SHARE_OF_SLOPPY_PICKS, sloppy, close)
+
+
+def draw_neighbours(
+    truth: pd.DataFrame, rng: np.random.Generator, crowding: float, diameter_px: Float64, pixel_size: float
+) -> pd.DataFrame:
+    """Draw the other particles in the boxes: of the same kind, in a view of their own, at whole pixels."""
+    structure = truth["structure"].to_numpy()
+    clump = truth["junk_kind"].to_numpy() == "off_centre"
+    count = np.where(structure >= 0, rng.poisson(crowding, len(truth)), 0)
+    count[clump] = rng.integers(1, 3, size=np.count_nonzero(clump))
+    row = np.repeat(np.arange(len(truth)), count)
+    diameter = diameter_px[structure[row]][:, None]
+    particle = -truth[["shift_x", "shift_y"]].to_numpy()[row] / pixel_size  # where it stands in its image
+    place = particle + diameter * disc(rng, len(row), 1.0, 1.0 + NEIGHBOUR_REACH)
+    # those of a clump stand round the middle, on the other side of it than the particle
+    azimuth = np.arctan2(particle[:, 1], particle[:, 0]) + rng.uniform(0.5 * np.pi, 1.5 * np.pi, len(row))
+    around = rng.uniform(*CLUMP_REACH, (len(row), 1)) * diameter
+    around = around * np.column_stack([np.cos(azimuth), np.sin(azimuth)])
+    x, y = np.rint(np.where(clump[row, None], around, place)).astype(np.int64).T
+    direction = rng.standard_normal((len(row), 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    return pd.DataFrame(
+        {
+            "row": row,
+            "x_px": x,
+            "y_px": y,
+            "rot_rad": np.arctan2(direction[:, 1], direction[:, 0]),
+            "tilt_rad": np.arccos(np.clip(direction[:, 2], -1.0, 1.0)),
+            "angle_rad": rng.uniform(0.0, 2.0 * np.pi, len(row)),
+            "shift_x": 0.0,
+            "shift_y": 0.0,
+            "structure": structure[row],
+            "contrast": truth["contrast"].to_numpy()[row],
+        }
+    )
 
 
 def disc(rng: np.random.Generator, n: int, inner: float, outer: float) -> Float64:

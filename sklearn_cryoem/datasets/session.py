@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
 from sklearn_cryoem.datasets.draws import (
-    disc,
+    draw_neighbours,
     draw_picks,
     draw_truth,
     draw_views,
@@ -47,10 +47,6 @@ NOISE_FLOOR = 0.5  # white: counting
 NOISE_RISE, NOISE_RISE_SD = 3.0, 0.3  # at frequency 0 and mean thickness; log-normal by micrograph
 NOISE_DECAY, NOISE_DECAY_SD = 0.06, 0.25  # cycles a pixel; log-normal
 THON_RINGS = 0.12  # what ice scatters is seen through the CTF as well: times its square
-
-# neighbours: distances between centres in diameters of the particle
-NEIGHBOUR_REACH = 0.6  # beyond touching: what is farther does not reach into a box of usual size
-CLUMP_REACH = (0.5, 0.75)  # of the others in a clump, from the middle of the box
 
 
 def make_session(
@@ -175,8 +171,9 @@ def make_session(
     source = make_images(
         model, image_seed, path=path, dtype="float32", overwrite=overwrite, n_jobs=n_jobs, verbose=verbose
     )
+    truth = model.truth
     return ParticleStack(
-        source, pixel_size=pixel_size, ctf=model.ctf, noise_group=model.truth["micrograph"], truth=model.truth
+        source, pixel_size=pixel_size, ctf=model.ctf, noise_group=truth["micrograph"], truth=truth
     )
 
 
@@ -277,8 +274,7 @@ def draw_session(
         directions=draw_views(n_samples, rng, poles, preferred_views),
         shift=draw_picks(n_samples, rng, max_shift),
     )
-    n_micrographs = micrograph.max() + 1
-    ice = _draw_ice(n_micrographs, rng)
+    ice = _draw_ice(micrograph.max() + 1, rng)
     ctf = _draw_session_ctf(micrograph, rng, defocus)
     strength = np.exp(CONTRAST_SD * rng.standard_normal(n_samples)) / np.sqrt(
         ice["thickness"].to_numpy()[micrograph]
@@ -290,7 +286,7 @@ def draw_session(
         truth[["view_x", "view_y", "view_z"]].to_numpy(), poles, preferred_views
     )
     diameter = np.array([diameter_angstrom(volume) for volume in volumes])
-    neighbours = _draw_neighbours(truth, rng, crowding, diameter / pixel_size, pixel_size)
+    neighbours = draw_neighbours(truth, rng, crowding, diameter / pixel_size, pixel_size)
     truth["n_neighbours"] = np.bincount(neighbours["row"], minlength=n_samples)
     others = ForwardModel(volumes, box, pixel_size, neighbours, ctf[neighbours["row"].to_numpy()], None)
     return SessionModel(volumes, box, pixel_size, truth, ctf, "session", ice=ice, neighbours=others)
@@ -317,39 +313,4 @@ def _draw_session_ctf(
         voltage_volts=VOLTAGE_VOLTS,
         cs_angstrom=CS_ANGSTROM,
         amplitude_contrast=AMPLITUDE_CONTRAST,
-    )
-
-
-def _draw_neighbours(
-    truth: pd.DataFrame, rng: np.random.Generator, crowding: float, diameter_px: Float64, pixel_size: float
-) -> pd.DataFrame:
-    """Draw the other particles in the boxes: of the same kind, in a view of their own, at whole pixels."""
-    structure = truth["structure"].to_numpy()
-    clump = truth["junk_kind"].to_numpy() == "off_centre"
-    count = np.where(structure >= 0, rng.poisson(crowding, len(truth)), 0)
-    count[clump] = rng.integers(1, 3, size=np.count_nonzero(clump))
-    row = np.repeat(np.arange(len(truth)), count)
-    diameter = diameter_px[structure[row]][:, None]
-    particle = -truth[["shift_x", "shift_y"]].to_numpy()[row] / pixel_size  # where it stands in its image
-    place = particle + diameter * disc(rng, len(row), 1.0, 1.0 + NEIGHBOUR_REACH)
-    # those of a clump stand round the middle, on the other side of it than the particle
-    azimuth = np.arctan2(particle[:, 1], particle[:, 0]) + rng.uniform(0.5 * np.pi, 1.5 * np.pi, len(row))
-    around = rng.uniform(*CLUMP_REACH, (len(row), 1)) * diameter
-    around = around * np.column_stack([np.cos(azimuth), np.sin(azimuth)])
-    x, y = np.rint(np.where(clump[row, None], around, place)).astype(np.int64).T
-    direction = rng.standard_normal((len(row), 3))
-    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    return pd.DataFrame(
-        {
-            "row": row,
-            "x_px": x,
-            "y_px": y,
-            "rot_rad": np.arctan2(direction[:, 1], direction[:, 0]),
-            "tilt_rad": np.arccos(np.clip(direction[:, 2], -1.0, 1.0)),
-            "angle_rad": rng.uniform(0.0, 2.0 * np.pi, len(row)),
-            "shift_x": 0.0,
-            "shift_y": 0.0,
-            "structure": structure[row],
-            "contrast": truth["contrast"].to_numpy()[row],
-        }
     )
