@@ -31,6 +31,7 @@ from sklearn_cryoem.estimators._inputs import (
 )
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
+from sklearn_cryoem.manifold.topology import TOPOLOGIES
 from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles import ParticleStack
 
@@ -615,8 +616,8 @@ def subclasses_of_nodes(fitted):
         return np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
     last = steps_of(fitted)[-1]
     occupied = np.unique(last.labels_)
-    # (n_nodes, n_subclasses, n_components)
-    offset = last.latent_nodes_[:, None] - last.latent_nodes_[occupied]
+    embedded = TOPOLOGIES[last.topology].embed(last.latent_nodes_)  # where distances cross the seam of a ring
+    offset = embedded[:, None] - embedded[occupied]  # (n_nodes, n_subclasses, E)
     return np.square(offset).sum(axis=2).argmin(axis=1), occupied
 
 
@@ -682,6 +683,7 @@ def describe_tree(clusterers, rows, children, sizes, occupied):
                 "n_images": len(rows[k]),
                 "is_whole": fitted is None,
                 "grid_shape": [1] if last is None else [int(side) for side in last.grid_shape_],
+                "topology": "grid" if last is None else last.topology,
                 "subclasses": subclasses,
             }
         )

@@ -16,6 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
+from sklearn_cryoem.manifold.topology import TOPOLOGIES
 from sklearn_cryoem.particles import CTFTable, ParticleStack
 from sklearn_cryoem.particles.classes import check_labels, check_order
 from sklearn_cryoem.physics.fourier import half_plane
@@ -147,7 +148,7 @@ def class_quality(
     table.insert(table.columns.get_loc("strength"), "coherence", coherence(powers))
     for name in ("strength", "extent"):
         table[name] /= _median_of_particles(table[name].to_numpy(), table["size"].to_numpy())
-    table["latent_spread"] = _latent_spread(positions, rows)
+    table["latent_spread"] = _latent_spread(positions, getattr(last, "topology", "grid"), rows)
     table["posterior"] = _mean_of_classes(posterior, rows)
     table["stability"] = stability([check_labels(other, len(label)) for other in other_labels], rows)
     table["defocus"] = np.nan if stack.ctf is None else defocus_share(stack.ctf, label, len(rows)).deviation
@@ -200,13 +201,14 @@ def _mean_of_classes(values: NDArray[Any] | None, rows: Rows) -> Float64:
     return np.array([np.asarray(values, np.float64)[some].mean() if len(some) else np.nan for some in rows])
 
 
-def _latent_spread(positions: NDArray[Any] | None, rows: Rows) -> Float64:
+def _latent_spread(positions: NDArray[Any] | None, topology: str, rows: Rows) -> Float64:
     """Root mean square distance of each class from its middle, over that of all particles; (n_classes,)."""
     if positions is None:
         return np.full(len(rows), np.nan)
+    embedded = TOPOLOGIES[topology].embed(positions)  # (n_images, E), where distances cross the seam of a ring
 
     def spread(some: Any) -> float:
-        return float(np.sqrt(positions[some].var(axis=0).sum())) if len(positions[some]) else np.nan
+        return float(np.sqrt(embedded[some].var(axis=0).sum())) if len(embedded[some]) else np.nan
 
     whole = spread(slice(None))
     return np.array([spread(some) for some in rows]) / (whole if whole > 0 else 1.0)

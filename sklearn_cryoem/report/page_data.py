@@ -178,7 +178,8 @@ def _map_of(run):
     for first in run.tree["classes"]:
         subclasses = first["subclasses"]
         placed = [sub["latent_position"] for sub in subclasses if "latent_position" in sub]
-        maps.append(latent_map(placed) if len(placed) == len(subclasses) > 1 else whole)
+        topology = first.get("topology", "grid")
+        maps.append(latent_map(placed, topology) if len(placed) == len(subclasses) > 1 else whole)
         titles.append(f"class {first['first_class'] + 1}")
         order += [sub["label"] for sub in subclasses]
     side_by_side = maps_side_by_side(maps, titles)

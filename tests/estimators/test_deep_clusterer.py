@@ -13,7 +13,12 @@ from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, load_model, 
 from sklearn_cryoem._core.validation import ParticleDataWarning
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import EigenImages
-from sklearn_cryoem.estimators.deep_clusterer import default_first, n_first_classes, n_subclasses
+from sklearn_cryoem.estimators.deep_clusterer import (
+    default_first,
+    n_first_classes,
+    n_subclasses,
+    subclasses_of_nodes,
+)
 
 QUICK = SMLClusterer(max_resolution=40.0, max_iter=150)
 
@@ -111,6 +116,21 @@ def test_nodes_without_images_are_no_subclasses_and_their_newcomers_go_to_the_ne
     leaves = deep.tree_["classes"][0]["subclasses"]
     nodes = inner.latent_nodes_[occupied]
     np.testing.assert_allclose([leaf["latent_position"] for leaf in leaves], nodes)
+
+
+def test_the_nearest_node_of_a_ring_may_lie_across_its_seam():
+    ring = SMLClusterer(8, topology="ring")
+    ring.labels_, ring.latent_nodes_ = np.array([2, 3, 7]), np.linspace(-1.0, 1.0, 8, endpoint=False)[:, None]
+    nearest, occupied = subclasses_of_nodes(ring)
+    assert occupied.tolist() == [2, 3, 7]
+    assert occupied[nearest[[0, 1, 2, 3, 4, 6, 7]]].tolist() == [7, 2, 2, 3, 3, 7, 7]  # 5 is halfway
+
+
+def test_the_tree_knows_the_shape_of_its_manifolds():
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    second = SMLClusterer(topology="ring", max_iter=10, tol=100.0)
+    deep = DeepClusterer(SMLClusterer(1), second, images_per_subclass=10, random_state=0).fit(X)
+    assert [entry["topology"] for entry in deep.tree_["classes"]] == ["ring"]
 
 
 def test_classes_can_be_divided_along_their_own_eigen_images(fitted, stack, tmp_path):

@@ -168,6 +168,18 @@ def test_what_an_estimator_knows_is_in_the_table(views):
     pd.testing.assert_frame_equal(alone[measured], table[measured][: len(alone)])
 
 
+def test_latent_spread_is_measured_across_the_seam_of_a_ring(views):
+    stack, _ = views
+    fitted = SMLClusterer(4, topology="ring", max_iter=3, tol=100.0, max_resolution=40.0).fit(stack)
+    label = np.arange(len(stack)) % 4
+    fitted.labels_ = label
+    middle = np.array([1.0, 0.5, -0.5, 0.0])[label]
+    positions = middle + np.where(np.arange(len(stack)) // 4 % 2, 0.02, -0.02)
+    positions[positions > 1.0] -= 2.0  # half of class 0 lies at -0.98, the other half at 0.98
+    spread = class_quality(fitted, stack, assignment=(label, label, positions[:, None]))["latent_spread"]
+    np.testing.assert_allclose(spread, np.sin(0.02 * np.pi), rtol=0.01)  # that of all particles is 1
+
+
 def test_a_realigned_classification_is_judged_in_its_own_poses(views):
     stack, _ = views
     clusterer = SMLClusterer((2, 2), max_iter=6, max_resolution=40.0, mask_diameter=300.0)

@@ -177,6 +177,18 @@ def test_a_deep_run_has_a_tree_and_a_frame_for_each_first_class():
             assert panel["x"] <= data["atlas"]["x"][k] <= panel["x"] + panel["width"]
 
 
+def test_subclasses_on_a_ring_lie_on_a_circle():
+    run = make_run(9, nodes=None, positions=None)
+    run.tree, run.first_averages = tree_of(run.sizes, n_first=2), run.averages[:2]
+    ring = run.tree["classes"][0]
+    ring["topology"] = "ring"
+    for leaf, (position,) in zip(ring["subclasses"], TOPOLOGIES["ring"].points((8,)), strict=True):
+        leaf["latent_position"] = [float(position)]
+    atlas = page_data(run)["atlas"]
+    xy = np.stack([atlas["x"], atlas["y"]], axis=1)[[leaf["label"] for leaf in ring["subclasses"]]]
+    np.testing.assert_allclose(np.linalg.norm(xy - np.roll(xy, 1, axis=0), axis=1), 1.0, atol=0.01)
+
+
 def test_maps_side_by_side_do_not_overlap():
     maps = [latent_map(TOPOLOGIES["grid"].points((2, n))) for n in (2, 5, 3, 4)]
     whole = maps_side_by_side(maps, list("abcd"))
