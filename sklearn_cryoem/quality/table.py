@@ -205,7 +205,7 @@ def _latent_spread(positions: NDArray[Any] | None, topology: str, rows: Rows) ->
     """Root mean square distance of each class from its middle, over that of all particles; (n_classes,)."""
     if positions is None:
         return np.full(len(rows), np.nan)
-    embedded = TOPOLOGIES[topology].embed(positions)  # (n_images, E), where distances cross the seam of a ring
+    embedded = TOPOLOGIES[topology].embed(positions)  # (n_images, E), where distances cross a seam
 
     def spread(some: Any) -> float:
         return float(np.sqrt(embedded[some].var(axis=0).sum())) if len(embedded[some]) else np.nan
