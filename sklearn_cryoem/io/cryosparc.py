@@ -1,4 +1,4 @@
-"""cryoSPARC particle tables (.cs, .csg), in the library's units."""
+"""cryoSPARC particle tables (.cs, .csg), in the library's units, and their fields by RELION's names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ import pandas as pd
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io.checks import RANGES, refuse_misspelt_labels
 from sklearn_cryoem.io.cryosparc_file import file_beside, load_joined, records_to_table
-from sklearn_cryoem.io.records import ANGSTROM_PER_MM, VOLTS_PER_KILOVOLT, RawParticles, RowProblems
+from sklearn_cryoem.io.image_files import SIGN, sign_of_images
+from sklearn_cryoem.io.records import (
+    ANGSTROM_PER_MM,
+    OURS,
+    UID,
+    VOLTS_PER_KILOVOLT,
+    RawParticles,
+    RowProblems,
+    holds_something,
+    same_angles,
+)
+from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.physics.rotation import euler_of_rotation_vector
 
 logger = logging.getLogger(__name__)
@@ -30,6 +41,13 @@ CRYOSPARC_CTF = {
     "b_factor_angstrom2": ("ctf/bfactor", 1.0, 0.0),
     "scale": ("ctf/scale", 1.0, 1.0),
 }
+_FROM_CRYOSPARC = {  # fields that are taken over here, or written from the stack itself
+    *(field for field, _, _ in CRYOSPARC_CTF.values()), "uid", "alignments2D/class",
+    "alignments2D/class_posterior", "blob/path", "blob/idx", "blob/shape", "blob/psize_A", "blob/sign",
+    "blob/import_sig", "ctf/type", "ctf/exp_group_id", "alignments2D/pose", "alignments2D/shift",
+    "alignments2D/psize_A", "alignments3D/shift", "alignments3D/psize_A", "location/micrograph_path",
+    "location/micrograph_uid", "location/exp_group_id", "location/micrograph_shape",
+}  # fmt: skip
 _ALIGNMENTS = ("alignments2D", "alignments3D")  # the first that was made counts
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
@@ -209,3 +227,63 @@ def poses_of_records(
             "not known. Pass passthrough= the file that has blob/psize_A."
         )
     return angle, shift * unit[:, None], False
+
+
+def relion_columns(stack: ParticleStack) -> tuple[pd.DataFrame, list[str]]:
+    """Columns of particles from elsewhere by RELION's names, and the fields that have no place there.
+
+    Columns without a prefix stay as they are.
+    """
+    table = stack.metadata
+    plain = table[[name for name in table if "/" not in str(name) and name != "uid"]].copy()
+    if "uid" in table:
+        plain[UID] = table["uid"].to_numpy()
+        signs = sign_of_images(stack, as_read=False)
+        if (signs < 0).any():
+            plain[SIGN] = signs
+    if "alignments2D/class" in table:
+        plain["rlnClassNumber"] = table["alignments2D/class"].to_numpy(dtype=np.int64) + 1
+    if "alignments2D/class_posterior" in table:
+        posterior = table["alignments2D/class_posterior"].to_numpy(dtype=np.float64)
+        plain["rlnMaxValueProbDistribution"] = posterior.round(6)
+    for axis, side in (("x", 1), ("y", 0)):
+        fraction, length = f"location/center_{axis}_frac", f"location/micrograph_shape[{side}]"
+        if fraction in table and length in table:
+            centre = table[fraction].to_numpy(dtype=np.float64) * table[length].to_numpy()
+            plain[f"rlnCoordinate{axis.upper()}"] = centre.round(3)
+    taken, lost = _take_three_dimensions(stack, plain)
+    has_centre = "rlnCoordinateX" in plain
+    for column in map(str, table):
+        field = column.partition("[")[0]
+        if column.startswith(OURS):
+            plain[column.removeprefix(OURS)] = table[column].to_numpy()
+        elif "/" not in column or field in _FROM_CRYOSPARC | taken:
+            continue
+        elif not (has_centre and field.startswith("location/center_")) and holds_something(table[column]):
+            lost.append(field)
+    return plain, list(dict.fromkeys(lost))
+
+
+def _take_three_dimensions(stack: ParticleStack, plain: pd.DataFrame) -> tuple[set[str], list[str]]:
+    """Take over view directions and half sets; return the fields that were dealt with and those lost.
+
+    The angles belong to the psi and shift that are written with them, those of the stack: of another
+    alignment they would be a mixture that no particle has.
+    """
+    table, taken, lost = stack.metadata, set(), []
+    pose = [f"alignments3D/pose[{i}]" for i in range(3)]
+    if all(name in table for name in pose) and table[pose].to_numpy().any():
+        angles = euler_of_rotation_vector(table[pose].to_numpy(dtype=np.float64))  # (n_images, 3)
+        taken.add("alignments3D/pose")
+        if stack.poses is not None and same_angles(angles[:, 2], stack.poses.angle_rad):
+            plain["rlnAngleRot"], plain["rlnAngleTilt"] = np.rad2deg(angles[:, :2]).round(6).T
+        else:
+            lost.append(
+                "alignments3D/pose (a STAR file has one pose, and that of the 2-D alignment is written)"
+            )
+    split = table.get("alignments3D/split")
+    if split is not None and split.isin((0, 1)).all():
+        taken.add("alignments3D/split")
+        if split.any():  # all in one half says that there are none
+            plain["rlnRandomSubset"] = split.to_numpy(dtype=np.int64) + 1
+    return taken, lost

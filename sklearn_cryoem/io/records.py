@@ -14,6 +14,9 @@ from sklearn_cryoem._core.validation import ParticleDataError
 ANGSTROM_PER_MM = 1e7
 VOLTS_PER_KILOVOLT = 1e3
 RADIANS_PER_DEGREE = np.pi / 180
+UID = "cryosparcUid"  # a column: by it a subset finds back into its project
+OURS = "sklearn_cryoem/"  # prefix of our fields in a .cs file
+_SAME_ANGLE_RAD = 1e-5  # files have float32, and degrees to six digits
 
 
 class RowProblems:
@@ -110,3 +113,14 @@ class RawParticles:
     def image_name(self, row: int) -> str:
         """Name of the image of one row, as RELION writes it: ``000001@stack.mrcs``."""
         return f"{self.frame[row] + 1:06d}@{self.file_names[self.file_code[row]]}"
+
+
+def same_angles(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether angles in radians agree, as they do unless the particles were aligned anew."""
+    return bool((np.abs(np.remainder(one - other + np.pi, 2 * np.pi) - np.pi) < _SAME_ANGLE_RAD).all())
+
+
+def holds_something(column: pd.Series) -> bool:
+    """Whether a column is worth a word when it is left out: not if it is nothing but zeros."""
+    values = column.to_numpy()
+    return values.dtype.kind not in "fiub" or bool(np.any(values != 0))

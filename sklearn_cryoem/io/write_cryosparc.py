@@ -11,8 +11,10 @@ from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io.cryosparc import CRYOSPARC_CTF, poses_of_records
 from sklearn_cryoem.io.cryosparc_file import table_to_records
 from sklearn_cryoem.io.image_files import SIGN, sign_of_images, split_format, split_image_name
-from sklearn_cryoem.io.write_star import OURS, UID, holds_something, raw_geometry, same_angles
-from sklearn_cryoem.particles import ParticleStack, class_labels
+from sklearn_cryoem.io.records import OURS, UID, holds_something, same_angles
+from sklearn_cryoem.io.star import RELION_CTF
+from sklearn_cryoem.io.write_star import raw_geometry
+from sklearn_cryoem.particles import CTFTable, ParticleStack, class_labels
 from sklearn_cryoem.particles.classes import OUTLIER, RELION_CLASS
 from sklearn_cryoem.particles.frames import pixel_growth
 from sklearn_cryoem.physics.rotation import rotation_vector_of_euler
@@ -23,10 +25,9 @@ _ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
 _CARRIED = {  # RELION's columns that are written, or follow from what is
     "rlnImageName", "rlnMicrographName", "rlnOpticsGroup", "rlnAnglePsi", "rlnOriginXAngst",
     "rlnOriginYAngst", "rlnOriginX", "rlnOriginY", "rlnIsFlip", "rlnClassNumber",
-    "rlnMaxValueProbDistribution", "rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnVoltage",
-    "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor",
-    "rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize", "rlnImagePixelSize", "rlnImageSize",
-    "rlnOpticsGroupName", "rlnImageDimensionality", UID, SIGN,
+    "rlnMaxValueProbDistribution", "rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize",
+    "rlnImagePixelSize", "rlnImageSize", "rlnOpticsGroupName", "rlnImageDimensionality", UID, SIGN,
+    *(RELION_CTF[name][0] for name in CRYOSPARC_CTF),
 }  # fmt: skip
 _KEPT = ("smlLatent", OUTLIER, "rlnGroupName")  # as they are, under a prefix of ours
 
@@ -79,6 +80,8 @@ def cryosparc_records(
                 "writes them too, read it, and write that as .cs."
             )
         table, lost = _new_table(stack, names)
+    elif stack.ctf is not None:
+        _set_ctf(table, stack.ctf)
     if stack.poses is not None:
         _set_poses(table, stack)
     if labels is not None:
@@ -90,6 +93,15 @@ def cryosparc_records(
         table["alignments2D/class"] = labels.astype(np.uint32)
     more = {name if "/" in name else f"{OURS}{name}": values for name, values in columns.items()}
     return table_to_records(pd.DataFrame(dict(table.items()) | more)), lost
+
+
+def _set_ctf(table: pd.DataFrame, ctf: CTFTable) -> None:
+    """Bring the fields of the CTF up to date; those that hold the same numbers stay as they came in."""
+    for ours, (name, unit, default) in CRYOSPARC_CTF.items():
+        values = (getattr(ctf, ours) / unit).astype(np.float32)
+        old = table[name].to_numpy(dtype=np.float32) if name in table else default
+        if old is None or not np.array_equal(np.broadcast_to(old, len(table)), values):
+            table[name] = values
 
 
 def _set_poses(table: pd.DataFrame, stack: ParticleStack) -> None:

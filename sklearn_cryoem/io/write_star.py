@@ -9,34 +9,22 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem.io.cryosparc import relion_columns
 from sklearn_cryoem.io.image_files import SIGN, raw_source, sign_of_images
+from sklearn_cryoem.io.records import holds_something, same_angles
 from sklearn_cryoem.io.star import RELION_CTF
 from sklearn_cryoem.particles import CTFTable, ParticleStack
 from sklearn_cryoem.particles.frames import pixel_growth
-from sklearn_cryoem.physics.rotation import euler_of_rotation_vector
 
 STAR_VERSIONS = ("3.0", "3.1")
-UID = "cryosparcUid"  # a column: by it a subset finds back into its project
-OURS = "sklearn_cryoem/"  # prefix of our fields in a .cs file
 _MAGNIFICATION = 10_000.0  # with it the detector's pixel size in um is the image's in Angstrom
 _DECIMALS = 6  # RELION's own
-_SAME_ANGLE_RAD = 1e-5  # files have float32, and degrees to six digits
 _SHIFTS = {"rlnOriginX": "rlnOriginXAngst", "rlnOriginY": "rlnOriginYAngst"}
 _IN_OPTICS = ("voltage_volts", "cs_angstrom", "amplitude_contrast", "phase_flipped", "premultiplied")
 _OF_OPTICS = (
-    "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnBeamTiltX", "rlnBeamTiltY",
-    "rlnBeamTiltClass", "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied",
+    *(RELION_CTF[name][0] for name in _IN_OPTICS), "rlnBeamTiltX", "rlnBeamTiltY", "rlnBeamTiltClass",
 )  # fmt: skip
 _IMPLIED = ("rlnOpticsGroup", "rlnOpticsGroupName", "rlnImageSize", "rlnImageDimensionality")
-_FROM_CRYOSPARC = {  # fields that are taken over here, or written from the stack itself
-    "uid", "alignments2D/class", "alignments2D/class_posterior",
-    "blob/path", "blob/idx", "blob/shape", "blob/psize_A", "blob/sign", "blob/import_sig", "ctf/type",
-    "ctf/exp_group_id", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast", "ctf/df1_A", "ctf/df2_A",
-    "ctf/df_angle_rad", "ctf/phase_shift_rad", "ctf/scale", "ctf/bfactor", "alignments2D/pose",
-    "alignments2D/shift", "alignments2D/psize_A", "alignments3D/shift", "alignments3D/psize_A",
-    "location/micrograph_path", "location/micrograph_uid", "location/exp_group_id",
-    "location/micrograph_shape",
-}  # fmt: skip
 
 
 def relion_tables(
@@ -67,7 +55,7 @@ def relion_tables(
     if version is not None and version not in STAR_VERSIONS:
         raise ValueError(f"star_version is {version!r}, expected one of {', '.join(STAR_VERSIONS)}, or None.")
     came_from_relion = "rlnImageName" in stack.metadata
-    table, lost = (stack.metadata, []) if came_from_relion else _relion_columns(stack)
+    table, lost = (stack.metadata, []) if came_from_relion else relion_columns(stack)
     if new_images and came_from_relion and "rlnImageOriginalName" not in table:
         table["rlnImageOriginalName"] = table["rlnImageName"]
     table["rlnImageName"] = image_names
@@ -80,7 +68,7 @@ def relion_tables(
     if new_images:
         _set_image_size(stack, table, optics)
     if stack.ctf is not None:
-        _set_ctf(table, optics, stack.ctf)
+        optics = _set_ctf(table, optics, stack.ctf)
     if stack.poses is not None:
         if came_from_relion:  # those of cryoSPARC were taken over with their psi, or not at all
             table, lost = _without_stale_views(table, stack)
@@ -109,87 +97,22 @@ def raw_geometry(stack: ParticleStack) -> tuple[int, float | None]:
     return raw_source(stack).box, None if stack.pixel_size is None else stack.pixel_size / growth
 
 
-def same_angles(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether angles in radians agree, as they do unless the particles were aligned anew."""
-    return bool((np.abs(np.remainder(one - other + np.pi, 2 * np.pi) - np.pi) < _SAME_ANGLE_RAD).all())
-
-
-def holds_something(column: pd.Series) -> bool:
-    """Whether a column is worth a word when it is left out: not if it is nothing but zeros."""
-    values = column.to_numpy()
-    return values.dtype.kind not in "fiub" or bool(np.any(values != 0))
-
-
-def _relion_columns(stack: ParticleStack) -> tuple[pd.DataFrame, list[str]]:
-    """Columns of particles from elsewhere by RELION's names, and the fields that have no place there.
-
-    Columns without a prefix stay as they are.
-    """
-    table = stack.metadata
-    plain = table[[name for name in table if "/" not in str(name) and name != "uid"]].copy()
-    if "uid" in table:
-        plain[UID] = table["uid"].to_numpy()
-        signs = sign_of_images(stack, as_read=False)
-        if (signs < 0).any():
-            plain[SIGN] = signs
-    if "alignments2D/class" in table:
-        plain["rlnClassNumber"] = table["alignments2D/class"].to_numpy(dtype=np.int64) + 1
-    if "alignments2D/class_posterior" in table:
-        posterior = table["alignments2D/class_posterior"].to_numpy(dtype=np.float64)
-        plain["rlnMaxValueProbDistribution"] = posterior.round(6)
-    for axis, side in (("x", 1), ("y", 0)):
-        fraction, length = f"location/center_{axis}_frac", f"location/micrograph_shape[{side}]"
-        if fraction in table and length in table:
-            centre = table[fraction].to_numpy(dtype=np.float64) * table[length].to_numpy()
-            plain[f"rlnCoordinate{axis.upper()}"] = centre.round(3)
-    taken, lost = _take_three_dimensions(stack, plain)
-    has_centre = "rlnCoordinateX" in plain
-    for column in map(str, table):
-        field = column.partition("[")[0]
-        if column.startswith(OURS):
-            plain[column.removeprefix(OURS)] = table[column].to_numpy()
-        elif "/" not in column or field in _FROM_CRYOSPARC | taken:
-            continue
-        elif not (has_centre and field.startswith("location/center_")) and holds_something(table[column]):
-            lost.append(field)
-    return plain, list(dict.fromkeys(lost))
-
-
-def _take_three_dimensions(stack: ParticleStack, plain: pd.DataFrame) -> tuple[set[str], list[str]]:
-    """Take over view directions and half sets; return the fields that were dealt with and those lost.
-
-    The angles belong to the psi and shift that are written with them, those of the stack: of another
-    alignment they would be a mixture that no particle has.
-    """
-    table, taken, lost = stack.metadata, set(), []
-    pose = [f"alignments3D/pose[{i}]" for i in range(3)]
-    if all(name in table for name in pose) and table[pose].to_numpy().any():
-        angles = euler_of_rotation_vector(table[pose].to_numpy(dtype=np.float64))  # (n_images, 3)
-        taken.add("alignments3D/pose")
-        if stack.poses is not None and same_angles(angles[:, 2], stack.poses.angle_rad):
-            plain["rlnAngleRot"], plain["rlnAngleTilt"] = np.rad2deg(angles[:, :2]).round(_DECIMALS).T
-        else:
-            lost.append(
-                "alignments3D/pose (a STAR file has one pose, and that of the 2-D alignment is written)"
-            )
-    split = table.get("alignments3D/split")
-    if split is not None and split.isin((0, 1)).all():
-        taken.add("alignments3D/split")
-        if split.any():  # all in one half says that there are none
-            plain["rlnRandomSubset"] = split.to_numpy(dtype=np.int64) + 1
-    return taken, lost
-
-
 def _set_column(table: pd.DataFrame, name: str, values: np.ndarray, *, period: float | None = None) -> None:
     """Set a column, unless it holds the same numbers already: then what came in stays to the last digit."""
-    values = np.asarray(values, dtype=np.float64)
-    if name in table:
-        difference = values - pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
-        if period is not None:
-            difference -= period * np.rint(difference / period)
-        if (np.abs(difference) <= 0.51 * 10.0**-_DECIMALS).all():
-            return
-    table[name] = np.round(values, _DECIMALS)
+    if name not in table or not _are_same(values, _numbers(table[name]), period):
+        table[name] = np.round(np.asarray(values, dtype=np.float64), _DECIMALS)
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    return pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+
+
+def _are_same(values: np.ndarray, old: np.ndarray, period: float | None = None) -> bool:
+    """Whether numbers agree to the digits that are written."""
+    difference = np.asarray(values, dtype=np.float64) - old
+    if period is not None:
+        difference -= period * np.rint(difference / period)
+    return bool((np.abs(difference) <= 0.51 * 10.0**-_DECIMALS).all())
 
 
 def _new_optics(stack: ParticleStack, table: pd.DataFrame) -> pd.DataFrame:
@@ -243,12 +166,50 @@ def _set_image_size(stack: ParticleStack, table: pd.DataFrame, optics: pd.DataFr
         home["rlnPixelSize"] = stack.pixel_size
 
 
-def _set_ctf(table: pd.DataFrame, optics: pd.DataFrame | None, ctf: CTFTable) -> None:
+def _set_ctf(table: pd.DataFrame, optics: pd.DataFrame | None, ctf: CTFTable) -> pd.DataFrame | None:
+    """Bring the columns of the CTF up to date where they are; return the optics table."""
     for name, (label, unit, default) in RELION_CTF.items():
         values = getattr(ctf, name) / unit
         is_implied = label not in table and default is not None and (values == default).all()
-        if not is_implied and (optics is None or label not in optics):
+        if optics is not None and label in optics:
+            optics = _set_optics_column(table, optics, label, values, is_setting=name in _IN_OPTICS)
+        elif not is_implied:
             _set_column(table, label, values, period=180.0 if name == "astigmatism_angle_rad" else None)
+    return optics
+
+
+def _set_optics_column(
+    table: pd.DataFrame, optics: pd.DataFrame, label: str, values: np.ndarray, *, is_setting: bool
+) -> pd.DataFrame:
+    """Set a column of the optics table from the values of the particles; return that table.
+
+    Where the particles of a group differ, groups are parted by a setting of the microscope, of which RELION
+    wants voltage and Cs in this table; another column moves to the particles.
+    """
+    row = _optics_rows(table, optics)  # (n_images,)
+    new = _numbers(optics[label]).copy()  # (n_groups,)
+    if _are_same(values, new[row]):
+        return optics
+    values = np.round(values, _DECIMALS)
+    if label in table or not is_setting:
+        table[label] = values  # RELION takes the value of the particle where there are both
+    new[row] = values
+    if _are_same(values, new[row]):
+        return optics.assign(**{label: new})
+    if not is_setting:
+        return optics.drop(columns=label)
+    distinct, number = np.unique(np.column_stack([row, values]), axis=0, return_inverse=True)
+    table["rlnOpticsGroup"] = number.reshape(-1) + 1
+    parted = optics.iloc[distinct[:, 0].astype(np.int64)].reset_index(drop=True)
+    return parted.assign(**{label: distinct[:, 1]} | dict(_numbered_optics(len(distinct))))
+
+
+def _optics_rows(table: pd.DataFrame, optics: pd.DataFrame) -> np.ndarray:
+    """Row of the optics table for each particle; (n_images,)."""
+    if "rlnOpticsGroup" not in table:  # there is one group alone
+        return np.zeros(len(table), dtype=np.int64)
+    numbers = optics.get("rlnOpticsGroup", pd.Series(np.arange(1, len(optics) + 1)))
+    return pd.Index(numbers).get_indexer(table["rlnOpticsGroup"])
 
 
 def _without_stale_views(table: pd.DataFrame, stack: ParticleStack) -> tuple[pd.DataFrame, list[str]]:
@@ -284,12 +245,11 @@ def _to_one_table(
     particles: pd.DataFrame, optics: pd.DataFrame, pixel_size: float | None
 ) -> tuple[pd.DataFrame, list[str]]:
     """Bring optics groups and particles to the one table of RELION 3.0; name the columns that are lost."""
-    numbers = optics.get("rlnOpticsGroup", pd.Series(np.arange(1, len(optics) + 1)))
-    place = pd.Index(numbers).get_indexer(particles["rlnOpticsGroup"])  # (n_images,)
-    table = particles.drop(columns=["rlnOpticsGroup"])
-    lost = []
+    place = _optics_rows(particles, optics)  # (n_images,)
+    table = particles.drop(columns=["rlnOpticsGroup"], errors="ignore")
+    lost, carried = [], {*_OF_OPTICS, *(label for label, _, _ in RELION_CTF.values())}
     for name in optics:
-        if name in _OF_OPTICS:
+        if name in carried:
             table[name] = optics[name].to_numpy()[place]
         elif name not in (*_IMPLIED, "rlnImagePixelSize") and holds_something(optics[name]):
             lost.append(str(name))

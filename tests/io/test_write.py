@@ -134,6 +134,71 @@ def test_a_changed_ctf_is_written(project):
     np.testing.assert_allclose(ctf.scale, 0.8)
 
 
+def changed_ctf(stack, **changes):
+    """The stack with another CTF: each change a value, or one for each particle."""
+    new = {name: np.broadcast_to(value, len(stack)) for name, value in changes.items()}
+    return stack.with_ctf(dataclasses.replace(stack.ctf, **new))
+
+
+HALF = np.arange(9) % 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"voltage_volts": 200e3},
+        {"cs_angstrom": 1.4e7, "amplitude_contrast": 0.07, "phase_shift_rad": 0.5},
+        {"voltage_volts": np.where(HALF, 300e3, 200e3)},  # as the groups are
+        {"voltage_volts": np.where(np.arange(9) < 4, 300e3, 200e3)},  # across the groups
+        {"amplitude_contrast": 0.05 + 0.01 * np.arange(9), "phase_shift_rad": 0.1 * np.arange(9)},
+    ],
+)
+@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize("version", [None, "3.0"])
+def test_a_changed_ctf_of_the_optics_table_is_written(project, changes, stale, version):
+    project.optics = pd.concat([project.optics] * 3, ignore_index=True)
+    project.optics["rlnOpticsGroup"] = [1, 2, 3]  # nobody is in the third
+    project.optics["rlnPhaseShift"] = [10.0, 20.0, 30.0]
+    project.particles["rlnOpticsGroup"] = HALF + 1
+    if stale:
+        project.particles["rlnVoltage"] = 120.0
+    stack = changed_ctf(read_particles(project.write()), **changes)
+    path = project.folder / "out.star"
+    write_particles(stack, path, star_version=version)
+    again = read_particles(path)
+    for field in dataclasses.fields(CTFTable):
+        np.testing.assert_allclose(
+            getattr(again.ctf, field.name), getattr(stack.ctf, field.name), rtol=1e-6, err_msg=field.name
+        )
+    np.testing.assert_allclose(again.poses.shift, stack.poses.shift, atol=1e-6)
+    if version is None:
+        blocks = starfile.read(path)
+        assert {"rlnVoltage", "rlnSphericalAberration"} <= set(blocks["optics"]), "RELION wants them there"
+        if stale and "voltage_volts" in changes:  # RELION takes it before the value of the group
+            assert (1e3 * blocks["particles"]["rlnVoltage"] == stack.ctf.voltage_volts).all()
+
+
+def test_optics_groups_are_parted_by_a_setting_that_differs_within(project):
+    project.optics["rlnMtfFileName"] = "mtf.star"
+    stack = read_particles(project.write())
+    write_particles(
+        changed_ctf(stack, voltage_volts=np.where(HALF, 300e3, 200e3)), project.star, overwrite=True
+    )
+    blocks = starfile.read(project.star)
+    assert blocks["optics"]["rlnVoltage"].tolist() == [200.0, 300.0]
+    assert blocks["optics"]["rlnMtfFileName"].tolist() == ["mtf.star"] * 2
+    assert blocks["particles"]["rlnOpticsGroup"].tolist() == (HALF + 1).tolist()
+    assert blocks["optics"]["rlnOpticsGroupName"].is_unique
+
+
+def test_a_ctf_that_is_the_same_leaves_every_byte(project):
+    stack = read_particles(project.write())
+    plain, other = project.folder / "plain.star", project.folder / "other.star"
+    write_particles(stack.with_ctf(None), plain)
+    write_particles(changed_ctf(stack, voltage_volts=300e3 + 1e-4), other)
+    assert other.read_bytes() == plain.read_bytes()
+
+
 def test_extra_columns(project):
     stack = read_particles(project.write())
     latent = np.random.default_rng(0).normal(size=(9, 2))
@@ -256,6 +321,20 @@ def test_every_cryosparc_field_comes_back_row_filtered(shared_data, tmp_path):
     for name in records.dtype.names:
         np.testing.assert_array_equal(found[name], records[name][rows])
         assert found[name].dtype.kind == records[name].dtype.kind
+
+
+def test_a_changed_ctf_of_a_cryosparc_table_is_written(shared_data, tmp_path):
+    stack = cryosparc_stack(shared_data)[0]
+    write_particles(stack.with_ctf(None), tmp_path / "plain.cs")
+    write_particles(stack, tmp_path / "same.cs")
+    assert (tmp_path / "same.cs").read_bytes() == (tmp_path / "plain.cs").read_bytes()
+    new = dataclasses.replace(
+        stack.ctf, voltage_volts=np.full(len(stack), 200e3), b_factor_angstrom2=np.arange(len(stack))
+    )
+    write_particles(stack.with_ctf(new), tmp_path / "new.cs")
+    again = read_particles(tmp_path / "new.cs", metadata_only=True).ctf
+    for field in dataclasses.fields(CTFTable):
+        np.testing.assert_allclose(getattr(again, field.name), getattr(new, field.name), rtol=1e-6)
 
 
 def test_cryosparc_poses_labels_and_columns(shared_data, tmp_path):
