@@ -88,7 +88,7 @@ class AdaptiveSearch:
         self._shifted: dict[int, Float32] = {}
 
     def posterior(
-        self, blocks: Iterable[ImageFeatures], precision: Float32, floor: float = POSTERIOR_FLOOR
+        self, blocks: Iterable[ImageFeatures], precision: Float32
     ) -> tuple[ImageFeatures, Posterior] | None:
         """Features of some images and their posterior of reference, shift and angle, as from `expect`.
 
@@ -98,8 +98,6 @@ class AdaptiveSearch:
             Features of some images at the rings and orders of `space`, a block at a time.
         precision : ndarray of shape (n_rings,)
             1 / noise variance.
-        floor : float
-            Posteriors below this are set to exactly zero.
 
         Returns
         -------
@@ -119,8 +117,8 @@ class AdaptiveSearch:
         leading = np.zeros_like(survives)
         leading[np.arange(len(survives)), images.evidence.argmax(axis=1)] = True
         for pairs in (leading, survives & ~leading):
-            self._refine(images, pairs, floor)
-        return images.features, images.posterior(floor)
+            self._refine(images, pairs)
+        return images.features, images.posterior()
 
     def _prepare(self, features: ImageFeatures, precision: Float32) -> _Prepared:
         coarse, n_rings, n = self.coarse, self.coarse.n_rings, len(features)
@@ -133,14 +131,14 @@ class AdaptiveSearch:
             reference_evidence(few, precision[:n_rings], self._coarse_bank, coarse, self.coarse_prior),
         )
 
-    def _refine(self, images: _Images, pairs: Bool, floor: float) -> None:
+    def _refine(self, images: _Images, pairs: Bool) -> None:
         """Search the given (image, reference) pairs, reference after reference."""
         work = Workspace()
         reference, image = np.nonzero(pairs.T)
         for block in row_blocks(len(reference), max(1, COLUMNS_PER_PRODUCT // self.space.n_shifts)):
-            self._search(images, image[block], reference[block], floor, work)
+            self._search(images, image[block], reference[block], work)
 
-    def _search(self, images: _Images, chosen: Int, reference: Int, floor: float, work: Workspace) -> None:
+    def _search(self, images: _Images, chosen: Int, reference: Int, work: Workspace) -> None:
         """Add what a few pairs, sorted by reference, say of their images."""
         space, prior = self.space, self.prior
         norm = images.norm[:, chosen, reference]  # (n_even, n_pairs)
@@ -153,7 +151,7 @@ class AdaptiveSearch:
         bound = best + np.log(np.exp(top - best[:, None]).sum(axis=1))
         np.maximum.at(images.best, chosen, best)
         np.logaddexp.at(images.bound, chosen, bound)
-        threshold = threshold_of(images.best[chosen], images.bound[chosen], floor)
+        threshold = threshold_of(images.best[chosen], images.bound[chosen], POSTERIOR_FLOOR)
         pair, shift, angle, log = cells_above(threshold, same, mirrored, top, space)
         images.cells.append((chosen[pair], shift + reference[pair] * space.n_shifts, angle, log))
 
@@ -216,7 +214,8 @@ class _Images:
         self.best, self.bound = np.full((2, n), -np.inf, dtype=np.float32)
         self.cells: list[tuple[NDArray[Any], ...]] = []
 
-    def posterior(self, floor: float) -> Posterior:
+    def posterior(self) -> Posterior:
         """Posterior over all cells found."""
         image, row, angle, log = (np.concatenate(part) for part in zip(*self.cells, strict=True))
-        return posterior_of([Cells(image, row, angle, log, self.best, self.bound).above(floor)], floor)
+        cells = Cells(image, row, angle, log, self.best, self.bound)
+        return posterior_of([cells.above(POSTERIOR_FLOOR)])

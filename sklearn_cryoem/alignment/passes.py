@@ -14,7 +14,7 @@ from sklearn_cryoem._core.memory import PROCESS_BYTES, bytes_at_once, claim_room
 from sklearn_cryoem._core.parallel import even_blocks, row_blocks
 from sklearn_cryoem.alignment.adaptive import AdaptiveSearch
 from sklearn_cryoem.alignment.dense import dense_statistics, dense_sums
-from sklearn_cryoem.alignment.expectation import POSTERIOR_FLOOR, Cells, Posterior, find_cells, posterior_of
+from sklearn_cryoem.alignment.expectation import Cells, Posterior, find_cells, posterior_of
 from sklearn_cryoem.alignment.features import FeatureCache, ImageFeatures, SharedFeatures
 from sklearn_cryoem.alignment.frames import KnownPoses, to_image_frame, turned
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
@@ -131,7 +131,7 @@ class PreparedSearch:
         return cache(rows[block], shift_px[block], self.space.n_rings, self.space.n_orders)
 
     def posteriors(
-        self, cache: FeatureCache, rows: Rows, shift_px: Float64, floor: float = POSTERIOR_FLOOR
+        self, cache: FeatureCache, rows: Rows, shift_px: Float64
     ) -> Iterator[tuple[ImageFeatures, Posterior]]:
         """Features and posteriors of `rows`, in order, a block of images at a time, Eq. (4.2).
 
@@ -143,8 +143,6 @@ class PreparedSearch:
             The images.
         rows, shift_px : ndarrays of shape (n,) and (n, 2)
             Which images, and the shifts that they are brought into.
-        floor : float
-            Posteriors below this are set to exactly zero, Eq. (4.5).
         """
         done = 0
         if self.adaptive is not None:
@@ -152,15 +150,15 @@ class PreparedSearch:
                 mine, shifts = rows[block], shift_px[block]
                 parts = even_blocks(len(mine), IMAGES_PER_BLOCK, 1)
                 blocks = (self.read(cache, mine, shifts, part) for part in parts)
-                found = self.adaptive.posterior(blocks, self.precision, floor)
+                found = self.adaptive.posterior(blocks, self.precision)
                 if found is None:  # references so alike, or images so noisy, that it decides little
                     break
                 yield found
                 done = block.stop
-        yield from self._exhaustive(cache, rows[done:], shift_px[done:], floor)
+        yield from self._exhaustive(cache, rows[done:], shift_px[done:])
 
     def _exhaustive(
-        self, cache: FeatureCache, rows: Rows, shift_px: Float64, floor: float
+        self, cache: FeatureCache, rows: Rows, shift_px: Float64
     ) -> Iterator[tuple[ImageFeatures, Posterior]]:
         """Whole search; where the bank does not fit it is made for a group of references at a time."""
         prior = self.model.log_prior(self.space)
@@ -175,10 +173,10 @@ class PreparedSearch:
                     bank = reference_bank(self.values[group], self.space, self.n_even)
                 for cells, part in zip(found, images, strict=True):
                     cells.append(
-                        find_cells(part, self.precision, bank, self.space, prior, floor, group.start)
+                        find_cells(part, self.precision, bank, self.space, prior, first_reference=group.start)
                     )
             for part, cells in zip(images, found, strict=True):
-                yield part, posterior_of(cells, floor)
+                yield part, posterior_of(cells)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Float32 = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
+_BLACK_AND_WHITE = (1.0, 99.7)  # percentiles of the pixels that become 0 and 1
 _N_THUMBNAILS, _THUMBNAIL_PX = 6, 72
 _MAX_READ = 2**26  # bytes of images that are worth reading for a few thumbnails
 _CELL = "text-align:left;padding:2px 14px 2px 0;vertical-align:top;border:0"
@@ -32,7 +33,7 @@ def inscribed_disc(box: int) -> npt.NDArray[np.bool_]:
     return disc
 
 
-def robust_grey(images: Float32, low: float = 1.0, high: float = 99.7) -> Float32:
+def robust_grey(images: Float32) -> Float32:
     """Grey values in [0, 1] of each image on its own, between two percentiles of its inscribed circle.
 
     Percentiles, not the extremes, so that one hot pixel does not leave a class black; the circle, not the
@@ -42,8 +43,6 @@ def robust_grey(images: Float32, low: float = 1.0, high: float = 99.7) -> Float3
     ----------
     images : ndarray of shape (n_images, D, D)
         Finite or not.
-    low, high : float
-        Percentiles that become 0 and 1.
 
     Returns
     -------
@@ -51,7 +50,7 @@ def robust_grey(images: Float32, low: float = 1.0, high: float = 99.7) -> Float3
     """
     inside = images[:, inscribed_disc(images.shape[-1])]  # (n_images, n_inside)
     usable = np.asarray(np.isfinite(inside).all(axis=1))  # (n_images,)
-    bottom, top = np.percentile(np.where(usable[:, None], inside, 0.0), [low, high], axis=1)
+    bottom, top = np.percentile(np.where(usable[:, None], inside, 0.0), _BLACK_AND_WHITE, axis=1)
     span = top - bottom
     usable &= span > 1e-6 * np.maximum(np.abs(top), np.finfo(np.float32).tiny)
     grey = np.full(images.shape, 0.5, dtype=np.float32)

@@ -126,7 +126,7 @@ def fourier_features(images: Float32, plane: HalfPlane) -> Complex64:
     return np.asarray(features, dtype=np.complex64)
 
 
-def images_from_features(features: Complex64, plane: HalfPlane, box: int | None = None) -> Float32:
+def images_from_features(features: Complex64, plane: HalfPlane) -> Float32:
     """Inverse of `fourier_features`; frequencies outside the half plane (DC included) are zero.
 
     Parameters
@@ -135,21 +135,13 @@ def images_from_features(features: Complex64, plane: HalfPlane, box: int | None 
         Half-plane coefficients times sqrt(2).
     plane : HalfPlane
         Which coefficients they are.
-    box : int, optional
-        Side of the images returned; by default the side of the plane. Another side samples the same
-        function more finely or coarsely (Fourier padding or cropping); pixel values keep their scale.
 
     Returns
     -------
-    images : ndarray of shape (..., box, box), float32
+    images : ndarray of shape (..., D, D), float32
     """
-    box = plane.box if box is None else box
-    if plane.k_max > (box - 1) // 2:
-        raise ValueError(
-            f"A box of {box} pixels cannot hold frequencies up to {plane.k_max:g} Fourier pixels. "
-            f"Use a box of at least {2 * int(plane.k_max) + 1}."
-        )
-    scale = np.float32(np.sqrt(0.5) * box / plane.box) * np.conj(centre_phase(box, plane.kx, plane.ky))
+    box = plane.box
+    scale = np.float32(np.sqrt(0.5)) * np.conj(centre_phase(box, plane.kx, plane.ky))
     spectrum = np.zeros((*features.shape[:-1], box, box // 2 + 1), dtype=np.complex64)
     values = features * scale
     spectrum[..., plane.ky, plane.kx] = values

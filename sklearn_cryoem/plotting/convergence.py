@@ -17,6 +17,8 @@ from sklearn_cryoem.plotting._figure import ACCENT, FAINT, INK, new_axes
 RESOLUTION_COLOUR = "#b2182b"
 CROSS_FITTED, FITTED = "cross-fitted: fit to held-out images", "EM: fit to all images"
 
+TICK_GAP = 0.06  # smallest distance of two resolutions on an axis, as part of it
+
 
 def plot_convergence(
     classification: BaseEstimator | ArrayLike,
@@ -242,15 +244,13 @@ def joined(trace, breaks):
     return trace + jumps.sum() - np.cumsum(jumps)
 
 
-def resolution_ticks(coarsest, finest, *, gap=0.06):
+def resolution_ticks(coarsest, finest):
     """Round resolutions from `finest` to `coarsest` that lie apart on an axis linear in 1/resolution.
 
     Parameters
     ----------
     coarsest, finest : float
         Ends of the axis.
-    gap : float, default=0.06
-        Smallest distance of two ticks, as part of the axis.
 
     Returns
     -------
@@ -259,7 +259,7 @@ def resolution_ticks(coarsest, finest, *, gap=0.06):
     """
     decades = 10.0 ** np.arange(np.floor(np.log10(finest)), np.ceil(np.log10(coarsest)) + 1)
     nice = np.unique(decades[:, None] * np.array([1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8]))  # ascending
-    least = gap * (1 / finest - 1 / coarsest)
+    least = TICK_GAP * (1 / finest - 1 / coarsest)
     ticks: list[float] = []
     for value in nice[(nice >= finest) & (nice <= coarsest)]:
         if not ticks or 1 / ticks[-1] - 1 / value >= least:

@@ -26,6 +26,7 @@ from sklearn_cryoem.plotting._figure import (
 )
 
 _ORDERS = ("size", "resolution", "index")
+_ASPECT = 1.6  # width over height of a picture, about
 _GAP_FRACTION = 0.05  # empty space between tiles, in tile widths
 
 
@@ -193,9 +194,9 @@ def mosaic(tiles, rows, columns, shape, *, gap):
     return canvas.reshape(shape[0] * height, shape[1] * width)
 
 
-def balanced_columns(n_tiles, aspect=1.6):
-    """Number of columns that leaves few empty cells in a picture about `aspect` times as wide as high."""
-    ideal = math.sqrt(aspect * n_tiles)
+def balanced_columns(n_tiles):
+    """Number of columns that leaves few empty cells in a picture somewhat wider than high."""
+    ideal = math.sqrt(_ASPECT * n_tiles)
     candidates = range(max(1, math.floor(0.8 * ideal)), math.ceil(1.25 * ideal) + 1)
     return min(candidates, key=lambda n: 2 * (-n_tiles % n) / n_tiles + abs(math.log(n / ideal)))
 

@@ -108,24 +108,9 @@ def test_resizing_leaves_the_centre_pixel_in_the_centre(old, new, blob_image):
     np.testing.assert_allclose(resized, blob_image(new, width=2.0), atol=0.03)  # heights are up to 2
 
 
-def test_images_from_features_in_another_box_is_a_resize(rng):
-    plane = half_plane(16, 4)
-    images = images_from_features(
-        fourier_features(rng.standard_normal((2, 16, 16)).astype("f4"), plane), plane
-    )
-    features = fourier_features(images, plane)
-    for box in (9, 10, 24):
-        np.testing.assert_allclose(
-            images_from_features(features, plane, box), fourier_resize(images, box), atol=1e-5
-        )
-
-
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="Ask for a finer resolution"):
         half_plane(16, 0.5)
-    plane = half_plane(16)
-    with pytest.raises(ValueError, match="Use a box of at least 15"):
-        images_from_features(np.zeros((1, plane.n_coefficients), np.complex64), plane, 12)
 
 
 # ---------------------------------------------------------------- resampling by any ratio
