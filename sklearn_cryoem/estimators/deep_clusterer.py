@@ -63,8 +63,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
         in images, and have no resolution.
     images_per_subclass : int, default=30
         A class of n images is divided into n // images_per_subclass sub-classes, at least 2, rounded to the
-        nearest grid. Nodes that are left without images are no sub-classes: what comes to them later goes to
-        the nearest one on the manifold that is.
+        nearest grid. Empty nodes are not sub-classes; particles assigned to one later go to the nearest
+        occupied node.
     min_class_size : int or None, default=None
         Classes of fewer images are kept whole: one sub-class, with the average of the first classification.
         By default twice `images_per_subclass`.

@@ -61,6 +61,7 @@ from sklearn_cryoem.manifold.coupling import turn_of
 from sklearn_cryoem.manifold.em import FitPlan, MStep, Schedule, cross_fitted_iterations, fit_states
 from sklearn_cryoem.manifold.expectation import sweep
 from sklearn_cryoem.manifold.grid import latent_basis
+from sklearn_cryoem.manifold.noise import MEASURED_NOISE
 from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision, telling_shells
 from sklearn_cryoem.manifold.state import first_state, pca_start, random_start
 from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
@@ -70,9 +71,10 @@ from sklearn_cryoem.particles.screening import normalised_like, screened
 
 logger = logging.getLogger(__name__)
 
-NOISE_MODELS = ("shell", "white", "group", "image")
-# Folds of cross-fitted EM. Each image is left out of its template: with few images in a class ten folds leave
-# nine tenths of them in the others', with 40 or more four folds do as well and take less than half the time.
+NOISE_MODELS = ("shell", "white", *MEASURED_NOISE)
+# Folds of cross-fitted EM. With ten folds, nine tenths of the images make the template that the rest are
+# compared with. Small classes need that; with 40 images or more in a class, four folds do as well and take
+# less than half the time.
 MANY_FOLDS, FEW_FOLDS = 10, 4
 SMALL_CLASS = 40  # images of a class, on average
 INITIAL_RESOLUTION = 40.0  # Angstrom: where views of a protein begin to differ; frequencies march from there
@@ -185,9 +187,9 @@ class SMLClusterer(
     class_sizes_, soft_class_sizes_ : ndarray of shape (n_nodes,)
         Images of each class, and sums of their posteriors; of those that the fit learned from.
     information_share_ : float
-        Share of the log likelihood that posteriors count, Eq. (3.17), so that they match how sure models of
-        one half of the images are of the labels of the other: far below 1 where averages are noisy. Labels
-        and scores do not depend on it. 1 for vectors.
+        Factor (1 / temperature) on the log likelihood in `predict_proba`, Eq. (3.17), set so that stated
+        probabilities match those of held-out halves. It is far below 1 where averages are noisy, and 1 for
+        vectors. Labels and scores do not depend on it.
     n_effective_clusters_ : float
         exp(entropy of `class_sizes_`), Eq. (3.8).
     log_posterior_ : ndarray of shape (n_iter,)
@@ -656,7 +658,7 @@ class SMLClusterer(
         check_is_fitted(self)
         data = as_fitted(X, self, on_images=isinstance(self._space, ImageSpace))
         with memory_watched("Comparing particles with SMLClusterer's nodes"), single_blas_threads():
-            blocks = self._space.blocks(data, self.cache_folder)
+            blocks = self._space.blocks(data, self.cache_folder, self.n_jobs)
             if stacklevel is not None:
                 warn_if_not_aligned(self, X, stacklevel=stacklevel + 1)
             temperature = 1.0 / self.information_share_ if tempered else 1.0
@@ -850,7 +852,7 @@ class SMLClusterer(
 
 
 # ---------------------------------------------------------------- what a fit says while it runs
-def memory_bound(blocks, n_nodes, plan):
+def memory_of_fit(blocks, n_nodes, plan):
     """Bytes that a fit takes at most beyond the images given: its sums, and its blocks of features.
 
     Sums and templates exist for each fold in cross-fitted EM, and for each half in the end: in double
@@ -866,7 +868,7 @@ def memory_bound(blocks, n_nodes, plan):
 
 def announce(blocks, n_nodes, plan):
     """Log how much memory a fit takes, and how many images are prepared again in every pass."""
-    log_estimate(logger, "SMLClusterer.fit", memory_bound(blocks, n_nodes, plan))
+    log_estimate(logger, "SMLClusterer.fit", memory_of_fit(blocks, n_nodes, plan))
     share = getattr(blocks, "share_kept", 1.0)
     if share < 1.0:
         logger.info(

@@ -103,7 +103,7 @@ class Coupling:
 
     @classmethod
     def of(
-        cls, basis: LatentBasis, alpha: Float64, layout: FeatureLayout, mean: Float64, turn: float = TURN
+        cls, basis: LatentBasis, alpha: Float64, layout: FeatureLayout, mean: Float64, turn: float
     ) -> Coupling:
         """Couple nodes at each shell as far as an image changes little from one to the next, Eq. (3.13).
 

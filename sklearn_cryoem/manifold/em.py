@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -74,13 +74,8 @@ class Schedule:
         growth = float(self.n_shells / self.first_shells)
         return round(float(self.first_shells * growth**done))
 
-    def stops(self, state: EMState) -> bool:
-        """Whether the objective was measured for the last time."""
-        is_last = self.tol is not None and state.iteration == self.max_iter
-        return is_last or self.stands_still(state)
-
-    def stands_still(self, state: EMState) -> bool:
-        """Whether all shells are in and the last iteration gained less than `tol`."""
+    def has_converged(self, state: EMState) -> bool:
+        """Whether EM may stop: all shells are in, and the last iteration gained less than `tol`."""
         is_whole = state.n_shells == self.n_shells
         return self.tol is not None and is_whole and state.trace.last_gain < self.tol
 
@@ -123,10 +118,6 @@ class MStep:
     n_jobs: int | None
     past: Statistics | None = None
 
-    def held_out(self, coupling: Coupling, **changes: Any) -> HeldOutMStep:
-        """The same of cross-fitted EM."""
-        return HeldOutMStep(**(vars(self) | changes), coupling=coupling)
-
     def matchers(self, state: EMState) -> list[Matcher]:
         """Prepare the templates of a state for the E-step."""
         layout, variance = self.layout.truncate(state.n_shells), state.noise_variance[: state.n_shells]
@@ -154,7 +145,7 @@ class MStep:
         n_shells : int
             Shells of the statistics.
         is_last : bool
-            Whether this is the last iteration.
+            Whether this is the last iteration, in which cross-fitted EM makes weights as well.
         """
         layout, total, variance = self.layout.truncate(n_shells), self.total(statistics), state.noise_variance
         weights = self.weights(total, variance[:n_shells], layout)
@@ -190,6 +181,11 @@ class HeldOutMStep(MStep):
 
     coupling: Coupling
     past_noise: Float64 | None = None
+
+    @classmethod
+    def of(cls, ordinary: MStep, coupling: Coupling, *, past_noise: Float64 | None = None) -> HeldOutMStep:
+        """The M-step of cross-fitted EM that precedes an ordinary one."""
+        return cls(**vars(ordinary), coupling=coupling, past_noise=past_noise)
 
     def templates(self, state: EMState) -> list[Float64]:
         """Templates that the images of each fold are compared with."""
@@ -268,8 +264,9 @@ def em(e_step: EStep, m_step: MStep, schedule: Schedule, state: EMState) -> Iter
             objective = m_step.objective(state, statistics)  # Eq. (3.5) or Eq. (3.12)
             trace = state.trace.extended(objective, state.n_shells, m_step.is_held_out)
             state = replace(state, trace=trace)
-        if schedule.stops(state):
-            yield replace(state, converged=schedule.stands_still(state))
+        converged = schedule.has_converged(state)
+        if converged or state.iteration == schedule.max_iter:  # this pass only measured the last objective
+            yield replace(state, converged=converged)
             return
         is_last = state.iteration + 1 == schedule.max_iter
         state = m_step(state, statistics, n_shells, is_last=is_last)  # M-step, Eq. (3.3)-(3.4)
@@ -321,7 +318,7 @@ def fit_states(blocks: Blocks, plan: FitPlan, state: EMState) -> Iterator[EMStat
     if state.templates:
         shells, last = ShellNorms(blocks), state
         coupling = Coupling.of(m_step.basis, m_step.alpha, shells.layout, plan.mean, plan.turn)
-        held_out = m_step.held_out(coupling, layout=shells.layout)
+        held_out = HeldOutMStep.of(replace(m_step, layout=shells.layout), coupling)
         folds = partial(sweep, shells, split="folds", n_jobs=m_step.n_jobs)
         for last in em(folds, held_out, plan.crossed, state):
             yield last

@@ -21,6 +21,7 @@ from sklearn_cryoem.manifold.prior import MIN_NOISE, measure_power
 Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
 
+MEASURED_NOISE = ("group", "image")  # noise models whose levels are measured before the fit
 N_ROUNDS = 2  # noise that differs from image to image would pass for signal in the first
 LEVEL_VALUES = 20.0  # of average noise added to a group's: levels differ by about a third
 SHELL_VALUES = 200.0  # of the group's own level added to each shell's: colours differ by about a tenth
@@ -59,8 +60,8 @@ class NoiseReference:
     signal, noise : ndarray of shape (S,)
         Power of the signal behind the CTF, and of the noise of all images, by Eq. (3.11).
     pooled : ndarray of shape (S,)
-        Noise of all images by the measure that groups are found by, over `noise`: what is systematic in that
-        measure is gone from the ratio.
+        Noise of all images, measured as that of a group is, over `noise`. That of a group is divided by it,
+        so that systematic errors of the measure cancel.
     """
 
     mean: Float64

@@ -67,8 +67,8 @@ class Trace:
     n_shells : list of int
         Shells it was measured on.
     is_held_out : list of bool
-        Whether it is the likelihood of held-out images, Eq. (3.12), which every iteration is a stage of its
-        own for.
+        Whether it is the likelihood of held-out images, Eq. (3.12). Each such iteration is a stage of its
+        own.
     """
 
     objective: list[float] = field(default_factory=list)

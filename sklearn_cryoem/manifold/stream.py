@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
 from sklearn_cryoem.manifold.classes import map_posterior, most_probable
 from sklearn_cryoem.manifold.coupling import Coupling, ShellNorms, turn_of
-from sklearn_cryoem.manifold.em import MStep, Schedule, em
+from sklearn_cryoem.manifold.em import HeldOutMStep, MStep, Schedule, em
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics, sweep
 from sklearn_cryoem.manifold.maximisation import MIN_VARIANCE
 from sklearn_cryoem.manifold.prior import DataPower, Moments, measure_moments, power_of, prior_precision
@@ -40,34 +40,34 @@ class Stream:
         The last images; None after `resume_stream`.
     n_folds : int
         Folds in which images are held out, Eq. (3.12); 1 for ordinary EM.
-    held : Statistics
+    window_sums : Statistics
         Sums over the window, Eq. (3.2).
-    left : Statistics
-        Decayed sums, Eq. (3.2), over the images that have left the window; its number of images is how
-        many they are worth.
-    left_noise : ndarray of shape (S,)
+    past_sums : Statistics
+        Decayed sums, Eq. (3.2), over the images that have left the window; `n_samples` is the effective
+        number of images after decay.
+    past_noise : ndarray of shape (S,)
         Decayed mean of the noise when they left.
-    left_halves : Statistics
+    past_halves : Statistics
         Decayed sums of both halves of them, for class averages, scaled likewise.
     class_counts : ndarray of shape (K,), int
         Labels given so far.
     moments : Moments
         Plain sums over all images.
-    n_seen, n_left : int
+    n_seen, n_past : int
         Images so far, and those of them that have left the window.
     """
 
     layout: FeatureLayout
     window: Window | None
     n_folds: int
-    held: Statistics
-    left: Statistics
-    left_noise: Float64
-    left_halves: Statistics
+    window_sums: Statistics
+    past_sums: Statistics
+    past_noise: Float64
+    past_halves: Statistics
     class_counts: Int
     moments: Moments
     n_seen: int
-    n_left: int
+    n_past: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def begin_stream(
     moments: Moments,
     *,
     n_folds: int,
-    noise: str = "shell",
+    noise: str,
     dtype: DTypeLike,
     n_jobs: int | None = None,
 ) -> Stream:
@@ -115,7 +115,7 @@ def begin_stream(
     leaving, window = admit(None, shells, n_folds, len(basis.nodes))
     m_step = MStep(
         basis=basis, alpha=manifold.alpha, layout=shells.layout, noise=noise, dtype=dtype, n_jobs=n_jobs,
-        past=stream.left,
+        past=stream.past_sums,
     )  # fmt: skip
     swept = _sweep_again(stream, [*leaving, window], manifold, m_step)
     if swept.leaving is not None:
@@ -124,7 +124,7 @@ def begin_stream(
         stream, window = _let_go(stream, swept.leaving, manifold.noise_variance, halves), window.owned()
     counts = np.bincount(_labels(blocks, manifold, dtype, n_jobs), minlength=len(basis.nodes))
     return dataclasses.replace(
-        stream, window=window, held=swept.held, class_counts=counts, n_seen=blocks.n_samples
+        stream, window=window, window_sums=swept.window_sums, class_counts=counts, n_seen=blocks.n_samples
     )
 
 
@@ -175,11 +175,16 @@ def resume_stream(
     empty = _nothing(shells, manifold, moments, n_folds)
     half_mass = np.stack([0.5 * mass, 0.5 * mass])
     both = np.stack([half_denominator, half_denominator])
-    halves = dataclasses.replace(empty.left_halves, numerator=numerator, denominator=both, mass=half_mass)
-    left = dataclasses.replace(halves.total(), power=power, n_samples=len(labels))
+    halves = dataclasses.replace(empty.past_halves, numerator=numerator, denominator=both, mass=half_mass)
+    past_sums = dataclasses.replace(halves.total(), power=power, n_samples=len(labels))
     counts = np.bincount(labels, minlength=len(mass))
     return dataclasses.replace(
-        empty, left=left, left_halves=halves, class_counts=counts, n_seen=len(labels), n_left=len(labels)
+        empty,
+        past_sums=past_sums,
+        past_halves=halves,
+        class_counts=counts,
+        n_seen=len(labels),
+        n_past=len(labels),
     )
 
 
@@ -189,11 +194,14 @@ def advance(
     manifold: Manifold,
     *,
     alpha: float | str,
-    noise: str = "shell",
+    noise: str,
     dtype: DTypeLike,
     n_jobs: int | None = None,
 ) -> Advance:
-    """Learn from a further chunk, Eq. (3.20): seven passes over the window and the chunk, and one more.
+    """Learn from a further chunk, Eq. (3.20).
+
+    There are six sweeps over the window and the chunk, or three where no image is held out. One more pass
+    gives the sums of the averages, and one over the chunk its labels.
 
     Parameters
     ----------
@@ -218,7 +226,7 @@ def advance(
     precision = prior_precision(alpha, basis, power_of_stream(moments, layout))
     m_step = MStep(
         basis=basis, alpha=precision, layout=layout, noise=noise, dtype=dtype, n_jobs=n_jobs,
-        past=stream.left,
+        past=stream.past_sums,
     )  # fmt: skip
     swept = _sweep_again(stream, [*leaving, window], manifold, m_step)
     manifold = swept.manifold
@@ -230,11 +238,11 @@ def advance(
     stream = dataclasses.replace(
         stream,
         window=window,
-        held=swept.held,
+        window_sums=swept.window_sums,
         class_counts=stream.class_counts + np.bincount(labels, minlength=len(stream.class_counts)),
         n_seen=stream.n_seen + blocks.n_samples,
     )
-    return Advance(manifold, stream, stream.left_halves + new, labels, swept.objective)
+    return Advance(manifold, stream, stream.past_halves + new, labels, swept.objective)
 
 
 @dataclass(frozen=True)
@@ -243,7 +251,7 @@ class _Swept:
 
     manifold: Manifold
     leaving: Statistics | None  # of the images that are seen for the last time
-    held: Statistics  # of the others
+    window_sums: Statistics  # of the others
     objective: list[float]
 
 
@@ -261,8 +269,8 @@ def _sweep_again(stream: Stream, parts: list[Blocks], manifold: Manifold, ordina
     m_step, templates, n_sweeps = ordinary, [], N_ORDINARY_SWEEPS
     if n_folds > 1:
         coupling = Coupling.of(basis, ordinary.alpha, layout, power.mean, turn_of(power, layout))
-        m_step = dataclasses.replace(ordinary.held_out(coupling), past_noise=stream.left_noise)
-        known, start, n_sweeps = stream.left + stream.held, manifold.templates, N_SWEEPS
+        m_step = HeldOutMStep.of(ordinary, coupling, past_noise=stream.past_noise)
+        known, start, n_sweeps = stream.past_sums + stream.window_sums, manifold.templates, N_SWEEPS
         if known.n_samples:
             start = coupling.templates(
                 known.numerator, known.denominator, manifold.noise_variance, layout, n_jobs=ordinary.n_jobs
@@ -279,11 +287,11 @@ def _sweep_again(stream: Stream, parts: list[Blocks], manifold: Manifold, ordina
     )
     schedule = Schedule(layout.n_shells, layout.n_shells, 0, n_sweeps + 1)
     *_, state = em(e_step, m_step, schedule, state)
-    *leaving, held = [part.total() for part in last]
+    *leaving, window_sums = [part.total() for part in last]
     return _Swept(
         manifold=state.manifold(basis, ordinary.alpha, layout),
         leaving=sum_of(leaving) if leaving else None,
-        held=held,
+        window_sums=window_sums,
         objective=state.trace.objective,
     )
 
@@ -312,32 +320,32 @@ def _nothing(layout: FeatureLayout, manifold: Manifold, moments: Moments, n_fold
         layout=layout,
         window=None,
         n_folds=n_folds,
-        held=halves.total(),
-        left=halves.total(),
-        left_noise=manifold.noise_variance,
-        left_halves=halves,
+        window_sums=halves.total(),
+        past_sums=halves.total(),
+        past_noise=manifold.noise_variance,
+        past_halves=halves,
         class_counts=np.zeros(n_nodes, dtype=np.int64),
         moments=moments,
         n_seen=0,
-        n_left=0,
+        n_past=0,
     )
 
 
 def _let_go(stream: Stream, sums: Statistics, noise: Float64, halves: list[Statistics]) -> Stream:
     """Let images that leave the window join the decayed sums, Eq. (3.20)."""
-    n_leaving, worth = int(sums.n_samples), int(stream.left.n_samples)
-    n_left = stream.n_left + n_leaving
-    step = (n_leaving / n_left) ** DECAY  # Eq. (3.20); 1 for the first
+    n_leaving, worth = int(sums.n_samples), int(stream.past_sums.n_samples)
+    n_past = stream.n_past + n_leaving
+    step = (n_leaving / n_past) ** DECAY  # Eq. (3.20); 1 for the first
     old = (1.0 - step) ** 2 / worth if worth else 0.0
     n_effective = round(1.0 / (old + step**2 / n_leaving))
     a, b = (1.0 - step) * n_effective / max(worth, 1), step * n_effective / n_leaving
-    left = stream.left.scaled(a) + sums.scaled(b)
+    past_sums = stream.past_sums.scaled(a) + sums.scaled(b)
     return dataclasses.replace(
         stream,
-        left=dataclasses.replace(left, n_samples=n_effective),
-        left_noise=(1.0 - step) * stream.left_noise + step * noise,
-        left_halves=stream.left_halves.scaled(a) + sum_of(halves).scaled(b),
-        n_left=n_left,
+        past_sums=dataclasses.replace(past_sums, n_samples=n_effective),
+        past_noise=(1.0 - step) * stream.past_noise + step * noise,
+        past_halves=stream.past_halves.scaled(a) + sum_of(halves).scaled(b),
+        n_past=n_past,
     )
 
 

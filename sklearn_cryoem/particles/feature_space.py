@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem.manifold.blocks import ArrayBlocks
-from sklearn_cryoem.manifold.noise import PartNoise
+from sklearn_cryoem.manifold.noise import MEASURED_NOISE, PartNoise
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.particles.frames import check_same_pixel_size
 from sklearn_cryoem.particles.preprocess import normalised_radius
@@ -40,7 +40,9 @@ class VectorSpace:
         """Shell of each feature: one for all."""
         return np.zeros(len(self.mean), dtype=np.int64)
 
-    def blocks(self, vectors: NDArray[Any], cache_folder: Folder = None) -> ArrayBlocks:
+    def blocks(
+        self, vectors: NDArray[Any], cache_folder: Folder = None, n_jobs: int | None = None
+    ) -> ArrayBlocks:
         """Feature blocks of vectors, in the precision of the training vectors; nothing is prepared."""
         return ArrayBlocks(vectors.astype(self.dtype, copy=False), offset=self.mean)
 
@@ -48,7 +50,7 @@ class VectorSpace:
         self, vectors: NDArray[Any], noise: str, n_jobs: int | None, cache_folder: Folder = None
     ) -> tuple[VectorSpace, ArrayBlocks]:
         """Raise where the noise is not one of all vectors; return the same space, and blocks."""
-        if noise in ("group", "image"):
+        if noise in MEASURED_NOISE:
             raise ValueError(
                 f"noise={noise!r} needs particle images, found vectors, which have neither groups nor a "
                 "spectrum. Give a ParticleStack, or use noise='shell'."
@@ -133,16 +135,21 @@ class ImageSpace:
         """Side of the box, in Angstrom or pixels."""
         return self.plane.box * self.pixel_length
 
-    def blocks(self, stack: ParticleStack, cache_folder: Folder = None) -> FeatureBlocks:
-        """Feature blocks of a stack of the same box and pixel size; those in the cache folder are used."""
+    def blocks(
+        self, stack: ParticleStack, cache_folder: Folder = None, n_jobs: int | None = None
+    ) -> FeatureBlocks:
+        """Feature blocks of a stack of the same box and pixel size; those in the cache folder are used.
+
+        Noise that is that of each image is measured by `n_jobs` workers.
+        """
         check_same_pixel_size(stack.pixel_size, self.pixel_size)
         stack = normalised_like(stack, self.background_px)
         blocks = FeatureBlocks(stack, self.plane, self.mask_diameter, self.in_window)
         if cache_folder is not None:
             blocks = blocks.kept_in(cache_folder, may_write=False)
-        return self._whitened(blocks)
+        return self._whitened(blocks, n_jobs)
 
-    def _whitened(self, blocks: FeatureBlocks, n_jobs: int | None = None) -> FeatureBlocks:
+    def _whitened(self, blocks: FeatureBlocks, n_jobs: int | None) -> FeatureBlocks:
         """Blocks whose images are divided by the root of their noise, if it is that of groups or images."""
         if self.noise is None:
             return blocks
@@ -167,8 +174,8 @@ class ImageSpace:
         raw = dataclasses.replace(self, noise=None).blocks(stack)
         if cache_folder is not None:
             raw = raw.kept_in(cache_folder)
-        if noise not in ("group", "image"):
-            return self, self._whitened(raw)
+        if noise not in MEASURED_NOISE:
+            return self, self._whitened(raw, n_jobs)
         if self.noise is None:
             parts = PartNoise.of(raw, stack.noise_group if noise == "group" else None, n_jobs=n_jobs)
         else:

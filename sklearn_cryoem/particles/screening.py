@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem.manifold.noise import MEASURED_NOISE
 from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.particles.sources import ImageSource
 from sklearn_cryoem.physics.fourier import Float64
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 PIXELS_AT_ONCE = 2**17  # measured together: small enough for the processor's caches
 BACKGROUND_SHARE = 0.375  # of the box: what lies farther from the centre is background
 MAX_RADIUS_SHARE = 0.48  # of the box: some background is left, whatever the mask
-OF_PARTS = ("group", "image")  # noise models by which backgrounds may differ
 MIN_IMAGES = 20  # that tell what is usual
 POWER_RATIO = 6.0  # to the median: twice the contrast is four times the power, and occurs; thrice is nine
 COARSE_RATIO, COARSE_SHARE = 400.0, 0.1  # where ice and carbon are seen: shells below this part of the box
@@ -116,7 +116,7 @@ def look_at(
     measures = _measure(stack.images, Ruler(box, radius_px), n_jobs, verbose)
     not_normalised, is_uneven, judged = None, False, measures
     if limits is None:
-        if noise not in OF_PARTS:
+        if noise not in MEASURED_NOISE:
             n_background = np.count_nonzero(pixel_radius(box) > radius_px)
             not_normalised, is_uneven = _judge_backgrounds(measures, stack.noise_group, n_background)
         judged = measures.normalised() if is_uneven else measures

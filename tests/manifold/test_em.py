@@ -87,7 +87,7 @@ def test_a_state_of_cross_fitted_em_has_templates_near_those_of_its_folds(rng):
 def test_neighbours_are_alike_at_low_frequency_and_independent_at_high_frequency(rng):
     layout = FeatureLayout(np.arange(40), np.arange(40))
     basis = LatentBasis((15, 15), (12, 12), 0.5)
-    coupling = Coupling.of(basis, np.full(40, 2.0), layout, np.zeros(40))
+    coupling = Coupling.of(basis, np.full(40, 2.0), layout, np.zeros(40), TURN)
     likeness = []
     for phi in coupling.bases:
         shape = np.eye(225) if phi is None else phi[:, :-1]
@@ -104,7 +104,7 @@ def test_neighbours_are_alike_at_low_frequency_and_independent_at_high_frequency
 def test_independent_nodes_are_wiener_averages_about_the_mean(rng, alpha):
     layout = FeatureLayout(np.arange(60), np.arange(60))
     basis, mean = LatentBasis((3, 1), (3, 1), 0.5), rng.standard_normal(60)
-    coupling = Coupling.of(basis, np.full(60, alpha * basis.mean_square), layout, mean)
+    coupling = Coupling.of(basis, np.full(60, alpha * basis.mean_square), layout, mean, TURN)
     numerator, denominator = rng.standard_normal((3, 60)), rng.uniform(1, 2, (3, 60))
     denominator[2], numerator[2] = 0.0, 0.0  # a node without images
     templates = coupling.templates(numerator, denominator, np.full(60, 0.5), layout)

@@ -23,6 +23,7 @@ from sklearn_cryoem.manifold.stream import (
 from sklearn_cryoem.manifold.window import admit
 
 BASIS = LatentBasis((5,), (4,), 1.0)
+SHELLS = {"noise": "shell", "dtype": np.float64}
 
 
 @pytest.fixture
@@ -35,9 +36,7 @@ def fitted(blocks, rng):
     power = power_of(moments, blocks.layout)
     n_shells, alpha = blocks.layout.n_shells, prior_precision("auto", BASIS, power)
     start = pca_start(blocks, BASIS, power, n_shells, rng=rng)
-    m_step = MStep(
-        basis=BASIS, alpha=alpha, layout=blocks.layout, noise="shell", dtype=np.float64, n_jobs=None
-    )
+    m_step = MStep(basis=BASIS, alpha=alpha, layout=blocks.layout, **SHELLS, n_jobs=None)
     schedule = Schedule.ordinary(n_shells, n_shells, 30, 1e-6)
     *_, state = em(partial(sweep, blocks), m_step, schedule, first_state(start, BASIS, n_shells, 1))
     return state.manifold(BASIS, alpha, blocks.layout), moments
@@ -51,7 +50,7 @@ def sums_of(blocks, matcher):
 def begun(make_blocks, rng):
     blocks = make_blocks(rng)[0]
     manifold, moments = fitted(blocks, rng)
-    return begin_stream(blocks, manifold, moments, n_folds=2, dtype=np.float64), manifold, blocks
+    return begin_stream(blocks, manifold, moments, n_folds=2, **SHELLS), manifold, blocks
 
 
 @pytest.fixture
@@ -81,17 +80,17 @@ def test_without_decay_sums_are_those_of_all_images(begun, make_blocks, rng, mon
     _, manifold, first = begun
     monkeypatch.setattr(module, "DECAY", 1.0)
     monkeypatch.setattr(module, "N_ORDINARY_SWEEPS", 1)
-    begun = begin_stream(first, manifold, measure_moments(first), n_folds=1, dtype=np.float64)
+    begun = begin_stream(first, manifold, measure_moments(first), n_folds=1, **SHELLS)
     chunk = make_blocks(rng, n=25)[0]
-    assert begun.window.n_samples == 40 and begun.left.n_samples == begun.n_left == 20
-    done = advance(begun, chunk, manifold, alpha="auto", dtype=np.float64).stream
-    assert done.left.n_samples == done.n_left == 46 and done.window.n_samples == 39 and done.n_seen == 85
+    assert begun.window.n_samples == 40 and begun.past_sums.n_samples == begun.n_past == 20
+    done = advance(begun, chunk, manifold, alpha="auto", **SHELLS).stream
+    assert done.past_sums.n_samples == done.n_past == 46 and done.window.n_samples == 39 and done.n_seen == 85
     matcher = manifold.matcher(begun.layout, dtype=np.float64)
     expected = sums_of(ShellNorms(first), matcher) + sums_of(ShellNorms(chunk), matcher)
     np.testing.assert_allclose(
-        done.held.numerator, sums_of(done.window, matcher).numerator, rtol=1e-10, atol=1e-12
+        done.window_sums.numerator, sums_of(done.window, matcher).numerator, rtol=1e-10, atol=1e-12
     )
-    found = done.left + done.held
+    found = done.past_sums + done.window_sums
     for name in ("numerator", "denominator", "power", "mass", "n_samples"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-12)
     assert done.class_counts.sum() == 85
@@ -102,16 +101,16 @@ def test_old_chunks_count_less_and_the_manifold_follows_the_new(
     begun, make_blocks, rng, small_window, n_folds
 ):
     _, manifold, first = begun
-    stream = begin_stream(first, manifold, measure_moments(first), n_folds=n_folds, dtype=np.float64)
+    stream = begin_stream(first, manifold, measure_moments(first), n_folds=n_folds, **SHELLS)
     n_sweeps = module.N_SWEEPS if n_folds > 1 else module.N_ORDINARY_SWEEPS
     for _ in range(4):
-        done = advance(stream, make_blocks(rng)[0], manifold, alpha="auto", dtype=np.float64)
+        done = advance(stream, make_blocks(rng)[0], manifold, alpha="auto", **SHELLS)
         assert len(done.objective) == n_sweeps and np.isfinite(done.objective).all()
         stream, manifold = done.stream, done.manifold
-    assert stream.n_seen == 300 and stream.n_left == 300 - stream.window.n_samples
-    assert 60 < stream.left.n_samples < stream.n_left
-    np.testing.assert_allclose(stream.left.mass.sum(), stream.left.n_samples, rtol=1e-6)
-    n_worth = stream.left.n_samples + stream.window.n_samples
+    assert stream.n_seen == 300 and stream.n_past == 300 - stream.window.n_samples
+    assert 60 < stream.past_sums.n_samples < stream.n_past
+    np.testing.assert_allclose(stream.past_sums.mass.sum(), stream.past_sums.n_samples, rtol=1e-6)
+    n_worth = stream.past_sums.n_samples + stream.window.n_samples
     np.testing.assert_allclose(done.halves.mass.sum(), n_worth, rtol=1e-6)
     assert len(done.labels) == 60
     assert np.isfinite(manifold.weights).all() and (manifold.noise_variance > 0).all()
@@ -134,7 +133,7 @@ def test_templates_of_a_fold_hear_nothing_of_its_own_images(begun, make_blocks, 
     data = changed.held.data
     data[::2] += rng.standard_normal(data[::2].shape)  # images of fold 0 alone
     for blocks in (chunk, changed):
-        advance(stream, blocks, manifold, alpha=0.1, dtype=np.float64)
+        advance(stream, blocks, manifold, alpha=0.1, **SHELLS)
     (_, before), (_, after) = used[:2], used[2:]
     np.testing.assert_allclose(after[0], before[0], rtol=1e-9, atol=1e-12)
     assert np.abs(after[1] - before[1]).max() > 1e-3
@@ -143,7 +142,7 @@ def test_templates_of_a_fold_hear_nothing_of_its_own_images(begun, make_blocks, 
 def test_alpha_follows_the_signal_unless_it_is_a_number(begun, make_blocks, rng):
     stream, manifold, _ = begun
     chunk = make_blocks(rng)[0]
-    by_data, by_hand = (advance(stream, chunk, manifold, alpha=a, dtype=np.float64) for a in ("auto", 0.5))
+    by_data, by_hand = (advance(stream, chunk, manifold, alpha=a, **SHELLS) for a in ("auto", 0.5))
     np.testing.assert_array_equal(by_hand.manifold.alpha, 0.5)
     both = power_of_stream(
         stream.moments + spread_moments(measure_moments(chunk), chunk.layout), stream.layout
@@ -163,9 +162,9 @@ def test_chunks_with_and_without_astigmatism_share_their_sums(rng):
 
     first = chunk(layouts[0])
     manifold, moments = fitted(first, rng)
-    stream = begin_stream(first, manifold, moments, n_folds=2, dtype=np.float64)
+    stream = begin_stream(first, manifold, moments, n_folds=2, **SHELLS)
     for layout, has_ctf in ((layouts[1], True), (layouts[2], True), (layouts[2], False)):
-        done = advance(stream, chunk(layout, has_ctf=has_ctf), manifold, alpha=0.1, dtype=np.float64)
+        done = advance(stream, chunk(layout, has_ctf=has_ctf), manifold, alpha=0.1, **SHELLS)
         stream, manifold = done.stream, done.manifold
     assert stream.n_seen == 160 and np.isfinite(manifold.weights).all()
     assert stream.window.held.norm.shape == (160, 2)
@@ -180,14 +179,14 @@ def test_what_a_fit_would_remember_follows_from_its_results(begun, kind):
     halves = np.stack([class_averages(sums, ridge, layout, half) for half in (0, 1)])
     mass, labels = sums.total().mass, np.concatenate(sums.labels)
     again = resume_stream(manifold, measure_moments(blocks), layout, halves, mass, labels, n_folds=2)
-    assert (again.n_seen, again.n_left, again.left.n_samples) == (60, 60, 60) and again.window is None
+    assert (again.n_seen, again.n_past, again.past_sums.n_samples) == (60, 60, 60) and again.window is None
     np.testing.assert_array_equal(again.class_counts, stream.class_counts)
     shells = ShellNorms(blocks)
     expected = sums_of(shells, manifold.matcher(shells.layout, dtype=np.float64))
     if kind in ("plain", "no CTF"):  # then only the split into halves is not known
-        np.testing.assert_allclose(again.left.denominator, expected.denominator)
-    difference = np.linalg.norm(again.left.numerator - expected.numerator)
+        np.testing.assert_allclose(again.past_sums.denominator, expected.denominator)
+    difference = np.linalg.norm(again.past_sums.numerator - expected.numerator)
     assert difference < 0.25 * np.linalg.norm(expected.numerator)
-    np.testing.assert_allclose(again.left.power, expected.power, rtol=0.3)
-    done = advance(again, blocks, manifold, alpha="auto", dtype=np.float64)
+    np.testing.assert_allclose(again.past_sums.power, expected.power, rtol=0.3)
+    done = advance(again, blocks, manifold, alpha="auto", **SHELLS)
     assert done.stream.n_seen == 120 and done.stream.window.n_samples == 60
