@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from sklearn_cryoem.manifold.topology import TOPOLOGIES
+
 RUN_FILE = "run.yaml"
 SHOW_DEFAULT = "(default: %(default)s)"
 
@@ -256,7 +258,7 @@ def add_classification(parser):
     )
     cluster = parser.add_argument_group("clustering")
     cluster.add_argument(
-        "--topology", choices=("grid", "ring", "torus", "sphere"), default="grid",
+        "--topology", choices=tuple(TOPOLOGIES), default="grid",
         help=f"shape of the manifold; closed ones for motions and views that come round {SHOW_DEFAULT}",
     )  # fmt: skip
     cluster.add_argument(

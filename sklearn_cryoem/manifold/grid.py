@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sklearn_cryoem._core.validation import check_choice, check_number
-from sklearn_cryoem.manifold.topology import MIN_ON_SPHERE, TOPOLOGIES, Topology
+from sklearn_cryoem.manifold.topology import TOPOLOGIES, Topology
 
 Float64 = NDArray[np.float64]
 Sides = int | Sequence[int]  # a number of points, or a grid side by side
@@ -148,12 +148,13 @@ def latent_basis(
     """
     check_topology(topology, n_components)
     dimension = TOPOLOGIES[topology].default_components if n_components is None else n_components
-    n_sides, min_side = TOPOLOGIES[topology].n_sides(dimension), TOPOLOGIES[topology].min_centres
+    space = TOPOLOGIES[topology]
+    n_sides, min_side = space.n_sides(dimension), space.min_centres
     check_sides("n_clusters", n_clusters, topology, n_sides)
-    if topology == "sphere" and np.prod(n_clusters) < MIN_ON_SPHERE:
+    if np.prod(n_clusters) < space.min_points:
         raise ValueError(
-            f"SMLClusterer: n_clusters={n_clusters} nodes enclose no sphere, expected at least "
-            f"{MIN_ON_SPHERE}. Ask for more, or for topology='grid'."
+            f"SMLClusterer: n_clusters={n_clusters} nodes make no {topology}, expected at least "
+            f"{space.min_points}. Ask for more, or for topology='grid'."
         )
     grid_shape = grid_of(n_clusters, n_sides)
     width = VECTOR_WIDTH
@@ -209,10 +210,9 @@ def check_sides(name: str, value: Sides, topology: str, n_sides: int) -> None:
         check_number(name, value, owner=OWNER, minimum=1, integer=True)
         return
     if len(value) != n_sides:
-        why = "a number of points" if topology == "sphere" else "as many as n_components"
         raise ValueError(
             f"The parameter {name!r} of SMLClusterer is the grid shape {tuple(value)}, expected {n_sides} "
-            f"side{'s' * (n_sides > 1)}, {why} (topology={topology!r}). Change one of the two."
+            f"side{'s' * (n_sides > 1)} for topology={topology!r}. Change it, n_components or topology."
         )
     for side in value:
         check_number(name, side, owner=OWNER, minimum=1, integer=True)

@@ -10,13 +10,11 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import ConvexHull
 
 Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 GOLDEN_ANGLE = np.pi * (3.0 - np.sqrt(5.0))
-MIN_ON_SPHERE = 4  # fewer points enclose nothing
 
 
 # Basis functions are Gaussians of the chord in the embedding. A Gaussian of the arc would have a kink at the
@@ -30,10 +28,14 @@ class Topology(ABC):
     """The one where nothing else is asked for."""
     min_centres: int
     """Basis functions along each side that tell all points apart; fewer see some as mirror images."""
+    min_points: int = 1
+    """Points that make the shape."""
+    is_periodic: bool = False
+    """Whether coordinates run from -1 to 1, which are one point."""
 
     @abstractmethod
     def n_sides(self, n_components: int) -> int:
-        """Return how many sides the shape of a set of points has."""
+        """Return the length of the shape tuple of a set of points."""
 
     @abstractmethod
     def points(self, shape: tuple[int, ...]) -> Float64:
@@ -62,7 +64,6 @@ class Cube(Topology):
     components: tuple[int, ...] = (1, 2, 3)
     default_components = 2
     min_centres = 1
-    is_periodic = False
 
     def n_sides(self, n_components: int) -> int:
         """As many as dimensions."""
@@ -134,7 +135,8 @@ class Sphere(Topology):
 
     components = (2,)
     default_components = 2
-    min_centres = MIN_ON_SPHERE
+    min_centres = 4
+    min_points = 4  # fewer enclose nothing
 
     def n_sides(self, n_components: int) -> int:
         """One: the number of points."""
@@ -163,6 +165,8 @@ class Sphere(Topology):
 
     def pairs(self, shape: tuple[int, ...]) -> Int:
         """Edges of the convex hull: the Delaunay triangulation of the sphere."""
+        from scipy.spatial import ConvexHull  # slow to load, and the command line only reads TOPOLOGIES
+
         faces = ConvexHull(self.points(shape)).simplices  # (n_faces, 3)
         edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
         return np.unique(np.sort(edges, axis=1).astype(np.int64), axis=0)

@@ -107,7 +107,7 @@ def plot_manifold_atlas(
     _draw_density(ax, flat, density)
     seen = np.ones(len(averages), bool) if counts is None else counts >= 0.5
     _draw_discs(ax, flat, averages, seen)
-    _draw_frames(ax, flat, np.asarray(latent_nodes, dtype=float), topology)
+    _draw_frames(ax, flat, np.asarray(latent_nodes, dtype=float))
     ax.set_title(_words(latent_nodes, topology) if title is None else title, color=INK, fontsize=11)
     return ax
 
@@ -156,22 +156,21 @@ def _draw_discs(ax, flat, averages, seen):
     ax.plot(x, y, ls="none", marker="o", ms=1.8, color=FAINT, alpha=0.7, zorder=3)
 
 
-def _draw_frames(ax, flat, nodes, topology):
+def _draw_frames(ax, flat, nodes):
     """Frames and titles of the panels, and the coordinates along them."""
     hide_frame(ax)
     left, top, right, bottom = flat.extent
     line = {"edgecolor": FAINT, "lw": 0.6}
     if flat.is_closed:
         line = {"edgecolor": INK, "lw": 1.0, "ls": (0, (5, 3))}
-    is_circle = topology == "ring" and len(flat.panels) == 1
     for panel in flat.panels:
         middle = (panel.x + panel.width / 2, panel.y + panel.height / 2)
         if panel.radius is not None:
             ax.add_patch(Circle(middle, panel.width / 2, fill=False, zorder=1, **line))
-        elif not is_circle:
+        elif not flat.is_circle:
             ax.add_patch(Rectangle(panel[:2], panel.width, panel.height, fill=False, zorder=4, **line))
         ax.text(panel.x, panel.y - 0.08, panel.title, va="bottom", color=INK, fontsize=8)
-    if is_circle:
+    if flat.is_circle:
         radius = max(flat.panels[0].width / 2 - 1.2, 0.2)  # inside the circle of discs
         for value, text in ((0.0, "0"), (0.5, "0.5"), (1.0, "±1"), (-0.5, "-0.5")):
             x, y = radius * np.cos(np.pi * value), -radius * np.sin(np.pi * value)

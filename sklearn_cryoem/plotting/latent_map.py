@@ -14,8 +14,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem.manifold.topology import TOPOLOGIES
 
-TOPOLOGIES = ("grid", "ring", "torus", "sphere")
 _MAX_ON_A_CIRCLE = 48  # nodes of a ring; more would be so small on a circle that rows serve better
 _GAP = 0.6  # between two panels, in node spacings
 _BINS_PER_NODE, _MAX_BINS = 7, 1024  # an odd number of bins, so that a node lies in the middle of one
@@ -54,6 +54,8 @@ class LatentMap:
         Latent positions (n, n_coordinates) to places (n, 2).
     is_closed : bool
         Whether opposite edges of a panel meet.
+    is_circle : bool
+        Whether classes lie on a circle.
     """
 
     xy: np.ndarray
@@ -61,6 +63,7 @@ class LatentMap:
     caption: str
     place: Callable | None = None
     is_closed: bool = False
+    is_circle: bool = False
 
     @property
     def extent(self):
@@ -113,7 +116,7 @@ def latent_map(nodes, topology="grid"):
         return _circle(nodes)
     lay_out = (_rows, _square, _slices)[nodes.shape[1] - 1]
     panels, caption, place_steps = lay_out(axes)
-    is_closed = topology in ("ring", "torus")
+    is_closed = TOPOLOGIES[topology].is_periodic
 
     def place(positions):
         return place_steps(_in_spacings(positions, axes, is_closed=is_closed))
@@ -188,7 +191,8 @@ def _circle(nodes):
         return radius * np.stack([np.cos(angle), -np.sin(angle)], axis=1)
 
     panel = Panel(-radius - 0.5, -radius - 0.5, 2 * radius + 1, 2 * radius + 1)
-    return LatentMap(place(nodes), [panel], "a ring: coordinate 0 on the right, growing anticlockwise", place)
+    caption = "a ring: coordinate 0 on the right, growing anticlockwise"
+    return LatentMap(place(nodes), [panel], caption, place, is_circle=True)
 
 
 def _hemispheres(nodes):

@@ -254,7 +254,7 @@ def test_the_grid_and_the_memory_are_stated_before_the_work(stack, caplog):
     [
         ({"n_clusters": 0}, ValueError, r"'n_clusters' of SMLClusterer must be an int in \[1"),
         ({"n_clusters": 2.5}, TypeError, "'n_clusters' of SMLClusterer must be an int"),
-        ({"n_clusters": (3, 3, 3)}, ValueError, "expected 2 sides, as many as n_components"),
+        ({"n_clusters": (3, 3, 3)}, ValueError, "expected 2 sides for topology='grid'"),
         ({"n_basis": "many"}, ValueError, "'n_basis' of SMLClusterer must be one of 'auto'"),
         ({"n_components": 4}, ValueError, r"'n_components' of SMLClusterer must be an int in \[1, 3\]"),
         ({"alpha": -1.0}, ValueError, "'alpha' of SMLClusterer must be a finite number"),
