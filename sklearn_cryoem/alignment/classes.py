@@ -34,7 +34,9 @@ from sklearn_cryoem.physics.polar import (
 MAX_RINGS = 16.0  # finer detail does not tell views apart that coarser detail does not
 SHIFT_FRACTION = 0.05  # of the box: references are centred, so they lie close to each other
 ANGLES_PER_ORDER = 4
-FINE_POINTS = 5  # per axis of the local grid of shifts
+FINE_ROUNDS = 3  # of a local search of shift and angle,
+FINE_POINTS = 5  # with so many points per axis of the shifts
+FINE_ANGLES_PER_ORDER = 16
 CENTRINGS = 3  # each time the mask follows
 FAINT = 0.1  # of the brightest pixel
 
@@ -51,9 +53,9 @@ def unite_references(
 ) -> Frames:
     """Unite references pair by pair, each time where the likelihood loses least, Eq. (4.9)-(4.10).
 
-    The tree is followed to its root: the classes are its branches when `n_classes` are left, and the moves
-    along the rest of it put the classes into one frame. With mirrors, they are set so that those of less than
-    half the mass are mirrored.
+    Merging goes on to a single group. Classes are read off when `n_classes` groups are left; the later merges
+    only give a common frame. Where mirrors are allowed, the frame is that in which less than half of the mass
+    is mirrored.
 
     Parameters
     ----------
@@ -210,7 +212,7 @@ class _Forest:
         grid, n_orders = self.space.grid, self.space.n_orders
         weighted = self.orders[i].conj() * shared  # (n_orders, n_rings)
         angle, step = 0.0, self.space.shift_step_px
-        for _ in range(3):
+        for _ in range(FINE_ROUNDS):
             axis = np.linspace(-0.5, 0.5, FINE_POINTS) * step
             x, y = (a.ravel() for a in np.meshgrid(axis, axis))
             shifts = shift + np.column_stack([x, y])
@@ -218,7 +220,7 @@ class _Forest:
             bank = angular_orders(self.values[j] * phase, n_orders)  # (n, n_rings, n_orders)
             bank = bank.conj() if mirrored else bank
             c = np.einsum("mr,trm->tm", weighted, bank)
-            psi = fft.irfft(c, 16 * n_orders, axis=-1, norm="forward", workers=1)
+            psi = fft.irfft(c, FINE_ANGLES_PER_ORDER * n_orders, axis=-1, norm="forward", workers=1)
             at, turn = np.unravel_index(int(psi.argmax()), psi.shape)
             shift, angle = shifts[at], float(turn * 2.0 * np.pi / psi.shape[1])
             step /= FINE_POINTS - 1
@@ -282,16 +284,13 @@ def aligned_classes(
     even = np.exp(2j * np.arange(stats.denominator.shape[1]) * frames.angle_rad[:, None])
     denominator = _mirrored(stats.denominator, frames.mirrored) * even[:, :, None]
     member = np.equal.outer(np.arange(frames.n_classes), frames.label).astype(np.float64)
-    united = Statistics(
-        np.einsum("cn,nmr->cmr", member, numerator.astype(np.complex128)),
-        np.einsum("cn,ner->cer", member, denominator),
-        stats.power,
-        stats.n_images,
-        member @ stats.mass,
-        stats.shift_square,
-        stats.log_evidence,
-        member @ stats.shift_sum,
-        member @ stats.turn_sum,
+    united = replace(
+        stats,
+        numerator=np.einsum("cn,nmr->cmr", member, numerator.astype(np.complex128)),
+        denominator=np.einsum("cn,ner->cer", member, denominator),
+        mass=member @ stats.mass,
+        shift_sum=member @ stats.shift_sum,
+        turn_sum=member @ stats.turn_sum,
     )
     polar = polar_statistics(united, grid)
     noise = noise_fraction * model.noise[: grid.n_rings]

@@ -46,11 +46,11 @@ class OnlineState:
         As the last batch left it.
     stats : Statistics or None
         The sums that it came from; None before the first batch.
-    shift_px : ndarray of shape (n_images, 2)
+    start_shift_px : ndarray of shape (n_images, 2)
         Shifts that the images are brought into next, Eq. (4.16).
     broad : bool
         Whether posteriors are broad, as they are before anything is known.
-    number : int
+    n_done : int
         Batches done.
     drawn_from, rng : tuple
         State of the generator before the batches were drawn, and now.
@@ -58,9 +58,9 @@ class OnlineState:
 
     model: AlignmentModel
     stats: Statistics | None
-    shift_px: Float64
+    start_shift_px: Float64
     broad: bool
-    number: int
+    n_done: int
     drawn_from: RandomTuple
     rng: RandomTuple
 
@@ -68,7 +68,7 @@ class OnlineState:
     def first(cls, model: AlignmentModel, shift_px: Float64, rng: np.random.RandomState) -> OnlineState:
         """State before the first batch; nothing is known, so posteriors will be broad."""
         now = random_tuple(rng)
-        return cls(model, stats=None, shift_px=shift_px, broad=True, number=0, drawn_from=now, rng=now)
+        return cls(model, stats=None, start_shift_px=shift_px, broad=True, n_done=0, drawn_from=now, rng=now)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class PassState:
     ----------
     model : AlignmentModel
         For the next pass.
-    shift_px : ndarray of shape (n_images, 2)
+    start_shift_px : ndarray of shape (n_images, 2)
         Shifts that the images are brought into next, Eq. (4.16).
     stats : Statistics or None
         Sums of the last pass, in the frames of the model's references; None before the first.
@@ -87,7 +87,7 @@ class PassState:
         Resolution of the last pass.
     broad : bool
         Whether its posteriors were broad.
-    label, angle_rad, found_px : ndarrays of shape (n_images,), (n_images,) and (n_images, 2), or None
+    label, angle_rad, found_shift_px : ndarrays of shape (n_images,), (n_images,) and (n_images, 2), or None
         Reference, angle and shift of every image by the last pass.
     log_evidence : list of float
         Mean log evidence of an image in each full pass, against noise alone.
@@ -102,13 +102,13 @@ class PassState:
     """
 
     model: AlignmentModel
-    shift_px: Float64
+    start_shift_px: Float64
     stats: Statistics | None = None
     k_max: float = 0.0
     broad: bool = False
     label: Rows | None = None
     angle_rad: Float64 | None = None
-    found_px: Float64 | None = None
+    found_shift_px: Float64 | None = None
     log_evidence: list[float] = field(default_factory=list)
     log_likelihood: list[float] = field(default_factory=list)
     resolved: list[int] = field(default_factory=list)
@@ -184,13 +184,13 @@ def fit_alignment(
             if online is None:
                 model = starting_model(features, settings, rng)
                 online = OnlineState.first(model, features.images.known.shift_px, rng)
-            bar.update(online.number)
+            bar.update(online.n_done)
             online, stopped = last_state(mini_batches(features, settings, online, rng), kept, show, online)
             if stopped:
-                _warn_interrupted(f"after {online.number} of {n_batches} mini-batches")
+                _warn_interrupted(f"after {online.n_done} of {n_batches} mini-batches")
                 kept, settings = NullCheckpoint(), replace(settings, max_iter=1)
             even = replace(online.model, balance=np.zeros_like(online.model.balance))
-            passes = PassState(even, online.shift_px)
+            passes = PassState(even, online.start_shift_px)
         begun = passes if passes.log_evidence else None
         passes, interrupted = last_state(full_passes(features, settings, passes), kept, show, begun)
     if interrupted:
@@ -206,14 +206,14 @@ def mini_batches(
     n_images, fraction, known_px = images.n_images, images.noise_fraction, images.known.shift_px
     rng.set_state(state.drawn_from)
     batches = random_batches(n_images, settings.batch_size, settings.n_batches, rng)
-    if state.number:
+    if state.n_done:
         rng.set_state(state.rng)
     # One batch after the other: with two in flight, each searched with references one update old, the mutual
     # information with the true views fell from 0.66 to 0.58 at SNR 0.02.
-    for number in range(state.number, len(batches)):
+    for number in range(state.n_done, len(batches)):
         rows, n_done = batches[number], number + 1
         space = settings.space(images.box, state.model.k_max)
-        batch = run_pass(features, rows, state.shift_px, state.model, space, broad=state.broad)
+        batch = run_pass(features, rows, state.start_shift_px, state.model, space, broad=state.broad)
         whole_set = batch.statistics.scaled(n_images / len(rows))
         stats = blend(state.stats, whole_set, online_step(number, len(batches)))  # Eq. (4.8)
         model, stats = update_model(stats, state.model, space.grid, settings, fraction, n_workers)
@@ -223,14 +223,14 @@ def mini_batches(
             model, stats = reseed(model, stats, space.grid, settings, fraction, rng, explained)
         model = replace(model, k_max=next_k_max(model, settings, n_done / len(batches)))  # Eq. (4.7)
         shift_px = followed_shifts(
-            known_px, settings, rows, state.shift_px, batch.shift_px, batch.log_evidence
+            known_px, settings, rows, state.start_shift_px, batch.shift_px, batch.log_evidence
         )  # Eq. (4.16)
         state = OnlineState(
             model,
             stats=stats,
-            shift_px=shift_px,
+            start_shift_px=shift_px,
             broad=batch.is_broad(space),
-            number=n_done,
+            n_done=n_done,
             drawn_from=state.drawn_from,
             rng=random_tuple(rng),
         )
@@ -245,22 +245,21 @@ def full_passes(
     rows = np.arange(images.n_images)
     while not state.converged and len(state.log_evidence) < settings.max_iter:
         space = settings.space(images.box, state.model.k_max)
-        found = run_pass(features, rows, state.shift_px, state.model, space, broad=state.broad)
+        found = run_pass(features, rows, state.start_shift_px, state.model, space, broad=state.broad)
         stats, evidence = found.statistics, float(found.log_evidence.mean())
         likelihood = evidence + _log_noise(stats, state.model, images.noise_fraction)
-        changed, same_rings = 1.0, False
+        changed, at_rest = 1.0, False
         if state.log_evidence:
-            last_space = settings.space(images.box, state.k_max)
-            changed, same_rings = _changed(state, found, space), space.n_rings == last_space.n_rings
-        # evidence is against noise, whose level each pass estimates anew: the likelihood is what compares
-        at_rest = changed <= FEW_CHANGES or (
-            same_rings and abs(likelihood - state.log_likelihood[-1]) <= settings.tol * abs(evidence)
-        )
+            changed = _changed(state, found, space)
+            same_rings = space.n_rings == settings.space(images.box, state.k_max).n_rings
+            # evidence is against noise, whose level each pass estimates anew: the likelihood is what compares
+            gain = abs(likelihood - state.log_likelihood[-1])
+            at_rest = same_rings and (changed <= FEW_CHANGES or gain <= settings.tol * abs(evidence))
         model, stats = update_model(
             stats, state.model, space.grid, settings, images.noise_fraction, features.n_workers
         )
         shift_px = followed_shifts(
-            known_px, settings, rows, state.shift_px, found.shift_px, found.log_evidence
+            known_px, settings, rows, state.start_shift_px, found.shift_px, found.log_evidence
         )  # Eq. (4.16)
         state = PassState(
             replace(model, k_max=next_k_max(model, settings, None)),  # Eq. (4.7)
@@ -270,12 +269,12 @@ def full_passes(
             broad=found.is_broad(space),
             label=found.label,
             angle_rad=found.angle_rad,
-            found_px=found.shift_px,
+            found_shift_px=found.shift_px,
             log_evidence=[*state.log_evidence, evidence],
             log_likelihood=[*state.log_likelihood, likelihood],
             resolved=[*state.resolved, int(model.resolution.max())],
             changed=changed,
-            converged=same_rings and at_rest,
+            converged=at_rest,
         )
         yield state
 
@@ -320,13 +319,13 @@ def _log_noise(stats: Statistics, model: AlignmentModel, noise_fraction: float) 
 
 def _changed(old: PassState, new: PassResult, space: SearchSpace) -> float:
     """Fraction of the images with another reference, or a pose more than a step of the search away."""
-    if old.label is None or old.angle_rad is None or old.found_px is None:
+    if old.label is None or old.angle_rad is None or old.found_shift_px is None:
         return 1.0
     turn = np.angle(np.exp(1j * (old.angle_rad - new.angle_rad)))
     same = (
         (old.label == new.label)
         & (np.abs(turn) <= TOLERATED_STEPS * space.angle_step_rad)
-        & (np.hypot(*(old.found_px - new.shift_px).T) <= TOLERATED_STEPS * space.shift_step_px)
+        & (np.hypot(*(old.found_shift_px - new.shift_px).T) <= TOLERATED_STEPS * space.shift_step_px)
     )
     return float(np.mean(~same))
 

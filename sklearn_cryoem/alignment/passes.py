@@ -26,13 +26,13 @@ from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 Rows = NDArray[np.int64]
 PlacedRows = tuple[Rows, Float64]  # images, and the shifts (n, 2) in pixels that they are brought into
 
-TASKS_PER_PASS = 8  # at least, as long as each has enough images to share its products,
-IMAGES_PER_TASK = (100, 1024)  # and the least and the most that a task gets
+TASKS_PER_PASS = 8  # a pass has at least so many, as long as each has enough images to share its products
+IMAGES_PER_TASK = (100, 1024)  # the least and the most that a task gets
 IMAGES_PER_BLOCK = 64  # whose features are made at once
 IMAGES_PER_SEARCH = 512  # of an adaptive one: many images share the products of each reference
 BLOCKS_PER_BANK = 8  # where the bank does not fit: images that each group of references sees in turn
 IMAGES_PER_SUM = 512  # images whose posteriors are held before their statistics are taken
-CELLS_PER_SUM = 4_000_000  # and cells: 20 bytes each
+CELLS_PER_SUM = 4_000_000  # cells held before statistics are taken, at 20 bytes each
 # While posteriors are broad none is set to zero, since that would drop up to half of each: at an SNR of 0.02
 # fits would end at a mutual information of 0.45 instead of 0.61. Whole tables are quicker there, too.
 BROAD = 0.03  # of all cells carry weight, or more

@@ -311,7 +311,7 @@ def _shift_correction(
     offsets = np.column_stack([x, y])  # (FINE_POINTS^2, 2)
     centred = product * translation_phase(space.grid, -shift_px)
     fine = translation_phase(space.grid, -offsets).reshape(len(offsets), -1)
-    scale = 2.0 / product.shape[-1] / 2.0  # two half circles, mean over n_angles
+    scale = 1.0 / product.shape[-1]  # mean over the half circle: the other half holds the same
     log = scale * (centred.reshape(len(centred), -1) @ fine.T).real.astype(np.float64)  # (n, FINE_POINTS^2)
     moved = shift_px[:, None, :] + offsets
     log -= 0.5 * (moved**2).sum(axis=2) / sigma_px**2

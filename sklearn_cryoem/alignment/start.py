@@ -189,7 +189,7 @@ def dead_references(mass: Float64) -> NDArray[np.int64]:
 
 
 def mean_evidence(label: NDArray[np.int64], log_evidence: Float64, n_references: int) -> Float64:
-    """Mean log evidence of the images of each reference, the overall mean where there are none."""
+    """Mean log evidence of the images of each reference, with one image more that has the mean of all."""
     count = np.bincount(label, minlength=n_references)
     total = np.bincount(label, log_evidence, minlength=n_references)
     mean: Float64 = (total + log_evidence.mean()) / (count + 1.0)

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn_cryoem.datasets.draws import coloured_power, draw_noise, junk_image
 from sklearn_cryoem.datasets.volumes import Volume
 from sklearn_cryoem.particles import CTFTable
+from sklearn_cryoem.particles.preprocess import BACKGROUND_SHARE
 from sklearn_cryoem.physics.fourier import (
     Complex64,
     Float32,
@@ -31,7 +32,6 @@ from sklearn_cryoem.physics.rotation import euler_matrices
 NUFFT_TOLERANCE = 1e-4  # relative: far below the noise of any cryo-EM image
 PIXELS_A_BLOCK = 2**22  # images are made in blocks of about 4 million pixels
 CALIBRATION_IMAGES = 256  # particles whose signal variance sets the scale
-BACKGROUND = 0.375  # of the box: background lies farther from the centre, as RELION takes it by default
 
 
 def slice_plane(volume: Volume, box: int, pixel_size: float) -> HalfPlane:
@@ -293,5 +293,5 @@ class ForwardModel:
             images[row] += self.contaminant(kinds[row], rng)
         off = self.must_be_normalised(numbers)
         if off.any():
-            images[off] = normalise_background(images[off], BACKGROUND * self.box)
+            images[off] = normalise_background(images[off], BACKGROUND_SHARE * self.box)
         return images

@@ -15,7 +15,9 @@ from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io.image_files import plain_name
 from sklearn_cryoem.io.records import (
     ANGSTROM_PER_MM,
+    CRYOSPARC_CTF,
     RADIANS_PER_DEGREE,
+    RELION_CTF,
     VOLTS_PER_KILOVOLT,
     RawParticles,
     RowProblems,
@@ -96,11 +98,11 @@ _UNUSED = {  # what two dimensions do without, and the value that says nothing
     "ctf/shift_A": 0.0, "ctf/tilt_A": 0.0, "ctf/trefoil_A": 0.0, "ctf/tetra_A": 0.0, "ctf/anisomag": 0.0,
 }  # fmt: skip
 _OPTIONAL_LABELS = {  # what is read where it is there: without it another value is taken in silence
-    "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor", "rlnCtfDataArePhaseFlipped",
-    "rlnCtfDataAreCtfPremultiplied", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst", "rlnOriginX",
+    *(label for label, _, default in [*RELION_CTF.values(), *CRYOSPARC_CTF.values()] if default is not None),
+    "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst", "rlnOriginX",
     "rlnOriginY", "rlnIsFlip", "rlnClassNumber", "rlnOpticsGroup", "rlnImagePixelSize", "rlnPixelSize",
     "rlnDetectorPixelSize", "rlnMagnification", "rlnImageSize", "rlnMicrographName", "rlnGroupName",
-    "uid", "blob/psize_A", "blob/shape", "blob/sign", "ctf/phase_shift_rad", "ctf/bfactor", "ctf/scale",
+    "uid", "blob/psize_A", "blob/shape", "blob/sign",
     "ctf/exp_group_id", "alignments2D/pose", "alignments2D/shift", "alignments2D/psize_A",
     "alignments2D/class", "alignments3D/pose", "alignments3D/shift", "alignments3D/psize_A",
     "location/micrograph_uid", "location/micrograph_path",

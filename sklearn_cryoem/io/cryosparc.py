@@ -15,10 +15,9 @@ from sklearn_cryoem.io.checks import RANGES, refuse_misspelt_labels
 from sklearn_cryoem.io.cryosparc_file import file_beside, load_joined, records_to_table
 from sklearn_cryoem.io.image_files import SIGN, sign_of_images
 from sklearn_cryoem.io.records import (
-    ANGSTROM_PER_MM,
+    CRYOSPARC_CTF,
     OURS,
     UID,
-    VOLTS_PER_KILOVOLT,
     RawParticles,
     RowProblems,
     holds_something,
@@ -29,18 +28,6 @@ from sklearn_cryoem.physics.rotation import euler_of_rotation_vector
 
 logger = logging.getLogger(__name__)
 
-# Ours on the left; cryoSPARC's field, its unit in ours, and what to take where the field is missing.
-CRYOSPARC_CTF = {
-    "defocus_u_angstrom": ("ctf/df1_A", 1.0, None),
-    "defocus_v_angstrom": ("ctf/df2_A", 1.0, None),
-    "astigmatism_angle_rad": ("ctf/df_angle_rad", 1.0, None),
-    "voltage_volts": ("ctf/accel_kv", VOLTS_PER_KILOVOLT, None),
-    "cs_angstrom": ("ctf/cs_mm", ANGSTROM_PER_MM, None),
-    "amplitude_contrast": ("ctf/amp_contrast", 1.0, None),
-    "phase_shift_rad": ("ctf/phase_shift_rad", 1.0, 0.0),
-    "b_factor_angstrom2": ("ctf/bfactor", 1.0, 0.0),
-    "scale": ("ctf/scale", 1.0, 1.0),
-}
 _FROM_CRYOSPARC = {  # fields that are taken over here, or written from the stack itself
     *(field for field, _, _ in CRYOSPARC_CTF.values()), "uid", "alignments2D/class",
     "alignments2D/class_posterior", "blob/path", "blob/idx", "blob/shape", "blob/psize_A", "blob/sign",

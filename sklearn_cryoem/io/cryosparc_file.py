@@ -16,6 +16,7 @@ import pandas as pd
 
 from sklearn_cryoem._core.files import other_content
 from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem.io.records import CRYOSPARC_CTF
 
 # numpy's limit of 10,000 guards its parser against hostile files; a job of many classes has several hundred
 # fields of some 60 bytes each.
@@ -30,9 +31,7 @@ _ANY_KIND = "biufSUV"  # as numpy names them; V is a gap between fields
 _FIELDS = {  # what is read of a table: kind, and the shape of the field in one row
     "uid": ("iu", ()), "blob/path": ("SU", ()), "blob/idx": ("iu", ()), "blob/shape": ("iu", (2,)),
     "blob/psize_A": ("iuf", ()), "blob/sign": ("iuf", ()), "ctf/exp_group_id": ("iu", ()),
-    "ctf/df1_A": ("iuf", ()), "ctf/df2_A": ("iuf", ()), "ctf/df_angle_rad": ("iuf", ()),
-    "ctf/accel_kv": ("iuf", ()), "ctf/cs_mm": ("iuf", ()), "ctf/amp_contrast": ("iuf", ()),
-    "ctf/phase_shift_rad": ("iuf", ()), "ctf/bfactor": ("iuf", ()), "ctf/scale": ("iuf", ()),
+    **{field: ("iuf", ()) for field, _, _ in CRYOSPARC_CTF.values()},
     "alignments2D/pose": ("iuf", ()), "alignments2D/shift": ("iuf", (2,)),
     "alignments2D/psize_A": ("iuf", ()), "alignments2D/class": ("iu", ()),
     "alignments2D/class_posterior": ("iuf", ()),

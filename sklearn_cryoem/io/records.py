@@ -14,6 +14,32 @@ from sklearn_cryoem._core.validation import ParticleDataError
 ANGSTROM_PER_MM = 1e7
 VOLTS_PER_KILOVOLT = 1e3
 RADIANS_PER_DEGREE = np.pi / 180
+# Ours on the left; RELION's label, the factor that converts it to ours, and what to take where it is missing.
+RELION_CTF = {
+    "defocus_u_angstrom": ("rlnDefocusU", 1.0, None),
+    "defocus_v_angstrom": ("rlnDefocusV", 1.0, None),
+    "astigmatism_angle_rad": ("rlnDefocusAngle", RADIANS_PER_DEGREE, None),
+    "voltage_volts": ("rlnVoltage", VOLTS_PER_KILOVOLT, None),
+    "cs_angstrom": ("rlnSphericalAberration", ANGSTROM_PER_MM, None),
+    "amplitude_contrast": ("rlnAmplitudeContrast", 1.0, None),
+    "phase_shift_rad": ("rlnPhaseShift", RADIANS_PER_DEGREE, 0.0),
+    "b_factor_angstrom2": ("rlnCtfBfactor", 1.0, 0.0),
+    "scale": ("rlnCtfScalefactor", 1.0, 1.0),
+    "phase_flipped": ("rlnCtfDataArePhaseFlipped", 1.0, 0.0),
+    "premultiplied": ("rlnCtfDataAreCtfPremultiplied", 1.0, 0.0),
+}
+# The same for the fields of cryoSPARC.
+CRYOSPARC_CTF = {
+    "defocus_u_angstrom": ("ctf/df1_A", 1.0, None),
+    "defocus_v_angstrom": ("ctf/df2_A", 1.0, None),
+    "astigmatism_angle_rad": ("ctf/df_angle_rad", 1.0, None),
+    "voltage_volts": ("ctf/accel_kv", VOLTS_PER_KILOVOLT, None),
+    "cs_angstrom": ("ctf/cs_mm", ANGSTROM_PER_MM, None),
+    "amplitude_contrast": ("ctf/amp_contrast", 1.0, None),
+    "phase_shift_rad": ("ctf/phase_shift_rad", 1.0, 0.0),
+    "b_factor_angstrom2": ("ctf/bfactor", 1.0, 0.0),
+    "scale": ("ctf/scale", 1.0, 1.0),
+}
 UID = "cryosparcUid"  # a column: by it a subset finds back into its project
 OURS = "sklearn_cryoem/"  # prefix of our fields in a .cs file
 _SAME_ANGLE_RAD = 1e-5  # files have float32, and degrees to six digits

@@ -13,28 +13,13 @@ from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io.checks import refuse_misspelt_labels
 from sklearn_cryoem.io.image_files import split_image_name
 from sklearn_cryoem.io.records import (
-    ANGSTROM_PER_MM,
     RADIANS_PER_DEGREE,
-    VOLTS_PER_KILOVOLT,
+    RELION_CTF,
     RawParticles,
     RowProblems,
 )
 from sklearn_cryoem.io.star_file import name_of_line, read_star_file, warn_if_cut_off
 
-# Ours on the left; RELION's label, its unit in ours, and what to take where the column is missing.
-RELION_CTF = {
-    "defocus_u_angstrom": ("rlnDefocusU", 1.0, None),
-    "defocus_v_angstrom": ("rlnDefocusV", 1.0, None),
-    "astigmatism_angle_rad": ("rlnDefocusAngle", RADIANS_PER_DEGREE, None),
-    "voltage_volts": ("rlnVoltage", VOLTS_PER_KILOVOLT, None),
-    "cs_angstrom": ("rlnSphericalAberration", ANGSTROM_PER_MM, None),
-    "amplitude_contrast": ("rlnAmplitudeContrast", 1.0, None),
-    "phase_shift_rad": ("rlnPhaseShift", RADIANS_PER_DEGREE, 0.0),
-    "b_factor_angstrom2": ("rlnCtfBfactor", 1.0, 0.0),
-    "scale": ("rlnCtfScalefactor", 1.0, 1.0),
-    "phase_flipped": ("rlnCtfDataArePhaseFlipped", 1.0, 0.0),
-    "premultiplied": ("rlnCtfDataAreCtfPremultiplied", 1.0, 0.0),
-}
 # Which block or column gives a file away, what it is, and what to do instead. The first match counts.
 _OTHER_FILES = [
     ("movies", "rlnMicrographMovieName", "a list of movies", "Extract particles from their averages first"),

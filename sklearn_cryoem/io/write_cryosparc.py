@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.validation import ParticleDataError
-from sklearn_cryoem.io.cryosparc import CRYOSPARC_CTF, poses_of_records
+from sklearn_cryoem.io.cryosparc import poses_of_records
 from sklearn_cryoem.io.cryosparc_file import table_to_records
 from sklearn_cryoem.io.image_files import SIGN, sign_of_images, split_format, split_image_name
-from sklearn_cryoem.io.records import OURS, UID, holds_something, same_angles
-from sklearn_cryoem.io.star import RELION_CTF
+from sklearn_cryoem.io.records import CRYOSPARC_CTF, OURS, RELION_CTF, UID, holds_something, same_angles
 from sklearn_cryoem.io.write_star import raw_geometry
 from sklearn_cryoem.particles import CTFTable, ParticleStack, class_labels
 from sklearn_cryoem.particles.classes import OUTLIER, RELION_CLASS

@@ -11,8 +11,7 @@ import pandas as pd
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io.cryosparc import relion_columns
 from sklearn_cryoem.io.image_files import SIGN, raw_source, sign_of_images
-from sklearn_cryoem.io.records import holds_something, same_angles
-from sklearn_cryoem.io.star import RELION_CTF
+from sklearn_cryoem.io.records import RELION_CTF, holds_something, same_angles
 from sklearn_cryoem.particles import CTFTable, ParticleStack
 from sklearn_cryoem.particles.frames import pixel_growth
 

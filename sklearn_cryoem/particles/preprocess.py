@@ -15,6 +15,7 @@ from sklearn_cryoem.particles.sources import ImageSource, Rows, bad_pixels
 from sklearn_cryoem.physics.fourier import fourier_resize, resample
 from sklearn_cryoem.physics.images import clip_hot_pixels, normalise_background
 
+BACKGROUND_SHARE = 0.375  # of the box: what lies farther from the centre is background, as in RELION
 BLOCK_BYTES = 32 * 2**20  # of images that are checked at a time
 
 

@@ -19,7 +19,7 @@ from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem.manifold.noise import MEASURED_NOISE
-from sklearn_cryoem.particles.preprocess import normalised_radius
+from sklearn_cryoem.particles.preprocess import BACKGROUND_SHARE, normalised_radius
 from sklearn_cryoem.particles.sources import ImageSource
 from sklearn_cryoem.physics.fourier import Float64
 from sklearn_cryoem.physics.images import Measures, Ruler, band_edges
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from sklearn_cryoem.particles.stack import ParticleStack
 
 PIXELS_AT_ONCE = 2**17  # measured together: small enough for the processor's caches
-BACKGROUND_SHARE = 0.375  # of the box: what lies farther from the centre is background
 MAX_RADIUS_SHARE = 0.48  # of the box: some background is left, whatever the mask
 MIN_IMAGES = 20  # that tell what is usual
 POWER_RATIO = 6.0  # to the median: twice the contrast is four times the power, and occurs; thrice is nine

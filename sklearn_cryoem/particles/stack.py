@@ -12,6 +12,7 @@ from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.particles.display import stack_html
 from sklearn_cryoem.particles.file_source import as_source
 from sklearn_cryoem.particles.preprocess import (
+    BACKGROUND_SHARE,
     ClipHotPixels,
     Downsample,
     InvertContrast,
@@ -358,7 +359,7 @@ class ParticleStack(Immutable):
         """
         check_number("diameter", diameter, owner=self, minimum=0, inclusive=False, allow_none=True)
         if diameter is None:
-            radius_px = 0.375 * self.box
+            radius_px = BACKGROUND_SHARE * self.box
         else:
             radius_px = 0.5 * float(diameter) / self.pixel_length
         return self._seen_through(NormaliseBackground(radius_px))

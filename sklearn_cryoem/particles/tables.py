@@ -10,10 +10,7 @@ import numpy as np
 from sklearn_cryoem.particles.rows import Immutable, column, read_only, row_key
 from sklearn_cryoem.physics.ctf import contrast_transfer
 
-_OPTICS = (
-    "defocus_u_angstrom", "defocus_v_angstrom", "voltage_volts", "cs_angstrom", "amplitude_contrast",
-    "phase_shift_rad", "b_factor_angstrom2", "scale",
-)  # fmt: skip
+_APART = ("astigmatism_angle_rad", "phase_flipped", "premultiplied")  # what `evaluate` sees to itself
 
 
 @dataclass(eq=False, repr=False)
@@ -143,7 +140,8 @@ class CTFTable(Immutable):
             angle = np.where(mirrored, -angle, angle)
         if rotation_rad is not None:
             angle = angle + np.asarray(rotation_rad)  # Eq. (1.6)
-        own = {name: getattr(self, name) for name in _OPTICS}
+        names = [field.name for field in fields(self) if field.name not in _APART]
+        own = {name: getattr(self, name) for name in names}
         ctf = contrast_transfer(frequency, azimuth, astigmatism_angle_rad=angle, **own)  # (n_images, J)
         squared, positive = self.premultiplied != 0, self.phase_flipped != 0  # (n_images,), Eq. (1.7)
         if squared.any():

@@ -14,10 +14,10 @@ from sklearn_cryoem.datasets.draws import (
     uniform_directions,
     view_density,
 )
-from sklearn_cryoem.datasets.forward import BACKGROUND
 from sklearn_cryoem.datasets.session import draw_session
 from sklearn_cryoem.datasets.volumes import centred, diameter_angstrom
 from sklearn_cryoem.io import read_particles, write_particles
+from sklearn_cryoem.particles.preprocess import BACKGROUND_SHARE
 from sklearn_cryoem.physics.images import radial_power
 from sklearn_cryoem.physics.masks import pixel_radius
 
@@ -87,7 +87,7 @@ def test_truth_is_that_of_a_session(session):
 
 def test_noise_differs_by_micrograph_and_every_background_is_normalised():
     fields = make_session(**{**SMALL, "box": 48, "junk_fraction": 1.0})
-    outside = pixel_radius(48) > BACKGROUND * 48
+    outside = pixel_radius(48) > BACKGROUND_SHARE * 48
     background = fields.read()[:, outside]
     np.testing.assert_allclose(background.mean(axis=1), 0.0, atol=1e-4)
     np.testing.assert_allclose(background.std(axis=1), 1.0, atol=1e-4)

@@ -12,8 +12,7 @@ from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarni
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.io import read_mrc, write_mrc
 from sklearn_cryoem.io.checks import RANGES
-from sklearn_cryoem.io.cryosparc import CRYOSPARC_CTF
-from sklearn_cryoem.io.star import RELION_CTF
+from sklearn_cryoem.io.records import CRYOSPARC_CTF, RELION_CTF
 from sklearn_cryoem.particles import class_labels
 
 # What cannot be, what is odd, and what may well be, in the unit of RELION's file.
