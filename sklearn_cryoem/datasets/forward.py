@@ -27,9 +27,8 @@ from sklearn_cryoem.physics.fourier import (
     images_from_features,
 )
 from sklearn_cryoem.physics.images import normalise_background
-from sklearn_cryoem.physics.rotation import euler_matrices
+from sklearn_cryoem.physics.rotation import NUFFT_TOLERANCE, euler_matrices
 
-NUFFT_TOLERANCE = 1e-4  # relative: far below the noise of any cryo-EM image
 PIXELS_A_BLOCK = 2**22  # images are made in blocks of about 4 million pixels
 CALIBRATION_IMAGES = 256  # particles whose signal variance sets the scale
 

@@ -1,10 +1,10 @@
 """The scikit-learn estimators, and how to keep them in files."""
 
 # for the command line, whose runs go on after they were killed
-from sklearn_cryoem.estimators._checkpoint import fit_once as fit_once
 from sklearn_cryoem.estimators.deep_clusterer import DeepClusterer
 from sklearn_cryoem.estimators.eigen_images import EigenImages
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
+from sklearn_cryoem.estimators.model_files import fit_once as fit_once
 from sklearn_cryoem.estimators.model_files import load_model, save_model
 from sklearn_cryoem.estimators.realigning_clusterer import RealigningClusterer
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer

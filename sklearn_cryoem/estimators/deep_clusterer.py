@@ -18,8 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import ParticleDataWarning, check_number
-from sklearn_cryoem.estimators._checkpoint import checkpoint_of, fit_once, fit_steps_once, warn_and_keep
-from sklearn_cryoem.estimators._inputs import (
+from sklearn_cryoem.estimators._common import (
     Data,
     Path,
     as_fitted,
@@ -27,9 +26,11 @@ from sklearn_cryoem.estimators._inputs import (
     as_stack,
     as_vectors,
     is_images,
+    warn_and_keep,
     warn_if_mask_too_tight,
 )
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
+from sklearn_cryoem.estimators.model_files import checkpoint_of, fit_once, fit_steps_once
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
 from sklearn_cryoem.metrics import effective_count

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.parallel import ordered_map, single_blas_threads, sum_in_order
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.estimators._inputs import Data, TakesImages, as_screened, as_stack, without_outliers
+from sklearn_cryoem.estimators._common import Data, TakesImages, as_screened, as_stack, without_outliers
 from sklearn_cryoem.particles.feature_space import ImageSpace
 
 

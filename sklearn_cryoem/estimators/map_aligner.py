@@ -21,25 +21,23 @@ from sklearn_cryoem.alignment.frames import Frames, KnownPoses
 from sklearn_cryoem.alignment.model import AlignmentModel, masked_references, polar_statistics
 from sklearn_cryoem.alignment.poses import ImagePoses, find_poses
 from sklearn_cryoem.alignment.search import CLASS_PRIORS, AlignmentSettings
-from sklearn_cryoem.estimators._checkpoint import (
+from sklearn_cryoem.estimators._common import (
     FRAMES,
-    FitTask,
-    TakesCallbacks,
-    checkpoint_of,
-    warn_and_keep,
-    with_callbacks,
-)
-from sklearn_cryoem.estimators._inputs import (
     Data,
+    FitTask,
     GivesStacks,
     Path,
+    TakesCallbacks,
     TakesImages,
     as_screened,
     as_stack,
     mean_without_outliers,
+    warn_and_keep,
     warn_if_mask_too_tight,
+    with_callbacks,
     without_outliers,
 )
+from sklearn_cryoem.estimators.model_files import checkpoint_of
 from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
 from sklearn_cryoem.particles.frames import check_same_pixel_size

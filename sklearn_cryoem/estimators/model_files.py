@@ -1,4 +1,4 @@
-"""Fitted models as plain files: arrays and a JSON header in one .npz, no pickle.
+"""Fitted models and states of running fits as plain files: arrays and a JSON header in one .npz, no pickle.
 
 A pickle runs code when it is opened and breaks when a module moves. Here every array of an estimator is a
 member of the archive, and everything else is JSON that says how to put it together. What can come back is a
@@ -10,24 +10,38 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import importlib
 import json
+import logging
 import math
 import os
+import tempfile
+import time
+import warnings
 import zipfile
+from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from sklearn_cryoem._core.files import atomic_path, other_content
+from sklearn_cryoem._core.em import NullCheckpoint
+from sklearn_cryoem._core.files import atomic_path, other_content, remove_leftovers
 from sklearn_cryoem._core.validation import ModelFileError
 from sklearn_cryoem._version import __version__
+from sklearn_cryoem.estimators._common import repeat_warnings, warn_if_mask_too_tight
+from sklearn_cryoem.particles import ParticleStack
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "sklearn-cryoem model"
 FORMAT_VERSION = 2
+SECONDS_BETWEEN = 30.0  # from one state of a running fit to the next
+NOT_PART_OF_A_RUN = ("checkpoint", "cache_folder", "n_jobs", "verbose")  # they say how, not what
 
 _HEADER = "header"
 _WHOLE = {"$estimator", "$pipeline", "$frozen", "$dataclass"}  # what a file may hold: models and states
@@ -301,3 +315,169 @@ _DECODERS = {
 def _plain(parameters):
     """Parameters as plain JSON values, arrays by name, for people to read."""
     return {key: next(iter(v.values())) if isinstance(v, dict) else v for key, v in parameters.items()}
+
+
+# ---------------------------------------------------------------- the state of a fit in a file
+class CheckpointFile:
+    """The state of one fit, of these parameters to these data.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self._last = time.monotonic()
+
+    def load(self):
+        """Return the state that was kept last, or None."""
+        if not self.path.exists():
+            return None
+        state = load_model(self.path)
+        logger.info("going on from %s", self.path)
+        return state
+
+    def keep(self, state, *, now=False):
+        """Write the state if the last time is long ago, or `now`."""
+        if not now and time.monotonic() - self._last < SECONDS_BETWEEN:
+            return
+        try:
+            with atomic_path(self.path, overwrite=True) as temporary:
+                write_state(state, temporary)
+        except OSError as error:  # what was computed is worth more than its copy
+            warnings.warn(
+                f"The state of the fit could not be kept: {error}. The fit goes on; if it is killed, it will "
+                "go on from the last state kept, or from the start.",
+                UserWarning,
+                stacklevel=2,
+            )
+        self._last = time.monotonic()
+
+    def remove(self):
+        """Remove the file of a fit that has ended, and what was half-written when it was killed."""
+        self.path.unlink(missing_ok=True)
+        remove_leftovers(self.path)
+
+
+def checkpoint_of(estimator, data):
+    """Where the state of this fit is kept: a file in the folder `estimator.checkpoint`, or nowhere.
+
+    The name of the file is made of the class, the parameters, the data and the version, so that only the same
+    fit goes on from it.
+
+    Parameters
+    ----------
+    estimator : estimator
+        With a parameter `checkpoint`: a folder, made where there is none, or None.
+    data : ParticleStack or ndarray
+        What is fitted.
+
+    Raises
+    ------
+    ValueError
+        If the random state of the estimator is not an int: two fits would not be the same run.
+    """
+    if estimator.checkpoint is None:
+        return NullCheckpoint()
+    name = type(estimator).__name__
+    if not isinstance(estimator.random_state, int | np.integer):
+        raise ValueError(
+            f"{name}(checkpoint={str(estimator.checkpoint)!r}) needs random_state to be an int; it is "
+            f"{estimator.random_state!r}. A fit that was interrupted is known again by its seed."
+        )
+    parameters = {k: v for k, v in estimator.get_params().items() if k not in NOT_PART_OF_A_RUN}
+    key = json.dumps([__version__, name, joblib.hash(parameters), joblib.hash(data)])
+    folder = Path(estimator.checkpoint)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{name}(checkpoint={str(folder)!r}): this is a file. Give a folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:  # said now, not after the first half minute
+        raise OSError(
+            error.errno,
+            f"{name}(checkpoint={str(folder)!r}): nothing can be written there ({error.strerror}). Give a "
+            "folder of your own",
+        ) from error
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return CheckpointFile(folder / f"{name.lower()}-{digest}.npz")
+
+
+def fit_once(estimator, data, folder):
+    """Fit an estimator, go on from where the same fit was killed, or load the result of the same fit.
+
+    Parameters
+    ----------
+    estimator : estimator
+        With its parameters; one without a parameter `checkpoint` is simply fitted.
+    data : ParticleStack or ndarray
+        What is fitted.
+    folder : path-like or None
+        Where states and results are kept; None for nowhere.
+
+    Returns
+    -------
+    fitted : estimator
+    checkpoint : CheckpointFile or NullCheckpoint
+        Holds the fitted estimator until it is removed.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If Ctrl-C ended the fit; what it has reached is kept.
+    ValueError
+        If the random state of the estimator is not an int.
+    """
+    own = estimator.get_params(deep=False)
+    if folder is None or "checkpoint" not in own:
+        return estimator.fit(data), NullCheckpoint()
+    state = checkpoint_of(estimator.set_params(checkpoint=folder), data).path
+    result = CheckpointFile(state.with_suffix(".done.npz"))
+    fitted = result.load()
+    if fitted is None:
+        fitted = estimator.fit(data)
+        if state.exists():  # an interrupted fit leaves its state and returns what it has reached
+            raise KeyboardInterrupt
+        fitted.set_params(checkpoint=own["checkpoint"])
+        result.keep(fitted, now=True)
+    else:
+        if isinstance(data, ParticleStack) and getattr(fitted, "mask_diameter", None) is not None:
+            warn_if_mask_too_tight(fitted, data, stacklevel=2)
+        repeat_warnings(fitted, stacklevel=2)
+    return fitted, result
+
+
+def fit_steps_once(estimator, data, folder, hand_on):
+    """`fit_once` for each step of a Pipeline in turn, or for any other estimator.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Its steps are replaced by fitted ones.
+    data : ParticleStack or ndarray
+        What is fitted.
+    folder : path-like or None
+        As in `fit_once`.
+    hand_on : callable
+        What the data are after a fitted step: ``hand_on(step, data)``.
+
+    Returns
+    -------
+    fitted : estimator
+    checkpoints : list of CheckpointFile or NullCheckpoint
+    """
+    if folder is None or not isinstance(estimator, Pipeline):
+        fitted, checkpoint = fit_once(estimator, data, folder)
+        return fitted, [checkpoint]
+    checkpoints = []
+    for place, (name, step) in enumerate(estimator.steps):
+        if step is None or step == "passthrough":
+            continue
+        fitted, of_step = fit_steps_once(step, data, folder, hand_on)
+        estimator.steps[place] = (name, fitted)
+        checkpoints += of_step
+        if place < len(estimator.steps) - 1:
+            data = hand_on(fitted, data)
+    return estimator, checkpoints

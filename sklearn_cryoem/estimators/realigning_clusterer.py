@@ -18,7 +18,7 @@ from sklearn_cryoem.alignment.features import SharedFeatures
 from sklearn_cryoem.alignment.model import AlignmentModel, masked_references
 from sklearn_cryoem.alignment.poses import ImagePoses, find_poses
 from sklearn_cryoem.alignment.search import AlignmentSettings
-from sklearn_cryoem.estimators._inputs import (
+from sklearn_cryoem.estimators._common import (
     Data,
     GivesStacks,
     TakesImages,

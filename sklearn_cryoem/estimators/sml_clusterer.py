@@ -26,28 +26,26 @@ from sklearn_cryoem._core.memory import format_bytes, log_estimate, memory_watch
 from sklearn_cryoem._core.parallel import single_blas_threads
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_choice, check_number
-from sklearn_cryoem.estimators._checkpoint import (
+from sklearn_cryoem.estimators._common import (
     FRAMES,
-    FitTask,
-    TakesCallbacks,
-    checkpoint_of,
-    warn_and_keep,
-    with_callbacks,
-)
-from sklearn_cryoem.estimators._inputs import (
     Data,
+    FitTask,
     Path,
+    TakesCallbacks,
     as_fitted,
     as_screened,
     as_stack,
     as_vectors,
     is_images,
     mean_without_outliers,
+    warn_and_keep,
     warn_if_few_distinct_vectors,
     warn_if_mask_too_tight,
     warn_if_not_aligned,
+    with_callbacks,
     without_outliers,
 )
+from sklearn_cryoem.estimators.model_files import checkpoint_of
 from sklearn_cryoem.manifold.classes import (
     class_and_place,
     class_averages,

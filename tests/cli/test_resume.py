@@ -14,7 +14,7 @@ from sklearn_cryoem import MAPAligner, load_model
 from sklearn_cryoem.cli import main as cli
 from sklearn_cryoem.cli.run_folder import UNFINISHED
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.estimators import _checkpoint
+from sklearn_cryoem.estimators import model_files
 from sklearn_cryoem.io import read_particles, write_particles
 from sklearn_cryoem.manifold import em
 
@@ -60,7 +60,7 @@ def interrupt(monkeypatch, module, name, after):
 
 
 def test_the_same_command_goes_on_where_the_clustering_was_interrupted(star, tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(model_files, "SECONDS_BETWEEN", 0.0)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert classify(star, whole) == 0
     with monkeypatch.context() as patch:
@@ -109,8 +109,8 @@ def test_a_run_that_fails_before_its_first_state_leaves_no_folder(star, tmp_path
 SCRIPT = """
 import sys
 from sklearn_cryoem.cli.main import main
-from sklearn_cryoem.estimators import _checkpoint
-_checkpoint.SECONDS_BETWEEN = 0.0
+from sklearn_cryoem.estimators import model_files
+model_files.SECONDS_BETWEEN = 0.0
 print("ready", flush=True)
 sys.exit(main(sys.argv[1:]))
 """

@@ -10,8 +10,8 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, load_model, save_model
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
-from sklearn_cryoem.estimators import _checkpoint, map_aligner
-from sklearn_cryoem.estimators._checkpoint import checkpoint_of
+from sklearn_cryoem.estimators import map_aligner, model_files
+from sklearn_cryoem.estimators.model_files import checkpoint_of
 from sklearn_cryoem.manifold import em
 
 MAP = {"n_clusters": 3, "n_batches": 8, "max_iter": 2, "tol": 0.0, "random_state": 0}
@@ -47,8 +47,8 @@ def digest(fitted):
 SCRIPT = """
 import sys
 from test_checkpoint import digest, model, particles
-from sklearn_cryoem.estimators import _checkpoint
-_checkpoint.SECONDS_BETWEEN = 0.0
+from sklearn_cryoem.estimators import model_files
+model_files.SECONDS_BETWEEN = 0.0
 stack = particles("{name}")
 print("ready", flush=True)
 print(digest(model("{name}").set_params(checkpoint=sys.argv[1]).fit(stack)), flush=True)
@@ -67,7 +67,7 @@ def unaligned():
 
 @pytest.fixture(autouse=True)
 def every_state(monkeypatch):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(model_files, "SECONDS_BETWEEN", 0.0)
 
 
 # ---------------------------------------------------------------- all estimators
@@ -81,7 +81,7 @@ def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(name, tmp_path, 
     def states_are_whole():  # whenever the process died
         for kept in tmp_path.glob("*.npz"):
             if not kept.name.startswith("."):
-                _checkpoint.CheckpointFile(kept).load()
+                model_files.CheckpointFile(kept).load()
 
     found, when = killed_at_random(SCRIPT.format(name=name), tmp_path, duration, states_are_whole)
     assert found == expected, when
@@ -236,7 +236,7 @@ def test_a_result_that_finds_no_room_is_told_and_does_not_end_the_fit(unaligned,
     def full(*args, **options):
         raise OSError(28, "No room")
 
-    monkeypatch.setattr(_checkpoint.CheckpointFile, "load", lambda self: None)
-    monkeypatch.setattr(_checkpoint, "write_state", full)
+    monkeypatch.setattr(model_files.CheckpointFile, "load", lambda self: None)
+    monkeypatch.setattr(model_files, "write_state", full)
     with pytest.warns(UserWarning, match="could not be kept"):
         assert digest(model("DeepClusterer").set_params(checkpoint=tmp_path).fit(unaligned)) == deep

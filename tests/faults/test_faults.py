@@ -20,7 +20,7 @@ from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.alignment.features import AlignmentImages, FeatureCache
 from sklearn_cryoem.alignment.frames import KnownPoses
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.estimators import _checkpoint, map_aligner
+from sklearn_cryoem.estimators import map_aligner, model_files
 from sklearn_cryoem.io import read_particles, write_mrc, write_particles
 from sklearn_cryoem.particles.mrc_files import inspect_mrc
 
@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_no_half_written_file(tmp_path):
 def test_a_fit_goes_on_though_its_state_finds_no_room(made, tmp_path, monkeypatch):
     import resource
 
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(model_files, "SECONDS_BETWEEN", 0.0)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     expected = MAPAligner(**OPTIONS).fit(made)
@@ -190,7 +190,7 @@ def overwrite(path):
 def test_a_stack_that_changes_during_the_run_ends_it(
     path, in_the_middle, tmp_path, monkeypatch, damage, n_jobs
 ):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(model_files, "SECONDS_BETWEEN", 0.0)
     stack, copy = read_particles(path), tmp_path / "copy.mrcs"
     shutil.copy2(path, copy)
     monkeypatch.setattr(map_aligner, "cache_bytes", lambda: 0.0)  # so that images are read again
@@ -233,7 +233,7 @@ def test_a_particle_that_is_not_finite_is_named(path, made, make, n_jobs):
 # ---------------------------------------------------------------- a worker killed
 @only_linux
 def test_a_worker_that_the_system_kills_is_reported_and_the_state_kept(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(model_files, "SECONDS_BETWEEN", 0.0)
     calls, result = [], parallel.ProcessPool._result
 
     def result_and_kill(self, task):

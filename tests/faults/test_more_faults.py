@@ -18,7 +18,7 @@ from sklearn_cryoem._core.files import FolderInUseError, folder_lock
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.estimators import _checkpoint
+from sklearn_cryoem.estimators import model_files
 from sklearn_cryoem.io import read_particles, write_mrc, write_particles
 from sklearn_cryoem.particles import file_source
 
@@ -126,7 +126,7 @@ def test_handles_that_others_took_are_said_to_be_missing(path):
 def test_a_mount_that_goes_ends_the_fit_and_one_that_comes_back_lets_it_go_on(
     path, tmp_path, monkeypatch, when_read
 ):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(model_files, "SECONDS_BETWEEN", 0.0)
     expected = SMLClusterer(**OPTIONS).fit(read_particles(path))
     stack, gone = read_particles(path), tmp_path / "gone"
     calls = when_read(lambda stream: path.parent.rename(gone), after=16)
@@ -167,10 +167,10 @@ def test_a_disk_that_fails_is_named(path, when_read):
 
 # ---------------------------------------------------------------- checkpoints
 def test_the_state_of_a_fit_to_other_images_is_not_gone_on_from(made, path, tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(model_files, "SECONDS_BETWEEN", 0.0)
     state = tmp_path / "state"
     with monkeypatch.context() as patch:
-        patch.setattr(_checkpoint.CheckpointFile, "remove", lambda self: None)  # as if it had been killed
+        patch.setattr(model_files.CheckpointFile, "remove", lambda self: None)  # as if it had been killed
         SMLClusterer(**OPTIONS, checkpoint=state).fit(read_particles(path))
     (kept,) = state.iterdir()
     before = kept.read_bytes()
@@ -182,10 +182,10 @@ def test_the_state_of_a_fit_to_other_images_is_not_gone_on_from(made, path, tmp_
 
 
 def test_a_state_that_was_damaged_is_refused_by_name(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(model_files, "SECONDS_BETWEEN", 0.0)
     state = tmp_path / "state"
     with monkeypatch.context() as patch:
-        patch.setattr(_checkpoint.CheckpointFile, "remove", lambda self: None)
+        patch.setattr(model_files.CheckpointFile, "remove", lambda self: None)
         SMLClusterer(**OPTIONS, checkpoint=state).fit(read_particles(path))
     (kept,) = state.iterdir()
     os.truncate(kept, kept.stat().st_size // 2)
@@ -197,9 +197,9 @@ SAME_FIT = """
 import hashlib, sys, warnings
 warnings.simplefilter("ignore")
 from sklearn_cryoem import SMLClusterer
-from sklearn_cryoem.estimators import _checkpoint
+from sklearn_cryoem.estimators import model_files
 from sklearn_cryoem.io import read_particles
-_checkpoint.SECONDS_BETWEEN = 0.0
+model_files.SECONDS_BETWEEN = 0.0
 model = SMLClusterer((3, 3), max_iter=8, tol=0.0, random_state=0, checkpoint=sys.argv[2])
 print(hashlib.sha256(model.fit(read_particles(sys.argv[1])).class_averages_.tobytes()).hexdigest())
 """

@@ -19,7 +19,7 @@ from sklearn_cryoem._core.memory import memory_watched
 from sklearn_cryoem._core.validation import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem.cli.main import explain
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.estimators import _checkpoint
+from sklearn_cryoem.estimators import model_files
 
 OPTIONS = {"n_clusters": 3, "n_batches": 10, "max_iter": 2, "tol": 0.0, "random_state": 0}
 WORKERS = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
@@ -48,7 +48,7 @@ def limit_workers(room):
 
 
 def test_worker_processes_that_find_no_memory_end_the_fit_and_its_state_is_kept(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(model_files, "SECONDS_BETWEEN", 0.0)
     calls, result = [], parallel.ProcessPool._result
 
     def result_and_limit(self, task):
@@ -80,8 +80,8 @@ from joblib import parallel_config
 warnings.simplefilter("ignore")
 from sklearn_cryoem import MAPAligner, SMLClusterer
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.estimators import _checkpoint
-_checkpoint.SECONDS_BETWEEN = 0.0
+from sklearn_cryoem.estimators import model_files
+model_files.SECONDS_BETWEEN = 0.0
 kind, n_jobs, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 stack = make_particles("ribosome", 400, box=48, pixel_size=5.0, snr=0.3, n_views=3, random_state=0)
 make = {
@@ -89,7 +89,7 @@ make = {
     "sml": lambda **how: SMLClusterer((6, 6), max_iter=8, tol=0.0, random_state=0, **how),
 }[kind]
 limits = {name: resource.getrlimit(name) for name in (resource.RLIMIT_AS, resource.RLIMIT_DATA)}
-kept, keep = [], _checkpoint.CheckpointFile.keep
+kept, keep = [], model_files.CheckpointFile.keep
 
 def keep_and_limit(self, state, **options):
     keep(self, state, **options)
@@ -99,7 +99,7 @@ def keep_and_limit(self, state, **options):
         for name, taken in zip(limits, (pages[0], pages[5])):
             resource.setrlimit(name, (int(taken) * resource.getpagesize(), limits[name][1]))
 
-_checkpoint.CheckpointFile.keep = keep_and_limit
+model_files.CheckpointFile.keep = keep_and_limit
 model, said = make(n_jobs=n_jobs, checkpoint=folder), None
 with parallel_config("threading"):
     try:
@@ -108,7 +108,7 @@ with parallel_config("threading"):
         said = type(error).__name__, str(error), type(error.__cause__).__name__
     for name, limit in limits.items():
         resource.setrlimit(name, limit)
-    has_state, _checkpoint.CheckpointFile.keep = kept[0].exists(), keep
+    has_state, model_files.CheckpointFile.keep = kept[0].exists(), keep
     averages = model.fit(stack).class_averages_
 same = np.array_equal(averages, make().fit(stack).class_averages_)
 print(json.dumps([said, has_state, same]))

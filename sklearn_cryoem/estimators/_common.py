@@ -1,4 +1,4 @@
-"""What estimators take: a stack, images, or plain vectors, told apart in one place."""
+"""What estimators have in common: what they take, warnings that are remembered, callbacks of scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,6 +17,22 @@ from sklearn_cryoem._core.validation import check_images
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.screening import screened
 from sklearn_cryoem.physics.masks import box_problem
+
+try:  # scikit-learn 1.9 and later
+    from sklearn.callback import CallbackSupportMixin as TakesCallbacks
+    from sklearn.callback import with_callbacks as with_callbacks
+
+    FRAMES = 1  # that `with_callbacks` puts between a method and its caller
+except ImportError:
+    FRAMES = 0
+
+    class TakesCallbacks:
+        """What an older scikit-learn offers: no callbacks."""
+
+    def with_callbacks(method):
+        """Return the method as it is."""
+        return method
+
 
 Data: TypeAlias = ParticleStack | ArrayLike  # particles, images or vectors
 Path: TypeAlias = str | os.PathLike[str]
@@ -253,3 +269,65 @@ def as_vectors(X, owner, *, reset):
     return validate_data(
         owner, X, dtype=[np.float64, np.float32], reset=reset, ensure_min_samples=2 if reset else 1
     )
+
+
+# ---------------------------------------------------------------- warnings of a fit
+def warn_and_keep(owner, message, *, stacklevel):
+    """Warn about a fit and remember the warning, which is given again where the result is loaded from a file.
+
+    Parameters
+    ----------
+    owner : estimator
+        Whose fit it is; its attribute `_fit_warnings` is a list from the start of the fit.
+    message : str
+        The warning.
+    stacklevel : int
+        1 blames the caller of this function.
+
+    Warns
+    -----
+    ConvergenceWarning
+    """
+    owner._fit_warnings = [*owner._fit_warnings, message]
+    warnings.warn(message, ConvergenceWarning, stacklevel=stacklevel + 1)
+
+
+def repeat_warnings(owner, *, stacklevel):
+    """Give the warnings of a fit that was loaded from a file."""
+    for message in owner._fit_warnings:
+        warnings.warn(message, ConvergenceWarning, stacklevel=stacklevel + 1)
+
+
+# ---------------------------------------------------------------- callbacks
+class FitTask:
+    """The task of a fit, as scikit-learn's callbacks see it: one subtask for every step.
+
+    Parameters
+    ----------
+    estimator : estimator
+        The one that is fitted, by a method decorated with `with_callbacks`.
+    n_steps : int
+        Most steps that there can be.
+    name : str
+        Of a step.
+    X : ParticleStack or ndarray
+        What is fitted.
+    """
+
+    def __init__(self, estimator, n_steps, name, X):
+        self._estimator, self._name, self._context = estimator, name, None
+        if getattr(estimator, "_skl_callbacks", None):
+            self._context = estimator._init_callback_context(max_subtasks=n_steps)
+            self._context.call_on_fit_task_begin(estimator=estimator, X=X)
+
+    def step(self, n=1):
+        """Tell of `n` steps that are done."""
+        for _ in range(n if self._context is not None else 0):
+            subtask = self._context.subcontext(task_name=self._name)
+            subtask.call_on_fit_task_begin(estimator=self._estimator)
+            subtask.call_on_fit_task_end(estimator=self._estimator)
+
+    def end(self):
+        """Tell of the end."""
+        if self._context is not None:
+            self._context.call_on_fit_task_end(estimator=self._estimator)
