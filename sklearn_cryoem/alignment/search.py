@@ -47,7 +47,7 @@ class AlignmentSettings:
     max_iter : int
         Full passes, at most.
     tol : float
-        Full passes stop once the log evidence gains less than this fraction.
+        Full passes stop once the log likelihood changes by no more than this fraction of the log evidence.
     """
 
     n_references: int

@@ -114,8 +114,9 @@ class MAPAligner(
     max_iter : int, default=5
         Passes over all images, at most.
     tol : float, default=0.01
-        The passes stop when the log evidence gains less than this fraction at an unchanged resolution, or
-        when fewer than 1 % of the images change their reference, or their pose by more than a step.
+        The passes stop at an unchanged resolution, when the log likelihood changes by no more than this
+        fraction of the log evidence, or no more than 1 % of the images change their reference, or their pose
+        by more than a step. `converged_` is also true where, at `max_iter`, up to half of them still changed.
     checkpoint : path-like or None, default=None
         Folder where the state of a running fit is kept every half minute: the same fit, known by its
         parameters, data and seed, goes on from there after it was killed, and ends with the same bits. The
@@ -171,8 +172,8 @@ class MAPAligner(
     n_iter_ : int
         Full passes made.
     converged_ : bool
-        Whether the passes came to rest: `tol` was reached or, at `max_iter`, most images kept their class and
-        pose in the last pass. Where it is false, `fit` has given a warning.
+        Whether the passes came to rest: `tol` was reached or, at `max_iter`, at least half of the images kept
+        their reference and pose in the last pass. Where it is false, `fit` has given a warning.
     n_effective_clusters_ : float
         exp(entropy of `class_sizes_`), Eq. (3.8).
     n_features_in_ : int
