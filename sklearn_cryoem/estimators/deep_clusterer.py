@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted
 
@@ -35,6 +34,7 @@ from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
 from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.classes import steps_of
 
 SUBCLASSES_OF_FIRST = 10  # that an average first class is to be divided into
 MAX_FIRST_CLASSES = 50  # more views are told apart by the sub-classes
@@ -494,18 +494,6 @@ def classes_of(fitted):
             "by. Give first= a MAPAligner, an SMLClusterer, or a Pipeline that ends in one."
         )
     return last.class_averages_, last.class_resolution_
-
-
-def steps_of(estimator):
-    """Estimators of a Pipeline in their order; any other estimator alone, and none of None."""
-    if estimator is None:
-        return []
-    if isinstance(estimator, FrozenEstimator):
-        estimator = estimator.estimator
-    if not isinstance(estimator, Pipeline):
-        return [estimator]
-    steps = [step for _, step in estimator.steps if step is not None and step != "passthrough"]
-    return [inner for step in steps for inner in steps_of(step)]
 
 
 def _aligned_training(step, data, *, is_last=False):

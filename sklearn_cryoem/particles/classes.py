@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem.particles.stack import ParticleStack
 
@@ -138,6 +140,16 @@ def marked_outliers(stack: ParticleStack) -> NDArray[np.bool_]:
     for name in metadata.columns.intersection(OUTLIER_COLUMNS):
         marks |= pd.to_numeric(metadata[name], errors="coerce").to_numpy(dtype=np.float64) == 1.0
     return marks
+
+
+def steps_of(estimator: Any) -> list[Any]:
+    """Estimators of a Pipeline in their order; anything else alone."""
+    if isinstance(estimator, FrozenEstimator):
+        estimator = estimator.estimator
+    if not isinstance(estimator, Pipeline):
+        return [estimator]
+    steps = [step for _, step in estimator.steps if step is not None and step != "passthrough"]
+    return [inner for step in steps for inner in steps_of(step)]
 
 
 def check_labels(labels: Any, n_images: int) -> NDArray[np.int64]:

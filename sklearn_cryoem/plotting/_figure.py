@@ -6,9 +6,9 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem.particles.classes import steps_of
 
 INK = "#2b2b2b"
 FAINT = "#8a8a8a"
@@ -33,9 +33,8 @@ def new_axes(width_inch, height_inch):
 
 def last_step(classification):
     """The fitted estimator that has the classes: the last step of a Pipeline; None for an array."""
-    if isinstance(classification, Pipeline):
-        classification = classification[-1]
-    return classification if hasattr(classification, "class_averages_") else None
+    last = steps_of(classification)[-1]
+    return last if hasattr(last, "class_averages_") else None
 
 
 def check_averages(class_averages):

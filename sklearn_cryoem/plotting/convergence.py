@@ -7,11 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.particles.classes import check_order
+from sklearn_cryoem.particles.classes import check_order, steps_of
 from sklearn_cryoem.plotting._figure import ACCENT, FAINT, INK, new_axes
 
 RESOLUTION_COLOUR = "#b2182b"
@@ -131,8 +130,10 @@ def fits_of(model, stack=None):
     list of dict
     """
     unit = "px" if stack is not None and stack.pixel_size is None else "Å"
-    if isinstance(model, Pipeline):
-        return [fit for _, step in model.steps for fit in fits_of(step, stack)]
+    steps = steps_of(model)
+    if len(steps) != 1:
+        return [fit for step in steps for fit in fits_of(step, stack)]
+    model = steps[0]
     if hasattr(model, "first_"):
         return [*fits_of(model.first_, stack), *_fit_of_largest(model, stack)]
     if hasattr(model, "pass_resolution_"):

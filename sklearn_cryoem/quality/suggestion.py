@@ -107,7 +107,10 @@ def suggest_classes(
     lines, contrast = _positive(table["lines"]), table["contrast"].to_numpy()
     margins["step"] = np.maximum(EDGE_LINES / lines, contrast / (EDGE_CONTRAST * lines))
     margins["contrast"] = np.where(contrast > min_contrast, np.inf, 0.0)
-    margin = np.stack([margins[name] for name in REASONS])  # (n_measures, n_classes)
+    names = sorted(margins, key=[*REASONS].index)  # raises where a limit has no reason
+    margin = np.stack([margins[name] for name in names])  # (n_measures, n_classes)
+    # Of these measures one is NaN only where a class shows nothing, which speaks against it. A measure that a
+    # whole run may lack, such as `stability`, needs another rule before it can have a limit.
     margin = np.nan_to_num(margin, nan=0.0, posinf=np.inf)
     keep = (margin >= 1.0).all(axis=0)
     share = table["information"].to_numpy() / _good_information(table)  # (n_classes,)
@@ -115,7 +118,7 @@ def suggest_classes(
     order = np.lexsort((-table["size"].to_numpy(), -score, ~keep))
     judged = table.assign(score=score, rank=np.argsort(order) + 1, keep=keep)
     judged["reasons"] = [
-        _reasons(row, [name for name, value in zip(REASONS, some, strict=True) if value < 1.0])
+        _reasons(row, [name for name, value in zip(names, some, strict=True) if value < 1.0])
         for row, some in zip(table.to_dict("records"), margin.T, strict=True)
     ]
     return judged
@@ -125,7 +128,7 @@ def _reasons(row: dict[str, Any], failed: list[str]) -> str:
     """Everything that speaks against a class; of one that cannot be judged, only that."""
     if "size" in failed:
         size = int(row["size"])
-        return "empty" if size == 0 else f"{size} particle{'s' * (size > 1)}, too few to judge"
+        return "empty" if size == 0 else f"{size} particle{'s' * (size > 1)}, {REASONS['size']}"
     reasons = {name: REASONS[name].format(**row) for name in failed}
     if "strength" in failed and not {"spikes", "lines"} & reasons.keys():  # these are strong as well
         reasons["strength"] += ": ice or carbon"

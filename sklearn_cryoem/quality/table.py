@@ -11,14 +11,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import f as f_distribution
 from sklearn.base import BaseEstimator
-from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
 from sklearn_cryoem.particles import CTFTable, ParticleStack
-from sklearn_cryoem.particles.classes import check_labels, check_order
+from sklearn_cryoem.particles.classes import check_labels, check_order, steps_of
 from sklearn_cryoem.physics.fourier import half_plane
 from sklearn_cryoem.physics.masks import mask_disc
 from sklearn_cryoem.quality.measures import PICTORIAL, SPECTRAL, coherence, measure_class
@@ -113,7 +112,7 @@ def class_quality(
     [[1, True], [2, True]]
     """
     check_order("class_quality", classification, stack)
-    last = classification[-1] if isinstance(classification, Pipeline) else classification
+    last = steps_of(classification)[-1]
     last = getattr(last, "clusterer_", last)  # of a RealigningClusterer: it knows more
     label, n_classes = _labels(last, len(stack))
     stack = as_classified(stack, classification)
@@ -180,7 +179,7 @@ def as_classified(stack: ParticleStack, classification: Any) -> ParticleStack:
     classification : estimator, Pipeline or array
         An array, and an estimator that does not align, leave the poses as they are.
     """
-    steps = [step for _, step in getattr(classification, "steps", [("", classification)])]
+    steps = steps_of(classification)
     poses = [step.poses_ for step in steps if getattr(step, "poses_", None) is not None]
     if poses:
         stack = stack.with_poses(poses[0])

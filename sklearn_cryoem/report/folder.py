@@ -11,8 +11,9 @@ from sklearn_cryoem._core.validation import ModelFileError, ParticleDataError, P
 from sklearn_cryoem.estimators import load_model
 from sklearn_cryoem.io import read_mrc, read_particles
 from sklearn_cryoem.particles import class_labels
+from sklearn_cryoem.particles.classes import steps_of
 from sklearn_cryoem.plotting.convergence import fits_of
-from sklearn_cryoem.report.run import Run, as_text, facts_of_model, steps_of, with_unit
+from sklearn_cryoem.report.run import Run, as_text, facts_of_model, with_unit
 
 SUMMARY, AVERAGES, MODEL = "summary.json", "class_averages.mrcs", "model.npz"
 QUALITY, TREE = "quality.csv", "tree.json"

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem.particles.classes import steps_of
 from sklearn_cryoem.plotting.convergence import fits_of
 from sklearn_cryoem.quality.table import as_classified
 
@@ -166,11 +166,6 @@ def run_of_estimators(model, stack=None, *, latent_positions=None, quality=None)
         fits=fits_of(model, stack),
         **facts_of_model(model, pixel_size),
     )
-
-
-def steps_of(model):
-    """Estimators of a pipeline in their order; any other estimator alone."""
-    return [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
 
 
 def facts_of_model(model, pixel_size):
