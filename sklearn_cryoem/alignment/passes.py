@@ -28,9 +28,9 @@ PlacedRows = tuple[Rows, Float64]  # images, and the shifts (n, 2) in pixels tha
 
 TASKS_PER_PASS = 8  # a pass has at least so many, as long as each has enough images to share its products
 IMAGES_PER_TASK = (100, 1024)  # the least and the most that a task gets
-IMAGES_PER_BLOCK = 64  # whose features are made at once
-IMAGES_PER_SEARCH = 512  # of an adaptive one: many images share the products of each reference
-BLOCKS_PER_BANK = 8  # where the bank does not fit: images that each group of references sees in turn
+IMAGES_PER_BLOCK = 64  # images whose features are made at once
+IMAGES_PER_SEARCH = 512  # images of one adaptive search: they share the products of each reference
+BLOCKS_PER_BANK = 8  # blocks that each group of references sees in turn, where the bank does not fit
 IMAGES_PER_SUM = 512  # images whose posteriors are held before their statistics are taken
 CELLS_PER_SUM = 4_000_000  # cells held before statistics are taken, at 20 bytes each
 # While posteriors are broad none is set to zero, since that would drop up to half of each: at an SNR of 0.02
@@ -38,8 +38,8 @@ CELLS_PER_SUM = 4_000_000  # cells held before statistics are taken, at 20 bytes
 BROAD = 0.03  # of all cells carry weight, or more
 BANK_BYTES, BANK_SHARE = 400e6, 0.1  # shifted references that a worker holds, and of the memory limit at most
 TABLE_BYTES, TABLE_SHARE = 100e6, 0.025  # log posteriors of one block of images, likewise
-WORKER_BYTES = 60e6  # of a worker: products and tables
-KEPT_SHARE = 0.25  # of a memory limit that was set: references that all workers keep shifted
+WORKER_BYTES = 60e6  # products and tables of a worker
+KEPT_SHARE = 0.25  # part of a memory limit that shifted references take which workers keep
 
 
 @dataclass(frozen=True)

@@ -169,10 +169,14 @@ def _set_ctf(table: pd.DataFrame, optics: pd.DataFrame | None, ctf: CTFTable) ->
     """Bring the columns of the CTF up to date where they are; return the optics table."""
     for name, (label, unit, default) in RELION_CTF.items():
         values = getattr(ctf, name) / unit
-        is_implied = label not in table and default is not None and (values == default).all()
+        is_new = label not in table and (optics is None or label not in optics)
+        if is_new and default is not None and (values == default).all():
+            continue
+        if is_new and optics is not None and name in _IN_OPTICS:
+            optics = optics.assign(**{label: default})
         if optics is not None and label in optics:
             optics = _set_optics_column(table, optics, label, values, is_setting=name in _IN_OPTICS)
-        elif not is_implied:
+        else:
             _set_column(table, label, values, period=180.0 if name == "astigmatism_angle_rad" else None)
     return optics
 

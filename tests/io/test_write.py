@@ -151,6 +151,7 @@ HALF = np.arange(9) % 2
         {"voltage_volts": np.where(HALF, 300e3, 200e3)},  # as the groups are
         {"voltage_volts": np.where(np.arange(9) < 4, 300e3, 200e3)},  # across the groups
         {"amplitude_contrast": 0.05 + 0.01 * np.arange(9), "phase_shift_rad": 0.1 * np.arange(9)},
+        {"phase_flipped": 1.0, "premultiplied": HALF},
     ],
 )
 @pytest.mark.parametrize("stale", [False, True])
@@ -174,6 +175,8 @@ def test_a_changed_ctf_of_the_optics_table_is_written(project, changes, stale, v
     if version is None:
         blocks = starfile.read(path)
         assert {"rlnVoltage", "rlnSphericalAberration"} <= set(blocks["optics"]), "RELION wants them there"
+        if "premultiplied" in changes:
+            assert blocks["optics"]["rlnCtfDataAreCtfPremultiplied"].tolist() == [0, 1, 0]
         if stale and "voltage_volts" in changes:  # RELION takes it before the value of the group
             assert (1e3 * blocks["particles"]["rlnVoltage"] == stack.ctf.voltage_volts).all()
 

@@ -56,6 +56,14 @@ def test_evaluation_is_the_ctf_of_each_particle(table):
         np.testing.assert_allclose(values[row], contrast_transfer(frequency, azimuth, **one)[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(CTFTable)])
+def test_every_parameter_reaches_the_ctf(table, name):
+    changed = 1.0 if name in ("phase_flipped", "premultiplied") else 1.1 * getattr(table, name) + 0.1
+    other = dataclasses.replace(table, **{name: np.broadcast_to(changed, len(table))})
+    frequency, azimuth = np.linspace(0.01, 0.2, 50), np.linspace(0, 3, 50)
+    assert not np.allclose(other.evaluate(frequency, azimuth), table.evaluate(frequency, azimuth), atol=1e-4)
+
+
 def test_turning_an_image_turns_its_astigmatism_with_it(table):
     # Eq. (1.6): the aligned CTF at azimuth a is the image's own at a - psi.
     frequency, azimuth = np.full(9, 0.12), np.linspace(0, np.pi, 9)
