@@ -47,12 +47,12 @@ from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import sml_clusterer
 from sklearn_cryoem.manifold import blocks as manifold_blocks
 from sklearn_cryoem.manifold.blocks import BLOCK_SIZE
-from sklearn_cryoem.manifold.coupling import Coupling, ShellNorms
+from sklearn_cryoem.manifold.derived_blocks import ShellNorms
 from sklearn_cryoem.manifold.em import Schedule, cross_fitted_iterations
 from sklearn_cryoem.manifold.expectation import Matcher
 from sklearn_cryoem.manifold.expectation import sweep as sweep_once
 from sklearn_cryoem.manifold.grid import LatentBasis, nearest_grid
-from sklearn_cryoem.manifold.maximisation import solve_weights, update_noise
+from sklearn_cryoem.manifold.maximisation import Coupling, solve_weights, update_noise
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import half_plane
 

@@ -55,12 +55,11 @@ from sklearn_cryoem.manifold.classes import (
     most_probable,
     signal_ridge,
 )
-from sklearn_cryoem.manifold.coupling import turn_of
 from sklearn_cryoem.manifold.em import FitPlan, MStep, Schedule, cross_fitted_iterations, fit_states
 from sklearn_cryoem.manifold.expectation import sweep
 from sklearn_cryoem.manifold.grid import latent_basis
 from sklearn_cryoem.manifold.noise import MEASURED_NOISE
-from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision, telling_shells
+from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision, telling_shells, turn_of
 from sklearn_cryoem.manifold.state import first_state, pca_start, random_start
 from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
 from sklearn_cryoem.metrics.classes import class_resolution, effective_count

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
-from sklearn_cryoem.manifold.coupling import Coupling, ShellNorms
+from sklearn_cryoem.manifold.derived_blocks import ShellNorms
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics, sweep
 from sklearn_cryoem.manifold.grid import LatentBasis
-from sklearn_cryoem.manifold.maximisation import log_prior, solve_weights, update_noise
+from sklearn_cryoem.manifold.maximisation import Coupling, solve_weights, update_noise
+from sklearn_cryoem.manifold.prior import log_prior
 from sklearn_cryoem.manifold.state import EMState
 
 Float64 = NDArray[np.float64]
@@ -291,7 +292,7 @@ class FitPlan:
     mean : ndarray of shape (P,)
         CTF-corrected mean of the data.
     turn : float
-        How far views turn until they differ: see `coupling.turn_of`.
+        How far views turn until they differ: see `prior.turn_of`.
     """
 
     m_step: MStep

@@ -1,11 +1,13 @@
 """M-step: weights of the basis functions and noise variances from the statistics, Eq. (3.3)-(3.4).
 
 The weights solve many symmetric systems that differ in their diagonal alone: one by one, or by Eq. (3.30).
+Where EM is cross-fitted, nodes are coupled as far as neighbours look alike, Eq. (3.13).
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -27,6 +29,8 @@ MIN_VARIANCE = 1e-6  # of the variance a shell has to start with; duplicates wou
 USUAL_STEPS = 8  # of conjugate gradients, for choosing between the two ways: 4 to 8 were seen
 MAX_STEPS = 40  # beyond, the systems have little in common and are solved one by one
 TOLERANCE = 1e-9  # of the residual in the norm of the mean system; float32 products have 1e-7
+MAX_WIDTH = 3.5  # steps between nodes
+MIN_WIDTH = 0.35  # below it neighbours have little in common, and every node is for itself
 
 
 def solve_weights(
@@ -132,12 +136,6 @@ def update_noise(
         residual = np.full(layout.n_shells, residual.sum())
         n_values = np.full(layout.n_shells, n_values.sum())
     return np.asarray(np.maximum(residual / n_values, floor))
-
-
-def log_prior(weights: Float64, alpha: Float64, layout: FeatureLayout) -> float:
-    """-alpha/2 |W|^2 without the bias: the second part of the objective, Eq. (3.5) and Eq. (2.6)."""
-    squares = layout.sum_shells((weights[:-1] ** 2).sum(axis=0))  # (S,)
-    return -0.5 * float(alpha @ squares)
 
 
 class Solution(NamedTuple):
@@ -256,3 +254,94 @@ def conjugate_gradients(
 
 def _column_squares(values: Float64) -> Float64:
     return np.asarray(np.einsum("mp,mp->p", values, values))
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Basis of each shell for templates mu = Phi_q W_q, and the prior precision of its weights. See `of`.
+
+    Attributes
+    ----------
+    bases : list of ndarray of shape (K, M_q + 1) or None
+        Phi of each shell; None where nodes are independent about the mean of the data.
+    alpha : ndarray of shape (S,)
+        Prior precision of the weights of each shell.
+    mean : ndarray of shape (P,)
+        Mean of the data.
+    """
+
+    bases: list[Float64 | None]
+    alpha: Float64
+    mean: Float64
+
+    @classmethod
+    def of(
+        cls, basis: LatentBasis, alpha: Float64, layout: FeatureLayout, mean: Float64, turn: float
+    ) -> Coupling:
+        """Couple nodes at each shell as far as an image changes little from one to the next, Eq. (3.13).
+
+        Parameters
+        ----------
+        basis : LatentBasis
+            Gives the nodes.
+        alpha : ndarray of shape (S,)
+            Prior precision of its weights: templates get the variance that they would have with it.
+        layout : FeatureLayout
+            Shells, and the share of the box that the particle fills.
+        mean : ndarray of shape (P,)
+            Mean of the data.
+        turn : float
+            See `turn_of`.
+        """
+        step = np.sqrt(4.0 * np.pi / len(basis.nodes))  # radians between nodes that share all views
+        widths = turn / (np.pi * layout.diameter * np.arange(1, layout.n_shells + 1)) / step  # (S,)
+        bases: list[Float64 | None] = []
+        mean_square = np.ones(layout.n_shells)
+        for shell, width in enumerate(np.minimum(widths, MAX_WIDTH)):
+            if width < MIN_WIDTH:
+                bases.append(None)
+                continue
+            wide = replace(basis, basis_shape=basis.grid_shape, width=float(width))
+            bases.append(wide.phi)
+            mean_square[shell] = wide.mean_square
+        return cls(bases, alpha * mean_square / basis.mean_square, mean)
+
+    def templates(
+        self,
+        numerator: Float64,
+        denominator: Float64,
+        noise_variance: Float64,
+        layout: FeatureLayout,
+        *,
+        n_jobs: int | None = None,
+    ) -> Float64:
+        """Templates (K, P) that maximise the expected log posterior; c^2 is that of the shell, Eq. (3.3).
+
+        Parameters
+        ----------
+        numerator, denominator : ndarrays of shape (K, P) and (K, S)
+            B' and G' of Eq. (3.2).
+        noise_variance : ndarray of shape (S,)
+            1 / beta of each shell.
+        layout : FeatureLayout
+            The shells in use.
+        n_jobs : int, optional
+            Number of workers.
+        """
+        ridge = self.alpha[: layout.n_shells] * noise_variance / layout.information  # (S,)
+        solve = partial(self._solve_shell, numerator, denominator, ridge, layout)
+        solved = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, threads_only=True))
+        return layout.confine(np.hstack(solved))
+
+    def _solve_shell(
+        self, numerator: Float64, denominator: Float64, ridge: Float64, layout: FeatureLayout, shell: int
+    ) -> Float64:
+        features, phi = layout.features_of(shell), self.bases[shell]
+        own, numerator = denominator[:, shell, None], numerator[:, features]
+        if phi is None:
+            mean = self.mean[features]
+            regularised = np.maximum(own + ridge[shell], np.finfo(np.float64).tiny)  # alpha may be 0
+            return np.asarray((numerator - own * mean) / regularised + mean)
+        column = np.zeros(numerator.shape[1], dtype=np.int64)
+        solution = solve_systems(phi, own, float(ridge[shell]), phi.T @ numerator, column)
+        return np.asarray(phi @ solution.weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -18,6 +18,9 @@ MIN_NOISE = 0.1  # of the variance of a shell: the signal's share is known no be
 MIN_SHARE = 1e-6  # of the largest shell variance: what a shell without any variance is given
 TELLING = 0.99  # of what tells views apart, Eq. (3.15): finer shells bring more noise than they tell
 SIGNIFICANT = 2.0  # standard errors: signal that is weaker may be none
+TURN = 2.0  # radians times shell times share of the box: how far a view turns until a shell has changed
+CLEAR_NATS = 6.0  # of signal in an image; with fewer, views must differ more to be told apart
+MAX_BLUR = 2.0  # times TURN
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,17 @@ def power_of(moments: Moments, layout: FeatureLayout) -> DataPower:
     return DataPower(mean, variance, signal, np.maximum(variance - signal * mean_c2, least), error)
 
 
+def spread_moments(moments: Moments, layout: FeatureLayout) -> Moments:
+    """Moments with c^2 and c^4 of each feature, (P,): chunks may differ in their columns of c^2."""
+    c2, c4 = moments.c2[layout.norm_index], moments.c4[layout.norm_index]
+    return replace(moments, c2=c2, c4=c4)
+
+
+def power_of_stream(moments: Moments, layout: FeatureLayout) -> DataPower:
+    """Mean, signal and noise of all images seen, Eq. (3.11), from moments of each feature."""
+    return power_of(moments, replace(layout, norm_index=np.arange(layout.n_features)))
+
+
 def telling_shells(power: DataPower, layout: FeatureLayout, n_images: float) -> int:
     """Count the first shells, which hold 99 % of what tells views apart; Eq. (3.15).
 
@@ -178,6 +192,20 @@ def telling_shells(power: DataPower, layout: FeatureLayout, n_images: float) -> 
 def signal_nats(power: DataPower, layout: FeatureLayout) -> float:
     """Nats of signal in an image, on average: f / 2 sum_q n_q rho_q of Eq. (3.15)."""
     return 0.5 * layout.information * float(layout.shell_sizes @ _signal_to_noise(power))
+
+
+def turn_of(power: DataPower, layout: FeatureLayout) -> float:
+    """How far views turn, times shell and share of the box, until images tell them apart; Eq. (3.13).
+
+    Parameters
+    ----------
+    power : DataPower
+        Signal and noise: an image locates its view within an angle that goes with 1 / sqrt(nats).
+    layout : FeatureLayout
+        Sizes of the shells.
+    """
+    nats = max(signal_nats(power, layout), CLEAR_NATS / MAX_BLUR**2)
+    return TURN * float(np.sqrt(max(CLEAR_NATS / nats, 1.0)))
 
 
 def _signal_to_noise(power: DataPower) -> Float64:
@@ -205,3 +233,9 @@ def prior_precision(alpha: float | str, basis: LatentBasis, power: DataPower) ->
     if isinstance(alpha, str):
         return np.asarray(basis.mean_square / power.signal)  # Eq. (3.11)
     return np.full(power.signal.shape, float(alpha))
+
+
+def log_prior(weights: Float64, alpha: Float64, layout: FeatureLayout) -> float:
+    """-alpha/2 |W|^2 without the bias: the second part of the objective, Eq. (3.5) and Eq. (2.6)."""
+    squares = layout.sum_shells((weights[:-1] ** 2).sum(axis=0))  # (S,)
+    return -0.5 * float(alpha @ squares)

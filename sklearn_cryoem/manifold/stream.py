@@ -12,13 +12,19 @@ from numpy.typing import DTypeLike, NDArray
 
 from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
 from sklearn_cryoem.manifold.classes import map_posterior, most_probable
-from sklearn_cryoem.manifold.coupling import Coupling, ShellNorms, turn_of
+from sklearn_cryoem.manifold.derived_blocks import ShellNorms, Window, admit
 from sklearn_cryoem.manifold.em import HeldOutMStep, MStep, Schedule, em
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics, sweep
-from sklearn_cryoem.manifold.maximisation import MIN_VARIANCE
-from sklearn_cryoem.manifold.prior import DataPower, Moments, measure_moments, power_of, prior_precision
+from sklearn_cryoem.manifold.maximisation import MIN_VARIANCE, Coupling
+from sklearn_cryoem.manifold.prior import (
+    Moments,
+    measure_moments,
+    power_of_stream,
+    prior_precision,
+    spread_moments,
+    turn_of,
+)
 from sklearn_cryoem.manifold.state import EMState, Manifold, Trace
-from sklearn_cryoem.manifold.window import Window, admit
 
 Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -299,17 +305,6 @@ def _sweep_again(stream: Stream, parts: list[Blocks], manifold: Manifold, ordina
 def sum_of(parts: list[Statistics]) -> Statistics:
     """Sum of at least one."""
     return functools.reduce(operator.add, parts)
-
-
-def spread_moments(moments: Moments, layout: FeatureLayout) -> Moments:
-    """Moments with c^2 and c^4 of each feature, (P,): chunks may differ in their columns of c^2."""
-    c2, c4 = moments.c2[layout.norm_index], moments.c4[layout.norm_index]
-    return dataclasses.replace(moments, c2=c2, c4=c4)
-
-
-def power_of_stream(moments: Moments, layout: FeatureLayout) -> DataPower:
-    """Mean, signal and noise of all images seen, Eq. (3.11), from moments of each feature."""
-    return power_of(moments, dataclasses.replace(layout, norm_index=np.arange(layout.n_features)))
 
 
 def _nothing(layout: FeatureLayout, manifold: Manifold, moments: Moments, n_folds: int) -> Stream:

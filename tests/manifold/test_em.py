@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
-from sklearn_cryoem.manifold.coupling import TURN, Coupling, ShellNorms, turn_of
+from sklearn_cryoem.manifold.derived_blocks import ShellNorms
 from sklearn_cryoem.manifold.em import FitPlan, MStep, Schedule, cross_fitted_iterations, fit_states
 from sklearn_cryoem.manifold.grid import LatentBasis
-from sklearn_cryoem.manifold.prior import DataPower, measure_power, prior_precision
+from sklearn_cryoem.manifold.maximisation import Coupling
+from sklearn_cryoem.manifold.prior import TURN, DataPower, measure_power, prior_precision, turn_of
 from sklearn_cryoem.manifold.state import first_state, random_start
 
 BASIS = LatentBasis((5, 4), (4, 3), 0.75)

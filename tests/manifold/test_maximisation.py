@@ -9,11 +9,11 @@ from sklearn_cryoem.manifold.expectation import Matcher, sweep
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.maximisation import (
     conjugate_gradients,
-    log_prior,
     solve_systems,
     solve_weights,
     update_noise,
 )
+from sklearn_cryoem.manifold.prior import log_prior
 
 SMALL, LARGE = LatentBasis((6, 5), (4, 3), 0.75), LatentBasis((12, 10), (9, 8), 0.75)
 

@@ -4,23 +4,22 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem.manifold import stream as module
-from sklearn_cryoem.manifold import window
+from sklearn_cryoem.manifold import derived_blocks
 from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
 from sklearn_cryoem.manifold.classes import class_averages
-from sklearn_cryoem.manifold.coupling import ShellNorms
+from sklearn_cryoem.manifold.derived_blocks import ShellNorms, admit
 from sklearn_cryoem.manifold.em import MStep, Schedule, em
 from sklearn_cryoem.manifold.expectation import sweep
 from sklearn_cryoem.manifold.grid import LatentBasis
-from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision
-from sklearn_cryoem.manifold.state import first_state, pca_start
-from sklearn_cryoem.manifold.stream import (
-    advance,
-    begin_stream,
+from sklearn_cryoem.manifold.prior import (
+    measure_moments,
+    power_of,
     power_of_stream,
-    resume_stream,
+    prior_precision,
     spread_moments,
 )
-from sklearn_cryoem.manifold.window import admit
+from sklearn_cryoem.manifold.state import first_state, pca_start
+from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
 
 BASIS = LatentBasis((5,), (4,), 1.0)
 SHELLS = {"noise": "shell", "dtype": np.float64}
@@ -55,8 +54,8 @@ def begun(make_blocks, rng):
 
 @pytest.fixture
 def small_window(monkeypatch):
-    monkeypatch.setattr(window, "MAX_IMAGES", 40)
-    monkeypatch.setattr(window, "MAX_PER_NODE", 0)
+    monkeypatch.setattr(derived_blocks, "MAX_IMAGES", 40)
+    monkeypatch.setattr(derived_blocks, "MAX_PER_NODE", 0)
 
 
 def rows_of(blocks):

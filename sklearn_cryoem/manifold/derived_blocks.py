@@ -1,17 +1,19 @@
-"""The last images of a stream, kept as features so that they can be matched again."""
+"""Blocks made of others: one c^2 a shell, and the last images of a stream, which can be matched again."""
 
 from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.parallel import row_blocks
-from sklearn_cryoem.manifold.blocks import BLOCK_SIZE, Blocks, FeatureBlock, FeatureLayout
+from sklearn_cryoem.manifold.blocks import BLOCK_SIZE, Blocks, FeatureBlock, FeatureLayout, ReadBlocks
 
 Floating = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
@@ -19,6 +21,51 @@ Float64 = NDArray[np.float64]
 MAX_IMAGES = 2000  # or MAX_PER_NODE for each node, if that is more
 MAX_PER_NODE = 8
 MAX_BYTES = 256 * 2**20
+
+
+class ShellNorms:
+    """Blocks whose c^2 is averaged over each shell, in the M-step as if there were no astigmatism.
+
+    With one system a shell the M-steps of all folds together cost less than one with a system for every
+    coefficient. Images are still multiplied by their true CTF.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        The data.
+    """
+
+    sent_once = True  # to each worker of a cluster; see _core.parallel
+
+    def __init__(self, blocks: Blocks) -> None:
+        layout = blocks.layout
+        self._blocks = blocks
+        self.layout = replace(layout, norm_index=layout.shell)
+        self.n_samples = blocks.n_samples
+        shell = layout.shell[layout.norm_starts]  # of each column of c^2; (Q,)
+        n_features = np.diff(layout.norm_starts, append=layout.n_features)  # of each column; (Q,)
+        self._share = np.zeros((layout.n_norms, layout.n_shells), dtype=np.float32)  # (Q, S)
+        self._share[np.arange(layout.n_norms), shell] = n_features / layout.shell_sizes[shell]
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def load(self, index: int, n_shells: int) -> FeatureBlock:
+        """Return block `index`, its first `n_shells` shells, with c^2 (n, S)."""
+        return self._pooled(partial(self._blocks.load, index, n_shells), n_shells)
+
+    def fetch(self, index: int, n_shells: int) -> Callable[[], FeatureBlock]:
+        """Read what block `index` is made of, if it comes from files."""
+        if not isinstance(self._blocks, ReadBlocks):
+            return partial(self.load, index, n_shells)
+        return partial(self._pooled, self._blocks.fetch(index, n_shells), n_shells)
+
+    def _pooled(self, make: Callable[[], FeatureBlock], n_shells: int) -> FeatureBlock:
+        block = make()
+        if block.norm is None:
+            return block
+        share = self._share[: block.norm.shape[1], :n_shells].astype(block.norm.dtype, copy=False)
+        return FeatureBlock(block.data, block.norm @ share, block.power, block.log_noise)
 
 
 @dataclass(frozen=True)
