@@ -2,9 +2,8 @@
 
 from sklearn_cryoem.io.classes import Selection, read_selection, write_class_averages, write_selection
 from sklearn_cryoem.io.image_files import find_image, rename_images
-from sklearn_cryoem.io.mrc import read_mrc, write_mrc
-from sklearn_cryoem.io.read import read_particles
-from sklearn_cryoem.io.write import write_particles
+from sklearn_cryoem.io.read import read_mrc, read_particles
+from sklearn_cryoem.io.write import write_mrc, write_particles
 
 __all__ = [
     "Selection",

@@ -9,8 +9,7 @@ import numpy as np
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io.checks import RANGES, add_impossible, check_pixel_size, check_poses
-from sklearn_cryoem.io.image_files import ImageFinder, split_image_name
-from sklearn_cryoem.io.mrc import are_unlike, oblong_pixels
+from sklearn_cryoem.io.image_files import ImageFinder, are_unlike, oblong_pixels, split_image_name
 from sklearn_cryoem.io.records import RawParticles, RowProblems
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses, concatenate
 from sklearn_cryoem.particles.file_source import FileSource

@@ -13,9 +13,9 @@ import pandas as pd
 
 from sklearn_cryoem._core.files import atomic_path
 from sklearn_cryoem._core.validation import ParticleDataError
-from sklearn_cryoem.io.image_files import name_in_project
-from sklearn_cryoem.io.mrc import existing_file, write_mrc
+from sklearn_cryoem.io.image_files import existing_file, name_in_project
 from sklearn_cryoem.io.star_file import star_parts
+from sklearn_cryoem.io.write import write_mrc
 
 NO_RESOLUTION = 999.0  # as RELION writes it
 SELECTION_VERSION = 1

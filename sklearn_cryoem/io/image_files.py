@@ -16,8 +16,19 @@ from sklearn_cryoem.particles.mrc_files import FrameFile, inspect_mrc
 from sklearn_cryoem.particles.preprocess import InvertContrast, TransformedSource
 from sklearn_cryoem.particles.sources import ConcatenatedSource, ImageSource
 
+_SAME_LENGTH = 1e-3  # relative
 SIGN = "cryosparcSign"  # a column: -1 for particles that are dark where they lie
 _FORMAT = re.compile(r":mrcs?$")  # by which RELION and Xmipp say how to read a file of another suffix
+
+
+def existing_file(path: str | Path) -> Path:
+    """Return the path of a file, or raise FileNotFoundError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. Check the name; the working directory is {Path.cwd()}."
+        )
+    return path
 
 
 def split_image_name(name: str) -> tuple[str | None, str]:
@@ -292,3 +303,16 @@ def missing_files(stack: ParticleStack, table: str | Path) -> list[str]:
     finder = ImageFinder(Path(table))
     files = dict.fromkeys(split_image_name(name)[1] for name in names)
     return [file for file in files if not finder.find(file)]
+
+
+def are_unlike(one: float | None, other: float | None) -> bool:
+    """Whether two lengths of a pixel are known and differ by more than rounding."""
+    return one is not None and other is not None and abs(one - other) > _SAME_LENGTH * one
+
+
+def oblong_pixels(path: str | Path, along_x: float, along_y: float) -> str:
+    """What to say of pixels that are not square by the header of a file."""
+    return (
+        f"{path}: the header says {along_x:.6g} A a pixel along x and {along_y:.6g} A along y, expected one "
+        "length. That along x is taken: pass pixel_size=, or correct the header."
+    )

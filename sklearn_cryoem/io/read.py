@@ -1,4 +1,4 @@
-"""Reading particles: the one way in."""
+"""Reading particles: the one way in; and whole MRC files."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.files import other_content
+from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import ParticleDataError, check_number
 from sklearn_cryoem.io.assemble import assemble
 from sklearn_cryoem.io.checks import RANGES, check_values
 from sklearn_cryoem.io.cryosparc import read_cryosparc
-from sklearn_cryoem.io.mrc import existing_file, read_image_stack
+from sklearn_cryoem.io.image_files import are_unlike, existing_file, in_unicode, oblong_pixels
 from sklearn_cryoem.io.records import RawParticles, RowProblems
 from sklearn_cryoem.io.star import read_star
 from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.frames import UNKNOWN_PIXEL_SIZE
+from sklearn_cryoem.particles.mrc_files import inspect_mrc, read_whole_mrc
 
 logger = logging.getLogger(__name__)
 
 _STACKS = (".mrcs", ".mrc")
+_MAX_LACKING = 100_000  # images that are listed of a truncated file: a damaged header may promise 10^9
 
 
 class _Options(TypedDict, total=False):
@@ -209,3 +213,61 @@ def _choose_optics_groups(
     left_out = ~np.isin(raw.optics_group, wanted)
     problems.keep &= ~left_out
     return left_out
+
+
+def read_image_stack(path: Path, *, permissive: bool) -> tuple[RawParticles, RowProblems]:
+    """Metadata of a bare stack of images: names, and the pixel size of the header; no CTF.
+
+    Raises ParticleDataError if the file is a volume, or not MRC.
+    """
+    file = inspect_mrc(path)
+    if path.suffix.lower() == ".mrc" and file.n_images == file.box:
+        raise ParticleDataError(
+            f"{path}: a cube of {file.box} voxels, so a volume. Read it with load_volume; if it is a stack "
+            "of particles indeed, rename it to .mrcs."
+        )
+    rows = np.arange(min(file.n_images, file.n_whole_images + _MAX_LACKING))
+    name = in_unicode(str(path.resolve()))
+    is_unknown = file.pixel_size in (None, UNKNOWN_PIXEL_SIZE)
+    raw = RawParticles(
+        path=path,
+        metadata=pd.DataFrame({"rlnImageName": [f"{row + 1:06d}@{name}" for row in rows]}),
+        file_names=[name],
+        file_code=np.zeros(len(rows), dtype=np.int64),
+        frame=rows,
+        optics_group=np.ones(len(rows), dtype=np.int64),
+        noise_group=np.zeros(len(rows), dtype=np.int64),
+        box=np.full(len(rows), float(file.box)),
+        pixel_size=None if is_unknown else np.full(len(rows), file.pixel_size),
+    )
+    return raw, RowProblems(path, len(rows), permissive=permissive)
+
+
+def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
+    """Read a whole MRC file: a volume, a stack or an image.
+
+    Parameters
+    ----------
+    path : str or Path
+        Any mode of real numbers, either byte order, any order of axes, compressed or not.
+
+    Returns
+    -------
+    array : ndarray of shape (nz, ny, nx) or (ny, nx), float32
+        The data.
+    pixel_size : float or None
+        Angstrom per voxel along x, None where the header does not say.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ParticleDataError
+        If it is not a sound MRC file, or holds complex numbers.
+    """
+    path = existing_file(path)
+    array, voxel = read_whole_mrc(path)
+    along_x, along_y = (float(size) if np.isfinite(size) else None for size in voxel[:2])
+    if are_unlike(along_x, along_y):
+        notify("pixels-not-square", oblong_pixels(path, along_x, along_y), stacklevel=2)
+    return array, along_x

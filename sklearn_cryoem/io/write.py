@@ -1,4 +1,4 @@
-"""Writing particles: every column that came in, the rows that are left, what was found."""
+"""Writing particles: every column that came in, the rows that are left, what was found; and MRC files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sklearn_cryoem._core.files import atomic_path, check_may_write, check_room,
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError, check_number
 from sklearn_cryoem.io.cryosparc_file import save_records
 from sklearn_cryoem.io.image_files import name_in_project, names_on_disk
 from sklearn_cryoem.io.star_file import star_parts
@@ -235,3 +235,39 @@ def _warn_of_loss(path: Path, lost: list[str]) -> None:
             f"{'are' if len(lost) > 1 else 'is'} not written: {', '.join(lost)}. Keep the input file.",
             stacklevel=3,
         )
+
+
+def write_mrc(
+    path: str | Path, array: np.ndarray, pixel_size: float | None = None, *, overwrite: bool = False
+) -> None:
+    """Write an MRC file (mode 2, float32), whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+        With the suffix ``.mrcs`` a stack of images is written, else a volume (or one image).
+    array : ndarray of shape (ny, nx) or (n, ny, nx)
+        Real numbers.
+    pixel_size : float, optional
+        Angstrom per pixel, for the header.
+    overwrite : bool, default=False
+        Whether to replace a file that is there.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists and `overwrite` is False.
+    ValueError
+        If the array has another shape, or is complex.
+    """
+    array = np.asarray(array)
+    if array.ndim not in (2, 3) or array.size == 0 or array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"write_mrc: array has shape {array.shape} and dtype {array.dtype}, expected real numbers of "
+            "shape (ny, nx) or (n, ny, nx). Give one volume, image or stack."
+        )
+    check_number("pixel_size", pixel_size, owner="write_mrc", minimum=0, inclusive=False, allow_none=True)
+    path = Path(path)
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        is_stack = path.suffix.lower() == ".mrcs" and array.ndim == 3
+        write_mrc_blocks(temporary, [array], array.shape, pixel_size=pixel_size, is_stack=is_stack)

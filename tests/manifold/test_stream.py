@@ -3,8 +3,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from sklearn_cryoem.manifold import stream as module
 from sklearn_cryoem.manifold import derived_blocks
+from sklearn_cryoem.manifold import stream as module
 from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
 from sklearn_cryoem.manifold.classes import class_averages
 from sklearn_cryoem.manifold.derived_blocks import ShellNorms, admit
