@@ -49,6 +49,9 @@ class Checkpoint(Protocol):
     def keep(self, state: Any, *, now: bool = False) -> None:
         """Keep `state`, if the last one is old enough or it must be `now`."""
 
+    def remove(self) -> None:
+        """Keep nothing any longer: the fit has ended."""
+
 
 class NullCheckpoint:
     """Keeps nothing."""

@@ -60,7 +60,7 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Statistics = TypeVar("Statistics")  # anything that adds to its own kind
+Sum = TypeVar("Sum")  # anything that adds to its own kind
 
 
 # ---------------------------------------------------------------- blocks
@@ -139,12 +139,12 @@ def ordered_map(
 
 
 def sum_in_order(
-    function: Callable[[Item], Statistics],
+    function: Callable[[Item], Sum],
     items: Iterable[Item],
     *,
     n_jobs: int | None = None,
     place: Callable[[Item], int] | None = None,
-) -> Statistics:
+) -> Sum:
     """Add up `function(item)` over the items, at least one, in their order; see `ordered_map`."""
     return reduce(operator.add, ordered_map(function, items, n_jobs=n_jobs, place=place))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,8 +207,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
             n_jobs=self.n_jobs,
             verbose=self.verbose,
         )
-        for name, value in summarise(self.clusterers_, rows, len(data), *classes).items():
-            setattr(self, name, value)
+        self._store_classes(flat_classes(self.clusterers_, rows, len(data), *classes))
         if outlier.any():
             found = self._in_own_classes(data[outlier], self.first_labels_[outlier], "predict")
             self.labels_[outlier] = self._flat_labels(np.count_nonzero(outlier), found)
@@ -217,6 +216,13 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
             checkpoint.remove()
         self._warn_unless_converged()
         return self
+
+    def _store_classes(self, flat):
+        """Fitted attributes of the flat classes, and the tree above them."""
+        self.labels_, self.parent_label_, self.children_ = flat.labels, flat.parent_label, flat.children
+        self.class_averages_, self.class_resolution_ = flat.averages, flat.resolution
+        self.class_sizes_, self.n_effective_clusters_ = flat.sizes, effective_count(flat.sizes)
+        self.tree_, self._subclass_of_node = flat.tree, flat.subclass_of_node
 
     def _warn_if_mask_too_tight(self, stack):
         """Warn about the mask of the sub-classes, unless the first classification will warn about it."""
@@ -619,8 +625,21 @@ def averages_of(fitted, occupied):
     return averages, last.class_resolution_[occupied]
 
 
-def summarise(clusterers, rows, n_samples, averages, resolution):
-    """Attributes of the flat classes: labels, averages, sizes, resolutions, and the tree above them.
+class FlatClasses(NamedTuple):
+    """The sub-classes of all first classes, numbered through; see the attributes of DeepClusterer."""
+
+    labels: NDArray[np.int64]
+    parent_label: NDArray[np.int64]
+    children: list[NDArray[np.int64]]
+    averages: NDArray[Any]
+    resolution: NDArray[Any]
+    sizes: NDArray[np.int64]
+    tree: dict[str, Any]
+    subclass_of_node: list[NDArray[np.int64]]  # of each first class, (n_nodes,)
+
+
+def flat_classes(clusterers, rows, n_samples, averages, resolution):
+    """Number the sub-classes through, and describe them and the tree above them.
 
     Parameters
     ----------
@@ -644,17 +663,16 @@ def summarise(clusterers, rows, n_samples, averages, resolution):
         found.append(whole if fitted is None else averages_of(fitted, occupied[k]))
     sizes = np.bincount(labels[labels >= 0], minlength=starts[-1])
     children = [np.arange(start, start + n) for start, n in zip(starts[:-1], n_of_class, strict=True)]
-    return {
-        "labels_": labels,
-        "parent_label_": np.repeat(np.arange(len(rows)), n_of_class),
-        "children_": children,
-        "class_averages_": np.concatenate([part for part, _ in found]),
-        "class_resolution_": np.concatenate([part for _, part in found]),
-        "class_sizes_": sizes,
-        "n_effective_clusters_": effective_count(sizes),
-        "tree_": describe_tree(clusterers, rows, children, sizes, occupied),
-        "_subclass_of_node": list(subclasses),
-    }
+    return FlatClasses(
+        labels=labels,
+        parent_label=np.repeat(np.arange(len(rows)), n_of_class),
+        children=children,
+        averages=np.concatenate([part for part, _ in found]),
+        resolution=np.concatenate([part for _, part in found]),
+        sizes=sizes,
+        tree=describe_tree(clusterers, rows, children, sizes, occupied),
+        subclass_of_node=list(subclasses),
+    )
 
 
 def describe_tree(clusterers, rows, children, sizes, occupied):

@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.parallel import Statistics, read_ahead, row_blocks, sum_in_order
+from sklearn_cryoem._core.parallel import Sum, read_ahead, row_blocks, sum_in_order
 from sklearn_cryoem.physics.masks import Support
 
 Floating = NDArray[np.floating[Any]]
@@ -295,9 +295,7 @@ def start_blocks(blocks: Blocks) -> list[int]:
     return [int(index) for index in np.linspace(0, n_blocks - 1, n_chosen).round()]
 
 
-def sum_over_start(
-    function: Callable[[int], Statistics], blocks: Blocks, *, n_jobs: int | None = None
-) -> Statistics:
+def sum_over_start(function: Callable[[int], Sum], blocks: Blocks, *, n_jobs: int | None = None) -> Sum:
     """Add up `function(index)` over `start_blocks`, each where its shard will be worked on, Eq. (3.11)."""
     ends = [shard.stop for shard in shards(blocks)]
     return sum_in_order(
