@@ -26,9 +26,10 @@ Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 BLOCK_SIZE = 512  # even: a block starts at an even row, so half sets are its rows [0::2] and [1::2]
-N_SHARDS = 16  # tasks of one pass over the data, by the data alone: results never depend on n_jobs
-SHARD_ROWS = 4096  # of data that give 16 tasks more rows than twice these, there are 32 tasks, and so on,
-MAX_SHARDS = 64  # up to these: what each returns is as large as the model
+# The tasks of a pass follow from the data alone, so that results never depend on n_jobs.
+N_SHARDS = 16  # tasks of one pass; there are 32, 48 or 64 where each still gets SHARD_ROWS rows
+SHARD_ROWS = 4096  # rows that each task gets before there are more tasks
+MAX_SHARDS = 64  # more would take much memory: what each task returns is as large as the model
 ROWS_AT_ONCE = 64  # of arrays whose temporaries should be small
 MAX_START_SAMPLES = 10_000  # images looked at to choose the start and the prior
 
