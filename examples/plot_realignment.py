@@ -9,7 +9,7 @@ local searches of the poses.
 
 import numpy as np
 
-from sklearn_cryoem import Poses, RealigningClusterer, SMLClusterer
+from sklearn_cryoem import Poses, RealigningClusterer, SMLClusterer, class_quality
 from sklearn_cryoem.datasets import make_particles, true_poses
 from sklearn_cryoem.metrics import pose_errors
 from sklearn_cryoem.plotting import plot_class_averages
@@ -39,10 +39,13 @@ for name, poses in (("before", rough.poses), ("after", model.poses_)):
     )
 
 # %%
-# Class averages with the poses before and after. The resolutions are optimistic, because the halves share
-# their poses, and they end at 24 A, the finest detail of these images. Use them for comparison only.
+# Class averages with the poses before and after, with the resolutions that ``class_quality`` measures. These
+# are optimistic, because the halves share their poses, and they end at 24 A, the finest detail of these
+# images. Use them for comparison only.
 before = SMLClusterer(9, max_iter=60, tol=0.05).fit(rough)
-plot_class_averages(before, stack, title="before").figure
+plot_class_averages(
+    before, rough, resolutions=class_quality(before, rough)["resolution"], title="before"
+).figure
 
 # %%
-plot_class_averages(model, stack, title="after").figure
+plot_class_averages(model, stack, resolutions=class_quality(model, stack)["resolution"], title="after").figure

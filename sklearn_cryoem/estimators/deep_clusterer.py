@@ -98,8 +98,9 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
     class_averages_ : ndarray of shape (n_classes, D, D)
         Average of each flat class; vectors for plain input.
     class_resolution_ : ndarray of shape (n_classes,)
-        Resolution of each; infinite where there is none. In Angstrom (pixels where the pixel size is
-        unknown); NaN for vectors.
+        Resolution of each, of the clustering that it comes from; infinite where there is none. In Angstrom
+        (pixels where the pixel size is unknown); NaN for vectors. Pictures and files have what
+        `class_quality` measures.
     class_sizes_ : ndarray of shape (n_classes,)
         Training images of each flat class, but for those that are far out (see `ParticleStack.screen`), which
         have labels and took no part in the fit.

@@ -153,7 +153,8 @@ class MAPAligner(
     cluster_weights_ : ndarray of shape (n_clusters,)
         Part of the posterior mass that each class holds.
     class_resolution_ : ndarray of shape (n_clusters,)
-        Resolution up to which the signal of each class exceeds its noise; infinite where it never does.
+        Resolution up to which the signal of each class exceeds its noise, as the fit saw them; infinite where
+        it never does. Pictures and files have what `class_quality` measures.
     resolution_ : float
         Resolution limit of the last pass, in Angstrom (pixels where the pixel size is unknown): no finer
         detail was used.

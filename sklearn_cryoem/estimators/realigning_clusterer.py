@@ -80,7 +80,7 @@ class RealigningClusterer(
     class_averages_ : ndarray of shape (n_classes, D, D)
         Averages in the new poses.
     class_resolution_ : ndarray of shape (n_classes,)
-        Resolution of each.
+        Resolution of each, that of `clusterer_`. Pictures and files have what `class_quality` measures.
     class_sizes_ : ndarray of shape (n_classes,)
         Training images of each.
     angle_change_, shift_change_ : ndarray of shape (n_rounds,)

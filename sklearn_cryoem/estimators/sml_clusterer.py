@@ -158,7 +158,9 @@ class SMLClusterer(
         The same of the first, third, .. and of the other images that the fit learned from.
     class_resolution_ : ndarray of shape (n_nodes,)
         Where the Fourier ring correlation of the half averages falls below 0.143; infinite for classes
-        without it. In Angstrom (pixels where the pixel size is unknown); NaN for vectors.
+        without it. In Angstrom (pixels where the pixel size is unknown); NaN for vectors. The half averages
+        share poses, templates and soft weights, so this is finer than what `class_quality` measures, which
+        is what pictures show and files hold.
     cluster_centers_ : ndarray of shape (n_nodes, D, D)
         Templates mu of the nodes; vectors for plain input.
     latent_nodes_ : ndarray of shape (n_nodes, n_components)

@@ -44,7 +44,7 @@ def plot_class_averages(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw class averages as a gallery, each with its own contrast, its size and its resolution.
+    """Draw class averages as a gallery, each with its own contrast and its size.
 
     Parameters
     ----------
@@ -56,10 +56,11 @@ def plot_class_averages(
         Particles of each class, written under it on the left; soft (fractional) sizes are rounded. By default
         those of the estimator.
     resolutions : array-like of shape (n_classes,), default=None
-        Resolution of each class in Angstrom, written under it on the right; nan or inf is left blank. By
-        default those of the estimator; those of `class_quality` are measured on halves of each class.
+        Resolution of each class in Angstrom, written under it on the right; nan or inf is left blank. Take
+        them from ``class_quality(classification, stack)["resolution"]``. By default none are written.
     order : {"size", "resolution", "index"}, default="size"
-        Largest first, finest first, or as they come. Without `counts`, "size" is the same as "index".
+        Largest first, finest first (needs `resolutions`), or as they come. Without `counts`, "size" is the
+        same as "index".
     hide_empty : bool, default=True
         Leave out classes that hold no particle (`counts` of 0); the title says how many.
     numbers : bool, default=False
@@ -93,7 +94,6 @@ def plot_class_averages(
     model = last_step(classification)
     if model is not None:
         counts = getattr(model, "class_sizes_", None) if counts is None else counts
-        resolutions = model.class_resolution_ if resolutions is None else resolutions
     if pixel_size is None and stack is not None:
         pixel_size = stack.pixel_size
     tiles = check_averages(classification if model is None else model.class_averages_)  # (n_classes, D, D)
@@ -153,7 +153,9 @@ def class_order(n_classes, counts=None, resolutions=None, *, order="size", hide_
     if order not in _ORDERS:
         raise ValueError(f"order={order!r} is not known. Use one of {', '.join(map(repr, _ORDERS))}.")
     if order == "resolution" and resolutions is None:
-        raise ValueError("order='resolution' needs resolutions=. Pass them, or use order='size'.")
+        raise ValueError(
+            "order='resolution' needs resolutions=. Pass those of class_quality, or use order='size'."
+        )
     shown = np.arange(n_classes)
     if order == "size" and counts is not None:
         shown = np.argsort(-counts, kind="stable")

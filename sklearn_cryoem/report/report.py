@@ -51,7 +51,7 @@ _PAGE_COLOURS = {
 
 
 def report(
-    model: BaseEstimator | str | os.PathLike[str],
+    classification: BaseEstimator | str | os.PathLike[str],
     stack: ParticleStack | None = None,
     *,
     latent_positions: ArrayLike | None = None,
@@ -67,7 +67,7 @@ def report(
 
     Parameters
     ----------
-    model : estimator, Pipeline or path-like
+    classification : estimator, Pipeline or path-like
         A fitted `MAPAligner`, `SMLClusterer`, `DeepClusterer` or a Pipeline that ends in one; or the folder
         that `sklearn-cryoem classify` wrote.
     stack : ParticleStack, default=None
@@ -78,7 +78,8 @@ def report(
         A folder's are computed from its model.
     quality : DataFrame or mapping of arrays, default=None
         One row for each class: `rank` (1 is best), `keep` (whether to keep the class), `reasons` (text),
-        `resolution` and any number of measures. By default classes are ranked by size.
+        `resolution` and any number of measures, as `class_quality` gives. By default classes of an estimator
+        are ranked by size, and have no resolutions.
     images_dir : path-like, default=None
         For a folder: where the image stacks are, if they were moved.
     examples : bool, default=True
@@ -96,7 +97,7 @@ def report(
     ParticleDataError
         If the parts do not fit each other, or the folder holds no finished run.
     TypeError
-        If `model` has no classes, or model and particles are swapped.
+        If `classification` has no classes, or classification and particles are swapped.
 
     Examples
     --------
@@ -108,11 +109,11 @@ def report(
     >>> page
     Report(SMLClusterer: 100 particles in 4 classes, 0.1 MB)
     """
-    check_order("report", model, stack)
-    if isinstance(model, str | os.PathLike):
-        run = run_of_folder(Path(model), images_dir=images_dir, examples=examples, quality=quality)
+    check_order("report", classification, stack)
+    if isinstance(classification, str | os.PathLike):
+        run = run_of_folder(Path(classification), images_dir=images_dir, examples=examples, quality=quality)
     else:
-        run = run_of_estimators(model, stack, latent_positions=latent_positions, quality=quality)
+        run = run_of_estimators(classification, stack, latent_positions=latent_positions, quality=quality)
     run.name = title or run.name
     return Report(run, examples=examples)
 

@@ -157,7 +157,7 @@ def run_of_estimators(model, stack=None, *, latent_positions=None, quality=None)
         source=source_of(last, labels),
         averages=last.class_averages_,
         sizes=last.class_sizes_,
-        resolution=last.class_resolution_,
+        resolution=np.full(len(last.class_averages_), np.nan),  # what `quality` measured, if anything
         pixel_size=pixel_size,
         positions=latent_positions,
         labels=labels,

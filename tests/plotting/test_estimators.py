@@ -5,7 +5,7 @@ import pytest
 from sklearn.cluster import KMeans
 from sklearn.pipeline import make_pipeline
 
-from sklearn_cryoem import MAPAligner, SMLClusterer
+from sklearn_cryoem import MAPAligner, SMLClusterer, class_quality
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.plotting import plot_class_averages, plot_convergence, plot_manifold_atlas
 from sklearn_cryoem.plotting.convergence import fits_of
@@ -24,7 +24,7 @@ def model(stack):
     return make_pipeline(aligner, SMLClusterer((2, 3), max_iter=3)).fit(stack)
 
 
-def test_an_estimator_brings_sizes_resolutions_nodes_and_topology(model, stack):
+def test_an_estimator_brings_sizes_nodes_and_topology(model, stack):
     clusterer = model[-1]
     gallery = plot_class_averages(model, stack)
     assert gallery.get_title().startswith("60 particles in ")
@@ -36,6 +36,18 @@ def test_an_estimator_brings_sizes_resolutions_nodes_and_topology(model, stack):
     aligned = model[0].transform(stack)
     known = plot_manifold_atlas(clusterer, latent_positions=clusterer.transform(aligned))
     np.testing.assert_array_equal(of_particles, known.images[0].get_array())
+
+
+def test_only_measured_resolutions_are_drawn(model, stack):
+    def drawn(**measured):
+        return {text.get_text() for text in plot_class_averages(model, stack, **measured).texts}
+
+    alone = [text for text in drawn() if text.endswith("Å")]
+    assert len(alone) == 1  # the scale bar: class_resolution_ of the fit is another figure
+    table = class_quality(model, stack)
+    measured = table["resolution"][np.isfinite(table["resolution"]) & (table["size"] > 0)]
+    assert len(measured)
+    assert {f"{value:.3g} Å" for value in measured} <= drawn(resolutions=table["resolution"])
 
 
 def test_a_pipeline_has_two_fits_and_its_last_is_drawn(model, stack):

@@ -104,7 +104,7 @@ def test_arrays_that_do_not_fit_are_named(arguments, remedy):
 def test_orders_are_a_closed_list():
     with pytest.raises(ValueError, match="Use one of 'size', 'resolution', 'index'"):
         plot_class_averages(gradients(3), order="beauty")
-    with pytest.raises(ValueError, match="Pass them, or use order='size'"):
+    with pytest.raises(ValueError, match="Pass those of class_quality, or use order='size'"):
         plot_class_averages(gradients(3), order="resolution")
 
 
