@@ -232,7 +232,7 @@ def describe_run(folder):
         )
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        facts = {"kind": f"finished run of {summary['command']}", "written_at": summary["written_at"]}
+        facts = {"kind": f"finished run of {summary['command']}", "started_at": summary["started_at"]}
         facts |= {
             name: value for name, value in summary["results"].items() if not isinstance(value, dict | list)
         }

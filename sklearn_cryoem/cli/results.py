@@ -147,7 +147,7 @@ def write_classes(averages, pixel_size, quality, folder):
     )
     with folder.writing(QUALITY) as path:
         quality.to_csv(path, index=False, float_format="%.6g")
-    source = {"folder": folder.path.name, "n_classes": len(quality), "written_at": folder.written_at}
+    source = {"folder": folder.path.name, "n_classes": len(quality), "started_at": folder.started_at}
     kept = quality.loc[quality["keep"], "class"]
     write_selection(folder / SUGGESTED, kept, source=source, overwrite=folder.force)
 

@@ -50,7 +50,7 @@ class RunFolder:
     def __init__(self, path, names, *, force=False):
         goes_on = (path / UNFINISHED).is_dir()  # what lies there is of a run that was killed
         self.path, self.names, self.force = path, [*names, RUN_FILE, SUMMARY], force or goes_on
-        self.written_at = datetime.now(UTC).isoformat(timespec="seconds")  # of the run, in all of its files
+        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")  # in all files of the run
         self.seconds = {}  # stage -> wall-clock seconds
         self._started = time.perf_counter()
         if path.exists() and not path.is_dir():
@@ -175,7 +175,7 @@ class RunFolder:
             path.write_text(run_text(options.command, used), encoding="utf-8", errors="backslashreplace")
         summary = {
             "command": options.command,
-            "written_at": self.written_at,
+            "started_at": self.started_at,
             "versions": versions(),
             "options": used,
             "results": results,

@@ -185,7 +185,7 @@ def _check_source(selection, path, folder, console):
             f"{path} was made of a run with {theirs} classes, {folder} has {mine}. Give the folder that it "
             "was made of, or select again."
         )
-    mine, theirs = summary.get("written_at"), source.get("written_at")
+    mine, theirs = summary.get("started_at"), source.get("started_at")
     if None not in (mine, theirs) and mine != theirs:
         console.warn(
             f"{path} was made of a run of {theirs}, {folder} is of {mine}: the same numbers may be other "

@@ -122,7 +122,7 @@ class Selection:
     classes : tuple of int
         Class numbers from 1, as in ``rlnClassNumber``, each once, in rising order.
     source : dict, str or None
-        What they number; of a results folder ``folder``, ``n_classes`` and ``written_at``.
+        What they number; of a results folder ``folder``, ``n_classes`` and ``started_at``.
     """
 
     classes: tuple[int, ...]

@@ -104,7 +104,7 @@ def source_of(folder, summary):
     return {
         "folder": folder.resolve().name,
         "n_classes": len(summary["results"]["classes"]["size"]),
-        "written_at": summary.get("written_at"),
+        "started_at": summary.get("started_at"),
     }
 
 
@@ -159,7 +159,7 @@ def _facts_of_summary(summary, parameters):
     tables = [
         ("Results", found), ("Measured against the truth", accuracy),
         (f"Options of {summary.get('command', 'the run')}", options), *parameters,
-        ("Time", seconds), ("Versions", [*versions, ("written at", summary.get("written_at", "unknown"))]),
+        ("Time", seconds), ("Versions", [*versions, ("started at", summary.get("started_at", "unknown"))]),
     ]  # fmt: skip
     return [(heading, rows) for heading, rows in tables if rows]
 

@@ -12,7 +12,7 @@ from sklearn_cryoem.plotting.convergence import fits_of
 from sklearn_cryoem.quality.table import as_classified
 
 _MACHINE = ("n_jobs", "verbose")  # parameters that change no result
-_LENGTHS = ("initial_resolution", "mask_diameter", "max_resolution", "max_shift")
+_LENGTHS = ("mask_diameter", "max_resolution", "max_shift")
 _UNITS = {"angle_range": "rad", "pixel_size": "Å", "downsample": "px", "box": "px"}
 _GRIDS = ("classes", "grid_shape", "n_basis", "n_clusters")
 
@@ -33,7 +33,7 @@ class Run:
         In Angstrom, or pixels where `pixel_size` is None; not finite where there is none. Replaced by that of
         `quality`, if it has one: a class has one resolution, the same in every picture and file.
     source : dict or str
-        What a saved selection says that it was made from; of a folder its name, when it was written and how
+        What a saved selection says that it was made from; of a folder its name, when it started and how
         many classes it has; of an estimator its name, its number of classes and a fingerprint of its labels.
     folder : str or None
         Folder of the run, for the command that writes a subset.

@@ -55,7 +55,7 @@ def test_classify_writes_what_quality_needs(results):
     suggested = json.loads((results / "suggested.json").read_text())
     assert suggested["classes"] == quality.loc[quality["keep"], "class"].tolist()
     summary = json.loads((results / "summary.json").read_text())
-    assert suggested["source"] == {"folder": "out", "n_classes": 6, "written_at": summary["written_at"]}
+    assert suggested["source"] == {"folder": "out", "n_classes": 6, "started_at": summary["started_at"]}
     assert summary["results"]["n_particles_suggested"] == quality["size"][quality["keep"]].sum()
     assert {"smlLatent1", "smlLatent2", "rlnMaxValueProbDistribution"} <= set(stack.metadata.columns)
     assert stack.metadata["rlnMaxValueProbDistribution"].between(0.1, 1).all()
@@ -159,7 +159,7 @@ def test_what_cannot_be_selected_is_refused(results, tmp_path, capsys):
 
 
 def test_a_selection_of_an_earlier_run_is_warned_of(results, tmp_path, capsys):
-    write_selection(tmp_path / "s.json", [1, 2, 3, 4, 5, 6], source={"n_classes": 6, "written_at": "2020"})
+    write_selection(tmp_path / "s.json", [1, 2, 3, 4, 5, 6], source={"n_classes": 6, "started_at": "2020"})
     assert run("select", results, "--selection", tmp_path / "s.json", "-o", tmp_path / "x.star") == 0
     assert "may be other classes" in capsys.readouterr().err
 

@@ -43,7 +43,7 @@ def make_run(n_classes=20, *, n_coordinates=2, n_junk=0, with_stack=True, with_q
         stack = ParticleStack(noisy.astype(np.float32), pixel_size=4.0)
     made = {
         "name": "made up", "averages": averages, "sizes": sizes, "resolution": resolution, "nodes": nodes,
-        "source": {"folder": "out", "n_classes": n_classes, "written_at": "2026-01-31T12:00:00+00:00"},
+        "source": {"folder": "out", "n_classes": n_classes, "started_at": "2026-01-31T12:00:00+00:00"},
         "folder": "out", "pixel_size": 4.0, "labels": labels, "stack": stack,
         "positions": nodes[labels] + 0.02 * rng.normal(size=(len(labels), n_coordinates)),
         "quality": quality if with_quality else None,

@@ -329,9 +329,9 @@ def test_a_wrong_file_is_refused_in_words_and_changes_nothing(opened, tmp_path, 
 
 def test_a_selection_of_another_run_is_opened_with_a_warning(opened, tmp_path):
     path = tmp_path / "other.json"
-    path.write_text('{"version": 1, "classes": [2], "source": {"folder": "x", "written_at": "2020-01-01"}}')
+    path.write_text('{"version": 1, "classes": [2], "source": {"folder": "x", "started_at": "2020-01-01"}}')
     opened.find("#file").send_keys(str(path))
-    opened.wait(lambda: "another run (x, written 2020-01-01)" in opened.find("#saved").text)
+    opened.wait(lambda: "another run (x, started 2020-01-01)" in opened.find("#saved").text)
     assert opened.selected() == [2]
 
 

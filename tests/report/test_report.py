@@ -331,7 +331,7 @@ def test_a_folder_becomes_a_page_with_all_it_holds(folder, capsys):
     summary = json.loads((folder / "summary.json").read_text())
     data = data_of((folder / "report.html").read_text(encoding="utf-8"))
     assert data["size"] == summary["results"]["classes"]["size"]
-    assert data["source"] == {"folder": "out", "n_classes": 9, "written_at": summary["written_at"]}
+    assert data["source"] == {"folder": "out", "n_classes": 9, "started_at": summary["started_at"]}
     assert data["ranked"] and data["keep"] is not None and data["atlas"]["counted"] == "particles"
     assert data["examples"]["first"][-1] > 0 and data["folder"] == str(folder)
 

@@ -40,8 +40,8 @@ function readSelection(text) {
 function otherSource(source) {
   if (!source) return null;
   if (typeof source === "string" || typeof data.source === "string") return source === data.source ? null : String(source.folder ?? source);
-  const differs = ["written_at", "n_classes", "labels"].some((key) => source[key] && data.source[key] && source[key] !== data.source[key]);
-  return differs ? [source.folder ?? source.estimator, source.written_at].filter(Boolean).join(", written ") || "unknown" : null;
+  const differs = ["started_at", "n_classes", "labels"].some((key) => source[key] && data.source[key] && source[key] !== data.source[key]);
+  return differs ? [source.folder ?? source.estimator, source.started_at].filter(Boolean).join(", started ") || "unknown" : null;
 }
 
 async function open(file) {
