@@ -380,36 +380,53 @@ def _deaths_reported() -> Iterator[None]:
 def _process_pool(n_workers: int) -> Iterator[ProcessPool]:
     """Processes of loky, those of the last call if there were as many."""
     folder = _temporary_folder()
-    executor = _executor(n_workers)
     try:
-        yield ProcessPool(executor, n_workers, folder)
-    except (KeyboardInterrupt, SystemExit):
-        _executors.clear()
-        executor.shutdown(wait=False, kill_workers=True)  # they may wait for a file that never comes
-        raise
+        executor = _idle_executor(n_workers) or _new_executor(n_workers)
+        try:
+            yield ProcessPool(executor, n_workers, folder)
+        except (KeyboardInterrupt, SystemExit):
+            executor.shutdown(wait=False, kill_workers=True)  # they may wait for a file that never comes
+            raise
+        except BaseException:
+            _keep_idle(n_workers, executor)
+            raise
+        _keep_idle(n_workers, executor)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-_executors: dict[int, ProcessPoolExecutor] = {}  # by number of workers: one at most
+# Executors that nobody uses, with their numbers of workers. A pool takes one out and gives it back, so fits
+# in several threads have their own. By process: those of a parent have no threads after a fork.
+_idle: dict[int, list[tuple[int, ProcessPoolExecutor]]] = {}
 
 
-def _executor(n_workers: int) -> ProcessPoolExecutor:
-    """The executor of the last call, or a new one where that was of another number or a worker has died."""
-    # not loky's get_reusable_executor: joblib.Parallel takes that for its own, and fails
-    with suppress(KeyError, BrokenExecutor):
-        _executors[n_workers].submit(int).result()
-        return _executors[n_workers]
-    for old in _executors.values():
-        old.shutdown(wait=False)
-    _executors.clear()
+def _idle_executor(n_workers: int) -> ProcessPoolExecutor | None:
+    """The executor of the last call, unless it had another number of workers or one of them has died."""
+    with suppress(IndexError):  # another thread has taken it
+        kept, executor = _idle.get(os.getpid(), []).pop()
+        if kept == n_workers:
+            with suppress(BrokenExecutor):
+                executor.submit(int).result()
+                return executor
+        executor.shutdown(wait=False)
+    return None
+
+
+def _new_executor(n_workers: int) -> ProcessPoolExecutor:
     # Where psutil is installed, loky replaces a worker that holds 300 MB more than after its first task
     # (images mapped, references prepared): a second each time. What it then warns of is no leak.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
-    _executors[n_workers] = ProcessPoolExecutor(
-        n_workers, timeout=IDLE_SECONDS, env=ONE_THREAD, initializer=_ignore_ctrl_c
-    )
-    return _executors[n_workers]
+    # not loky's get_reusable_executor: joblib.Parallel takes that for its own, and fails
+    return ProcessPoolExecutor(n_workers, timeout=IDLE_SECONDS, env=ONE_THREAD, initializer=_ignore_ctrl_c)
+
+
+def _keep_idle(n_workers: int, executor: ProcessPoolExecutor) -> None:
+    """Keep an executor for the next call, and no other."""
+    idle = _idle.setdefault(os.getpid(), [])
+    idle.append((n_workers, executor))
+    with suppress(IndexError):
+        while len(idle) > 1:
+            idle.pop(0)[1].shutdown(wait=False)
 
 
 def _ignore_ctrl_c() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import validate_data
 
+from sklearn_cryoem._core.memory import memory_watched
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import check_images
 from sklearn_cryoem.particles import ParticleStack
@@ -148,14 +149,15 @@ def as_screened(X, owner, *, stacklevel):
     stack = as_stack(X, owner)
     if stack.outlier is not None:
         return stack, None
-    return screened(
-        stack,
-        getattr(owner, "mask_diameter", None),
-        noise=getattr(owner, "noise", "shell"),
-        n_jobs=owner.n_jobs,
-        verbose=getattr(owner, "verbose", 0),
-        stacklevel=stacklevel + 1,
-    )
+    with memory_watched(f"{type(owner).__name__}.fit", getattr(owner, "checkpoint", None)):
+        return screened(
+            stack,
+            getattr(owner, "mask_diameter", None),
+            noise=getattr(owner, "noise", "shell"),
+            n_jobs=owner.n_jobs,
+            verbose=getattr(owner, "verbose", 0),
+            stacklevel=stacklevel + 1,
+        )
 
 
 def mean_without_outliers(values, X):

@@ -14,6 +14,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_cryoem._core.memory import memory_watched
 from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import ParticleDataWarning, check_number
@@ -566,7 +567,7 @@ def fit_subclasses(second, data, rows, counts, seeds, *, folder, n_jobs, verbose
     tasks = [(_copy_of(second, counts[k], inner, int(seeds[k])), rows[k]) for k in divided]
     clusterers, checkpoints = [None] * len(rows), []
     bar = progress(len(tasks), "DeepClusterer: classes", verbose=verbose)
-    with bar, warnings.catch_warnings():
+    with memory_watched("DeepClusterer.fit", folder), bar, warnings.catch_warnings():
         # the caller gives each of these warnings once for all classes
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", r"(?s).*\[(box-too-tight|no-poses)\]$", ParticleDataWarning)

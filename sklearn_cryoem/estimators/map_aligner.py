@@ -264,7 +264,7 @@ class MAPAligner(
         kept = checkpoint_of(self, given)
         n_batches = settings.n_batches if start is None else 0
         task = FitTask(self, n_batches + settings.max_iter, "mini-batch or pass", stack)
-        with task_pool(self.n_jobs) as pool, memory_watched("MAPAligner.fit", self.checkpoint):
+        with memory_watched("MAPAligner.fit", self.checkpoint), task_pool(self.n_jobs) as pool:
             features = SharedFeatures(images, pool, cache_bytes())
             state, interrupted = fit_alignment(
                 features,
@@ -521,7 +521,7 @@ class MAPAligner(
         if stack.poses is None:  # nothing to search round
             settings = replace(settings, angle_range_rad=None)
         images = alignment_images(stack, settings)
-        with task_pool(self.n_jobs) as pool, memory_watched("Aligning particles to MAPAligner's classes"):
+        with memory_watched("Aligning particles to MAPAligner's classes"), task_pool(self.n_jobs) as pool:
             features = SharedFeatures(images, pool)
             return stack, find_poses(features, self._model, settings, frames=self._frames, refine=refine)
 

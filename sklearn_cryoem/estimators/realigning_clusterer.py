@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_cryoem._core.memory import memory_watched
 from sklearn_cryoem._core.parallel import TaskPool, ordered_map
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
@@ -230,8 +231,9 @@ class RealigningClusterer(
         tasks = [(np.flatnonzero(labels == number), references[number]) for number in used]
         search = partial(poses_near, stack, settings, noise[:n_rings])
         angle, shift = stack.poses.angle_rad.copy(), stack.poses.shift.copy()
-        for (rows, _), found in zip(tasks, ordered_map(search, tasks, n_jobs=self.n_jobs), strict=True):
-            angle[rows], shift[rows] = found.angle_rad, found.shift_px * unit
+        with memory_watched("Realigning particles"):
+            for (rows, _), found in zip(tasks, ordered_map(search, tasks, n_jobs=self.n_jobs), strict=True):
+                angle[rows], shift[rows] = found.angle_rad, found.shift_px * unit
         return stack.with_poses(Poses(angle, shift, stack.poses.mirrored))
 
     def _template(self):

@@ -1,10 +1,12 @@
 """Work is cut independently of n_jobs, results keep their order, what is shared arrives, losses are told."""
 
+import multiprocessing
 import operator
 import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import finufft  # noqa: F401 - brings OpenMP with it
@@ -15,6 +17,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from sklearn_cryoem._core.parallel import (
     WINDOW,
+    _idle,
     even_blocks,
     ordered_map,
     read_ahead,
@@ -216,3 +219,37 @@ def test_a_killed_worker_is_an_error_with_a_remedy_and_the_next_pool_works():
         list(pool.map(dies, range(3)))
     with task_pool(2) as pool:
         assert list(pool.map(scaled, range(3), 2)) == [0, 2, 4]
+
+
+def test_pools_in_threads_of_one_process_have_processes_of_their_own():
+    """With different numbers of workers, whose pools replace each other once they are idle."""
+
+    def sums(n_jobs):
+        found = []
+        for _ in range(3):
+            with task_pool(n_jobs) as pool:
+                found.append(list(pool.map(scaled, range(8), 2)))
+        return found
+
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(sums, [2, 3, 2, 3]))
+    assert results == [[[2 * item for item in range(8)]] * 3] * 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_child_has_workers_of_its_own():
+    """Those of its parent have no threads in the child: whoever waits for them waits for ever."""
+    with task_pool(2) as pool:
+        assert list(pool.map(scaled, range(4), 2)) == [0, 2, 4, 6]
+    child = multiprocessing.get_context("fork").Process(target=scaled_in_child)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def scaled_in_child():
+    with task_pool(2) as pool:
+        found = list(pool.map(scaled, range(4), 2))
+    _idle[os.getpid()].pop()[1].shutdown(kill_workers=True)
+    os._exit(0 if found == [0, 2, 4, 6] else 1)

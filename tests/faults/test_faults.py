@@ -239,7 +239,7 @@ def test_a_worker_that_the_system_kills_is_reported_and_the_state_kept(made, tmp
     def result_and_kill(self, task):
         calls.append(task)
         if len(calls) == 16:
-            worker = next(iter(parallel._executors[2]._processes))
+            worker = next(iter(self._executor._processes))
             os.kill(worker, signal.SIGKILL)
             time.sleep(0.5)
         return result(self, task)

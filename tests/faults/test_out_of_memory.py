@@ -36,11 +36,11 @@ def made():
     return make_particles("ribosome", 200, box=32, pixel_size=8.0, snr=0.3, n_views=3, random_state=0)
 
 
-def limit_workers(room):
+def limit_workers(executor, room):
     """Let the worker processes have `room` bytes more than now, or as much as there is if it is None."""
     import resource
 
-    for process in parallel._executors[2]._processes:
+    for process in executor._processes:
         with open(f"/proc/{process}/statm") as file:
             taken = int(file.read().split()[0]) * resource.getpagesize()
         hard = resource.prlimit(process, resource.RLIMIT_AS)[1]
@@ -54,7 +54,7 @@ def test_worker_processes_that_find_no_memory_end_the_fit_and_its_state_is_kept(
     def result_and_limit(self, task):
         calls.append(task)
         if len(calls) == 16:
-            limit_workers(0)
+            limit_workers(self._executor, 0)
         return result(self, task)
 
     aligner = MAPAligner(**OPTIONS, checkpoint=tmp_path / "state", n_jobs=2)
@@ -67,7 +67,8 @@ def test_worker_processes_that_find_no_memory_end_the_fit_and_its_state_is_kept(
     assert "estimated to need about" in said and "MB beyond the images" in said
     assert said.endswith(f"goes on from the last state kept in {tmp_path / 'state'}.")
     assert len(list((tmp_path / "state").glob("mapaligner-*.npz"))) == 1
-    limit_workers(None)
+    ((_, executor),) = parallel._idle[os.getpid()]
+    limit_workers(executor, None)
     expected = MAPAligner(**OPTIONS).fit(made)
     np.testing.assert_array_equal(aligner.fit(made).class_averages_, expected.class_averages_)
 
