@@ -66,8 +66,7 @@ def add_deep(commands):
     )  # fmt: skip
     _add_particles(parser)
     add_options(parser.add_argument_group("sub-classes"), SUBCLASSES)
-    add_classification(parser)
-    parser.set_defaults(align_classes=None, classes=None)  # chosen from the number of particles
+    add_classification(parser, is_deep=True)
     add_machine(parser.add_argument_group("machine"))
     return parser
 

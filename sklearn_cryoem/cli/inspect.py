@@ -246,7 +246,8 @@ def describe_run(folder):
 
 def _title(name, unit):
     """Name of a fact for people; lengths whose unit depends on the file get theirs."""
-    return f"{name} {unit}".replace("_", " ") if name in _LENGTHS else name.replace("_", " ")
+    words = name.removeprefix("n_").replace("_", " ")
+    return f"{words} {unit}" if name in _LENGTHS else words
 
 
 def _range(values):

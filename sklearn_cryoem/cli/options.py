@@ -93,7 +93,7 @@ ALIGNMENT_AND_CLUSTERING = [
 ALIGNMENT = [
     ("n_clusters", "--align-classes", "N", count, 50, "classes while aligning"),
     ("n_references", "--align-references", "N", count, None,
-     "references that are united to these classes in the end: more are more accurate and slower "
+     "references that are merged into these classes in the end: more are more accurate and slower "
      "(default: 2.5 to a class, as far as there are particles)"),
     ("n_batches", "--align-batches", "N", whole, None, "mini-batches to begin with (default: the aligner's)"),
     ("max_iter", "--align-iterations", "N", count, None,
@@ -122,7 +122,7 @@ SUBCLASSES = [
     ("max_subclasses", "--max-subclasses", "N", count, None, "sub-classes of a class, at most"),
 ]  # fmt: skip
 MACHINE = [
-    ("n_jobs", "--jobs", "N", count, None, "cores to use; labels do not depend on it (default: all)"),
+    ("n_jobs", "--jobs", "N", count, None, "cores to use; results do not depend on it (default: all)"),
     ("random_state", "--seed", "N", whole, 0, "seed of every random choice"),
 ]  # fmt: skip
 _CHOICES = {"topology": "--topology", "n_components": "--latent-dim"}
@@ -248,11 +248,11 @@ def add_reading(group):
     add_options(group, READING)
 
 
-def add_classification(parser):
-    """Add the options of alignment and clustering."""
+def add_classification(parser, *, is_deep=False):
+    """Add the options of alignment and clustering; `deep` chooses the number of its first classes itself."""
     add_options(parser.add_argument_group("alignment and clustering"), ALIGNMENT_AND_CLUSTERING)
     align = parser.add_argument_group("alignment")
-    add_options(align, ALIGNMENT)
+    add_options(align, _with_chosen_classes(ALIGNMENT) if is_deep else ALIGNMENT)
     align.add_argument(
         "--skip-align", action="store_true", help="use the in-plane angles and shifts of the file as they are"
     )
@@ -265,8 +265,17 @@ def add_classification(parser):
         "--latent-dim", metavar="L", type=count, choices=(1, 2, 3),
         help="dimension of the manifold (default: that of its shape, 2 for a grid)",
     )  # fmt: skip
-    add_options(cluster, CLUSTERING)
+    add_options(cluster, _with_chosen_classes(CLUSTERING) if is_deep else CLUSTERING)
     cluster.add_argument(
         "--noise-groups", action="store_true",
         help="a noise spectrum for each micrograph, instead of one for all particles",
     )  # fmt: skip
+
+
+def _with_chosen_classes(table):
+    """The same options, with a number of classes that follows from the number of particles."""
+    return [
+        (name, flag, metavar, kind, None, f"{text} (default: from the number of particles, see below)")
+        if name == "n_clusters" else (name, flag, metavar, kind, default, text)
+        for name, flag, metavar, kind, default, text in table
+    ]  # fmt: skip

@@ -31,6 +31,10 @@ CONTENTS = {
     SUMMARY: "parameters, versions, times, sizes and resolutions",
     RUN_FILE: "options, to repeat the run with --config",
 }
+_CONTENTS_OF_DEEP = {
+    ATLAS: "sub-classes of the largest class that was divided, on their manifold",
+    CONVERGENCE: "objectives of the fits, of the sub-classes for that class alone",
+}
 _STAR_COLUMNS = {"clsSize": "size", "clsRank": "rank", "clsScore": "score", "clsKeep": "keep"}
 _DPI = 160
 MIN_AGREEMENT = 0.15  # noise has 0.03 to 0.08, a round shell 0.10 to 0.13, real particles 0.7
@@ -190,7 +194,7 @@ def measure(outcome):
     else:
         results |= {
             "grid_shape": model.grid_shape_,
-            "n_iter_cluster": model.n_iter_,
+            "clustering_iterations": model.n_iter_,
             "log_posterior_per_particle": model.log_posterior_[-1],
             "agreement_of_repeat": agreement(model.labels_, outcome.repeated, quality["keep"].to_numpy()),
         }
@@ -202,11 +206,11 @@ def measure(outcome):
 
 def _of_alignment(aligner):
     return {
-        "n_references_align": len(aligner.references_),
-        "n_classes_align": len(aligner.class_averages_),
-        "n_effective_classes_align": aligner.n_effective_clusters_,
-        "n_iter_align": aligner.n_iter_,
-        "converged_align": aligner.converged_,
+        "n_alignment_references": len(aligner.references_),
+        "n_alignment_classes": len(aligner.class_averages_),
+        "n_effective_alignment_classes": aligner.n_effective_clusters_,
+        "alignment_passes": aligner.n_iter_,
+        "alignment_converged": aligner.converged_,
         "alignment_resolution": aligner.resolution_,
         "alignment_pass_resolution": aligner.pass_resolution_,
     }
@@ -279,7 +283,7 @@ def draw(outcome, folder):
     sizes, resolutions = outcome.quality["size"], outcome.quality["resolution"]
     gallery = plot_class_averages(model, stack, counts=sizes, resolutions=resolutions, numbers=True)
     figures = {GALLERY: gallery.figure}
-    clusterer, positions = model, None
+    clusterer, positions, place = model, None, ""
     if outcome.assignment is not None:
         positions = outcome.assignment[2]
     elif outcome.is_deep:
@@ -289,8 +293,11 @@ def draw(outcome, folder):
         clusterer = None if largest is None else model.clusterers_[largest]
         if clusterer is not None:
             positions = clusterer.transform(stack[np.flatnonzero(model.first_labels_ == largest)])
+            place = f"Inside first class {largest + 1}\n"
     if clusterer is not None:
-        figures[ATLAS] = plot_manifold_atlas(clusterer, latent_positions=positions).figure
+        atlas = plot_manifold_atlas(clusterer, latent_positions=positions)
+        atlas.title.set_text(place + atlas.get_title())
+        figures[ATLAS] = atlas.figure
         figures[CONVERGENCE] = draw_convergence(outcome.whole_model, stack)
     if outcome.aligner is not None:
         aligned = plot_class_averages(outcome.aligner, stack, numbers=True)
@@ -327,12 +334,12 @@ def tell(results, folder, console):
         f"{results['n_classes']} classes (as many as {results['n_effective_classes']:.0f} equal ones); "
         + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in folder.seconds.items())
     )
-    if "n_references_align" in results:
-        passes, reached = results["n_iter_align"], results["alignment_pass_resolution"][-1]
+    if "n_alignment_references" in results:
+        passes, reached = results["alignment_passes"], results["alignment_pass_resolution"][-1]
         unit = "px" if results["pixel_size_angstrom"] is None else "A"
         console.say(
-            f"aligned with {results['n_references_align']:,} references, united to "
-            f"{results['n_classes_align']:,} classes, in {passes} full pass{'es' if passes > 1 else ''}; "
+            f"aligned with {results['n_alignment_references']:,} references, merged into "
+            f"{results['n_alignment_classes']:,} classes, in {passes} full pass{'es' if passes > 1 else ''}; "
             + (f"the best reference reaches {reached:.3g} {unit}" if np.isfinite(reached)
                else "no reference rises above its noise")
         )  # fmt: skip
@@ -346,5 +353,6 @@ def tell(results, folder, console):
         console.say(f"kept of each fifth of the particles, smallest classes first: {shares}")
     console.say(f"results in {folder.path}:")
     labelled = next(name for name in folder.names if name.startswith("particles."))
-    written = [(name, text) for name, text in CONTENTS.items() if (folder / name).exists()]
+    contents = CONTENTS | (_CONTENTS_OF_DEEP if "n_first_classes" in results else {})
+    written = [(name, text) for name, text in contents.items() if (folder / name).exists()]
     console.table([(labelled, "particles with class numbers and poses"), *written])

@@ -31,10 +31,10 @@ _DRAWN_IN_A_SESSION = ("noise", "views", "no_rotation", "weights", "astigmatism"
 _DEMO_STACK, _DEMO_STAR = "simulated.mrcs", "simulated.star"
 _DEMO_BOX, _DEMO_SNR, _DEMO_JUNK = 64, 0.1, 0.1
 _DEMO_DESCRIPTION = f"""\
-Simulate particles of a ribosome-like phantom as a session brings them home ({_DEMO_BOX} px, signal-to-noise
-{_DEMO_SNR}, picks off centre, neighbours, {_DEMO_JUNK:.0%} junk, views that prefer directions), align and
-cluster them without telling what they are, and measure the result against the truth. Under three minutes on
-two cores.
+Simulate particles of a ribosome-like phantom as hard as those of a real session ({_DEMO_BOX} px,
+signal-to-noise ratio {_DEMO_SNR}, picks off centre, neighbours, {_DEMO_JUNK:.0%} junk, views that prefer
+directions), align and cluster them without telling what they are, and measure the result against the truth.
+Under three minutes on two cores.
 """
 _PHANTOM_NAMES = ("ribosome", "ring-10", "ring-11", "ring-12", "rp", "rp-cp")
 
@@ -65,12 +65,13 @@ def add_simulate(commands):
     images = parser.add_argument_group("images")
     add_options(images, [
         ("session", "--session", None, bool, False,
-         "as a session at the microscope brings them home; noise, views and optics are drawn by it"),
+         "like particles of a real session at the microscope; noise, views and optics are drawn by it"),
         ("particles", "--particles", "N", count, 1000, "number of images"),
         ("box", "--box", "PIXELS", count, 64, "side of the images in pixels"),
         ("pixel_size", "--pixel-size", "A", positive, None,
          "Angstrom per pixel (default: that of the volume; for phantoms, what fits the box)"),
-        ("snr", "--snr", "X", positive, 0.1, "variance of the signal over that of the noise"),
+        ("snr", "--snr", "X", positive, 0.1,
+         "variance of the signal over that of the noise; in a session the mean of the particles"),
         ("views", "--views", "N", count, None, "number of view directions (default: one for each particle)"),
         ("no_rotation", "--no-rotation", None, bool, False, "do not turn particles in the plane"),
         ("max_shift", "--max-shift", "A", not_negative, None,

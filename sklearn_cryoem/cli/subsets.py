@@ -73,6 +73,12 @@ def class_numbers(text):
     return sorted(numbers)
 
 
+def number_list(numbers):
+    """Rising class numbers as `--classes` takes them, such as 1-5,9."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ",".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
 def select(options, console):
     """Read the labelled particles, select, write."""
     from sklearn_cryoem.io import write_particles
@@ -101,7 +107,7 @@ def select(options, console):
     n_marked = np.count_nonzero(np.isin(labels, wanted) & marked_outliers(stack))
     if n_marked == np.count_nonzero(np.isin(labels, wanted)):
         raise CommandError(
-            "all particles of these classes are marked as far out (smlOutlier), which leaves none. Choose "
+            "all particles of these classes are marked as outliers (smlOutlier), which leaves none. Choose "
             "other classes."
         )
     chosen = named_for(output, select_classes(stack, labels, wanted), _places(particles, options), console)
@@ -109,8 +115,7 @@ def select(options, console):
     n_classes = len(np.unique(labels[labels >= 0]))
     console.say(
         f"{len(chosen):,} of {len(stack):,} particles, in {len(wanted)} of {n_classes} classes with any, "
-        f"written to {output}"
-        + (f"; {n_marked:,} that are far out (smlOutlier) were left out" if n_marked else "")
+        f"written to {output}" + (f"; {n_marked:,} outliers (smlOutlier) were left out" if n_marked else "")
     )
 
 
@@ -199,14 +204,14 @@ def _existing(numbers, labels, options, console):
     folder = options.results if options.results.is_dir() else options.results.parent
     known = read_summary(folder).get("results", {}).get("n_classes") if options.results.is_dir() else None
     last = int(max(present.max(initial=-1) + 1, known or 0))
-    beyond = [str(number) for number in numbers if number > last]
+    beyond = [number for number in numbers if number > last]
     if beyond:
         raise CommandError(
-            f"there is no class {', '.join(beyond)}: the last one is {last}. Choose among 1 to {last}."
+            f"there is no class {number_list(beyond)}: the last one is {last}. Choose among 1 to {last}."
         )
     empty = np.setdiff1d(wanted, present)
     if empty.size and not options.exclude:
-        console.warn(f"no particle is in class(es) {', '.join(str(number + 1) for number in empty)}")
+        console.warn(f"no particle is in class(es) {number_list(empty + 1)}")
     return np.intersect1d(wanted, present)
 
 

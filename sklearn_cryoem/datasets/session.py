@@ -1,4 +1,4 @@
-"""Particles as a whole session brings them home: everything that makes real images hard, with the truth."""
+"""Particles as hard as those of a real session at the microscope, with the truth."""
 
 from __future__ import annotations
 

@@ -214,15 +214,14 @@ def _check_lengths(trace, given):
 
 
 def _shade(ax, held_out):
-    """A band behind the cross-fitted iterations; above it, and beyond, what was measured there."""
+    """A band behind the cross-fitted iterations; above both ends, within the axes, what was measured."""
     end = np.flatnonzero(held_out)[-1] + 1.5
     ax.axvspan(0.5, end, color=ACCENT, alpha=0.07, lw=0, zorder=0)
-    for x, text, side in ((end, CROSS_FITTED, "right"), (end, FITTED, "left")):
-        if side == "left" and held_out.all():
-            continue
+    sides = [(0.0, CROSS_FITTED, "left")] + ([] if held_out.all() else [(1.0, FITTED, "right")])
+    for x, text, side in sides:
         ax.annotate(
-            text, (x, 1.0), xycoords=("data", "axes fraction"), xytext=(-5 if side == "right" else 5, 3),
-            textcoords="offset points", ha=side, va="bottom", fontsize=8, color=INK,
+            text, (x, 1.0), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points",
+            ha=side, va="bottom", fontsize=8, color=INK,
         )  # fmt: skip
 
 

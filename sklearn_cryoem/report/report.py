@@ -226,7 +226,7 @@ def _facts_line(run):
     if run.pixel_size is not None:
         line.append((f"{run.pixel_size:.4g} Å", "pixel"))
     if run.finest_resolution is not None:
-        line.append((f"{run.finest_resolution:.3g} {run.unit}", "best class"))
+        line.append((f"{run.finest_resolution:.3g} {run.unit}", "best class (optimistic)"))
     return line
 
 

@@ -142,7 +142,7 @@ def test_summary_and_warnings_agree_on_whether_the_alignment_converged(passes, t
     assert main(["classify", str(tmp_path / "particles.star"), "-o", str(out), "--quiet", *few]) == 0
     summary = json.loads((out / "summary.json").read_text())
     warned = [text for text in summary["warnings"] if text.startswith("MAPAligner stopped at")]
-    assert summary["results"]["converged_align"] == (not warned) == (passes == "2")
+    assert summary["results"]["alignment_converged"] == (not warned) == (passes == "2")
     assert all("Options: --align-iterations for max_iter, --align-batches" in text for text in warned)
     assert all(text in capsys.readouterr().err for text in warned)
 

@@ -141,10 +141,10 @@ def test_a_class_has_the_same_resolution_in_all_files(classified):
 def test_references_and_noise_groups_are_options_and_told(simulated, tmp_path, capsys):
     words = ["--align-references", "6", "--noise-groups", *FEW]
     assert run("classify", simulated / "particles.star", "-o", tmp_path / "out", *words) == 0
-    assert "aligned with 6 references, united to 4 classes, in " in capsys.readouterr().out
+    assert "aligned with 6 references, merged into 4 classes, in " in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
-    assert results["n_references_align"] == 6 and results["n_classes_align"] == 4
-    assert len(results["alignment_pass_resolution"]) == results["n_iter_align"]
+    assert results["n_alignment_references"] == 6 and results["n_alignment_classes"] == 4
+    assert len(results["alignment_pass_resolution"]) == results["alignment_passes"]
     aligner, clusterer = load_model(tmp_path / "out" / "model.npz")
     assert results["alignment_resolution"] == pytest.approx(aligner.resolution_, rel=1e-4)
     assert aligner.n_references == 6

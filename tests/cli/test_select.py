@@ -109,11 +109,11 @@ def test_particles_that_are_far_out_are_left_out_and_that_is_said(suffix, result
     write_particles(stack.with_outliers(marks), path, labels=labels)
     others = ",".join(str(number + 1) for number in np.unique(labels[~marks]))
     assert run("select", path, "--classes", others) == 0
-    assert "; 3 that are far out (smlOutlier) were left out" in capsys.readouterr().out
+    assert "; 3 outliers (smlOutlier) were left out" in capsys.readouterr().out
     chosen = read_particles(tmp_path / f"selected{suffix}", metadata_only=True, ctf=False)
     assert len(chosen) == np.count_nonzero(~marks)
     assert run("select", path, "--classes", labels[0] + 1, "--force") == 1
-    assert "marked as far out (smlOutlier), which leaves none. Choose other" in capsys.readouterr().err
+    assert "marked as outliers (smlOutlier), which leaves none. Choose other" in capsys.readouterr().err
 
 
 def test_exclude_is_the_rest(results, tmp_path):

@@ -170,6 +170,11 @@ class Atlas {
     context.fillStyle = colour("--ink");
     context.font = "11px system-ui, sans-serif";
     context.textAlign = "center";
+    // The rim keeps the number readable on every colour of the density.
+    context.strokeStyle = colour("--surface");
+    context.lineWidth = 3;
+    context.lineJoin = "round";
+    context.strokeText(String(k + 1), x - radius * 0.9, y - radius * 0.8);
     context.fillText(String(k + 1), x - radius * 0.9, y - radius * 0.8);
     context.textAlign = "start";
   }
