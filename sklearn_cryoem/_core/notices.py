@@ -56,7 +56,7 @@ _ALL = (
     ),
     Notice(
         "outliers",
-        "Some images are far out: their power is many times that of most or nearly none, they have hot "
+        "Some images are outliers: their power is many times that of most or nearly none, they have hot "
         "pixels or stripes, or are torn. Each would weigh as much as many sound ones, so they take part in "
         "no statistic of a fit. They still get labels, and a mark in the table that is written (smlOutlier).",
         "Look at them; clip hot pixels with clip_hot_pixels=True (--clip-hot-pixels), extract torn ones "

@@ -58,7 +58,7 @@ def _tell_left_out(report, folder, console):
 
 
 def screen(stack, options, folder, console):
-    """Look at every image before the fits: leave out what is constant or not finite, mark what is far out.
+    """Look at every image before the fits: leave out what is constant or not finite, mark outliers.
 
     Returns
     -------

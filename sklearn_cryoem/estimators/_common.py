@@ -161,7 +161,7 @@ def as_screened(X, owner, *, stacklevel):
 
 
 def mean_without_outliers(values, X):
-    """Mean over the particles that are not marked as far out: one of them would outweigh all others."""
+    """Mean over the particles that are not marked as outliers: one of them would outweigh all others."""
     outlier = X.outlier if isinstance(X, ParticleStack) else None
     if outlier is None or outlier.all():
         return float(values.mean())
@@ -178,8 +178,8 @@ def without_outliers(stack, owner):
     """
     if stack.outlier.all():
         raise ValueError(
-            f"{type(owner).__name__} got {len(stack)} particles, all of which are far out. Have it take them "
-            "as they are with stack.with_outliers([False] * len(stack)), or give sound ones."
+            f"{type(owner).__name__} got {len(stack)} particles, all of which are outliers. Have it take "
+            "them as they are with stack.with_outliers([False] * len(stack)), or give sound ones."
         )
     return stack[~stack.outlier] if stack.outlier.any() else stack
 

@@ -103,7 +103,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
         (pixels where the pixel size is unknown); NaN for vectors. Pictures and files have what
         `class_quality` measures.
     class_sizes_ : ndarray of shape (n_classes,)
-        Training images of each flat class, but for those that are far out (see `ParticleStack.screen`), which
+        Training images of each flat class, but for outliers (see `ParticleStack.screen`), which
         have labels and took no part in the fit.
     n_effective_clusters_ : float
         exp(entropy of `class_sizes_`), Eq. (3.8).

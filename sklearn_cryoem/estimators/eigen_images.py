@@ -51,7 +51,7 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
     Notes
     -----
-    Images that are far out (see `ParticleStack.screen`) take no part in `fit`, but have coordinates: leave
+    Outliers (see `ParticleStack.screen`) take no part in `fit`, but have coordinates: leave
     them out before an estimator of vectors, which cannot know them.
 
     Examples

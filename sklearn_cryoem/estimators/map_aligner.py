@@ -79,12 +79,12 @@ class MAPAligner(
     n_clusters : int, default=50
         Number of classes.
     n_references : int or None, default=None
-        Number of references that EM works with, at least `n_clusters`. In the end they are united to
-        `n_clusters` classes, each time the two that the likelihood can spare most easily, Eq. (4.9)-(4.10):
+        Number of references that EM works with, at least `n_clusters`. In the end they are merged into
+        `n_clusters` classes, each time the two that cost the least likelihood, Eq. (4.9)-(4.10):
         far more accurate than as many references as classes, at a cost that grows with their number. By
         default 2.5 to a class, as long as each gets 40 images.
     align_mirrored : bool, default=False
-        Whether references may be mirrored when they are united and brought into one frame: the same view from
+        Whether references may be mirrored when they are merged and brought into one frame: the same view from
         opposite sides gives mirror images, which then share classes. `poses_.mirrored` tells the images that
         are mirrored.
     mask_diameter : float or None, default=None
@@ -98,7 +98,7 @@ class MAPAligner(
         How far from the poses of the stack in-plane angles are searched, in radians: for a second run, or for
         poses of another program. `max_shift` then counts from the shifts of the stack, masks follow them, the
         first references are averages at the known poses, and all keep to the frame of these: none is moved
-        or mirrored when they are united. `transform` and the like search all angles for particles without
+        or mirrored when they are merged. `transform` and the like search all angles for particles without
         poses. By default all angles are searched, and poses that the stack may have are not used.
     max_resolution : float or None, default=None
         Finest detail ever used, in Angstrom (pixels where the pixel size is unknown). By default all but
@@ -138,7 +138,7 @@ class MAPAligner(
     labels_ : ndarray of shape (n_images,)
         Class of every training image.
     class_sizes_ : ndarray of shape (n_clusters,)
-        Training images of each class, without those that are far out.
+        Training images of each class, without outliers.
     class_posterior_ : ndarray of shape (n_images,)
         Posterior of that class.
     log_evidence_ : ndarray of shape (n_images,)
@@ -159,7 +159,7 @@ class MAPAligner(
         Resolution limit of the last pass, in Angstrom (pixels where the pixel size is unknown): no finer
         detail was used.
     outlier_ : ndarray of shape (n_images,), bool
-        Training images that are far out (see `ParticleStack.screen`): they have labels and poses, and took
+        Training images that are outliers (see `ParticleStack.screen`): they have labels and poses, and took
         no part in the fit.
     noise_variance_ : ndarray of shape (n_rings,)
         Noise variance per pixel at 1, 2, .. Fourier pixels, of all images.
@@ -436,7 +436,7 @@ class MAPAligner(
         Returns
         -------
         stack : ParticleStack
-            The same particles with poses, normalised if they were not, and with marks of what is far out.
+            The same particles with poses, normalised if they were not, and with marks of outliers.
         """
         stack, _ = as_screened(X, self, stacklevel=2)
         self.fit(stack)
@@ -502,8 +502,8 @@ class MAPAligner(
         Returns
         -------
         score : float
-            Comparable between aligners with the same masks and the same `max_resolution`. Particles marked as
-            far out do not count: for cross-validation, screen the stack before.
+            Comparable between aligners with the same masks and the same `max_resolution`. Outliers do
+            not count: for cross-validation, screen the stack before.
         """
         return mean_without_outliers(self.score_samples(X), X)
 

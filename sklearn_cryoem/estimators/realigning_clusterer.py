@@ -182,7 +182,7 @@ class RealigningClusterer(
         -------
         stack : ParticleStack
             With `poses_`: found against half averages, so not quite those of ``fit(X).transform(X)``;
-            normalised if they were not, and with marks of what is far out.
+            normalised if they were not, and with marks of outliers.
         """
         self._check_parameters()
         warn_if_not_aligned(self, X, stacklevel=2)

@@ -182,7 +182,7 @@ class SMLClusterer(
     alpha_ : ndarray of shape (n_shells,)
         Prior precision of the weights in each shell.
     outlier_ : ndarray of shape (n_images,), bool, or None
-        Training images that are far out and took no part in the fit, but have labels. None for vectors.
+        Training images that are outliers and took no part in the fit, but have labels. None for vectors.
     class_sizes_, soft_class_sizes_ : ndarray of shape (n_nodes,)
         Images of each class, and sums of their posteriors; of those that the fit learned from.
     information_share_ : float
@@ -679,7 +679,7 @@ class SMLClusterer(
         return self._posteriors(X, most_probable)
 
     def predict_proba(self, X: Data) -> NDArray[Any]:
-        """Posterior probability of every node, as far as held-out images bear it out, Eq. (3.17).
+        """Posterior probability of every node, as certain as held-out images allow, Eq. (3.17).
 
         Parameters
         ----------
@@ -762,8 +762,8 @@ class SMLClusterer(
         Returns
         -------
         score : float
-            Higher is better; compare models of the same `max_resolution` and `mask_diameter` alone. Particles
-            marked as far out do not count: for cross-validation, screen the stack before.
+            Higher is better; compare models of the same `max_resolution` and `mask_diameter` alone. Outliers
+            do not count: for cross-validation, screen the stack before.
         """
         return mean_without_outliers(self.score_samples(X), X)
 

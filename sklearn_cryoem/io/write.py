@@ -91,7 +91,7 @@ def write_particles(
 
     Notes
     -----
-    Particles that are far out (`ParticleStack.screen`) are marked by 1 in a column ``smlOutlier``, which
+    Outliers (`ParticleStack.screen`) are marked by 1 in a column ``smlOutlier``, which
     `select_classes` leaves out. Particles that are dark where they lie stay marked as such: ``blob/sign``,
     ``cryosparcSign`` in a STAR file. Where no micrographs are known, a new STAR file has groups of noise,
     ``rlnGroupName``, instead.

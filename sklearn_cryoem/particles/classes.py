@@ -83,7 +83,7 @@ def class_labels(stack: ParticleStack) -> NDArray[np.int64] | None:
 def select_classes(stack: ParticleStack, labels: Any, classes: Any) -> ParticleStack:
     """Return the particles of some classes, in their order, with their classes in their table.
 
-    Those that are far out are left out: marked in `outlier`, or where nobody has looked, in the table.
+    Outliers are left out: marked in `outlier`, or where nobody has looked, in the table.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def select_classes(stack: ParticleStack, labels: Any, classes: Any) -> ParticleS
 
 
 def marked_outliers(stack: ParticleStack) -> NDArray[np.bool_]:
-    """Which particles are far out, as `outlier` says, or else their table; (n_images,)."""
+    """Which particles are outliers, as `outlier` says, or else their table; (n_images,)."""
     if stack.outlier is not None:
         return stack.outlier
     metadata = stack.metadata

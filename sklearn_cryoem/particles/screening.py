@@ -1,8 +1,8 @@
-"""One look at every image of a stack: what is far out is marked, and what is not normalised is.
+"""One look at every image of a stack: outliers are marked, and what is not normalised is.
 
 An image that is a hundred times too bright, torn, striped or hit by a cosmic ray weighs as much as
-thousands of sound ones in every sum of squares. Each image is measured once against the others, and what is
-far out takes part in no statistic.
+thousands of sound ones in every sum of squares. Each image is measured once against the others, and an
+outlier takes part in no statistic.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Look:
 
     @property
     def shared_fault(self) -> str | None:
-        """What is said of a fault that most images have, none of which is far out for it; None without."""
+        """What is said of a fault that most images have, none of which is an outlier for it; None without."""
         if not self.measures.have_backgrounds:
             return None
         faults = (
@@ -202,7 +202,7 @@ def screened(
         remark = "They get labels all the same, and marks in the table."
         notify(
             "outliers",
-            f"{outlier.sum():,} of {len(stack):,} particles are far out and take part in no statistic: "
+            f"{outlier.sum():,} of {len(stack):,} particles are outliers and take part in no statistic: "
             f"{outlier_text(look.outliers, remark)}",
             stacklevel=stacklevel + 1,
         )
@@ -259,7 +259,7 @@ def _of_usual_scale(spread: Float64, group: NDArray[np.int64]) -> NDArray[np.boo
 
 
 def usual_limits(measures: Measures, box: int) -> Float64:
-    """Smallest and largest value of each measure that is not far out; (2, 4 + n_bands).
+    """Smallest and largest value of each measure that makes no outlier; (2, 4 + n_bands).
 
     Parameters
     ----------
@@ -299,7 +299,7 @@ def _robust_sd(values: Float64) -> Float64:
 def find_outliers(
     measures: Measures, limits: Float64, group: NDArray[np.int64], box: int, *, groups_differ: bool = False
 ) -> pd.DataFrame:
-    """List images that are far out, against all and against their noise group.
+    """List outliers, against all and against their noise group.
 
     Parameters
     ----------

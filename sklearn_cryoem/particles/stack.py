@@ -63,7 +63,7 @@ class ParticleStack(Immutable):
     truth : DataFrame of n_images rows, optional
         What is known of simulated particles.
     outlier : array_like of shape (n_images,), bool, optional
-        Which images are far out and take part in no statistic of a fit; see `screen`. Where it is given,
+        Which images are outliers, which take part in no statistic of a fit; see `screen`. Where it is given,
         fits take the images as they are.
 
     Raises
@@ -198,7 +198,7 @@ class ParticleStack(Immutable):
         return self.images.read(rows)
 
     def check(self, *, verbose: int = 0) -> pd.DataFrame:
-        """Read every image and list those that cannot be used, and those that are far out.
+        """Read every image and list those that cannot be used, and the outliers.
 
         Parameters
         ----------
@@ -231,12 +231,12 @@ class ParticleStack(Immutable):
         n_jobs: int | None = None,
         verbose: int = 0,
     ) -> ParticleStack:
-        """Look at every image once: mark what is far out, and normalise all if they visibly are not.
+        """Look at every image once: mark outliers, and normalise all if they visibly are not.
 
-        Every `fit` does this by itself to a stack whose `outlier` is not known. Far out is an image whose
+        Every `fit` does this by itself to a stack whose `outlier` is not known. An outlier is an image whose
         power in a band of frequencies is more than six times that of most, or less than a sixth; that has
         hot pixels, a stripe, or more than a fifth of its lines blank; or whose grey level is elsewhere.
-        Twice the contrast of others, as by thinner ice, is not far out.
+        Twice the contrast of others, as by thinner ice, makes no outlier.
 
         Parameters
         ----------
@@ -264,7 +264,7 @@ class ParticleStack(Immutable):
         Warns
         -----
         ParticleDataWarning
-            Of images that are far out, by kind with counts and rows, and of images that were not normalised.
+            Of outliers, by kind with counts and rows, and of images that were not normalised.
         """
         return screened(self, mask_diameter, noise=noise, n_jobs=n_jobs, verbose=verbose, stacklevel=2)[0]
 
@@ -310,7 +310,7 @@ class ParticleStack(Immutable):
         return ParticleStack(**{**state, **parts})
 
     def _seen_through(self, step: Step, **parts: Any) -> ParticleStack:
-        """The same particles after a step of preprocessing; what was far out before may not be now."""
+        """The same particles after a step of preprocessing; an outlier before may not be one now."""
         return self._replace(images=TransformedSource(self.images, step), outlier=None, **parts)
 
     def with_poses(self, poses: Poses | None) -> ParticleStack:
@@ -326,7 +326,7 @@ class ParticleStack(Immutable):
         return self._replace(truth=truth)
 
     def with_outliers(self, outlier: Any) -> ParticleStack:
-        """Return the same particles with other marks of what is far out; None to have fits look again.
+        """Return the same particles with other marks of outliers; None to have fits look again.
 
         Parameters
         ----------

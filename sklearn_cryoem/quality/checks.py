@@ -59,7 +59,7 @@ def check_particles(
 ) -> list[Finding]:
     """Look at some particles for mistakes that would spoil any classification.
 
-    Found are particles that are dark on a bright ground, images that are not normalised, constant, far out
+    Found are particles that are dark on a bright ground, images that are not normalised, constant, outliers
     (too bright or faint, with hot pixels or stripes, torn, of another grey level; see `ParticleStack.screen`)
     or cut at the edge of a micrograph, a CTF that does not fit the power spectrum, a pixel size that differs
     from that of the image headers, and a box too tight for the mask. Images of 67 million pixels at most are
@@ -137,7 +137,7 @@ def _lengths(stack: ParticleStack, mask_diameter: float | None) -> Iterator[Find
 
 
 def _seen(look: Look, rows: np.ndarray, n_images: int) -> Iterator[Finding]:
-    """What a look at the images of `rows` shows: unusable, uneven, far out, cut at an edge."""
+    """What a look at the images of `rows` shows: unusable, uneven, outliers, cut at an edge."""
     of = f"of {len(rows):,} images" + ("" if len(rows) == n_images else f" looked at, from {n_images:,}")
     if len(look.unusable):
         yield Finding(
@@ -155,7 +155,7 @@ def _seen(look: Look, rows: np.ndarray, n_images: int) -> Iterator[Finding]:
         found = look.outliers.assign(row=rows[look.outliers["row"]])
         yield Finding(
             "outliers",
-            f"{len(found):,} {of} are far out: {outlier_text(found, 'Fits learn nothing from them.')}",
+            f"{len(found):,} {of} are outliers: {outlier_text(found, 'Fits learn nothing from them.')}",
         )
     if look.shared_fault is not None:
         yield Finding("shared-fault", look.shared_fault)

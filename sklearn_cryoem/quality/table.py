@@ -126,7 +126,7 @@ def class_quality(
     if max_resolution is None:
         max_resolution = getattr(last, "max_resolution", None)
     if stack.outlier is not None:
-        label = np.where(stack.outlier, -1, label)  # what is far out says nothing of its class
+        label = np.where(stack.outlier, -1, label)  # an outlier says nothing of its class
     side = stack.box * stack.pixel_length
     check_number("max_resolution", max_resolution, owner="class_quality", minimum=0, inclusive=False,
                  maximum=side / 2, allow_none=True)  # fmt: skip
@@ -170,7 +170,7 @@ def _labels(classification: Any, n_images: int) -> tuple[Int, int]:
 
 
 def as_classified(stack: ParticleStack, classification: Any) -> ParticleStack:
-    """The particles in the poses that a classification found, and with its marks of what is far out.
+    """The particles in the poses that a classification found, and with its marks of outliers.
 
     Parameters
     ----------

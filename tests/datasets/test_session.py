@@ -1,4 +1,4 @@
-"""Particles as a session brings them home: what is drawn, and what the images show."""
+"""Particles as hard as those of a real session: what is drawn, and what the images show."""
 
 from dataclasses import replace
 

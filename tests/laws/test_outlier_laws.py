@@ -1,4 +1,4 @@
-"""What is far out takes part in no statistic and gets a label; the unit of grey values is of no account."""
+"""An outlier takes part in no statistic and gets a label; the unit of grey values is of no account."""
 
 import numpy as np
 import pytest
@@ -109,7 +109,7 @@ def test_a_stream_leaves_out_what_is_far_out_in_any_chunk(dirty, bad):
 
 
 def test_a_stack_of_nothing_but_outliers_is_an_error(dirty):
-    with pytest.raises(ValueError, match=r"all of which are far out.*with_outliers"):
+    with pytest.raises(ValueError, match=r"all of which are outliers.*with_outliers"):
         SMLClusterer(4).fit(dirty[:30].with_outliers(np.ones(30, bool)))
 
 

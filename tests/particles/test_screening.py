@@ -1,4 +1,4 @@
-"""One look at every image: what is measured, what is far out, what is normalised."""
+"""One look at every image: what is measured, what is an outlier, what is normalised."""
 
 import pickle
 
@@ -146,7 +146,7 @@ def test_an_image_is_compared_with_its_micrograph_and_with_all(clean):
     limits = usual_limits(look_at(stack[:100]).measures, BOX)
     measures = look_at(stack).measures
     whole = find_outliers(measures, limits, stack.noise_group, BOX)
-    assert set(range(200, 300)) < set(whole["row"])  # a group that is far out as a whole is so
+    assert set(range(200, 300)) < set(whole["row"])  # a group of outliers as a whole is marked
     own = find_outliers(measures, limits, stack.noise_group, BOX, groups_differ=True)
     assert own["row"].tolist() == [5, 150]  # unless groups may differ
 
