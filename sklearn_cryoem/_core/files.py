@@ -276,13 +276,14 @@ class Content:
 _EMPTY = Content("empty", "an empty file", "Copy or export it again")
 _TEXT = Content("text", "plain text", "Give the file that the program wrote")
 _BINARY = Content("binary", "binary data of no kind known here", "Copy or export it again")
-_STAR = Content("star", "a STAR file", "Let its name end in .star")
-_MRC = Content("mrc", "an MRC file", "Let its name end in .mrcs, .mrc or .map")
+_STAR = Content("star", "a STAR file", "Read it as particles, under a name that ends in .star")
+_MRC = Content("mrc", "an MRC file", "Read it as images, under a name that ends in .mrcs, .mrc or .map")
 _UNPACK = "Uncompress it, and give what was in it"
 _BEGINNINGS = (
     (b"version https://git-lfs", Content(
         "lfs", "a Git LFS pointer, which stands for the file", "Fetch the file itself with git lfs pull")),
-    (b"\x93NUMPY", Content("npy", "a numpy array, as .cs files are", "Let its name end in .cs if it is one")),
+    (b"\x93NUMPY", Content(
+        "npy", "a numpy array, as .cs files are", "Let its name end in .cs if it holds particles")),
     (b"\x94CSDAT", Content("csdat", "a compressed cryoSPARC stream", "Save it in the numpy format with "
         'cryosparc-tools: Dataset.load("in.cs").save("out.cs")')),
     (b"\x89HDF\r\n\x1a\n", Content("hdf5", "an HDF5 file", "Export it in the format that its name says")),

@@ -57,7 +57,7 @@ def save_model(estimator: BaseEstimator, path: str | os.PathLike[str], *, overwr
 
     Parameters
     ----------
-    estimator : MAPAligner, SMLClusterer, DeepClusterer, or Pipeline of them
+    estimator : MAPAligner, SMLClusterer, DeepClusterer, RealigningClusterer, EigenImages, or Pipeline of them
         What to keep: its parameters and everything it learned.
     path : path-like
         File to write; by custom it ends in .npz.
@@ -70,12 +70,19 @@ def save_model(estimator: BaseEstimator, path: str | os.PathLike[str], *, overwr
         If the estimator holds something that cannot be written as numbers, text or arrays.
     FileExistsError
         If `path` exists and `overwrite` is false.
+    TypeError
+        If the first argument is no estimator.
 
     Notes
     -----
     Files are written whole or not at all. `random_state` is kept if it is an int or None; a generator is not
     (it has moved on), and a model loaded back has None there. Predictions never depend on it.
     """
+    if not isinstance(estimator, BaseEstimator):
+        raise TypeError(
+            f"save_model got a {type(estimator).__name__} as its first argument, expected an estimator. "
+            "Pass the estimator first and the file second: save_model(estimator, path)."
+        )
     arrays = {}
     model = _encode(estimator, type(estimator).__name__, arrays)
     with atomic_path(path, overwrite=overwrite) as temporary:
@@ -225,8 +232,8 @@ def _encode(value, where, arrays):  # noqa: PLR0911 (one line for each kind of v
     if type(value).__name__ in _ESTIMATORS and _is_ours(type(value)):
         return _encode_estimator(value, where, arrays)
     raise ModelFileError(
-        f"{where} is a {type(value).__name__}, which a model file cannot hold. Save a MAPAligner, an "
-        f"SMLClusterer or a Pipeline of them, with parameters that are numbers, text or arrays."
+        f"{where} is a {type(value).__name__}, which a model file cannot hold. Save one of "
+        f"{', '.join(_ESTIMATORS)} or a Pipeline of them, with parameters that are numbers, text or arrays."
     )
 
 

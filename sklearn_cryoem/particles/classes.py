@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
@@ -103,6 +104,8 @@ def select_classes(stack: ParticleStack, labels: Any, classes: Any) -> ParticleS
     ------
     ValueError
         If the labels do not fit, a class is named that no particle has, or there are no labels.
+    TypeError
+        If the particles do not come first, or the labels are an estimator.
 
     Examples
     --------
@@ -113,6 +116,11 @@ def select_classes(stack: ParticleStack, labels: Any, classes: Any) -> ParticleS
     >>> chosen.metadata["rlnClassNumber"].tolist()
     [1, 3, 1, 3]
     """
+    if not isinstance(stack, ParticleStack):
+        raise TypeError(
+            f"select_classes got a {type(stack).__name__} as its first argument, expected a ParticleStack. "
+            "Pass the particles first: select_classes(stack, labels, classes)."
+        )
     label = class_labels(stack) if labels is None else check_labels(labels, len(stack))
     if label is None:
         raise ValueError(
@@ -153,7 +161,11 @@ def steps_of(estimator: Any) -> list[Any]:
 
 
 def check_labels(labels: Any, n_images: int) -> NDArray[np.int64]:
-    """Return labels as int64, one for each particle, from -1; raise ValueError otherwise."""
+    """Return labels as int64, one for each particle, from -1; raise ValueError or TypeError otherwise."""
+    if isinstance(labels, BaseEstimator):
+        raise TypeError(
+            f"labels is a {type(labels).__name__}, expected the class of each particle. Pass its `labels_`."
+        )
     array = np.asarray(labels)
     if array.shape != (n_images,) or array.dtype.kind not in "iu" or (array.size and array.min() < -1):
         raise ValueError(

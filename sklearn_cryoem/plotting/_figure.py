@@ -6,6 +6,7 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.base import BaseEstimator
 
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles.classes import steps_of
@@ -34,7 +35,12 @@ def new_axes(width_inch, height_inch):
 def last_step(classification):
     """The fitted estimator that has the classes: the last step of a Pipeline; None for an array."""
     last = steps_of(classification)[-1]
-    return last if hasattr(last, "class_averages_") else None
+    if isinstance(last, BaseEstimator) and not hasattr(last, "class_averages_"):
+        raise TypeError(
+            f"{type(last).__name__} has no class_averages_. Pass a fitted MAPAligner, SMLClusterer, "
+            "DeepClusterer or RealigningClusterer, or class averages."
+        )
+    return last if isinstance(last, BaseEstimator) else None
 
 
 def check_averages(class_averages):
@@ -43,7 +49,8 @@ def check_averages(class_averages):
     if averages.ndim != 3 or averages.shape[1] != averages.shape[2] or averages.size == 0:
         raise ParticleDataError(
             f"class_averages has shape {averages.shape}, expected (n_classes, D, D) with at least one class. "
-            f"Pass a fitted estimator or its `class_averages_`; reshape vectors to square images first."
+            f"Pass a fitted estimator or its `class_averages_`, not labels, which hold no images; reshape "
+            f"vectors to square images first."
         )
     return averages
 

@@ -78,7 +78,7 @@ def plot_manifold_atlas(
     ParticleDataError
         If the shapes do not fit each other, or the topology is unknown.
     TypeError
-        If classification and particles are swapped.
+        If classification and particles are swapped, or the estimator has no latent positions.
 
     Notes
     -----
@@ -88,6 +88,12 @@ def plot_manifold_atlas(
     model = last_step(classification)
     averages = check_averages(classification if model is None else model.class_averages_)
     latent_nodes = getattr(model, "latent_nodes_", None) if latent_nodes is None else latent_nodes
+    if latent_nodes is None and model is not None:
+        raise TypeError(
+            f"{type(model).__name__} has no map: its classes have no latent positions. Pass a fitted "
+            "SMLClusterer: a RealigningClusterer has one in `clusterer_`, a DeepClusterer one for each "
+            "divided class in `clusterers_`."
+        )
     if np.shape(latent_nodes)[:1] != (len(averages),):
         raise ParticleDataError(
             f"latent_nodes has shape {np.shape(latent_nodes)}, expected ({len(averages)}, 1 to 3): one for "

@@ -114,8 +114,8 @@ def class_quality(
     check_order("class_quality", classification, stack)
     last = steps_of(classification)[-1]
     last = getattr(last, "clusterer_", last)  # of a RealigningClusterer: it knows more
-    label, n_classes = _labels(last, len(stack))
     stack = as_classified(stack, classification)
+    label, n_classes = _labels(last, len(stack))
     posterior, positions = getattr(last, "class_posterior_", None), None
     if assignment is None and hasattr(last, "assign"):
         assignment = last.assign(stack)
@@ -164,7 +164,8 @@ def _labels(classification: Any, n_images: int) -> tuple[Int, int]:
     if not hasattr(classification, "labels_") or not hasattr(classification, "class_averages_"):
         raise TypeError(
             f"class_quality got a {type(classification).__name__} without labels_ and class_averages_. "
-            "Give a fitted MAPAligner, SMLClusterer or DeepClusterer, or the label of each particle."
+            "Give a fitted MAPAligner, SMLClusterer, DeepClusterer or RealigningClusterer, or the label of "
+            "each particle."
         )
     return check_labels(classification.labels_, n_images), len(classification.class_averages_)
 
@@ -178,8 +179,20 @@ def as_classified(stack: ParticleStack, classification: Any) -> ParticleStack:
         The particles of the fit.
     classification : estimator, Pipeline or array
         An array, and an estimator that does not align, leave the poses as they are.
+
+    Raises
+    ------
+    ValueError
+        If the estimator has labels of another number of particles.
     """
     steps = steps_of(classification)
+    n_labels = len(getattr(steps[-1], "labels_", range(len(stack))))
+    if n_labels != len(stack):
+        raise ValueError(
+            f"the stack has {len(stack)} particles, expected {n_labels}, those that labels_ of the "
+            f"{type(steps[-1]).__name__} belong to. Pass the stack that it was fitted on; after partial_fit, "
+            "the last chunk. For other particles, give class_quality the labels that predict finds for them."
+        )
     poses = [step.poses_ for step in steps if getattr(step, "poses_", None) is not None]
     if poses:
         stack = stack.with_poses(poses[0])

@@ -68,8 +68,8 @@ def report(
     Parameters
     ----------
     classification : estimator, Pipeline or path-like
-        A fitted `MAPAligner`, `SMLClusterer`, `DeepClusterer` or a Pipeline that ends in one; or the folder
-        that `sklearn-cryoem classify` wrote.
+        A fitted `MAPAligner`, `SMLClusterer`, `DeepClusterer` or `RealigningClusterer`, or a Pipeline that
+        ends in one; or the folder that `sklearn-cryoem classify` wrote.
     stack : ParticleStack, default=None
         What the estimator was fitted on: for example particles and for lengths in Angstrom. A folder names
         its own.

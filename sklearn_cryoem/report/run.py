@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem.estimators._common import warn_if_not_aligned
 from sklearn_cryoem.particles.classes import steps_of
 from sklearn_cryoem.plotting.convergence import fits_of
 from sklearn_cryoem.quality.table import as_classified
@@ -143,14 +144,13 @@ def run_of_estimators(model, stack=None, *, latent_positions=None, quality=None)
     if not hasattr(last, "class_averages_"):
         raise TypeError(
             f"a report cannot be made of {type(last).__name__}: it has no class_averages_. Give a fitted "
-            f"MAPAligner, SMLClusterer or DeepClusterer, a Pipeline that ends in one, or the folder of a run."
+            f"MAPAligner, SMLClusterer, DeepClusterer or RealigningClusterer, a Pipeline that ends in one, "
+            f"or the folder of a run."
         )
     labels = np.asarray(last.labels_)
-    if stack is not None and len(stack) != len(labels):
-        raise ValueError(
-            f"the stack has {len(stack)} particles, expected {len(labels)}, those of the fit. "
-            f"Pass the stack that the estimator was fitted on."
-        )
+    if stack is not None:
+        stack = as_classified(stack, model)
+        warn_if_not_aligned(last, stack, stacklevel=3)
     pixel_size = getattr(stack, "pixel_size", None)
     return Run(
         name=type(last).__name__,
@@ -161,7 +161,7 @@ def run_of_estimators(model, stack=None, *, latent_positions=None, quality=None)
         pixel_size=pixel_size,
         positions=latent_positions,
         labels=labels,
-        stack=None if stack is None else as_classified(stack, model),
+        stack=stack,
         quality=quality,
         fits=fits_of(model, stack),
         **facts_of_model(model, pixel_size),

@@ -161,7 +161,7 @@ def test_the_header_can_be_read_without_the_estimators(pipeline, tmp_path):
     "value", [object(), np.array([object()]), {1: 2}, lambda: None], ids=["object", "array", "key", "lambda"]
 )
 def test_what_cannot_be_kept_is_named(value, tmp_path):
-    with pytest.raises(ModelFileError, match=r"learned_ is a .*Save a MAPAligner"):
+    with pytest.raises(ModelFileError, match=r"learned_ is a .*Save one of .*MAPAligner"):
         save_model(carrying(value), tmp_path / "model.npz")
     assert list(tmp_path.iterdir()) == []
 
@@ -171,6 +171,8 @@ def test_foreign_estimators_are_refused(tmp_path):
 
     with pytest.raises(ModelFileError, match="PCA, which a model file cannot hold"):
         save_model(PCA(), tmp_path / "model.npz")
+    with pytest.raises(TypeError, match=r"got a str as its first argument.*Pass the estimator first"):
+        save_model("model.npz", SMLClusterer(4))
 
 
 def test_an_existing_model_is_not_replaced_unasked(tmp_path):
@@ -201,6 +203,9 @@ def test_files_that_are_no_models_are_refused(tmp_path):
     np.save(tmp_path / "y.npy", np.zeros(3))
     with pytest.raises(ModelFileError, match="save_model wrote"):
         load_model(tmp_path / "y.npy")
+    path.write_text("data_particles\nloop_\n_rlnClassNumber\n1\n")
+    with pytest.raises(ModelFileError, match=r"but a STAR file\. Read it as particles"):
+        load_model(path)
     with pytest.raises(FileNotFoundError, match=r"no\.npz"):
         load_model(tmp_path / "no.npz")
 

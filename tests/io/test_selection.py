@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import starfile
 
+from sklearn_cryoem import SMLClusterer
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io import (
     read_mrc,
@@ -97,6 +98,10 @@ def test_classes_that_do_not_exist_are_named():
     ]:
         with pytest.raises(ValueError, match=remedy):
             select_classes(stack, labels, classes)
+    with pytest.raises(TypeError, match=r"got a list as its first argument.*Pass the particles first"):
+        select_classes([0, 1, 3], stack, [0])
+    with pytest.raises(TypeError, match=r"labels is a SMLClusterer.*Pass its `labels_`"):
+        select_classes(stack, SMLClusterer(), [0])
 
 
 def test_cryosparc_particles_keep_cryosparc_classes(shared_data, tmp_path):

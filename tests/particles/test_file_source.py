@@ -120,7 +120,7 @@ def spoil(path, start, value):
         (lambda path: path.write_bytes(bytes(500)), "shorter than an MRC header"),
         (
             lambda path: path.write_bytes(b"data_particles\n" * 200),
-            "not an MRC file, but a STAR file. Let its name end in .star",
+            "not an MRC file, but a STAR file. Read it as particles",
         ),
         (lambda path: path.write_bytes(bytes(3000)), "not an MRC file"),
         (lambda path: path.write_bytes(gzip.compress(path.read_bytes())), "compressed with gzip. Uncompress"),

@@ -69,6 +69,10 @@ def test_swapped_arguments_are_named(plot, model, stack):
         plot(model, model[-1].class_averages_)
 
 
-def test_an_estimator_without_an_objective_is_refused():
+def test_an_estimator_without_what_is_drawn_is_refused(model):
     with pytest.raises(TypeError, match="Pass a fitted MAPAligner"):
         plot_convergence(KMeans())
+    with pytest.raises(TypeError, match=r"SMLClusterer has no class_averages_\. Pass a fitted MAPAligner"):
+        plot_class_averages(SMLClusterer())
+    with pytest.raises(TypeError, match=r"MAPAligner has no map.*Pass a fitted SMLClusterer"):
+        plot_manifold_atlas(model[0])

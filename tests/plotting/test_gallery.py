@@ -91,6 +91,7 @@ def test_a_notebook_can_show_the_figure_and_a_file_can_hold_it(tmp_path):
     [
         ({"classification": np.zeros((4, 8))}, "reshape vectors to square images"),
         ({"classification": np.zeros((0, 8, 8))}, "class_averages_"),
+        ({"classification": [0, 1, 1]}, "not labels, which hold no images"),
         ({"counts": [1, 2]}, "same fit"),
         ({"resolutions": np.ones((3, 1))}, "same fit"),
         ({"counts": [0, 0, 0]}, "hide_empty=False"),

@@ -224,6 +224,14 @@ def test_arguments_must_fit(views, arguments, remedy):
         class_quality(**{"classification": label, "stack": stack, **arguments})
 
 
+def test_the_stack_is_that_of_the_labels(views):
+    stack, _ = views
+    model = SMLClusterer((2, 2), max_iter=3).partial_fit(stack[:100]).partial_fit(stack[100:])
+    with pytest.raises(ValueError, match=r"180 particles, expected 80.*the last chunk\. .*predict"):
+        class_quality(model, stack)
+    assert class_quality(model.predict(stack), stack)["size"].sum() == 180
+
+
 def test_arguments_in_the_wrong_order_are_told(views):
     stack, label = views
     with pytest.raises(TypeError, match=r"particles second: class_quality\(estimator, stack\)"):

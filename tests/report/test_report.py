@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, set_memory_limit
-from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
@@ -270,6 +270,7 @@ def test_a_report_of_a_pipeline_shows_both_fits(stack):
     ).fit(stack)
     page = report(model, stack, title="mine")
     data = data_of(page.html)
+    assert set(data["resolution"]) == {None}  # only class_quality measures one
     assert data["size"] == model[-1].class_sizes_.tolist() and sum(data["size"]) == 150
     assert data["source"]["estimator"] == "SMLClusterer" and data["source"]["n_classes"] == 6
     assert (
@@ -309,8 +310,11 @@ def test_what_has_no_classes_or_no_images_is_refused(stack):
     with pytest.raises(ParticleDataError, match=r"expected \(n_classes, D, D\)"):
         report(SMLClusterer((2, 2), max_iter=3).fit(vectors))
     model = SMLClusterer((2, 2), max_iter=3).fit(aligned_to_truth(stack))
-    with pytest.raises(ValueError, match=r"has 10 particles, expected 150.*that the estimator was fitted on"):
+    with pytest.raises(ValueError, match=r"has 10 particles, expected 150.*that it was fitted on"):
         report(model, stack[:10])
+    with pytest.warns(ParticleDataWarning, match="SMLClusterer needs aligned particles") as caught:
+        report(model, stack, examples=False)
+    assert caught[0].filename == __file__
 
 
 def test_a_report_is_saved_whole_and_shows_itself_in_a_notebook(run, tmp_path):
