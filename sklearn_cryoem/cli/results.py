@@ -33,7 +33,7 @@ CONTENTS = {
 }
 _CONTENTS_OF_DEEP = {
     ATLAS: "sub-classes of the largest class that was divided, on their manifold",
-    CONVERGENCE: "objectives of the fits, of the sub-classes for that class alone",
+    CONVERGENCE: "objectives of the first classification and of the fit inside that class",
 }
 _STAR_COLUMNS = {"clsSize": "size", "clsRank": "rank", "clsScore": "score", "clsKeep": "keep"}
 _DPI = 160
@@ -293,10 +293,11 @@ def draw(outcome, folder):
         clusterer = None if largest is None else model.clusterers_[largest]
         if clusterer is not None:
             positions = clusterer.transform(stack[np.flatnonzero(model.first_labels_ == largest)])
-            place = f"Inside first class {largest + 1}\n"
+            place = f"Inside class {largest + 1}: "
     if clusterer is not None:
         atlas = plot_manifold_atlas(clusterer, latent_positions=positions)
-        atlas.title.set_text(place + atlas.get_title())
+        if place:
+            atlas.set_title(place + atlas.get_title(), fontsize=9)  # a narrow map has little room
         figures[ATLAS] = atlas.figure
         figures[CONVERGENCE] = draw_convergence(outcome.whole_model, stack)
     if outcome.aligner is not None:
