@@ -141,6 +141,7 @@ def test_what_cannot_be_selected_is_refused(results, tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     for words, remedy in [
         ((results, "--classes", "7"), "there is no class 7: the last one is 6"),
+        ((results, "--classes", "5-99,120"), "there is no class 7-99,120: the last one is 6"),
         ((results, "--selection", tmp_path / "other.json"), "a run with 50 classes"),
         ((results, "--selection", tmp_path / "empty.json"), "selects no class"),
         ((results, "--selection", tmp_path / "bad.json"), "no selection"),
