@@ -80,7 +80,7 @@ def last_state(
     states : iterable
         States after each iteration, such as ``em(...)`` yields.
     checkpoint : Checkpoint
-        Keeps each state, so that the same fit can go on from it.
+        Keeps states from time to time and the last one in any case; the same fit can go on from there.
     after_state : callable
         Called with each state: what shows progress.
     found : object, optional
@@ -106,10 +106,10 @@ def last_state(
     except KeyboardInterrupt:
         if state is None:
             raise
-        checkpoint.keep(state, now=True)
         interrupted = True
     if state is None:
         raise ValueError("The fit has no state: give it at least one iteration, or a state to go on from.")
+    checkpoint.keep(state, now=True)  # an interruption of what follows leaves no state of its own
     return state, interrupted
 
 

@@ -285,6 +285,7 @@ class MAPAligner(
             order = np.argsort(np.argsort(screened.outlier, kind="stable"))  # sound ones first, and back
             found = ImagePoses.concatenate([found, others]).take(order)
         self._store(screened, state, classes, found)
+        self._interrupted = interrupted
         if not interrupted:
             kept.remove()
         task.end()

@@ -337,6 +337,7 @@ class CheckpointFile:
     def __init__(self, path):
         self.path = Path(path)
         self._last = time.monotonic()
+        self._warned = False
 
     def load(self):
         """Return the state that was kept last, or None."""
@@ -354,12 +355,14 @@ class CheckpointFile:
             with atomic_path(self.path, overwrite=True) as temporary:
                 write_state(state, temporary)
         except OSError as error:  # what was computed is worth more than its copy
-            warnings.warn(
-                f"The state of the fit could not be kept: {error}. The fit goes on; if it is killed, it will "
-                "go on from the last state kept, or from the start.",
-                UserWarning,
-                stacklevel=2,
-            )
+            if not self._warned:  # a full disk would else be told with every state
+                warnings.warn(
+                    f"The state of the fit could not be kept: {error}. The fit goes on; if it is killed, it "
+                    "will go on from the last state kept, or from the start.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            self._warned = True
         self._last = time.monotonic()
 
     def remove(self):
@@ -440,12 +443,12 @@ def fit_once(estimator, data, folder):
     own = estimator.get_params(deep=False)
     if folder is None or "checkpoint" not in own:
         return estimator.fit(data), NullCheckpoint()
-    state = checkpoint_of(estimator.set_params(checkpoint=folder), data).path
-    result = CheckpointFile(state.with_suffix(".done.npz"))
+    state = checkpoint_of(estimator.set_params(checkpoint=folder), data)
+    result = CheckpointFile(state.path.with_suffix(".done.npz"))
     fitted = result.load()
     if fitted is None:
         fitted = estimator.fit(data)
-        if state.exists():  # an interrupted fit leaves its state and returns what it has reached
+        if getattr(fitted, "_interrupted", False):  # it returns what it has reached
             raise KeyboardInterrupt
         fitted.set_params(checkpoint=own["checkpoint"])
         result.keep(fitted, now=True)

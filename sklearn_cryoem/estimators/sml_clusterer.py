@@ -396,6 +396,7 @@ class SMLClusterer(
         self._last_pass(blocks)
         self.outlier_ = None if looked_at is None else looked_at.outlier
         self._add_outliers(looked_at)
+        self._interrupted = interrupted
         if not interrupted:
             checkpoint.remove()
             self._warn_unless_converged(state.trace, stacklevel=stacklevel + 1)

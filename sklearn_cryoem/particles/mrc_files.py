@@ -34,6 +34,8 @@ _IMOD_STAMP, _SIGNED_BYTES = 1146047817, 1
 _IMOD_FIELDS = 152  # byte of stamp and flags
 _MIN_PIXEL, _MAX_PIXEL = 0.05, 200.0  # Angstrom; what lies beyond is no pixel size
 _WRITE_MODES = {"float32": 2, "float16": 12}
+_LITTLE_ENDIAN = (0x44, 0x44, 0, 0)  # machine stamp
+_FORMAT_VERSION = 20141  # MRC2014, as mrcfile writes it
 _STACKS_OF_VOLUMES = range(401, 631)  # space groups that say so
 
 
@@ -169,13 +171,9 @@ def write_mrc_blocks(
     dtype : {"float32", "float16"}
         Type of the pixels in the file.
     """
-    with mrcfile.new_mmap(path, shape, mrc_mode=_WRITE_MODES[dtype], overwrite=True) as mrc:
-        if is_stack:
-            mrc.set_image_stack()
-        if pixel_size is not None:
-            mrc.voxel_size = float(pixel_size)
+    header = _new_header(shape, pixel_size, is_stack=is_stack, dtype=dtype)
     low, high, total, squares = np.inf, -np.inf, 0.0, 0.0
-    with open(path, "r+b") as stream:
+    with open(path, "wb") as stream:
         stream.seek(HEADER_BYTES)
         for block in blocks:
             pixels = np.ascontiguousarray(block, dtype=np.dtype(dtype).newbyteorder("<"))
@@ -185,9 +183,27 @@ def write_mrc_blocks(
             squares += float(np.square(pixels, dtype=np.float64).sum())
         mean = total / np.prod(shape, dtype=np.float64)
         spread = np.sqrt(max(squares / np.prod(shape, dtype=np.float64) - mean**2, 0.0))
-        for field, value in [("dmin", low), ("dmax", high), ("dmean", mean), ("rms", spread)]:
-            stream.seek(HEADER_DTYPE.fields[field][1])
-            stream.write(np.array(value, dtype="<f4").tobytes())
+        header["dmin"], header["dmax"], header["dmean"], header["rms"] = low, high, mean, spread
+        stream.seek(0)
+        stream.write(header.tobytes())
+
+
+def _new_header(
+    shape: tuple[int, ...], pixel_size: float | None, *, is_stack: bool, dtype: str
+) -> np.ndarray:
+    """Header of a new file without statistics; a file that `mrcfile` makes stays open if the disk is full."""
+    header = np.zeros((), dtype=np.dtype(HEADER_DTYPE).newbyteorder("<"))
+    n_sections, n_rows, n_columns = (1, *shape)[-3:]
+    cell = n_columns, n_rows, 1 if is_stack else n_sections
+    header[["nx", "ny", "nz"]] = n_columns, n_rows, n_sections
+    header[["mx", "my", "mz"]] = cell
+    header["cella"] = tuple((pixel_size or 0.0) * n_voxels for n_voxels in cell)
+    header["cellb"] = (90.0, 90.0, 90.0)
+    header[["mapc", "mapr", "maps"]] = 1, 2, 3
+    header[["mode", "ispg"]] = _WRITE_MODES[dtype], int(len(shape) == 3 and not is_stack)
+    header[["map", "machst", "nversion"]] = MAP_ID, _LITTLE_ENDIAN, _FORMAT_VERSION
+    header["nlabl"], header["label"][0] = 1, "Written by sklearn_cryoem"
+    return header
 
 
 def read_whole_mrc(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

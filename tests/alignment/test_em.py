@@ -268,13 +268,13 @@ def assert_same(one, other):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("after", [1, 3, 4, 6])
+@pytest.mark.parametrize("after", [1, 3, 4, 5, 7, 8])  # the last of both is kept twice
 def test_a_run_killed_anywhere_ends_with_the_same_bits(run, after):
     undisturbed = run(None)
     keeper = Keeper(after=after)
     with pytest.raises(Killed):
         run(keeper)
-    assert isinstance(keeper.state, OnlineState if after <= 3 else PassState)
+    assert isinstance(keeper.state, OnlineState if after <= 4 else PassState)
     assert_same(run(Keeper(keeper.state)), undisturbed)
 
 
@@ -309,6 +309,29 @@ def test_ctrl_c_among_the_passes_ends_with_the_last(run, monkeypatch):
     with pytest.warns(UserWarning, match="interrupted after 2 full passes"):
         stopped, interrupted = run(keeper)
     assert interrupted and len(stopped.log_evidence) == 2
+    monkeypatch.undo()
+    assert_same(run(Keeper(keeper.state)), undisturbed)
+
+
+def test_ctrl_c_in_the_first_pass_goes_on_from_the_last_batch(run, monkeypatch):
+    class Late(Keeper):
+        """Keeps no state that is not asked for at once, as in a fit of less than half a minute."""
+
+        def keep(self, state, *, now=False):
+            if now:
+                self.state = state
+
+    undisturbed, keeper, run_pass = run(None), Late(), em.run_pass
+
+    def first_full_pass_interrupted(features, rows, *rest, **options):
+        if len(rows) == 80:
+            raise KeyboardInterrupt
+        return run_pass(features, rows, *rest, **options)
+
+    monkeypatch.setattr(em, "run_pass", first_full_pass_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(keeper)
+    assert isinstance(keeper.state, OnlineState) and keeper.state.n_done == 3
     monkeypatch.undo()
     assert_same(run(Keeper(keeper.state)), undisturbed)
 

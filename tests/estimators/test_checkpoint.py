@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, load_model, save_model
+from sklearn_cryoem._core import em as core_em
+from sklearn_cryoem.alignment import em as alignment_em
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
-from sklearn_cryoem.estimators import map_aligner, model_files
-from sklearn_cryoem.estimators.model_files import checkpoint_of
+from sklearn_cryoem.estimators import map_aligner, model_files, sml_clusterer
+from sklearn_cryoem.estimators.model_files import checkpoint_of, fit_once
 from sklearn_cryoem.manifold import em
 
 MAP = {"n_clusters": 3, "n_batches": 8, "max_iter": 2, "tol": 0.0, "random_state": 0}
@@ -240,3 +243,36 @@ def test_a_result_that_finds_no_room_is_told_and_does_not_end_the_fit(unaligned,
     monkeypatch.setattr(model_files, "write_state", full)
     with pytest.warns(UserWarning, match="could not be kept"):
         assert digest(model("DeepClusterer").set_params(checkpoint=tmp_path).fit(unaligned)) == deep
+
+
+def test_a_full_disk_is_told_once_in_a_fit_of_many_states(stack, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No room")
+
+    monkeypatch.setattr(model_files, "write_state", full)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        SMLClusterer(**SML, checkpoint=tmp_path).fit(stack)
+    assert sum("could not be kept" in str(warning.message) for warning in caught) == 1
+
+
+@pytest.mark.parametrize("name", ["MAPAligner", "SMLClusterer"])
+def test_an_interrupted_fit_whose_state_finds_no_room_is_not_taken_for_a_whole_one(
+    stack, unaligned, tmp_path, monkeypatch, name
+):
+    def full(*args, **options):
+        raise OSError(28, "No room")
+
+    def interrupted(states, checkpoint, show, found=None):
+        state, _ = last_state(states, checkpoint, show, found)
+        checkpoint.keep(state, now=True)
+        return state, True
+
+    data, last_state = (unaligned if name == "MAPAligner" else stack), core_em.last_state
+    with monkeypatch.context() as patch:
+        patch.setattr(model_files, "write_state", full)
+        patch.setattr(alignment_em if name == "MAPAligner" else sml_clusterer, "last_state", interrupted)
+        with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="could not be kept"):
+            fit_once(model(name), data, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert digest(fit_once(model(name), data, tmp_path)[0]) == digest(model(name).fit(data))

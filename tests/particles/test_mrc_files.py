@@ -1,14 +1,20 @@
 """Headers of MRC files that read wrongly if they are not heeded."""
 
 import itertools
+import os
+import signal
+import sys
+from pathlib import Path
 
 import mrcfile
 import numpy as np
 import pytest
+from mrcfile.dtypes import HEADER_DTYPE
 
 from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.datasets import load_volume
 from sklearn_cryoem.io import read_mrc, read_particles
+from sklearn_cryoem.particles.mrc_files import write_mrc_blocks
 
 IMOD_STAMP, SIGNED, UNSIGNED = 1146047817, 1, 0
 
@@ -46,6 +52,50 @@ def write(path, array, *, order="<", voxel=2.0, **fields):
 def grey(rng):
     """Images of grey values from 0 to 255."""
     return rng.integers(0, 256, (5, 8, 8), dtype=np.uint8)
+
+
+# ------------------------------------------------------------------------------------ written
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("pixel_size", [1.5, None])
+@pytest.mark.parametrize(
+    ("shape", "is_stack"), [((5, 6), False), ((4, 5, 6), False), ((4, 5, 6), True), ((1, 6, 6), True)]
+)
+def test_a_new_header_is_that_of_mrcfile(tmp_path, rng, shape, is_stack, pixel_size, dtype):
+    array = rng.normal(size=shape).astype(dtype)
+    write_mrc_blocks(tmp_path / "a", [array], shape, pixel_size=pixel_size, is_stack=is_stack, dtype=dtype)
+    mode = {"float32": 2, "float16": 12}[dtype]
+    with mrcfile.new_mmap(tmp_path / "b", shape, mrc_mode=mode, overwrite=True) as mrc:
+        mrc.data[:] = array
+        if is_stack:
+            mrc.set_image_stack()
+        if pixel_size is not None:
+            mrc.voxel_size = pixel_size
+    ours, theirs = ((tmp_path / name).read_bytes() for name in "ab")
+    assert ours[1024:] == theirs[1024:]
+    ours, theirs = (np.frombuffer(content[:1024], dtype=HEADER_DTYPE)[0] for content in (ours, theirs))
+    own = {"label", "dmin", "dmax", "dmean", "rms"}
+    for name in set(HEADER_DTYPE.names) - own:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert mrcfile.validate(tmp_path / "a")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+@pytest.mark.parametrize("limit", [500, 2000])  # bytes: in the header, and in the pixels
+def test_a_full_disk_leaves_no_file_open(tmp_path, rng, limit):
+    import resource
+
+    images = rng.normal(size=(5, 16, 16)).astype("f4")
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_mrc_blocks(tmp_path / "a.mrcs", [images], images.shape, pixel_size=1.0, is_stack=True)
+        files = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert str(tmp_path / "a.mrcs") not in files
 
 
 # ------------------------------------------------------------------------------------ bytes
