@@ -118,6 +118,7 @@ LONGEST = {
     "sklearn_cryoem/particles/stack.py": 410,
     "sklearn_cryoem/_core/parallel.py": 650,
     "sklearn_cryoem/_core/files.py": 370,
+    "sklearn_cryoem/cli/results.py": 360,
     "sklearn_cryoem/particles/mrc_files.py": 370,
 }
 LONGEST_ESTIMATOR = 900
