@@ -35,7 +35,7 @@ def draw_all(found, images, folder):
     for (snr, poses), results in found.items():
         shown = {name: one for name, one in results.items() if "1-D" not in name and "3-D" not in name}
         title = f"SNR {snr:g} per pixel, {poses} poses; {images}"
-        figure = draw({title: best_of_pca(shown)})
+        figure = draw({title: shown})
         figure.savefig(folder / f"{FIGURES.get(snr, 'supplementary_3')}_snr{snr:g}_{poses}.png", dpi=80)
     for poses in dict.fromkeys(poses for _, poses in found):
         rows = {}
@@ -45,13 +45,6 @@ def draw_all(found, images, folder):
                 rows[f"SNR {snr:g} per pixel, {poses} poses; {images}"] = ours
         if rows:
             draw(rows).savefig(folder / f"supplementary_2_{poses}.png", dpi=80)
-
-
-def best_of_pca(results):
-    """The same without all numbers of principal components but the best."""
-    tried = {name: one["fraction"] for name, one in results.items() if name.startswith("PCA")}
-    best = max(tried, key=tried.get, default=None)
-    return {name: one for name, one in results.items() if name not in tried or name == best}
 
 
 def draw(rows):

@@ -41,9 +41,9 @@ def test_each_method_is_measured_drawn_and_kept(volume, tmp_path):
     setting = "--methods", "sml1,sml2,map,em,pca,gmm", "--keep", keep, "--snr", "1,0.01", "--plots", plots
     first = compare(volume, *setting)
     told = lines_of(first)
-    assert set(told) == {
-        "SML, 1-D", "SML, 2-D", "MAPAligner", "MAP, estimated weights", "PCA + k-means (10)",
-        "PCA + k-means (20)", "PCA + k-means (30)", "PCA + k-means (50)", "Gaussian mixture (10)",
+    names = {re.sub(r", \d+ Å, \d+$", "", name) for name in told}
+    assert names == {
+        "SML, 1-D", "SML, 2-D", "MAPAligner", "MAP, estimated weights", "PCA + k-means", "Gaussian mixture",
     }  # fmt: skip
     assert first.stdout.count("times the pairs of") == 2
     assert first.stdout.count("times the effective classes of MAP") == 4
