@@ -16,6 +16,7 @@ STYLES = {  # by the first words of a method's name: one colour each, the same i
     "RELION": {"color": "C3"},
     "PCA": {"color": "0.35"},
     "Gaussian": {"color": "C5"},
+    "cells": {"color": "0.7", "linestyle": "--"},
 }
 
 

@@ -20,7 +20,8 @@ methods that have ended are not run again.
 
 PCA + k-means and the Gaussian mixture get images low-passed to 20, 23, 27, 30 and 32 Angstrom and 10, 20, 30
 and 50 components (the mixture 10 and 20). The line shows the best of these by the truth, which is more than
-whoever uses them can know. SML chooses by itself.
+whoever uses them can know. SML chooses by itself. "Cells of the sphere" are as many even cells of the true
+views, which no classification can surpass by much.
 
 CPU seconds are those of this process and of RELION; with --jobs the aligner's workers are not counted.
 --full is the paper's size: 50,000 images, 300 nodes; hours.
@@ -39,6 +40,7 @@ import matplotlib as mpl
 import numpy as np
 from accuracy_figures import BINS, draw_all
 from relion_run import find_relion, fixed_pose_options, particles_of, run_relion, write_centred
+from scipy.spatial import cKDTree
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
@@ -46,6 +48,7 @@ from sklearn.mixture import GaussianMixture
 
 from sklearn_cryoem import MAPAligner, SMLClusterer
 from sklearn_cryoem.datasets import aligned_to_truth, load_volume, make_particles
+from sklearn_cryoem.datasets.draws import uniform_directions
 from sklearn_cryoem.metrics import effective_classes, fraction_within, view_distances
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import half_plane
@@ -65,6 +68,7 @@ METHODS = {
     "relion": "RELION",
     "pca": "PCA + k-means",
     "gmm": "Gaussian mixture",
+    "cells": "cells of the sphere",
 }
 MAP_METHODS = tuple(METHODS[method] for method in ("map", "em", "relion"))
 
@@ -230,6 +234,9 @@ def labels_of(method, case):
             if method == "gmm":
                 clusters = GaussianMixture(n, covariance_type="diag", random_state=seed, reg_covar=1e-3)
             yield f", {finest:g} Å, {n_axes}", clusters.fit_predict(components[:, :n_axes]), 0.0
+    elif method == "cells":
+        centres = uniform_directions(n, np.random.default_rng(seed))
+        yield "", cKDTree(centres).query(case.directions)[1], 0.0
     elif method == "relion":
         yield relion_labels(case)
     else:
@@ -292,7 +299,8 @@ def tell(name, labels, directions, seconds):
 def print_ratios(results):
     """SML in two dimensions against the best of the others, and the effective classes of MAP."""
     ours = results.get(METHODS["sml2"])
-    others = {name: found["fraction"] for name, found in results.items() if not name.startswith("SML")}
+    found_by = (name for name in results if not name.startswith(("SML", METHODS["cells"])))
+    others = {name: results[name]["fraction"] for name in found_by}
     if ours is None or not others:
         return
     best = max(others, key=others.get)
