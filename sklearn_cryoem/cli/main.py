@@ -11,13 +11,13 @@ from pathlib import Path
 
 from sklearn_cryoem._core.validation import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem._version import __version__
-from sklearn_cryoem.cli import classify, inspect, simulate, subsets
+from sklearn_cryoem.cli import classify, convert, inspect, select, simulate
 from sklearn_cryoem.cli.console import CommandError, Console, Interrupted, reporting, with_options
 from sklearn_cryoem.cli.options import add_talking
 
 COMMANDS = (
-    simulate.add_demo, classify.add_classify, classify.add_deep, inspect.add_report, subsets.add_select,
-    subsets.add_convert, inspect.add_info, simulate.add_simulate,
+    simulate.add_demo, classify.add_classify, classify.add_deep, inspect.add_report, select.add_select,
+    convert.add_convert, inspect.add_info, simulate.add_simulate,
 )  # fmt: skip
 
 _GRIDS = ("classes", "basis")  # options that take a grid such as 10x10, a list in a file

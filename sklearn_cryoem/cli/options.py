@@ -36,6 +36,11 @@ def fraction(text):
     return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
+def percent(text):
+    """A number from 0 to below 100."""
+    return _number(text, float, lambda value: 0 <= value < 100, "a number from 0 to below 100")
+
+
 def angle(text):
     """A number of degrees from 0 to 180."""
     return _number(text, float, lambda value: 0 <= value <= 180, "a number of degrees from 0 to 180")

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn_cryoem._core.notices import notice_text
 from sklearn_cryoem.cli.options import RUN_FILE
 from sklearn_cryoem.cli.run_folder import SUMMARY, as_json
+from sklearn_cryoem.particles.classes import MATCH
 
 QUALITY, SUGGESTED, AVERAGES = "quality.csv", "suggested.json", "class_averages.mrcs"
 CLASS_STAR, TREE, MODEL = "class_averages_model.star", "tree.json", "model.npz"
@@ -118,6 +119,7 @@ def write(outcome, suffix, folder, console):
             labels=model.labels_,
             posterior=posterior,
             latent_positions=positions,
+            columns={} if outcome.aligner is None else {MATCH[0]: outcome.aligner.log_evidence_.round(3)},
             overwrite=folder.force,
         )
         write_classes(model.class_averages_, stack.pixel_size, outcome.quality, folder)
@@ -182,11 +184,8 @@ def measure(outcome):
         "n_outliers": np.count_nonzero(stack.outlier),
         **judge_partition(stack, model.labels_, quality),
     }
-    classes = {
-        "number": quality["class"].to_numpy(),
-        "size": quality["size"].to_numpy(),
-        "resolution": quality["resolution"].to_numpy(),
-    }
+    named = quality[["class", "size", "resolution"]].rename(columns={"class": "number"})
+    classes = named.to_dict("list")
     if outcome.is_deep:
         results["n_first_classes"] = len(model.children_)
         results["n_first_classes_divided"] = sum(c is not None for c in model.clusterers_)

@@ -11,11 +11,15 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
+from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.particles.stack import ParticleStack
 
 RELION_CLASS, CRYOSPARC_CLASS = "rlnClassNumber", "alignments2D/class"
 OUTLIER = "smlOutlier"  # 1 for images that took no part in the fit that made the classes
 OUTLIER_COLUMNS = (OUTLIER, f"sklearn_cryoem/{OUTLIER}")  # in a STAR file, in a .cs file
+# in a STAR file, in a .cs file: probability of the class; how well the particle matches it
+POSTERIOR = ("rlnMaxValueProbDistribution", "alignments2D/class_posterior")
+MATCH = ("smlMatch", "sklearn_cryoem/smlMatch")
 _NO_CLASS = 2**31
 
 
@@ -137,6 +141,44 @@ def select_classes(stack: ParticleStack, labels: Any, classes: Any) -> ParticleS
         )
     rows = np.flatnonzero(np.isin(label, wanted) & ~marked_outliers(stack))
     return with_classes(stack[rows], label[rows])
+
+
+def best_of_classes(
+    labels: Any, values: Any, *, drop_worst: float = 0.0, max_per_class: int | None = None
+) -> NDArray[np.bool_]:
+    """Which particles to keep of each class, by a value that each has.
+
+    Parameters
+    ----------
+    labels : array_like of shape (n_images,), int
+        Class of each particle from 0; those of -1 are not kept.
+    values : array_like of shape (n_images,)
+        The larger, the better; of equals the first is the better one, and NaN is the worst.
+    drop_worst : float, default=0.0
+        Share of each class that is not kept, from 0 to 1, rounded down to whole particles.
+    max_per_class : int, optional
+        Particles kept of each class, at most: large classes come closer to small ones.
+
+    Returns
+    -------
+    ndarray of shape (n_images,), bool
+
+    Examples
+    --------
+    >>> best_of_classes([0, 0, 0, 1], [0.3, 0.1, 0.2, 0.0], drop_worst=0.4).tolist()
+    [True, False, True, True]
+    """
+    value = np.asarray(values, dtype=np.float64)
+    label = check_labels(labels, len(value))
+    check_number("drop_worst", drop_worst, owner="best_of_classes", minimum=0, maximum=1)
+    check_number("max_per_class", max_per_class, owner="best_of_classes", minimum=1, integer=True,
+                 allow_none=True)  # fmt: skip
+    order = np.argsort(-value, kind="stable")
+    rank = np.empty(len(value), dtype=np.int64)  # among its class, from 0
+    rank[order] = pd.Series(order).groupby(label[order]).cumcount()
+    size = np.bincount(label + 1, minlength=1)[label + 1]
+    keep = (label >= 0) & (rank < size - np.floor(drop_worst * size))
+    return keep if max_per_class is None else keep & (rank < max_per_class)
 
 
 def marked_outliers(stack: ParticleStack) -> NDArray[np.bool_]:

@@ -134,6 +134,45 @@ def test_lists_of_classes_are_checked(results, text, capsys):
     assert stop.value.code == 2 and "class numbers from 1" in capsys.readouterr().err
 
 
+def test_rules_on_particles_say_what_they_take(results, tmp_path, capsys):
+    stack = labelled(results / "particles.star", results)
+    labels, match = class_labels(stack), stack.metadata["smlMatch"].to_numpy()
+    posterior = stack.metadata["rlnMaxValueProbDistribution"].to_numpy()
+    rng = np.random.default_rng(0)
+    place = {f"rlnCoordinate{axis}": rng.uniform(0, 400, 200).round(1) for axis in "XY"}
+    write_particles(stack.with_metadata(rlnMicrographName=["a.mrc"] * 200, **place), tmp_path / "p.star")
+    shutil.copy(results / "class_averages.mrcs", tmp_path)
+
+    def chosen(*words, ok=True):
+        assert run("select", tmp_path / "p.star", *words, "-o", tmp_path / "x.star", "--force") == (not ok)
+        said = capsys.readouterr()
+        return labelled(tmp_path / "x.star", results) if ok else None, said.out if ok else said.err
+
+    median = float(np.median(posterior))
+    sure, said = chosen("--min-posterior", median)
+    assert len(sure) == (posterior >= median).sum() and f"with a posterior below {median:g}" in said
+    most = np.bincount(labels).argmax() + 1
+    best, said = chosen("--classes", most, "--drop-worst", 25)
+    rows = np.flatnonzero(labels == most - 1)
+    assert "among the worst 25 % of their classes" in said
+    assert len(best) == len(rows) - len(rows) // 4
+    assert best.metadata["smlMatch"].min() == np.sort(match[rows])[len(rows) // 4]
+    few, _ = chosen("--max-per-class", 5, "--averages", tmp_path / "few.mrcs")
+    assert np.bincount(class_labels(few)).max() == 5
+    averages = starfile.read(tmp_path / "few_model.star")
+    numbers = np.unique(class_labels(few))
+    assert averages["rlnClassNumber"].tolist() == (numbers + 1).tolist()
+    whole = read_mrc(results / "class_averages.mrcs")[0]
+    np.testing.assert_array_equal(read_mrc(tmp_path / "few.mrcs")[0], whole[numbers])
+    once, said = chosen("--min-distance", 60, "--micrograph-pixel-size", 2, "--recenter")
+    assert 20 < len(once) < 200 and "closer than 60 A to another one" in said
+    assert "extract the particles again" in said and np.abs(once.poses.shift).max() <= 1.0
+    assert "--exclude needs classes" in chosen("--exclude", ok=False)[1]
+    assert "Choose a milder rule" in chosen("--classes", most, "--min-posterior", 0.999999, ok=False)[1]
+    error = chosen("--min-distance", 60, ok=False)[1]
+    assert "Pass micrograph_pixel_size=" in error
+
+
 def test_what_cannot_be_selected_is_refused(results, tmp_path, capsys):
     write_selection(tmp_path / "other.json", [1], source={"n_classes": 50})
     write_selection(tmp_path / "empty.json", [])

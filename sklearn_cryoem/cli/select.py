@@ -1,44 +1,60 @@
-"""`sklearn-cryoem select` and `convert`: tables of particles, for the next job or another program."""
+"""`sklearn-cryoem select`: particles of chosen classes, the best of them, each once, for the next job."""
 
 import argparse
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from sklearn_cryoem.cli.classify import folder_of_names
 from sklearn_cryoem.cli.console import CommandError
-from sklearn_cryoem.cli.options import add_images_dir, add_passthrough, new_command, positive
-from sklearn_cryoem.cli.results import SUGGESTED
+from sklearn_cryoem.cli.convert import named_for
+from sklearn_cryoem.cli.options import (
+    add_images_dir,
+    add_options,
+    add_passthrough,
+    count,
+    fraction,
+    new_command,
+    percent,
+    positive,
+)
+from sklearn_cryoem.cli.results import AVERAGES, SUGGESTED
 from sklearn_cryoem.cli.run_folder import read_summary
+from sklearn_cryoem.particles.classes import MATCH, POSTERIOR
 
 _LABELLED = ("particles.star", "particles.cs")
-_SELECT_EPILOG = """\
-Every column and the order of the particles are kept, and the images stay where they are; a STAR file from
-where they would not be found by their names gives them new ones. Without --output the particles go to
-selected.star (or .cs) in the folder of the results.
-"""
-_CONVERT_EPILOG = """\
-Images are not copied: the new file names them where they are. Names are kept, unless the images would not be
-found by them from the new file; then a STAR file names them from the folder in which the command runs, the
-project's for RELION, or absolutely. With --float32, and in a .mrcs file, the images themselves are written.
-What the new format has no place for is named in a warning.
+_RULES = [
+    ("min_posterior", "--min-posterior", "P", fraction, None,
+     "leave out particles whose class has a smaller posterior"),
+    ("drop_worst", "--drop-worst", "PERCENT", percent, None,
+     "leave out so many of each class, those that match it worst"),
+    ("min_distance", "--min-distance", "A", positive, None,
+     "keep one of particles that lie closer on a micrograph, by the centres found: that of the larger "
+     "posterior"),
+    ("max_per_class", "--max-per-class", "N", count, None,
+     "keep the N that match best of larger classes, to balance views"),
+]  # fmt: skip
+_EPILOG = """\
+Rules on particles apply to the classes chosen, or to all, in the order of this list. Every column and the
+order of the particles are kept, and the images stay where they are; a STAR file from where they would not be
+found by their names gives them new ones. Without --output the particles go to selected.star (or .cs) in the
+folder of the results.
 """
 
 
-# ---------------------------------------------------------------- select
 def add_select(commands):
     """Add `select` to the parser; return its own parser."""
     parser = new_command(
         commands, "select", select,
-        summary="write the particles of chosen classes",
+        summary="write the particles of chosen classes, and the best of them",
         description="Write the particles of chosen classes of a finished run, or of any .star or .cs file "
         "with class numbers, to a file of their own.",
-        epilog=_SELECT_EPILOG,
+        epilog=_EPILOG,
     )  # fmt: skip
     parser.add_argument(
         "results", metavar="RESULTS", type=Path, help="folder of a run, or a .star or .cs file with classes"
     )
-    which = parser.add_mutually_exclusive_group(required=True)
+    which = parser.add_argument_group("classes").add_mutually_exclusive_group()
     which.add_argument(
         "--classes", metavar="LIST", type=class_numbers, help="class numbers from 1, such as 1,4,7 or 1-5,9"
     )
@@ -48,11 +64,25 @@ def add_select(commands):
     which.add_argument(
         "--keep-suggested", action="store_true", help=f"the classes that the run suggests ({SUGGESTED})"
     )
+    parser.add_argument("--exclude", action="store_true", help="write the particles of all other classes")
+    rules = parser.add_argument_group("particles")
+    add_options(rules, _RULES)
+    rules.add_argument(
+        "--recenter", action="store_true",
+        help="move the coordinates to the centres found, by whole pixels, to extract the particles again",
+    )  # fmt: skip
+    rules.add_argument(
+        "--micrograph-pixel-size", metavar="A", type=positive,
+        help="Angstrom per pixel of the coordinates (default: what the file says)",
+    )  # fmt: skip
     add_images_dir(parser)
     add_passthrough(parser)
-    parser.add_argument("--exclude", action="store_true", help="write the particles of all other classes")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="a .star or .cs file to write")
-    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+    parser.add_argument(
+        "--averages", metavar="FILE", type=Path,
+        help="write the averages of the classes that are left, in the order of their numbers (.mrcs)",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
     return parser
 
 
@@ -99,7 +129,9 @@ def select(options, console):
         raise CommandError(
             f"{particles} has no class numbers (rlnClassNumber, alignments2D/class). Run classify first."
         )
-    wanted = _existing(numbers, labels, options, console)
+    wanted = np.unique(labels[labels >= 0])
+    if numbers is not None:
+        wanted = _existing(numbers, labels, options, console)
     if options.exclude:
         wanted = np.setdiff1d(labels[labels >= 0], wanted)
     if not len(wanted):
@@ -110,13 +142,79 @@ def select(options, console):
             "all particles of these classes are marked as outliers (smlOutlier), which leaves none. Choose "
             "other classes."
         )
-    chosen = named_for(output, select_classes(stack, labels, wanted), _places(particles, options), console)
+    left_out = [f"{n_marked:,} outliers (smlOutlier)"] if n_marked else []
+    chosen = apply_rules(select_classes(stack, labels, wanted), options, left_out)
+    if options.averages is not None:
+        _write_averages(chosen, options, console)
+    chosen = named_for(output, chosen, _places(particles, options), console)
     write_particles(chosen, output, overwrite=options.force)
-    n_classes = len(np.unique(labels[labels >= 0]))
+    n_left, n_classes = (len(np.unique(some[some >= 0])) for some in (class_labels(chosen), labels))
     console.say(
-        f"{len(chosen):,} of {len(stack):,} particles, in {len(wanted)} of {n_classes} classes with any, "
-        f"written to {output}" + (f"; {n_marked:,} outliers (smlOutlier) were left out" if n_marked else "")
+        f"{len(chosen):,} of {len(stack):,} particles, in {n_left} of {n_classes} classes with any, written "
+        f"to {output}" + (f"; {', '.join(left_out)} were left out" if left_out else "")
     )
+    if options.recenter:
+        console.say("coordinates are at the centres found: extract the particles again before they are used")
+
+
+def apply_rules(stack, options, left_out):
+    """The particles that the rules on particles leave; what each takes is added to `left_out` in words."""
+    from sklearn_cryoem.io import duplicates, recentred
+    from sklearn_cryoem.particles import best_of_classes, class_labels
+
+    def keep(mask, why):
+        if not mask.any():
+            raise CommandError(f"all particles are {why}, which leaves none. Choose a milder rule.")
+        if not mask.all():
+            left_out.append(f"{np.count_nonzero(~mask):,} {why}")
+        return stack[mask]
+
+    def best(**limits):
+        return best_of_classes(class_labels(stack), _column(stack, MATCH, "Run classify again"), **limits)
+
+    where = {"micrograph_pixel_size": options.micrograph_pixel_size}
+    if options.min_posterior is not None:
+        sure = _column(stack, POSTERIOR, "Run classify or assign") >= options.min_posterior
+        stack = keep(sure, f"with a posterior below {options.min_posterior:g}")
+    if options.drop_worst is not None:
+        kept = best(drop_worst=options.drop_worst / 100.0)
+        stack = keep(kept, f"among the worst {options.drop_worst:g} % of their classes")
+    if options.min_distance is not None:
+        posterior = _column(stack, POSTERIOR)
+        twice = duplicates(stack, options.min_distance, posterior, **where)
+        stack = keep(~twice, f"closer than {options.min_distance:g} A to another one")
+    if options.max_per_class is not None:
+        kept = best(max_per_class=options.max_per_class)
+        stack = keep(kept, f"beyond {options.max_per_class:,} of a class")
+    return recentred(stack, **where) if options.recenter else stack
+
+
+def _column(stack, names, remedy=None):
+    """The first of some columns that the particles have, as numbers; None, or the remedy, without any."""
+    table = stack.metadata
+    for name in names:
+        if name in table:
+            return pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
+    if remedy is None:
+        return None
+    raise CommandError(f"the particles have no column {names[0]}. {remedy}, which writes it.")
+
+
+def _write_averages(stack, options, console):
+    """Write the averages of the classes that the particles are in, with their numbers in the STAR file."""
+    from sklearn_cryoem.io import read_mrc, write_class_averages
+    from sklearn_cryoem.particles import class_labels
+
+    folder = options.results if options.results.is_dir() else options.results.parent
+    if not (folder / AVERAGES).is_file():
+        raise CommandError(f"{folder} holds no {AVERAGES} to take averages from. Give the folder of a run.")
+    averages, pixel_size = read_mrc(folder / AVERAGES)
+    labels, sizes = np.unique(class_labels(stack), return_counts=True)
+    star = write_class_averages(
+        options.averages, averages[labels], pixel_size, sizes=sizes,
+        columns={"rlnClassNumber": labels + 1}, overwrite=options.force,
+    )  # fmt: skip
+    console.say(f"their {len(labels)} averages written to {options.averages}, numbers and sizes to {star}")
 
 
 def _read_table(particles, output, passthrough, console):
@@ -162,11 +260,15 @@ def labelled_particles(path):
 
 
 def chosen_numbers(options, console):
-    """Class numbers from 1 that the options name."""
+    """Class numbers from 1 that the options name; None for all."""
     from sklearn_cryoem.io import read_selection
 
     if options.classes is not None:
         return options.classes
+    if options.selection is None and not options.keep_suggested:
+        if options.exclude:
+            raise CommandError("--exclude needs classes. Name them with --classes.")
+        return None
     folder = options.results if options.results.is_dir() else options.results.parent
     path = options.selection
     if path is None:
@@ -213,138 +315,3 @@ def _existing(numbers, labels, options, console):
     if empty.size and not options.exclude:
         console.warn(f"no particle is in class(es) {number_list(empty + 1)}")
     return np.intersect1d(wanted, present)
-
-
-# ---------------------------------------------------------------- convert
-def add_convert(commands):
-    """Add `convert` to the parser; return its own parser."""
-    parser = new_command(
-        commands, "convert", convert,
-        summary="convert particles between RELION and cryoSPARC",
-        description="Convert a table of particles: .star (RELION 1.x to 5) to .cs (cryoSPARC) and back, or "
-        "from one style of STAR file to another.",
-        epilog=_CONVERT_EPILOG,
-    )  # fmt: skip
-    parser.add_argument("input", metavar="INPUT", type=Path, help="a .star, .cs, .csg or .mrcs file")
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help="a .star, .cs or .mrcs file to write")
-    parser.add_argument(
-        "--star-version", choices=("3.0", "3.1"),
-        help="style of the STAR file: one table (RELION up to 3.0), or optics groups and particles (3.1 to "
-        "5); by default that of the input, 3.1 for others",
-    )  # fmt: skip
-    add_images_dir(parser)
-    parser.add_argument(
-        "--float32", action="store_true",
-        help="write the images too, as 32-bit numbers, to one .mrcs file beside the STAR file: for programs "
-        "that do not read half precision, as RELION up to 3.1",
-    )  # fmt: skip
-    add_passthrough(parser)
-    parser.add_argument(
-        "--pixel-size", metavar="A", type=positive, help="Angstrom per pixel (default: what the file says)"
-    )
-    parser.add_argument("--no-ctf", action="store_true", help="do without CTF parameters")
-    parser.add_argument("--force", action="store_true", help="replace the output if it is there")
-    return parser
-
-
-def convert(options, console):
-    """Read, write, and say what it is now."""
-    from sklearn_cryoem.io import read_particles, write_particles
-
-    _check_paths(options)
-    writes_images = options.float32 or options.output.suffix.lower() == ".mrcs"
-    stack = read_particles(
-        options.input,
-        images_dir=options.images_dir,
-        pixel_size=options.pixel_size,
-        ctf=not options.no_ctf,
-        passthrough=options.passthrough,
-        metadata_only=not writes_images and options.images_dir is None,
-    )
-    if options.float32:
-        _keep_own_images(stack, options.output)
-    elif not writes_images:
-        stack = named_for(options.output, stack, [(options.input, options.images_dir)], console)
-    write_particles(
-        stack,
-        options.output,
-        write_images=True if options.float32 else None,
-        star_version=options.star_version,
-        project=Path.cwd(),
-        overwrite=options.force,
-        verbose=0 if options.quiet else 1,
-    )
-    console.say(f"{len(stack):,} particles from {options.input} written to {options.output}")
-    if options.float32:
-        console.say(f"their images, as 32-bit numbers, are in {options.output.with_suffix('.mrcs')}")
-
-
-def _check_paths(options):
-    """Refuse what cannot be read, or not be written, before anything is."""
-    from sklearn_cryoem.io.write import check_target
-
-    if not options.input.exists():
-        raise CommandError(f"there is no {options.input}. Check the path.")
-    if options.float32 and options.output.suffix.lower() != ".star":
-        raise CommandError(
-            f"--float32 writes a STAR file and its images, and {options.output} is none. Give a .star file."
-        )
-    targets = [options.output] + ([options.output.with_suffix(".mrcs")] if options.float32 else [])
-    for path in targets:
-        if path.exists() and path.samefile(options.input):
-            raise CommandError(f"{path} is the input itself. Choose another name.")
-        if path.exists() and not options.force:
-            raise CommandError(f"{path} exists. Choose another name, or pass --force to replace it.")
-        check_target(path, overwrite=options.force)
-
-
-def _keep_own_images(stack, output):
-    """Refuse to replace images that are being read, and that the input names."""
-    from sklearn_cryoem.io.image_files import image_files
-
-    path = output.with_suffix(".mrcs")
-    if path.exists() and any(path.samefile(file) for file in image_files(stack)):
-        raise CommandError(f"{path} holds the images that are read. Choose another name.")
-
-
-def named_for(output, stack, places, console):
-    """The stack with names by which its images are found from the table `output`; says where names change.
-
-    `places` are from where its images are looked for, one after the other: a table that names them, and the
-    folder of the images if they were moved.
-    """
-    from sklearn_cryoem.io import rename_images
-
-    for_cryosparc = output.suffix.lower() == ".cs"  # there names count from the project, wherever that is
-    renamed_stack, renamed = stack, {}
-    for source, images_dir in places:
-        renamed_stack, more = rename_images(renamed_stack, source, output, images_dir=images_dir)
-        if more and for_cryosparc:
-            old = next(iter(more))
-            folder = images_dir or folder_of_names(more)
-            console.say(
-                f"images are named as before, for cryoSPARC: commands here find {old} with --images-dir "
-                f"{folder}"
-            )
-            return stack
-        renamed |= more
-    if renamed:
-        old, new = next(iter(renamed.items()))
-        more = f" ({len(renamed) - 1:,} more like it)" if len(renamed) > 1 else ""
-        console.say(f"so that images are found from {output}, {old} is named {new}{more}")
-    if not for_cryosparc:
-        _tell_what_is_missing(renamed_stack, output, console)
-    return renamed_stack
-
-
-def _tell_what_is_missing(stack, output, console):
-    """Warn of images that are not found by their names from the new table."""
-    from sklearn_cryoem.io.image_files import missing_files
-
-    missing = missing_files(stack, output)
-    if missing:
-        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-        console.warn(
-            f"{missing[0]}{more} will not be found from {output}, as it was not from where it was named "
-            "before. Pass --images-dir, the folder of the images, or write where they are."
-        )

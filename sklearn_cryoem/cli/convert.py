@@ -1,0 +1,148 @@
+"""`sklearn-cryoem convert`: tables of particles for another program, and the names of images in them."""
+
+from pathlib import Path
+
+from sklearn_cryoem.cli.classify import folder_of_names
+from sklearn_cryoem.cli.console import CommandError
+from sklearn_cryoem.cli.options import add_images_dir, add_passthrough, new_command, positive
+
+_EPILOG = """\
+Images are not copied: the new file names them where they are. Names are kept, unless the images would not be
+found by them from the new file; then a STAR file names them from the folder in which the command runs, the
+project's for RELION, or absolutely. With --float32, and in a .mrcs file, the images themselves are written.
+What the new format has no place for is named in a warning.
+"""
+
+
+def add_convert(commands):
+    """Add `convert` to the parser; return its own parser."""
+    parser = new_command(
+        commands, "convert", convert,
+        summary="convert particles between RELION and cryoSPARC",
+        description="Convert a table of particles: .star (RELION 1.x to 5) to .cs (cryoSPARC) and back, or "
+        "from one style of STAR file to another.",
+        epilog=_EPILOG,
+    )  # fmt: skip
+    parser.add_argument("input", metavar="INPUT", type=Path, help="a .star, .cs, .csg or .mrcs file")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="a .star, .cs or .mrcs file to write")
+    parser.add_argument(
+        "--star-version", choices=("3.0", "3.1"),
+        help="style of the STAR file: one table (RELION up to 3.0), or optics groups and particles (3.1 to "
+        "5); by default that of the input, 3.1 for others",
+    )  # fmt: skip
+    add_images_dir(parser)
+    parser.add_argument(
+        "--float32", action="store_true",
+        help="write the images too, as 32-bit numbers, to one .mrcs file beside the STAR file: for programs "
+        "that do not read half precision, as RELION up to 3.1",
+    )  # fmt: skip
+    add_passthrough(parser)
+    parser.add_argument(
+        "--pixel-size", metavar="A", type=positive, help="Angstrom per pixel (default: what the file says)"
+    )
+    parser.add_argument("--no-ctf", action="store_true", help="do without CTF parameters")
+    parser.add_argument("--force", action="store_true", help="replace the output if it is there")
+    return parser
+
+
+def convert(options, console):
+    """Read, write, and say what it is now."""
+    from sklearn_cryoem.io import read_particles, write_particles
+
+    _check_paths(options)
+    writes_images = options.float32 or options.output.suffix.lower() == ".mrcs"
+    stack = read_particles(
+        options.input,
+        images_dir=options.images_dir,
+        pixel_size=options.pixel_size,
+        ctf=not options.no_ctf,
+        passthrough=options.passthrough,
+        metadata_only=not writes_images and options.images_dir is None,
+    )
+    if options.float32:
+        _keep_own_images(stack, options.output)
+    elif not writes_images:
+        stack = named_for(options.output, stack, [(options.input, options.images_dir)], console)
+    write_particles(
+        stack,
+        options.output,
+        write_images=True if options.float32 else None,
+        star_version=options.star_version,
+        project=Path.cwd(),
+        overwrite=options.force,
+        verbose=0 if options.quiet else 1,
+    )
+    console.say(f"{len(stack):,} particles from {options.input} written to {options.output}")
+    if options.float32:
+        console.say(f"their images, as 32-bit numbers, are in {options.output.with_suffix('.mrcs')}")
+
+
+def _check_paths(options):
+    """Refuse what cannot be read, or not be written, before anything is."""
+    from sklearn_cryoem.io.write import check_target
+
+    if not options.input.exists():
+        raise CommandError(f"there is no {options.input}. Check the path.")
+    if options.float32 and options.output.suffix.lower() != ".star":
+        raise CommandError(
+            f"--float32 writes a STAR file and its images, and {options.output} is none. Give a .star file."
+        )
+    targets = [options.output] + ([options.output.with_suffix(".mrcs")] if options.float32 else [])
+    for path in targets:
+        if path.exists() and path.samefile(options.input):
+            raise CommandError(f"{path} is the input itself. Choose another name.")
+        if path.exists() and not options.force:
+            raise CommandError(f"{path} exists. Choose another name, or pass --force to replace it.")
+        check_target(path, overwrite=options.force)
+
+
+def _keep_own_images(stack, output):
+    """Refuse to replace images that are being read, and that the input names."""
+    from sklearn_cryoem.io.image_files import image_files
+
+    path = output.with_suffix(".mrcs")
+    if path.exists() and any(path.samefile(file) for file in image_files(stack)):
+        raise CommandError(f"{path} holds the images that are read. Choose another name.")
+
+
+def named_for(output, stack, places, console):
+    """The stack with names by which its images are found from the table `output`; says where names change.
+
+    `places` are from where its images are looked for, one after the other: a table that names them, and the
+    folder of the images if they were moved.
+    """
+    from sklearn_cryoem.io import rename_images
+
+    for_cryosparc = output.suffix.lower() == ".cs"  # there names count from the project, wherever that is
+    renamed_stack, renamed = stack, {}
+    for source, images_dir in places:
+        renamed_stack, more = rename_images(renamed_stack, source, output, images_dir=images_dir)
+        if more and for_cryosparc:
+            old = next(iter(more))
+            folder = images_dir or folder_of_names(more)
+            console.say(
+                f"images are named as before, for cryoSPARC: commands here find {old} with --images-dir "
+                f"{folder}"
+            )
+            return stack
+        renamed |= more
+    if renamed:
+        old, new = next(iter(renamed.items()))
+        more = f" ({len(renamed) - 1:,} more like it)" if len(renamed) > 1 else ""
+        console.say(f"so that images are found from {output}, {old} is named {new}{more}")
+    if not for_cryosparc:
+        _tell_what_is_missing(renamed_stack, output, console)
+    return renamed_stack
+
+
+def _tell_what_is_missing(stack, output, console):
+    """Warn of images that are not found by their names from the new table."""
+    from sklearn_cryoem.io.image_files import missing_files
+
+    missing = missing_files(stack, output)
+    if missing:
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        console.warn(
+            f"{missing[0]}{more} will not be found from {output}, as it was not from where it was named "
+            "before. Pass --images-dir, the folder of the images, or write where they are."
+        )
