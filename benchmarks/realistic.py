@@ -21,7 +21,7 @@ accuracy          share of good particles whose class is the commonest one among
                   the same of as many classes without error, which is below 1 for particles at their borders:
                   those nearest to the mean view of each class
 posterior         mean posterior of the label of good particles, which should be as large as the accuracy
-precision, recall good particles among those in classes suggested to keep; and the share of good ones there
+precision, recall good particles among those suggested to keep; and the share of good ones there
 recall, fifth N   the same by density of the view, rarest first
 CPU s, MB         CPU seconds and peak memory of the process
 
@@ -49,6 +49,7 @@ from sklearn_cryoem import write_particles
 from sklearn_cryoem.datasets import load_volume, make_session
 from sklearn_cryoem.datasets.draws import uniform_directions
 from sklearn_cryoem.datasets.volumes import centred, diameter_angstrom
+from sklearn_cryoem.quality import unlike_their_class
 
 N_NEIGHBOURS = 15  # particles that say what a view is called
 N_SHUFFLES = 20
@@ -125,7 +126,9 @@ def classify(star, out, seed, options, more):
     found = what_was_found(out / "particles.star", star, options.n)
     quality = pd.read_csv(out / "quality.csv")
     kept = quality.loc[quality["keep"].astype(bool), "class"]
-    return found, found["label"].isin(kept).to_numpy(), costs_of(costs)
+    keep = found["label"].isin(kept).to_numpy()
+    keep[keep] = ~unlike_their_class(found["match"][keep])
+    return found, keep, costs_of(costs)
 
 
 def relion(star, out, options):
@@ -150,6 +153,7 @@ def what_was_found(path, star, n_images):
         {
             "label": stack.metadata["rlnClassNumber"].astype(int),
             "posterior": stack.metadata["rlnMaxValueProbDistribution"].astype(float),
+            "match": stack.metadata.get("smlMatch"),
             "angle": stack.poses.angle_rad,
             "mirrored": stack.poses.mirrored,
             "x": stack.poses.shift[:, 0],

@@ -56,8 +56,8 @@ class Outcome:
         Where the particles were aligned.
     repeated : ndarray of shape (n_images,) or None
         Labels of some particles by a second clustering, which has not seen them; -1 for the others.
-    assignment, quality : tuple, DataFrame or None
-        What `model.assign(stack)` and `class_quality` gave.
+    assignment, quality, match : tuple, DataFrame, ndarray or None
+        What `model.assign(stack)`, `class_quality` and `particle_match` gave.
     """
 
     stack: Any
@@ -66,6 +66,7 @@ class Outcome:
     repeated: Any = None
     assignment: Any = None
     quality: Any = None
+    match: Any = None
 
     @property
     def is_deep(self):
@@ -99,19 +100,17 @@ def write(outcome, suffix, folder, console):
     """Measure the quality, write everything of a run but its summary; return the summary's results."""
     from sklearn_cryoem.estimators import save_model
     from sklearn_cryoem.io import write_mrc, write_particles
-    from sklearn_cryoem.quality import class_quality
+    from sklearn_cryoem.quality import class_quality, particle_match
 
     stack, model = outcome.stack, outcome.model
     _, posterior, positions = outcome.assignment or (None, None, None)
     with folder.timed("judge"):
         outcome.quality = class_quality(
-            model,
-            stack,
-            assignment=outcome.assignment,
+            model, stack, assignment=outcome.assignment, n_jobs=model.n_jobs,
             other_labels=[] if outcome.repeated is None else [outcome.repeated],
-            n_jobs=model.n_jobs,
             verbose=0 if outcome.is_deep else model.verbose,
-        )
+        )  # fmt: skip
+        outcome.match = particle_match(model, stack, n_jobs=model.n_jobs)
     with folder.timed("write"):
         write_particles(
             stack,
@@ -119,13 +118,13 @@ def write(outcome, suffix, folder, console):
             labels=model.labels_,
             posterior=posterior,
             latent_positions=positions,
-            columns={} if outcome.aligner is None else {MATCH[0]: outcome.aligner.log_evidence_.round(3)},
+            columns={MATCH[0]: np.round(outcome.match, 4)},
             overwrite=folder.force,
         )
         write_classes(model.class_averages_, stack.pixel_size, outcome.quality, folder)
         if outcome.aligner is not None:
-            averages = outcome.aligner.class_averages_
-            write_mrc(folder / ALIGNMENT_AVERAGES, averages, stack.pixel_size, overwrite=folder.force)
+            averages, path = outcome.aligner.class_averages_, folder / ALIGNMENT_AVERAGES
+            write_mrc(path, averages, stack.pixel_size, overwrite=folder.force)
         save_model(outcome.whole_model, folder / MODEL, overwrite=folder.force)
         if outcome.is_deep:
             with folder.writing(TREE) as path:
@@ -182,7 +181,7 @@ def measure(outcome):
         "converged": model.converged_,
         "finest_class_resolution": quality["resolution"].min(),
         "n_outliers": np.count_nonzero(stack.outlier),
-        **judge_partition(stack, model.labels_, quality),
+        **judge_partition(stack, model.labels_, quality, outcome.match),
     }
     named = quality[["class", "size", "resolution"]].rename(columns={"class": "number"})
     classes = named.to_dict("list")
@@ -215,17 +214,19 @@ def _of_alignment(aligner):
     }
 
 
-def judge_partition(stack, labels, quality):
+def judge_partition(stack, labels, quality, match):
     """What the labels as a whole, and the suggestion, come to."""
     from sklearn_cryoem.metrics import effective_count
+    from sklearn_cryoem.quality import unlike_their_class
     from sklearn_cryoem.quality.suggestion import kept_by_rarity
     from sklearn_cryoem.quality.table import defocus_share
 
     kept = quality["keep"].to_numpy()
     sizes = quality["size"].to_numpy()
+    chosen = kept[labels] & (True if stack.outlier is None else ~stack.outlier)
     results = {
         "n_classes_suggested": np.count_nonzero(kept),
-        "n_particles_suggested": sizes[kept].sum(),
+        "n_particles_suggested": np.count_nonzero(~unlike_their_class(match[chosen])),
         "n_effective_classes_suggested": effective_count(sizes[kept]),
         "kept_by_rarity": kept_by_rarity(quality),
     }

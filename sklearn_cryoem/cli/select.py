@@ -161,6 +161,7 @@ def apply_rules(stack, options, left_out):
     """The particles that the rules on particles leave; what each takes is added to `left_out` in words."""
     from sklearn_cryoem.io import duplicates, recentred
     from sklearn_cryoem.particles import best_of_classes, class_labels
+    from sklearn_cryoem.quality import unlike_their_class
 
     def keep(mask, why):
         if not mask.any():
@@ -173,6 +174,9 @@ def apply_rules(stack, options, left_out):
         return best_of_classes(class_labels(stack), _column(stack, MATCH, "Run classify again"), **limits)
 
     where = {"micrograph_pixel_size": options.micrograph_pixel_size}
+    match = _column(stack, MATCH)
+    if options.keep_suggested and match is not None:
+        stack = keep(~unlike_their_class(match), "no more like their class than aligned noise is")
     if options.min_posterior is not None:
         sure = _column(stack, POSTERIOR, "Run classify or assign") >= options.min_posterior
         stack = keep(sure, f"with a posterior below {options.min_posterior:g}")

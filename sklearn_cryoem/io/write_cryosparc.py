@@ -28,7 +28,7 @@ _CARRIED = {  # RELION's columns that are written, or follow from what is
     "rlnImagePixelSize", "rlnImageSize", "rlnOpticsGroupName", "rlnImageDimensionality", UID, SIGN,
     *(RELION_CTF[name][0] for name in CRYOSPARC_CTF),
 }  # fmt: skip
-_KEPT = ("smlLatent", OUTLIER, "rlnGroupName")  # as they are, under a prefix of ours
+_KEPT = ("smlLatent", "smlMatch", OUTLIER, "rlnGroupName")  # as they are, under a prefix of ours
 
 
 def cryosparc_records(

@@ -118,17 +118,14 @@ class ClassSums:
         return np.asarray(cross / (gram + ridge[self.layout.shell]))
 
 
-def class_sums(stack: ParticleStack, plane: HalfPlane) -> ClassSums:
-    """Read the particles of one class once, aligned and masked, and add them up.
+def class_sums(blocks: FeatureBlocks) -> ClassSums:
+    """Add up the particles of one class, aligned and masked.
 
     Parameters
     ----------
-    stack : ParticleStack
+    blocks : FeatureBlocks
         The particles of the class; those without poses are taken as aligned.
-    plane : HalfPlane
-        Frequencies used.
     """
-    blocks = FeatureBlocks(stack, plane, None, cache_bytes=0)
     layout = blocks.layout
     cross, gram = np.zeros((2, layout.n_features)), np.zeros((2, layout.n_norms))
     power = np.zeros(layout.n_shells)
@@ -142,7 +139,7 @@ def class_sums(stack: ParticleStack, plane: HalfPlane) -> ClassSums:
                 gram[half] += len(block.data[rows])
             else:
                 gram[half] += block.norm[rows].sum(axis=0, dtype=np.float64)
-    return ClassSums(cross, gram[:, layout.norm_index], power, len(stack), layout)
+    return ClassSums(cross, gram[:, layout.norm_index], power, blocks.n_samples, layout)
 
 
 # ---------------------------------------------------------------- of spectra
@@ -337,7 +334,7 @@ def measure_class(
     """
     if len(rows) < 2:
         return dict.fromkeys((*SPECTRAL, *PICTORIAL), np.nan), None
-    sums = class_sums(stack[rows], plane)
+    sums = class_sums(FeatureBlocks(stack[rows], plane, None, cache_bytes=0))
     features = np.stack([sums.average(half) for half in (0, 1, None)]).astype(np.float32)
     pictures = images_from_features(features.view(np.complex64), plane)
     measures = spectral_measures(sums, stack.pixel_length, plane.box, radius_px)

@@ -115,7 +115,7 @@ def class_quality(
     last = steps_of(classification)[-1]
     last = getattr(last, "clusterer_", last)  # of a RealigningClusterer: it knows more
     stack = as_classified(stack, classification)
-    label, n_classes = _labels(last, len(stack))
+    label, n_classes = labels_of(last, len(stack))
     posterior, positions = getattr(last, "class_posterior_", None), None
     if assignment is None and hasattr(last, "assign"):
         assignment = last.assign(stack)
@@ -154,8 +154,8 @@ def class_quality(
     return suggest_classes(table)
 
 
-def _labels(classification: Any, n_images: int) -> tuple[Int, int]:
-    """Class of each particle, and the number of classes."""
+def labels_of(classification: Any, n_images: int) -> tuple[Int, int]:
+    """Class of each particle, and the number of classes; see `class_quality`."""
     if not isinstance(classification, BaseEstimator):
         label = check_labels(classification, n_images)
         if label.max(initial=-1) < 0:
@@ -163,7 +163,7 @@ def _labels(classification: Any, n_images: int) -> tuple[Int, int]:
         return label, int(label.max()) + 1
     if not hasattr(classification, "labels_") or not hasattr(classification, "class_averages_"):
         raise TypeError(
-            f"class_quality got a {type(classification).__name__} without labels_ and class_averages_. "
+            f"There are no classes in a {type(classification).__name__} without labels_ and class_averages_. "
             "Give a fitted MAPAligner, SMLClusterer, DeepClusterer or RealigningClusterer, or the label of "
             "each particle."
         )

@@ -1,0 +1,42 @@
+"""Match of particles with their class: its slow twin, and what a selection leaves out by it."""
+
+import numpy as np
+import pytest
+
+from sklearn_cryoem import ParticleStack
+from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.particles.features import FeatureBlocks
+from sklearn_cryoem.physics.fourier import half_plane
+from sklearn_cryoem.quality import particle_match, unlike_their_class
+from sklearn_cryoem.quality.measures import class_sums
+
+
+def test_it_is_the_matched_filter_of_the_average_of_the_others():
+    stack = aligned_to_truth(make_particles("ribosome", 9, box=24, snr=0.5, random_state=0))
+    labels = np.array([0, 1, 0, 1, 1, -1, 2, 1, 1])
+    match = particle_match(labels, stack)
+    rows = np.flatnonzero(labels == 1)
+    blocks = FeatureBlocks(stack[rows], half_plane(24))
+    block, sums, layout = blocks.load(0, blocks.layout.n_shells), class_sums(blocks), blocks.layout
+    y, c2 = block.data.astype(float), block.norm[:, layout.norm_index].astype(float)
+    for i, row in enumerate(rows):
+        others = np.arange(len(rows)) != i
+        signal, noise = np.maximum(sums.signal, 1e-3 * sums.noise), sums.noise
+        average = y[others].sum(0) / (c2[others].sum(0) + (noise / signal)[layout.shell])
+        weight = layout.information / noise[layout.shell]
+        wanted = (weight * y[i] * average).sum() / np.sqrt((weight * c2[i] * average**2).sum())
+        np.testing.assert_allclose(match[row], wanted, rtol=1e-5)
+    assert (match[[5, 6]] == 0).all(), "no class, and a class of one"
+
+
+def test_noise_has_mean_zero_and_variance_one():
+    images = np.random.default_rng(0).normal(size=(400, 32, 32))
+    match = particle_match(np.zeros(400, dtype=int), ParticleStack(images))
+    assert abs(match.mean()) < 0.2 and match.std() == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_selection_leaves_out_at_most_the_worst_two_in_a_hundred():
+    match = np.linspace(0.0, 10.0, 1001)
+    assert unlike_their_class(match).sum() == 20
+    assert unlike_their_class(match + 3.95).sum() == 5, "those below 4"
+    assert not unlike_their_class(match + 4.0).any() and unlike_their_class([]).shape == (0,)
