@@ -62,6 +62,7 @@ METHODS = {
     "sml1": "SML, 1-D",
     "sml2": "SML, 2-D",
     "sml2r": "SML, 2-D, random start",
+    "sml2m": "SML, 2-D, mirror images",
     "sml3": "SML, 3-D",
     "map": "MAPAligner",
     "em": "MAP, estimated weights",
@@ -225,7 +226,7 @@ def labels_of(method, case):
         init = "random" if method.endswith("r") else "pca"
         model = SMLClusterer(
             n, n_components=int(method[3]), init=init, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs,
-            random_state=seed,
+            mirror=method.endswith("m"), random_state=seed,
         )  # fmt: skip
         yield "", model.fit_predict(case.stack), 0.0
     elif method in COMPONENTS:

@@ -130,6 +130,9 @@ class SMLClusterer(
         unknown); its edge lies outside. By default 0.9 of the box. Averages end there. Images are compared
         with them within 0.9 of the box, where the CTF spreads the particle; without a CTF within the disc,
         Eq. (3.16).
+    mirror : bool, default=False
+        Whether each image also takes part as its mirror image, which is the view from the opposite side, Eq.
+        (3.18): for poses whose frames are those of one volume, as of a refinement; of vectors nothing.
     max_iter : int, default=100
         Largest number of EM iterations.
     tol : float, default=0.01
@@ -244,6 +247,7 @@ class SMLClusterer(
         init: str = "pca",
         max_resolution: float | None = None,
         mask_diameter: float | None = None,
+        mirror: bool = False,
         max_iter: int = 100,
         tol: float = 0.01,
         checkpoint: Path | None = None,
@@ -261,6 +265,7 @@ class SMLClusterer(
         self.init = init
         self.max_resolution = max_resolution
         self.mask_diameter = mask_diameter
+        self.mirror = mirror
         self.max_iter = max_iter
         self.tol = tol
         self.checkpoint = checkpoint
@@ -363,7 +368,8 @@ class SMLClusterer(
         stack = as_stack(X, self)
         if len(stack) < 2:
             raise ValueError("SMLClusterer got 1 sample, expected at least 2. Give more particles.")
-        return stack, ImageSpace.of(stack, self.max_resolution, self.mask_diameter, in_window=True)
+        space = ImageSpace.of(stack, self.max_resolution, self.mask_diameter, in_window=True)
+        return stack, dataclasses.replace(space, mirror=self.mirror)
 
     def _learn(self, X, *, stacklevel):
         """Fit the manifold to X and return its feature blocks; warn at `stacklevel`."""
@@ -431,7 +437,7 @@ class SMLClusterer(
         n_folds = self._n_folds(blocks.n_samples, n_nodes)
         n_cross = cross_fitted_iterations(self.max_iter) if n_folds > 1 else 0
         if n_cross:
-            n_telling = telling_shells(power, layout, blocks.n_samples / n_nodes)
+            n_telling = telling_shells(power, layout, blocks.n_samples * (1 + self.mirror) / n_nodes)
             crossed = Schedule.cross_fitted(n_first, max(n_first, n_telling), n_cross)
             n_marching = int(crossed.n_shells < layout.n_shells)  # all the others come in at once
             left = self.max_iter - n_cross
@@ -498,7 +504,7 @@ class SMLClusterer(
             n_shells = int(space.plane.shell[-1])
             self.class_resolution_ = class_resolution(*averages, space.pixel_length, n_shells)
         self.class_averages_ = space.to_data(class_averages(halves, ridge, layout))
-        self.soft_class_sizes_ = halves.mass.sum(axis=0)
+        self.soft_class_sizes_ = halves.mass.sum(axis=0) / (1 + self.mirror)
         self.class_sizes_, self.n_effective_clusters_ = sizes, effective_count(sizes)
 
     def _last_pass(self, blocks):
@@ -843,6 +849,7 @@ class SMLClusterer(
             check_choice("alpha", self.alpha, ("auto",), owner=self)
         else:
             check_number("alpha", self.alpha, owner=self, minimum=0.0)
+        check_choice("mirror", self.mirror, (True, False), owner=self)
         check_choice("noise", self.noise, NOISE_MODELS, owner=self)
         check_choice("init", self.init, ("pca", "random"), owner=self)
 

@@ -48,12 +48,16 @@ class FeatureLayout:
         Share of the features that carry independent noise, in (0, 1]: below 1 for masked images, Eq. (3.10).
     support : Support, optional
         Where the particle lies, if images are compared in a wider window, Eq. (3.16).
+    mirror : tuple of ndarrays of shape (P,), optional
+        Feature that each is in the mirror image, and its sign, if every image takes part mirrored as well,
+        Eq. (3.18).
     """
 
     shell: Int
     norm_index: Int
     information: float = 1.0
     support: Support | None = None
+    mirror: tuple[Int, Floating] | None = None
 
     @classmethod
     def plain(cls, n_features: int) -> FeatureLayout:
@@ -94,7 +98,9 @@ class FeatureLayout:
     def truncate(self, n_shells: int) -> FeatureLayout:
         """Return the layout of the first `n_shells` shells: a prefix."""
         n_kept = int(np.searchsorted(self.shell, n_shells))
-        return FeatureLayout(self.shell[:n_kept], self.norm_index[:n_kept], self.information, self.support)
+        mirror = self.mirror and (self.mirror[0][:n_kept], self.mirror[1][:n_kept])  # it keeps the radius
+        shell, norm_index = self.shell[:n_kept], self.norm_index[:n_kept]
+        return FeatureLayout(shell, norm_index, self.information, self.support, mirror)
 
     @property
     def diameter(self) -> float:
@@ -171,6 +177,16 @@ class FeatureBlock:
         """Return the same rows in double precision; itself if they are already."""
         norm = None if self.norm is None else self.norm.astype(np.float64, copy=False)
         return FeatureBlock(self.data.astype(np.float64, copy=False), norm, self.power, self.log_noise)
+
+    def faces(self, layout: FeatureLayout) -> list[FeatureBlock]:
+        """The same rows, after their mirror images if these take part, Eq. (3.18)."""
+        if layout.mirror is None:
+            return [self]
+        index, sign = layout.mirror
+        column = layout.norm_index[index[layout.norm_starts]]  # of c^2
+        data, norm = self.data[:, index] * sign.astype(self.data.dtype), self.norm
+        norm = None if norm is None else norm[:, column]
+        return [FeatureBlock(data, norm, self.power, self.log_noise), self]
 
     @property
     def nbytes(self) -> int:

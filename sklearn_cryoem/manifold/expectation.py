@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -278,7 +279,8 @@ def _shard_sums(
     numerator, denominator = sums.numerator, sums.denominator
     for loaded in in_turn(blocks, shard, n_shells):
         labels = np.empty(len(loaded), dtype=np.int64)
-        for part, (block, (weights, evidence)) in enumerate(_compared(loaded, matchers, n_parts)):
+        faces = (_compared(face, matchers, n_parts) for face in loaded.faces(layout))
+        for part, (block, (weights, evidence)) in itertools.chain.from_iterable(map(enumerate, faces)):
             left = transposed(weights, layout.n_features)
             numerator, denominator = with_precision_of(block.data, numerator, denominator)
             add_product(numerator[part], left, block.data)  # Eq. (3.2)
@@ -288,7 +290,7 @@ def _shard_sums(
             sums.power[part] += block.power.sum(axis=0)
             sums.log_evidence[part] += evidence.sum()
             sums.n_samples[part] += len(block)
-            labels[part::n_parts] = weights.argmax(axis=1)
+            labels[part::n_parts] = weights.argmax(axis=1)  # those of the images themselves come last
         if split == "halves":
             sums.labels.append(labels)
     if loaded.norm is None:

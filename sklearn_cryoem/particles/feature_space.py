@@ -83,7 +83,8 @@ class ImageSpace:
     """Fourier features of masked images up to a resolution.
 
     Where the training images were normalised by their background, beyond `background_px` pixels, all are.
-    With `in_window`, templates are masked instead of images, Eq. (3.16).
+    With `in_window`, templates are masked instead of images, Eq. (3.16). With `mirror`, each image takes part
+    in a fit as its mirror image, too, Eq. (3.18).
     """
 
     plane: HalfPlane
@@ -93,6 +94,7 @@ class ImageSpace:
     noise: PartNoise | None = None
     background_px: float | None = None
     in_window: bool = False
+    mirror: bool = False
 
     @classmethod
     def of(
@@ -145,6 +147,7 @@ class ImageSpace:
         check_same_pixel_size(stack.pixel_size, self.pixel_size)
         stack = normalised_like(stack, self.background_px)
         blocks = FeatureBlocks(stack, self.plane, self.mask_diameter, self.in_window)
+        blocks = blocks.with_mirrors() if self.mirror else blocks
         if cache_folder is not None:
             blocks = blocks.kept_in(cache_folder, may_write=False)
         return self._whitened(blocks, n_jobs)

@@ -14,6 +14,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -164,6 +165,14 @@ class FeatureBlocks:
         blocks._cache = _Made(
             {i: noise.whiten(block, self.rows_of(i), self.layout) for i, block in ready.items()}
         )
+        return blocks
+
+    def with_mirrors(self) -> FeatureBlocks:
+        """Return the same blocks, each image of which takes part mirrored, too, Eq. (3.18)."""
+        blocks, plane = copy.copy(self), self.plane
+        sign = np.column_stack([np.ones(plane.n_coefficients), np.where(plane.kx == 0, -1.0, 1.0)])
+        index = 2 * plane.mirrored[:, None] + np.arange(2)
+        blocks.layout = replace(self.layout, mirror=(index.ravel(), sign.ravel()))
         return blocks
 
     @property

@@ -58,6 +58,15 @@ class HalfPlane:
         """Nearest integer radius of each coefficient, from 1; shape (J,)."""
         return np.rint(self.radius).astype(np.int64)
 
+    @cached_property
+    def mirrored(self) -> Int:
+        """Coefficient that each becomes in the mirror image, y -> -y; where kx = 0, its conjugate; (J,)."""
+        place = np.lexsort((self.ky, self.kx))
+        partner = np.lexsort((np.where(self.kx > 0, -self.ky, self.ky), self.kx))
+        index = np.empty_like(place)
+        index[partner] = place
+        return index
+
 
 def half_plane(box: int, k_max: float | None = None) -> HalfPlane:
     """List the coefficients of Eq. (1.2) for images of side `box`.

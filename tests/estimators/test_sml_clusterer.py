@@ -48,6 +48,18 @@ def test_both_starts_and_all_dimensions_find_them(stack, init, n_components):
     assert model.latent_nodes_.shape[1] == n_components
 
 
+def test_with_mirror_images_more_is_known_of_each_view():
+    raw = make_particles("ribosome", 700, box=24, snr=0.05, max_shift=10.0, random_state=0)
+    stack, directions = aligned_to_truth(raw), raw.truth[["view_x", "view_y", "view_z"]].to_numpy()
+    plain, both = (SMLClusterer(49, mirror=way, random_state=0).fit(stack) for way in (False, True))
+    found = [fraction_within(model.labels_, directions, 15.0) for model in (plain, both)]
+    assert found[1] > 1.15 * found[0], found
+    assert both.soft_class_sizes_.sum() == pytest.approx(700, rel=1e-4)
+    np.testing.assert_array_equal(both.predict(stack), both.labels_)
+    both.partial_fit(stack[:60])
+    assert both.n_images_seen_ == 760 and both.soft_class_sizes_.sum() == pytest.approx(760, rel=1e-4)
+
+
 def test_attributes_have_the_shapes_they_promise(stack, fitted):
     n, box, nodes = len(stack), stack.box, 25
     shapes = {

@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -13,6 +14,8 @@ from sklearn_cryoem import CTFTable, ParticleStack, Poses, SMLClusterer, set_mem
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.datasets.volumes import Volume
 from sklearn_cryoem.manifold.blocks import in_turn
+from sklearn_cryoem.manifold.derived_blocks import ShellNorms
+from sklearn_cryoem.manifold.expectation import Matcher, sweep
 from sklearn_cryoem.particles import features
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import fourier_features, half_plane
@@ -364,3 +367,27 @@ def test_images_of_the_next_block_are_read_while_one_is_worked_on(one_view, monk
     assert rows == [(start, start + 10) for start in range(0, 100, 10)]  # each once
     readers = {reader for _, _, reader in source.asked}
     assert len(readers) == (2 if parts_ahead == 1 else 1) and len(readers - {threading.get_ident()}) == 1
+
+
+@pytest.mark.parametrize("kind", ["astigmatic", "isotropic", "no CTF", "one c^2 a shell"])
+def test_sums_with_mirrors_are_those_of_the_images_and_of_their_mirror_images(one_view, kind):
+    stack = one_view[:30] if kind != "no CTF" else one_view[:30].with_ctf(None)
+    if kind == "isotropic":
+        same = replace(stack.ctf, defocus_v_angstrom=stack.ctf.defocus_u_angstrom)
+        stack = stack.with_ctf(same)
+    poses = stack.poses
+    mirrored = stack.with_poses(Poses(-poses.angle_rad, poses.shift, np.ones(30, dtype=bool)))
+    plain, other = (FeatureBlocks(some, half_plane(48, 14), block_size=16) for some in (stack, mirrored))
+    both = plain.with_mirrors()
+    if kind == "one c^2 a shell":
+        plain, other, both = (ShellNorms(blocks) for blocks in (plain, other, both))
+    layout = plain.layout.truncate(7)
+    templates = everything(plain, 7)[0][:5]
+    matcher = Matcher.of(templates, np.full(layout.n_shells, 30.0), layout)
+    one, two, found = (sweep(blocks, [matcher], "halves", n_shells=9) for blocks in (plain, other, both))
+    for name in ("numerator", "denominator", "power", "mass", "log_evidence", "n_samples"):
+        wanted = getattr(one, name) + getattr(two, name)
+        scale = np.abs(wanted).max()
+        np.testing.assert_allclose(getattr(found, name) / scale, wanted / scale, atol=2e-4, err_msg=name)
+    np.testing.assert_array_equal(np.concatenate(found.labels), np.concatenate(one.labels))
+    assert (np.concatenate(two.labels) != np.concatenate(one.labels)).any()
