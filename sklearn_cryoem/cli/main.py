@@ -11,15 +11,16 @@ from pathlib import Path
 
 from sklearn_cryoem._core.validation import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem._version import __version__
-from sklearn_cryoem.cli import classify, convert, inspect, select, simulate
+from sklearn_cryoem.cli import assign, classify, convert, inspect, select, simulate
 from sklearn_cryoem.cli.console import CommandError, Console, Interrupted, reporting, with_options
 from sklearn_cryoem.cli.options import add_talking
 
 COMMANDS = (
-    simulate.add_demo, classify.add_classify, classify.add_deep, inspect.add_report, select.add_select,
-    convert.add_convert, inspect.add_info, simulate.add_simulate,
+    simulate.add_demo, classify.add_classify, classify.add_deep, assign.add_assign, inspect.add_report,
+    select.add_select, convert.add_convert, inspect.add_info, simulate.add_simulate,
 )  # fmt: skip
 
+_ARGUMENTS = {"model": "RUN", "particles": "PARTICLES"}
 _GRIDS = ("classes", "basis")  # options that take a grid such as 10x10, a list in a file
 OK, FAILED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143  # argparse exits with 2, too
 
@@ -87,7 +88,7 @@ def parse(argv):
         options.passthrough = options.passthrough[len(listed) :]
     missing = [name for name in getattr(options, "required", ()) if getattr(options, name) is None]
     if missing:
-        names = {"particles": "PARTICLES", "output": "-o/--output"}
+        names = {**_ARGUMENTS, "output": "-o/--output"}
         command.error(f"the following arguments are required: {', '.join(names[name] for name in missing)}")
     return options
 
@@ -143,7 +144,7 @@ def read_config(path, name, command):
             hint = f"; did you mean {near[0]}?" if near else "."
             raise CommandError(f"{path}: {key!r} is no option of {name}{hint} See {name} --help.")
         if value is not None:
-            is_argument = option == "particles" and option in usual["required"]
+            is_argument = option in _ARGUMENTS and option in usual["required"]
             words += [str(value)] if is_argument else _words(option, value, usual[option], path)
             given.append(option)
     parsed = command.parse_args(words)

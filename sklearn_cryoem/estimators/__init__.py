@@ -1,6 +1,7 @@
 """The scikit-learn estimators, and how to keep them in files."""
 
 # for the command line, whose runs go on after they were killed
+from sklearn_cryoem.estimators.assigning import as_fitted_by, assign_particles
 from sklearn_cryoem.estimators.deep_clusterer import DeepClusterer
 from sklearn_cryoem.estimators.eigen_images import EigenImages
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
@@ -15,6 +16,8 @@ __all__ = [
     "MAPAligner",
     "RealigningClusterer",
     "SMLClusterer",
+    "as_fitted_by",
+    "assign_particles",
     "load_model",
     "save_model",
 ]

@@ -407,22 +407,26 @@ class MAPAligner(
         """Set the public attributes."""
         unit = stack.pixel_length
         model = state.model
-        sizes = np.bincount(found.label[~stack.outlier], minlength=int(self.n_clusters))
         with np.errstate(divide="ignore"):
             self.class_resolution_ = stack.box * unit / classes.resolution
             self.pass_resolution_ = stack.box * unit / np.array(state.resolved)
         self.resolution_ = float(stack.box * unit / state.k_max)
-        self.poses_ = Poses(found.angle_rad, found.shift_px * unit, found.mirrored)
-        self.labels_, self.class_sizes_ = found.label, sizes
-        self.class_posterior_, self.log_evidence_ = found.class_posterior, found.log_evidence
+        self._store_found(stack, found)
         self.class_averages_, self.references_ = classes.averages, model.references
         self.reference_class_ = self._frames.label
         self.cluster_weights_ = classes.mass / classes.mass.sum()
-        self.outlier_ = stack.outlier
         self.noise_variance_, self.shift_sigma_ = model.noise, model.shift_sigma_px * unit
         self.log_posterior_, self.n_iter_ = np.array(state.log_evidence), len(state.log_evidence)
         self.converged_ = bool(state.converged or state.changed <= LABELS_IN_MOTION)
-        self.n_effective_clusters_ = effective_count(sizes)
+
+    def _store_found(self, stack: ParticleStack, found: ImagePoses) -> None:
+        """Set the public attributes that tell of particles, of the fit or others."""
+        sound = slice(None) if stack.outlier is None else ~stack.outlier
+        self.poses_ = Poses(found.angle_rad, found.shift_px * stack.pixel_length, found.mirrored)
+        self.labels_, self.outlier_ = found.label, stack.outlier
+        self.class_sizes_ = np.bincount(found.label[sound], minlength=int(self.n_clusters))
+        self.class_posterior_, self.log_evidence_ = found.class_posterior, found.log_evidence
+        self.n_effective_clusters_ = effective_count(self.class_sizes_)
 
     def fit_transform(self, X: Data, y: Any = None) -> ParticleStack:
         """Align particles and return them with their poses; the same as ``fit(X).transform(X)``.

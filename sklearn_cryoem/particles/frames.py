@@ -65,7 +65,7 @@ def pixel_sizes_differ(pixel_size: float, headers: list[float | None]) -> str | 
 
 
 def rescale(stack: ParticleStack, pixel_size: float, box: int | None = None) -> ParticleStack:
-    """Return the same particles with larger pixels of any size when read.
+    """Return the same particles with larger pixels of any size, in any box, when read.
 
     Parameters
     ----------
@@ -74,7 +74,8 @@ def rescale(stack: ParticleStack, pixel_size: float, box: int | None = None) -> 
     pixel_size : float
         New one in Angstrom, at least the old one.
     box : int, optional
-        New side in pixels; by default the largest even one that lies within the old box.
+        New side in pixels; by default the largest even one that lies within the old box. What lies beyond
+        that is 0, the background of normalised images.
 
     Returns
     -------
@@ -84,7 +85,7 @@ def rescale(stack: ParticleStack, pixel_size: float, box: int | None = None) -> 
     Raises
     ------
     ValueError
-        If the pixel size is unknown or would shrink, or the box would grow.
+        If the pixel size is unknown or would shrink.
     """
     check_number("pixel_size", pixel_size, owner="rescale", minimum=0, inclusive=False)
     if stack.pixel_size is None:
@@ -98,10 +99,10 @@ def rescale(stack: ParticleStack, pixel_size: float, box: int | None = None) -> 
     largest = int(stack.box / max(ratio, 1.0) + _SLACK)
     if box is None:
         box = largest - largest % 2
-    if ratio < 1.0 or not MIN_BOX <= box <= largest:
+    if ratio < 1.0 or box < MIN_BOX:
         raise ValueError(
-            f"rescale: {box} px of {pixel_size:g} A do not fit into {stack.box} px of {stack.pixel_size:g} "
-            f"A. Take pixels of {stack.pixel_size:g} A or larger, and a box of {MIN_BOX} to {largest}."
+            f"rescale: {box} px of {pixel_size:g} A cannot be made of {stack.box} px of {stack.pixel_size:g} "
+            f"A. Take pixels of {stack.pixel_size:g} A or larger, and at least {MIN_BOX} of them."
         )
     if ratio == 1.0 and box == stack.box:
         return stack._replace(pixel_size=float(pixel_size))

@@ -62,6 +62,20 @@ class ClipHotPixels(Step):
 
 
 @dataclass(frozen=True)
+class Multiply(Step):
+    """Every pixel times a `factor`."""
+
+    factor: float
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return the scaled block."""
+        return images * np.float32(self.factor)
+
+    def __str__(self) -> str:
+        return f"times {self.factor:.4g}"
+
+
+@dataclass(frozen=True)
 class InvertContrast(Step):
     """Dark particles, as the microscope gives them, become white."""
 
@@ -97,7 +111,7 @@ class Downsample(Step):
 
 @dataclass(frozen=True)
 class Resample(Step):
-    """Larger pixels by any `ratio`, and a `box` within the old one."""
+    """Larger pixels by any `ratio`, and another `box`."""
 
     box: int
     ratio: float

@@ -193,7 +193,7 @@ def fourier_resize(images: Float32, box: int) -> Float32:
 
 
 def resample(images: Float32, box: int, ratio: float) -> Float32:
-    """Bring images to larger pixels and a box that lies within the old one, about the centre pixel.
+    """Bring images to larger pixels and another box about the centre pixel; 0 beyond the old one.
 
     Each image is the trigonometric polynomial of its Fourier coefficients; those that the new pixels can hold
     are summed at the places of the new pixels, which need not be a multiple of anything. As it is a product
@@ -217,14 +217,11 @@ def resample(images: Float32, box: int, ratio: float) -> Float32:
     Raises
     ------
     ValueError
-        If the new pixels are smaller, or the new box does not lie within the old one.
+        If the new pixels are smaller.
     """
     old = images.shape[-1]
-    if ratio < 1.0 or box < 1 or box * ratio > old * (1.0 + 1e-6):
-        raise ValueError(
-            f"{box} pixels that are {ratio:g} times larger do not lie within a box of {old}. Use larger "
-            f"pixels and at most {int(old / max(ratio, 1.0))} of them."
-        )
+    if ratio < 1.0 or box < 1:
+        raise ValueError(f"{box} pixels that are {ratio:g} times larger cannot be made. Use larger pixels.")
     matrix = _resampling_matrix(old, box, float(ratio))  # (D', D)
     along = np.matmul(images, matrix.T)  # (n_images, D, D')
     resampled: Float32 = np.matmul(matrix, along)
@@ -240,5 +237,6 @@ def _resampling_matrix(old: int, box: int, ratio: float) -> Float32:
     finest = int(min((old - 1) // 2, np.ceil(old / (2.0 * ratio)) - 1))
     turn = 2.0 * np.pi / old * (place[:, None] - np.arange(old))  # (D', D)
     sums = 1.0 + 2.0 * sum(np.cos(k * turn) for k in range(1, finest + 1))
+    sums[np.abs(place - 0.5 * (old - 1)) > 0.5 * old] = 0.0  # the polynomial goes on periodically, images end
     # along one axis the variance of white noise falls by the ratio: taken back by its square root
     return np.asarray(sums / old * np.sqrt(ratio), dtype=np.float32)

@@ -118,6 +118,32 @@ def test_particles_that_are_far_out_are_left_out_and_that_is_said(suffix, result
     assert "marked as outliers (smlOutlier), which leaves none. Choose other" in capsys.readouterr().err
 
 
+def test_assign_puts_further_particles_into_the_classes_of_a_run(results, tmp_path, capsys):
+    """Of a smaller field and smaller pixels; the folder serves the commands that take one."""
+    words = ["--particles", 60, "--box", 40, "--pixel-size", 8, "--snr", 0.5, "--seed", 1, "--jobs", 1, "-q"]
+    assert run("simulate", "-o", tmp_path / "new", *words) == 0
+    given = ("assign", results, tmp_path / "new" / "particles.star", "-o", tmp_path / "out", "--jobs", 1)
+    assert run(*given) == 0
+    assert "60 particles in" in capsys.readouterr().out
+    stack = read_particles(tmp_path / "out" / "particles.star", images_dir=tmp_path / "new")
+    assert (stack.box, len(stack), stack.pixel_size) == (40, 60, 8.0)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["results"]["classes"]["size"] == np.bincount(class_labels(stack), minlength=6).tolist()
+    averages = [read_mrc(folder / "class_averages.mrcs")[0] for folder in (results, tmp_path / "out")]
+    np.testing.assert_array_equal(*averages)
+    assert run("report", tmp_path / "out", "-q") == 0
+    assert run("select", tmp_path / "out", "--min-posterior", 0.3, "-q") == 0
+    assert run("assign", "--config", tmp_path / "out" / "run.yaml", "-o", tmp_path / "again", "-q") == 0
+    assert (tmp_path / "again" / "particles.star").read_text() == stack_text(tmp_path / "out")
+    (tmp_path / "none").mkdir()
+    assert run("assign", tmp_path / "none", given[2], "-o", tmp_path / "x") == 1
+    assert "model.npz" in capsys.readouterr().err
+
+
+def stack_text(folder):
+    return (folder / "particles.star").read_text()
+
+
 def test_exclude_is_the_rest(results, tmp_path):
     labels = class_labels(labelled(results / "particles.star", results))
     some = int(np.bincount(labels).argmax()) + 1

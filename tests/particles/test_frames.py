@@ -66,9 +66,13 @@ def test_frames_that_cannot_be_are_refused(mixed):
         concatenate([mixed[0], bare], rescale=True)
     with pytest.raises(ValueError, match="Take pixels of 5 A or larger"):
         rescale(mixed[0], 4.0)
-    with pytest.raises(ValueError, match="a box of 4 to 60"):
-        rescale(mixed[0], 6.0, 61)
     assert rescale(mixed[0], 6.0).shape == (12, 60, 60)
+
+
+def test_a_larger_box_is_filled_with_nothing(mixed):
+    inner, wide = rescale(mixed[0], 6.0, 60).read(), rescale(mixed[0], 6.0, 72).read()
+    np.testing.assert_array_equal(wide[:, 6:66, 6:66], inner)
+    assert not wide[:, :5].any() and not wide[:, :, 67:].any()
 
 
 # ------------------------------------------------------------------------------------ concatenate

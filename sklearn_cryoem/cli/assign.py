@@ -1,0 +1,85 @@
+"""`sklearn-cryoem assign`: further particles in the classes of a finished run."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+
+from sklearn_cryoem.cli.console import CommandError
+from sklearn_cryoem.cli.options import (
+    READING,
+    add_images_dir,
+    add_machine,
+    add_options,
+    add_passthrough,
+    add_run,
+    new_command,
+)
+from sklearn_cryoem.cli.results import LEFT_OUT, MODEL, Outcome, output_names, tell, write
+from sklearn_cryoem.cli.run_folder import RunFolder
+
+_EPILOG = """\
+Particles of another box, or of smaller pixels, are brought to those of the run. The folder holds what that of
+a run holds, for report, select and merge; class averages are those of the run, and everything else tells of
+the new particles.
+"""
+
+
+def add_assign(commands):
+    """Add `assign` to the parser; return its own parser."""
+    parser = new_command(
+        commands, "assign", assign,
+        summary="put further particles into the classes of a finished run",
+        description="Align further particles to the classes of a finished run and find the class of each.",
+        epilog=_EPILOG,
+    )  # fmt: skip
+    parser.add_argument(
+        "model", metavar="RUN", type=Path, nargs="?", help="folder of a run, or its model (.npz) (required)"
+    )
+    parser.add_argument(
+        "particles", metavar="PARTICLES", type=Path, nargs="?", help="a .star, .cs or .mrcs file (required)"
+    )
+    add_run(parser, "model", "particles", "output")
+    reading = parser.add_argument_group("reading")
+    add_images_dir(reading)
+    add_passthrough(reading)
+    add_options(reading, [row for row in READING if row[0] != "downsample"])
+    add_machine(parser.add_argument_group("machine"))
+    return parser
+
+
+def assign(options, console):
+    """Read, bring to the frame of the model, assign, write as a run does."""
+    from sklearn_cryoem.cli import preflight
+    from sklearn_cryoem.estimators import as_fitted_by, assign_particles, load_model
+    from sklearn_cryoem.particles.classes import steps_of
+
+    if not options.particles.exists():
+        raise CommandError(f"there is no {options.particles}. Check the path.")
+    model = load_model(options.model / MODEL if options.model.is_dir() else options.model)
+    *before, last = steps_of(model)
+    if not hasattr(last, "tree_") and not hasattr(last, "latent_nodes_"):
+        raise CommandError(f"{options.model} has no classes of classify or deep. Give the folder of a run.")
+    for step in (*before, last):
+        step.set_params(n_jobs=options.jobs, verbose=0 if options.quiet else 1)
+    mask = None if hasattr(last, "tree_") else last.mask_diameter
+    how = Namespace(**vars(options), mask_diameter=mask, downsample=None, noise_groups=False)
+    is_deep, aligns = hasattr(last, "tree_"), bool(before)
+    names = output_names(options.particles.suffix, align=aligns or is_deep, deep=is_deep)
+    with RunFolder(options.output, [*names, LEFT_OUT], force=options.force) as folder:
+        preflight.check_machine(console)
+        with folder.timed("read"):
+            stack, n_left_out = preflight.read(how, folder, console)
+            stack = as_fitted_by(model, stack)
+        console.say(f"{stack!r}")
+        stack, n_unusable = preflight.screen(stack, how, folder, console)
+        with folder.timed("assign"):
+            model, stack = assign_particles(model, stack)
+            *before, last = steps_of(model)
+            assignment = None if is_deep else last.assign(stack)
+        none = np.full(len(stack), -1)  # no second clustering: nothing was fitted
+        outcome = Outcome(stack, last, before[0] if before else None, none, assignment)
+        results = write(outcome, options.particles.suffix, folder, console)
+        results["n_left_out"] = n_left_out + n_unusable
+        folder.write_summary(options, results, console.warnings)
+    tell(results, folder, console)

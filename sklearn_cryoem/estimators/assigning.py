@@ -1,0 +1,156 @@
+"""Further particles in the classes of a fitted model: brought to its pixels and noise, aligned, assigned."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from sklearn_cryoem.estimators.deep_clusterer import DeepClusterer, classify_new
+from sklearn_cryoem.estimators.map_aligner import MAPAligner
+from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
+from sklearn_cryoem.metrics import effective_count
+from sklearn_cryoem.particles import ParticleStack, rescale
+from sklearn_cryoem.particles.classes import steps_of
+from sklearn_cryoem.particles.frames import EQUAL_PIXEL_SIZE
+from sklearn_cryoem.particles.preprocess import BACKGROUND_SHARE, Multiply, normalised_radius
+from sklearn_cryoem.physics.masks import pixel_radius
+
+_MEASURED_IMAGES = 500  # whose background tells the noise
+
+
+def as_fitted_by(model: Any, stack: ParticleStack) -> ParticleStack:
+    """Bring particles to the pixel size and box that a model was fitted in, and to the noise that it knows.
+
+    Parameters
+    ----------
+    model : MAPAligner, SMLClusterer, DeepClusterer or Pipeline of them
+        Fitted to images.
+    stack : ParticleStack
+        Particles of the same specimen, of any box and of pixels that are not larger than those of the model.
+
+    Returns
+    -------
+    ParticleStack
+        Resampled when read, if box or pixel size differ; then one factor for all images gives their
+        background the variance of the noise of the fit. What lies beyond a smaller field is 0.
+
+    Raises
+    ------
+    ValueError
+        If its pixels are larger than those of the model.
+    TypeError
+        If the model is of another kind.
+    """
+    first = _first_step(model)
+    box = first.class_averages_.shape[-1]
+    pixel_size = first._pixel_size if isinstance(first, MAPAligner) else first._space.pixel_size
+    if pixel_size is None or stack.pixel_size is None:
+        return stack  # of another box it is refused where it is used
+    ratio = pixel_size / stack.pixel_size
+    if box == stack.box and abs(ratio - 1.0) < EQUAL_PIXEL_SIZE:
+        return stack
+    if ratio < 1.0 - EQUAL_PIXEL_SIZE:
+        raise ValueError(
+            f"The particles have pixels of {stack.pixel_size:.4g} A, the model has {pixel_size:.4g} A: finer "
+            "detail cannot be made. Fit the model to images that are downsampled to pixels of their size."
+        )
+    if normalised_radius(stack.images) is None:
+        stack = stack.normalise()
+    resampled = rescale(stack, max(pixel_size, stack.pixel_size), box)
+    side = min(box, int(stack.box / max(ratio, 1.0)))  # of what is seen, in new pixels
+    radius = pixel_radius(box)
+    background = (radius > BACKGROUND_SHARE * side) & (radius < 0.5 * side)
+    rows = np.unique(np.linspace(0, len(stack) - 1, _MEASURED_IMAGES).astype(int))
+    found = resampled.read(rows)[:, background].var(axis=1).mean()
+    return resampled._seen_through(Multiply(float(np.sqrt(_noise_of_pixels(first, box) / found))))
+
+
+def _first_step(model: Any) -> Any:
+    """The step of a model that particles come to first."""
+    first = steps_of(model)[0]
+    if not isinstance(first, MAPAligner | SMLClusterer | DeepClusterer):
+        raise TypeError(
+            f"assign_particles got a {type(first).__name__}. Give a fitted MAPAligner, SMLClusterer, "
+            "DeepClusterer, or a Pipeline of them."
+        )
+    return _first_step(first.first_) if isinstance(first, DeepClusterer) else first
+
+
+def _noise_of_pixels(first: Any, box: int) -> float:
+    """Variance of the noise in one pixel, as a model knows it from the rings of the Fourier plane."""
+    share = 1.0 if isinstance(first, MAPAligner) else first._layout.information  # of images that are masked
+    ring = np.rint(pixel_radius(box)).astype(int)
+    noise = np.append(0.0, first.noise_variance_ / share)  # (n_rings + 1,), the mean of images being 0
+    return float(noise[np.minimum(ring, len(noise) - 1)].mean())
+
+
+def assign_particles(model: Any, stack: ParticleStack) -> tuple[Any, ParticleStack]:
+    """Find the classes and poses of further particles, as attributes of a copy of the model.
+
+    Parameters
+    ----------
+    model : MAPAligner, SMLClusterer, DeepClusterer or Pipeline of them
+        Fitted to images; it stays as it is.
+    stack : ParticleStack
+        Further particles. Of another box or smaller pixels, they are brought to those of the model,
+        `as_fitted_by`.
+
+    Returns
+    -------
+    assigned : estimator
+        The same classes, averages and templates; ``labels_``, ``class_sizes_``, ``poses_`` and what else
+        tells of particles are those of `stack`. `class_quality`, `report` and plots take both as after a fit.
+    stack : ParticleStack
+        The particles as the model took them, with poses.
+
+    Raises
+    ------
+    TypeError
+        If the model is of another kind.
+    ValueError
+        If the particles do not fit, see `as_fitted_by`.
+
+    Notes
+    -----
+    Costs what `transform` and `predict` of the steps cost.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem import MAPAligner
+    >>> from sklearn_cryoem.datasets import make_particles
+    >>> from sklearn_cryoem.estimators import assign_particles
+    >>> stack = make_particles("ribosome", 120, box=24, snr=1.0, n_views=2, random_state=0)
+    >>> aligner = MAPAligner(2, n_batches=5, random_state=0).fit(stack[:100])
+    >>> assigned, new = assign_particles(aligner, stack[100:])
+    >>> assigned.labels_.shape, len(aligner.labels_), new.poses
+    ((20,), 100, Poses(20 particles, ...))
+    """
+    stack = as_fitted_by(model, stack)
+    if isinstance(model, Pipeline):
+        steps = []
+        for step in steps_of(model):
+            assigned, stack = assign_particles(step, stack)
+            steps.append(assigned)
+        return make_pipeline(*steps), stack
+    assigned = copy.copy(model)
+    if isinstance(model, MAPAligner):
+        stack, found = model._find(stack, refine=True)
+        assigned._store_found(stack, found)
+        return assigned, stack.with_poses(assigned.poses_)
+    if isinstance(model, DeepClusterer):
+        stack, first_labels = classify_new(model.first_, stack)
+        found = model._in_own_classes(stack, first_labels, "predict")
+        assigned.first_labels_, assigned.poses_ = first_labels, stack.poses
+        assigned.labels_ = model._flat_labels(len(stack), found)
+    else:
+        assigned.labels_ = model.predict(stack)
+    assigned.outlier_ = stack.outlier
+    sound = slice(None) if stack.outlier is None else ~stack.outlier
+    assigned.class_sizes_ = np.bincount(assigned.labels_[sound], minlength=len(model.class_averages_))
+    assigned.n_effective_clusters_ = effective_count(assigned.class_sizes_)
+    if hasattr(assigned, "soft_class_sizes_"):
+        assigned.soft_class_sizes_ = assigned.class_sizes_.astype(np.float64)
+    return assigned, stack
