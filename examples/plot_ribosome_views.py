@@ -21,7 +21,7 @@ print(stack)
 
 # %%
 # The aligner finds an in-plane angle and a shift for each particle, and returns the same stack with poses.
-aligned = MAPAligner(8, max_iter=8, random_state=0).fit_transform(stack)
+aligned = MAPAligner(8, n_batches=60, random_state=0).fit_transform(stack)
 print(aligned.poses)
 
 # %%

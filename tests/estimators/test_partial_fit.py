@@ -41,9 +41,18 @@ def in_chunks(particles):
     return streamed(particles[0], 400)
 
 
-def test_chunks_reach_nearly_the_accuracy_of_a_fit_to_all(particles, in_chunks):
-    train, test = particles
-    whole, begun = model().fit(train), model().fit(train[:400])
+@pytest.fixture(scope="module")
+def whole(particles):
+    return model().fit(particles[0])
+
+
+@pytest.fixture(scope="module")
+def begun(particles):
+    return model().fit(particles[0][:400])
+
+
+def test_chunks_reach_nearly_the_accuracy_of_a_fit_to_all(particles, in_chunks, whole, begun):
+    _, test = particles
     best, first, reached = (accuracy(m, test) for m in (whole, begun, in_chunks))
     assert best > 1.25 * first, "the first chunk alone must be worse for this to say anything"
     assert reached > 0.75 * best
@@ -51,7 +60,7 @@ def test_chunks_reach_nearly_the_accuracy_of_a_fit_to_all(particles, in_chunks):
     assert gain > 0.8, f"{gain:.2f} of the gain in likelihood"
 
 
-def test_attributes_tell_of_all_chunks(particles, in_chunks):
+def test_attributes_tell_of_all_chunks(particles, in_chunks, begun):
     n_chunks = 5
     assert in_chunks.n_images_seen_ == in_chunks.class_sizes_.sum() == 2000
     assert in_chunks.soft_class_sizes_.sum() == pytest.approx(2000, rel=1e-4)
@@ -60,15 +69,13 @@ def test_attributes_tell_of_all_chunks(particles, in_chunks):
     assert len(in_chunks.log_posterior_) == len(in_chunks.stage_) == len(in_chunks.iteration_resolution_)
     assert len(in_chunks.held_out_) == in_chunks.n_iter_ == len(in_chunks.stage_)
     assert in_chunks.held_out_[-1]
-    begun = model().fit(particles[0][:400])
     assert in_chunks.stage_[-1] == begun.stage_[-1] + (n_chunks - 1) * N_SWEEPS
     assert in_chunks.class_averages_.shape == (36, 32, 32)
     # averages of five times as many images are better resolved
     assert np.median(in_chunks.class_resolution_) < np.median(begun.class_resolution_)
 
 
-def test_noise_and_prior_follow_the_data(particles, in_chunks):
-    whole = model().fit(particles[0])
+def test_noise_and_prior_follow_the_data(in_chunks, whole):
     # that of held-out images holds what their templates get wrong, most at the lowest frequencies
     np.testing.assert_allclose(in_chunks.noise_variance_, whole.noise_variance_, rtol=0.25)
     assert (in_chunks.noise_variance_ > 0.95 * whole.noise_variance_).all()
@@ -76,42 +83,42 @@ def test_noise_and_prior_follow_the_data(particles, in_chunks):
 
 
 def test_the_first_chunk_is_fitted_as_by_fit(particles):
-    chunk = particles[0][:300]
+    chunk = particles[0][:150]
     first, second = model().partial_fit(chunk), model().fit(chunk)
     np.testing.assert_array_equal(first.labels_, second.labels_)
     np.testing.assert_array_equal(first.class_averages_, second.class_averages_)
-    assert first.n_images_seen_ == second.n_images_seen_ == 300
+    assert first.n_images_seen_ == second.n_images_seen_ == 150
 
 
-def test_the_same_chunks_give_the_same_bits_with_any_number_of_workers(particles, in_chunks):
-    again = streamed(particles[0][:400], 200, n_jobs=2)
-    once = streamed(particles[0][:400], 200)
+def test_the_same_chunks_give_the_same_bits_with_any_number_of_workers(particles):
+    few = {"n_clusters": (3, 3), "max_iter": 4, "tol": 10.0}
+    once, again = (streamed(particles[0][:200], 100, n_jobs=n_jobs, **few) for n_jobs in (1, 2))
     np.testing.assert_array_equal(again.weights_, once.weights_)
     np.testing.assert_array_equal(again.half_averages_, once.half_averages_)
 
 
 def test_a_saved_model_goes_on_where_it_stopped(particles, tmp_path):
     train = particles[0]
-    learner = streamed(train[:300], 150)
+    learner = streamed(train[:120], 60)
     save_model(learner, tmp_path / "stream.npz")
     loaded = load_model(tmp_path / "stream.npz")
     for one in (learner, loaded):
-        one.partial_fit(train[300:400])
+        one.partial_fit(train[120:180])
     np.testing.assert_array_equal(loaded.weights_, learner.weights_)
-    assert loaded.n_images_seen_ == 400
+    assert loaded.n_images_seen_ == 180
 
 
 def test_it_goes_on_from_a_fit(particles):
     train, test = particles
-    fitted = model().fit(train[:600])
+    fitted = model().fit(train[:300])
     before = fitted.score(test)
-    remembered = model().partial_fit(train[:600])
+    remembered = model().partial_fit(train[:300])
     for one in (fitted, remembered):
-        one.partial_fit(train[600:850]).partial_fit(train[850:1100])
-    assert fitted.n_images_seen_ == 1100
+        one.partial_fit(train[300:450]).partial_fit(train[450:600])
+    assert fitted.n_images_seen_ == 600
     assert fitted.score(test) > before
     assert fitted.score(test) == pytest.approx(remembered.score(test), abs=0.3)  # of several nats gained
-    assert fitted.fit(train[:300]).n_images_seen_ == 300  # fit forgets
+    assert fitted.fit(train[:60]).n_images_seen_ == 60  # fit forgets
 
 
 @pytest.mark.parametrize("topology", ["torus", "sphere"])

@@ -59,7 +59,7 @@ def test_one_group_is_the_noise_of_shells():
 
 
 def test_groups_and_images_with_the_same_noise_are_found_to_have_it():
-    stack = particles(600, 0.05, group=np.arange(600) % 3)
+    stack = particles(500, 0.05, group=np.arange(500) % 3)
     plain, grouped, single = (
         SMLClusterer(9, noise=noise).fit(stack) for noise in ("shell", "group", "image")
     )
@@ -84,9 +84,10 @@ def test_noisy_images_count_less_and_more_pairs_are_right(mixed, fitted):
 
 
 def test_held_out_likelihoods_can_be_compared_and_say_which_noise_is_right(mixed):
-    search = GridSearchCV(SMLClusterer(16, random_state=0), {"noise": ["white", "shell", "group"]}, cv=2).fit(
-        mixed
+    search = GridSearchCV(
+        SMLClusterer(9, tol=1.0, random_state=0), {"noise": ["white", "shell", "group"]}, cv=2
     )
+    search.fit(mixed[:500])
     assert search.best_params_ == {"noise": "group"}
     scores = search.cv_results_["mean_test_score"]
     assert scores[2] - scores[1] > 5.0

@@ -53,13 +53,6 @@ def test_transform_of_the_training_particles_gives_their_fitted_poses(stack, ali
     np.testing.assert_array_equal(aligner.predict(stack), aligner.labels_)
 
 
-def test_fit_transform_is_fit_then_transform(stack, aligner):
-    other = MAPAligner(6, max_shift=24.0, n_batches=15, max_iter=6, random_state=0)
-    poses = other.fit_transform(stack).poses
-    np.testing.assert_array_equal(poses.angle_rad, aligner.poses_.angle_rad)
-    np.testing.assert_array_equal(poses.shift, aligner.poses_.shift)
-
-
 @pytest.mark.parametrize("quarter_turns", [1, 2, 3])
 def test_turning_the_particles_turns_their_poses_and_nothing_else(stack, aligner, quarter_turns):
     turned = quarter_turned(stack, quarter_turns)
@@ -89,25 +82,18 @@ def test_permuted_particles_have_permuted_labels(stack, aligner):
     np.testing.assert_array_equal(aligner.predict(stack[order]), aligner.labels_[order])
 
 
-@pytest.mark.parametrize("n_jobs", [2, 3])
-def test_any_number_of_workers_gives_the_same_bits(stack, n_jobs):
-    one, many = (
-        MAPAligner(4, n_batches=4, max_iter=2, tol=10.0, n_jobs=jobs, random_state=5).fit(stack)
-        for jobs in (1, n_jobs)
-    )
-    np.testing.assert_array_equal(one.class_averages_, many.class_averages_)
-    np.testing.assert_array_equal(one.poses_.angle_rad, many.poses_.angle_rad)
-    np.testing.assert_array_equal(one.log_evidence_, many.log_evidence_)
-
-
-def test_the_seed_decides_and_only_the_seed(stack):
-    fits = [MAPAligner(4, n_batches=4, max_iter=2, tol=10.0, random_state=s).fit(stack) for s in (0, 0, 1)]
+def test_the_seed_decides_and_only_the_seed_and_fit_transform_is_fit_then_transform(stack):
+    fits = [MAPAligner(4, n_batches=4, max_iter=2, tol=10.0, random_state=seed) for seed in (0, 0, 1)]
+    poses = fits[0].fit_transform(stack).poses
+    np.testing.assert_array_equal(poses.angle_rad, fits[1].fit(stack).poses_.angle_rad)
+    np.testing.assert_array_equal(poses.shift, fits[1].poses_.shift)
+    fits[2].fit(stack)
     np.testing.assert_array_equal(fits[0].class_averages_, fits[1].class_averages_)
     assert np.abs(fits[0].class_averages_ - fits[2].class_averages_).max() > 1e-3
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_passes_at_one_resolution_do_not_lower_the_evidence(stack, seed):
     limit = stack.box * stack.pixel_size / 6.0  # the first resolution is also the last
     fit = full_batch(max_resolution=limit, random_state=seed, max_shift=16.0).fit(stack)
@@ -120,7 +106,7 @@ def test_passes_at_one_resolution_do_not_lower_the_evidence(stack, seed):
 
 
 def test_a_class_without_particles_leaves_no_nan(stack):
-    fit = MAPAligner(30, n_batches=4, max_iter=2, tol=10.0, random_state=0).fit(stack[:40])
+    fit = MAPAligner(30, n_batches=2, max_iter=2, tol=10.0, random_state=0).fit(stack[:40])
     assert np.isfinite(fit.class_averages_).all()
     assert np.isfinite(fit.log_evidence_).all()
     assert np.isfinite(fit.cluster_weights_).all()
