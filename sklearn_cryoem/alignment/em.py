@@ -88,7 +88,7 @@ class PassState:
     broad : bool
         Whether its posteriors were broad.
     label, angle_rad, found_shift_px : ndarrays of shape (n_images,), (n_images,) and (n_images, 2), or None
-        Reference, angle and shift of every image by the last pass.
+        Reference, angle and shift of every image by the last pass, as of `PassResult`.
     log_evidence : list of float
         Mean log evidence of an image in each full pass, against noise alone.
     log_likelihood : list of float
@@ -219,7 +219,8 @@ def mini_batches(
         model, stats = update_model(stats, state.model, space.grid, settings, fraction, n_workers)
         model = rebalanced(model, batch.statistics.mass)
         if number < LAST_RESEEDING * len(batches):
-            explained = mean_evidence(batch.label, batch.log_evidence, settings.n_references)
+            label = batch.label % settings.n_references
+            explained = mean_evidence(label, batch.log_evidence, settings.n_references)
             model, stats = reseed(model, stats, space.grid, settings, fraction, rng, explained)
         model = replace(model, k_max=next_k_max(model, settings, n_done / len(batches)))  # Eq. (4.7)
         shift_px = followed_shifts(

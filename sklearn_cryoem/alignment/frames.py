@@ -112,6 +112,15 @@ class Frames:
         n = len(label)
         return cls(label, np.zeros(n), np.zeros((n, 2)), np.zeros(n, dtype=bool))
 
+    def with_mirrors(self) -> Frames:
+        """Frames of the references, and after them of their mirror images, Eq. (4.18)."""
+        return Frames(
+            np.tile(self.label, 2),
+            np.tile(self.angle_rad, 2),
+            np.concatenate([self.shift_px, self.shift_px * (1.0, -1.0)]),
+            np.concatenate([self.mirrored, ~self.mirrored]),
+        )
+
     @property
     def n_classes(self) -> int:
         """Number of classes."""

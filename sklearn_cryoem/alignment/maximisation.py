@@ -71,6 +71,18 @@ class Statistics(Additive):
             n_images=_fit(self.n_images, (n_rings,)),
         )
 
+    def folded(self) -> Statistics:
+        """Sums of references from those of references and then their mirror images, Eq. (4.18)."""
+        n = len(self.mass) // 2
+        return replace(
+            self,
+            numerator=self.numerator[:n] + self.numerator[n:].conj(),
+            denominator=self.denominator[:n] + self.denominator[n:].conj(),
+            mass=self.mass[:n] + self.mass[n:],
+            shift_sum=self.shift_sum[:n] + self.shift_sum[n:] * (1.0, -1.0),
+            turn_sum=self.turn_sum[:n] - self.turn_sum[n:],
+        )
+
     def turn_centred(self) -> Statistics:
         """Sums in frames that are turned so that the mean angle of the images of each is 0, Eq. (4.15).
 

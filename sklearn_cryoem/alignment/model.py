@@ -66,6 +66,17 @@ class AlignmentModel:
     k_max: float
     resolution: NDArray[np.int64]
 
+    def with_mirrors(self) -> AlignmentModel:
+        """The same references, and after them their mirror images, y -> -y, as likely as they, Eq. (4.18)."""
+        other = np.roll(self.references[:, ::-1], 1, axis=1)  # about pixel D // 2
+        return replace(
+            self,
+            references=np.concatenate([self.references, other]),
+            weight=0.5 * np.tile(self.weight, 2),
+            balance=np.tile(self.balance, 2),
+            resolution=np.tile(self.resolution, 2),
+        )
+
     def log_prior(self, space: SearchSpace) -> LogPrior:
         """Log priors of references and of the shifts of `space`."""
         tiny = np.finfo(np.float64).tiny

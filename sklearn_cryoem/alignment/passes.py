@@ -52,7 +52,7 @@ class PreparedSearch:
     Attributes
     ----------
     model : AlignmentModel
-        References, noise, priors.
+        References, with their mirror images where these are searched, noise, priors.
     space : SearchSpace
         Where to search.
     n_even : int
@@ -76,7 +76,7 @@ class PreparedSearch:
     def of(cls, features: SharedFeatures, model: AlignmentModel, space: SearchSpace) -> PreparedSearch:
         """Search by the workers of `features`, in the memory that each of them may take."""
         return cls(
-            model,
+            model.with_mirrors() if space.mirror else model,
             space,
             features.images.n_even,
             bank_bytes=bytes_at_once(BANK_BYTES, BANK_SHARE),
@@ -188,7 +188,7 @@ class PassResult:
     statistics : Statistics
         Sums over the rows.
     label : ndarray of shape (n_rows,), int
-        Most probable reference.
+        Most probable reference; mirror images of references come after these.
     angle_rad : ndarray of shape (n_rows,)
         Angle of the best cell, counted from the known one.
     shift_px : ndarray of shape (n_rows, 2)
@@ -219,6 +219,7 @@ class PassResult:
     def is_broad(self, space: SearchSpace) -> bool:
         """Whether posteriors are so broad that the next pass had better make whole tables of them."""
         n_all = len(self.label) * len(self.statistics.mass) * space.n_shifts * space.n_angles
+        n_all *= 1 + space.mirror
         return self.n_cells > BROAD * n_all
 
 
@@ -252,7 +253,8 @@ def run_pass(
     search = PreparedSearch.of(features, model, space)
     function = _dense_pass if broad and search.fits_dense else _listed_pass
     result = reduce(add, features.map(function, placed_rows(rows, shift_px), search))
-    return _with_shifts_from_known(result, features.images.known, rows, shift_px)
+    result = _with_shifts_from_known(result, features.images.known, rows, shift_px)
+    return replace(result, statistics=result.statistics.folded()) if space.mirror else result
 
 
 def memory_bound(features: SharedFeatures, n_references: int, space: SearchSpace) -> float:
@@ -262,6 +264,7 @@ def memory_bound(features: SharedFeatures, n_references: int, space: SearchSpace
     tables, shifted references, the images of one search, and sums.
     """
     n_orders, n_rings = space.n_orders, space.n_rings
+    n_references *= 1 + space.mirror
     sums = 16.0 * n_references * n_rings * (n_orders + features.images.n_even)
     shifted = min(n_references * space.shifted_bytes, BANK_BYTES)
     searched = 2.0 * IMAGES_PER_SEARCH * 24.0 * n_rings * n_orders

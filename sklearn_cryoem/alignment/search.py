@@ -44,6 +44,8 @@ class AlignmentSettings:
         Prior weight of the references, Eq. (4.14).
     n_batches, batch_size : int
         Mini-batches of online EM before the full passes, Eq. (4.8).
+    mirror : bool
+        Whether mirror images of the references are searched as well, Eq. (4.18).
     max_iter : int
         Full passes, at most.
     tol : float
@@ -62,6 +64,7 @@ class AlignmentSettings:
     class_prior: str = "uniform"
     n_batches: int = 60
     batch_size: int = 200
+    mirror: bool = False
     max_iter: int = 5
     tol: float = 1e-2
 
@@ -72,7 +75,7 @@ class AlignmentSettings:
 
     def space(self, box: int, k_max: float) -> SearchSpace:
         """Search space at the resolution `k_max`."""
-        return search_space(
+        space = search_space(
             box,
             k_max,
             reference_radius_px=self.mask_radius_px + self.mask_edge_px,
@@ -80,6 +83,7 @@ class AlignmentSettings:
             angle_range_rad=self.angle_range_rad,
             coarsest_k=self.k_start,
         )
+        return replace(space, mirror=self.mirror)
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ class SearchSpace:
         A coarser space that rules references out beforehand, Eq. (4.6); None for an exhaustive search.
     angle_range_rad : float or None
         Half the window of angles, whose ends are searched; None for the whole circle.
+    mirror : bool
+        Whether mirror images of the references are searched as well, Eq. (4.18).
     """
 
     grid: PolarGrid
@@ -116,6 +122,7 @@ class SearchSpace:
     shift_step_px: float
     coarse: SearchSpace | None = None
     angle_range_rad: float | None = None
+    mirror: bool = False
 
     @property
     def n_rings(self) -> int:

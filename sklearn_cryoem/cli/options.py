@@ -107,7 +107,7 @@ ALIGNMENT = [
      "particles are off centre by at most this, in Angstrom (default: chosen from the box)"),
     ("angle_range", "--angle-range", "DEG", angle, None,
      "search this far round the in-plane angles of the file, in degrees (default: all angles)"),
-    ("align_mirrored", "--align-mirrored", None, bool, False,
+    ("mirror", "--mirror", None, bool, False,
      "let mirror images share classes: the same view from opposite sides"),
 ]  # fmt: skip
 CLUSTERING = [

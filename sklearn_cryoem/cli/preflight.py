@@ -264,7 +264,7 @@ def _write_made_up(clusterer, stack, options, trial):
 
     n, nothing = len(stack), np.zeros(len(stack), dtype=np.int64)
     if not options.skip_align:
-        mirrored = np.full(n, options.align_mirrored)
+        mirrored = np.full(n, options.mirror)
         stack = stack.with_poses(Poses(np.zeros(n), np.zeros((n, 2)), mirrored))
     write_particles(
         stack,

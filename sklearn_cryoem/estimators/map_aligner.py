@@ -83,10 +83,11 @@ class MAPAligner(
         `n_clusters` classes, each time the two that cost the least likelihood, Eq. (4.9)-(4.10):
         far more accurate than as many references as classes, at a cost that grows with their number. By
         default 2.5 to a class, as long as each gets 40 images.
-    align_mirrored : bool, default=False
-        Whether references may be mirrored when they are merged and brought into one frame: the same view from
-        opposite sides gives mirror images, which then share classes. `poses_.mirrored` tells the images that
-        are mirrored.
+    mirror : bool, default=False
+        Whether mirror images of the references are searched as well, Eq. (4.18), and references merged with
+        them: the same view from opposite sides gives mirror images, which then share classes, so that half as
+        many views are to be found. `poses_.mirrored` tells the images that are mirrored. With `angle_range`
+        below pi none is.
     mask_diameter : float or None, default=None
         Diameter of the soft mask of the references in Angstrom (pixels where the pixel size is unknown). It
         should hold the particle with little to spare; its edge lies outside. By default 0.9 of the box.
@@ -202,7 +203,7 @@ class MAPAligner(
         n_clusters: int = 50,
         *,
         n_references: int | None = None,
-        align_mirrored: bool = False,
+        mirror: bool = False,
         mask_diameter: float | None = None,
         max_shift: float | None = None,
         angle_range: float | None = None,
@@ -220,7 +221,7 @@ class MAPAligner(
     ) -> None:
         self.n_clusters = n_clusters
         self.n_references = n_references
-        self.align_mirrored = align_mirrored
+        self.mirror = mirror
         self.mask_diameter = mask_diameter
         self.max_shift = max_shift
         self.angle_range = angle_range
@@ -325,7 +326,7 @@ class MAPAligner(
         check_number("tau_fudge", self.tau_fudge, owner=self, minimum=0, inclusive=False)
         check_number("tol", self.tol, owner=self, minimum=0)
         check_choice("class_prior", self.class_prior, CLASS_PRIORS, owner=self)
-        check_choice("align_mirrored", self.align_mirrored, (True, False), owner=self)
+        check_choice("mirror", self.mirror, (True, False), owner=self)
         check_choice("warm_start", self.warm_start, (True, False), owner=self)
 
     def _settings_for(self, stack: ParticleStack) -> AlignmentSettings:
@@ -356,6 +357,7 @@ class MAPAligner(
             class_prior=self.class_prior,
             n_batches=int(self.n_batches),
             batch_size=min(batch_size, len(stack)),
+            mirror=self.mirror and (self.angle_range is None or self.angle_range >= np.pi),
             max_iter=int(self.max_iter),
             tol=float(self.tol),
         )
@@ -396,7 +398,7 @@ class MAPAligner(
             stats.mass,
             settings,
             int(self.n_clusters),
-            mirror=self.align_mirrored,
+            mirror=self.mirror,
             n_jobs=self.n_jobs,
         )
         return centred_classes(stats, frames, model, grid, settings, noise_fraction)

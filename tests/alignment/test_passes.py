@@ -5,8 +5,10 @@ import pytest
 
 from sklearn_cryoem.alignment import passes
 from sklearn_cryoem.alignment.expectation import expect
+from sklearn_cryoem.alignment.frames import Frames
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
 from sklearn_cryoem.alignment.passes import PreparedSearch, placed_rows
+from sklearn_cryoem.alignment.poses import find_poses
 from sklearn_cryoem.alignment.products import reference_bank
 from sklearn_cryoem.physics.polar import polar_transform
 
@@ -116,3 +118,69 @@ def test_tasks_are_even_and_neither_small_nor_large(n_rows, sizes):
     tasks = [part for part, _ in placed_rows(rows, np.zeros((n_rows, 2)))]
     np.testing.assert_array_equal(np.concatenate(tasks), rows)
     assert [len(task) for task in tasks] == sizes
+
+
+@pytest.fixture
+def two_faces(rng, make_particles):
+    """Particles, which of them are mirrored, y -> -y about pixel D // 2, CTF and all, and these."""
+    particles, other = make_particles(rng, 30, noise=0.5), rng.random(30) < 0.5
+    images = particles.images.copy()
+    images[other, 1:] = images[other, :0:-1]  # row 0 has no twin, and lies beyond the mask
+    azimuth = np.where(other, -1, 1) * particles.table.astigmatism_angle_rad
+    return (
+        particles,
+        other,
+        replace(particles, images=images, table=replace(particles.table, astigmatism_angle_rad=azimuth)),
+    )
+
+
+@pytest.mark.parametrize("broad", [False, True])
+def test_mirrored_images_change_no_sum_where_mirrors_are_searched(
+    two_faces, make_settings, make_model, references, broad
+):
+    particles, other, mirrored = two_faces
+    model, rows = make_model(references, noise=0.4), np.arange(30)
+    space = make_settings(mirror=True).space(32, 10.0)
+    one, two = (some.source().run_pass(rows, model, space, broad=broad) for some in (particles, mirrored))
+    np.testing.assert_array_equal(one.label % 3, two.label % 3)
+    np.testing.assert_array_equal((one.label >= 3) ^ other, two.label >= 3)
+    np.testing.assert_allclose(
+        one.shift_px * np.column_stack([np.ones(30), np.where(other, -1, 1)]), two.shift_px, atol=1e-6
+    )
+    assert_same_sums(one.statistics, two.statistics, rtol=1e-3)
+
+
+def test_evidence_with_mirrors_is_that_of_the_image_and_of_its_mirror_image(
+    two_faces, make_settings, make_model, references
+):
+    particles, other, mirrored = two_faces
+    model, space, rows = (
+        make_model(references, noise=0.4),
+        make_settings(mirror=True).space(32, 10.0),
+        np.flatnonzero(other),
+    )
+    both = particles.source().run_pass(rows, model, space)
+    space = replace(space, mirror=False)
+    plain = [some.source().run_pass(rows, model, space).log_evidence for some in (particles, mirrored)]
+    np.testing.assert_allclose(both.log_evidence, np.logaddexp(*plain) - np.log(2.0), atol=2e-3)
+    assert np.abs(plain[0] - plain[1]).max() > 1.0, "the test would not notice"
+
+
+def test_mirroring_an_image_flips_whether_it_is_mirrored_and_nothing_else(
+    two_faces, make_settings, make_model, references
+):
+    particles, other, mirrored = two_faces
+    frames = Frames(
+        np.array([0, 1, 0]),
+        np.array([0.3, -1.0, 2.0]),
+        np.array([[1.0, 0.5], [0, -0.5], [0.2, 0]]),
+        np.array([False, True, False]),
+    )
+    model, settings = make_model(references, noise=0.4, k_max=10.0), make_settings(mirror=True)
+    one, two = (find_poses(some.source(), model, settings, frames=frames) for some in (particles, mirrored))
+    np.testing.assert_array_equal(one.label, two.label)
+    np.testing.assert_array_equal(one.mirrored ^ other, two.mirrored)
+    turn = np.angle(np.exp(1j * (one.angle_rad - two.angle_rad)))
+    assert np.abs(turn).max() < 0.01, turn
+    sign = np.column_stack([np.ones(30), np.where(other, -1, 1)])
+    np.testing.assert_allclose(one.shift_px * sign, two.shift_px, atol=0.02)

@@ -40,7 +40,7 @@ def simulated(tmp_path_factory):
 def test_a_run_is_repeated_to_the_bit_from_its_own_parameters(simulated, tmp_path, monkeypatch):
     monkeypatch.chdir(simulated)
     first, second = tmp_path / "first", tmp_path / "second"
-    words = ["--seed", "3", "--max-resolution", "40", "--topology", "torus", "--align-mirrored", *FEW]
+    words = ["--seed", "3", "--max-resolution", "40", "--topology", "torus", "--mirror", *FEW]
     assert run("classify", "particles.star", "-o", first, "--quiet", *words) == 0
     monkeypatch.chdir(tmp_path)
     assert run("classify", "--config", first / "run.yaml", "-o", second, "--quiet") == 0
@@ -49,7 +49,7 @@ def test_a_run_is_repeated_to_the_bit_from_its_own_parameters(simulated, tmp_pat
     assert (first / "run.yaml").read_text() == (second / "run.yaml").read_text()
     models = [load_model(folder / "model.npz") for folder in (first, second)]
     np.testing.assert_array_equal(models[0][-1].weights_, models[1][-1].weights_)
-    assert models[1][-1].topology == "torus" and models[1][0].align_mirrored
+    assert models[1][-1].topology == "torus" and models[1][0].mirror
     options = [json.loads((folder / "summary.json").read_text())["options"] for folder in (first, second)]
     assert options[1]["seed"] == 3 and options[1]["classes"] == [2, 2]
 

@@ -132,7 +132,7 @@ def test_mirrored_poses_that_a_cs_file_cannot_hold_are_said_before_the_fits(
     particles, tmp_path, capsys, no_fit
 ):
     assert run("convert", particles, tmp_path / "p.cs", "--quiet") == 0
-    assert run("classify", tmp_path / "p.cs", "-o", tmp_path / "out", "--align-mirrored", *FEW) == 1
+    assert run("classify", tmp_path / "p.cs", "-o", tmp_path / "out", "--mirror", *FEW) == 1
     assert "Write a .star file, align without mirrors" in said(capsys)
 
 

@@ -90,7 +90,7 @@ def two_sided():
 def test_views_from_opposite_sides_share_a_class_where_mirrors_are_aligned(two_sided):
     stack, other = two_sided
     options = {"n_references": 4, "n_batches": 20, "max_iter": 3, "tol": 10.0, "random_state": 0}
-    aligner = MAPAligner(1, align_mirrored=True, **options).fit(stack)
+    aligner = MAPAligner(1, mirror=True, **options).fit(stack)
     mirrored = aligner.poses_.mirrored
     agreement = np.mean(mirrored == other)
     assert max(agreement, 1 - agreement) > 0.95
