@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +11,11 @@ from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.memory import memory_watched
-from sklearn_cryoem._core.parallel import TaskPool, ordered_map
+from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.alignment.features import SharedFeatures
-from sklearn_cryoem.alignment.model import AlignmentModel, masked_references
-from sklearn_cryoem.alignment.poses import ImagePoses, find_poses
+from sklearn_cryoem.alignment.frames import KnownPoses, to_image_frame
+from sklearn_cryoem.alignment.moves import WIDTHS, Moves, moves_of
 from sklearn_cryoem.alignment.search import AlignmentSettings
 from sklearn_cryoem.estimators._common import (
     Data,
@@ -32,8 +30,17 @@ from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.particles import ParticleStack, Poses
 from sklearn_cryoem.particles.screening import normalised_like
 
-SHIFT_SIGMA = 0.5  # of max_shift: standard deviation of the shifts that are left
-SHIFT_FRACTION = 0.04  # of the box: longest shift
+SHIFT_FRACTION = 0.06  # of the box: longest shift along an axis
+MIN_RINGS = 6  # of references, even if averages hold no signal
+
+
+class Realigned(NamedTuple):
+    """Poses found round given ones."""
+
+    poses: Poses
+    log_evidence: NDArray[np.float64]  # (n_images,): log p(image), NaN where a class has no reference
+    angle_sigma: float  # widths of the prior, in the units of the poses
+    shift_sigma: float
 
 
 # An estimator of its own, and no option of SMLClusterer: the labels belong to the new poses, which `predict`
@@ -49,22 +56,24 @@ class RealigningClusterer(
     """Improve the poses of particles by the class averages of a clusterer, and the classes by the poses.
 
     Classes of a manifold are purer than those that the particles were aligned with, and so are better
-    references. A copy of the clusterer is fitted, every particle searches the poses near its own against the
-    average of its class, and so on; the last fit sees the last poses. In the fit, particles of even row
-    numbers meet averages of those of odd ones and the other way round: against an average that holds its own
-    noise, a particle stays where it is.
+    references. A copy of the clusterer is fitted, every particle is compared with the average of its class in
+    poses near the given one, and gets the mean pose under its posterior, Eq. (4.19). The prior says how far
+    off the given poses are, and the data say how wide it is: poses that are true stand still. A round that
+    does not make the particles more likely, under averages that they are no part of, is not taken. Particles
+    of even row numbers meet averages of those of odd ones and the other way round: against an average that
+    holds its own noise, a particle stays where it is.
 
     Parameters
     ----------
     clusterer : SMLClusterer or None, default=None
         Copied and fitted in each round. By default ``SMLClusterer()``.
     n_rounds : int, default=3
-        Realignments; the clusterer is fitted once more than that.
-    angle_range : float, default=0.2
-        How far from the poses of a round in-plane angles are searched, in radians.
+        Realignments, at most; the clusterer is fitted once more than that.
+    angle_range : float, default=0.35
+        How far from the given poses in-plane angles are searched, in radians.
     max_shift : float or None, default=None
-        How far shifts are searched, in Angstrom (pixels where the pixel size is unknown). By default 0.04 of
-        the box.
+        How far shifts are searched along each axis, in Angstrom (pixels where the pixel size is unknown). By
+        default 0.06 of the box. Time goes as its square.
     n_jobs : int or None, default=None
         Classes realigned at a time. Results are the same bits for any number.
     verbose : int, default=0
@@ -84,16 +93,20 @@ class RealigningClusterer(
         Resolution of each, that of `clusterer_`. Pictures and files have what `class_quality` measures.
     class_sizes_ : ndarray of shape (n_classes,)
         Training images of each.
-    angle_change_, shift_change_ : ndarray of shape (n_rounds,)
-        Median change of the poses in each round: radians, and Angstrom (pixels where the pixel size is
-        unknown). They fall while the rounds gain, and stay level at the noise of single images.
+    angle_change_, shift_change_ : ndarray of shape (n_taken,)
+        Median change of the poses in each round that was taken: radians, and Angstrom (pixels where the pixel
+        size is unknown).
+    angle_sigma_, shift_sigma_ : float
+        How far off the given poses are, as estimated: standard deviations of the angle and of each coordinate
+        of the shift, in the same units.
     n_features_in_ : int
         Number of pixels of an image.
 
     Notes
     -----
-    New particles are classified, realigned against the averages of all images, and classified again; so are
-    training particles given to `predict`. Their `labels_` belong to `poses_`, found against half averages:
+    A turn that all particles of a class share is no error. New particles are classified, realigned against
+    the averages of all images, and classified again; so are training particles given to `predict`. Their
+    `labels_` belong to `poses_`, found against half averages:
     ``clusterer_.predict(stack.with_poses(poses_))``. Poses never become mirrored.
 
     Examples
@@ -111,7 +124,7 @@ class RealigningClusterer(
         clusterer: BaseEstimator | None = None,
         *,
         n_rounds: int = 3,
-        angle_range: float = 0.2,
+        angle_range: float = 0.35,
         max_shift: float | None = None,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -140,19 +153,21 @@ class RealigningClusterer(
         """
         self._check_parameters()
         warn_if_not_aligned(self, X, stacklevel=2)
-        template, stack = self._template(), self._screened(X, stacklevel=2)
+        given = self._screened(X, stacklevel=2)
         changes = []
         with progress(self.n_rounds, "RealigningClusterer: rounds", verbose=self.verbose) as bar:
-            for _ in range(self.n_rounds):
-                clusterer = clone(template).fit(stack)
-                moved = self._realigned(clusterer, stack, *references_of_other_half(clusterer))
-                changes.append(median_change(stack.poses, moved.poses))
-                stack = moved
+            poses, (clusterer, found) = given.poses, self._round(given, given)
+            while len(changes) < self.n_rounds and found.angle_sigma + found.shift_sigma > 0.0:
+                again = self._round(given.with_poses(found.poses), given)
+                if not is_likelier(again[1].log_evidence, found.log_evidence):
+                    break
+                changes.append(median_change(poses, found.poses))
+                poses, (clusterer, found) = found.poses, again
                 bar.note(f"{np.degrees(changes[-1][0]):.2f} degrees, {changes[-1][1]:.3g} off the last poses")
                 bar.update()
-        self.clusterer_ = clone(template).fit(stack)
-        self.poses_ = stack.poses
-        self.angle_change_, self.shift_change_ = np.array(changes).T
+        self.clusterer_, self.poses_ = clusterer, poses
+        self.angle_sigma_, self.shift_sigma_ = found.angle_sigma, found.shift_sigma
+        self.angle_change_, self.shift_change_ = np.reshape(changes, (-1, 2)).T
         for name in ("labels_", "class_averages_", "class_resolution_", "class_sizes_", "n_features_in_"):
             setattr(self, name, getattr(self.clusterer_, name))
         return self
@@ -165,7 +180,7 @@ class RealigningClusterer(
             )
         check_number("n_rounds", self.n_rounds, owner=self, minimum=1, integer=True)
         limits = {"owner": self, "minimum": 0, "inclusive": False}
-        check_number("angle_range", self.angle_range, maximum=np.pi, **limits)
+        check_number("angle_range", self.angle_range, maximum=0.5 * np.pi, **limits)
         check_number("max_shift", self.max_shift, allow_none=True, **limits)
 
     def fit_transform(self, X: Data, y: Any = None) -> ParticleStack:
@@ -194,14 +209,20 @@ class RealigningClusterer(
         stack = with_some_poses(as_stack(X, self))
         return as_screened(stack, self._template(), stacklevel=stacklevel + 1)[0]
 
+    def _round(self, stack, given):
+        """Fit a copy of the clusterer to particles in their last poses; find moves from the given ones."""
+        clusterer = clone(self._template()).fit(stack)
+        return clusterer, self._realigned(clusterer, given, *references_of_other_half(clusterer))
+
     def _realigned(
         self,
         clusterer: SMLClusterer,
         stack: ParticleStack,
         references: NDArray[np.float32],
         labels: NDArray[np.int64],
-    ) -> ParticleStack:
-        """The same particles in poses found round theirs, each against the reference of its class.
+        sigma: tuple[float, float] | None = None,
+    ) -> Realigned:
+        """Poses of particles found round theirs, each against the reference of its class.
 
         Parameters
         ----------
@@ -213,28 +234,48 @@ class RealigningClusterer(
             CTF-corrected images in the frame of the poses.
         labels : ndarray of shape (n_images,)
             Reference of each particle.
+        sigma : (float, float) or None
+            Widths of the prior, as `angle_sigma_` and `shift_sigma_`; None estimates them.
         """
-        unit = stack.pixel_length
+        unit, side = stack.pixel_length, stack.box * stack.pixel_length
+        reach = SHIFT_FRACTION * side if self.max_shift is None else self.max_shift
         settings = search_settings(
             stack,
             mask_diameter=clusterer.mask_diameter,
-            max_shift=SHIFT_FRACTION * stack.box * unit if self.max_shift is None else self.max_shift,
+            max_shift=reach,
             angle_range=self.angle_range,
             max_resolution=clusterer.max_resolution,
         )
         information = clusterer._space.blocks(stack).layout.information  # what the mask leaves of the noise
         noise = np.asarray(clusterer.noise_variance_, dtype=np.float64) / information  # (n_shells,)
-        n_rings = min(len(noise), int(settings.k_limit))
-        settings = replace(settings, k_limit=float(n_rings))
+        noise = noise[: int(settings.k_limit)]
+        finest = clusterer.class_resolution_[
+            np.isfinite(clusterer.class_resolution_)
+        ]  # beyond, averages are 0
+        k_max = max(side / finest.min() if len(finest) else 0.0, MIN_RINGS)
+        widths = (WIDTHS * self.angle_range, WIDTHS * reach / unit)
+        if sigma is not None:
+            widths = (np.array([sigma[0]]), np.array([sigma[1] / unit]))
         # a class without images in the other half has no reference: its particles stay where they are
         used = [number for number in np.unique(labels) if references[number].any()]
         tasks = [(np.flatnonzero(labels == number), references[number]) for number in used]
-        search = partial(poses_near, stack, settings, noise[:n_rings])
-        angle, shift = stack.poses.angle_rad.copy(), stack.poses.shift.copy()
+        search = partial(moves_near, stack, settings, noise, min(k_max, float(len(noise))), widths)
+        moves = Moves.unknown(len(stack), widths)
         with memory_watched("Realigning particles"):
-            for (rows, _), found in zip(tasks, ordered_map(search, tasks, n_jobs=self.n_jobs), strict=True):
-                angle[rows], shift[rows] = found.angle_rad, found.shift_px * unit
-        return stack.with_poses(Poses(angle, shift, stack.poses.mirrored))
+            for (rows, _), part in zip(tasks, ordered_map(search, tasks, n_jobs=self.n_jobs), strict=True):
+                moves.put(rows, part)
+        best = moves.likeliest()
+        turn, shift = moves.angle_rad[:, *best], moves.shift_px[:, *best]
+        known = KnownPoses(
+            stack.poses.angle_rad, stack.poses.shift_px(stack.pixel_size), stack.poses.mirrored
+        )
+        final = known.followed_by(turn, to_image_frame(turn, shift))
+        return Realigned(
+            Poses(final.angle_rad, final.shift_px * unit, final.mirrored),
+            moves.log_evidence[:, *best],
+            float(widths[0][best[0]]),
+            float(widths[1][best[1]] * unit),
+        )
 
     def _template(self):
         return SMLClusterer(n_jobs=self.n_jobs) if self.clusterer is None else self.clusterer
@@ -256,7 +297,9 @@ class RealigningClusterer(
         warn_if_not_aligned(self, X, stacklevel=2)
         stack = with_some_poses(normalised_like(as_stack(X, self), self.clusterer_._space.background_px))
         labels = self.clusterer_.predict(stack)
-        return self._realigned(self.clusterer_, stack, self.class_averages_, labels)
+        sigma = self.angle_sigma_, self.shift_sigma_
+        found = self._realigned(self.clusterer_, stack, self.class_averages_, labels, sigma)
+        return stack.with_poses(found.poses)
 
     def predict(self, X: Data) -> NDArray[Any]:
         """Class of each particle once it is realigned.
@@ -305,25 +348,23 @@ def references_of_other_half(clusterer: SMLClusterer) -> tuple[NDArray[np.float3
     return np.concatenate([odd, even]), clusterer.labels_ + len(odd) * parity
 
 
-def poses_near(
+def moves_near(
     stack: ParticleStack,
     settings: AlignmentSettings,
     noise: NDArray[np.float64],
+    k_max: float,
+    widths: tuple[NDArray[np.float64], NDArray[np.float64]],
     task: tuple[NDArray[np.int64], NDArray[np.float32]],
-) -> ImagePoses:
-    """Poses of some rows, given with their reference, near those that they have, Eq. (4.6)."""
+) -> Moves:
+    """Moves of some rows, given with their reference, Eq. (4.19)."""
     rows, reference = task
-    model = AlignmentModel(
-        references=masked_references(reference[None].astype(np.float32), settings),
-        noise=noise,
-        weight=np.ones(1),
-        balance=np.zeros(1),
-        shift_sigma_px=max(SHIFT_SIGMA * settings.max_shift_px, 0.5),
-        k_max=settings.k_limit,
-        resolution=np.full(1, int(settings.k_limit)),
-    )
-    features = SharedFeatures(alignment_images(stack[rows], settings), TaskPool())
-    return find_poses(features, model, settings)
+    return moves_of(alignment_images(stack[rows], settings), settings, reference, noise, k_max, widths)
+
+
+def is_likelier(now: NDArray[np.float64], before: NDArray[np.float64]) -> bool:
+    """Whether particles are likelier than before, in even rows and in odd ones; NaN is unknown."""
+    gain = now - before
+    return all(np.nanmean(gain[half::2]) > 0.0 for half in (0, 1))
 
 
 def with_some_poses(stack):
