@@ -11,13 +11,14 @@ from pathlib import Path
 
 from sklearn_cryoem._core.validation import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem._version import __version__
-from sklearn_cryoem.cli import assign, classify, convert, inspect, select, simulate
+from sklearn_cryoem.cli import assign, classify, compare, convert, inspect, select, simulate
 from sklearn_cryoem.cli.console import CommandError, Console, Interrupted, reporting, with_options
 from sklearn_cryoem.cli.options import add_talking
 
 COMMANDS = (
     simulate.add_demo, classify.add_classify, classify.add_deep, assign.add_assign, inspect.add_report,
-    select.add_select, convert.add_convert, inspect.add_info, simulate.add_simulate,
+    select.add_select, compare.add_merge, compare.add_compare, convert.add_convert, inspect.add_info,
+    simulate.add_simulate,
 )  # fmt: skip
 
 _ARGUMENTS = {"model": "RUN", "particles": "PARTICLES"}

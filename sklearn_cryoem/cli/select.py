@@ -146,7 +146,7 @@ def select(options, console):
     chosen = apply_rules(select_classes(stack, labels, wanted), options, left_out)
     if options.averages is not None:
         _write_averages(chosen, options, console)
-    chosen = named_for(output, chosen, _places(particles, options), console)
+    chosen = named_for(output, chosen, places_of(particles, options.images_dir), console)
     write_particles(chosen, output, overwrite=options.force)
     n_left, n_classes = (len(np.unique(some[some >= 0])) for some in (class_labels(chosen), labels))
     console.say(
@@ -171,20 +171,20 @@ def apply_rules(stack, options, left_out):
         return stack[mask]
 
     def best(**limits):
-        return best_of_classes(class_labels(stack), _column(stack, MATCH, "Run classify again"), **limits)
+        return best_of_classes(class_labels(stack), column_of(stack, MATCH, "Run classify again"), **limits)
 
     where = {"micrograph_pixel_size": options.micrograph_pixel_size}
-    match = _column(stack, MATCH)
+    match = column_of(stack, MATCH)
     if options.keep_suggested and match is not None:
         stack = keep(~unlike_their_class(match), "no more like their class than aligned noise is")
     if options.min_posterior is not None:
-        sure = _column(stack, POSTERIOR, "Run classify or assign") >= options.min_posterior
+        sure = column_of(stack, POSTERIOR, "Run classify or assign") >= options.min_posterior
         stack = keep(sure, f"with a posterior below {options.min_posterior:g}")
     if options.drop_worst is not None:
         kept = best(drop_worst=options.drop_worst / 100.0)
         stack = keep(kept, f"among the worst {options.drop_worst:g} % of their classes")
     if options.min_distance is not None:
-        posterior = _column(stack, POSTERIOR)
+        posterior = column_of(stack, POSTERIOR)
         twice = duplicates(stack, options.min_distance, posterior, **where)
         stack = keep(~twice, f"closer than {options.min_distance:g} A to another one")
     if options.max_per_class is not None:
@@ -193,7 +193,7 @@ def apply_rules(stack, options, left_out):
     return recentred(stack, **where) if options.recenter else stack
 
 
-def _column(stack, names, remedy=None):
+def column_of(stack, names, remedy=None):
     """The first of some columns that the particles have, as numbers; None, or the remedy, without any."""
     table = stack.metadata
     for name in names:
@@ -237,9 +237,9 @@ def _read_table(particles, output, passthrough, console):
     return read(ctf=False)
 
 
-def _places(particles, options):
+def places_of(particles, images_dir):
     """Where images may be: as the file of the particles says, then as the run that wrote it found them."""
-    places = [(particles, options.images_dir)]
+    places = [(particles, images_dir)]
     summary = read_summary(particles.parent)
     run = summary.get("options", {})
     if particles.name in summary.get("files", []) and isinstance(run.get("particles"), str):

@@ -190,8 +190,9 @@ def concatenate(stacks: Sequence[ParticleStack], *, rescale: bool = False) -> Pa
     Returns
     -------
     ParticleStack
-        Noise groups are renumbered, so that those of different stacks stay apart; so are optics groups unless
-        all stacks have the same optics table. Metadata columns that only some stacks have are NaN for others.
+        Noise groups are renumbered, so that those of different stacks stay apart; so are optics groups, with
+        their tables, unless all stacks have the same optics table. Metadata columns that only some stacks
+        have are NaN for others.
 
     Raises
     ------
@@ -211,20 +212,43 @@ def concatenate(stacks: Sequence[ParticleStack], *, rescale: bool = False) -> Pa
                 "Pass rescale=True to bring them to one."
             )
     optics = stacks[0].optics
+    tables = [stack.metadata for stack in stacks]
     if not all(optics is not None and optics.equals(stack.optics) for stack in stacks):
-        optics = None
+        optics = _joined_optics(stacks, tables)
+    is_same = optics is not None and len(optics) == len(stacks[0].optics)
     return ParticleStack(
         ConcatenatedSource([stack.images for stack in stacks]),
         pixel_size=stacks[0].pixel_size,
         ctf=_joined(stacks, "ctf"),
         poses=_joined(stacks, "poses"),
-        optics_group=_join_groups([stack.optics_group for stack in stacks], apart=optics is None),
+        optics_group=_join_groups([stack.optics_group for stack in stacks], apart=not is_same),
         noise_group=_join_groups([stack.noise_group for stack in stacks], apart=True),
-        metadata=pd.concat([stack.metadata for stack in stacks], ignore_index=True),
+        metadata=pd.concat(tables, ignore_index=True),
         optics=optics,
         truth=_joined(stacks, "truth"),
         # marks of one stack say nothing of how its images lie among those of others
     )
+
+
+def _joined_optics(stacks: list[ParticleStack], tables: list[pd.DataFrame]) -> pd.DataFrame | None:
+    """RELION's optics tables one after the other, groups numbered through in `tables` as well; or None."""
+    if not all(
+        {"rlnOpticsGroup", "rlnOpticsGroupName"} <= set(() if stack.optics is None else stack.optics)
+        and "rlnOpticsGroup" in stack.metadata
+        for stack in stacks
+    ):
+        return None
+    joined, first = [], 1
+    for table, stack in zip(tables, stacks, strict=True):
+        optics = stack.optics
+        numbers = dict(zip(optics["rlnOpticsGroup"], range(first, first + len(optics)), strict=True))
+        table["rlnOpticsGroup"] = table["rlnOpticsGroup"].map(numbers)
+        joined.append(optics.assign(rlnOpticsGroup=list(numbers.values())))
+        first += len(optics)
+    optics = pd.concat(joined, ignore_index=True)
+    repeated = optics["rlnOpticsGroupName"].duplicated()  # RELION tells groups apart by their names, too
+    named = optics["rlnOpticsGroupName"].astype(str) + "_" + optics["rlnOpticsGroup"].astype(str)
+    return optics.assign(rlnOpticsGroupName=optics["rlnOpticsGroupName"].where(~repeated, named))
 
 
 def _joined(stacks: list[ParticleStack], part: str) -> Any:

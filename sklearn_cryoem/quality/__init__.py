@@ -2,14 +2,18 @@
 
 from sklearn_cryoem.quality.checks import Finding, check_particles
 from sklearn_cryoem.quality.match import particle_match, unlike_their_class
+from sklearn_cryoem.quality.similarity import Similarity, compare_classes, similarity
 from sklearn_cryoem.quality.suggestion import suggest_classes
 from sklearn_cryoem.quality.table import class_quality
 
 __all__ = [
     "Finding",
+    "Similarity",
     "check_particles",
     "class_quality",
+    "compare_classes",
     "particle_match",
+    "similarity",
     "suggest_classes",
     "unlike_their_class",
 ]

@@ -15,7 +15,7 @@ import starfile
 from sklearn_cryoem import read_particles
 from sklearn_cryoem.cli.main import main, parse
 from sklearn_cryoem.cli.run_folder import run_text
-from sklearn_cryoem.io import read_mrc, write_particles, write_selection
+from sklearn_cryoem.io import read_mrc, write_mrc, write_particles, write_selection
 from sklearn_cryoem.particles import class_labels
 
 FEW = "--align-classes 4 --align-batches 3 --align-iterations 2 --classes 2x3 --iterations 4 --jobs 1".split()
@@ -138,6 +138,55 @@ def test_assign_puts_further_particles_into_the_classes_of_a_run(results, tmp_pa
     (tmp_path / "none").mkdir()
     assert run("assign", tmp_path / "none", given[2], "-o", tmp_path / "x") == 1
     assert "model.npz" in capsys.readouterr().err
+
+
+def test_merge_keeps_each_particle_once_and_numbers_classes_through(results, tmp_path, capsys):
+    for classes in ("1-3", "3-6"):
+        assert run("select", results, "--classes", classes, "-o", tmp_path / f"{classes}.star", "-q") == 0
+    parts = [tmp_path / "1-3.star", tmp_path / "3-6.star"]
+    twice = np.count_nonzero(class_labels(labelled(results / "particles.star", results)) == 2)
+    capsys.readouterr()
+    assert run("merge", *parts, "-o", tmp_path / "all.star") == 0
+    assert (
+        f"200 particles in 9 classes written to {tmp_path / 'all.star'}; {twice} were"
+        in capsys.readouterr().out
+    )
+    joined = read_particles(tmp_path / "all.star")
+    assert joined.metadata["rlnImageName"].is_unique
+    first = np.count_nonzero(class_labels(joined) < 3)
+    assert first == len(read_particles(parts[0]))
+    assert run("merge", results, results, "-o", tmp_path / "both.star", "-q") == 0
+    averages = read_mrc(tmp_path / "both.mrcs")[0]
+    np.testing.assert_array_equal(averages[:6], averages[6:])
+
+
+def test_compare_pairs_the_classes_of_two_runs_and_lists_what_moved(results, tmp_path, capsys):
+    """The second run is the first with other numbers, its averages turned, and three particles elsewhere."""
+    stack, other = labelled(results / "particles.star", results), results.parent / "other"
+    labels = class_labels(stack)
+    number = np.array([3, 4, 5, 0, 1, 2])
+    moved = np.flatnonzero(labels == np.bincount(labels).argmax())[:3]
+    changed = number[labels]
+    changed[moved] = number[np.bincount(labels).argsort()[-2]]
+    other.mkdir()
+    write_particles(stack, other / "particles.star", labels=changed)
+    averages, pixel_size = read_mrc(results / "class_averages.mrcs")
+    write_mrc(other / "class_averages.mrcs", np.rot90(averages[number], axes=(1, 2)), pixel_size)
+    words = (results, other, "-o", tmp_path / "c")
+    assert run("compare", *words) == 0
+    said = capsys.readouterr().out
+    assert "200 particles in common, 3 moved; adjusted mutual information 0.9" in said
+    table = pd.read_csv(tmp_path / "c" / "compare.csv")
+    there = table["size"] > 0
+    assert (table["partner"] == number + 1)[there].all() and table["moved_in"].sum() == 3
+    assert table["correlation"][there].min() > 0.97
+    assert set(pd.read_csv(tmp_path / "c" / "moved.csv")["particle"]) == set(
+        stack.metadata["rlnImageName"].iloc[moved].str.replace("@", f"@{results.parent}/")
+    )
+    assert pd.read_csv(tmp_path / "c" / "contingency.csv", index_col=0).to_numpy().sum() == 200
+    assert (tmp_path / "c" / "pairs.png").stat().st_size > 1000
+    assert run("compare", *words) == 1 and "overwrite" in capsys.readouterr().err
+    assert run("compare", results, "-o", tmp_path / "c") == 1
 
 
 def stack_text(folder):

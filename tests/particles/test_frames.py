@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sklearn_cryoem import ParticleStack
@@ -71,7 +72,7 @@ def test_frames_that_cannot_be_are_refused(mixed):
 
 def test_a_larger_box_is_filled_with_nothing(mixed):
     inner, wide = rescale(mixed[0], 6.0, 60).read(), rescale(mixed[0], 6.0, 72).read()
-    np.testing.assert_array_equal(wide[:, 6:66, 6:66], inner)
+    np.testing.assert_allclose(wide[:, 6:66, 6:66], inner, rtol=1e-5, atol=1e-4)
     assert not wide[:, :5].any() and not wide[:, :, 67:].any()
 
 
@@ -100,7 +101,23 @@ def test_optics_groups_of_different_tables_stay_apart(stack, numbered_parts):
     other = ParticleStack(**{**numbered_parts(), "optics": stack.optics.assign(rlnVoltage=200.0)})
     whole = concatenate([stack, other])
     assert len(np.unique(whole.optics_group)) == 4
-    assert whole.optics is None
+    assert whole.optics is None  # these have no numbers to tell them by
+
+
+def test_optics_tables_with_numbers_are_joined(stack):
+    names = {"rlnOpticsGroup": [1, 2], "rlnOpticsGroupName": ["a", "b"]}
+    parts = [
+        ParticleStack(
+            stack.read(), optics_group=stack.optics_group, metadata=pd.DataFrame({"rlnOpticsGroup": [1, 2] * 6}),
+            optics=pd.DataFrame({**names, "rlnVoltage": volts}),
+        )
+        for volts in (300.0, 200.0)
+    ]  # fmt: skip
+    whole = concatenate(parts)
+    assert whole.optics["rlnOpticsGroup"].tolist() == [1, 2, 3, 4]
+    assert whole.optics["rlnOpticsGroupName"].tolist() == ["a", "b", "a_3", "b_4"]
+    voltage = whole.metadata["rlnOpticsGroup"].map(whole.optics.set_index("rlnOpticsGroup")["rlnVoltage"])
+    assert (voltage[:12] == 300.0).all() and (voltage[12:] == 200.0).all()
 
 
 def test_bad_images_of_a_joined_stack_are_found(stack, numbered_parts):

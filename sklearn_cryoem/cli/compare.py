@@ -1,0 +1,218 @@
+"""`sklearn-cryoem merge` and `compare`: runs joined, and runs of the same particles side by side."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sklearn_cryoem.cli.console import CommandError
+from sklearn_cryoem.cli.convert import named_for
+from sklearn_cryoem.cli.options import new_command
+from sklearn_cryoem.cli.results import AVERAGES
+from sklearn_cryoem.cli.select import column_of, labelled_particles, places_of
+from sklearn_cryoem.particles.classes import POSTERIOR
+
+TABLE, MOVED, CONTINGENCY, PAIRS = "compare.csv", "moved.csv", "contingency.csv", "pairs.png"
+_MERGE_EPILOG = """\
+Classes are numbered through, run by run, and their averages stand in that order in a .mrcs file beside the
+output. A particle that is in several runs, by the name of its image, is kept with its larger posterior.
+"""
+_COMPARE_EPILOG = f"""\
+{TABLE} has one row for each class of the first run: its partner in each other run, how many particles they
+share, how many moved out and in, the correlation of their averages with the turn (degrees) and mirror that
+bring the partner onto it, and its stability over all runs (0 by chance, 1 if it comes out whole each time).
+{MOVED} lists the particles whose classes are no partners, {CONTINGENCY} counts them by both classes, and
+{PAIRS} shows each average and, next to it, its partner turned onto it; the last two are of the second run.
+"""
+
+
+# ---------------------------------------------------------------- merge
+def add_merge(commands):
+    """Add `merge` to the parser; return its own parser."""
+    parser = new_command(
+        commands, "merge", merge,
+        summary="join the particles of several runs, each particle once",
+        description="Join the particles of several finished runs, or of tables with class numbers.",
+        epilog=_MERGE_EPILOG,
+    )  # fmt: skip
+    _add_results(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, required=True, help="a .star or .cs file"
+    )
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    return parser
+
+
+def _add_results(parser):
+    parser.add_argument(
+        "results", metavar="RESULTS", type=Path, nargs="+", help="folders of runs, or tables with classes"
+    )
+
+
+def merge(options, console):
+    """Read, number the classes through, keep each particle once, write."""
+    from sklearn_cryoem.io import read_mrc, write_class_averages, write_particles
+    from sklearn_cryoem.io.write import check_target
+    from sklearn_cryoem.particles import class_labels, concatenate, with_classes
+
+    if options.output.exists() and not options.force:
+        raise CommandError(
+            f"{options.output} exists. Choose another --output, or pass --force to replace it."
+        )
+    check_target(options.output, overwrite=options.force)
+    stacks, averages, first = [], [], 0
+    for results in options.results:
+        stack, labels = read_labelled(results, options.output, console)
+        sound = labels >= 0
+        if (results / AVERAGES).is_file():
+            averages.append(read_mrc(results / AVERAGES))
+        n_classes = max(len(averages[-1][0]) if averages else 0, int(labels.max(initial=-1)) + 1)
+        stacks.append(with_classes(stack[sound], labels[sound] + first))
+        console.say(f"{results}: {np.count_nonzero(sound):,} particles, classes from {first + 1}")
+        first += n_classes
+    if any((stack.ctf is None) != (stacks[0].ctf is None) for stack in stacks):
+        stacks = [stack.with_ctf(None) for stack in stacks]
+    joined = concatenate(stacks, rescale=True)
+    posterior = column_of(joined, POSTERIOR)
+    order = np.argsort(-(np.zeros(len(joined)) if posterior is None else posterior), kind="stable")
+    once = np.sort(order[~pd.Series(names_of(joined))[order].duplicated().to_numpy()])
+    write_particles(joined[once], options.output, overwrite=options.force)
+    console.say(
+        f"{len(once):,} particles in {first} classes written to {options.output}"
+        + (f"; {len(joined) - len(once):,} were in several runs" if len(once) < len(joined) else "")
+    )
+    if len(averages) == len(stacks) and len({(images.shape[1:], size) for images, size in averages}) == 1:
+        path = options.output.with_suffix(".mrcs")
+        sizes = np.bincount(class_labels(joined[once]), minlength=first)
+        images = np.concatenate([images for images, _ in averages])
+        write_class_averages(path, images, averages[0][1], sizes=sizes, overwrite=options.force)
+        console.say(f"their averages written to {path}")
+
+
+def read_labelled(results, target, console):
+    """Particles of a run or table with their images named for the table `target`, and their classes from 0.
+
+    Without a console nothing is said of names.
+    """
+    from sklearn_cryoem.io import read_particles, rename_images
+    from sklearn_cryoem.particles import class_labels
+
+    path = labelled_particles(results)
+    stack = read_particles(path, metadata_only=True, rescale=True, ctf=False)
+    labels = class_labels(stack)
+    if labels is None:
+        raise CommandError(f"{path} has no class numbers (rlnClassNumber). Give the folder of a run.")
+    if console is not None:
+        return named_for(target, stack, places_of(path, None), console), labels
+    for source, images_dir in places_of(path, None):
+        stack = rename_images(stack, source, target, images_dir=images_dir)[0]
+    return stack, labels
+
+
+def names_of(stack):
+    """What tells particles apart: cryoSPARC's number of each, or the name of its image."""
+    table = stack.metadata
+    return (table["uid"] if "uid" in table else table["rlnImageName"]).astype(str).to_numpy()
+
+
+# ---------------------------------------------------------------- compare
+def add_compare(commands):
+    """Add `compare` to the parser; return its own parser."""
+    parser = new_command(
+        commands, "compare", compare,
+        summary="set runs of the same particles side by side",
+        description="Compare the classes of several runs of the same particles, such as of several seeds.",
+        epilog=_COMPARE_EPILOG,
+    )  # fmt: skip
+    _add_results(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the tables"
+    )
+    parser.add_argument("--force", action="store_true", help="replace tables that are there")
+    return parser
+
+
+def compare(options, console):
+    """Pair the classes of the first run with those of each other one; write and tell."""
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    from sklearn_cryoem._core.files import atomic_path
+    from sklearn_cryoem.quality import compare_classes
+    from sklearn_cryoem.quality.table import stability
+
+    if len(options.results) < 2:
+        raise CommandError("there is nothing to compare with. Give two runs or more.")
+    options.output.mkdir(parents=True, exist_ok=True)
+    stacks, labels = zip(
+        *(read_labelled(path, options.output / "x.star", None) for path in options.results),
+        strict=True,
+    )
+    names = names_of(stacks[0])
+    one, others = labels[0], []
+    for path, stack, other in zip(options.results[1:], stacks[1:], labels[1:], strict=True):
+        row = pd.Index(names_of(stack)).get_indexer(names)  # -1 for particles that it lacks
+        if not (row >= 0).any():
+            raise CommandError(f"{path} and {options.results[0]} have no particle in common. Use merge.")
+        others.append(np.where(row >= 0, other[row], -1))
+    table = None
+    for path, other in zip(options.results[1:], others, strict=True):
+        pairs = compare_classes(one, other)
+        _add_averages(pairs, options.results[0], path, options.output if table is None else None)
+        prefix = "" if table is None else f"{path.name}_"
+        more = pairs.drop(columns=["class", "size"]).add_prefix(prefix)
+        table = pairs if table is None else pd.concat([table, more], axis=1)
+        both = (one >= 0) & (other >= 0)
+        alike = adjusted_mutual_info_score(one[both], other[both])
+        n_moved = int(pairs["moved_out"].sum())
+        console.say(
+            f"{path}: {both.sum():,} particles in common, {n_moved:,} moved; adjusted mutual information "
+            f"{alike:.3f} (1 for the same classes, 0 by chance)"
+        )
+    rows = [np.flatnonzero(one == number) for number in range(len(table))]
+    table["stability"] = stability(others, rows)
+    both = (one >= 0) & (others[0] >= 0)
+    moved = both & (table["partner"].to_numpy()[one] != others[0] + 1)
+    written = {
+        TABLE: table,
+        MOVED: pd.DataFrame({"particle": names, "class": one + 1, "other_class": others[0] + 1})[moved],
+        CONTINGENCY: pd.crosstab(one[both] + 1, others[0][both] + 1, rownames=["class"], colnames=["other"]),
+    }
+    for name, content in written.items():
+        with atomic_path(options.output / name, overwrite=options.force) as path:
+            content.to_csv(path, index=name == CONTINGENCY, float_format="%.6g")
+    console.say(f"tables written to {options.output}; {TABLE} has a row for each class")
+
+
+def _add_averages(pairs, first, second, folder):
+    """Add how alike the averages of paired classes are; draw them side by side into `folder`, if any."""
+    from sklearn_cryoem.io import read_mrc
+    from sklearn_cryoem.physics.masks import mask_background, mask_disc
+    from sklearn_cryoem.physics.rotation import aligned_images
+    from sklearn_cryoem.plotting import plot_class_averages
+    from sklearn_cryoem.quality import similarity
+
+    if not all((path / AVERAGES).is_file() for path in (first, second)):
+        return
+    one, other = (read_mrc(path / AVERAGES)[0] for path in (first, second))
+    if one.shape[1:] != other.shape[1:]:
+        return
+    there = pairs.index[pairs["partner"] > 0].to_numpy()
+    found = [similarity(one[[i]], other[[pairs["partner"][i] - 1]]) for i in there]
+    for name in ("correlation", "angle_rad", "mirrored"):
+        pairs.loc[there, name.replace("rad", "degrees")] = [getattr(some, name)[0, 0] for some in found]
+    pairs["angle_degrees"] = np.degrees(pairs["angle_degrees"])
+    if folder is None:
+        return
+    turned = [
+        aligned_images(
+            other[[pairs["partner"][i] - 1]], some.angle_rad[0], some.shift_px[0], some.mirrored[0]
+        )
+        for i, some in zip(there, found, strict=True)
+    ]
+    order = np.argsort(-pairs["size"].to_numpy()[there], kind="stable")
+    tiles = np.stack([image for i in order for image in (one[there[i]], turned[i][0])])
+    tiles = mask_background(tiles, *mask_disc(None, tiles.shape[-1], None))  # corners turn out of the picture
+    counts = pairs[["size", "partner_size"]].to_numpy()[there[order]].ravel()
+    title = f"{first.name} and, next to each class, its partner of {second.name}"
+    gallery = plot_class_averages(tiles, counts=counts, order="index", n_columns=8, title=title)
+    gallery.figure.savefig(folder / PAIRS, dpi=120)
