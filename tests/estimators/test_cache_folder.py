@@ -10,7 +10,7 @@ from sklearn_cryoem.estimators import load_model, save_model
 from sklearn_cryoem.particles import features
 from sklearn_cryoem.particles.features import FeatureBlocks
 
-OPTIONS = {"n_clusters": (3, 3), "max_iter": 10, "random_state": 0}
+OPTIONS = {"n_clusters": (3, 3), "max_iter": 6, "random_state": 0}
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
@@ -70,17 +70,13 @@ def test_processes_share_the_files(stack, in_memory, tmp_path):
     assert len(list(tmp_path.rglob("*.features"))) == 3
 
 
-def test_prediction_writes_nothing(stack, tmp_path):
-    model = SMLClusterer(**OPTIONS, cache_folder=tmp_path).fit(stack)
-    before = sorted(tmp_path.rglob("*"))
-    expected = SMLClusterer(**OPTIONS).fit(stack).predict(stack[:50])
-    np.testing.assert_array_equal(model.predict(stack[:50]), expected)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_saved_model_reads_on_or_does_without(stack, in_memory, tmp_path):
+def test_prediction_writes_nothing_and_a_saved_model_reads_on_or_does_without(stack, in_memory, tmp_path):
     folder = tmp_path / "features"
-    save_model(SMLClusterer(**OPTIONS, cache_folder=folder).fit(stack), tmp_path / "model.npz")
+    fitted = SMLClusterer(**OPTIONS, cache_folder=folder).fit(stack)
+    before = sorted(folder.rglob("*"))
+    np.testing.assert_array_equal(fitted.predict(stack[:50]), in_memory.predict(stack[:50]))
+    assert sorted(folder.rglob("*")) == before
+    save_model(fitted, tmp_path / "model.npz")
     model = load_model(tmp_path / "model.npz")
     np.testing.assert_array_equal(model.predict(stack), in_memory.labels_)
     folder.rename(tmp_path / "elsewhere")

@@ -39,7 +39,7 @@ def particles():
 def pipeline(particles):
     """Aligner and clusterer, fitted briefly."""
     model = make_pipeline(
-        MAPAligner(3, max_iter=2, random_state=0), SMLClusterer(9, max_iter=4, random_state=0)
+        MAPAligner(3, n_batches=3, max_iter=1, random_state=0), SMLClusterer(9, max_iter=4, random_state=0)
     )
     return model.fit(particles)
 
