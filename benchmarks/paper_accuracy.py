@@ -1,7 +1,7 @@
 """The paper's comparison of classifications on simulated views of the 70S ribosome.
 
     python benchmarks/paper_accuracy.py VOLUME.mrc [--snr 0.02,0.01,0.005] [--n 4000] [--nodes 225]
-        [--poses true,aligned] [--methods sml2,map,...] [--plots DIR] [--keep DIR] [--full]
+        [--poses true,aligned,mirror] [--methods sml2,map,...] [--plots DIR] [--keep DIR] [--full]
 
 All views, CTF with astigmatism, shifts up to 10 Angstrom. The measure is the paper's: angles between the
 views of all pairs of one class (peak and median of their histogram, fraction within 10 degrees; chance has
@@ -9,8 +9,9 @@ views of all pairs of one class (peak and median of their histogram, fraction wi
 after the CTF: what an image holds in all grows with the number of its pixels, here 64 x 64 of 5 Angstrom.
 
 "true" poses are perfect; "aligned" ones come from MAPAligner with 50 classes, whose frames differ, so equal
-views may lie turned against one another and land in different classes. At these SNR 64 px images are at the
-edge of what can be aligned at all: give --box 128 --pixel-size 2.5 for four times the pixels, and hours.
+views may lie turned against one another and land in different classes; "mirror" poses from one that searches
+mirror images, after which sml2m may use them as well. At these SNR 64 px images are at the edge of what can
+be aligned at all: give --box 128 --pixel-size 2.5 for four times the pixels, and hours.
 
 MAP classification is there three times: MAPAligner as it comes, which starts with its classes balanced and
 gives them equal weights; plain EM from single images with estimated weights, as in the literature; and RELION
@@ -100,7 +101,7 @@ def parse():
     parser.add_argument("--nodes", type=int, default=225, help="number of classes (225)")
     parser.add_argument("--box", type=int, default=64, help="pixels (64)")
     parser.add_argument("--pixel-size", type=float, default=5.0, help="Angstrom (5)")
-    parser.add_argument("--poses", type=listed(str), default=["true"], help="true,aligned")
+    parser.add_argument("--poses", type=listed(str), default=["true"], help="true,aligned,mirror")
     parser.add_argument("--methods", type=listed(str), help=f"{','.join(METHODS)} (all that can be run)")
     parser.add_argument("--relion", help="path of relion_refine")
     parser.add_argument("--relion-iter", type=int, default=25, help="its iterations (25)")
@@ -114,7 +115,7 @@ def parse():
         options.n, options.nodes = 50_000, 300
     if options.methods is None:
         options.methods = [method for method in METHODS if method != "relion" or has_relion(options.relion)]
-    for name, known in (("methods", METHODS), ("poses", ("true", "aligned"))):
+    for name, known in (("methods", METHODS), ("poses", ("true", "aligned", "mirror"))):
         if unknown := set(getattr(options, name)) - set(known):
             parser.error(f"no such {name}: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     return options
@@ -156,15 +157,15 @@ class Case:
         """What finds the poses where they are not the true ones."""
         return MAPAligner(
             ALIGNING_CLASSES, mask_diameter=MASK_DIAMETER, max_shift=15.0, n_jobs=self.options.jobs,
-            random_state=self.options.seed,
+            mirror=self.poses == "mirror", random_state=self.options.seed,
         ).fit(self.raw)  # fmt: skip
 
     @cached_property
     def stack(self):
         """Images with their poses."""
-        return (
-            aligned_to_truth(self.raw) if self.poses == "true" else self.raw.with_poses(self.aligner.poses_)
-        )
+        if self.poses == "true":
+            return aligned_to_truth(self.raw)
+        return self.raw.with_poses(self.aligner.poses_.unmirrored())
 
     @cached_property
     def components(self):
@@ -241,7 +242,7 @@ def labels_of(method, case):
     elif method == "relion":
         yield relion_labels(case)
     else:
-        if case.poses == "aligned" and method == "map":
+        if case.poses != "true" and method == "map":
             yield f", {ALIGNING_CLASSES} classes", case.aligner.labels_, 0.0
         yield "", map_labels(method, case), 0.0
 
@@ -250,7 +251,7 @@ def map_labels(method, case):
     """Classes of MAPAligner: as it comes, or plain EM; found poses may still move a little."""
     options = case.options
     more = {"angle_range": 0.0, "max_shift": 0.0}
-    if case.poses == "aligned":
+    if case.poses != "true":
         more = {"angle_range": 0.1, "max_shift": options.pixel_size}
     if method == "em":
         more |= {"n_batches": 0, "max_iter": 40, "tol": 0.0, "class_prior": "estimated"}

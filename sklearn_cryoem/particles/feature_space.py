@@ -146,6 +146,8 @@ class ImageSpace:
         """
         check_same_pixel_size(stack.pixel_size, self.pixel_size)
         stack = normalised_like(stack, self.background_px)
+        if self.mirror and stack.poses is not None:
+            stack = stack.with_poses(stack.poses.unmirrored())
         blocks = FeatureBlocks(stack, self.plane, self.mask_diameter, self.in_window)
         blocks = blocks.with_mirrors() if self.mirror else blocks
         if cache_folder is not None:

@@ -250,6 +250,10 @@ class Poses(Immutable):
         """Return the poses with their shifts multiplied by `factor` (a change of unit)."""
         return replace(self, shift=self.shift * factor)
 
+    def unmirrored(self) -> Poses:
+        """Return poses without mirrors: mirrored images are turned onto the mirror image, Eq. (3.18)."""
+        return Poses(np.where(self.mirrored, -self.angle_rad, self.angle_rad), self.shift)
+
     def __len__(self) -> int:
         return len(self.angle_rad)
 

@@ -79,5 +79,7 @@ def test_relion_gets_the_true_poses_and_goes_on_where_it_was_killed(volume, tmp_
 
 def test_methods_and_programs_that_are_not_there_are_named(volume):
     assert "no such methods: umap; there are sml1" in compare(volume, "--methods", "umap").stderr
-    assert "no such poses: found; there are true, aligned" in compare(volume, "--poses", "found").stderr
+    assert (
+        "no such poses: found; there are true, aligned, mirror" in compare(volume, "--poses", "found").stderr
+    )
     assert "give --relion PATH" in compare(volume, "--relion", "no_such_relion").stderr

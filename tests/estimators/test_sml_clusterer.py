@@ -56,6 +56,8 @@ def test_with_mirror_images_more_is_known_of_each_view():
     assert found[1] > 1.15 * found[0], found
     assert both.soft_class_sizes_.sum() == pytest.approx(700, rel=1e-4)
     np.testing.assert_array_equal(both.predict(stack), both.labels_)
+    mirrored = Poses(-stack.poses.angle_rad, stack.poses.shift, True)  # of the same images: the same labels
+    np.testing.assert_array_equal(both.predict(stack.with_poses(mirrored)), both.labels_)
     both.partial_fit(stack[:60])
     assert both.n_images_seen_ == 760 and both.soft_class_sizes_.sum() == pytest.approx(760, rel=1e-4)
 
