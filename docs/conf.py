@@ -25,7 +25,6 @@ extensions = [
     "command_line",
     "equations",
     "mathml",
-    "notices",
 ]
 exclude_patterns = [
     "_build",

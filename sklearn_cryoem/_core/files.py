@@ -279,26 +279,27 @@ _BINARY = Content("binary", "binary data of no kind known here", "Copy or export
 _STAR = Content("star", "a STAR file", "Read it as particles, under a name that ends in .star")
 _MRC = Content("mrc", "an MRC file", "Read it as images, under a name that ends in .mrcs, .mrc or .map")
 _UNPACK = "Uncompress it, and give what was in it"
-_BEGINNINGS = (
-    (b"version https://git-lfs", Content(
-        "lfs", "a Git LFS pointer, which stands for the file", "Fetch the file itself with git lfs pull")),
-    (b"\x93NUMPY", Content(
-        "npy", "a numpy array, as .cs files are", "Let its name end in .cs if it holds particles")),
-    (b"\x94CSDAT", Content("csdat", "a compressed cryoSPARC stream", "Save it in the numpy format with "
-        'cryosparc-tools: Dataset.load("in.cs").save("out.cs")')),
-    (b"\x89HDF\r\n\x1a\n", Content("hdf5", "an HDF5 file", "Export it in the format that its name says")),
-    (b"PK\x03\x04", Content("zip", "a zip archive, as .npz files are", _UNPACK)),
-    (b"\x1f\x8b", Content("gzip", "a file compressed with gzip", _UNPACK)),
-    (b"BZh", Content("bzip2", "a file compressed with bzip2", _UNPACK)),
-    (b"\xfd7zXZ\x00", Content("xz", "a file compressed with xz", _UNPACK)),
-    (b"\x28\xb5\x2f\xfd", Content("zstd", "a file compressed with zstd", _UNPACK)),
-    (b"\xff\xfe", Content("utf16", "text in UTF-16", "Save it as UTF-8")),
-    (b"\xfe\xff", Content("utf16", "text in UTF-16", "Save it as UTF-8")),
-    (b"II*\x00", Content("tiff", "a TIFF image", "Convert it to MRC")),
-    (b"MM\x00*", Content("tiff", "a TIFF image", "Convert it to MRC")),
-    (b"\x89PNG", Content("png", "a PNG picture", "Give the file that the program wrote")),
-    (b"%PDF", Content("pdf", "a PDF document", "Give the file that the program wrote")),
-    (b"\x80\x04\x95", Content("pickle", "a Python pickle", "Save it in the format that its name says")),
+_OF_A_PROGRAM = "Give the file that the program wrote"
+_EXPORT = "Export it in the format that its name says"
+_BEGINNINGS = (  # of a file: its first bytes, and what it is
+    (b"version https://git-lfs", "lfs", "a Git LFS pointer, which stands for the file",
+     "Fetch the file itself with git lfs pull"),
+    (b"\x93NUMPY", "npy", "a numpy array, as .cs files are", "Let its name end in .cs if it holds particles"),
+    (b"\x94CSDAT", "csdat", "a compressed cryoSPARC stream", "Save it in the numpy format with "
+     'cryosparc-tools: Dataset.load("in.cs").save("out.cs")'),
+    (b"\x89HDF\r\n\x1a\n", "hdf5", "an HDF5 file", _EXPORT),
+    (b"PK\x03\x04", "zip", "a zip archive, as .npz files are", _UNPACK),
+    (b"\x1f\x8b", "gzip", "a file compressed with gzip", _UNPACK),
+    (b"BZh", "bzip2", "a file compressed with bzip2", _UNPACK),
+    (b"\xfd7zXZ\x00", "xz", "a file compressed with xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "zstd", "a file compressed with zstd", _UNPACK),
+    (b"\xff\xfe", "utf16", "text in UTF-16", "Save it as UTF-8"),
+    (b"\xfe\xff", "utf16", "text in UTF-16", "Save it as UTF-8"),
+    (b"II*\x00", "tiff", "a TIFF image", "Convert it to MRC"),
+    (b"MM\x00*", "tiff", "a TIFF image", "Convert it to MRC"),
+    (b"\x89PNG", "png", "a PNG picture", _OF_A_PROGRAM),
+    (b"%PDF", "pdf", "a PDF document", _OF_A_PROGRAM),
+    (b"\x80\x04\x95", "pickle", "a Python pickle", _EXPORT),
 )  # fmt: skip
 _CSDAT = {b"\x95CSDAT": b"\x94CSDAT"}  # two versions of one format
 _WEB_PAGE = Content("html", "a web page, as a download that failed leaves it", "Download the file again")
@@ -320,9 +321,9 @@ def content_of(start: bytes) -> Content:
     if not start:
         return _EMPTY
     start = _CSDAT.get(start[:6], start[:6]) + start[6:]
-    for beginning, content in _BEGINNINGS:
+    for beginning, *content in _BEGINNINGS:
         if start.startswith(beginning):
-            return content
+            return Content(*content)
     if start[208:212] == b"MAP ":
         return _MRC
     if b"\x00" in start or start.translate(None, _LETTERS):

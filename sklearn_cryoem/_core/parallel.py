@@ -33,7 +33,7 @@ import joblib
 from joblib import Parallel, delayed, effective_n_jobs
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.parallel import ThreadingBackend, get_active_backend
-from threadpoolctl import ThreadpoolController, threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from sklearn_cryoem._core.files import room_for
 from sklearn_cryoem._core.memory import (
@@ -186,9 +186,9 @@ def _by_joblib(
 
 
 def _call_elsewhere(limit: float | None, function: Callable[..., Result], *args: Any) -> Result:
-    """Return ``function(*args)`` in another process, under the limits of the one that asks for it."""
+    """Return ``function(*args)`` in another process or on a cluster, under the limits of who asks for it."""
     set_memory_limit(limit)
-    with threadpool_limits(limits=1):
+    with single_blas_threads():
         return with_room(function, *args)
 
 
@@ -553,7 +553,7 @@ class DaskPool(TaskPool):
                 continue
             options = {**where, **self._options}
             return self._client.submit(
-                _run_on_cluster, given_limit(), function, *values, pure=False, **options
+                _call_elsewhere, given_limit(), function, *values, pure=False, **options
             )
         raise worker_lost("No worker of the dask cluster takes what it is sent", CLUSTER_REMEDY) from cause
 
@@ -592,12 +592,6 @@ def _call_whole(places: list[Any], item: Any, function: Any, *values: Any) -> An
     given = dict(zip(places, values, strict=True))
     args = [given.pop(place, value) for place, value in enumerate(function.args)]
     return function.func(*args, item, **{**function.keywords, **given})
-
-
-def _run_on_cluster(limit: float | None, function: Callable[..., Result], *args: Any) -> Result:
-    set_memory_limit(limit)
-    with single_blas_threads():
-        return with_room(function, *args)
 
 
 # ---------------------------------------------------------------- one thread of BLAS a worker

@@ -112,6 +112,17 @@ def check_choice(name: str, value: Any, choices: Collection[Any], *, owner: obje
         )
 
 
+def check_length(name: str, values: ArrayLike, n_rows: int, each: str) -> NDArray[Any]:
+    """Return `values` as an array of one value for `each` of `n_rows` things, or raise ParticleDataError."""
+    array = np.asarray(values)
+    if array.shape != (n_rows,):
+        raise ParticleDataError(
+            f"{name} has shape {array.shape}, expected ({n_rows},): one value for each {each}. Take it from "
+            "the same fit or file."
+        )
+    return array
+
+
 def check_images(images: ArrayLike, *, name: str = "images") -> NDArray[np.float32]:
     """Return `images` as C-contiguous float32 of shape (n_images, D, D).
 

@@ -3,14 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
 from sklearn_cryoem.cli.options import new_command
 from sklearn_cryoem.cli.results import AVERAGES
 from sklearn_cryoem.cli.select import column_of, labelled_particles, places_of
-from sklearn_cryoem.particles.classes import POSTERIOR
 
 TABLE, MOVED, CONTINGENCY, PAIRS = "compare.csv", "moved.csv", "contingency.csv", "pairs.png"
 _MERGE_EPILOG = """\
@@ -51,14 +49,13 @@ def _add_results(parser):
 
 def merge(options, console):
     """Read, number the classes through, keep each particle once, write."""
+    import pandas as pd
+
     from sklearn_cryoem.io import read_mrc, write_class_averages, write_particles
     from sklearn_cryoem.io.write import check_target
     from sklearn_cryoem.particles import class_labels, concatenate, with_classes
+    from sklearn_cryoem.particles.classes import POSTERIOR
 
-    if options.output.exists() and not options.force:
-        raise CommandError(
-            f"{options.output} exists. Choose another --output, or pass --force to replace it."
-        )
     check_target(options.output, overwrite=options.force)
     stacks, averages, first = [], [], 0
     for results in options.results:
@@ -134,6 +131,7 @@ def add_compare(commands):
 
 def compare(options, console):
     """Pair the classes of the first run with those of each other one; write and tell."""
+    import pandas as pd
     from sklearn.metrics import adjusted_mutual_info_score
 
     from sklearn_cryoem._core.files import atomic_path

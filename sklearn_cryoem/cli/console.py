@@ -1,6 +1,7 @@
 """What the command line says, and where: the only module that prints."""
 
 import logging
+import re
 import sys
 import warnings
 from contextlib import contextmanager
@@ -19,12 +20,12 @@ class Interrupted(CommandError):
 
 
 def with_options(text, options=None):
-    """A message of the library on one line, followed by the options that set the parameters it names.
+    """A message of the library on one line, its parameters called by the options that set them.
 
     Parameters
     ----------
     text : str
-        A message of an error or a warning; it stays as it is.
+        A message of an error or a warning.
     options : argparse.Namespace or None
         Those of the command that shows it; an option that it lacks is called one of `classify`.
 
@@ -33,32 +34,25 @@ def with_options(text, options=None):
     str
     """
     text = " ".join(text.split())
-    words = "".join(letter if letter.isalnum() or letter == "_" else " " for letter in text).split()
     known = dict(OPTIONS_OF_PARAMETERS)
     for estimator, own in OPTIONS_OF_ESTIMATORS.items():
-        if estimator in words:
-            known |= own
-    hints = []
-    for parameter, option in sorted(known.items(), key=lambda pair: text.find(pair[0])):
-        # Names without an underscore are words of English, too: they are parameters where a value follows.
-        is_named = parameter in words if "_" in parameter else f"{parameter}=" in text
-        if is_named and option not in text:
-            lacks = options is not None and not hasattr(options, option[2:].replace("-", "_"))
-            same = option == f"--{parameter.replace('_', '-')}"
-            hints.append(option + ("" if same else f" for {parameter}") + (" of classify" if lacks else ""))
-    if not hints:
-        return text
-    message, tag = _split_tag(text)
-    hint = f"{message} (Option{'s' if len(hints) > 1 else ''}: {', '.join(hints)}.)"
-    return f"{hint} [{tag}]" if tag else hint
+        known |= own if estimator in text else {}
+
+    def option(match):
+        name, value = match[1], text[match.end() : match.end() + 1]
+        if match[0] == name and "_" not in name:  # a word of English, too
+            return name
+        lacks = options is not None and not hasattr(options, known[name][2:].replace("-", "_"))
+        space = " " if match[2] == "=" and (value.isalnum() or value in ("'", "(")) else ""
+        return known[name] + (" (of classify)" if lacks else "") + space
+
+    return re.sub(rf"'?\b({'|'.join(known)})\b'?(=True|=False|=)?", option, text)
 
 
-def _split_tag(text):
-    """A warning about particles and the name in brackets that it ends with; the name is empty without one."""
-    message, bracket, tag = text.rpartition(" [")
-    if bracket and tag.endswith("]") and tag[:-1].replace("-", "").isalpha():
-        return message, tag[:-1]
-    return text, ""
+def _notice_of(text):
+    """The name in brackets that a warning about particles ends with; empty without one."""
+    match = re.search(r"\[([a-z-]+)\]$", text)
+    return match[1] if match else ""
 
 
 def _put(text, stream):
@@ -88,11 +82,11 @@ class Console:
         if not self.quiet:
             _put(text, sys.stdout)
 
-    def table(self, rows, *, indent=2):
+    def table(self, rows):
         """Print (name, value) rows in two columns, unless quiet."""
         width = max((len(name) for name, _ in rows), default=0)
         for name, value in rows:
-            self.say(f"{' ' * indent}{name:<{width}}  {value}")
+            self.say(f"  {name:<{width}}  {value}")
 
     def data(self, text):
         """Print what was asked for, quiet or not."""
@@ -103,7 +97,7 @@ class Console:
 
         What is seen while particles are read is seen again when they are looked at, and by the estimators.
         """
-        key = _split_tag(text)[1] or text
+        key = _notice_of(text) or text
         if key not in self._shown:
             self._shown.add(key)
             self.warnings.append(text)
@@ -112,7 +106,7 @@ class Console:
     @property
     def notices(self):
         """Names of the warnings about particles that were shown, in order."""
-        return [tag for tag in (_split_tag(text)[1] for text in self.warnings) if tag]
+        return [name for name in map(_notice_of, self.warnings) if name]
 
     def error(self, text):
         """Print an error."""

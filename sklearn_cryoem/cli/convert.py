@@ -91,8 +91,6 @@ def _check_paths(options):
     for path in targets:
         if path.exists() and path.samefile(options.input):
             raise CommandError(f"{path} is the input itself. Choose another name.")
-        if path.exists() and not options.force:
-            raise CommandError(f"{path} exists. Choose another name, or pass --force to replace it.")
         check_target(path, overwrite=options.force)
 
 

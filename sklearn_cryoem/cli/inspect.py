@@ -8,11 +8,10 @@ import numpy as np
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.cli.console import CommandError, with_options
 from sklearn_cryoem.cli.options import add_images_dir, add_passthrough, new_command
-from sklearn_cryoem.cli.run_folder import SUMMARY, as_json
+from sklearn_cryoem.cli.run_folder import SUMMARY, as_json, read_summary
 
 _PARTICLE_SUFFIXES = (".star", ".cs", ".csg", ".mrcs")
 _LENGTHS = ("longest_shift", "finest_class_resolution", "alignment_resolution")
-_FOUND = "found"
 _NO_CTF = "none; it will be taken as 1"
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 PAGE = "report.html"
@@ -47,9 +46,10 @@ def info(options, console):
     if path.is_dir():
         facts = describe_run(path)
     elif path.suffix in _PARTICLE_SUFFIXES:
-        facts, problem = describe_particles(path, options.images_dir, options.passthrough)
+        stack, problem, no_ctf = _as_much_as_can_be_read(path, options.images_dir, options.passthrough)
+        facts = describe_particles(stack, problem or "found", no_ctf)
         if not problem and not options.no_checks:
-            facts["checks"] = check_images(path, options.images_dir, options.passthrough, console)
+            facts["checks"] = check_images(stack, no_ctf, console)
     elif path.suffix in _MAP_SUFFIXES:
         facts = describe_map(path)
     elif path.suffix == ".npz":
@@ -70,25 +70,20 @@ def info(options, console):
         raise CommandError(problem)
 
 
-def describe_particles(path, images_dir=None, passthrough=()):
-    """Facts of a particle file, in reading order, and why its images cannot be used; no image is read.
+def describe_particles(stack, images, no_ctf):
+    """Facts of particles, in reading order; no image is read.
 
     Parameters
     ----------
-    path : Path
-        A .star, .cs or .mrcs file.
-    images_dir : Path or None
-        Where its stacks are, if they were moved.
-    passthrough : sequence of Path
-        More files of a .cs file.
+    stack : ParticleStack
+        The particles.
+    images, no_ctf : str
+        What to say of their images, and of a missing CTF.
 
     Returns
     -------
-    facts : dict
-    problem : str
-        Empty if all images are there.
+    dict
     """
-    stack, images, no_ctf = _as_much_as_can_be_read(path, images_dir, passthrough)
     ctf, poses = stack.ctf, stack.poses
     facts = {
         "kind": "particles",
@@ -118,40 +113,40 @@ def describe_particles(path, images_dir=None, passthrough=()):
         facts["longest_shift"] = float(np.hypot(*poses.shift.T).max(initial=0.0))
         facts["mirrored_particles"] = int(poses.mirrored.sum())
     facts["columns"] = [str(name) for name in stack.metadata.columns]
-    return facts, "" if images == _FOUND else images
+    return facts
 
 
-def check_images(path, images_dir, passthrough, console):
-    """Names of what looks wrong with a particle file and its images; what it is goes to the console.
+def check_images(stack, no_ctf, console):
+    """Names of what reading the file warned of, then of what its images show; both go to the console.
 
     Parameters
     ----------
-    path, images_dir, passthrough
-        As in `describe_particles`.
+    stack : ParticleStack
+        The particles.
+    no_ctf : str
+        Why they have no CTF, if they have none.
     console : Console
         Says the warnings.
 
     Returns
     -------
     list of str
-        Of what reading the file warned of (a poor fit of the CTF), then of what its images show.
     """
     from sklearn_cryoem.cli.preflight import warn_about_particles
 
-    stack, _, no_ctf = _as_much_as_can_be_read(path, images_dir, passthrough)
     warn_about_particles(stack, console)
     return console.notices or [f"nothing {'' if no_ctf == _NO_CTF else 'else '}looks wrong"]
 
 
 def _as_much_as_can_be_read(path, images_dir, passthrough):
-    """Stack, what to say of its images, and of a missing CTF: metadata are worth showing without either."""
+    """Stack, what is wrong with its images, and with its CTF: metadata are worth showing without either."""
     from sklearn_cryoem.io import read_particles
 
     def read(**how):
         return read_particles(path, passthrough=passthrough, rescale=True, **how)
 
     try:
-        return read(images_dir=images_dir), _FOUND, _NO_CTF
+        return read(images_dir=images_dir), "", _NO_CTF
     except ParticleDataError as error:
         problem = with_options(str(error))
     try:
@@ -159,7 +154,7 @@ def _as_much_as_can_be_read(path, images_dir, passthrough):
     except ParticleDataError:
         pass  # not the images, then
     try:
-        return read(images_dir=images_dir, ctf=False), _FOUND, problem
+        return read(images_dir=images_dir, ctf=False), "", problem
     except ParticleDataError as error:
         images = with_options(str(error))
     return read(metadata_only=True, ctf=False), images, problem
@@ -225,22 +220,18 @@ def describe_run(folder):
     -------
     dict
     """
-    path = folder / SUMMARY
-    if not path.is_file():
-        raise CommandError(
-            f"{folder} holds no {SUMMARY}: not a finished run. Give the --output of a run that ended."
-        )
+    summary = read_summary(folder)
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
         facts = {"kind": f"finished run of {summary['command']}", "started_at": summary["started_at"]}
-        facts |= {
-            name: value for name, value in summary["results"].items() if not isinstance(value, dict | list)
-        }
+        results = summary["results"].items()
+        facts |= {name: value for name, value in results if not isinstance(value, dict | list)}
         facts["seconds"] = summary["seconds"]["total"]
-        facts["warnings"] = summary["warnings"]
-        facts["files"] = summary["files"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CommandError(f"{path} is no summary of a run ({error}). Run the command again.") from error
+        facts |= {name: summary[name] for name in ("warnings", "files")}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CommandError(
+            f"{folder} holds no {SUMMARY}, or no sound one: not a finished run. Give the --output of a run "
+            "that ended."
+        ) from error
     return facts
 
 

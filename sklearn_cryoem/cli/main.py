@@ -7,7 +7,6 @@ import signal
 import sys
 import traceback
 from contextlib import contextmanager
-from pathlib import Path
 
 from sklearn_cryoem._core.validation import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem._version import __version__
@@ -59,7 +58,7 @@ def build_parsers():
 
 
 def parse(argv):
-    """Options of a command line; those of a --config file are its defaults.
+    """Options of a command line; those of a --config file stand before the others, which override them.
 
     Parameters
     ----------
@@ -77,79 +76,58 @@ def parse(argv):
     """
     parser, commands = build_parsers()
     complete(parser)
-    command = commands.get(argv[0]) if argv else None
-    path = None if command is None else find_config(command, argv[1:])
-    of_file = {} if path is None else read_config(path, argv[0], command)
-    if command is not None:
-        command.set_defaults(**of_file)
     options = parser.parse_args(argv)
-    # argparse adds to a list that is a default; here the command line replaces that of the file.
-    listed = of_file.get("passthrough", [])
-    if listed and len(options.passthrough) > len(listed):
-        options.passthrough = options.passthrough[len(listed) :]
+    if getattr(options, "config", None) is not None:
+        command = commands[options.command]
+        options = parser.parse_args([options.command, *words_of_config(options, command), *argv[1:]])
     missing = [name for name in getattr(options, "required", ()) if getattr(options, name) is None]
     if missing:
         names = {**_ARGUMENTS, "output": "-o/--output"}
-        command.error(f"the following arguments are required: {', '.join(names[name] for name in missing)}")
+        lacking = ", ".join(names[name] for name in missing)
+        commands[options.command].error(f"the following arguments are required: {lacking}")
     return options
 
 
 # ---------------------------------------------------------------- the file of --config
-def find_config(command, tokens):
-    """The file after --config among the words of a command line, or None."""
-    if command.get_default("required") is None:  # it has no --config
-        return None
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", type=Path)
-    try:
-        return finder.parse_known_args(tokens)[0].config
-    except SystemExit:  # --config without a file: the parser of the command says so better
-        return None
-
-
-def read_config(path, name, command):
-    """Options of a YAML file, as the parser of the command converts and checks them.
+def words_of_config(options, command):
+    """Options of the file of --config, as they would stand on the command line.
 
     Parameters
     ----------
-    path : Path
-        The file.
-    name : str
-        Of the command.
+    options : argparse.Namespace
+        Those of the command line.
     command : ArgumentParser
-        Its parser.
+        Of the command; an argument that the file has becomes its default.
 
     Returns
     -------
-    dict
-        Value by name, for `set_defaults` of the parser.
+    list of str
 
     Raises
     ------
     CommandError
         If the file cannot be read, or holds something that is no option of the command.
     """
+    path, name = options.config, options.command
     content = _load(path)
     wanted = content.pop("command", name)
     if wanted != name:
         raise CommandError(
             f"{path} is for the command {wanted}, not {name}. Use sklearn-cryoem {wanted} --config {path}."
         )
-    usual = vars(command.parse_args([]))
-    known = [key for key in usual if key not in ("run", "required", "config", "debug")]
-    words, given = [], []
+    known = [key for key in vars(options) if key not in ("run", "required", "config", "debug", "command")]
+    words = []
     for key, value in content.items():
         option = str(key).replace("-", "_")
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else "."
             raise CommandError(f"{path}: {key!r} is no option of {name}{hint} See {name} --help.")
-        if value is not None:
-            is_argument = option in _ARGUMENTS and option in usual["required"]
-            words += [str(value)] if is_argument else _words(option, value, usual[option], path)
-            given.append(option)
-    parsed = command.parse_args(words)
-    return {option: getattr(parsed, option) for option in given}
+        if option in _ARGUMENTS and option in options.required:
+            command.set_defaults(**{option: value})
+        elif value is not None and not (option == "passthrough" and options.passthrough):
+            words += _words(option, value, getattr(options, option), path)
+    return words
 
 
 def _words(option, value, usual, path):

@@ -11,49 +11,28 @@ SHOW_DEFAULT = "(default: %(default)s)"
 
 
 # ---------------------------------------------------------------- types
-def count(text):
-    """A whole number from 1."""
-    return _number(text, int, lambda value: value >= 1, "a whole number from 1")
+def _number(kind, is_allowed, expected):
+    """A type of argparse: numbers of a kind that are allowed; `expected` says in words which."""
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not is_allowed(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+        return value
+
+    return convert
 
 
-def whole(text):
-    """A whole number from 0."""
-    return _number(text, int, lambda value: value >= 0, "a whole number from 0")
-
-
-def positive(text):
-    """A finite number above 0."""
-    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
-
-
-def not_negative(text):
-    """A finite number from 0."""
-    return _number(text, float, lambda value: 0 <= value < float("inf"), "a number from 0")
-
-
-def fraction(text):
-    """A number from 0 to below 1."""
-    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
-
-
-def percent(text):
-    """A number from 0 to below 100."""
-    return _number(text, float, lambda value: 0 <= value < 100, "a number from 0 to below 100")
-
-
-def angle(text):
-    """A number of degrees from 0 to 180."""
-    return _number(text, float, lambda value: 0 <= value <= 180, "a number of degrees from 0 to 180")
-
-
-def _number(text, kind, is_allowed, expected):
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not is_allowed(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
-    return value
+count = _number(int, lambda value: value >= 1, "a whole number from 1")
+whole = _number(int, lambda value: value >= 0, "a whole number from 0")
+positive = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
+not_negative = _number(float, lambda value: 0 <= value < float("inf"), "a number from 0")
+fraction = _number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+percent = _number(float, lambda value: 0 <= value < 100, "a number from 0 to below 100")
+angle = _number(float, lambda value: 0 <= value <= 180, "a number of degrees from 0 to 180")
 
 
 def count_or_grid(text):

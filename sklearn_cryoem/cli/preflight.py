@@ -50,7 +50,7 @@ def read(options, folder, console):
 
 
 def _tell_left_out(report, folder, console):
-    folder.write_csv(LEFT_OUT, report.columns, report.itertuples(index=False))
+    folder.write_csv(LEFT_OUT, report)
     console.warn(
         f"{len(report):,} particles cannot be used and were left out; {LEFT_OUT} lists them. "
         f"The first: {report.iloc[0]['image']}, {report.iloc[0]['problem']}"

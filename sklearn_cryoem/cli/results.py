@@ -10,7 +10,6 @@ import numpy as np
 from sklearn_cryoem._core.notices import notice_text
 from sklearn_cryoem.cli.options import RUN_FILE
 from sklearn_cryoem.cli.run_folder import SUMMARY, as_json
-from sklearn_cryoem.particles.classes import MATCH
 
 QUALITY, SUGGESTED, AVERAGES = "quality.csv", "suggested.json", "class_averages.mrcs"
 CLASS_STAR, TREE, MODEL = "class_averages_model.star", "tree.json", "model.npz"
@@ -100,6 +99,7 @@ def write(outcome, suffix, folder, console):
     """Measure the quality, write everything of a run but its summary; return the summary's results."""
     from sklearn_cryoem.estimators import save_model
     from sklearn_cryoem.io import write_mrc, write_particles
+    from sklearn_cryoem.particles.classes import MATCH
     from sklearn_cryoem.quality import class_quality, particle_match
 
     stack, model = outcome.stack, outcome.model
@@ -150,8 +150,7 @@ def write_classes(averages, pixel_size, quality, folder):
         columns={star: rounded[name].to_numpy() for star, name in _STAR_COLUMNS.items()},
         overwrite=folder.force,
     )
-    with folder.writing(QUALITY) as path:
-        quality.to_csv(path, index=False, float_format="%.6g")
+    folder.write_csv(QUALITY, quality, float_format="%.6g")
     source = {"folder": folder.path.name, "n_classes": len(quality), "started_at": folder.started_at}
     kept = quality.loc[quality["keep"], "class"]
     write_selection(folder / SUGGESTED, kept, source=source, overwrite=folder.force)

@@ -4,7 +4,6 @@ A run that was killed goes on: what its fits reached lies in the folder until th
 """
 
 import copy
-import csv
 import json
 import math
 import platform
@@ -116,15 +115,10 @@ class RunFolder:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
-    def write_csv(self, name, header, rows):
-        """Write a table as comma-separated values."""
-        with (
-            self.writing(name) as path,
-            open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(rows)
+    def write_csv(self, name, table, **how):
+        """Write a DataFrame as comma-separated values."""
+        with self.writing(name) as path:
+            table.to_csv(path, index=False, errors="backslashreplace", **how)
 
     def fit(self, estimator, stack):
         """Fit, or go on from where the same call was killed; with a seed, for nothing else is the same call.

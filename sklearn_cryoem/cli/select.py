@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
@@ -20,7 +19,6 @@ from sklearn_cryoem.cli.options import (
 )
 from sklearn_cryoem.cli.results import AVERAGES, SUGGESTED
 from sklearn_cryoem.cli.run_folder import read_summary
-from sklearn_cryoem.particles.classes import MATCH, POSTERIOR
 
 _LABELLED = ("particles.star", "particles.cs")
 _RULES = [
@@ -119,8 +117,6 @@ def select(options, console):
     particles = labelled_particles(options.results)
     suffix = ".cs" if particles.suffix.lower() == ".csg" else particles.suffix
     output = options.output or particles.with_name(f"selected{suffix}")
-    if output.exists() and not options.force:
-        raise CommandError(f"{output} exists. Choose another --output, or pass --force to replace it.")
     check_target(output, overwrite=options.force)
     numbers = chosen_numbers(options, console)
     stack = _read_table(particles, output, options.passthrough, console)
@@ -161,6 +157,7 @@ def apply_rules(stack, options, left_out):
     """The particles that the rules on particles leave; what each takes is added to `left_out` in words."""
     from sklearn_cryoem.io import duplicates, recentred
     from sklearn_cryoem.particles import best_of_classes, class_labels
+    from sklearn_cryoem.particles.classes import MATCH, POSTERIOR
     from sklearn_cryoem.quality import unlike_their_class
 
     def keep(mask, why):
@@ -195,10 +192,12 @@ def apply_rules(stack, options, left_out):
 
 def column_of(stack, names, remedy=None):
     """The first of some columns that the particles have, as numbers; None, or the remedy, without any."""
+    from pandas import to_numeric
+
     table = stack.metadata
     for name in names:
         if name in table:
-            return pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
+            return to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
     if remedy is None:
         return None
     raise CommandError(f"the particles have no column {names[0]}. {remedy}, which writes it.")

@@ -22,11 +22,6 @@ from sklearn_cryoem.cli.results import output_names, tell, write
 from sklearn_cryoem.cli.run_folder import RunFolder
 
 STACK, STAR, TRUTH = "particles.mrcs", "particles.star", "truth.csv"
-_SESSION = {"max_shift": None, "junk": 0.2, "defocus": [8000.0, 22000.0]}
-_PLAIN = {
-    "max_shift": 0.0, "junk": 0.0, "defocus": [10000.0, 25000.0], "noise": "white", "astigmatism": 500.0,
-    "voltage": 300.0, "cs": 2.7,
-}  # fmt: skip
 _DRAWN_IN_A_SESSION = ("noise", "views", "no_rotation", "weights", "astigmatism", "voltage", "cs")
 _DEMO_STACK, _DEMO_STAR = "simulated.mrcs", "simulated.star"
 _DEMO_BOX, _DEMO_SNR, _DEMO_JUNK = 64, 0.1, 0.1
@@ -107,39 +102,26 @@ def simulate(options, console):
         if options.volume and options.phantom:
             raise CommandError("--volume and --phantom exclude each other. Give one of them.")
         imaged = [load_volume(path) for path in options.volume or []] or options.phantom or ["ribosome"]
-        _complete(options)
-        settings = {
-            "box": options.box,
-            "pixel_size": options.pixel_size,
-            "snr": options.snr,
-            "max_shift": options.max_shift,
-            "defocus": tuple(options.defocus),
-            "junk_fraction": options.junk,
-            "path": folder / STACK,
-            "overwrite": options.force,
-            "n_jobs": options.jobs,
-            "random_state": options.seed,
-            "verbose": 0 if options.quiet else 1,
-        }
+        if options.session:
+            _check_session(options)
+        make = make_session if options.session else make_particles
         with folder.timed("simulate"):
-            if options.session:
-                stack = make_session(imaged, options.particles, **settings)
-            else:
-                stack = make_particles(
-                    imaged,
-                    options.particles,
-                    **settings,
-                    n_views=options.views,
-                    in_plane=not options.no_rotation,
-                    astigmatism=options.astigmatism,
-                    voltage_volts=1e3 * options.voltage,
-                    cs_angstrom=1e7 * options.cs,
-                    noise=options.noise,
-                    weights=options.weights,
-                )
+            stack = make(
+                imaged,
+                options.particles,
+                box=options.box,
+                pixel_size=options.pixel_size,
+                snr=options.snr,
+                **_given(options),
+                path=folder / STACK,
+                overwrite=options.force,
+                n_jobs=options.jobs,
+                random_state=options.seed,
+                verbose=0 if options.quiet else 1,
+            )
         with folder.timed("write"):
             write_particles(stack, folder / STAR, overwrite=options.force)
-            folder.write_csv(TRUTH, stack.truth.columns, stack.truth.itertuples(index=False))
+            folder.write_csv(TRUTH, stack.truth)
             results = {
                 "n_particles": len(stack),
                 "box_px": stack.box,
@@ -154,18 +136,31 @@ def simulate(options, console):
     ])  # fmt: skip
 
 
-def _complete(options):
-    """Put in the defaults that depend on what is simulated, and refuse what a session draws by itself."""
-    if options.session:
-        given = [name for name in _DRAWN_IN_A_SESSION if getattr(options, name) not in (None, False)]
-        if given:
-            names = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise CommandError(
-                f"--session draws these by itself: {names}. Leave them out, or leave out --session."
-            )
-    for name, default in (_SESSION if options.session else _PLAIN).items():
-        if getattr(options, name) is None:
-            setattr(options, name, default)
+def _check_session(options):
+    """Refuse what a session draws by itself."""
+    given = [name for name in _DRAWN_IN_A_SESSION if getattr(options, name) not in (None, False)]
+    if given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise CommandError(
+            f"--session draws these by itself: {names}. Leave them out, or leave out --session."
+        )
+
+
+def _given(options):
+    """Parameters of a simulation that options set; others have the defaults of the library."""
+    given = {
+        "max_shift": options.max_shift,
+        "junk_fraction": options.junk,
+        "defocus": options.defocus and tuple(options.defocus),
+        "n_views": options.views,
+        "in_plane": False if options.no_rotation else None,
+        "astigmatism": options.astigmatism,
+        "voltage_volts": options.voltage and 1e3 * options.voltage,
+        "cs_angstrom": None if options.cs is None else 1e7 * options.cs,
+        "noise": options.noise,
+        "weights": options.weights,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 # ---------------------------------------------------------------- demo
@@ -224,7 +219,7 @@ def _simulate_session(options, folder):
         verbose=0 if options.quiet else 1,
     )
     write_particles(made, folder / _DEMO_STAR, overwrite=options.force)
-    folder.write_csv(TRUTH, made.truth.columns, made.truth.itertuples(index=False))
+    folder.write_csv(TRUTH, made.truth)
     return read_particles(folder / _DEMO_STAR).with_truth(made.truth)
 
 

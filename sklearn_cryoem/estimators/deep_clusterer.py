@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from sklearn_cryoem.estimators._common import (
     warn_if_mask_too_tight,
 )
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
-from sklearn_cryoem.estimators.model_files import checkpoint_of, fit_once, fit_steps_once
+from sklearn_cryoem.estimators.model_files import checkpoint_of, fit_steps_once
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
 from sklearn_cryoem.metrics import effective_count
@@ -209,7 +209,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
             n_jobs=self.n_jobs,
             verbose=self.verbose,
         )
-        self._store_classes(flat_classes(self.clusterers_, rows, len(data), *classes))
+        for name, value in flat_classes(self.clusterers_, rows, len(data), *classes).items():
+            setattr(self, name, value)
         if outlier.any():
             found = self._in_own_classes(data[outlier], self.first_labels_[outlier], "predict")
             self.labels_[outlier] = self._flat_labels(np.count_nonzero(outlier), found)
@@ -218,13 +219,6 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
             checkpoint.remove()
         self._warn_unless_converged()
         return self
-
-    def _store_classes(self, flat):
-        """Fitted attributes of the flat classes, and the tree above them."""
-        self.labels_, self.parent_label_, self.children_ = flat.labels, flat.parent_label, flat.children
-        self.class_averages_, self.class_resolution_ = flat.averages, flat.resolution
-        self.class_sizes_, self.n_effective_clusters_ = flat.sizes, effective_count(flat.sizes)
-        self.tree_, self._subclass_of_node = flat.tree, flat.subclass_of_node
 
     def _warn_if_mask_too_tight(self, stack):
         """Warn about the mask of the sub-classes, unless the first classification will warn about it."""
@@ -572,16 +566,16 @@ def fit_subclasses(second, data, rows, counts, seeds, *, folder, n_jobs, verbose
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", r"(?s).*\[(box-too-tight|no-poses)\]$", ParticleDataWarning)
         fits = ordered_map(partial(_fit_class, data, folder), tasks, n_jobs=1 if len(tasks) == 1 else n_jobs)
-        for k, (fitted, checkpoint) in zip(divided, fits, strict=True):
+        for k, (fitted, of_class) in zip(divided, fits, strict=True):
             clusterers[k] = fitted
-            checkpoints.append(checkpoint)
+            checkpoints += of_class
             bar.update()
     return clusterers, checkpoints
 
 
 def _fit_class(data, folder, task):
     clusterer, rows = task
-    return fit_once(clusterer, data[rows], folder)
+    return fit_steps_once(clusterer, data[rows], folder, _aligned_training)
 
 
 def _copy_of(second, n_clusters, n_jobs, seed):
@@ -627,21 +621,8 @@ def averages_of(fitted, occupied):
     return averages, last.class_resolution_[occupied]
 
 
-class FlatClasses(NamedTuple):
-    """The sub-classes of all first classes, numbered through; see the attributes of DeepClusterer."""
-
-    labels: NDArray[np.int64]
-    parent_label: NDArray[np.int64]
-    children: list[NDArray[np.int64]]
-    averages: NDArray[Any]
-    resolution: NDArray[Any]
-    sizes: NDArray[np.int64]
-    tree: dict[str, Any]
-    subclass_of_node: list[NDArray[np.int64]]  # of each first class, (n_nodes,)
-
-
 def flat_classes(clusterers, rows, n_samples, averages, resolution):
-    """Number the sub-classes through, and describe them and the tree above them.
+    """Number the sub-classes through: what DeepClusterer learns of them, by the names of its attributes.
 
     Parameters
     ----------
@@ -665,16 +646,17 @@ def flat_classes(clusterers, rows, n_samples, averages, resolution):
         found.append(whole if fitted is None else averages_of(fitted, occupied[k]))
     sizes = np.bincount(labels[labels >= 0], minlength=starts[-1])
     children = [np.arange(start, start + n) for start, n in zip(starts[:-1], n_of_class, strict=True)]
-    return FlatClasses(
-        labels=labels,
-        parent_label=np.repeat(np.arange(len(rows)), n_of_class),
-        children=children,
-        averages=np.concatenate([part for part, _ in found]),
-        resolution=np.concatenate([part for _, part in found]),
-        sizes=sizes,
-        tree=describe_tree(clusterers, rows, children, sizes, occupied),
-        subclass_of_node=list(subclasses),
-    )
+    return {
+        "labels_": labels,
+        "parent_label_": np.repeat(np.arange(len(rows)), n_of_class),
+        "children_": children,
+        "class_averages_": np.concatenate([part for part, _ in found]),
+        "class_resolution_": np.concatenate([part for _, part in found]),
+        "class_sizes_": sizes,
+        "n_effective_clusters_": effective_count(sizes),
+        "tree_": describe_tree(clusterers, rows, children, sizes, occupied),
+        "_subclass_of_node": list(subclasses),  # of each first class, (n_nodes,)
+    }
 
 
 def describe_tree(clusterers, rows, children, sizes, occupied):

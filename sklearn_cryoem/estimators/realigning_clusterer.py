@@ -28,6 +28,8 @@ from sklearn_cryoem.estimators._common import (
 from sklearn_cryoem.estimators.map_aligner import alignment_images, search_settings
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.particles import ParticleStack, Poses
+from sklearn_cryoem.particles.feature_space import ImageSpace
+from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.particles.screening import normalised_like
 
 SHIFT_FRACTION = 0.06  # of the box: longest shift along an axis
@@ -168,6 +170,7 @@ class RealigningClusterer(
         self.clusterer_, self.poses_ = clusterer, poses
         self.angle_sigma_, self.shift_sigma_ = found.angle_sigma, found.shift_sigma
         self.angle_change_, self.shift_change_ = np.reshape(changes, (-1, 2)).T
+        self._background_px = normalised_radius(given.images)
         for name in ("labels_", "class_averages_", "class_resolution_", "class_sizes_", "n_features_in_"):
             setattr(self, name, getattr(self.clusterer_, name))
         return self
@@ -246,7 +249,8 @@ class RealigningClusterer(
             angle_range=self.angle_range,
             max_resolution=clusterer.max_resolution,
         )
-        information = clusterer._space.blocks(stack).layout.information  # what the mask leaves of the noise
+        seen = ImageSpace.of(stack, clusterer.max_resolution, clusterer.mask_diameter, in_window=True)
+        information = seen.blocks(stack).layout.information  # what the mask leaves of the noise
         noise = np.asarray(clusterer.noise_variance_, dtype=np.float64) / information  # (n_shells,)
         noise = noise[: int(settings.k_limit)]
         finest = clusterer.class_resolution_[
@@ -295,7 +299,7 @@ class RealigningClusterer(
         """
         check_is_fitted(self)
         warn_if_not_aligned(self, X, stacklevel=2)
-        stack = with_some_poses(normalised_like(as_stack(X, self), self.clusterer_._space.background_px))
+        stack = with_some_poses(normalised_like(as_stack(X, self), self._background_px))
         labels = self.clusterer_.predict(stack)
         sigma = self.angle_sigma_, self.shift_sigma_
         found = self._realigned(self.clusterer_, stack, self.class_averages_, labels, sigma)

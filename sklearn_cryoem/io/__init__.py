@@ -2,14 +2,13 @@
 
 from sklearn_cryoem.io.classes import Selection, read_selection, write_class_averages, write_selection
 from sklearn_cryoem.io.coordinates import duplicates, recentred
-from sklearn_cryoem.io.image_files import find_image, rename_images
+from sklearn_cryoem.io.image_files import rename_images
 from sklearn_cryoem.io.read import read_mrc, read_particles
 from sklearn_cryoem.io.write import write_mrc, write_particles
 
 __all__ = [
     "Selection",
     "duplicates",
-    "find_image",
     "read_mrc",
     "read_particles",
     "read_selection",

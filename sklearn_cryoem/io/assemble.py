@@ -43,8 +43,10 @@ def assemble(
         The metadata.
     problems : RowProblems
         Collects bad rows, or raises for the first.
-    images_dir, pixel_size, rescale, check_images, metadata_only, verbose
+    images_dir, pixel_size, rescale, metadata_only, verbose
         See `read_particles`.
+    check_images : bool
+        Whether all images are read, to report those that are constant or not finite.
 
     Returns
     -------

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.files import atomic_path
-from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError, check_length
 from sklearn_cryoem.io.image_files import existing_file, name_in_project
 from sklearn_cryoem.io.star_file import star_parts
 from sklearn_cryoem.io.write import write_mrc
@@ -88,29 +88,19 @@ def write_class_averages(
     name = name_in_project(path)
     table = pd.DataFrame({"rlnReferenceImage": [f"{i:06d}@{name}" for i in range(1, len(averages) + 1)]})
     if sizes is not None:
-        size = _per_class("sizes", sizes, len(averages)).astype(np.float64)
+        size = check_length("sizes", sizes, len(averages), "class average").astype(np.float64)
         table["rlnClassDistribution"] = np.round(size / max(size.sum(), 1e-300), 6)
     if resolutions is not None:
-        given = _per_class("resolutions", resolutions, len(averages)).astype(np.float64)
+        given = check_length("resolutions", resolutions, len(averages), "class average").astype(np.float64)
         table["rlnEstimatedResolution"] = np.round(np.where(np.isfinite(given), given, NO_RESOLUTION), 4)
     for name, values in (columns or {}).items():
-        table[name] = _per_class(name, values, len(averages))
+        table[name] = check_length(name, values, len(averages), "class average")
     star = class_star_path(path)
     with atomic_path(star, overwrite=overwrite) as temporary:
         temporary.write_text("".join(star_parts({"model_classes": table})), encoding="utf-8")
         # The stack is in its place first, so that the list never names images that are not there.
         write_mrc(path, averages, pixel_size, overwrite=overwrite)
     return star
-
-
-def _per_class(name: str, values: Any, n_classes: int) -> np.ndarray:
-    array = np.asarray(values)
-    if array.shape != (n_classes,):
-        raise ValueError(
-            f"{name} has shape {array.shape}, expected ({n_classes},): one value for each class average. "
-            "Take it from the same fit."
-        )
-    return array
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ import numpy as np
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
-from sklearn_cryoem.particles.mrc_files import FrameFile, inspect_mrc
-from sklearn_cryoem.particles.preprocess import InvertContrast, TransformedSource
+from sklearn_cryoem.particles.preprocess import InvertContrast, TransformedSource, raw_source
 from sklearn_cryoem.particles.sources import ConcatenatedSource, ImageSource
 
 _SAME_LENGTH = 1e-3  # relative
@@ -116,36 +115,6 @@ class ImageFinder:
         return f"in {bases}" + (" (whole name, then without its leading folders)" if self._relocated else "")
 
 
-def find_image(name: str, metadata_path: str | Path, *, images_dir: str | Path | None = None) -> Path | None:
-    """Where an image file is that a metadata file names.
-
-    Parameters
-    ----------
-    name : str
-        As it stands in the metadata, without the number before the @.
-    metadata_path : str or Path
-        The file that names it; names are looked for from its folder, from those above it and from the working
-        directory.
-    images_dir : str or Path, optional
-        Where to look instead.
-
-    Returns
-    -------
-    Path or None
-        None if there is no such file.
-    """
-    found = ImageFinder(Path(metadata_path), images_dir).find(name)
-    return None if found is None else Path(found)
-
-
-def raw_source(stack: ParticleStack) -> ImageSource:
-    """Where the images lie, before lazy preprocessing."""
-    source = stack.images
-    while isinstance(source, TransformedSource):
-        source = source.source
-    return source
-
-
 def sign_of_images(stack: ParticleStack, *, as_read: bool) -> np.ndarray:
     """Which particles are dark, -1, and which are white, 1; shape (n_images,).
 
@@ -204,7 +173,7 @@ def names_on_disk(stack: ParticleStack, path: Path) -> list[str] | None:
         means several files; for images in MRC files that came without names, relative to the folder of `path`
         if they are under it, else absolute.
     """
-    metadata, source = stack.metadata, raw_source(stack)
+    metadata, source = stack.metadata, raw_source(stack.images)
     if source.is_in_memory:  # whatever a table says that came with them: pixels may have changed
         return None
     if "rlnImageName" in metadata:
@@ -216,7 +185,7 @@ def names_on_disk(stack: ParticleStack, path: Path) -> list[str] | None:
         return [
             f"{int(index) + 1:06d}@{file}" for index, file in zip(metadata["blob/idx"], files, strict=True)
         ]
-    if not isinstance(source, FileSource) or not all(_is_whole_mrc(file) for file in source.files):
+    if not isinstance(source, FileSource):
         return None
     folder = path.resolve().parent
     files = [_as_stack(name_in_project(file.path, folder)) for file in source.files]
@@ -233,13 +202,6 @@ def _told_apart(names: list[str], source: ImageSource) -> list[str]:
         return names
     numbers = [split_image_name(name)[0] or "000001" for name in names]
     return [f"{number}@{path}" for number, path in zip(numbers, paths, strict=True)]
-
-
-def _is_whole_mrc(file: FrameFile) -> bool:
-    """Whether the images are counted from the start of an MRC file, as they are not in a slice of a map."""
-    if not file.path.endswith((".mrcs", ".mrc")) or not os.path.isfile(file.path):
-        return False
-    return inspect_mrc(file.path).offset == file.offset
 
 
 def _as_stack(file: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -29,30 +29,13 @@ _STACKS = (".mrcs", ".mrc")
 _MAX_LACKING = 100_000  # images that are listed of a truncated file: a damaged header may promise 10^9
 
 
-class _Options(TypedDict, total=False):
-    """Options of `read_particles` apart from `permissive`, which decides what is returned."""
-
-    images_dir: str | Path | None
-    pixel_size: float | None
-    ctf: bool
-    optics_groups: int | Sequence[int] | None
-    rescale: bool
-    invert: bool
-    normalise: bool | float
-    clip_hot_pixels: bool
-    check_images: bool
-    metadata_only: bool
-    passthrough: str | Path | Sequence[str | Path] | None
-    verbose: int
-
-
 @overload
 def read_particles(
-    path: str | Path, *, permissive: Literal[False] = ..., **options: Unpack[_Options]
+    path: str | Path, *, permissive: Literal[False] = ..., **options: Any
 ) -> ParticleStack: ...
 @overload
 def read_particles(
-    path: str | Path, *, permissive: Literal[True], **options: Unpack[_Options]
+    path: str | Path, *, permissive: Literal[True], **options: Any
 ) -> tuple[ParticleStack, pd.DataFrame]: ...
 def read_particles(
     path: str | Path,
@@ -66,7 +49,6 @@ def read_particles(
     normalise: bool | float = False,
     clip_hot_pixels: bool = False,
     permissive: bool = False,
-    check_images: bool = False,
     metadata_only: bool = False,
     passthrough: str | Path | Sequence[str | Path] | None = None,
     verbose: int = 0,
@@ -100,10 +82,8 @@ def read_particles(
         Replace single pixels that are far off their neighbours when images are read.
     permissive : bool, default=False
         Drop particles that cannot be used and return a report of which and why, instead of raising. All
-        images are read once for this.
-    check_images : bool, default=False
-        Read all images once and raise for one that is constant or not finite. Without it such an image
-        raises when it is first needed.
+        images are read once for this; without it, one that is constant or not finite raises when it is first
+        needed, and `ParticleStack.check` lists them all.
     metadata_only : bool, default=False
         Do not look for images; reading them raises.
     passthrough : str or Path, or a sequence of them, optional
@@ -157,7 +137,7 @@ def read_particles(
         images_dir=None if path.suffix.lower() in _STACKS else images_dir,  # a stack is where it is
         pixel_size=pixel_size,
         rescale=rescale,
-        check_images=check_images or permissive,
+        check_images=permissive,
         metadata_only=metadata_only,
         verbose=verbose,
     )

@@ -46,10 +46,13 @@ class _Tables:
     problems: RowProblems
     optics_row: np.ndarray | None = None  # (n,) row of `optics` for each particle
 
-    def numbers(self, label: str) -> np.ndarray | None:
-        """The column as float64 (n,), with the optics table spread over particles; None if absent."""
-        # Optics first: since RELION 3.1 what it says holds, and a column left among the particles is stale.
-        if self.optics is not None and label in self.optics:
+    def numbers(self, label: str, *, of_optics: bool = True) -> np.ndarray | None:
+        """The column as float64 (n,), with the optics table spread over particles; None if absent.
+
+        Where both tables have it, that of the optics is taken if it is `of_optics`.
+        """
+        in_optics = self.optics is not None and label in self.optics
+        if in_optics and (of_optics or label not in self.particles):
             column = self.optics[label].iloc[self.optics_row]
         elif label in self.particles:
             column = self.particles[label]
@@ -256,7 +259,12 @@ def _pixel_sizes(tables: _Tables) -> np.ndarray | None:
 
 
 def _ctf(tables: _Tables, path: Path) -> dict[str, np.ndarray]:
-    columns = {name: tables.numbers(label) for name, (label, _, _) in RELION_CTF.items()}
+    # RELION takes sizes and what was done to the images from the optics table, and of the CTF itself what a
+    # particle has of its own.
+    columns = {
+        name: tables.numbers(label, of_optics=name in ("phase_flipped", "premultiplied"))
+        for name, (label, _, _) in RELION_CTF.items()
+    }
     missing = [
         label for name, (label, _, default) in RELION_CTF.items() if columns[name] is None and default is None
     ]

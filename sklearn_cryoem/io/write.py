@@ -12,7 +12,7 @@ from sklearn_cryoem._core.files import atomic_path, check_may_write, check_room,
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem._core.validation import ParticleDataError, check_number
+from sklearn_cryoem._core.validation import ParticleDataError, check_length, check_number
 from sklearn_cryoem.io.cryosparc_file import save_records
 from sklearn_cryoem.io.image_files import name_in_project, names_on_disk
 from sklearn_cryoem.io.star_file import star_parts
@@ -190,15 +190,10 @@ def _columns_of_classification(posterior: Any, latent_positions: Any, kind: str)
 def _checked_columns(columns: Mapping[str, Any], n_images: int) -> dict[str, np.ndarray]:
     checked = {}
     for given, values in columns.items():
-        name, array = str(given).removeprefix("_"), np.asarray(values)
+        name = str(given).removeprefix("_")
         if not name or any(letter.isspace() for letter in name):
             raise ValueError(f"A column is called {given!r}; names have no spaces. Use underscores.")
-        if array.shape != (n_images,):
-            raise ValueError(
-                f"The column {name!r} has shape {array.shape}, expected ({n_images},). "
-                "Give one value for each particle of the stack."
-            )
-        checked[name] = array
+        checked[name] = check_length(f"The column {name!r}", values, n_images, "particle of the stack")
     return checked
 
 

@@ -165,14 +165,11 @@ def _new_table(stack: ParticleStack, names: list[str]) -> tuple[pd.DataFrame, li
 
 def _uids(names: list[str], *, distinct: bool = True) -> np.ndarray:
     """Numbers that name particles: the same for the same name, so that files made apart agree."""
-    seen: dict[str, int] = {}
-    uids = np.empty(len(names), dtype=np.uint64)
-    for row, name in enumerate(names):
-        times = seen.get(name, 0)
-        seen[name] = times + 1
-        key = f"{name}#{times}" if distinct and times else name
-        uids[row] = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-    return uids
+    column = pd.Series(names, dtype=object)
+    times = column.groupby(column).cumcount() if distinct else [0] * len(names)
+    keys = [f"{name}#{n}" if n else name for name, n in zip(names, times, strict=True)]
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
 def _ctf_columns(stack: ParticleStack) -> dict[str, np.ndarray | list[str]]:

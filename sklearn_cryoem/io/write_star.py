@@ -10,10 +10,11 @@ import pandas as pd
 
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io.cryosparc import relion_columns
-from sklearn_cryoem.io.image_files import SIGN, raw_source, sign_of_images
+from sklearn_cryoem.io.image_files import SIGN, sign_of_images
 from sklearn_cryoem.io.records import RELION_CTF, holds_something, same_angles
 from sklearn_cryoem.particles import CTFTable, ParticleStack
 from sklearn_cryoem.particles.frames import pixel_growth
+from sklearn_cryoem.particles.preprocess import raw_source
 
 STAR_VERSIONS = ("3.0", "3.1")
 _MAGNIFICATION = 10_000.0  # with it the detector's pixel size in um is the image's in Angstrom
@@ -93,7 +94,7 @@ def raw_geometry(stack: ParticleStack) -> tuple[int, float | None]:
             "These images have several pixel sizes where they lie, and were rescaled to one: this format "
             "would have to give one for all. Write the format that came in, or new images (a .mrcs file)."
         )
-    return raw_source(stack).box, None if stack.pixel_size is None else stack.pixel_size / growth
+    return raw_source(stack.images).box, None if stack.pixel_size is None else stack.pixel_size / growth
 
 
 def _set_column(table: pd.DataFrame, name: str, values: np.ndarray, *, period: float | None = None) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import struct
-import zlib
+import importlib.util
+import io
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.physics.fourier import fourier_resize
+from sklearn_cryoem.physics.masks import pixel_radius
 
 if TYPE_CHECKING:
     from sklearn_cryoem.particles.stack import ParticleStack
@@ -24,13 +25,6 @@ _BLACK_AND_WHITE = (1.0, 99.7)  # percentiles of the pixels that become 0 and 1
 _N_THUMBNAILS, _THUMBNAIL_PX = 6, 72
 _MAX_READ = 2**26  # bytes of images that are worth reading for a few thumbnails
 _CELL = "text-align:left;padding:2px 14px 2px 0;vertical-align:top;border:0"
-
-
-def inscribed_disc(box: int) -> npt.NDArray[np.bool_]:
-    """Pixels of a (box, box) image that lie in its inscribed circle around pixel box // 2."""
-    offset = np.arange(box) - box // 2
-    disc: npt.NDArray[np.bool_] = np.hypot(offset[:, None], offset[None, :]) <= (box - 1) / 2
-    return disc
 
 
 def robust_grey(images: Float32) -> Float32:
@@ -48,7 +42,8 @@ def robust_grey(images: Float32) -> Float32:
     -------
     ndarray of shape (n_images, D, D), float32
     """
-    inside = images[:, inscribed_disc(images.shape[-1])]  # (n_images, n_inside)
+    box = images.shape[-1]
+    inside = images[:, pixel_radius(box) <= (box - 1) / 2]  # (n_images, n_inside)
     usable = np.asarray(np.isfinite(inside).all(axis=1))  # (n_images,)
     bottom, top = np.percentile(np.where(usable[:, None], inside, 0.0), _BLACK_AND_WHITE, axis=1)
     span = top - bottom
@@ -65,34 +60,13 @@ def to_bytes(grey: Float32, levels: int = 256) -> Bytes:
     return np.rint(steps * (255 / (levels - 1))).astype(np.uint8)
 
 
-def png(pixels: Bytes) -> bytes:
-    """An 8-bit grey PNG file of `pixels`, (height, width); each row filtered as packs it best."""
-    height, width = pixels.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    rows = zlib.compress(_filtered(pixels).tobytes(), 9)
-    parts = [_chunk(b"IHDR", header), _chunk(b"IDAT", rows), _chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
 def png_data_uri(pixels: Bytes) -> str:
     """`pixels`, (height, width), as a PNG in a data URI: what an HTML page without other files needs."""
-    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode("ascii")
+    from PIL import Image  # comes with matplotlib: only pictures need it
 
-
-def _filtered(pixels: Bytes) -> Bytes:
-    """Rows of a PNG, (height, 1 + width): the number of the filter, then bytes as it leaves them."""
-    raw = pixels.astype(np.int16)
-    left, above = np.zeros_like(raw), np.zeros_like(raw)
-    left[:, 1:], above[1:] = raw[:, :-1], raw[:-1]
-    kinds = np.stack([raw, raw - left, raw - above, raw - (left + above) // 2])  # none, sub, up, average
-    bent = np.minimum(kinds & 255, 256 - (kinds & 255))  # distance from 0 of signed bytes
-    best = bent.sum(axis=2, dtype=np.int64).argmin(axis=0)  # (height,): the standard's own rule of thumb
-    chosen = kinds[best, np.arange(len(raw))] & 255
-    return np.concatenate([best[:, None], chosen], axis=1).astype(np.uint8)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    with io.BytesIO() as stream:
+        Image.fromarray(pixels).save(stream, "PNG", compress_level=9)
+        return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def stack_html(stack: ParticleStack) -> str:
@@ -144,6 +118,8 @@ def _thumbnails(stack: ParticleStack) -> tuple[str, str]:
     n_images = min(_N_THUMBNAILS, len(stack))
     if not n_images or not stack.box or n_images * stack.box**2 * 4 > _MAX_READ:
         return "", ""
+    if importlib.util.find_spec("PIL") is None:
+        return "", "not shown: they need Pillow, which comes with pip install 'sklearn-cryoem[plot]'"
     try:
         images = stack.read(slice(0, n_images))
     except (ParticleDataError, OSError):

@@ -8,7 +8,6 @@ piece of the file. Files are read, not mapped: mapped pages would count as memor
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -19,7 +18,6 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,13 +38,7 @@ _MAGIC = b"cryo-EM features"
 _FIXED = struct.Struct("<16s32sQQ")  # magic, key, number of the block, number of segments
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Some neighbouring shells: which features, columns of c^2 and shells they are."""
-
-    shells: slice
-    features: slice
-    norms: slice
+Segment = list[tuple[str, slice, str]]  # of some shells: each array of a block, its columns, and its type
 
 
 class FeatureFiles:
@@ -83,26 +75,14 @@ class FeatureFiles:
         self.layout, self.may_write = layout, may_write
         self._key, self._has_norm = key, has_norm
         self._n_rows = [rows.stop - rows.start for rows in row_blocks(n_samples, block_size)]
-        self._segments = list(_segments(layout))
+        self._segments = list(_segments(layout, has_norm))
         self._header_bytes = _FIXED.size + 4 * len(self._segments)
-        self._sizes = [
-            self._header_bytes + sum(self._segment_bytes(n_rows, segment) for segment in self._segments)
-            for n_rows in self._n_rows
-        ]
+        row_bytes = sum(map(_row_bytes, self._segments))
+        self._sizes = [self._header_bytes + n_rows * row_bytes for n_rows in self._n_rows]
         self._checked: set[tuple[int, int]] = set()  # segments whose sum has been compared
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:06d}.features"
-
-    def _columns(self, segment: Segment) -> tuple[int, int, int]:
-        """Shells, features and columns of c^2 of a segment."""
-        n_norms = segment.norms.stop - segment.norms.start if self._has_norm else 0
-        n_shells = segment.shells.stop - segment.shells.start
-        return n_shells, segment.features.stop - segment.features.start, n_norms
-
-    def _segment_bytes(self, n_rows: int, segment: Segment) -> int:
-        n_shells, n_features, n_norms = self._columns(segment)
-        return n_rows * (8 * n_shells + 4 * (n_features + n_norms))
 
     def _is_there(self, index: int) -> bool:
         try:
@@ -124,21 +104,12 @@ class FeatureFiles:
             logger.info("%s of prepared features are read from %s.", format_bytes(total), self.folder)
             return
         self._make_folder(total)
-        free = shutil.disk_usage(self.folder).free
+        free = format_bytes(shutil.disk_usage(self.folder).free)
         library_logger.info(
-            "Prepared features take %s in %s, of which %s are there already; %s are free.",
-            format_bytes(total),
-            self.folder,
-            format_bytes(total - needed),
-            format_bytes(free),
+            f"Prepared features take {format_bytes(total)} in {self.folder}, of which "
+            f"{format_bytes(total - needed)} are there already; {free} are free."
         )
-        if needed > free:
-            raise OSError(
-                errno.ENOSPC,
-                f"Prepared features need {format_bytes(needed)} more in {self.folder}, where "
-                f"{format_bytes(free)} are free. Make room, name another cache folder, ask for a coarser "
-                "max_resolution, or fit without one",
-            )
+        check_room(self.folder, needed)
 
     def check_room(self) -> None:
         """Raise if the folder of all sets has no room for this one, even in the place of the others there.
@@ -197,37 +168,26 @@ class FeatureFiles:
 
     def _read_from(self, file: BinaryIO, index: int, layout: FeatureLayout) -> FeatureBlock | None:
         n_rows, header = self._n_rows[index], file.read(self._header_bytes)
-        if os.fstat(file.fileno()).st_size != self._sizes[index] or header[: _FIXED.size] != self._head(
-            index
-        ):
+        is_whole = os.fstat(file.fileno()).st_size == self._sizes[index]
+        if not is_whole or not header.startswith(self._head(index)):
             return None
         sums = np.frombuffer(header, dtype="<u4", offset=_FIXED.size)
-        wanted = [segment for segment in self._segments if segment.shells.start < layout.n_shells]
-        power = np.empty((n_rows, layout.n_shells))
-        data = np.empty((n_rows, layout.n_features), dtype=np.float32)
         norm = np.empty((n_rows, layout.n_norms), dtype=np.float32) if self._has_norm else None
-        room = np.empty(max(self._segment_bytes(n_rows, segment) for segment in wanted), dtype=np.uint8)
-        for number, segment in enumerate(wanted):
-            buffer = room[: self._segment_bytes(n_rows, segment)]
-            if file.readinto(memoryview(buffer)) != len(buffer):
+        data = np.empty((n_rows, layout.n_features), dtype=np.float32)
+        block = FeatureBlock(data, norm, np.empty((n_rows, layout.n_shells)))
+        for number, segment in enumerate(self._segments):
+            if segment[0][1].start >= layout.n_shells:
+                break
+            is_new, total = (index, number) not in self._checked, 0
+            for name, columns, dtype in segment:
+                values = np.fromfile(file, dtype, n_rows * (columns.stop - columns.start))
+                total = zlib.crc32(values, total) if is_new else total
+                mine = getattr(block, name)[:, columns]  # which may end within the segment
+                mine[:] = values.reshape(n_rows, -1)[:, : mine.shape[1]]
+            if is_new and total != sums[number]:
                 return None
-            if (index, number) not in self._checked:
-                if zlib.crc32(buffer) != sums[number]:
-                    return None
-                self._checked.add((index, number))
-            self._spread(buffer, segment, FeatureBlock(data, norm, power))
-        return FeatureBlock(data, norm, power)
-
-    def _spread(self, buffer: np.ndarray, segment: Segment, block: FeatureBlock) -> None:
-        """Copy what a segment holds to its columns of a block, which may end within it."""
-        parts = zip(self._columns(segment), (8, 4, 4), strict=True)
-        stops = np.cumsum([0] + [len(block) * size * n_columns for n_columns, size in parts])
-        targets = (block.power, segment.shells), (block.data, segment.features), (block.norm, segment.norms)
-        for (target, columns), start, stop in zip(targets, stops, stops[1:], strict=False):
-            if target is not None:
-                values = buffer[start:stop].view(target.dtype).reshape(len(block), -1)
-                mine = target[:, columns]
-                mine[:] = values[:, : mine.shape[1]]
+            self._checked.add((index, number))
+        return block
 
     def write(self, index: int, block: FeatureBlock) -> None:
         """Write all shells of a block: the file appears whole, or not at all.
@@ -251,12 +211,9 @@ class FeatureFiles:
 
     def _write_segment(self, file: BinaryIO, segment: Segment, block: FeatureBlock) -> int:
         """Write a segment and return its sum."""
-        parts = [block.power[:, segment.shells], block.data[:, segment.features]]
-        if block.norm is not None:
-            parts.append(block.norm[:, segment.norms])
         total = 0
-        for part in parts:
-            values = np.ascontiguousarray(part)
+        for name, columns, dtype in segment:
+            values = np.ascontiguousarray(getattr(block, name)[:, columns], dtype)
             file.write(values.data)
             total = zlib.crc32(values.data, total)
         return total
@@ -278,7 +235,7 @@ def _writable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _segments(layout: FeatureLayout) -> Iterator[Segment]:
+def _segments(layout: FeatureLayout, has_norm: bool) -> Iterator[Segment]:
     """Cut the shells into runs of at least `SEGMENT_COLUMNS` features, but for the last."""
     first = 0
     for shell in range(layout.n_shells):
@@ -286,5 +243,11 @@ def _segments(layout: FeatureLayout) -> Iterator[Segment]:
         start = int(layout.shell_starts[first])
         if stop - start >= SEGMENT_COLUMNS or is_last:
             norms = slice(int(layout.norm_index[start]), int(layout.norm_index[stop - 1]) + 1)
-            yield Segment(slice(first, shell + 1), slice(start, stop), norms)
+            segment = [("power", slice(first, shell + 1), "f8"), ("data", slice(start, stop), "f4")]
+            yield [*segment, ("norm", norms, "f4")] if has_norm else segment
             first = shell + 1
+
+
+def _row_bytes(segment: Segment) -> int:
+    """Bytes of one image in a segment."""
+    return sum((columns.stop - columns.start) * np.dtype(dtype).itemsize for _, columns, dtype in segment)

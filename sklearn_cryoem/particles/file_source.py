@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import astuple
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,7 +13,7 @@ from sklearn_cryoem._core.memory import format_bytes
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles.mrc_files import FrameFile
 from sklearn_cryoem.particles.rows import Immutable, read_only, row_key
-from sklearn_cryoem.particles.sources import ArraySource, ImageSource, Rows, check_pixels
+from sklearn_cryoem.particles.sources import Rows, check_pixels
 
 _NO_HANDLES = (errno.EMFILE, errno.ENFILE)
 _CLOCK_SLACK_NS = 2_000_000_000  # file systems and their copies round times of modification
@@ -149,14 +147,10 @@ class FileSource(Immutable):
         return f"{self.files[self.file_index[row]].path}, image {self.frame[row] + 1}"
 
     def __reduce__(self) -> tuple:
-        # Only the files in use travel, as plain tuples: pickles are small, and equal slices hash alike.
+        # Only the files in use travel: pickles are small, and equal slices hash alike.
         used, file_index = np.unique(self.file_index, return_inverse=True)
-        files = tuple(astuple(self.files[number]) for number in used)
-        return _rebuild, (files, file_index.astype(np.int32), np.array(self.frame))
-
-
-def _rebuild(files: tuple, file_index: np.ndarray, frame: np.ndarray) -> FileSource:
-    return FileSource([FrameFile(*fields) for fields in files], file_index, frame)
+        files = tuple(self.files[number] for number in used)
+        return FileSource, (files, file_index.astype(np.int32), np.array(self.frame))
 
 
 def _read_exactly(stream: BinaryIO, buffer: np.ndarray, file: FrameFile) -> None:
@@ -174,40 +168,3 @@ def _read_exactly(stream: BinaryIO, buffer: np.ndarray, file: FrameFile) -> None
                 f"{file.path}: the file ended before its last image. Copy or extract it again."
             )
         view = view[n_read:]
-
-
-def as_source(images: Any) -> ImageSource:
-    """Return `images` as an image source.
-
-    A source is returned as it is; a read-only memory map of a stack becomes a `FileSource`, which pickles
-    small and hashes by name, size and time of modification; anything else is an array in memory.
-    """
-    if isinstance(images, ImageSource):
-        return images
-    array = np.asanyarray(images)
-    file = _mapped_file(array)
-    if file is None:
-        return ArraySource(array)
-    return FileSource([file], np.zeros(file.n_images, np.int32), np.arange(file.n_images, dtype=np.int32))
-
-
-def _mapped_file(array: np.ndarray) -> FrameFile | None:
-    """Where the pixels of a read-only memory map lie on disk; None for any other array."""
-    if not isinstance(array, np.memmap) or array.mode != "r" or array.filename is None:
-        return None
-    square = array.ndim == 3 and array.shape[1] == array.shape[2] >= 4
-    if not square or not array.flags.c_contiguous or array.dtype.kind not in "fiu" or not len(array):
-        return None
-    # A slice of a map keeps the map's offset: its own place follows from the address of its first pixel.
-    map_start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
-    map_address = np.frombuffer(array._mmap, dtype=np.uint8).ctypes.data
-    status = os.stat(array.filename)
-    return FrameFile(
-        path=os.path.abspath(array.filename),
-        offset=map_start + array.ctypes.data - map_address,
-        dtype=array.dtype.str,
-        n_images=len(array),
-        box=array.shape[1],
-        size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
-    )

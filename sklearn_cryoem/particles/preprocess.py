@@ -174,6 +174,13 @@ class TransformedSource(Immutable):
         return self.source.locate(row)
 
 
+def raw_source(source: ImageSource) -> ImageSource:
+    """Where the images lie, before lazy preprocessing."""
+    while isinstance(source, TransformedSource):
+        source = source.source
+    return source
+
+
 def normalised_radius(source: ImageSource) -> float | None:
     """Radius beyond which lies the background that images are normalised by; None if they are not."""
     while isinstance(source, TransformedSource):
@@ -198,9 +205,7 @@ def find_bad_images(source: ImageSource, *, verbose: int = 0) -> pd.DataFrame:
     DataFrame
         Columns ``row`` (from 0), ``image`` (file and place) and ``problem``, one row for each bad image.
     """
-    while isinstance(source, TransformedSource):
-        source = source.source
-    found = []
+    source, found = raw_source(source), []
     with progress(len(source), "checking images", verbose=verbose) as bar:
         for rows in row_blocks(len(source), max(1, BLOCK_BYTES // max(1, source.box**2 * 4))):
             bad = bad_pixels(source.read(rows, check=False))

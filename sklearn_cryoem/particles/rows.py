@@ -118,19 +118,15 @@ def read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def column(name: str, values: Any, n_rows: int | None = None, *, owner: str) -> np.ndarray:
-    """Return `values` as a finite, read-only, contiguous float64 array with one value a row.
+def column(name: str, values: Any, *, owner: str) -> np.ndarray:
+    """Return `values` as a finite, read-only, contiguous float64 array.
 
     Raises
     ------
     ValueError
-        If the length is wrong or a value is NaN or infinite.
+        If a value is NaN or infinite.
     """
     array = np.array(values, dtype=np.float64, copy=True, order="C")
-    if n_rows is not None and array.shape[:1] != (n_rows,):
-        raise ValueError(
-            f"{owner}: {name} has shape {array.shape}, expected one value for each of the {n_rows} particles."
-        )
     if not np.isfinite(array).all():
         bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
         raise ValueError(
@@ -147,49 +143,24 @@ def guarded(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def pack_table(table: pd.DataFrame | None) -> tuple | None:
-    """Turn a table into plain arrays and bytes, the same for equal tables however they were made.
-
-    Text is stored once for each distinct value. Undone by `unpack_table`. O(number of cells).
-    """
+    """Turn a table into plain arrays and lists, of the same hash for equal tables however they were made."""
     if table is None:
         return None
-    names = tuple(str(name) for name in table.columns)
-    return len(table), names, tuple(_pack_column(table.iloc[:, place]) for place in range(len(names)))
+    columns = [(str(name), str(column.dtype), _plain(column)) for name, column in table.items()]
+    return len(table), columns
 
 
 def unpack_table(packed: tuple | None) -> pd.DataFrame | None:
     """Inverse of `pack_table`; the index counts from 0."""
     if packed is None:
         return None
-    n_rows, names, columns = packed
-    series = [_unpack_column(column) for column in columns]
-    if not series:
-        return pd.DataFrame(index=pd.RangeIndex(n_rows))
-    table = pd.concat(series, axis=1)
-    table.columns = list(names)
+    n_rows, columns = packed
+    series = {place: pd.Series(values, dtype=dtype) for place, (_, dtype, values) in enumerate(columns)}
+    table = pd.DataFrame(series, index=pd.RangeIndex(n_rows))
+    table.columns = [name for name, _, _ in columns]
     return table
 
 
-def _pack_column(column: pd.Series) -> tuple:
-    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "fiub":
-        return "array", np.ascontiguousarray(column.to_numpy())
-    codes, values = pd.factorize(column)
-    if all(isinstance(value, str) for value in values):
-        encoded = [value.encode() for value in values]
-        lengths = np.array([len(value) for value in encoded], dtype=np.int32)
-        code_type = np.min_scalar_type(-len(encoded) - 1)
-        return "text", codes.astype(code_type), lengths, b"".join(encoded), str(column.dtype)
-    return "objects", column.tolist(), str(column.dtype)
-
-
-def _unpack_column(packed: tuple[Any, ...]) -> pd.Series:
-    kind = packed[0]
-    if kind == "array":
-        return pd.Series(packed[1])
-    if kind == "objects":
-        return pd.Series(packed[1], dtype=packed[2])
-    _, codes, lengths, joined, dtype = packed
-    stops = np.cumsum(lengths)
-    values = [joined[stop - n : stop].decode() for stop, n in zip(stops, lengths, strict=True)]
-    values.append(np.nan)  # where code -1 points
-    return pd.Series(np.array(values, dtype=object)[codes], dtype=dtype)
+def _plain(column: pd.Series) -> np.ndarray | list:
+    is_number = isinstance(column.dtype, np.dtype) and column.dtype.kind in "fiub"
+    return np.ascontiguousarray(column) if is_number else column.tolist()

@@ -10,7 +10,6 @@ import pandas as pd
 
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.particles.display import stack_html
-from sklearn_cryoem.particles.file_source import as_source
 from sklearn_cryoem.particles.preprocess import (
     BACKGROUND_SHARE,
     ClipHotPixels,
@@ -30,6 +29,7 @@ from sklearn_cryoem.particles.rows import (
     unpack_table,
 )
 from sklearn_cryoem.particles.screening import look_at, screened
+from sklearn_cryoem.particles.sources import ArraySource, ImageSource
 from sklearn_cryoem.particles.tables import CTFTable, Poses
 
 _TABLES = ("_metadata", "_optics", "_truth")
@@ -100,7 +100,7 @@ class ParticleStack(Immutable):
         outlier: Any = None,
     ) -> None:
         check_number("pixel_size", pixel_size, owner=self, minimum=0, inclusive=False, allow_none=True)
-        self.images = as_source(images)
+        self.images = images if isinstance(images, ImageSource) else ArraySource(np.asanyarray(images))
         self.pixel_size = None if pixel_size is None else float(pixel_size)
         self.ctf = self._in_step("ctf", ctf)
         self.poses = self._in_step("poses", poses)

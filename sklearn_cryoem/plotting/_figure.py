@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.base import BaseEstimator
 
-from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError, check_length
 from sklearn_cryoem.particles.classes import steps_of
 
 INK = "#2b2b2b"
@@ -57,15 +57,7 @@ def check_averages(class_averages):
 
 def check_per_class(name, values, n_classes):
     """Return `values` as a float array of length `n_classes`, or None."""
-    if values is None:
-        return None
-    values = np.asarray(values, dtype=float)
-    if values.shape != (n_classes,):
-        raise ParticleDataError(
-            f"{name} has shape {values.shape}, expected ({n_classes},): one number for each class average. "
-            f"Take it from the same fit as the class averages."
-        )
-    return values
+    return None if values is None else check_length(name, values, n_classes, "class average").astype(float)
 
 
 def round_length(limit):

@@ -8,15 +8,13 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
-from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError, check_length
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.classes import check_order, steps_of
 from sklearn_cryoem.plotting._figure import ACCENT, FAINT, INK, new_axes
 
 RESOLUTION_COLOUR = "#b2182b"
 CROSS_FITTED, FITTED = "cross-fitted: fit to held-out images", "EM: fit to all images"
-
-TICK_GAP = 0.06  # smallest distance of two resolutions on an axis, as part of it
 
 
 def plot_convergence(
@@ -86,7 +84,11 @@ def plot_convergence(
         return plot_convergence(**fits[-1], ax=ax)
     trace = np.asarray(classification, dtype=float).ravel()  # (n_iter,)
     given = {"resolution": resolution, "stage": stage, "held_out": held_out}
-    _check_lengths(trace, given)
+    if trace.size == 0:
+        raise ParticleDataError("log_posterior is empty. Fit the estimator for at least one iteration first.")
+    for name, values in given.items():
+        if values is not None:
+            check_length(name, values, len(trace), "iteration")
     if ax is None:
         ax = new_axes(6.4, 3.8)
     iterations = np.arange(1, len(trace) + 1)
@@ -202,17 +204,6 @@ def pieces(n_iter, *, resolution=None, stage=None, held_out=None):
     return np.split(np.arange(n_iter), np.flatnonzero(changes) + 1), held_out
 
 
-def _check_lengths(trace, given):
-    if trace.size == 0:
-        raise ParticleDataError("log_posterior is empty. Fit the estimator for at least one iteration first.")
-    for name, values in given.items():
-        if values is not None and np.shape(values) != trace.shape:
-            raise ParticleDataError(
-                f"{name} has shape {np.shape(values)}, expected {trace.shape} like log_posterior. "
-                f"Pass one value for each iteration of the same fit."
-            )
-
-
 def _shade(ax, held_out):
     """A band behind the cross-fitted iterations; above both ends, within the axes, what was measured."""
     end = np.flatnonzero(held_out)[-1] + 1.5
@@ -244,29 +235,6 @@ def joined(trace, breaks):
     return trace + jumps.sum() - np.cumsum(jumps)
 
 
-def resolution_ticks(coarsest, finest):
-    """Round resolutions from `finest` to `coarsest` that lie apart on an axis linear in 1/resolution.
-
-    Parameters
-    ----------
-    coarsest, finest : float
-        Ends of the axis.
-
-    Returns
-    -------
-    list of float
-        Finest first.
-    """
-    decades = 10.0 ** np.arange(np.floor(np.log10(finest)), np.ceil(np.log10(coarsest)) + 1)
-    nice = np.unique(decades[:, None] * np.array([1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8]))  # ascending
-    least = TICK_GAP * (1 / finest - 1 / coarsest)
-    ticks: list[float] = []
-    for value in nice[(nice >= finest) & (nice <= coarsest)]:
-        if not ticks or 1 / ticks[-1] - 1 / value >= least:
-            ticks.append(float(value))
-    return ticks
-
-
 def _resolution_steps(ax, iterations, resolution, label):
     """Resolution on a second axis, linear in 1/Angstrom so that equal steps are equal news."""
     twin = ax.twinx()
@@ -276,10 +244,8 @@ def _resolution_steps(ax, iterations, resolution, label):
     if finite.size:
         coarsest, finest = finite.max() * 1.15, finite.min() * 0.9
         twin.set_ylim(coarsest, finest)
-        ticks = resolution_ticks(coarsest, finest)
-        if len(ticks) < 2:  # hardly any change: the values themselves say more than round numbers
-            ticks = np.unique([float(f"{value:.3g}") for value in (finite.min(), finite.max())])
-        twin.yaxis.set_major_locator(FixedLocator(ticks))
+        even = 1.0 / np.linspace(1.0 / finite.max(), 1.0 / finite.min(), 6)
+        twin.yaxis.set_major_locator(FixedLocator(np.unique([float(f"{value:.3g}") for value in even])))
         twin.yaxis.set_minor_locator(NullLocator())
     twin.set_ylabel(label, color=RESOLUTION_COLOUR)
     twin.spines[["top"]].set_visible(False)

@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
-from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError, check_choice
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.classes import check_order
 from sklearn_cryoem.particles.display import robust_grey
@@ -25,7 +25,6 @@ from sklearn_cryoem.plotting._figure import (
     round_length,
 )
 
-_ORDERS = ("size", "resolution", "index")
 _ASPECT = 1.6  # width over height of a picture, about
 _GAP_FRACTION = 0.05  # empty space between tiles, in tile widths
 
@@ -37,7 +36,6 @@ def plot_class_averages(
     counts: ArrayLike | None = None,
     resolutions: ArrayLike | None = None,
     order: str = "size",
-    hide_empty: bool = True,
     numbers: bool = False,
     pixel_size: float | None = None,
     n_columns: int | None = None,
@@ -58,11 +56,9 @@ def plot_class_averages(
     resolutions : array-like of shape (n_classes,), default=None
         Resolution of each class in Angstrom, written under it on the right; nan or inf is left blank. Take
         them from ``class_quality(classification, stack)["resolution"]``. By default none are written.
-    order : {"size", "resolution", "index"}, default="size"
-        Largest first, finest first (needs `resolutions`), or as they come. Without `counts`, "size" is the
-        same as "index".
-    hide_empty : bool, default=True
-        Leave out classes that hold no particle (`counts` of 0); the title says how many.
+    order : {"size", "index"}, default="size"
+        Largest class first, without those that hold no particle (the title says how many are shown), or all
+        as they come, as they do without `counts`.
     numbers : bool, default=False
         Write each class's number into its corner, counted from 1 as in a STAR file's `rlnClassNumber`.
     pixel_size : float, default=None
@@ -99,7 +95,8 @@ def plot_class_averages(
     tiles = check_averages(classification if model is None else model.class_averages_)  # (n_classes, D, D)
     counts = check_per_class("counts", counts, len(tiles))
     resolutions = check_per_class("resolutions", resolutions, len(tiles))
-    shown = class_order(len(tiles), counts, resolutions, order=order, hide_empty=hide_empty)
+    check_choice("order", order, ("size", "index"), owner="plot_class_averages")
+    shown = np.arange(len(tiles)) if counts is None or order == "index" else class_order(counts)
     n_columns = n_columns or balanced_columns(len(shown))
     n_rows = math.ceil(len(shown) / n_columns)
     captions = _captions(shown, counts, resolutions)
@@ -130,44 +127,15 @@ def plot_class_averages(
     return ax
 
 
-def class_order(n_classes, counts=None, resolutions=None, *, order="size", hide_empty=True):
-    """Indices of the classes to show, in the order they are shown.
-
-    Parameters
-    ----------
-    n_classes : int
-        Number of classes.
-    counts : ndarray of shape (n_classes,) or None
-        Particles of each class.
-    resolutions : ndarray of shape (n_classes,) or None
-        Resolution of each class in Angstrom; nan sorts last.
-    order : {"size", "resolution", "index"}
-        Largest first, finest first, or as they come.
-    hide_empty : bool
-        Leave out classes with a count of 0.
-
-    Returns
-    -------
-    integer ndarray of shape (n_shown,)
-    """
-    if order not in _ORDERS:
-        raise ValueError(f"order={order!r} is not known. Use one of {', '.join(map(repr, _ORDERS))}.")
-    if order == "resolution" and resolutions is None:
-        raise ValueError(
-            "order='resolution' needs resolutions=. Pass those of class_quality, or use order='size'."
+def class_order(counts):
+    """Indices of the classes that hold particles, the largest first."""
+    order = np.argsort(-counts, kind="stable")
+    shown = order[counts[order] > 0]
+    if shown.size == 0:
+        raise ParticleDataError(
+            f"all {len(counts)} classes are empty, so there is nothing to show. Check that `counts` belongs "
+            "to this fit."
         )
-    shown = np.arange(n_classes)
-    if order == "size" and counts is not None:
-        shown = np.argsort(-counts, kind="stable")
-    elif order == "resolution":
-        shown = np.argsort(np.where(np.isfinite(resolutions), resolutions, np.inf), kind="stable")
-    if hide_empty and counts is not None:
-        shown = shown[counts[shown] > 0]
-        if shown.size == 0:
-            raise ParticleDataError(
-                f"all {n_classes} classes are empty, so there is nothing to show. "
-                f"Check that `counts` belongs to this fit, or pass hide_empty=False."
-            )
     return shown
 
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.memory import bytes_at_once
-from sklearn_cryoem._core.notices import NOTICES, Notice, notify
+from sklearn_cryoem._core.notices import notice_text, notify
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.frames import pixel_sizes_differ
-from sklearn_cryoem.particles.preprocess import TransformedSource
+from sklearn_cryoem.particles.preprocess import raw_source
 from sklearn_cryoem.particles.screening import Look, look_at, outlier_text
 from sklearn_cryoem.particles.sources import bad_pixels
 from sklearn_cryoem.physics.masks import box_problem, check_mask_diameter, pixel_radius
@@ -45,13 +45,8 @@ class Finding:
     name: str
     text: str
 
-    @property
-    def notice(self) -> Notice:
-        """What it means and what to do, in general."""
-        return NOTICES[self.name]
-
     def __str__(self) -> str:
-        return f"{self.text} [{self.name}]"
+        return notice_text(self.name, self.text)
 
 
 def check_particles(
@@ -122,9 +117,7 @@ def _findings(stack: ParticleStack, mask_diameter: float | None) -> Iterator[Fin
 
 def _lengths(stack: ParticleStack, mask_diameter: float | None) -> Iterator[Finding]:
     """Whether the pixel size goes with the headers of the images, and the mask with the box."""
-    source = stack.images
-    while isinstance(source, TransformedSource):
-        source = source.source
+    source = raw_source(stack.images)
     if isinstance(source, FileSource) and stack.pixel_size is not None:
         used = np.unique(source.file_index)
         headers = [source.files[number].pixel_size for number in used]

@@ -83,7 +83,7 @@ def test_dark_particles_are_noticed_whichever_way_they_became_so(stack, capsys):
 def test_a_mask_in_the_wrong_unit_is_questioned_in_the_words_of_the_option(stack, capsys):
     console = Console()
     warn_about_particles(stack, console, mask_diameter=72.0)
-    assert "mask_diameter 72 A is 20% of the box (360 A)" in console.warnings[0]
+    assert "--mask-diameter 72 A is 20% of the box (360 A)" in console.warnings[0]
     assert console.warnings[0] in capsys.readouterr().err
 
 
@@ -143,7 +143,7 @@ def test_summary_and_warnings_agree_on_whether_the_alignment_converged(passes, t
     summary = json.loads((out / "summary.json").read_text())
     warned = [text for text in summary["warnings"] if text.startswith("MAPAligner stopped at")]
     assert summary["results"]["alignment_converged"] == (not warned) == (passes == "2")
-    assert all("Options: --align-iterations for max_iter, --align-batches" in text for text in warned)
+    assert all("Raise --align-iterations, or --align-batches" in text for text in warned)
     assert all(text in capsys.readouterr().err for text in warned)
 
 

@@ -276,7 +276,7 @@ def test_info_speaks_even_where_images_are_gone(classified, simulated, tmp_path,
     assert run("info", tmp_path / "moved.star") == 1
     text = capsys.readouterr()
     assert "defocus angstrom" in text.out and "particles.mrcs" in text.out
-    assert text.err.startswith("error: ") and "Options: --images-dir" in text.err
+    assert text.err.startswith("error: ") and "Pass --images-dir" in text.err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -15,7 +16,7 @@ def test_the_summary_comes_last_and_lists_what_is_there(tmp_path):
     with RunFolder(tmp_path / "a" / "out", ["truth.csv", "never.png"]) as folder:
         assert not (folder / "summary.json").exists()
         with folder.timed("write"):
-            folder.write_csv("truth.csv", ["x", "y"], [(1, 2)])
+            folder.write_csv("truth.csv", pd.DataFrame({"x": [1], "y": [2]}))
         options = Namespace(command="simulate", box=64, quiet=True)
         folder.write_summary(options, {"resolution": np.array([8.0, np.inf])}, ["a warning"])
     summary = json.loads((tmp_path / "a" / "out" / "summary.json").read_text())
@@ -56,7 +57,7 @@ def test_a_failure_before_the_first_file_leaves_no_folder(tmp_path):
 
 def test_a_failure_keeps_what_is_whole_but_no_summary(tmp_path):
     with pytest.raises(RuntimeError, match="disk"), RunFolder(tmp_path / "out", ["a.csv", "b.csv"]) as folder:
-        folder.write_csv("a.csv", ["x"], [])
+        folder.write_csv("a.csv", pd.DataFrame(columns=["x"]))
         with folder.writing("b.csv") as path:
             path.write_text("half")
             raise RuntimeError("disk full")
@@ -87,7 +88,7 @@ def test_everything_becomes_strict_json(tmp_path):
 def test_names_that_are_not_unicode_are_kept_in_the_options_of_a_run(tmp_path):
     stack = tmp_path / os.fsdecode(b"\xff\xc3\xa9.star")
     with RunFolder(tmp_path / "out", ["left.csv"]) as folder:
-        folder.write_csv("left.csv", ["image"], [(stack,)])
+        folder.write_csv("left.csv", pd.DataFrame({"image": [stack]}))
         folder.write_summary(Namespace(command="classify", particles=stack, title="é"), {}, [])
     written = yaml.safe_load((tmp_path / "out" / "run.yaml").read_text(encoding="utf-8"))
     assert written["particles"] == str(stack)

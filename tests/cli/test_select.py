@@ -185,7 +185,7 @@ def test_compare_pairs_the_classes_of_two_runs_and_lists_what_moved(results, tmp
     )
     assert pd.read_csv(tmp_path / "c" / "contingency.csv", index_col=0).to_numpy().sum() == 200
     assert (tmp_path / "c" / "pairs.png").stat().st_size > 1000
-    assert run("compare", *words) == 1 and "overwrite" in capsys.readouterr().err
+    assert run("compare", *words) == 1 and "pass --force" in capsys.readouterr().err
     assert run("compare", results, "-o", tmp_path / "c") == 1
 
 
@@ -327,7 +327,7 @@ def test_files_of_a_job_are_passed_through_by_every_command(results, tmp_path, m
     job, images, ctf = (tmp_path / name for name in parts.values())
     both = ("--passthrough", images, "--passthrough", ctf)
     assert run("info", job, "--images-dir", results.parent) == 1
-    assert "Option: --passthrough" in capsys.readouterr().err
+    assert "Pass --passthrough" in capsys.readouterr().err
     where = ("--images-dir", results.parent)
     assert run("info", job, *both, *where, "--json", "--no-checks") == 0
     facts = json.loads(capsys.readouterr().out)

@@ -13,7 +13,7 @@ from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, load_model, 
 from sklearn_cryoem._core import em as core_em
 from sklearn_cryoem.alignment import em as alignment_em
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
-from sklearn_cryoem.estimators import map_aligner, model_files, sml_clusterer
+from sklearn_cryoem.estimators import EigenImages, map_aligner, model_files, sml_clusterer
 from sklearn_cryoem.estimators.model_files import checkpoint_of, fit_once
 from sklearn_cryoem.manifold import em
 
@@ -209,6 +209,19 @@ def test_ctrl_c_in_a_class_leaves_what_is_done_and_the_same_call_does_the_rest(
     with monkeypatch.context() as patch:
         patch.delattr(map_aligner, "fit_alignment")  # what was done is not done again
         assert digest(model("DeepClusterer").set_params(checkpoint=tmp_path, n_jobs=2).fit(unaligned)) == deep
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_in_a_pipeline_of_a_class_is_not_taken_for_a_whole_fit(unaligned, tmp_path, monkeypatch):
+    second = make_pipeline(EigenImages(3), SMLClusterer(max_iter=6))
+    deep = DeepClusterer(MAPAligner(**MAP), second, images_per_subclass=20, random_state=0)
+    expected = clone(deep).fit(unaligned).labels_.tolist()
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="interrupted after"):
+            clone(deep).set_params(checkpoint=tmp_path).fit(unaligned)
+    assert any(tmp_path.glob("smlclusterer-*.npz"))
+    assert clone(deep).set_params(checkpoint=tmp_path).fit(unaligned).labels_.tolist() == expected
     assert not list(tmp_path.iterdir())
 
 

@@ -100,7 +100,7 @@ def test_relion_extracts_a_particle_in_the_middle_of_its_box_at_our_coordinates(
     picked = ParticleStack(box, pixel_size=1.0, ctf=ctf, poses=poses, metadata=table)
     write_particles(picked, "picked.star")
     write_particles(recentred(picked, micrograph_pixel_size=1.0), "ours.star")
-    optics = {"rlnOpticsGroupName": "a", "rlnOpticsGroup": 1, "rlnMicrographPixelSize": 1.0,
+    optics = {"rlnOpticsGroupName": "opticsGroup1", "rlnOpticsGroup": 1, "rlnMicrographPixelSize": 1.0,
               "rlnVoltage": 300.0, "rlnSphericalAberration": 2.7, "rlnAmplitudeContrast": 0.1}  # fmt: skip
     names = {"rlnMicrographName": "m.mrc", "rlnOpticsGroup": 1}
     blocks = {"optics": pd.DataFrame([optics]), "micrographs": pd.DataFrame([names])}

@@ -60,9 +60,13 @@ def test_several_optics_groups_give_each_particle_its_own(project):
         read_particles(project.star, optics_groups=[1, 3])
 
 
-def test_what_the_optics_table_says_beats_a_stale_column(project):
-    project.particles["rlnVoltage"] = 120.0
-    assert set(read_particles(project.write()).ctf.voltage_volts) == {300e3}
+def test_of_two_tables_the_particle_counts_for_the_ctf_and_optics_for_the_rest_as_in_relion(project):
+    n_images, size = len(project.particles), project.optics["rlnImagePixelSize"].iloc[0]
+    project.particles["rlnVoltage"] = np.linspace(120.0, 300.0, n_images)
+    project.particles["rlnImagePixelSize"] = 7.0
+    stack = read_particles(project.write())
+    np.testing.assert_allclose(stack.ctf.voltage_volts, 1e3 * np.linspace(120.0, 300.0, n_images))
+    assert stack.pixel_size == size
 
 
 def test_poses_need_angles_and_shifts(project):

@@ -422,7 +422,7 @@ def test_a_stack_may_be_written_over_the_file_it_was_read_from(in_memory, tmp_pa
         ({"labels": np.zeros(5, int)}, "Give one label for each particle"),
         ({"labels": np.zeros(6)}, "expected \\(6,\\) integers"),
         ({"labels": np.full(6, -2)}, "integers from 0"),
-        ({"columns": {"x": np.zeros(5)}}, "Give one value for each particle"),
+        ({"columns": {"x": np.zeros(5)}}, "one value for each particle"),
         ({"columns": {"two words": np.zeros(6)}}, "names have no spaces. Use underscores"),
         ({"columns": {"": np.zeros(6)}}, "Use underscores"),
     ],

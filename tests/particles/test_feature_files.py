@@ -107,8 +107,8 @@ def test_first_shells_are_one_short_piece_of_the_file(kept, monkeypatch):
     monkeypatch.setattr(feature_files, "SEGMENT_COLUMNS", 60)
     blocks = blocks_of(kept.stack).kept_in(kept._files.folder.parent)
     asked = blocks._files._segments
-    few = [segment for segment in asked if segment.shells.start < 6]
-    size = sum(blocks._files._segment_bytes(BLOCK, segment) for segment in few)
+    few = [segment for segment in asked if segment[0][1].start < 6]
+    size = BLOCK * sum(map(feature_files._row_bytes, few))
     assert few == asked[: len(few)] and size < 0.25 * blocks._files._sizes[0]
 
 
@@ -215,7 +215,9 @@ def test_size_and_room_are_said_before_anything_is_written(stack, tmp_path, capl
 def test_a_disk_without_room_is_refused(stack, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(feature_files.shutil, "disk_usage", lambda _: usage(10**6, 0, 10**5))
-    with pytest.raises(OSError, match=r"need .* more in .*, where 97.7 kB are free. Make room") as caught:
+    with pytest.raises(
+        OSError, match=r"No room .* it will have .*, and 97.7 kB are free. Make room"
+    ) as caught:
         blocks_of(stack).kept_in(tmp_path)
     assert caught.value.errno == errno.ENOSPC and not files_in(tmp_path)
 

@@ -273,35 +273,3 @@ def test_repr_says_which_files(many_files, tmp_path):
     assert "11.2 kB" in repr(stack)
     one_file = stack[np.flatnonzero(stack.images.file_index == 4)]
     assert str(tmp_path / "4.mrcs") in repr(one_file)
-
-
-# ------------------------------------------------------------------------------------ memory maps
-def test_a_read_only_map_becomes_a_file_source(tmp_path):
-    whole = np.memmap(tmp_path / "m.dat", dtype=">i2", mode="w+", shape=(20, 8, 8), offset=5000)
-    whole[:] = np.random.default_rng(0).integers(-99, 99, whole.shape)
-    whole.flush()
-    mapped = np.memmap(tmp_path / "m.dat", dtype=">i2", mode="r", shape=(20, 8, 8), offset=5000)
-    for part in (mapped, mapped[7:], mapped[3:9]):
-        stack = ParticleStack(part)
-        assert not stack.is_in_memory
-        np.testing.assert_array_equal(stack.read(), part.astype(np.float32))
-        assert len(pickle.dumps(stack)) < 3000
-
-
-@pytest.mark.parametrize("mode", ["r+", "c"])
-def test_a_map_that_may_be_written_stays_an_array(tmp_path, mode):
-    np.memmap(tmp_path / "m.dat", dtype=np.float32, mode="w+", shape=(5, 8, 8))[:] = np.arange(64).reshape(
-        8, 8
-    )
-    stack = ParticleStack(np.memmap(tmp_path / "m.dat", dtype=np.float32, mode=mode, shape=(5, 8, 8)))
-    assert stack.is_in_memory
-    np.testing.assert_array_equal(stack.read([1])[0], np.arange(64).reshape(8, 8))
-
-
-def test_a_strided_map_stays_an_array(tmp_path):
-    np.memmap(tmp_path / "m.dat", dtype=np.float32, mode="w+", shape=(6, 8, 8))[:] = np.arange(64).reshape(
-        8, 8
-    )
-    mapped = np.memmap(tmp_path / "m.dat", dtype=np.float32, mode="r", shape=(6, 8, 8))
-    stack = ParticleStack(mapped[::2])
-    np.testing.assert_array_equal(stack.read(), mapped[::2])

@@ -108,7 +108,8 @@ def test_optics_tables_with_numbers_are_joined(stack):
     names = {"rlnOpticsGroup": [1, 2], "rlnOpticsGroupName": ["a", "b"]}
     parts = [
         ParticleStack(
-            stack.read(), optics_group=stack.optics_group, metadata=pd.DataFrame({"rlnOpticsGroup": [1, 2] * 6}),
+            stack.read(), optics_group=stack.optics_group,
+            metadata=pd.DataFrame({"rlnOpticsGroup": [1, 2] * 6}),
             optics=pd.DataFrame({**names, "rlnVoltage": volts}),
         )
         for volts in (300.0, 200.0)

@@ -3,7 +3,7 @@ import pytest
 
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.plotting import plot_convergence
-from sklearn_cryoem.plotting.convergence import CROSS_FITTED, FITTED, joined, resolution_ticks
+from sklearn_cryoem.plotting.convergence import CROSS_FITTED, FITTED, joined
 
 
 def test_the_line_is_broken_where_the_objective_changes():
@@ -92,9 +92,8 @@ def test_arrays_that_do_not_fit_are_named(name):
         plot_convergence([])
 
 
-@pytest.mark.parametrize(("coarsest", "finest"), [(46.0, 6.6), (40.0, 30.0), (500.0, 2.0), (46.0, 45.0)])
-def test_ticks_of_resolution_are_round_and_do_not_overlap(coarsest, finest):
-    ticks = np.array(resolution_ticks(coarsest, finest))
-    assert np.all((ticks >= finest) & (ticks <= coarsest))
-    assert np.all(np.diff(-1 / ticks) >= 0.06 * (1 / finest - 1 / coarsest))
-    assert len(ticks) <= 17 and (len(ticks) >= 2 or coarsest < 1.1 * finest)
+@pytest.mark.parametrize("resolution", [[46.0, 20.0, 6.6], [500.0, 2.0], [46.0, 45.0], [8.0, 8.0]])
+def test_ticks_of_resolution_lie_evenly_between_its_ends(resolution):
+    ax = plot_convergence(np.arange(len(resolution)), resolution=resolution)
+    ticks = ax.figure.axes[1].get_yticks()
+    assert ticks.min() == min(resolution) and ticks.max() == max(resolution) and len(ticks) <= 6

@@ -21,22 +21,20 @@ def texts(ax):
 
 def test_largest_class_first_and_empty_classes_left_out():
     counts = np.array([5, 0, 12, 7])
-    assert class_order(4, counts).tolist() == [2, 3, 0]
-    assert class_order(4, counts, hide_empty=False).tolist() == [2, 3, 0, 1]
+    assert class_order(counts).tolist() == [2, 3, 0]
     ax = plot_class_averages(gradients(4), counts=counts, numbers=True)
     assert texts(ax) == ["12", "7", "5", "3", "4", "1"]  # sizes, then numbers counted from 1
     assert ax.get_title() == "24 particles in 3 of 4 classes"
 
 
 def test_equal_sizes_keep_their_order():
-    assert class_order(5, np.full(5, 3.0)).tolist() == [0, 1, 2, 3, 4]
+    assert class_order(np.full(5, 3.0)).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_finest_resolution_first_and_unknown_last():
-    resolutions = np.array([20.0, np.nan, 8.0, np.inf])
-    assert class_order(4, None, resolutions, order="resolution").tolist() == [2, 0, 1, 3]
-    ax = plot_class_averages(gradients(4), resolutions=resolutions, order="resolution")
-    assert texts(ax) == ["8 Å", "20 Å"]
+def test_without_sizes_classes_stand_as_they_come_and_unknown_resolutions_are_blank():
+    ax = plot_class_averages(gradients(4), resolutions=np.array([20.0, np.nan, 8.0, np.inf]))
+    assert texts(ax) == ["20 Å", "8 Å"]
+    assert texts(plot_class_averages(gradients(3), counts=[5, 0, 9], order="index")) == ["5", "0", "9"]
 
 
 def test_tiles_stand_where_the_order_says():
@@ -94,19 +92,12 @@ def test_a_notebook_can_show_the_figure_and_a_file_can_hold_it(tmp_path):
         ({"classification": [0, 1, 1]}, "not labels, which hold no images"),
         ({"counts": [1, 2]}, "same fit"),
         ({"resolutions": np.ones((3, 1))}, "same fit"),
-        ({"counts": [0, 0, 0]}, "hide_empty=False"),
+        ({"counts": [0, 0, 0]}, "belongs to this fit"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(arguments, remedy):
     with pytest.raises(ParticleDataError, match=remedy):
         plot_class_averages(**{"classification": gradients(3), **arguments})
-
-
-def test_orders_are_a_closed_list():
-    with pytest.raises(ValueError, match="Use one of 'size', 'resolution', 'index'"):
-        plot_class_averages(gradients(3), order="beauty")
-    with pytest.raises(ValueError, match="Pass those of class_quality, or use order='size'"):
-        plot_class_averages(gradients(3), order="resolution")
 
 
 def test_mosaic_puts_each_tile_into_its_cell():
