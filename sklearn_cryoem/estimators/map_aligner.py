@@ -54,6 +54,7 @@ MIN_START_RINGS = 6.0
 IMAGES_PER_REFERENCE_AND_BATCH, MIN_BATCH = 4, 200  # many small batches do better than few large ones
 REFERENCES_PER_CLASS = 2.5
 IMAGES_PER_REFERENCE = 40  # at least, where there are more references than classes
+MIRRORED_SHARE = 0.8  # of the references, where each stands for two views; four fifths find as much as all
 # Few passes are the usual end of online EM: what is still in motion tells whether more are needed.
 LABELS_IN_MOTION = 0.5  # of the images, in the last pass: with more, an alignment has not come to rest
 
@@ -82,7 +83,7 @@ class MAPAligner(
         Number of references that EM works with, at least `n_clusters`. In the end they are merged into
         `n_clusters` classes, each time the two that cost the least likelihood, Eq. (4.9)-(4.10):
         far more accurate than as many references as classes, at a cost that grows with their number. By
-        default 2.5 to a class, as long as each gets 40 images.
+        default 2.5 to a class, or 2 with `mirror`, as long as each gets 40 or 50 images.
     mirror : bool, default=False
         Whether mirror images of the references are searched as well, Eq. (4.18), and references merged with
         them: the same view from opposite sides gives mirror images, which then share classes, so that half as
@@ -331,7 +332,7 @@ class MAPAligner(
 
     def _settings_for(self, stack: ParticleStack) -> AlignmentSettings:
         """What the kernels take: lengths in pixels and Fourier pixels of the stack."""
-        n_references = number_of_references(int(self.n_clusters), self.n_references, len(stack))
+        n_references = number_of_references(int(self.n_clusters), self.n_references, len(stack), self.mirror)
         if len(stack) < n_references:
             raise ValueError(
                 f"MAPAligner got {len(stack)} images for {n_references} references of "
@@ -534,12 +535,13 @@ class MAPAligner(
 
 
 # ---------------------------------------------------------------- from particles to what the kernels take
-def number_of_references(n_clusters: int, n_references: int | None, n_images: int) -> int:
+def number_of_references(n_clusters: int, n_references: int | None, n_images: int, mirror: bool) -> int:
     """References that EM works with: as asked, or 2.5 to a class as long as there are images for them."""
     if n_references is not None:
         return int(n_references)
-    most = round(REFERENCES_PER_CLASS * n_clusters)
-    return int(np.clip(n_images // IMAGES_PER_REFERENCE, n_clusters, most))
+    share = MIRRORED_SHARE if mirror else 1.0
+    most = round(share * REFERENCES_PER_CLASS * n_clusters)
+    return int(np.clip(share * n_images // IMAGES_PER_REFERENCE, n_clusters, most))
 
 
 def search_settings(

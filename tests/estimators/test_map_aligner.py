@@ -62,6 +62,7 @@ def test_references_and_batches_grow_with_the_number_of_classes_as_far_as_the_im
     assert [s.n_references for s in settings] == [5, 38, 50, 900]
     assert [s.batch_size for s in settings] == [200, 200, 200, 2000]
     assert MAPAligner(20, n_references=33)._settings_for(stack).n_references == 33
+    assert [MAPAligner(k, mirror=True)._settings_for(stack).n_references for k in (15, 30)] == [30, 40]
 
 
 def test_transform_centres_and_turns_particles_onto_their_class(stack, fitted):
