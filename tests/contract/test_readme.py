@@ -59,7 +59,8 @@ def test_the_notebook_example_runs(tmp_path, monkeypatch):
     stack = make_particles("ribosome", 150, box=24, snr=0.5, path="particles.mrcs", random_state=0)
     write_particles(stack, "particles.star")
     (snippet,) = blocks("python")
-    snippet = re.sub(r"(MAPAligner|SMLClusterer)\(\d+", r"\1(4", snippet).replace("n_jobs=2", "n_jobs=1")
+    snippet = re.sub(r"MAPAligner\(\d+", "MAPAligner(4, n_batches=5", snippet)
+    snippet = re.sub(r"SMLClusterer\(\d+", "SMLClusterer(4", snippet).replace("n_jobs=2", "n_jobs=1")
     namespace = {}
     exec(compile(snippet, "README.md", "exec"), namespace)
     assert len(namespace["labels"]) == 150

@@ -28,8 +28,9 @@ def blocks(page, language):
 
 
 def with_fewer_classes(code):
-    """The same code for a small set: fewer classes, and no processes to start."""
-    code = re.sub(r"(MAPAligner|SMLClusterer)\(\d+", r"\1(6", code)
+    """The same code for a small set: fewer classes, few mini-batches, and no processes to start."""
+    code = re.sub(r"MAPAligner\(\d+", "MAPAligner(6, n_batches=5", code)
+    code = re.sub(r"SMLClusterer\(\d+", "SMLClusterer(6", code)
     return code.replace("n_jobs=2", "n_jobs=1")
 
 

@@ -1,5 +1,7 @@
 """An outlier takes part in no statistic and gets a label; the unit of grey values is of no account."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -48,14 +50,20 @@ LEARNED = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def learned(dirty):
+    """What a model learns from all images, of its name."""
+    return cache(lambda name: MODELS[name]().fit(dirty))
+
+
 def sound_alone(dirty, bad):
     """The sound images of a stack, to be taken as they are."""
     return dirty[~bad].with_outliers(np.zeros(np.count_nonzero(~bad), dtype=bool))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_fit_learns_from_the_sound_images_alone(name, dirty, bad):
-    whole, sound = MODELS[name]().fit(dirty), MODELS[name]().fit(sound_alone(dirty, bad))
+def test_a_fit_learns_from_the_sound_images_alone(name, learned, dirty, bad):
+    whole, sound = learned(name), MODELS[name]().fit(sound_alone(dirty, bad))
     if name == "realigning":
         # marked images share batches of the search with sound ones: equal but for rounding
         np.testing.assert_allclose(whole.class_averages_, sound.class_averages_, atol=1e-3)
@@ -70,18 +78,16 @@ def test_a_fit_learns_from_the_sound_images_alone(name, dirty, bad):
     assert whole.class_sizes_.sum() == N - 5 if hasattr(whole, "class_sizes_") else True
 
 
-def test_poses_and_scales_of_all_images_are_there(dirty, bad):
-    model = MODELS["map"]().fit(dirty)
+def test_poses_and_scales_of_all_images_are_there(learned, dirty, bad):
+    model = learned("map")
     np.testing.assert_array_equal(model.outlier_, bad)
     assert len(model.poses_) == len(model.log_evidence_) == N
     aligned = model.transform(dirty[bad])
     np.testing.assert_allclose(aligned.poses.angle_rad, model.poses_.angle_rad[bad], atol=1e-4)
-    moved = model.fit_transform(dirty)
-    np.testing.assert_array_equal(moved.outlier, bad)  # what follows in a Pipeline need not look again
 
 
-def test_noise_of_each_image_is_there(dirty, bad):
-    model = MODELS["sml-image"]().fit(dirty)
+def test_noise_of_each_image_is_there(learned):
+    model = learned("sml-image")
     assert model.relative_noise_.shape == (N,) and (model.relative_noise_ > 0).all()
     assert model.relative_noise_[51] > 9 * np.median(model.relative_noise_)  # 10 at most
 
@@ -127,13 +133,13 @@ def test_one_warning_for_a_whole_pipeline(dirty):
 def test_what_fit_transform_returns_has_been_looked_at_and_the_caller_is_told(name, dirty, bad):
     with pytest.warns(UserWarning, match=r"\[outliers\]$") as said:
         aligned = MODELS[name]().fit_transform(dirty)
-    np.testing.assert_array_equal(aligned.outlier, bad)
+    np.testing.assert_array_equal(aligned.outlier, bad)  # what follows in a Pipeline need not look again
     assert [w.filename for w in said if "[outliers]" in str(w.message)] == [__file__]
 
 
 @pytest.mark.parametrize("name", ["map", "sml"])
-def test_a_score_is_that_of_the_sound_images(name, dirty, bad):
-    model = MODELS[name]().fit(dirty.with_outliers(bad))
+def test_a_score_is_that_of_the_sound_images(name, learned, dirty, bad):
+    model = learned(name)
     assert model.score(dirty.with_outliers(bad)) == pytest.approx(model.score_samples(dirty)[~bad].mean())
 
 
