@@ -105,6 +105,22 @@ class Statistics(Additive):
         )
 
 
+def own_nats(ctf_power: Float64, inverse_prior: Float64, n_images: float, radius: Float64) -> Float64:
+    """Nats that an image gains by being part of each reference, Eq. (4.20); (n_references,).
+
+    Parameters
+    ----------
+    ctf_power, inverse_prior : ndarrays of shape (n_references, n_rings)
+        Sums G of C^2, and what the prior adds to them.
+    n_images : float
+        Images of all references.
+    radius : ndarray of shape (n_rings,)
+        Of each ring, in Fourier pixels.
+    """
+    share = ctf_power.sum(axis=0) / n_images / np.maximum(ctf_power + inverse_prior, 1e-300)
+    return np.asarray(share @ (2.0 * np.pi * radius))
+
+
 def blend(old: Statistics | None, new: Statistics, step: float) -> Statistics:
     """Online EM: (1 - step) * old + step * new, Eq. (4.8); `new` is scaled to the whole set beforehand."""
     if old is None:

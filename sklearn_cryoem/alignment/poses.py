@@ -235,7 +235,14 @@ def _poses_of_block(
 def class_posterior(posterior: Posterior, class_of: Int, label: Int, n_shifts: int) -> Float64:
     """Posterior of each image's class, summed over its references, shifts and angles; (n_images,)."""
     own = class_of[posterior.row // n_shifts] == label[posterior.image]
-    return np.asarray(np.bincount(posterior.image[own], posterior.weight[own], len(label)), np.float64)
+    mine, others = (np.bincount(posterior.image[c], posterior.weight[c], len(label)) for c in (own, ~own))
+    return np.asarray(mine / (mine + others))  # exactly 1 where all others are negligible
+
+
+def without_own(posterior: Float64, nats: Float64) -> Float64:
+    """Posterior of the class of each image without the nats that its own part in it adds, Eq. (4.20)."""
+    mine = posterior * np.exp(-np.minimum(nats, 500.0))
+    return np.asarray(mine / (mine + (1.0 - posterior)))
 
 
 def refine_poses(

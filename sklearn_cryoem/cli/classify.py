@@ -194,6 +194,9 @@ def fit_flat(stack, options, folder, console):
         repeated = repeated_labels(folder, clusterer, stack, options.seed)
     with folder.timed("judge"):
         assignment = clusterer.assign(stack)
+        if aligner is not None:  # of the class in this pose, times that of what the alignment saw, Eq. (4.20)
+            posterior = np.maximum(assignment.posterior * aligner.class_posterior_, 1.0 / n_classes)
+            assignment = assignment._replace(posterior=posterior)
     return Outcome(stack, clusterer, aligner, repeated, assignment)
 
 

@@ -18,8 +18,14 @@ from sklearn_cryoem.alignment.classes import AlignedClasses, centred_classes, un
 from sklearn_cryoem.alignment.em import PassState, fit_alignment
 from sklearn_cryoem.alignment.features import AlignmentImages, SharedFeatures
 from sklearn_cryoem.alignment.frames import Frames, KnownPoses
-from sklearn_cryoem.alignment.model import AlignmentModel, masked_references, polar_statistics
-from sklearn_cryoem.alignment.poses import ImagePoses, find_poses
+from sklearn_cryoem.alignment.maximisation import own_nats
+from sklearn_cryoem.alignment.model import (
+    AlignmentModel,
+    masked_references,
+    polar_statistics,
+    spectral_prior,
+)
+from sklearn_cryoem.alignment.poses import ImagePoses, find_poses, without_own
 from sklearn_cryoem.alignment.search import CLASS_PRIORS, AlignmentSettings
 from sklearn_cryoem.estimators._common import (
     FRAMES,
@@ -142,7 +148,8 @@ class MAPAligner(
     class_sizes_ : ndarray of shape (n_clusters,)
         Training images of each class, without outliers.
     class_posterior_ : ndarray of shape (n_images,)
-        Posterior of that class.
+        Posterior of that class, whatever the pose; what the image's own part in its references adds is taken
+        off, Eq. (4.20).
     log_evidence_ : ndarray of shape (n_images,)
         log p(image) / p(image | noise alone): low for images that no class explains.
     class_averages_ : ndarray of shape (n_clusters, D, D)
@@ -277,8 +284,9 @@ class MAPAligner(
                 verbose=self.verbose,
                 on_step=task.step,
             )
-            frames, classes = self._united(state, settings, images.noise_fraction)
+            frames, classes, own = self._united(state, settings, images.noise_fraction)
             found = find_poses(features, state.model, settings, frames=frames)
+            found = replace(found, class_posterior=without_own(found.class_posterior, own[found.label]))
         self._settings, self._model, self._frames = settings, state.model, frames
         self._pixel_size, self._background_px = stack.pixel_size, normalised_radius(stack.images)
         self.n_features_in_ = stack.box**2
@@ -388,11 +396,15 @@ class MAPAligner(
 
     def _united(
         self, state: PassState, settings: AlignmentSettings, noise_fraction: float
-    ) -> tuple[Frames, AlignedClasses]:
-        """Frames of the references of a fit, and the classes that they form, Eq. (4.9)-(4.10), (4.17)."""
+    ) -> tuple[Frames, AlignedClasses, NDArray[np.float64]]:
+        """Frames of the references of a fit, and the classes that they form, Eq. (4.9)-(4.10), (4.17).
+
+        Last comes the log likelihood that an image of each class owes to its own part in it, Eq. (4.20).
+        """
         model, stats = state.model, state.stats
         grid = settings.space(model.references.shape[-1], state.k_max).grid
-        ctf_power = polar_statistics(stats, grid).denominator.mean(axis=-1, dtype=np.float64)
+        polar = polar_statistics(stats, grid)
+        ctf_power = polar.denominator.mean(axis=-1, dtype=np.float64)
         frames = unite_references(
             model,
             ctf_power,
@@ -402,7 +414,12 @@ class MAPAligner(
             mirror=self.mirror,
             n_jobs=self.n_jobs,
         )
-        return centred_classes(stats, frames, model, grid, settings, noise_fraction)
+        noise = model.noise[: len(grid.radius)]
+        inverse_prior, _ = spectral_prior(polar, stats.mass, noise, settings.tau_fudge)
+        nats = own_nats(ctf_power, inverse_prior, stats.mass.sum(), grid.radius)  # (n_references,)
+        own, mass = (np.bincount(frames.label, weight) for weight in (stats.mass * nats, stats.mass))
+        frames, classes = centred_classes(stats, frames, model, grid, settings, noise_fraction)
+        return frames, classes, own / np.maximum(mass, 1e-9)
 
     def _store(
         self, stack: ParticleStack, state: PassState, classes: AlignedClasses, found: ImagePoses

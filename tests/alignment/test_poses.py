@@ -4,8 +4,9 @@ from scipy.stats import norm as gaussian
 
 from sklearn_cryoem.alignment.expectation import expect
 from sklearn_cryoem.alignment.frames import to_image_frame
+from sklearn_cryoem.alignment.maximisation import own_nats
 from sklearn_cryoem.alignment.model import log_noise_likelihood
-from sklearn_cryoem.alignment.poses import ImagePoses, class_posterior, find_poses
+from sklearn_cryoem.alignment.poses import ImagePoses, class_posterior, find_poses, without_own
 from sklearn_cryoem.alignment.products import reference_bank
 from sklearn_cryoem.physics.polar import polar_transform
 from sklearn_cryoem.physics.rotation import aligned_images
@@ -140,3 +141,12 @@ def test_a_mask_leaves_as_many_degrees_of_freedom_as_it_leaves_noise(rng):
     power = (fraction * noise)[None].astype(np.float32)
     here, low, high = (log_noise_likelihood(power, noise * f, fraction)[0] for f in (1.0, 0.99, 1.01))
     assert here > low and here > high
+
+
+def test_what_an_image_owes_to_its_part_in_a_reference_is_taken_off():
+    """Eq. (4.20): with flat CTFs and no prior each of n images has 1 / n of every coefficient."""
+    radius = np.arange(1.0, 6.0)
+    nats = own_nats(np.full((2, 5), [[4.0], [12.0]]), np.zeros((2, 5)), 16.0, radius)  # c = 1
+    np.testing.assert_allclose(nats, 2 * np.pi * radius.sum() / [4.0, 12.0])
+    posterior = np.array([0.0, 0.5, 1.0 - 1e-9, 1.0])
+    np.testing.assert_allclose(without_own(posterior, np.log(1e9)), [0.0, 1e-9, 0.5, 1.0], rtol=1e-5)
