@@ -42,8 +42,8 @@ def against_truth(model, particles, truth):
 # %%
 # ``refit`` says that the likelihood decides. The noise-free images go in as ``y``, which the model ignores.
 search = GridSearchCV(
-    SMLClusterer(36, max_resolution=25.0),
-    {"n_components": [1, 2, 3], "n_basis": [4, 16, 36]},
+    SMLClusterer(36, max_resolution=30.0),
+    {"n_components": [1, 2, 3], "n_basis": [4, 16]},
     scoring={"held_out": held_out, "truth": against_truth},
     refit="held_out",
     cv=KFold(2, shuffle=True, random_state=0),

@@ -31,11 +31,11 @@ def start_fit(request):
 
 @pytest.fixture
 def killed_at_random(start_fit):
-    """Kill a script twice within `duration`, then let it end; returns its output and when that was."""
+    """Kill a script some times within `duration`, then let it end; returns its output and when that was."""
 
-    def run(script, folder, duration, after_kill=lambda: None):
+    def run(script, folder, duration, n_kills, after_kill):
         seed = np.random.SeedSequence().entropy  # other moments in every run: any of them has to do
-        moments = np.random.default_rng(seed).uniform(0.0, duration, size=2)
+        moments = np.random.default_rng(seed).uniform(0.0, duration, size=n_kills)
         for moment in moments:
             process = start_fit(script, folder)
             time.sleep(moment)

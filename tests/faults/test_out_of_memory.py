@@ -84,9 +84,9 @@ from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import model_files
 model_files.SECONDS_BETWEEN = 0.0
 kind, n_jobs, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-stack = make_particles("ribosome", 400, box=48, pixel_size=5.0, snr=0.3, n_views=3, random_state=0)
+stack = make_particles("ribosome", 200, box=48, pixel_size=5.0, snr=0.3, n_views=3, random_state=0)
 make = {
-    "map": lambda **how: MAPAligner(3, n_batches=6, max_iter=2, tol=0.0, random_state=0, **how),
+    "map": lambda **how: MAPAligner(3, n_batches=4, max_iter=1, tol=0.0, random_state=0, **how),
     "sml": lambda **how: SMLClusterer((6, 6), max_iter=8, tol=0.0, random_state=0, **how),
 }[kind]
 limits = {name: resource.getrlimit(name) for name in (resource.RLIMIT_AS, resource.RLIMIT_DATA)}
