@@ -209,7 +209,7 @@ class RealigningClusterer(
 
     def _screened(self, X, *, stacklevel):
         """X with poses, looked at as the clusterer would."""
-        stack = with_some_poses(as_stack(X, self))
+        stack = posed_for(self._template(), as_stack(X, self))
         return as_screened(stack, self._template(), stacklevel=stacklevel + 1)[0]
 
     def _round(self, stack, given):
@@ -299,7 +299,7 @@ class RealigningClusterer(
         """
         check_is_fitted(self)
         warn_if_not_aligned(self, X, stacklevel=2)
-        stack = with_some_poses(normalised_like(as_stack(X, self), self._background_px))
+        stack = posed_for(self.clusterer_, normalised_like(as_stack(X, self), self._background_px))
         labels = self.clusterer_.predict(stack)
         sigma = self.angle_sigma_, self.shift_sigma_
         found = self._realigned(self.clusterer_, stack, self.class_averages_, labels, sigma)
@@ -371,9 +371,10 @@ def is_likelier(now: NDArray[np.float64], before: NDArray[np.float64]) -> bool:
     return all(np.nanmean(gain[half::2]) > 0.0 for half in (0, 1))
 
 
-def with_some_poses(stack):
-    """The stack, with poses that leave images as they are if it has none."""
-    return stack if stack.poses is not None else stack.with_poses(Poses.identity(len(stack)))
+def posed_for(clusterer, stack):
+    """The stack in the frames of a clusterer, which leave images as they are if it has no poses."""
+    poses = Poses.identity(len(stack)) if stack.poses is None else stack.poses
+    return stack.with_poses(poses.unmirrored() if clusterer.mirror else poses)
 
 
 def median_change(old, new):

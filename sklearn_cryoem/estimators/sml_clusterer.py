@@ -131,8 +131,8 @@ class SMLClusterer(
         with them within 0.9 of the box, where the CTF spreads the particle; without a CTF within the disc,
         Eq. (3.16).
     mirror : bool, default=False
-        Whether each image also takes part as its mirror image, which is the view from the opposite side, Eq.
-        (3.18): for poses whose frames are those of one volume, as of a refinement; of vectors nothing.
+        Whether each image also takes part as the view from the opposite side, its mirror image, Eq. (3.18):
+        for poses of a 3-D refinement or of ``MAPAligner(mirror=True)``. It does nothing to vectors.
     max_iter : int, default=100
         Largest number of EM iterations.
     tol : float, default=0.01

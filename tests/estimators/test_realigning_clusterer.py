@@ -9,6 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn_cryoem import (
     DeepClusterer,
     MAPAligner,
+    ParticleStack,
     Poses,
     RealigningClusterer,
     SMLClusterer,
@@ -17,7 +18,7 @@ from sklearn_cryoem import (
 )
 from sklearn_cryoem._core.validation import ParticleDataWarning
 from sklearn_cryoem.datasets import make_particles, true_poses
-from sklearn_cryoem.estimators.realigning_clusterer import is_likelier, references_of_other_half
+from sklearn_cryoem.estimators.realigning_clusterer import is_likelier, posed_for, references_of_other_half
 from sklearn_cryoem.metrics import pose_errors
 
 QUICK = SMLClusterer((2, 2), max_iter=150)
@@ -175,3 +176,12 @@ def test_vectors_are_refused(stack):
         RealigningClusterer().fit(np.zeros((5, 24)))
     with pytest.raises(NotFittedError, match="not fitted yet"):
         RealigningClusterer().predict(stack)
+
+
+@pytest.mark.parametrize(("mirror", "angle", "mirrored"), [(False, 0.3, True), (True, -0.3, False)])
+def test_particles_are_realigned_in_the_frames_of_the_clusterer(mirror, angle, mirrored):
+    stack = ParticleStack(np.zeros((2, 16, 16), np.float32))
+    clusterer = SMLClusterer(mirror=mirror)
+    poses = posed_for(clusterer, stack.with_poses(Poses([0.3, 0.3], np.ones((2, 2)), True))).poses
+    assert poses.angle_rad.tolist() == [angle, angle] and poses.mirrored.tolist() == [mirrored] * 2
+    assert not posed_for(clusterer, stack).poses.angle_rad.any()
