@@ -77,9 +77,16 @@ def test_relion_gets_the_true_poses_and_goes_on_where_it_was_killed(volume, tmp_
     assert "run_it001" not in (run / "log.txt").read_text() and (run / "run_it003_data.star").exists()
 
 
-def test_methods_and_programs_that_are_not_there_are_named(volume):
-    assert "no such methods: umap; there are sml1" in compare(volume, "--methods", "umap").stderr
-    assert (
-        "no such poses: found; there are true, aligned, mirror" in compare(volume, "--poses", "found").stderr
-    )
-    assert "give --relion PATH" in compare(volume, "--relion", "no_such_relion").stderr
+def test_methods_and_programs_that_are_not_there_are_named(volume, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import paper_accuracy
+
+    for words, said in (
+        ("--methods umap", "no such methods: umap; there are sml1"),
+        ("--poses found", "no such poses: found; there are true, aligned, mirror"),
+        ("--relion no_such_relion", "give --relion PATH"),
+    ):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(volume), *words.split()])
+        with pytest.raises((SystemExit, FileNotFoundError)) as end:
+            paper_accuracy.parse()
+        assert said in f"{end.value} {capsys.readouterr().err}"

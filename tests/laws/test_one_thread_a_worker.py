@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(("n_jobs", "backend"), [(1, "threading"), (2, "threading"), (2, "loky")])
+@pytest.mark.parametrize(("n_jobs", "backend"), [(2, "threading"), (2, "loky")])
 def test_no_thread_of_a_library_works(n_jobs, backend):
     environment = {name: value for name, value in os.environ.items() if name not in KNOBS}
     command = [sys.executable, str(PROGRAM), str(n_jobs), backend]
