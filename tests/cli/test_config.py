@@ -131,23 +131,18 @@ def test_without_pyyaml_the_remedy_is_said(tmp_path, monkeypatch, capsys):
 
 
 # ---------------------------------------------------------------- options
-@pytest.mark.parametrize("topology", ["ring", "sphere"])
-def test_shapes_of_the_manifold_are_options(topology, simulated, tmp_path):
-    words = ["--topology", topology, *FEW, "--classes", "12", "--quiet"]
-    assert run("classify", simulated / "particles.star", "-o", tmp_path / "out", *words) == 0
-    model = load_model(tmp_path / "out" / "model.npz")[-1]
-    assert model.topology == topology and (tmp_path / "out" / "atlas.png").exists()
-    again = ["--skip-align", "--images-dir", simulated, "--latent-dim", "3", *words]
-    assert run("classify", tmp_path / "out" / "particles.star", "-o", tmp_path / "again", *again) == 1
-
-
-def test_the_search_round_known_angles_is_an_option(simulated, tmp_path, capsys):
+def test_the_shape_of_the_manifold_and_the_search_round_known_angles_are_options(simulated, tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     words = ["--angle-range", "6", *FEW, "--quiet"]
+    shaped = ["--topology", "sphere", *FEW, "--classes", "12", "--quiet"]
     assert run("classify", simulated / "particles.star", "-o", first, *words) == 1
     assert "--angle-range" in capsys.readouterr().err and not first.exists()
-    assert run("classify", simulated / "particles.star", "-o", first, *FEW, "--quiet") == 0
-    words += ["--images-dir", simulated]
+    assert run("classify", simulated / "particles.star", "-o", first, *shaped) == 0
+    model = load_model(first / "model.npz")[-1]
+    assert model.topology == "sphere" and (first / "atlas.png").exists()
+    again = ["--skip-align", "--images-dir", simulated, "--latent-dim", "3", *shaped]
+    assert run("classify", first / "particles.star", "-o", tmp_path / "again", *again) == 1
+    words += ["--images-dir", simulated, "--topology", "ring", "--classes", "12"]
     assert run("classify", first / "particles.star", "-o", second, *words) == 0
     angles = [read_particles(f / "particles.star", images_dir=simulated).poses for f in (first, second)]
     turned = np.angle(np.exp(1j * (angles[1].angle_rad - angles[0].angle_rad)))
