@@ -49,7 +49,7 @@ def add_classify(commands):
         "(SMLClusterer), and write the labelled particles, class averages, pictures, model and summary.",
         epilog=_CLASSIFY_EPILOG,
     )  # fmt: skip
-    _add_particles(parser)
+    add_particles(parser)
     add_classification(parser)
     add_machine(parser.add_argument_group("machine"))
     return parser
@@ -64,14 +64,15 @@ def add_deep(commands):
         "each class on a manifold of their own (DeepClusterer).",
         epilog=_DEEP_EPILOG,
     )  # fmt: skip
-    _add_particles(parser)
+    add_particles(parser)
     add_options(parser.add_argument_group("sub-classes"), SUBCLASSES)
     add_classification(parser, is_deep=True)
     add_machine(parser.add_argument_group("machine"))
     return parser
 
 
-def _add_particles(parser):
+def add_particles(parser):
+    """Add PARTICLES and the options of how they are read."""
     parser.add_argument(
         "particles", metavar="PARTICLES", type=Path, nargs="?", help="a .star, .cs or .mrcs file (required)"
     )
@@ -80,8 +81,8 @@ def _add_particles(parser):
 
 
 def classify(options, console):
-    """Classify and write."""
-    _run(options, console, fit_flat, deep=False)
+    """Classify and write; return the Outcome."""
+    return _run(options, console, fit_flat, deep=False)
 
 
 def deep(options, console):
@@ -90,6 +91,7 @@ def deep(options, console):
 
 
 def _run(options, console, fit, *, deep):
+    """Do all of a run; return its Outcome."""
     from sklearn_cryoem.cli import preflight
 
     if not options.particles.exists():
@@ -113,6 +115,7 @@ def _run(options, console, fit, *, deep):
         folder.write_summary(options, results, console.warnings)
     tell(results, folder, console)
     _tell_where_images_are(folder / labelled_name(options.particles.suffix), stack, options, console)
+    return outcome
 
 
 def _tell_where_images_are(written, stack, options, console):

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.cli.console import CommandError, with_options
 from sklearn_cryoem.cli.options import add_images_dir, add_passthrough, new_command
+from sklearn_cryoem.cli.results import AVERAGES, QUALITY
 from sklearn_cryoem.cli.run_folder import SUMMARY, as_json, read_summary
 
 _PARTICLE_SUFFIXES = (".star", ".cs", ".csg", ".mrcs")
@@ -282,6 +283,11 @@ def add_report(commands):
     parser.add_argument(
         "--no-particles", action="store_true", help="read no images: a smaller page, without examples"
     )
+    parser.add_argument(
+        "--map", metavar="FILE", type=Path,
+        help="compare each average with projections of this map (.mrc) in all turns and mirrored; the "
+        "correlation goes into quality.csv as map_correlation, for the page and for select",
+    )  # fmt: skip
     return parser
 
 
@@ -295,6 +301,8 @@ def report(options, console):
     path = options.output or options.folder / PAGE
     overwrite = options.force or options.output is None
     try_to_write(path, overwrite=overwrite)
+    if options.map is not None:
+        _compare_with_map(options.folder, options.map)
     page = make_report(
         options.folder,
         images_dir=options.images_dir,
@@ -308,3 +316,19 @@ def report(options, console):
         f"{path} ({len(page.html) / 1e6:.1f} MB): open it in a browser, select classes, save the selection"
     )
     console.say(f"then: sklearn-cryoem select {options.folder} --selection selection.json -o good.star")
+
+
+def _compare_with_map(folder, path):
+    """Add the correlation of averages with a known map to the table of quality of a run."""
+    import pandas as pd
+
+    from sklearn_cryoem._core.files import atomic_path
+    from sklearn_cryoem.datasets import load_volume
+    from sklearn_cryoem.io import read_mrc
+    from sklearn_cryoem.quality import map_correlation
+
+    averages, pixel_size = read_mrc(folder / AVERAGES)
+    table = pd.read_csv(folder / QUALITY)
+    table["map_correlation"] = map_correlation(averages, load_volume(path), pixel_size)
+    with atomic_path(folder / QUALITY, overwrite=True) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")

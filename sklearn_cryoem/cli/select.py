@@ -17,7 +17,7 @@ from sklearn_cryoem.cli.options import (
     percent,
     positive,
 )
-from sklearn_cryoem.cli.results import AVERAGES, SUGGESTED
+from sklearn_cryoem.cli.results import AVERAGES, QUALITY, SUGGESTED
 from sklearn_cryoem.cli.run_folder import read_summary
 
 _LABELLED = ("particles.star", "particles.cs")
@@ -62,6 +62,10 @@ def add_select(commands):
     which.add_argument(
         "--keep-suggested", action="store_true", help=f"the classes that the run suggests ({SUGGESTED})"
     )
+    parser.add_argument(
+        "--min-map-correlation", metavar="X", type=fraction,
+        help="of these, classes that correlate with a known map by at least this (see report --map)",
+    )  # fmt: skip
     parser.add_argument("--exclude", action="store_true", help="write the particles of all other classes")
     rules = parser.add_argument_group("particles")
     add_options(rules, _RULES)
@@ -128,6 +132,8 @@ def select(options, console):
     wanted = np.unique(labels[labels >= 0])
     if numbers is not None:
         wanted = _existing(numbers, labels, options, console)
+    if options.min_map_correlation is not None:
+        wanted = wanted[_map_correlation(options)[wanted] >= options.min_map_correlation]
     if options.exclude:
         wanted = np.setdiff1d(labels[labels >= 0], wanted)
     if not len(wanted):
@@ -301,6 +307,17 @@ def _check_source(selection, path, folder, console):
             f"{path} was made of a run of {theirs}, {folder} is of {mine}: the same numbers may be other "
             "classes. Look at the gallery"
         )
+
+
+def _map_correlation(options):
+    """Correlation of each class with a known map, from the table of the run; (n_classes,)."""
+    import pandas as pd
+
+    path = (options.results if options.results.is_dir() else options.results.parent) / QUALITY
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    if "map_correlation" not in table:
+        raise CommandError(f"{path} has no map_correlation. Run sklearn-cryoem report with --map first.")
+    return table["map_correlation"].to_numpy()
 
 
 def _existing(numbers, labels, options, console):

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 
@@ -16,6 +17,7 @@ from sklearn_cryoem.particles.classes import check_order, steps_of
 from sklearn_cryoem.particles.features import BLOCK_BYTES, FeatureBlocks
 from sklearn_cryoem.physics.fourier import HalfPlane, half_plane
 from sklearn_cryoem.quality.measures import class_sums
+from sklearn_cryoem.quality.suggestion import suggest_classes
 from sklearn_cryoem.quality.table import as_classified, labels_of
 
 Float64 = NDArray[np.float64]
@@ -23,10 +25,16 @@ Float64 = NDArray[np.float64]
 # What images of nothing but noise reach by alignment to a class: 3.0 to 4.4 on simulated sessions, where 1 %
 # of the particles in good classes lie below. Where the noise is stronger more do, hence the second limit.
 ALIGNED_MATCH, MAX_UNLIKE = 4.0, 0.02
+# Of a simulated session with 15 % junk, classes of junk matched by 3 to 4 in the median, others by 5 to 12.
+WEAK_SHARE, SECOND_SHARE = 0.5, 0.35  # of the usual match: of a class, of a particle with another class
 
 
 def particle_match(
-    classification: BaseEstimator | ArrayLike, stack: ParticleStack, *, n_jobs: int | None = None
+    classification: BaseEstimator | ArrayLike,
+    stack: ParticleStack,
+    *,
+    members: ArrayLike | None = None,
+    n_jobs: int | None = None,
 ) -> NDArray[np.float64]:
     """Match of each particle with the average of the other particles of its class, Eq. (6.9).
 
@@ -36,6 +44,8 @@ def particle_match(
         As `class_quality` takes it.
     stack : ParticleStack
         The particles that were classified.
+    members : array_like of shape (n_images,), bool, optional
+        Particles that averages are made of; by default all of a class. Others are compared with them.
     n_jobs : int, optional
         Number of workers; results are the same bits for any.
 
@@ -67,19 +77,27 @@ def particle_match(
     limit = getattr(last, "max_resolution", None)
     plane = half_plane(stack.box, None if limit is None else stack.box * stack.pixel_length / limit)
     rows = [np.flatnonzero(label == number) for number in range(n_classes)]
-    match = np.zeros(len(stack))
-    found = ordered_map(partial(_of_class, stack, plane), rows, n_jobs=n_jobs)
+    match, sound = np.zeros(len(stack)), np.ones(len(stack), dtype=bool)
+    if members is not None:
+        sound = np.asarray(members, dtype=bool)
+    found = ordered_map(partial(_of_class, stack, plane, sound), rows, n_jobs=n_jobs)
     for some, values in zip(rows, found, strict=True):
         match[some] = values
     return match
 
 
-def _of_class(stack: ParticleStack, plane: HalfPlane, rows: NDArray[Any]) -> Float64:
-    """Match of the particles of one class; (n_rows,)."""
-    if len(rows) < 2:
+def _of_class(
+    stack: ParticleStack, plane: HalfPlane, members: NDArray[np.bool_], rows: NDArray[Any]
+) -> Float64:
+    """Match of the particles of one class with its members; (n_rows,)."""
+    is_member = members[rows]
+    if np.count_nonzero(is_member) < 2:
         return np.zeros(len(rows))
     blocks = FeatureBlocks(stack[rows], plane, None, cache_bytes=BLOCK_BYTES)
-    layout, sums = blocks.layout, class_sums(blocks)
+    layout = blocks.layout
+    sums = class_sums(
+        blocks if is_member.all() else FeatureBlocks(stack[rows[is_member]], plane, None, cache_bytes=0)
+    )
     ridge = wiener_ridge(sums.signal, sums.noise)[layout.shell]  # (P,)
     precision = layout.information / sums.noise[layout.shell]  # (P,)
     cross, gram = sums.cross.sum(axis=0), sums.gram.sum(axis=0)  # (P,)
@@ -87,7 +105,8 @@ def _of_class(stack: ParticleStack, plane: HalfPlane, rows: NDArray[Any]) -> Flo
     for index in range(len(blocks)):
         block = blocks.load(index, layout.n_shells)
         own = 1.0 if block.norm is None else block.norm[:, layout.norm_index].astype(np.float64)
-        average = (cross - block.data) / (gram - own + ridge)  # (n, P), of the others
+        part = is_member[blocks.rows_of(index), None]  # what the average owes to the particle itself
+        average = (cross - part * block.data) / (gram - part * own + ridge)  # (n, P), of the others
         along = np.einsum("ip,ip->i", block.data, precision * average)
         energy = ((precision * own) * average**2).sum(axis=1)
         match.append(along / np.sqrt(np.maximum(energy, np.finfo(np.float64).tiny)))  # Eq. (6.9)
@@ -112,3 +131,55 @@ def unlike_their_class(match: ArrayLike) -> NDArray[np.bool_]:
     if not len(values):
         return np.zeros(0, dtype=np.bool_)
     return np.asarray(values < min(ALIGNED_MATCH, float(np.quantile(values, MAX_UNLIKE))))
+
+
+def reasons_to_leave(
+    classification: BaseEstimator, stack: ParticleStack, table: pd.DataFrame, match: ArrayLike
+) -> NDArray[np.object_]:
+    """Say of each particle why it should leave the set, as `clean` does round by round.
+
+    Two kinds of classes are given up: those that `suggest_classes` rejects by what they show, and those whose
+    particles match them half as well as usual, junk that was aligned to junk. A class that is rejected for
+    its size or significance alone stays if its particles match it: a rare view. Each particle of a class that
+    is given up is compared with the most probable one of the others, and stays if it matches that.
+
+    Parameters
+    ----------
+    classification : SMLClusterer
+        Fitted.
+    stack : ParticleStack
+        The particles that were classified.
+    table : DataFrame
+        From `class_quality`.
+    match : array_like of shape (n_images,)
+        From `particle_match`.
+
+    Returns
+    -------
+    reasons : ndarray of shape (n_images,), object
+        Text; empty for particles that stay.
+    """
+    label, value = np.asarray(classification.labels_), np.array(match, dtype=np.float64)
+    keep = table["keep"].to_numpy(dtype=bool)[label]
+    usual = float(np.median(value[keep])) if keep.any() else 0.0
+    whole = pd.Series(value).groupby(label).median().reindex(range(len(table)), fill_value=0.0).to_numpy()
+    strong = whole >= max(WEAK_SHARE * usual, min(ALIGNED_MATCH, 0.8 * usual))  # (n_classes,)
+    # wider limits than for a suggestion: what stays is judged again in the next round
+    shown = suggest_classes(table, min_size=2, min_significance=0.0, min_coherence=0.6, max_offset=0.2)
+    stays = np.flatnonzero(shown["keep"].to_numpy() & strong)
+    text = np.where(
+        strong,
+        shown["reasons"].to_numpy(dtype=object),
+        [f"particles match their class by {x:.2g}, usual is {usual:.2g}" for x in whole],
+    )
+    given_up = ~np.isin(label, stays)
+    if given_up.any() and len(stays):
+        probable = classification.predict_proba(stack[given_up])[:, stays].argmax(axis=1)
+        other = label.copy()
+        other[given_up] = stays[probable]
+        value = particle_match(other, stack, members=~given_up, n_jobs=classification.n_jobs)
+        given_up &= value < SECOND_SHARE * usual
+    reasons = np.where(given_up, text[label], "").astype(object)
+    if stack.outlier is not None:
+        reasons[stack.outlier] = "outlier"
+    return reasons

@@ -15,6 +15,7 @@ import starfile
 from sklearn_cryoem import read_particles
 from sklearn_cryoem.cli.main import main, parse
 from sklearn_cryoem.cli.run_folder import run_text
+from sklearn_cryoem.datasets import make_ribosome_phantom
 from sklearn_cryoem.io import read_mrc, write_mrc, write_particles, write_selection
 from sklearn_cryoem.particles import class_labels
 
@@ -188,6 +189,46 @@ def test_compare_pairs_the_classes_of_two_runs_and_lists_what_moved(results, tmp
     assert (tmp_path / "c" / "pairs.png").stat().st_size > 1000
     assert run("compare", *words) == 1 and "pass --force" in capsys.readouterr().err
     assert run("compare", results, "-o", tmp_path / "c") == 1
+
+
+def test_classes_are_compared_with_a_known_map(results, tmp_path, capsys):
+    shutil.copytree(results, tmp_path / "out")
+    phantom = make_ribosome_phantom()
+    write_mrc(tmp_path / "map.mrc", phantom.array, phantom.pixel_size)
+    words = ("select", tmp_path / "out", "--min-map-correlation")
+    assert run(*words, 0.5) == 1 and "Run sklearn-cryoem report with --map first" in capsys.readouterr().err
+    assert run("report", tmp_path / "out", "--map", tmp_path / "map.mrc", "--no-particles", "-q") == 0
+    assert "map correlation" in (tmp_path / "out" / "report.html").read_text()
+    table = pd.read_csv(tmp_path / "out" / "quality.csv")
+    there = table["size"] > 0
+    assert table["map_correlation"][there].between(0.2, 1).all()
+    limit = table["map_correlation"].median()
+    assert run(*words, limit, "--images-dir", results.parent, "-q") == 0
+    chosen = read_particles(tmp_path / "out" / "selected.star", metadata_only=True)
+    kept = table["class"][there & (table["map_correlation"] >= limit)]
+    assert set(chosen.metadata["rlnClassNumber"]) == set(kept)
+
+
+def test_clean_rejects_in_rounds_and_says_what_and_why(results, tmp_path, capsys):
+    given = ("clean", results.parent / "simulated.star", *FEW, "--rounds", 2)
+    assert run(*given, "-o", tmp_path / "c", "-q") == 0
+    kept = read_particles(tmp_path / "c" / "particles.star")
+    left = pd.read_csv(tmp_path / "c" / "rejected.csv")
+    assert len(kept) + len(left) == 200 and set(left.columns) == {"particle", "round", "class", "reason"}
+    assert not kept.metadata["rlnImageName"].isin(left["particle"]).any()
+    is_junk = pd.read_csv(results.parent / "truth.csv")["is_junk"].to_numpy()
+    row = left["particle"].str.partition("@")[0].astype(int) - 1
+    assert is_junk[row].mean() > 0.8, "what left is junk"
+    first = json.loads((tmp_path / "c" / "round_1" / "summary.json").read_text())["results"]
+    assert first["n_particles"] == 200 and (tmp_path / "c" / "round_1" / "gallery.png").is_file()
+    if (tmp_path / "c" / "round_2").is_dir():
+        second = json.loads((tmp_path / "c" / "round_2" / "summary.json").read_text())["results"]
+        assert second["n_particles"] == 200 - (left["round"] == 1).sum()
+    capsys.readouterr()
+    assert run(*given, "-o", tmp_path / "c") == 1 and "pass --force" in capsys.readouterr().err
+    if len(left) > 4:
+        assert run(*given, "-o", tmp_path / "d", "--max-rejected", 2, "-q") == 1
+        assert "raise the limit or select classes by hand" in capsys.readouterr().err
 
 
 def stack_text(folder):

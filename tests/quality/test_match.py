@@ -33,6 +33,11 @@ def test_noise_has_mean_zero_and_variance_one():
     images = np.random.default_rng(0).normal(size=(400, 32, 32))
     match = particle_match(np.zeros(400, dtype=int), ParticleStack(images))
     assert abs(match.mean()) < 0.2 and match.std() == pytest.approx(1.0, abs=0.15)
+    members = np.arange(400) < 200  # the others are compared with an average that they are no part of
+    match = particle_match(np.zeros(400, dtype=int), ParticleStack(images), members=members)
+    assert abs(match[~members].mean()) < 0.2 and match[~members].std() == pytest.approx(1.0, abs=0.2)
+    alone = particle_match(np.zeros(200, dtype=int), ParticleStack(images[:200]))
+    np.testing.assert_allclose(match[members], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_a_selection_leaves_out_at_most_the_worst_two_in_a_hundred():

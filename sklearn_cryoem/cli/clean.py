@@ -1,0 +1,104 @@
+"""`sklearn-cryoem clean`: rounds of classification, each without what the one before it rejected."""
+
+from argparse import Namespace
+
+import pandas as pd
+
+from sklearn_cryoem.cli.classify import add_particles, classify
+from sklearn_cryoem.cli.console import CommandError
+from sklearn_cryoem.cli.convert import named_for
+from sklearn_cryoem.cli.options import (
+    add_classification,
+    add_machine,
+    add_options,
+    count,
+    new_command,
+    percent,
+)
+from sklearn_cryoem.cli.results import labelled_name
+
+REJECTED = "rejected.csv"
+_AT_REST = 0.005  # of the particles: fewer than leave a set by chance
+_RULES = [
+    ("rounds", "--rounds", "N", count, 4, "rounds, at most; it ends when less than 0.5 % leave"),
+    ("max_rejected", "--max-rejected", "PERCENT", percent, 40.0,
+     "stop with an error before more than this share of all particles has left"),
+]  # fmt: skip
+_EPILOG = f"""\
+Each round is a folder round_1, round_2, .. with all that classify writes, its gallery too. What is left after
+the last one is particles.star (or .cs) in DIR, and {REJECTED} says of each particle that left in which round,
+from which class and why. Classes are given up that show no particle, and those whose particles match them
+half as well as usual; but each of their particles is compared with the other classes, and stays if it matches
+one.
+Small classes stay if their particles match them: rare views.
+"""
+
+
+def add_clean(commands):
+    """Add `clean` to the parser; return its own parser."""
+    parser = new_command(
+        commands, "clean", clean,
+        summary="classify and reject in rounds until nothing more leaves",
+        description="Classify particles, leave out what is no particle, and again with the rest, until "
+        "nothing more leaves.",
+        epilog=_EPILOG,
+    )  # fmt: skip
+    add_particles(parser)
+    add_options(parser.add_argument_group("rounds"), _RULES)
+    add_classification(parser)
+    add_machine(parser.add_argument_group("machine"))
+    return parser
+
+
+def clean(options, console):
+    """Round by round: classify, ask which particles should leave, write the rest for the next round."""
+    from sklearn_cryoem._core.files import atomic_path
+    from sklearn_cryoem.io import write_particles
+    from sklearn_cryoem.quality import reasons_to_leave
+
+    result = options.output / labelled_name(options.particles.suffix)
+    if result.exists() and not options.force:
+        raise CommandError(f"{result} exists. Choose another --output, or pass --force to replace it.")
+    settings = {
+        name: value for name, value in vars(options).items() if name not in ("rounds", "max_rejected")
+    }
+    particles, left, n_all = options.particles, [], None
+    for number in range(1, options.rounds + 1):
+        folder = options.output / f"round_{number}"
+        console.say(f"round {number}")
+        own_images = options.images_dir if number == 1 else None  # its own file names images anew
+        own = {"particles": particles, "output": folder, "command": "classify", "images_dir": own_images,
+               "passthrough": options.passthrough if number == 1 else []}  # fmt: skip
+        found = classify(Namespace(**settings | own), console)
+        reasons = reasons_to_leave(found.model, found.stack, found.quality, found.match)
+        leaves, table = reasons != "", found.stack.metadata
+        n_all = len(leaves) if n_all is None else n_all
+        name = "uid" if "uid" in table else "rlnImageName"
+        row = {"round": number, "class": found.model.labels_ + 1, "reason": reasons}
+        left.append(pd.DataFrame({"particle": table[name], **row})[leaves])
+        n_left = sum(map(len, left))
+        if n_left > options.max_rejected / 100.0 * n_all:
+            raise CommandError(
+                f"round {number} would leave out {leaves.sum():,}, in all {n_left / n_all:.0%} of the "
+                f"particles (--max-rejected {options.max_rejected:g}). Look at {folder}, and raise the "
+                "limit or select classes by hand."
+            )
+        _tell(reasons[leaves], len(leaves), number, console)
+        kept = named_for(result, found.stack[~leaves].with_outliers(None), [(particles, own_images)], console)
+        write_particles(kept, result, overwrite=True)
+        with atomic_path(options.output / REJECTED, overwrite=True) as place:
+            pd.concat(left).to_csv(place, index=False)
+        particles = result
+        if leaves.mean() < _AT_REST:
+            break
+    console.say(
+        f"{len(kept):,} of {n_all:,} particles are left after {number} rounds, in {result}; {REJECTED} says "
+        "why the others are not"
+    )
+
+
+def _tell(reasons, n_particles, number, console):
+    """Say how many left in a round and why, by kind."""
+    kinds = pd.Series(reasons, dtype=object).str.replace(r"[\d.]+( %|%)?", "..", regex=True).value_counts()
+    console.say(f"round {number}: {len(reasons):,} of {n_particles:,} particles leave")
+    console.table([(f"{n:,}", kind) for kind, n in kinds.items()])
