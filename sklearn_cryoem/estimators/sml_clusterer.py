@@ -458,11 +458,11 @@ class SMLClusterer(
         )
 
     def _n_folds(self, n_samples, n_nodes=None):
-        """Folds of cross-fitted EM, two images in each at least; without `n_nodes` those of a stream."""
+        """Folds of cross-fitted EM, of ten images at least; without `n_nodes` those of a stream."""
         if isinstance(self._space, VectorSpace):
             return 1
         has_small_classes = n_nodes is not None and n_samples < SMALL_CLASS * n_nodes
-        return max(1, min(MANY_FOLDS if has_small_classes else FEW_FOLDS, n_samples // 2))
+        return max(1, min(MANY_FOLDS if has_small_classes else FEW_FOLDS, n_samples // 10))
 
     def _first_state(self, blocks, plan, power):
         """State before the first iteration."""

@@ -160,8 +160,8 @@ class FeatureBlock:
     def __len__(self) -> int:
         return len(self.data)
 
-    def take(self, rows: slice) -> FeatureBlock:
-        """Some rows, as views."""
+    def take(self, rows: slice | Int) -> FeatureBlock:
+        """Some rows; views of them if they are a slice."""
         norm = None if self.norm is None else self.norm[rows]
         log_noise = None if self.log_noise is None else self.log_noise[rows]
         return FeatureBlock(self.data[rows], norm, self.power[rows], log_noise)

@@ -76,22 +76,19 @@ class Window:
     ----------
     layout : FeatureLayout
         Columns; one column of c^2 a shell, its mean.
-    n_folds : int
-        Row i belongs to fold i modulo `n_folds`, in every block.
     held : FeatureBlock
         All rows.
     """
 
     layout: FeatureLayout
-    n_folds: int
     held: FeatureBlock
 
     @classmethod
-    def of(cls, blocks: Blocks, first: int, n_folds: int) -> Window:
+    def of(cls, blocks: Blocks, first: int) -> Window:
         """Hold the blocks from number `first` on, of which there is one at least."""
         layout = blocks.layout
         loaded = [blocks.load(index, layout.n_shells) for index in range(first, len(blocks))]
-        return cls(layout, n_folds, functools.reduce(_joined, loaded))
+        return cls(layout, functools.reduce(_joined, loaded))
 
     @property
     def n_samples(self) -> int:
@@ -103,8 +100,7 @@ class Window:
 
     @property
     def _rows(self) -> list[slice]:
-        whole = 2 * self.n_folds  # blocks begin at rows of the first fold, and of the first half set
-        return row_blocks(self.n_samples, max(BLOCK_SIZE // whole, 1) * whole)
+        return row_blocks(self.n_samples, BLOCK_SIZE)
 
     def load(self, index: int, n_shells: int) -> FeatureBlock:
         """Return block `index`, its first `n_shells` shells."""
@@ -112,15 +108,15 @@ class Window:
 
     def rows(self, rows: slice) -> Window:
         """Return some of the rows, as views."""
-        return Window(self.layout, self.n_folds, self.held.take(rows))
+        return Window(self.layout, self.held.take(rows))
 
     def owned(self) -> Window:
         """Return the same rows in arrays of their own, so that others can be freed."""
-        return Window(self.layout, self.n_folds, copy.deepcopy(self.held))
+        return Window(self.layout, copy.deepcopy(self.held))
 
     def joined(self, other: Window) -> Window:
         """Return the rows of both, in an array of their own."""
-        return Window(self.layout, self.n_folds, _joined(self.held, other.held))
+        return Window(self.layout, _joined(self.held, other.held))
 
 
 def _joined(first: FeatureBlock, second: FeatureBlock) -> FeatureBlock:
@@ -173,7 +169,7 @@ class FirstBlocks:
         return self.blocks.load(index, n_shells)
 
 
-def admit(window: Window | None, chunk: Blocks, n_folds: int, n_nodes: int) -> tuple[list[Blocks], Window]:
+def admit(window: Window | None, chunk: Blocks, n_nodes: int) -> tuple[list[Blocks], Window]:
     """Let a chunk into the window; the oldest rows leave where there are too many.
 
     Parameters
@@ -182,8 +178,6 @@ def admit(window: Window | None, chunk: Blocks, n_folds: int, n_nodes: int) -> t
         What is held so far.
     chunk : Blocks
         New images; one column of c^2 a shell. Of a large chunk the first blocks never enter.
-    n_folds : int
-        Number of folds.
     n_nodes : int
         Number of nodes K.
 
@@ -207,11 +201,10 @@ def admit(window: Window | None, chunk: Blocks, n_folds: int, n_nodes: int) -> t
         window = None
     if first:
         leaving.append(FirstBlocks(chunk, first, chunk.n_samples - n_after))
-    newest = Window.of(chunk, first, n_folds)
+    newest = Window.of(chunk, first)
     together = newest if window is None else window.joined(newest)
-    whole = 2 * n_folds  # so that the others stay in their folds and half sets
-    n_leaving = -(-max(together.n_samples - limit, 0) // whole) * whole
-    n_leaving = min(n_leaving, (together.n_samples - 1) // whole * whole)
+    n_leaving = -(-max(together.n_samples - limit, 0) // 2) * 2  # even: the others stay in their half sets
+    n_leaving = min(n_leaving, (together.n_samples - 1) // 2 * 2)
     if n_leaving:
         leaving.append(together.rows(slice(0, n_leaving)))
     staying = together.rows(slice(n_leaving, None))

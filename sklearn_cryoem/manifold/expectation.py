@@ -24,6 +24,7 @@ Int = NDArray[np.int64]
 
 ENOUGH_NATS = 0.01  # products in float32 are good enough where they are this accurate
 COLUMNS_AT_ONCE = 2048  # of a product that is added: nothing else of the size of the sums exists
+MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that a product with it depends on every bit
 SPARSE_SHARE = (
     0.1  # of responsibilities above 0: below it sparse products win, at 2 % they are 5 times faster
 )
@@ -240,8 +241,7 @@ def sweep(
         Templates, noise and temperature: one for all images, or with "folds" one for each fold. Their layout
         says how many shells are compared.
     split : {"all", "folds", "halves"}
-        The parts: all images; folds, row i of a block belonging to fold i modulo their number; or the even
-        and the odd rows, with labels.
+        The parts: all images; folds, see `folds_of`; or the even and the odd rows, with labels.
     n_shells : int, optional
         Shells of the statistics, at least those of the matchers: how frequency marching lets new ones in. By
         default those of the matchers.
@@ -280,7 +280,7 @@ def _shard_sums(
     for loaded in in_turn(blocks, shard, n_shells):
         labels = np.empty(len(loaded), dtype=np.int64)
         faces = (_compared(face, matchers, n_parts) for face in loaded.faces(layout))
-        for part, (block, (weights, evidence)) in itertools.chain.from_iterable(map(enumerate, faces)):
+        for part, (rows, block, (weights, evidence)) in itertools.chain.from_iterable(map(enumerate, faces)):
             left = transposed(weights, layout.n_features)
             numerator, denominator = with_precision_of(block.data, numerator, denominator)
             add_product(numerator[part], left, block.data)  # Eq. (3.2)
@@ -290,7 +290,7 @@ def _shard_sums(
             sums.power[part] += block.power.sum(axis=0)
             sums.log_evidence[part] += evidence.sum()
             sums.n_samples[part] += len(block)
-            labels[part::n_parts] = weights.argmax(axis=1)  # those of the images themselves come last
+            labels[rows] = weights.argmax(axis=1)  # those of the images themselves come last
         if split == "halves":
             sums.labels.append(labels)
     if loaded.norm is None:
@@ -300,18 +300,31 @@ def _shard_sums(
 
 def _compared(
     loaded: FeatureBlock, matchers: list[Matcher], n_parts: int
-) -> Iterator[tuple[FeatureBlock, Posterior]]:
-    """Rows of each part of a block, which begins with the first part, and their posterior."""
+) -> Iterator[tuple[slice | Int, FeatureBlock, Posterior]]:
+    """Which rows of a block each part has, these rows, and their posterior."""
     if len(matchers) == 1:
         block = matchers[0].in_sufficient_precision(loaded)
         weights, evidence = matchers[0].posterior(block.prefix(matchers[0].layout))
         for part in range(n_parts):
-            rows = slice(part, None, n_parts)
-            yield block.take(rows), Posterior(weights[rows], evidence[rows])
+            half = slice(part, None, n_parts)
+            yield half, block.take(half), Posterior(weights[half], evidence[half])
         return
+    folds = folds_of(loaded, n_parts)
     for part, matcher in enumerate(matchers):
-        block = matcher.in_sufficient_precision(loaded.take(slice(part, None, n_parts)))
-        yield block, matcher.posterior(block.prefix(matcher.layout))
+        rows = np.flatnonzero(folds == part)
+        block = matcher.in_sufficient_precision(loaded.take(rows))
+        yield rows, block, matcher.posterior(block.prefix(matcher.layout))
+
+
+def folds_of(block: FeatureBlock, n_folds: int) -> Int:
+    """Fold of each image, Eq. (3.12), drawn by its own values; (n,).
+
+    The power of the first shell, taken as bits, seeds the draw: an image is in the same fold wherever it stands,
+    and so is its copy, which would otherwise bring its noise into the template that it is compared with.
+    """
+    bits = np.ascontiguousarray(block.power[:, 0]).view(np.uint64)
+    bits = (bits ^ (bits >> np.uint64(32))) * MIXER
+    return np.asarray((bits >> np.uint64(33)) % np.uint64(n_folds), dtype=np.int64)
 
 
 def transposed(weights: Floating, n_columns: int) -> Any:

@@ -118,7 +118,7 @@ def begin_stream(
     """
     shells, basis = ShellNorms(blocks), manifold.basis
     stream = _nothing(shells.layout, manifold, spread_moments(moments, blocks.layout), n_folds)
-    leaving, window = admit(None, shells, n_folds, len(basis.nodes))
+    leaving, window = admit(None, shells, len(basis.nodes))
     m_step = MStep(
         basis=basis, alpha=manifold.alpha, layout=shells.layout, noise=noise, dtype=dtype, n_jobs=n_jobs,
         past=stream.past_sums,
@@ -228,7 +228,7 @@ def advance(
     """
     moments = stream.moments + spread_moments(measure_moments(blocks, n_jobs=n_jobs), blocks.layout)
     stream, basis, layout = dataclasses.replace(stream, moments=moments), manifold.basis, stream.layout
-    leaving, window = admit(stream.window, ShellNorms(blocks), stream.n_folds, len(basis.nodes))
+    leaving, window = admit(stream.window, ShellNorms(blocks), len(basis.nodes))
     precision = prior_precision(alpha, basis, power_of_stream(moments, layout))
     m_step = MStep(
         basis=basis, alpha=precision, layout=layout, noise=noise, dtype=dtype, n_jobs=n_jobs,

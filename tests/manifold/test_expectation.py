@@ -14,6 +14,7 @@ from sklearn_cryoem.manifold.expectation import (
     MIN_SPARSE_COLUMNS,
     Matcher,
     add_product,
+    folds_of,
     sweep,
     transposed,
 )
@@ -104,13 +105,16 @@ def test_the_same_bits_for_any_number_of_workers(make_blocks, rng, split):
 @pytest.mark.parametrize("split", ["folds", "halves"])
 def test_parts_are_sums_over_their_rows_and_add_up_to_those_of_all_images(make_blocks, rng, split):
     n_parts = 3 if split == "folds" else 2
-    blocks, y, ctf, templates, variance = setting(make_blocks, rng, n=48, block_size=2 * n_parts)
+    blocks, y, ctf, templates, variance = setting(make_blocks, rng, n=48, block_size=6)
+    part_of = np.concatenate([folds_of(blocks.load(i, 1), 3) for i in range(8)])
+    if split == "halves":
+        part_of = np.arange(48) % 2
     matcher = Matcher.of(templates, variance, blocks.layout, dtype=np.float64)
     found = sweep(blocks, [matcher] * (n_parts if split == "folds" else 1), split)
     naive = naive_log_likelihood(y, ctf, templates, variance, blocks.layout)
     weights = np.exp(naive - logsumexp(naive, axis=1, keepdims=True))
     for part in range(n_parts):
-        rows = slice(part, None, n_parts)
+        rows = part_of == part
         np.testing.assert_allclose(found.part(part).numerator, weights[rows].T @ (ctf * y)[rows], atol=1e-9)
         np.testing.assert_allclose(found.part(part).mass, weights[rows].sum(axis=0), atol=1e-9)
     whole = sweep(blocks, [matcher]).total()
@@ -118,6 +122,17 @@ def test_parts_are_sums_over_their_rows_and_add_up_to_those_of_all_images(make_b
         np.testing.assert_allclose(getattr(found.total(), name), getattr(whole, name), rtol=1e-9, atol=1e-9)
     labels = np.concatenate(found.labels) if split == "halves" else found.labels
     np.testing.assert_array_equal(labels, weights.argmax(axis=1) if split == "halves" else [])
+
+
+def test_an_image_and_its_copies_are_in_one_fold_wherever_they_stand(make_blocks, rng):
+    blocks, *_ = make_blocks(rng, n=2000, block_size=2000)
+    block = blocks.load(0, 1)
+    order = rng.integers(2000, size=3000)
+    folds = folds_of(block, 10)
+    np.testing.assert_array_equal(folds_of(block.take(order), 10), folds[order])
+    assert 150 < np.bincount(folds).min() and np.bincount(folds).max() < 250
+    # what neighbouring rows get is independent
+    assert abs(np.mean(folds[1:] == folds[:-1]) - 0.1) < 0.03
 
 
 def few_nodes(rng, n=64, n_nodes=50, n_each=2):

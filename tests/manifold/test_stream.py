@@ -9,7 +9,7 @@ from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
 from sklearn_cryoem.manifold.classes import class_averages
 from sklearn_cryoem.manifold.derived_blocks import ShellNorms, admit
 from sklearn_cryoem.manifold.em import MStep, Schedule, em
-from sklearn_cryoem.manifold.expectation import sweep
+from sklearn_cryoem.manifold.expectation import folds_of, sweep
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.prior import (
     measure_moments,
@@ -62,15 +62,14 @@ def rows_of(blocks):
     return np.concatenate([blocks.load(i, blocks.layout.n_shells).data for i in range(len(blocks))])
 
 
-@pytest.mark.parametrize("n_folds", [1, 2, 3])
-def test_the_window_keeps_the_newest_rows_and_lets_every_row_go_once(make_blocks, rng, small_window, n_folds):
+def test_the_window_keeps_the_newest_rows_and_lets_every_row_go_once(make_blocks, rng, small_window):
     chunks = [ShellNorms(make_blocks(rng, n=n)[0]) for n in (25, 31, 1, 700, 8, 16)]
     held, gone = None, []
     for chunk in chunks:
-        leaving, held = admit(held, chunk, n_folds, n_nodes=5)
+        leaving, held = admit(held, chunk, n_nodes=5)
         gone += [rows_of(part) for part in leaving]
         assert 1 <= held.n_samples <= 40
-        assert not sum(part.n_samples for part in leaving) % (2 * n_folds) or len(chunk) > 1
+        assert not sum(part.n_samples for part in leaving) % 2 or len(chunk) > 1
     everything = np.concatenate([rows_of(chunk) for chunk in chunks])
     np.testing.assert_array_equal(np.concatenate([*gone, rows_of(held)]), everything)
 
@@ -128,9 +127,9 @@ def test_templates_of_a_fold_hear_nothing_of_its_own_images(begun, make_blocks, 
 
     monkeypatch.setattr(module, "sweep", watched)
     chunk = ShellNorms(make_blocks(rng, n=40)[0])
-    changed = admit(None, chunk, 2, 5)[1].owned()
-    data = changed.held.data
-    data[::2] += rng.standard_normal(data[::2].shape)  # images of fold 0 alone
+    changed = admit(None, chunk, 5)[1].owned()
+    own = folds_of(changed.held, 2) == 0  # by the power, which stays
+    changed.held.data[own] += rng.standard_normal(changed.held.data[own].shape)
     for blocks in (chunk, changed):
         advance(stream, blocks, manifold, alpha=0.1, **SHELLS)
     (_, before), (_, after) = used[:2], used[2:]
