@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
 from typing import Self, TypeAlias
 
 import numpy as np
+from joblib import effective_n_jobs
 from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import validate_data
 
-from sklearn_cryoem._core.memory import memory_watched
+from sklearn_cryoem._core.memory import format_bytes, log_estimate, memory_watched
 from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.validation import check_images
 from sklearn_cryoem.particles import ParticleStack
@@ -34,6 +36,8 @@ except ImportError:
         """Return the method as it is."""
         return method
 
+
+logger = logging.getLogger(__name__)
 
 Data: TypeAlias = ParticleStack | ArrayLike  # particles, images or vectors
 Path: TypeAlias = str | os.PathLike[str]
@@ -333,3 +337,44 @@ class FitTask:
         """Tell of the end."""
         if self._context is not None:
             self._context.call_on_fit_task_end(estimator=self._estimator)
+
+
+# ---------------------------------------------------------------- what a fit of a manifold says while it runs
+def memory_of_fit(blocks, n_nodes, plan):
+    """Bytes that a fit takes at most beyond the images given: its sums, and its blocks of features.
+
+    Sums and templates exist for each fold in cross-fitted EM, and for each half in the end: in double
+    precision once in total and three times in the M-step, in single for every worker and twice beside.
+    """
+    layout, n_workers = blocks.layout, effective_n_jobs(plan.m_step.n_jobs)
+    crossed, n_rows = layout.truncate(plan.crossed.n_shells), -(-blocks.n_samples // len(blocks))
+    n_values = layout.n_features + layout.n_norms
+    n_columns = max(plan.n_folds * (crossed.n_features + crossed.n_shells), 2 * n_values)
+    features = 2 * n_workers * n_rows * 4 * (n_values + 3 * n_nodes) + getattr(blocks, "cache_bytes", 0)
+    return n_nodes * n_columns * (32 + 4 * (n_workers + 2)) + features
+
+
+def announce(blocks, n_nodes, plan):
+    """Log how much memory a fit takes, and how many images are prepared again in every pass."""
+    log_estimate(logger, "SMLClusterer.fit", memory_of_fit(blocks, n_nodes, plan))
+    share = getattr(blocks, "share_kept", 1.0)
+    if share < 1.0:
+        logger.info(
+            "SMLClusterer.fit keeps the features of %.0f %% of the images in memory and prepares the others "
+            "in every pass again, which may take longer than all the rest. cache_folder=... keeps all of "
+            "them in files: %s.",
+            100.0 * share,
+            format_bytes(blocks.feature_bytes),
+        )
+
+
+def show_progress(bar, space, state):
+    """Show objective and resolution of the last iteration, and count it."""
+    objective = state.trace.objective
+    n_new = len(objective) - bar.n_done  # the first M-step of ordinary EM has no objective yet
+    if n_new:
+        unit = "px" if getattr(space, "pixel_size", None) is None else "A"
+        detail = space.resolution(state.trace.n_shells[-1])
+        limit = f", details to {detail:.3g} {unit}" if np.isfinite(detail) else ""  # vectors have none
+        bar.note(f"{objective[-1]:.4f} nats per image{limit}")
+        bar.update(n_new)

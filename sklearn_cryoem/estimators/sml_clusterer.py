@@ -1,7 +1,6 @@
 """SMLClusterer: classes and latent positions of aligned particles on a manifold.
 
-The estimator checks, orchestrates and stores; the mathematics is in `sklearn_cryoem.manifold`. Functions at
-the end take values: they tell how a fit goes, and make fitted attributes of its results.
+The estimator checks, orchestrates and stores; the mathematics is in `sklearn_cryoem.manifold`.
 """
 
 from __future__ import annotations
@@ -15,14 +14,13 @@ from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from joblib import effective_n_jobs
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.em import last_state
-from sklearn_cryoem._core.memory import format_bytes, log_estimate, memory_watched
+from sklearn_cryoem._core.memory import memory_watched
 from sklearn_cryoem._core.parallel import single_blas_threads
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem._core.validation import check_choice, check_number
@@ -32,12 +30,14 @@ from sklearn_cryoem.estimators._common import (
     FitTask,
     Path,
     TakesCallbacks,
+    announce,
     as_fitted,
     as_screened,
     as_stack,
     as_vectors,
     is_images,
     mean_without_outliers,
+    show_progress,
     warn_and_keep,
     warn_if_few_distinct_vectors,
     warn_if_mask_too_tight,
@@ -50,6 +50,7 @@ from sklearn_cryoem.manifold.classes import (
     class_and_place,
     class_averages,
     information_share,
+    label_sums,
     map_posterior,
     mean_positions,
     most_probable,
@@ -59,7 +60,14 @@ from sklearn_cryoem.manifold.em import FitPlan, MStep, Schedule, cross_fitted_it
 from sklearn_cryoem.manifold.expectation import sweep
 from sklearn_cryoem.manifold.grid import latent_basis
 from sklearn_cryoem.manifold.noise import MEASURED_NOISE
-from sklearn_cryoem.manifold.prior import measure_moments, power_of, prior_precision, telling_shells, turn_of
+from sklearn_cryoem.manifold.prior import (
+    blur_of,
+    measure_moments,
+    power_of,
+    prior_precision,
+    telling_shells,
+    turn_of,
+)
 from sklearn_cryoem.manifold.state import first_state, pca_start, random_start
 from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
 from sklearn_cryoem.metrics.classes import class_resolution, effective_count
@@ -68,6 +76,7 @@ from sklearn_cryoem.particles.screening import normalised_like, screened
 
 logger = logging.getLogger(__name__)
 
+ALGORITHMS = ("cross-fitted", "paper")
 NOISE_MODELS = ("shell", "white", *MEASURED_NOISE)
 # Folds of cross-fitted EM. With ten folds, nine tenths of the images make the template that the rest are
 # compared with. Small classes need that; with 40 images or more in a class, four folds do as well and take
@@ -110,8 +119,9 @@ class SMLClusterer(
         periodic, for what turns or recurs; a "torus" is periodic along two or three dimensions; on a
         "sphere" lie, for example, views. Compare shapes by `score` on held-out particles.
     n_basis : "auto", int or tuple of int, default="auto"
-        Number of Gaussian basis functions, or the shape of their grid; by default 0.8 of the nodes along each
-        axis (0.64 of them on a sphere). Fewer make a stiffer manifold.
+        Number of Gaussian basis functions, or the shape of their grid. Fewer make a stiffer manifold. By default
+        there is one for each node, as narrow as the signal in an image allows, Eq. (3.18); for vectors, and
+        with the algorithm of the paper, 0.8 of the nodes along each axis (0.64 of them on a sphere).
     alpha : "auto" or float, default="auto"
         Prior precision of the weights. By default one for each shell, from the power of the signal that the
         data hold, Eq. (3.11), measured once before the fit.
@@ -119,6 +129,9 @@ class SMLClusterer(
         One noise variance for each radial shell, or one for all, Eq. (3.4). With "group" the shells of each
         `noise_group` of the stack (micrographs, or optics groups) have noise of their own, with "image" each
         image has a factor of its own, measured once before the fit, Eq. (3.14).
+    algorithm : {"cross-fitted", "paper"}, default="cross-fitted"
+        "paper" is the EM of the paper and nothing else: no cross-fitting, all frequencies from the start, one
+        alpha, which holds for the bias too, one noise variance, masked images; posteriors are those of Eq. (3.1).
     init : {"pca", "random"}, default="pca"
         Start on the plane of the first principal components, or with random weights: classes that come out
         of several random starts are more than chance.
@@ -193,7 +206,9 @@ class SMLClusterer(
         probabilities match those of held-out halves. It is far below 1 where averages are noisy, and 1 for
         vectors. Labels and scores do not depend on it.
     n_effective_clusters_ : float
-        exp(entropy of `class_sizes_`), Eq. (3.8).
+        How many classes the images are told apart into: the exponential of the mutual information of image and
+        class, Eq. (3.8). It is 1 where all that tells classes apart is noise, however even `class_sizes_` are;
+        ``metrics.effective_count(class_sizes_)`` says how even they are.
     log_posterior_ : ndarray of shape (n_iter,)
         Objective (3.5) after each iteration, per image, in nats. It never falls within a stage. For
         cross-fitted iterations, each of which is a stage, the log likelihood of held-out images.
@@ -244,6 +259,7 @@ class SMLClusterer(
         n_basis: str | int | tuple[int, ...] = "auto",
         alpha: str | float = "auto",
         noise: str = "shell",
+        algorithm: str = "cross-fitted",
         init: str = "pca",
         max_resolution: float | None = None,
         mask_diameter: float | None = None,
@@ -262,6 +278,7 @@ class SMLClusterer(
         self.n_basis = n_basis
         self.alpha = alpha
         self.noise = noise
+        self.algorithm = algorithm
         self.init = init
         self.max_resolution = max_resolution
         self.mask_diameter = mask_diameter
@@ -368,7 +385,8 @@ class SMLClusterer(
         stack = as_stack(X, self)
         if len(stack) < 2:
             raise ValueError("SMLClusterer got 1 sample, expected at least 2. Give more particles.")
-        space = ImageSpace.of(stack, self.max_resolution, self.mask_diameter, in_window=True)
+        in_window = self.algorithm != "paper"
+        space = ImageSpace.of(stack, self.max_resolution, self.mask_diameter, in_window=in_window)
         return stack, dataclasses.replace(space, mirror=self.mirror)
 
     def _learn(self, X, *, stacklevel):
@@ -395,7 +413,7 @@ class SMLClusterer(
         self._space, self._layout, self._stream = space, blocks.layout, None
         self._moments = measure_moments(blocks, n_jobs=self.n_jobs)
         state, plan, interrupted = self._run_em(blocks, basis, checkpoint)
-        self._store_manifold(state.manifold(basis, plan.m_step.alpha, blocks.layout))
+        self._store_manifold(state.manifold(plan.m_step.basis, plan.m_step.alpha, blocks.layout))
         self.n_images_seen_ = blocks.n_samples
         self._store_trace(state)
         self.noise_groups_, self.relative_noise_ = space.noise_found(blocks)
@@ -433,7 +451,9 @@ class SMLClusterer(
     def _plan(self, blocks, basis, power):
         """Prior, folds and schedules of the fit, which follow from the power of the data."""
         layout, space, n_nodes = blocks.layout, self._space, len(basis.nodes)
-        n_first = space.first_shells(INITIAL_RESOLUTION)
+        if isinstance(space, ImageSpace) and isinstance(self.n_basis, str) and self.algorithm != "paper":
+            basis = dataclasses.replace(basis, width=basis.width * blur_of(power, layout))  # Eq. (3.18)
+        n_first = layout.n_shells if self.algorithm == "paper" else space.first_shells(INITIAL_RESOLUTION)
         n_folds = self._n_folds(blocks.n_samples, n_nodes)
         n_cross = cross_fitted_iterations(self.max_iter) if n_folds > 1 else 0
         if n_cross:
@@ -444,9 +464,14 @@ class SMLClusterer(
             ordinary = Schedule(crossed.n_shells, layout.n_shells, n_marching, left, self.tol)
         else:
             ordinary = crossed = Schedule.ordinary(n_first, layout.n_shells, self.max_iter, self.tol)
-        alpha = prior_precision(self.alpha, basis, power)
+        alpha = prior_precision(self.alpha, basis, power, layout)
         m_step = MStep(
-            basis=basis, alpha=alpha, layout=layout, noise=self.noise, dtype=space.dtype, n_jobs=self.n_jobs
+            basis=basis,
+            alpha=alpha,
+            layout=layout,
+            noise=self._pooling,
+            dtype=space.dtype,
+            n_jobs=self.n_jobs,
         )
         return FitPlan(
             m_step=m_step,
@@ -459,7 +484,7 @@ class SMLClusterer(
 
     def _n_folds(self, n_samples, n_nodes=None):
         """Folds of cross-fitted EM, of ten images at least; without `n_nodes` those of a stream."""
-        if isinstance(self._space, VectorSpace):
+        if isinstance(self._space, VectorSpace) or self.algorithm == "paper":
             return 1
         has_small_classes = n_nodes is not None and n_samples < SMALL_CLASS * n_nodes
         return max(1, min(MANY_FOLDS if has_small_classes else FEW_FOLDS, n_samples // 10))
@@ -505,7 +530,7 @@ class SMLClusterer(
             self.class_resolution_ = class_resolution(*averages, space.pixel_length, n_shells)
         self.class_averages_ = space.to_data(class_averages(halves, ridge, layout))
         self.soft_class_sizes_ = halves.mass.sum(axis=0) / (1 + self.mirror)
-        self.class_sizes_, self.n_effective_clusters_ = sizes, effective_count(sizes)
+        self.class_sizes_ = sizes
 
     def _last_pass(self, blocks):
         """Labels, averages, sizes and resolutions, from one more pass over the data."""
@@ -516,9 +541,23 @@ class SMLClusterer(
         sizes = np.bincount(self.labels_, minlength=len(self.latent_nodes_))
         self._store_classes(halves, blocks.layout, sizes)
         self.information_share_ = 1.0  # vectors are taken at their word
-        if isinstance(self._space, ImageSpace):
+        if isinstance(self._space, ImageSpace) and self.algorithm != "paper":
             share = information_share(blocks, manifold, halves, dtype=dtype, n_jobs=self.n_jobs)
             self.information_share_ = share
+        self._label_sums = 0.0
+        self._tell_apart(blocks)
+
+    def _tell_apart(self, blocks):
+        """Count how many classes these images, and those of earlier chunks, are told apart into, Eq. (3.8)."""
+        found = map_posterior(label_sums, blocks, self._matcher(blocks.layout), n_jobs=self.n_jobs)
+        self._label_sums = sums = self._label_sums + np.concatenate(list(found)).sum(axis=0)  # (K + 1,)
+        certainty = float(np.exp(sums[-1] / sums[:-1].sum()))
+        self.n_effective_clusters_ = effective_count(sums[:-1]) * certainty
+
+    def _matcher(self, layout, *, tempered=True):
+        """Templates that images are compared with: by Eq. (3.17), or with `tempered` false by Eq. (3.1)."""
+        temperature = 1.0 / self.information_share_ if tempered else 1.0
+        return self._manifold.matcher(layout, dtype=self._space.dtype, temperature=temperature)
 
     def _add_outliers(self, looked_at):
         """Labels, and noise if each image has its own, of the images that took no part in the fit."""
@@ -539,8 +578,8 @@ class SMLClusterer(
             self.converged_ = False
             warn_and_keep(
                 self,
-                f"The map of SMLClusterer collapsed: its {n_nodes} classes are worth "
-                f"{self.n_effective_clusters_:.1f} equal ones. Give more particles, or fewer n_clusters.",
+                f"The map of SMLClusterer collapsed: its {n_nodes} classes tell images apart no better than "
+                f"{self.n_effective_clusters_:.1f} clear ones would. Give more particles, or fewer n_clusters.",
                 stacklevel=stacklevel,
             )
         elif not self.converged_:
@@ -569,7 +608,7 @@ class SMLClusterer(
             self._manifold,
             self._moments,
             n_folds=self._n_folds(blocks.n_samples),
-            noise=self.noise,
+            noise=self._pooling,
             dtype=self._space.dtype,
             n_jobs=self.n_jobs,
         )
@@ -591,7 +630,7 @@ class SMLClusterer(
         self._check_parameters()
         given = as_fitted(X, self, on_images=isinstance(self._space, ImageSpace))
         begun = self._manifold.basis
-        if self._basis(on_images=is_images(X)) != begun:
+        if dataclasses.replace(self._basis(on_images=is_images(X)), width=begun.width) != begun:
             raise ValueError(
                 f"partial_fit cannot change the latent space ({begun.topology!r}, {begun.grid_shape} nodes, "
                 f"{begun.basis_shape} basis functions) that the first call has laid out. Set these "
@@ -608,13 +647,14 @@ class SMLClusterer(
             blocks,
             self._manifold,
             alpha=self.alpha,
-            noise=self.noise,
+            noise=self._pooling,
             dtype=space.dtype,
             n_jobs=self.n_jobs,
         )
         self._space, self._stream = space, done.stream
         self.noise_groups_, self.relative_noise_ = space.noise_found(blocks)
         self._store_advance(done)
+        self._tell_apart(blocks)
         self.outlier_ = None if chunk is None else chunk.outlier
         self._add_outliers(chunk)
         found = self.n_images_seen_, done.objective[-1], len(data)
@@ -667,8 +707,7 @@ class SMLClusterer(
             blocks = self._space.blocks(data, self.cache_folder, self.n_jobs)
             if stacklevel is not None:
                 warn_if_not_aligned(self, X, stacklevel=stacklevel + 1)
-            temperature = 1.0 / self.information_share_ if tempered else 1.0
-            matcher = self._manifold.matcher(blocks.layout, dtype=self._space.dtype, temperature=temperature)
+            matcher = self._matcher(blocks.layout, tempered=tempered)
             return np.concatenate(list(map_posterior(function, blocks, matcher, n_jobs=self.n_jobs)))
 
     def predict(self, X: Data) -> NDArray[Any]:
@@ -851,49 +890,17 @@ class SMLClusterer(
             check_number("alpha", self.alpha, owner=self, minimum=0.0)
         check_choice("mirror", self.mirror, (True, False), owner=self)
         check_choice("noise", self.noise, NOISE_MODELS, owner=self)
+        check_choice("algorithm", self.algorithm, ALGORITHMS, owner=self)
         check_choice("init", self.init, ("pca", "random"), owner=self)
 
     def _basis(self, *, on_images):
         """Nodes and basis functions that the parameters ask for."""
-        return latent_basis(self.n_clusters, self.n_basis, self.topology, self.n_components, on_images)
+        as_paper = self.algorithm == "paper"
+        shapes = self.n_clusters, self.n_basis, self.topology, self.n_components
+        basis = latent_basis(*shapes, is_dense=on_images and not as_paper)
+        return dataclasses.replace(basis, has_paper_prior=as_paper)
 
-
-# ---------------------------------------------------------------- what a fit says while it runs
-def memory_of_fit(blocks, n_nodes, plan):
-    """Bytes that a fit takes at most beyond the images given: its sums, and its blocks of features.
-
-    Sums and templates exist for each fold in cross-fitted EM, and for each half in the end: in double
-    precision once in total and three times in the M-step, in single for every worker and twice beside.
-    """
-    layout, n_workers = blocks.layout, effective_n_jobs(plan.m_step.n_jobs)
-    crossed, n_rows = layout.truncate(plan.crossed.n_shells), -(-blocks.n_samples // len(blocks))
-    n_values = layout.n_features + layout.n_norms
-    n_columns = max(plan.n_folds * (crossed.n_features + crossed.n_shells), 2 * n_values)
-    features = 2 * n_workers * n_rows * 4 * (n_values + 3 * n_nodes) + getattr(blocks, "cache_bytes", 0)
-    return n_nodes * n_columns * (32 + 4 * (n_workers + 2)) + features
-
-
-def announce(blocks, n_nodes, plan):
-    """Log how much memory a fit takes, and how many images are prepared again in every pass."""
-    log_estimate(logger, "SMLClusterer.fit", memory_of_fit(blocks, n_nodes, plan))
-    share = getattr(blocks, "share_kept", 1.0)
-    if share < 1.0:
-        logger.info(
-            "SMLClusterer.fit keeps the features of %.0f %% of the images in memory and prepares the others "
-            "in every pass again, which may take longer than all the rest. cache_folder=... keeps all of "
-            "them in files: %s.",
-            100.0 * share,
-            format_bytes(blocks.feature_bytes),
-        )
-
-
-def show_progress(bar, space, state):
-    """Show objective and resolution of the last iteration, and count it."""
-    objective = state.trace.objective
-    n_new = len(objective) - bar.n_done  # the first M-step of ordinary EM has no objective yet
-    if n_new:
-        unit = "px" if getattr(space, "pixel_size", None) is None else "A"
-        detail = space.resolution(state.trace.n_shells[-1])
-        limit = f", details to {detail:.3g} {unit}" if np.isfinite(detail) else ""  # vectors have none
-        bar.note(f"{objective[-1]:.4f} nats per image{limit}")
-        bar.update(n_new)
+    @property
+    def _pooling(self):
+        """How noise variances are pooled, Eq. (3.4)."""
+        return "white" if self.algorithm == "paper" else self.noise

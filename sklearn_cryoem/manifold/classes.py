@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from scipy.special import xlogy
 
 from sklearn_cryoem._core.em import Additive
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
@@ -163,6 +164,12 @@ def _of_block(
 def most_probable(posterior: Posterior) -> Int:
     """Node of each image; (n,)."""
     return np.asarray(posterior.responsibilities.argmax(axis=1))
+
+
+def label_sums(posterior: Posterior) -> Float64:
+    """Sums of posteriors, and last that of r log r, over the images of a block, for Eq. (3.8); (1, K + 1)."""
+    shares = posterior.responsibilities.astype(np.float64)  # (n, K)
+    return np.append(shares.sum(axis=0), xlogy(shares, shares).sum())[None]
 
 
 def mean_positions(posterior: Posterior, places: Float64) -> Float64:

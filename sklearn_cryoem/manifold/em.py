@@ -131,7 +131,7 @@ class MStep:
     def objective(self, state: EMState, statistics: Statistics) -> float:
         """Eq. (3.5), for each image."""
         layout, alpha = self.layout.truncate(state.n_shells), self.alpha[: state.n_shells]
-        evidence = float(statistics.log_evidence.sum()) + log_prior(state.weights, alpha, layout)
+        evidence = float(statistics.log_evidence.sum()) + log_prior(state.weights, alpha, self.basis, layout)
         return evidence / int(statistics.n_samples.sum())
 
     def __call__(self, state: EMState, statistics: Statistics, n_shells: int, *, is_last: bool) -> EMState:

@@ -19,10 +19,10 @@ Sides = int | Sequence[int]  # a number of points, or a grid side by side
 
 OWNER = "SMLClusterer"  # whose parameters these are, for messages
 ASPECT_PENALTY = 0.1  # a grid twice as long as wide is as bad as one with 7 % too many nodes
-BASIS_PER_NODE = 0.8  # along each axis, as in ROME
+BASIS_PER_NODE = 0.8  # along each axis, of vectors and as in ROME; of images 1
 # Standard deviation of the Gaussians in units of their spacing. Views of particles change much from one node
-# to the next: narrow Gaussians do not smooth away what cross-fitted EM has found. From about 2 on the systems
-# for the weights are singular.
+# to the next: narrow Gaussians do not smooth away what cross-fitted EM has found, Eq. (3.18). From about 2 on
+# the systems for the weights are singular.
 IMAGE_WIDTH, VECTOR_WIDTH = 0.5, 0.75
 
 
@@ -72,12 +72,15 @@ class LatentBasis:
         Standard deviation of the Gaussians in units of their spacing.
     topology : {"grid", "ring", "torus", "sphere"}
         Shape of the latent space.
+    has_paper_prior : bool
+        Whether the prior is that of the paper, Eq. (2.6): one precision for all shells, and for the bias too.
     """
 
     grid_shape: tuple[int, ...]
     basis_shape: tuple[int, ...]
     width: float
     topology: str = "grid"
+    has_paper_prior: bool = False
 
     @property
     def space(self) -> Topology:
@@ -109,6 +112,13 @@ class LatentBasis:
         """Variance of a node's template where every weight but the bias has variance 1."""
         return float((self.phi[:, :-1] ** 2).sum(axis=1).mean())
 
+    @property
+    def has_prior(self) -> Float64:
+        """1 for each weight that has a prior, 0 for a bias without; (M + 1,)."""
+        flags = np.ones(self.phi.shape[1])
+        flags[-1] = self.has_paper_prior
+        return flags
+
     def at(self, positions: ArrayLike) -> Float64:
         """Basis functions at any latent positions, Eq. (2.3) and Eq. (2.7).
 
@@ -130,7 +140,7 @@ class LatentBasis:
 
 
 def latent_basis(
-    n_clusters: Sides, n_basis: Sides | str, topology: str, n_components: int | None, on_images: bool
+    n_clusters: Sides, n_basis: Sides | str, topology: str, n_components: int | None, is_dense: bool
 ) -> LatentBasis:
     """Grids of nodes and basis functions that the parameters of an SMLClusterer ask for.
 
@@ -138,8 +148,8 @@ def latent_basis(
     ----------
     n_clusters, n_basis, topology, n_components
         As of SMLClusterer.
-    on_images : bool
-        Whether it is fitted to images rather than vectors.
+    is_dense : bool
+        Whether "auto" means a narrow function for each node, for images, Eq. (3.18).
 
     Raises
     ------
@@ -160,9 +170,9 @@ def latent_basis(
     width = VECTOR_WIDTH
     if isinstance(n_basis, str):
         check_choice("n_basis", n_basis, ("auto",), owner=OWNER)
-        share = BASIS_PER_NODE ** (dimension / n_sides)
+        share = 1.0 if is_dense else BASIS_PER_NODE ** (dimension / n_sides)
         basis_shape = tuple(max(round(share * side), min(min_side, side)) for side in grid_shape)
-        width = IMAGE_WIDTH if on_images else VECTOR_WIDTH
+        width = IMAGE_WIDTH if is_dense else VECTOR_WIDTH
     else:
         check_sides("n_basis", n_basis, topology, n_sides)
         basis_shape = grid_of(n_basis, n_sides)

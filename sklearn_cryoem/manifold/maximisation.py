@@ -77,7 +77,8 @@ def solve_weights(
     """
     # Divided by beta, the prior is all that noise has to say: W stays the same and the scale moderate.
     ridge = alpha * noise_variance / layout.information  # (S,)
-    solve = partial(_solve_shell, basis.phi, numerator, denominator, ridge, layout)
+    ridges = ridge[:, None] * basis.has_prior  # (S, M + 1)
+    solve = partial(_solve_shell, basis.phi, numerator, denominator, ridges, layout)
     solutions = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, threads_only=True))
     n_singular = sum(solution.n_singular for solution in solutions)
     if n_singular:
@@ -92,14 +93,14 @@ def solve_weights(
 
 
 def _solve_shell(
-    phi: Float64, numerator: Float64, denominator: Float64, ridge: Float64, layout: FeatureLayout, shell: int
+    phi: Float64, numerator: Float64, denominator: Float64, ridges: Float64, layout: FeatureLayout, shell: int
 ) -> Solution:
     """Weights of one shell: its systems share the prior and nearly share G."""
     features = layout.features_of(shell)
     column = layout.norm_index[features]  # of c^2, of each feature; ascending
     own = denominator[:, column[0] : column[-1] + 1]  # (K, columns of the shell)
     right = phi.T @ numerator[:, features]  # (M + 1, features of the shell)
-    return solve_systems(phi, own, float(ridge[shell]), right, column - column[0])
+    return solve_systems(phi, own, ridges[shell], right, column - column[0])
 
 
 def update_noise(
@@ -145,17 +146,19 @@ class Solution(NamedTuple):
     n_singular: int
 
 
-def solve_systems(phi: Float64, denominator: Float64, ridge: float, right: Float64, column: Int) -> Solution:
-    """Solve (Phi^T diag(G_q) Phi + ridge I0) W_q = right_q for every column q of `denominator`, Eq. (3.3).
+def solve_systems(
+    phi: Float64, denominator: Float64, ridge: Float64, right: Float64, column: Int
+) -> Solution:
+    """Solve (Phi^T diag(G_q) Phi + diag(ridge)) W_q = right_q for every column q of `denominator`, Eq. (3.3).
 
     Parameters
     ----------
     phi : ndarray of shape (K, M + 1)
-        Basis functions at the nodes; the bias, free of the ridge, comes last.
+        Basis functions at the nodes.
     denominator : ndarray of shape (K, Q)
         Diagonal weights of each system, not negative.
-    ridge : float
-        Added to the diagonal.
+    ridge : ndarray of shape (M + 1,)
+        Added to the diagonal; 0 for a bias without a prior.
     right : ndarray of shape (M + 1, P)
         Right-hand sides.
     column : ndarray of shape (P,), int
@@ -181,15 +184,14 @@ def solve_systems(phi: Float64, denominator: Float64, ridge: float, right: Float
     return _one_by_one(phi, denominator, ridge, right, column)
 
 
-def _normal_matrix(phi: Float64, denominator: Float64, ridge: float) -> Float64:
-    """Phi^T diag(denominator) Phi + ridge I0 for one column (K,) of weights: the lower triangle."""
+def _normal_matrix(phi: Float64, denominator: Float64, ridge: Float64) -> Float64:
+    """Phi^T diag(denominator) Phi + diag(ridge) for one column (K,) of weights: the lower triangle."""
     left: Float64 = dsyrk(1.0, (np.sqrt(denominator)[:, None] * phi).T, lower=1)  # a sum of squares
-    diagonal = np.arange(phi.shape[1] - 1)  # I0: every weight but the bias
-    left[diagonal, diagonal] += ridge
+    left[np.diag_indices_from(left)] += ridge
     return left
 
 
-def _one_by_one(phi: Float64, denominator: Float64, ridge: float, right: Float64, column: Int) -> Solution:
+def _one_by_one(phi: Float64, denominator: Float64, ridge: Float64, right: Float64, column: Int) -> Solution:
     weights = np.empty_like(right)
     edges = np.searchsorted(column, np.arange(denominator.shape[1] + 1))
     n_singular = 0
@@ -206,7 +208,7 @@ def _one_by_one(phi: Float64, denominator: Float64, ridge: float, right: Float64
 
 
 def conjugate_gradients(
-    phi: Float64, denominator: Float64, ridge: float, right: Float64, column: Int
+    phi: Float64, denominator: Float64, ridge: Float64, right: Float64, column: Int
 ) -> Float64 | None:
     """Solve all systems at once, conditioned by their mean, Eq. (3.30).
 
@@ -343,5 +345,6 @@ class Coupling:
             regularised = np.maximum(own + ridge[shell], np.finfo(np.float64).tiny)  # alpha may be 0
             return np.asarray((numerator - own * mean) / regularised + mean)
         column = np.zeros(numerator.shape[1], dtype=np.int64)
-        solution = solve_systems(phi, own, float(ridge[shell]), phi.T @ numerator, column)
+        own_ridge = np.append(np.full(phi.shape[1] - 1, ridge[shell]), 0.0)  # of the bias none
+        solution = solve_systems(phi, own, own_ridge, phi.T @ numerator, column)
         return np.asarray(phi @ solution.weights)

@@ -20,7 +20,7 @@ TELLING = 0.99  # of what tells views apart, Eq. (3.15): finer shells bring more
 SIGNIFICANT = 2.0  # standard errors: signal that is weaker may be none
 TURN = 2.0  # radians times shell times share of the box: how far a view turns until a shell has changed
 CLEAR_NATS = 6.0  # of signal in an image; with fewer, views must differ more to be told apart
-MAX_BLUR = 2.0  # times TURN
+MAX_BLUR = 2.0  # times TURN, and times the width of a basis
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,8 @@ def signal_nats(power: DataPower, layout: FeatureLayout) -> float:
     return 0.5 * layout.information * float(layout.shell_sizes @ _signal_to_noise(power))
 
 
-def turn_of(power: DataPower, layout: FeatureLayout) -> float:
-    """How far views turn, times shell and share of the box, until images tell them apart; Eq. (3.13).
+def blur_of(power: DataPower, layout: FeatureLayout) -> float:
+    """How much further than usual views turn until images tell them apart, Eq. (3.18); from 1 to 2.
 
     Parameters
     ----------
@@ -205,7 +205,12 @@ def turn_of(power: DataPower, layout: FeatureLayout) -> float:
         Sizes of the shells.
     """
     nats = max(signal_nats(power, layout), CLEAR_NATS / MAX_BLUR**2)
-    return TURN * float(np.sqrt(max(CLEAR_NATS / nats, 1.0)))
+    return float(np.sqrt(max(CLEAR_NATS / nats, 1.0)))
+
+
+def turn_of(power: DataPower, layout: FeatureLayout) -> float:
+    """How far views turn, times shell and share of the box, until images tell them apart; Eq. (3.13)."""
+    return TURN * blur_of(power, layout)
 
 
 def _signal_to_noise(power: DataPower) -> Float64:
@@ -215,7 +220,9 @@ def _signal_to_noise(power: DataPower) -> Float64:
     return np.minimum(np.where(is_signal, left, 0.0) / np.maximum(power.noise, 1e-300), 1.0)
 
 
-def prior_precision(alpha: float | str, basis: LatentBasis, power: DataPower) -> Float64:
+def prior_precision(
+    alpha: float | str, basis: LatentBasis, power: DataPower, layout: FeatureLayout
+) -> Float64:
     """Precision alpha of the weights in each shell, Eq. (2.6); (S,).
 
     Parameters
@@ -224,18 +231,23 @@ def prior_precision(alpha: float | str, basis: LatentBasis, power: DataPower) ->
         One number for all shells, or such that the templates vary over the nodes as much as the signal in the
         data does, Eq. (3.11).
     basis : LatentBasis
-        Gives the variance of a template for weights of variance 1.
+        Gives the variance of a template for weights of variance 1; with the paper's prior all shells have one.
     power : DataPower
         The signal.
+    layout : FeatureLayout
+        Sizes of the shells.
     """
     # One precision for all shells would let noise in at high frequency or smooth the low ones: on simulated
     # 70S views at SNR 0.01 alpha = 0.1 had 0.051 of same-class pairs within 10 degrees, this rule 0.070.
     if isinstance(alpha, str):
-        return np.asarray(basis.mean_square / power.signal)  # Eq. (3.11)
+        signal = power.signal
+        if basis.has_paper_prior:
+            signal = np.full_like(signal, np.average(signal, weights=layout.shell_sizes))
+        return np.asarray(basis.mean_square / signal)  # Eq. (3.11)
     return np.full(power.signal.shape, float(alpha))
 
 
-def log_prior(weights: Float64, alpha: Float64, layout: FeatureLayout) -> float:
-    """-alpha/2 |W|^2 without the bias: the second part of the objective, Eq. (3.5) and Eq. (2.6)."""
-    squares = layout.sum_shells((weights[:-1] ** 2).sum(axis=0))  # (S,)
+def log_prior(weights: Float64, alpha: Float64, basis: LatentBasis, layout: FeatureLayout) -> float:
+    """-alpha/2 |W|^2 of the weights that have a prior: a part of the objective, Eq. (3.5) and Eq. (2.6)."""
+    squares = layout.sum_shells(basis.has_prior @ weights**2)  # (S,)
     return -0.5 * float(alpha @ squares)

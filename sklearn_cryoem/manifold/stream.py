@@ -229,7 +229,7 @@ def advance(
     moments = stream.moments + spread_moments(measure_moments(blocks, n_jobs=n_jobs), blocks.layout)
     stream, basis, layout = dataclasses.replace(stream, moments=moments), manifold.basis, stream.layout
     leaving, window = admit(stream.window, ShellNorms(blocks), len(basis.nodes))
-    precision = prior_precision(alpha, basis, power_of_stream(moments, layout))
+    precision = prior_precision(alpha, basis, power_of_stream(moments, layout), layout)
     m_step = MStep(
         basis=basis, alpha=precision, layout=layout, noise=noise, dtype=dtype, n_jobs=n_jobs,
         past=stream.past_sums,

@@ -30,7 +30,7 @@ def trace_of(rng, *, noise="shell", alpha=0.5, norms=2, first_shells=3, informat
     power = measure_power(blocks)
     start = random_start(basis, power, layout.truncate(first_shells), rng=rng)
     m_step = MStep(
-        basis=basis, alpha=prior_precision(alpha, basis, power), layout=layout, noise=noise,
+        basis=basis, alpha=prior_precision(alpha, basis, power, layout), layout=layout, noise=noise,
         dtype=np.float64, n_jobs=None,
     )  # fmt: skip
     schedule = Schedule(first_shells, 3, 8 if first_shells < 3 else 0, 25, tol=0.0)

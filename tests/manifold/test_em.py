@@ -21,7 +21,7 @@ def noise_blocks(rng, n=160):
 def states_of(blocks, rng, *, n_cross=15, n_ordinary=0, n_folds=4, n_jobs=1, begun=None):
     """States of cross-fitted EM, and of ordinary EM after it, from a random start."""
     power = measure_power(blocks)
-    alpha, n_shells = prior_precision(1.0, BASIS, power), blocks.layout.n_shells
+    alpha, n_shells = prior_precision(1.0, BASIS, power, blocks.layout), blocks.layout.n_shells
     m_step = MStep(
         basis=BASIS, alpha=alpha, layout=blocks.layout, noise="shell", dtype=np.float64, n_jobs=n_jobs
     )

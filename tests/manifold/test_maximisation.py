@@ -1,5 +1,7 @@
 import warnings
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.linalg import LinAlgWarning
@@ -54,23 +56,27 @@ def test_weights_are_the_maximum_of_the_expected_log_posterior(make_blocks, rng)
         assert sides[0] - best == pytest.approx(sides[1] - best, rel=1e-5)
 
 
-def test_the_bias_is_free_of_the_prior(make_blocks, rng):
+def test_the_bias_is_free_of_the_prior_unless_it_has_one(make_blocks, rng):
     blocks, y, ctf, basis, variance, _, statistics = setting(make_blocks, rng)
     huge = np.full(blocks.layout.n_shells, 1e12)
-    solution = solve_weights(
-        statistics.numerator, statistics.denominator, basis, variance, huge, blocks.layout
+    solution, none = (
+        solve_weights(statistics.numerator, statistics.denominator, each, variance, huge, blocks.layout)
+        for each in (basis, replace(basis, has_paper_prior=True))
     )
+    assert np.abs(none).max() < 1e-8
     mean = (ctf * y).sum(axis=0) / (ctf**2).sum(axis=0)
     assert np.abs(solution[:-1]).max() < 1e-8
     np.testing.assert_allclose(solution[-1], mean, rtol=1e-6)
-    assert log_prior(np.vstack([0 * solution[:-1], solution[-1]]), huge, blocks.layout) == 0.0
+    assert log_prior(np.vstack([0 * solution[:-1], solution[-1]]), huge, basis, blocks.layout) == 0.0
 
 
 def test_log_prior_is_half_alpha_times_the_squares(make_blocks, rng):
-    layout = make_blocks(rng)[0].layout
+    layout, basis = make_blocks(rng)[0].layout, LatentBasis((4,), (3,), 1.0)
     weights, alpha = rng.standard_normal((4, layout.n_features)), rng.uniform(size=layout.n_shells)
-    expected = -0.5 * (alpha[layout.shell] * weights[:-1] ** 2).sum()
-    assert log_prior(weights, alpha, layout) == pytest.approx(expected)
+    each = -0.5 * (alpha[layout.shell] * weights**2).sum(axis=1)
+    assert log_prior(weights, alpha, basis, layout) == pytest.approx(each[:-1].sum())
+    paper = replace(basis, has_paper_prior=True)
+    assert log_prior(weights, alpha, paper, layout) == pytest.approx(each.sum())
 
 
 @pytest.mark.parametrize("noise", ["white", "shell"])
@@ -123,8 +129,13 @@ def systems(rng, n_systems=30, spread=1.0, basis=SMALL):
     return phi, denominator, rng.standard_normal((phi.shape[1], len(column))), column
 
 
+def free_bias(phi, ridge):
+    """Ridge of all weights but the last."""
+    return np.append(np.full(phi.shape[1] - 1, ridge), 0.0)
+
+
 def naive(phi, denominator, ridge, right, column):
-    prior = ridge * np.diag(np.append(np.ones(phi.shape[1] - 1), 0.0))
+    prior = np.diag(free_bias(phi, ridge))
     pairs = [
         np.linalg.solve(phi.T * denominator[:, q] @ phi + prior, right[:, i]) for i, q in enumerate(column)
     ]  # fmt: skip
@@ -137,8 +148,8 @@ def test_both_ways_are_the_plain_solution(rng, ridge, spread):
     phi, denominator, right, column = systems(rng, spread=spread)
     expected = naive(phi, denominator, ridge, right, column)
     scale = np.abs(expected).max()
-    together = conjugate_gradients(phi, denominator, ridge, right, column)
-    one_by_one = maximisation._one_by_one(phi, denominator, ridge, right, column)
+    together = conjugate_gradients(phi, denominator, free_bias(phi, ridge), right, column)
+    one_by_one = maximisation._one_by_one(phi, denominator, free_bias(phi, ridge), right, column)
     np.testing.assert_allclose(together, expected, atol=1e-7 * scale)
     np.testing.assert_allclose(one_by_one.weights, expected, atol=1e-7 * scale)
     assert one_by_one.n_singular == 0
@@ -155,7 +166,7 @@ def test_the_cheaper_way_is_taken(rng, monkeypatch):
         if n_systems == 3:  # a shell without astigmatism: few systems of many features
             column = np.repeat(np.arange(3), 40)
             right = rng.standard_normal((phi.shape[1], 120))
-        solution = solve_systems(phi, denominator, 0.5, right, column)
+        solution = solve_systems(phi, denominator, free_bias(phi, 0.5), right, column)
         assert len(calls) == expected
         np.testing.assert_allclose(solution.weights, naive(phi, denominator, 0.5, right, column), atol=1e-8)
 
@@ -164,15 +175,16 @@ def test_nodes_without_images_and_right_sides_of_zero_are_solved_together(rng):
     phi, denominator, right, column = systems(rng, 200)
     denominator[::2] = 0.0
     right[:, 4:7] = 0.0
-    solution = solve_systems(phi, denominator, 0.5, right, column)
+    solution = solve_systems(phi, denominator, free_bias(phi, 0.5), right, column)
     np.testing.assert_allclose(solution.weights, naive(phi, denominator, 0.5, right, column), atol=1e-9)
 
 
 def test_singular_systems_are_solved_one_by_one(rng):
     phi, denominator, right, column = systems(rng, 200)
     denominator[3:] = 0.0  # three nodes with images, thirteen functions, no prior
-    assert conjugate_gradients(phi, denominator, 0.0, right, column) is None
-    solution = solve_systems(phi, denominator, 0.0, phi.T @ (denominator[:, column] * 1.0), column)
+    assert conjugate_gradients(phi, denominator, free_bias(phi, 0.0), right, column) is None
+    right = phi.T @ (denominator[:, column] * 1.0)
+    solution = solve_systems(phi, denominator, free_bias(phi, 0.0), right, column)
     assert solution.n_singular > 0 and np.isfinite(solution.weights).all()
     np.testing.assert_allclose((phi @ solution.weights)[:3], 1.0, atol=1e-4)
 
@@ -180,7 +192,7 @@ def test_singular_systems_are_solved_one_by_one(rng):
 def test_systems_that_have_nothing_in_common_are_left_to_the_direct_way(rng):
     phi, denominator, right, column = systems(rng, 200)
     denominator *= 10.0 ** rng.uniform(-9, 9, denominator.shape)
-    assert conjugate_gradients(phi, denominator, 1e-6, right, column) is None
-    solution = solve_systems(phi, denominator, 1e-6, right, column)
+    assert conjugate_gradients(phi, denominator, free_bias(phi, 1e-6), right, column) is None
+    solution = solve_systems(phi, denominator, free_bias(phi, 1e-6), right, column)
     residual = phi.T @ (denominator[:, column] * (phi @ solution.weights)) - right
     assert np.isfinite(residual).all()
