@@ -119,9 +119,9 @@ class SMLClusterer(
         periodic, for what turns or recurs; a "torus" is periodic along two or three dimensions; on a
         "sphere" lie, for example, views. Compare shapes by `score` on held-out particles.
     n_basis : "auto", int or tuple of int, default="auto"
-        Number of Gaussian basis functions, or the shape of their grid. Fewer make a stiffer manifold. By default
-        there is one for each node, as narrow as the signal in an image allows, Eq. (3.18); for vectors, and
-        with the algorithm of the paper, 0.8 of the nodes along each axis (0.64 of them on a sphere).
+        Number of Gaussian basis functions, or the shape of their grid. Fewer make a stiffer manifold. By
+        default there is one for each node, as narrow as the signal in an image allows, Eq. (3.19); for
+        vectors, and for the algorithm of the paper, 0.8 of the nodes along each axis (0.64 on a sphere).
     alpha : "auto" or float, default="auto"
         Prior precision of the weights. By default one for each shell, from the power of the signal that the
         data hold, Eq. (3.11), measured once before the fit.
@@ -131,7 +131,7 @@ class SMLClusterer(
         image has a factor of its own, measured once before the fit, Eq. (3.14).
     algorithm : {"cross-fitted", "paper"}, default="cross-fitted"
         "paper" is the EM of the paper and nothing else: no cross-fitting, all frequencies from the start, one
-        alpha, which holds for the bias too, one noise variance, masked images; posteriors are those of Eq. (3.1).
+        alpha, which the bias has too, one noise variance, masked images, and posteriors of Eq. (3.1).
     init : {"pca", "random"}, default="pca"
         Start on the plane of the first principal components, or with random weights: classes that come out
         of several random starts are more than chance.
@@ -206,9 +206,9 @@ class SMLClusterer(
         probabilities match those of held-out halves. It is far below 1 where averages are noisy, and 1 for
         vectors. Labels and scores do not depend on it.
     n_effective_clusters_ : float
-        How many classes the images are told apart into: the exponential of the mutual information of image and
-        class, Eq. (3.8). It is 1 where all that tells classes apart is noise, however even `class_sizes_` are;
-        ``metrics.effective_count(class_sizes_)`` says how even they are.
+        How many classes the images are told apart into: the exponential of the mutual information of image
+        and class, Eq. (3.8). It is near 1 where noise alone tells classes apart, however even they are;
+        ``metrics.effective_count(class_sizes_)`` says how even.
     log_posterior_ : ndarray of shape (n_iter,)
         Objective (3.5) after each iteration, per image, in nats. It never falls within a stage. For
         cross-fitted iterations, each of which is a stage, the log likelihood of held-out images.
@@ -452,7 +452,7 @@ class SMLClusterer(
         """Prior, folds and schedules of the fit, which follow from the power of the data."""
         layout, space, n_nodes = blocks.layout, self._space, len(basis.nodes)
         if isinstance(space, ImageSpace) and isinstance(self.n_basis, str) and self.algorithm != "paper":
-            basis = dataclasses.replace(basis, width=basis.width * blur_of(power, layout))  # Eq. (3.18)
+            basis = dataclasses.replace(basis, width=basis.width * blur_of(power, layout) ** 0.5)  # (3.19)
         n_first = layout.n_shells if self.algorithm == "paper" else space.first_shells(INITIAL_RESOLUTION)
         n_folds = self._n_folds(blocks.n_samples, n_nodes)
         n_cross = cross_fitted_iterations(self.max_iter) if n_folds > 1 else 0
@@ -465,14 +465,7 @@ class SMLClusterer(
         else:
             ordinary = crossed = Schedule.ordinary(n_first, layout.n_shells, self.max_iter, self.tol)
         alpha = prior_precision(self.alpha, basis, power, layout)
-        m_step = MStep(
-            basis=basis,
-            alpha=alpha,
-            layout=layout,
-            noise=self._pooling,
-            dtype=space.dtype,
-            n_jobs=self.n_jobs,
-        )
+        m_step = MStep(basis=basis, alpha=alpha, layout=layout, **self._how)
         return FitPlan(
             m_step=m_step,
             ordinary=ordinary,
@@ -548,7 +541,7 @@ class SMLClusterer(
         self._tell_apart(blocks)
 
     def _tell_apart(self, blocks):
-        """Count how many classes these images, and those of earlier chunks, are told apart into, Eq. (3.8)."""
+        """Count the classes that these images and those of earlier chunks are told apart into, Eq. (3.8)."""
         found = map_posterior(label_sums, blocks, self._matcher(blocks.layout), n_jobs=self.n_jobs)
         self._label_sums = sums = self._label_sums + np.concatenate(list(found)).sum(axis=0)  # (K + 1,)
         certainty = float(np.exp(sums[-1] / sums[:-1].sum()))
@@ -579,7 +572,7 @@ class SMLClusterer(
             warn_and_keep(
                 self,
                 f"The map of SMLClusterer collapsed: its {n_nodes} classes tell images apart no better than "
-                f"{self.n_effective_clusters_:.1f} clear ones would. Give more particles, or fewer n_clusters.",
+                f"{self.n_effective_clusters_:.1f} clear ones. Give more particles, or fewer n_clusters.",
                 stacklevel=stacklevel,
             )
         elif not self.converged_:
@@ -608,9 +601,7 @@ class SMLClusterer(
             self._manifold,
             self._moments,
             n_folds=self._n_folds(blocks.n_samples),
-            noise=self._pooling,
-            dtype=self._space.dtype,
-            n_jobs=self.n_jobs,
+            **self._how,
         )
 
     def _resumed_stream(self):
@@ -647,9 +638,7 @@ class SMLClusterer(
             blocks,
             self._manifold,
             alpha=self.alpha,
-            noise=self._pooling,
-            dtype=space.dtype,
-            n_jobs=self.n_jobs,
+            **self._how,
         )
         self._space, self._stream = space, done.stream
         self.noise_groups_, self.relative_noise_ = space.noise_found(blocks)
@@ -901,6 +890,7 @@ class SMLClusterer(
         return dataclasses.replace(basis, has_paper_prior=as_paper)
 
     @property
-    def _pooling(self):
-        """How noise variances are pooled, Eq. (3.4)."""
-        return "white" if self.algorithm == "paper" else self.noise
+    def _how(self):
+        """How noise variances are pooled, Eq. (3.4), and what products take."""
+        noise = "white" if self.algorithm == "paper" else self.noise
+        return {"noise": noise, "dtype": self._space.dtype, "n_jobs": self.n_jobs}

@@ -319,8 +319,8 @@ def _compared(
 def folds_of(block: FeatureBlock, n_folds: int) -> Int:
     """Fold of each image, Eq. (3.12), drawn by its own values; (n,).
 
-    The power of the first shell, taken as bits, seeds the draw: an image is in the same fold wherever it stands,
-    and so is its copy, which would otherwise bring its noise into the template that it is compared with.
+    The bits of the power of its first shell are the seed. So an image is in one fold wherever it stands, as
+    is its copy, which would otherwise bring its noise into the template that it is compared with.
     """
     bits = np.ascontiguousarray(block.power[:, 0]).view(np.uint64)
     bits = (bits ^ (bits >> np.uint64(32))) * MIXER

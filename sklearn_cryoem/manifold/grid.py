@@ -21,7 +21,7 @@ OWNER = "SMLClusterer"  # whose parameters these are, for messages
 ASPECT_PENALTY = 0.1  # a grid twice as long as wide is as bad as one with 7 % too many nodes
 BASIS_PER_NODE = 0.8  # along each axis, of vectors and as in ROME; of images 1
 # Standard deviation of the Gaussians in units of their spacing. Views of particles change much from one node
-# to the next: narrow Gaussians do not smooth away what cross-fitted EM has found, Eq. (3.18). From about 2 on
+# to the next: narrow Gaussians do not smooth away what cross-fitted EM has found, Eq. (3.19). From about 2 on
 # the systems for the weights are singular.
 IMAGE_WIDTH, VECTOR_WIDTH = 0.5, 0.75
 
@@ -149,7 +149,7 @@ def latent_basis(
     n_clusters, n_basis, topology, n_components
         As of SMLClusterer.
     is_dense : bool
-        Whether "auto" means a narrow function for each node, for images, Eq. (3.18).
+        Whether "auto" means a narrow function for each node, for images, Eq. (3.19).
 
     Raises
     ------

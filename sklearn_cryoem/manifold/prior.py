@@ -195,7 +195,7 @@ def signal_nats(power: DataPower, layout: FeatureLayout) -> float:
 
 
 def blur_of(power: DataPower, layout: FeatureLayout) -> float:
-    """How much further than usual views turn until images tell them apart, Eq. (3.18); from 1 to 2.
+    """How much further than usual views turn until images tell them apart, Eq. (3.19); from 1 to 2.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ def prior_precision(
         One number for all shells, or such that the templates vary over the nodes as much as the signal in the
         data does, Eq. (3.11).
     basis : LatentBasis
-        Gives the variance of a template for weights of variance 1; with the paper's prior all shells have one.
+        Gives the variance of a template for weights of variance 1; the paper's prior has one alpha.
     power : DataPower
         The signal.
     layout : FeatureLayout

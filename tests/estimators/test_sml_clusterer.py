@@ -242,7 +242,7 @@ def test_default_settings_do_not_warn_and_a_short_run_says_what_to_do(stack):
 
 def test_a_collapsed_map_has_not_converged(stack, monkeypatch):
     monkeypatch.setattr(sml_clusterer, "MIN_EFFECTIVE_CLASSES", 1e9)  # every map counts as collapsed
-    with pytest.warns(ConvergenceWarning, match=r"collapsed: its 25 classes are worth .*or fewer n_clusters"):
+    with pytest.warns(ConvergenceWarning, match=r"collapsed: its 25 classes tell .*or fewer n_clusters"):
         model = SMLClusterer(25).fit(stack)
     assert not model.converged_
     with warnings.catch_warnings():

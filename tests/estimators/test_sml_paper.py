@@ -17,7 +17,7 @@ def paper(max_iter, **options):
 
 
 def responsibilities(cy, c2, templates, noise, share):
-    """Posterior of each node, image by image; `share` of the coefficients of a masked image is independent."""
+    """Posterior of each node, image by image; `share` of the values of a masked image is independent."""
     found = np.empty((len(cy), len(templates)))
     for i in range(len(cy)):
         misfit = [(c2[i] * mu**2 - 2.0 * cy[i] * mu).sum() for mu in templates]  # |y - c mu|^2 - |y|^2
