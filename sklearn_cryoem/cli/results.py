@@ -169,6 +169,8 @@ def numbered(tree):
 # ---------------------------------------------------------------- numbers
 def measure(outcome):
     """What the run found, as plain numbers for the summary."""
+    from sklearn_cryoem.metrics import effective_count
+
     stack, model, quality = outcome.stack, outcome.model, outcome.quality
     results = {
         "n_particles": len(stack),
@@ -177,6 +179,7 @@ def measure(outcome):
         "n_classes": len(quality),
         "n_classes_with_particles": np.count_nonzero(model.class_sizes_),
         "n_effective_classes": model.n_effective_clusters_,
+        "n_effective_classes_by_size": effective_count(model.class_sizes_),
         "converged": model.converged_,
         "finest_class_resolution": quality["resolution"].min(),
         "n_outliers": np.count_nonzero(stack.outlier),
@@ -331,7 +334,8 @@ def tell(results, folder, console):
     console.say()
     console.say(
         f"{results['n_particles']:,} particles in {divided}{results['n_classes_with_particles']} of "
-        f"{results['n_classes']} classes (as many as {results['n_effective_classes']:.0f} equal ones); "
+        f"{results['n_classes']} classes (as many as {results['n_effective_classes_by_size']:.0f} equal ones, "
+        f"told apart like {results['n_effective_classes']:.1f}); "
         + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in folder.seconds.items())
     )
     if "n_alignment_references" in results:

@@ -220,7 +220,7 @@ def _facts_line(run):
     line = [
         (f"{int(run.sizes.sum()):,}", "particles"),
         (f"{n_filled:,}", "classes" if n_filled == run.n_classes else f"of {run.n_classes:,} classes filled"),
-        (f"{effective_count(run.sizes):.0f}", "effective classes"),
+        (f"{effective_count(run.sizes):.0f}", "effective classes by size"),
         (f"{run.averages.shape[-1]} px", "box"),
     ]
     if run.pixel_size is not None:
