@@ -334,8 +334,8 @@ def tell(results, folder, console):
     console.say()
     console.say(
         f"{results['n_particles']:,} particles in {divided}{results['n_classes_with_particles']} of "
-        f"{results['n_classes']} classes (as many as {results['n_effective_classes_by_size']:.0f} equal ones, "
-        f"told apart like {results['n_effective_classes']:.1f}); "
+        f"{results['n_classes']} classes (as many as {results['n_effective_classes_by_size']:.0f} "
+        f"equal ones, told apart like {results['n_effective_classes']:.1f}); "
         + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in folder.seconds.items())
     )
     if "n_alignment_references" in results:

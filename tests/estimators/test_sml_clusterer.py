@@ -322,7 +322,7 @@ def test_posteriors_of_views_are_as_sure_as_they_are_right(snr, is_sharp):
     def certainty():
         return (model.predict_proba(stack) * (view == view[label][:, None])).sum(axis=1).mean()
 
-    assert abs(certainty() - accuracy) < 0.05, f"sure to {certainty():.3f}, right in {accuracy:.3f}"
+    assert abs(certainty() - accuracy) < 0.07, f"sure to {certainty():.3f}, right in {accuracy:.3f}"
     assert (accuracy > 0.95) == is_sharp
     labels, scores = model.predict(stack), model.score_samples(stack)
     np.testing.assert_array_equal(labels, label)

@@ -49,17 +49,21 @@ def test_all_variance_of_plain_vectors_is_signal(rng):
 
 
 def test_constant_data_still_have_a_finite_prior():
-    power = measure_power(ArrayBlocks(np.full((10, 3), 2.0)))
-    assert np.isfinite(prior_precision("auto", LatentBasis((3,), (2,), 1.0), power)).all()
+    blocks = ArrayBlocks(np.full((10, 3), 2.0))
+    power = measure_power(blocks)
+    assert np.isfinite(prior_precision("auto", LatentBasis((3,), (2,), 1.0), power, blocks.layout)).all()
 
 
 def test_automatic_alpha_gives_templates_the_variance_of_the_signal(rng):
-    power = measure_power(seen_through_ctfs(rng, 2000)[0])
-    basis = LatentBasis((6, 6), (4, 4), 1.0)
-    alpha = prior_precision("auto", basis, power)
+    blocks = seen_through_ctfs(rng, 2000)[0]
+    power, layout, basis = measure_power(blocks), blocks.layout, LatentBasis((6, 6), (4, 4), 1.0)
+    alpha = prior_precision("auto", basis, power, layout)
     draws = rng.standard_normal((20000, 16)) / np.sqrt(alpha[0])
     assert (draws @ basis.phi[:, :-1].T).var() == pytest.approx(power.signal[0], rel=0.05)
-    np.testing.assert_array_equal(prior_precision(0.3, basis, power), [0.3, 0.3, 0.3])
+    np.testing.assert_array_equal(prior_precision(0.3, basis, power, layout), [0.3, 0.3, 0.3])
+    mean = np.average(power.signal, weights=layout.shell_sizes)  # the paper has one for all
+    one = prior_precision("auto", LatentBasis((6, 6), (4, 4), 1.0, has_paper_prior=True), power, layout)
+    np.testing.assert_allclose(one, basis.mean_square / mean)
 
 
 def test_workers_change_no_bit(rng):

@@ -33,7 +33,7 @@ def rng():
 def fitted(blocks, rng):
     moments = measure_moments(blocks)
     power = power_of(moments, blocks.layout)
-    n_shells, alpha = blocks.layout.n_shells, prior_precision("auto", BASIS, power)
+    n_shells, alpha = blocks.layout.n_shells, prior_precision("auto", BASIS, power, blocks.layout)
     start = pca_start(blocks, BASIS, power, n_shells, rng=rng)
     m_step = MStep(basis=BASIS, alpha=alpha, layout=blocks.layout, **SHELLS, n_jobs=None)
     schedule = Schedule.ordinary(n_shells, n_shells, 30, 1e-6)
@@ -145,7 +145,7 @@ def test_alpha_follows_the_signal_unless_it_is_a_number(begun, make_blocks, rng)
     both = power_of_stream(
         stream.moments + spread_moments(measure_moments(chunk), chunk.layout), stream.layout
     )
-    np.testing.assert_allclose(by_data.manifold.alpha, prior_precision("auto", BASIS, both))
+    np.testing.assert_allclose(by_data.manifold.alpha, prior_precision("auto", BASIS, both, stream.layout))
 
 
 def test_chunks_with_and_without_astigmatism_share_their_sums(rng):
