@@ -169,8 +169,6 @@ def numbered(tree):
 # ---------------------------------------------------------------- numbers
 def measure(outcome):
     """What the run found, as plain numbers for the summary."""
-    from sklearn_cryoem.metrics import effective_count
-
     stack, model, quality = outcome.stack, outcome.model, outcome.quality
     results = {
         "n_particles": len(stack),
@@ -179,7 +177,6 @@ def measure(outcome):
         "n_classes": len(quality),
         "n_classes_with_particles": np.count_nonzero(model.class_sizes_),
         "n_effective_classes": model.n_effective_clusters_,
-        "n_effective_classes_by_size": effective_count(model.class_sizes_),
         "converged": model.converged_,
         "finest_class_resolution": quality["resolution"].min(),
         "n_outliers": np.count_nonzero(stack.outlier),
@@ -229,6 +226,7 @@ def judge_partition(stack, labels, quality, match):
     results = {
         "n_classes_suggested": np.count_nonzero(kept),
         "n_particles_suggested": np.count_nonzero(~unlike_their_class(match[chosen])),
+        "n_effective_classes_by_size": effective_count(sizes),
         "n_effective_classes_suggested": effective_count(sizes[kept]),
         "kept_by_rarity": kept_by_rarity(quality),
     }
@@ -334,8 +332,7 @@ def tell(results, folder, console):
     console.say()
     console.say(
         f"{results['n_particles']:,} particles in {divided}{results['n_classes_with_particles']} of "
-        f"{results['n_classes']} classes (as many as {results['n_effective_classes_by_size']:.0f} "
-        f"equal ones, told apart like {results['n_effective_classes']:.1f}); "
+        f"{results['n_classes']} classes (told apart like {results['n_effective_classes']:.1f} clear ones); "
         + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in folder.seconds.items())
     )
     if "n_alignment_references" in results:

@@ -31,6 +31,7 @@ N_SHARDS = 16  # tasks of one pass; there are 32, 48 or 64 where each still gets
 SHARD_ROWS = 4096  # rows that each task gets before there are more tasks
 MAX_SHARDS = 64  # more would take much memory: what each task returns is as large as the model
 ROWS_AT_ONCE = 64  # of arrays whose temporaries should be small
+MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that a product with it depends on every bit
 MAX_START_SAMPLES = 10_000  # images looked at to choose the start and the prior
 
 
@@ -295,6 +296,17 @@ def in_turn(blocks: Blocks, indices: range, n_shells: int) -> Iterator[FeatureBl
 
 def _made(make: Callable[[], FeatureBlock]) -> FeatureBlock:
     return make()
+
+
+def folds_of(block: FeatureBlock, n_folds: int) -> Int:
+    """Fold of each image, Eq. (3.12), drawn by its own values; (n,).
+
+    The bits of the power of its first shell are the seed. So an image is in one fold wherever it stands, as
+    is its copy, which would otherwise bring its noise into the template that it is compared with.
+    """
+    bits = np.ascontiguousarray(block.power[:, 0]).view(np.uint64)
+    bits = (bits ^ (bits >> np.uint64(32))) * MIXER
+    return np.asarray((bits >> np.uint64(33)) % np.uint64(n_folds), dtype=np.int64)
 
 
 def shards(blocks: Blocks) -> list[range]:

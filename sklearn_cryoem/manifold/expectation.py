@@ -16,7 +16,15 @@ from scipy import sparse
 from sklearn_cryoem._core.em import Additive
 from sklearn_cryoem._core.memory import claim_room
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
-from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureBlock, FeatureLayout, in_turn, shards
+from sklearn_cryoem.manifold.blocks import (
+    ROWS_AT_ONCE,
+    Blocks,
+    FeatureBlock,
+    FeatureLayout,
+    folds_of,
+    in_turn,
+    shards,
+)  # fmt: skip
 
 Floating = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
@@ -24,10 +32,7 @@ Int = NDArray[np.int64]
 
 ENOUGH_NATS = 0.01  # products in float32 are good enough where they are this accurate
 COLUMNS_AT_ONCE = 2048  # of a product that is added: nothing else of the size of the sums exists
-MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that a product with it depends on every bit
-SPARSE_SHARE = (
-    0.1  # of responsibilities above 0: below it sparse products win, at 2 % they are 5 times faster
-)
+SPARSE_SHARE = 0.1  # of responsibilities above 0: below it sparse products win, at 2 % 5 times
 MIN_SPARSE_COLUMNS = 512  # for fewer, finding the non-zero responsibilities takes longer than the product
 
 
@@ -314,17 +319,6 @@ def _compared(
         rows = np.flatnonzero(folds == part)
         block = matcher.in_sufficient_precision(loaded.take(rows))
         yield rows, block, matcher.posterior(block.prefix(matcher.layout))
-
-
-def folds_of(block: FeatureBlock, n_folds: int) -> Int:
-    """Fold of each image, Eq. (3.12), drawn by its own values; (n,).
-
-    The bits of the power of its first shell are the seed. So an image is in one fold wherever it stands, as
-    is its copy, which would otherwise bring its noise into the template that it is compared with.
-    """
-    bits = np.ascontiguousarray(block.power[:, 0]).view(np.uint64)
-    bits = (bits ^ (bits >> np.uint64(32))) * MIXER
-    return np.asarray((bits >> np.uint64(33)) % np.uint64(n_folds), dtype=np.int64)
 
 
 def transposed(weights: Floating, n_columns: int) -> Any:

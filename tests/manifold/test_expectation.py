@@ -8,13 +8,12 @@ from scipy.stats import norm as gaussian
 
 from sklearn_cryoem import SMLClusterer
 from sklearn_cryoem.estimators import sml_clusterer
-from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
+from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout, folds_of
 from sklearn_cryoem.manifold.expectation import (
     COLUMNS_AT_ONCE,
     MIN_SPARSE_COLUMNS,
     Matcher,
     add_product,
-    folds_of,
     sweep,
     transposed,
 )

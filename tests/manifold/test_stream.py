@@ -5,11 +5,11 @@ import pytest
 
 from sklearn_cryoem.manifold import derived_blocks
 from sklearn_cryoem.manifold import stream as module
-from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
+from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout, folds_of
 from sklearn_cryoem.manifold.classes import class_averages
 from sklearn_cryoem.manifold.derived_blocks import ShellNorms, admit
 from sklearn_cryoem.manifold.em import MStep, Schedule, em
-from sklearn_cryoem.manifold.expectation import folds_of, sweep
+from sklearn_cryoem.manifold.expectation import sweep
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.prior import (
     measure_moments,
