@@ -167,6 +167,16 @@ class FeatureBlock:
         log_noise = None if self.log_noise is None else self.log_noise[rows]
         return FeatureBlock(self.data[rows], norm, self.power[rows], log_noise)
 
+    def folds(self, n_folds: int) -> Int:
+        """Fold of each image, Eq. (3.12), drawn by its own values; (n,).
+
+        The bits of the power of its first shell are the seed. So an image is in one fold wherever it stands,
+        as is its copy, which would else bring its noise into the template that it is compared with.
+        """
+        bits = np.ascontiguousarray(self.power[:, 0]).view(np.uint64)
+        bits = (bits ^ (bits >> np.uint64(32))) * MIXER
+        return np.asarray((bits >> np.uint64(33)) % np.uint64(n_folds), dtype=np.int64)
+
     def prefix(self, layout: FeatureLayout) -> FeatureBlock:
         """Return the first shells alone, as views."""
         norm = None if self.norm is None else self.norm[:, : layout.n_norms]
@@ -296,17 +306,6 @@ def in_turn(blocks: Blocks, indices: range, n_shells: int) -> Iterator[FeatureBl
 
 def _made(make: Callable[[], FeatureBlock]) -> FeatureBlock:
     return make()
-
-
-def folds_of(block: FeatureBlock, n_folds: int) -> Int:
-    """Fold of each image, Eq. (3.12), drawn by its own values; (n,).
-
-    The bits of the power of its first shell are the seed. So an image is in one fold wherever it stands, as
-    is its copy, which would otherwise bring its noise into the template that it is compared with.
-    """
-    bits = np.ascontiguousarray(block.power[:, 0]).view(np.uint64)
-    bits = (bits ^ (bits >> np.uint64(32))) * MIXER
-    return np.asarray((bits >> np.uint64(33)) % np.uint64(n_folds), dtype=np.int64)
 
 
 def shards(blocks: Blocks) -> list[range]:

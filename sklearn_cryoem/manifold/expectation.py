@@ -16,15 +16,7 @@ from scipy import sparse
 from sklearn_cryoem._core.em import Additive
 from sklearn_cryoem._core.memory import claim_room
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
-from sklearn_cryoem.manifold.blocks import (
-    ROWS_AT_ONCE,
-    Blocks,
-    FeatureBlock,
-    FeatureLayout,
-    folds_of,
-    in_turn,
-    shards,
-)  # fmt: skip
+from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureBlock, FeatureLayout, in_turn, shards
 
 Floating = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
@@ -32,7 +24,7 @@ Int = NDArray[np.int64]
 
 ENOUGH_NATS = 0.01  # products in float32 are good enough where they are this accurate
 COLUMNS_AT_ONCE = 2048  # of a product that is added: nothing else of the size of the sums exists
-SPARSE_SHARE = 0.1  # of responsibilities above 0: below it sparse products win, at 2 % 5 times
+SPARSE_SHARE = 0.1  # of responsibilities above 0: below, sparse products win, at 2 % by 5 times
 MIN_SPARSE_COLUMNS = 512  # for fewer, finding the non-zero responsibilities takes longer than the product
 
 
@@ -246,7 +238,7 @@ def sweep(
         Templates, noise and temperature: one for all images, or with "folds" one for each fold. Their layout
         says how many shells are compared.
     split : {"all", "folds", "halves"}
-        The parts: all images; folds, see `folds_of`; or the even and the odd rows, with labels.
+        The parts: all images; folds, see `FeatureBlock.folds`; or the even and the odd rows, with labels.
     n_shells : int, optional
         Shells of the statistics, at least those of the matchers: how frequency marching lets new ones in. By
         default those of the matchers.
@@ -314,7 +306,7 @@ def _compared(
             half = slice(part, None, n_parts)
             yield half, block.take(half), Posterior(weights[half], evidence[half])
         return
-    folds = folds_of(loaded, n_parts)
+    folds = loaded.folds(n_parts)
     for part, matcher in enumerate(matchers):
         rows = np.flatnonzero(folds == part)
         block = matcher.in_sufficient_precision(loaded.take(rows))

@@ -99,7 +99,7 @@ def test_the_same_chunks_give_the_same_bits_with_any_number_of_workers(particles
 
 def test_a_saved_model_goes_on_where_it_stopped(particles, tmp_path):
     train = particles[0]
-    learner = streamed(train[:120], 60)
+    learner = streamed(train[:120], 60, n_clusters=(3, 3))
     save_model(learner, tmp_path / "stream.npz")
     loaded = load_model(tmp_path / "stream.npz")
     for one in (learner, loaded):
@@ -117,8 +117,8 @@ def test_it_goes_on_from_a_fit(particles):
         one.partial_fit(train[300:450]).partial_fit(train[450:600])
     assert fitted.n_images_seen_ == 600
     assert fitted.score(test) > before
-    assert fitted.score(test) == pytest.approx(remembered.score(test), abs=0.3)  # of several nats gained
-    assert fitted.fit(train[:60]).n_images_seen_ == 60  # fit forgets
+    assert fitted.score(test) == pytest.approx(remembered.score(test), abs=0.6)  # of several nats gained
+    assert fitted.fit(train[:200]).n_images_seen_ == 200  # fit forgets
 
 
 @pytest.mark.parametrize("topology", ["torus", "sphere"])
@@ -155,7 +155,7 @@ def test_vectors_in_chunks():
 def test_chunks_that_do_not_fit_are_refused_and_change_nothing(particles):
     train, _ = particles
     with pytest.raises(
-        ValueError, match=r"got 20 images in its first call, expected at least 26: .*Collect more"
+        ValueError, match=r"got 20 images in its first call, expected at least 37: .*Collect more"
     ):
         model().partial_fit(train[:20])
     learner = model().partial_fit(train[:200])

@@ -5,7 +5,7 @@ import pytest
 
 from sklearn_cryoem.manifold import derived_blocks
 from sklearn_cryoem.manifold import stream as module
-from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout, folds_of
+from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
 from sklearn_cryoem.manifold.classes import class_averages
 from sklearn_cryoem.manifold.derived_blocks import ShellNorms, admit
 from sklearn_cryoem.manifold.em import MStep, Schedule, em
@@ -128,7 +128,7 @@ def test_templates_of_a_fold_hear_nothing_of_its_own_images(begun, make_blocks, 
     monkeypatch.setattr(module, "sweep", watched)
     chunk = ShellNorms(make_blocks(rng, n=40)[0])
     changed = admit(None, chunk, 5)[1].owned()
-    own = folds_of(changed.held, 2) == 0  # by the power, which stays
+    own = changed.held.folds(2) == 0  # by the power, which stays
     changed.held.data[own] += rng.standard_normal(changed.held.data[own].shape)
     for blocks in (chunk, changed):
         advance(stream, blocks, manifold, alpha=0.1, **SHELLS)
