@@ -1,5 +1,6 @@
 """The commands end to end, on a set small enough for a test."""
 
+import argparse
 import csv
 import json
 
@@ -11,6 +12,7 @@ import starfile
 
 from sklearn_cryoem import load_model, read_particles
 from sklearn_cryoem.cli.main import main
+from sklearn_cryoem.cli.simulate import _as_classify_options
 from sklearn_cryoem.metrics import fraction_within
 from sklearn_cryoem.report.folder import run_of_folder
 from sklearn_cryoem.report.page_data import page_data
@@ -291,9 +293,15 @@ def test_info_says_what_it_cannot_read(name, remedy, tmp_path, capsys):
 
 
 # ---------------------------------------------------------------- demo
+def in_few_passes(options):
+    """What the demo runs, with fewer passes of the alignment."""
+    return argparse.Namespace(**{**vars(_as_classify_options(options)), "align_batches": 50})
+
+
 def test_the_demo_measures_itself(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sklearn_cryoem.cli.simulate._DEMO_BOX", 32)
     words = ["--particles", "150", "--align-classes", "3", "--classes", "9", "--jobs", "1"]
+    monkeypatch.setattr("sklearn_cryoem.cli.simulate._as_classify_options", in_few_passes)
     assert run("demo", "-o", tmp_path / "demo", *words) == 0
     text = capsys.readouterr().out
     for word in (
