@@ -126,7 +126,7 @@ def classify(star, out, seed, options, more):
     found = what_was_found(out / "particles.star", star, options.n)
     quality = pd.read_csv(out / "quality.csv")
     kept = quality.loc[quality["keep"].astype(bool), "class"]
-    keep = found["label"].isin(kept).to_numpy()
+    keep = found["label"].isin(kept).to_numpy(copy=True)
     keep[keep] = ~unlike_their_class(found["match"][keep])
     return found, keep, costs_of(costs)
 

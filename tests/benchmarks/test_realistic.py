@@ -14,7 +14,7 @@ from sklearn_cryoem.io import write_mrc
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 SETTING = (
-    "--n 100 --box 32 --snr 1 --classes 4 --seeds 2 --align-classes 4 --align-batches 5 "
+    "--n 80 --box 32 --snr 1 --classes 4 --seeds 2 --align-classes 2 --align-batches 3 "
     "--align-iterations 1 --iterations 4"
 ).split()
 

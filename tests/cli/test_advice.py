@@ -192,7 +192,7 @@ def test_classes_of_noise_do_not_come_out_again_and_those_of_views_do(tmp_path, 
     words = "--skip-align --classes 2x2 --iterations 30 --jobs 1 --seed 0 --quiet".split()
     found = {}
     for name, snr in (("views", 1.0), ("noise", 1e-6)):
-        stack = make_particles("ribosome", 300, box=24, snr=snr, n_views=4, random_state=0)
+        stack = make_particles("ribosome", 200, box=24, snr=snr, n_views=4, random_state=0)
         write_particles(aligned_to_truth(stack), tmp_path / f"{name}.star")
         out = tmp_path / name
         assert main(["classify", str(tmp_path / f"{name}.star"), "-o", str(out), *words]) == 0
