@@ -10,14 +10,14 @@ from contextlib import contextmanager
 
 from sklearn_cryoem._core.validation import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem._version import __version__
-from sklearn_cryoem.cli import assign, classify, clean, compare, convert, inspect, select, simulate
+from sklearn_cryoem.cli import assign, choose, classify, clean, compare, convert, inspect, select, simulate
 from sklearn_cryoem.cli.console import CommandError, Console, Interrupted, reporting, with_options
 from sklearn_cryoem.cli.options import add_talking
 
 COMMANDS = (
-    simulate.add_demo, classify.add_classify, classify.add_deep, clean.add_clean, assign.add_assign,
-    inspect.add_report, select.add_select, compare.add_merge, compare.add_compare, convert.add_convert,
-    inspect.add_info, simulate.add_simulate,
+    simulate.add_demo, classify.add_classify, classify.add_deep, choose.add_choose, clean.add_clean,
+    assign.add_assign, inspect.add_report, select.add_select, compare.add_merge, compare.add_compare,
+    convert.add_convert, inspect.add_info, simulate.add_simulate,
 )  # fmt: skip
 
 _ARGUMENTS = {"model": "RUN", "particles": "PARTICLES"}
@@ -139,10 +139,10 @@ def _words(option, value, usual, path):
         return [flag] if value else []
     if isinstance(value, dict):
         raise CommandError(f"{path}: {option} is {value!r}, expected a value or a list. Correct it.")
-    if isinstance(value, list) and option in _GRIDS:
+    if isinstance(value, list) and option in _GRIDS and not isinstance(usual, list):
         value = "x".join(map(str, value))
     if isinstance(value, list):
-        if isinstance(usual, list):  # may be given several times
+        if usual == []:  # may be given several times
             return [f"{flag}={item}" for item in value]
         return [flag, *map(str, value)] if value else []
     return [f"{flag}={value}"]

@@ -2,6 +2,7 @@
 
 # for the command line, whose runs go on after they were killed
 from sklearn_cryoem.estimators.assigning import as_fitted_by, assign_particles
+from sklearn_cryoem.estimators.choosing import choose_classes
 from sklearn_cryoem.estimators.deep_clusterer import DeepClusterer
 from sklearn_cryoem.estimators.eigen_images import EigenImages
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
@@ -18,6 +19,7 @@ __all__ = [
     "SMLClusterer",
     "as_fitted_by",
     "assign_particles",
+    "choose_classes",
     "load_model",
     "save_model",
 ]

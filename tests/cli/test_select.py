@@ -231,6 +231,21 @@ def test_clean_rejects_in_rounds_and_says_what_and_why(results, tmp_path, capsys
         assert "raise the limit or select classes by hand" in capsys.readouterr().err
 
 
+def test_choose_compares_candidates_by_particles_held_out(results, tmp_path, capsys):
+    words = ("--classes", 4, 9, "--dimensions", 2, "--max-resolution", 60, "--iterations", 3, "--jobs", 1)
+    given = (results / "particles.star", "--images-dir", results.parent, "--skip-align", *words)
+    assert run("choose", *given, "-o", tmp_path / "c") == 0
+    table = pd.read_csv(tmp_path / "c" / "choose.csv")
+    assert table["classes"].tolist() == [4, 9] and table["recommended"].sum() == 1
+    assert table["below_best"].min() == 0 and (table["error"][table["below_best"] > 0] > 0).all()
+    best = table[table["recommended"]].iloc[0]
+    assert best["below_best"] <= best["error"]
+    assert f"recommended: --classes {best['classes']:.0f} --latent-dim 2" in capsys.readouterr().out
+    assert (tmp_path / "c" / "choose.png").is_file()
+    again = parse(["choose", "--config", str(tmp_path / "c" / "run.yaml"), "-o", "x"])
+    assert (again.classes, again.dimensions, again.skip_align) == ([4, 9], [2], True)
+
+
 def stack_text(folder):
     return (folder / "particles.star").read_text()
 

@@ -1,0 +1,94 @@
+"""`sklearn-cryoem choose`: how many classes and dimensions the particles can tell apart."""
+
+from sklearn_cryoem.cli.classify import add_particles, make_aligner, make_clusterer
+from sklearn_cryoem.cli.console import CommandError
+from sklearn_cryoem.cli.options import add_classification, add_machine, count, new_command
+from sklearn_cryoem.cli.results import LEFT_OUT
+from sklearn_cryoem.cli.run_folder import RunFolder
+
+TABLE, PICTURE = "choose.csv", "choose.png"
+_EPILOG = f"""\
+Particles are aligned once (or taken as they are, --skip-align). Then each candidate is fitted to two thirds
+of them and asked for the likelihood of the rest, in turn. {TABLE} has what each comes to, {PICTURE} shows it.
+Recommended are the fewest classes that are no worse than the best by more than the standard error.
+"""
+
+
+def add_choose(commands):
+    """Add `choose` to the parser; return its own parser."""
+    parser = new_command(
+        commands, "choose", choose,
+        summary="compare numbers of classes and dimensions by particles held out",
+        description="Compare numbers of classes and dimensions of the manifold by the likelihood of "
+        "particles that the fit has not seen.",
+        epilog=_EPILOG,
+    )  # fmt: skip
+    add_particles(parser)
+    add_classification(parser)
+    candidates = parser.add_argument_group("candidates", conflict_handler="resolve")
+    candidates.add_argument(
+        "--classes", metavar="N", type=count, nargs="+", default=[16, 36, 64, 100],
+        help="numbers of classes to try (default: 16 36 64 100)",
+    )  # fmt: skip
+    candidates.add_argument(
+        "--dimensions", metavar="L", type=count, choices=(1, 2, 3), nargs="+", default=[1, 2],
+        help="dimensions of the manifold to try (default: 1 2)",
+    )  # fmt: skip
+    add_machine(parser.add_argument_group("machine"))
+    return parser
+
+
+def choose(options, console):
+    """Align, compare, write, draw, recommend."""
+    from sklearn_cryoem.cli import preflight
+    from sklearn_cryoem.estimators import choose_classes
+
+    if not options.particles.exists():
+        raise CommandError(f"there is no {options.particles}. Check the path.")
+    with RunFolder(options.output, [TABLE, PICTURE, LEFT_OUT], force=options.force) as folder:
+        preflight.check_machine(console)
+        with folder.timed("read"):
+            stack, _ = preflight.read(options, folder, console)
+        stack, _ = preflight.screen(stack, options, folder, console)
+        aligner = make_aligner(options, stack)
+        if aligner is not None:
+            with folder.timed("align"):
+                stack = stack.with_poses(folder.fit(aligner, stack).poses_)
+        clusterer = make_clusterer(options).set_params(verbose=0)
+        with folder.timed("compare"):
+            table = choose_classes(clusterer, stack, options.classes, options.dimensions)
+        with folder.writing(TABLE) as path:
+            table.to_csv(path, index=False, float_format="%.6g")
+        with folder.writing(PICTURE) as path:
+            _draw(table).savefig(path, dpi=160, format="png")
+        best = table[table["recommended"]].iloc[0]
+        results = {"classes": int(best["classes"]), "dimensions": int(best["dimensions"])}
+        folder.write_summary(options, results, console.warnings)
+    for row in table.itertuples():
+        console.say(
+            f"  {row.classes:4d} classes in {row.dimensions} dimension{'s' * (row.dimensions > 1)}: "
+            f"{row.below_best:.3f} +- {row.error:.3f} nats per particle below the best, as many as "
+            f"{row.effective_classes:.0f} equal ones"
+        )
+    console.say(
+        f"recommended: --classes {results['classes']} --latent-dim {results['dimensions']}, the fewest that "
+        f"are as good as any; {TABLE} and {PICTURE} are in {folder.path}"
+    )
+
+
+def _draw(table):
+    """Held-out likelihood, relative to the best, against the number of classes, a line for each dimension."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    ax = figure.subplots()
+    for dimensions, rows in table.groupby("dimensions"):
+        label = f"{dimensions} dimension{'s' * (dimensions > 1)}"
+        ax.errorbar(rows["classes"], -rows["below_best"], rows["error"], marker="o", capsize=3, label=label)
+    best = table[table["recommended"]]
+    ax.plot(best["classes"], -best["below_best"], "o", ms=14, mfc="none", mec="black", label="recommended")
+    ax.set(xlabel="classes", ylabel="nats per held-out particle,\nrelative to the best", xscale="log")
+    ax.set_xticks(sorted(table["classes"].unique()), sorted(table["classes"].unique()), minor=False)
+    ax.minorticks_off()
+    ax.legend(frameon=False)
+    return figure
