@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from sklearn_cryoem.estimators.deep_clusterer import DeepClusterer, classify_new
+from sklearn_cryoem.estimators.deep_clusterer import DeepClusterer
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.metrics import effective_count
@@ -141,7 +141,7 @@ def assign_particles(model: Any, stack: ParticleStack) -> tuple[Any, ParticleSta
         assigned._store_found(stack, found)
         return assigned, stack.with_poses(assigned.poses_)
     if isinstance(model, DeepClusterer):
-        stack, first_labels = classify_new(model.first_, stack)
+        stack, first_labels = model._in_first_classes(stack)
         found = model._in_own_classes(stack, first_labels, "predict")
         assigned.first_labels_, assigned.poses_ = first_labels, stack.poses
         assigned.labels_ = model._flat_labels(len(stack), found)

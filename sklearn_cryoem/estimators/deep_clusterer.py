@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import euclidean_distances
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted
 
@@ -38,7 +39,7 @@ from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.classes import steps_of
 
 SUBCLASSES_OF_FIRST = 10  # that an average first class is to be divided into
-MAX_FIRST_CLASSES = 50  # more views are told apart by the sub-classes
+MAX_FIRST_CLASSES = 50  # more views are told apart by the sub-classes; also nodes that are united to fewer
 
 
 class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
@@ -56,7 +57,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
         `sklearn.frozen.FrozenEstimator`, which survives `clone`), it is used as it is; otherwise a copy is
         fitted. By default a MAPAligner for particles without poses, an SMLClusterer for those that have
         them, as after a MAPAligner in a Pipeline, of a class for every ten sub-classes' worth of images:
-        n // (10 * images_per_subclass) classes, 2 to 50.
+        n // (10 * images_per_subclass) classes, 2 to 50. Those of the SMLClusterer are united from up to 50
+        nodes, Eq. (4.9), so that a minority of some per cent stays together.
     second : SMLClusterer, Pipeline or None, default=None
         Copied for every class, with `n_clusters` by the rule below, and `n_jobs` and `random_state` those of
         this estimator. By default ``SMLClusterer()``. A Pipeline ends in one:
@@ -89,7 +91,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
     labels_ : ndarray of shape (n_images,)
         Flat class of each training image: sub-classes are numbered through, class by class.
     first_labels_ : ndarray of shape (n_images,)
-        Class of the first classification of each training image: ``parent_label_[labels_]``.
+        Class of the first classification of each training image: ``parent_label_[labels_]``. Nodes of the
+        default SMLClusterer are united to these.
     parent_label_ : ndarray of shape (n_classes,)
         First class that each flat class is part of.
     children_ : list of ndarray
@@ -193,8 +196,10 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
         rng = check_random_state(self.random_state)
         common = {"n_jobs": self.n_jobs, "random_state": rng.randint(2**31 - 1), "verbose": self.verbose}
         first = default_first(data, self.images_per_subclass, **common) if self.first is None else self.first
-        self.first_, data, self.first_labels_, checkpoints = fit_first(first, data, self.checkpoint)
-        classes = classes_of(self.first_)
+        self.first_, data, nodes, checkpoints = fit_first(first, data, self.checkpoint)
+        n_first = None if self.first is not None else n_first_classes(len(data), self.images_per_subclass)
+        self._first_of_node, *classes = classes_of(self.first_, n_first)
+        self.first_labels_ = self._first_of_node[nodes]
         if on_images:
             data = data.with_outliers(outlier)  # a first classification of one's own may have lost them
         rows = [np.flatnonzero((self.first_labels_ == k) & ~outlier) for k in range(len(classes[0]))]
@@ -358,8 +363,13 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
     def _classified(self, X, method):
         """Number of particles, and what `_in_own_classes` finds for them in the classes of `first_`."""
         check_is_fitted(self)
-        data, first_labels = classify_new(self.first_, self._checked(X))
+        data, first_labels = self._in_first_classes(self._checked(X))
         return len(data), self._in_own_classes(data, first_labels, method)
+
+    def _in_first_classes(self, data):
+        """Particles as `first_` aligns them, and their first classes."""
+        data, nodes = classify_new(self.first_, data)
+        return data, self._first_of_node[nodes]
 
     def _in_own_classes(self, data, first_labels, method):
         """Apply a method of the clusterer of its own first class to each particle.
@@ -409,6 +419,8 @@ def default_first(data, images_per_subclass, *, n_jobs, random_state, verbose):
     needs_poses = is_images(data) and data.poses is None
     kind = MAPAligner if needs_poses else SMLClusterer
     n_classes = n_first_classes(len(data), images_per_subclass)
+    if not needs_poses:
+        n_classes = min(max(n_classes, len(data) // images_per_subclass), MAX_FIRST_CLASSES)
     return kind(n_classes, n_jobs=n_jobs, random_state=random_state, verbose=verbose)
 
 
@@ -481,13 +493,19 @@ def aligns(fitted):
     return any(hasattr(step, "poses_") for step in steps_of(fitted))
 
 
-def classes_of(fitted):
-    """Class averages and resolutions of a fitted estimator.
+def classes_of(fitted, n_classes=None):
+    """Class averages and resolutions of a fitted estimator, whose nodes are united to `n_classes`.
+
+    Few nodes would spread a minority over classes that are each too large to give it a sub-class.
 
     Returns
     -------
+    class_of_node : ndarray of shape (n_nodes,), int
+        What the labels of the estimator mean.
     averages : ndarray of shape (n_classes, D, D) or (n_classes, n_features)
+        Of united nodes, the mean by their sizes.
     resolution : ndarray of shape (n_classes,)
+        Of united nodes, that of the largest.
     """
     last = steps_of(fitted)[-1]
     if not hasattr(last, "class_averages_"):
@@ -495,7 +513,43 @@ def classes_of(fitted):
             f"{type(last).__name__} has no class_averages_ after its fit, which classes kept whole are shown "
             "by. Give first= a MAPAligner, an SMLClusterer, or a Pipeline that ends in one."
         )
-    return last.class_averages_, last.class_resolution_
+    averages, resolution = last.class_averages_, last.class_resolution_
+    if n_classes is None or n_classes >= len(averages) or aligns(fitted):
+        return np.arange(len(averages)), averages, resolution
+    class_of_node = united(last.cluster_centers_.reshape(len(averages), -1), last.class_sizes_, n_classes)
+    members = class_of_node == np.arange(class_of_node.max() + 1)[:, None]  # (n_classes, n_nodes)
+    share = (members * last.class_sizes_) / (members @ last.class_sizes_)[:, None]
+    averages = np.tensordot(share, averages, axes=1).astype(averages.dtype)
+    return class_of_node, averages, resolution[share.argmax(axis=1)]
+
+
+def united(templates, sizes, n_classes):
+    """Class of each node: two by two they are united where the likelihood loses least, as in Eq. (4.9).
+
+    Parameters
+    ----------
+    templates : ndarray of shape (n_nodes, n_features)
+        Of noise that is the same in all features.
+    sizes : ndarray of shape (n_nodes,)
+        Images of each; nodes without any join the nearest class.
+    n_classes : int
+        Classes that are left, if so many nodes have images.
+    """
+    means, mass = templates.astype(np.float64), sizes.astype(np.float64)
+    class_of_node, used = np.arange(len(sizes)), np.flatnonzero(sizes)
+    while len(used) > n_classes:
+        weight = mass[used]
+        loss = euclidean_distances(means[used], squared=True) / (1.0 / weight + 1.0 / weight[:, None])
+        np.fill_diagonal(loss, np.inf)
+        first, second = np.sort(used[list(np.unravel_index(loss.argmin(), loss.shape))])
+        means[first] = np.average(means[[first, second]], axis=0, weights=mass[[first, second]])
+        mass[first] += mass[second]
+        class_of_node[class_of_node == second] = first
+        used = used[used != second]
+    empty = np.flatnonzero(sizes == 0)
+    if len(empty):
+        class_of_node[empty] = used[euclidean_distances(means[empty], means[used]).argmin(axis=1)]
+    return np.unique(class_of_node, return_inverse=True)[1]
 
 
 def _aligned_training(step, data, *, is_last=False):

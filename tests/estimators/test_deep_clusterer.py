@@ -18,6 +18,7 @@ from sklearn_cryoem.estimators.deep_clusterer import (
     n_first_classes,
     n_subclasses,
     subclasses_of_nodes,
+    united,
 )
 
 QUICK = SMLClusterer(max_resolution=40.0, max_iter=150)
@@ -239,6 +240,23 @@ def test_by_default_particles_without_poses_are_aligned_and_others_are_not(stack
     deep = DeepClusterer(second=QUICK).fit(aligned)
     assert isinstance(deep.first_, SMLClusterer)
     assert deep.poses_ is aligned.poses
+
+
+def test_nodes_are_united_by_what_the_likelihood_loses():
+    templates, sizes = np.array([[0.0], [1.0], [5.0], [6.5], [1.2]]), np.array([50, 1, 40, 40, 0])
+    np.testing.assert_array_equal(united(templates, sizes, 3), [0, 0, 1, 2, 0])  # 1 image moves by 1
+    np.testing.assert_array_equal(united(templates, sizes, 2), [0, 0, 1, 1, 0])
+    np.testing.assert_array_equal(united(templates, sizes, 9), [0, 1, 2, 3, 1])  # an empty one joins
+
+
+def test_nodes_of_the_default_map_are_united_to_first_classes(stack):
+    aligned = aligned_to_truth(stack)
+    deep = DeepClusterer(second=QUICK, images_per_subclass=10, random_state=0).fit(aligned)
+    n_first = n_first_classes(len(stack), 10)
+    assert len(deep.clusterers_) == n_first < len(deep.first_.class_sizes_)
+    np.testing.assert_array_equal(deep.parent_label_[deep.labels_], deep.first_labels_)
+    assert len(np.unique(deep.first_labels_)) == n_first
+    assert set(deep.parent_label_[deep.predict(aligned[:20])]) <= set(range(n_first))
 
 
 def test_particles_without_poses_are_questioned_where_nobody_aligns_them(stack):
