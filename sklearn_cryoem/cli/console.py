@@ -46,7 +46,8 @@ def with_options(text, options=None):
         space = " " if match[2] == "=" and (value.isalnum() or value in ("'", "(")) else ""
         return known[name] + (" (of classify)" if lacks else "") + space
 
-    return re.sub(rf"'?\b({'|'.join(known)})\b'?(=True|=False|=)?", option, text)
+    # not in a call, such as ParticleStack(pixel_size=...), which is for Python
+    return re.sub(rf"(?<!\w\()'?\b({'|'.join(known)})\b'?(=True|=False|=)?", option, text)
 
 
 def _notice_of(text):

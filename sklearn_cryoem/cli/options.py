@@ -134,13 +134,8 @@ OPTIONS_OF_ESTIMATORS = {
 
 def parameters_from(options, *tables):
     """Parameters that the options of some tables set; those that nobody gave keep their defaults."""
-    given = {name: value_of(options, flag) for name, flag in flags(*tables).items()}
+    given = {name: getattr(options, flag[2:].replace("-", "_")) for name, flag in flags(*tables).items()}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def value_of(options, flag):
-    """Value of a flag among parsed options."""
-    return getattr(options, flag[2:].replace("-", "_"))
 
 
 # ---------------------------------------------------------------- parsers

@@ -242,8 +242,7 @@ class ConcatenatedSource(Immutable):
 
     def locate(self, row: int) -> str:
         """Say where the pixels of one row are, for messages."""
-        source, own_row = self.part_of(row)
-        return source.locate(own_row)
+        return self._sources[self._owner[row]].locate(int(self._own_row[row]))
 
     @property
     def parts(self) -> list[tuple[ImageSource, np.ndarray, np.ndarray]]:
@@ -254,10 +253,6 @@ class ConcatenatedSource(Immutable):
             for source, rows in zip(self._sources, places, strict=True)
             if len(rows)
         ]
-
-    def part_of(self, row: int) -> tuple[ImageSource, int]:
-        """Source that one row comes from, and the row's place there."""
-        return self._sources[self._owner[row]], int(self._own_row[row])
 
     def __reduce__(self) -> tuple:
         # Only the rows that are wanted travel, in one canonical layout: equal slices hash alike.

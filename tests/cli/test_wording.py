@@ -43,6 +43,7 @@ def test_every_option_is_one_of_classify_or_deep_and_every_parameter_is_one_of_t
         ("The parameter 'n_clusters' of SMLClusterer is", "The parameter --classes of SMLClusterer is"),
         ("mask_diameter is 400, pass pixel_size= in A", "--mask-diameter is 400, pass --pixel-size in A"),
         ("Read with ctf=False,\n  or images_dir=.", "Read with --no-ctf, or --images-dir."),
+        ("Use f(pixel_size=2), fewer (n_jobs)", "Use f(pixel_size=2), fewer (--jobs)"),
         ("an image_max_shift, max_iter and the ctf stay", "an image_max_shift, max_iter and the ctf stay"),
     ],
 )  # fmt: skip
