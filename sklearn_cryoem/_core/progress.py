@@ -76,11 +76,7 @@ class Progress:
         logger.info("%s: %d of %d %s", self._description, self.n_done, self._total, self._note)
 
 
-def progress(
-    total: int, description: str, *, verbose: int | bool, on_step: Callable[[int], None] | None = None
-) -> Progress:
-    """Return a `Progress`; the name reads better where it is used: ``with progress(...) as bar``."""
-    return Progress(total, description, verbose=verbose, on_step=on_step)
+progress = Progress  # reads better where it is used: ``with progress(...) as bar``
 
 
 def _bar(total: int, description: str) -> Any:

@@ -153,17 +153,15 @@ def _set_geometry(optics: pd.DataFrame, box: int, pixel_size: float | None) -> N
 
 def _set_image_size(stack: ParticleStack, table: pd.DataFrame, optics: pd.DataFrame | None) -> None:
     """State the box and pixel size of newly written images."""
-    home = table if optics is None else optics
-    if optics is not None or "rlnImageSize" in home:
-        home["rlnImageSize"] = stack.box
-    if stack.pixel_size is None:
-        return
     if optics is not None:
-        home["rlnImagePixelSize"] = stack.pixel_size
-    elif "rlnMagnification" in home:
-        home["rlnDetectorPixelSize"] = stack.pixel_size * pd.to_numeric(home["rlnMagnification"]) / 1e4
-    else:
-        home["rlnPixelSize"] = stack.pixel_size
+        _set_geometry(optics, stack.box, stack.pixel_size)
+        return
+    if "rlnImageSize" in table:
+        table["rlnImageSize"] = stack.box
+    if stack.pixel_size is not None and "rlnMagnification" in table:
+        table["rlnDetectorPixelSize"] = stack.pixel_size * pd.to_numeric(table["rlnMagnification"]) / 1e4
+    elif stack.pixel_size is not None:
+        table["rlnPixelSize"] = stack.pixel_size
 
 
 def _set_ctf(table: pd.DataFrame, optics: pd.DataFrame | None, ctf: CTFTable) -> pd.DataFrame | None:
