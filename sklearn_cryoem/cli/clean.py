@@ -2,8 +2,6 @@
 
 from argparse import Namespace
 
-import pandas as pd
-
 from sklearn_cryoem.cli.classify import add_particles, classify
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
@@ -20,7 +18,7 @@ from sklearn_cryoem.cli.results import labelled_name
 REJECTED = "rejected.csv"
 _AT_REST = 0.005  # of the particles: fewer than leave a set by chance
 _RULES = [
-    ("rounds", "--rounds", "N", count, 4, "rounds, at most; it ends when less than 0.5 % leave"),
+    ("rounds", "--rounds", "N", count, 4, "rounds, at most; it ends when less than 0.5 %% leave"),
     ("max_rejected", "--max-rejected", "PERCENT", percent, 40.0,
      "stop with an error before more than this share of all particles has left"),
 ]  # fmt: skip
@@ -52,6 +50,8 @@ def add_clean(commands):
 
 def clean(options, console):
     """Round by round: classify, ask which particles should leave, write the rest for the next round."""
+    import pandas as pd
+
     from sklearn_cryoem._core.files import atomic_path
     from sklearn_cryoem.io import write_particles
     from sklearn_cryoem.quality import reasons_to_leave
@@ -99,6 +99,8 @@ def clean(options, console):
 
 def _tell(reasons, n_particles, number, console):
     """Say how many left in a round and why, by kind."""
+    import pandas as pd
+
     kinds = pd.Series(reasons, dtype=object).str.replace(r"[\d.]+( %|%)?", "..", regex=True).value_counts()
     console.say(f"round {number}: {len(reasons):,} of {n_particles:,} particles leave")
     console.table([(f"{n:,}", kind) for kind, n in kinds.items()])
