@@ -58,9 +58,9 @@ class Moves:
         for name, values in vars(part).items():
             getattr(self, name)[rows] = values
 
-    def likeliest(self) -> tuple[int, int]:
-        """Widths that maximise the likelihood of all images, as indices."""
-        total = np.nansum(self.log_evidence, axis=0)
+    def likeliest(self, sound: NDArray[np.bool_]) -> tuple[int, int]:
+        """Widths that maximise the likelihood of the `sound` images, as indices."""
+        total = np.nansum(self.log_evidence[sound], axis=0)
         angle, shift = np.unravel_index(total.argmax(), total.shape)
         return int(angle), int(shift)
 

@@ -156,12 +156,12 @@ class RealigningClusterer(
         self._check_parameters()
         warn_if_not_aligned(self, X, stacklevel=2)
         given = self._screened(X, stacklevel=2)
-        changes = []
+        changes, sound = [], ~given.outlier
         with progress(self.n_rounds, "RealigningClusterer: rounds", verbose=self.verbose) as bar:
             poses, (clusterer, found) = given.poses, self._round(given, given)
             while len(changes) < self.n_rounds and found.angle_sigma + found.shift_sigma > 0.0:
                 again = self._round(given.with_poses(found.poses), given)
-                if not is_likelier(again[1].log_evidence, found.log_evidence):
+                if not is_likelier(again[1].log_evidence[sound], found.log_evidence[sound]):
                     break
                 changes.append(median_change(poses, found.poses))
                 poses, (clusterer, found) = found.poses, again
@@ -268,7 +268,7 @@ class RealigningClusterer(
         with memory_watched("Realigning particles"):
             for (rows, _), part in zip(tasks, ordered_map(search, tasks, n_jobs=self.n_jobs), strict=True):
                 moves.put(rows, part)
-        best = moves.likeliest()
+        best = moves.likeliest(~stack.outlier) if sigma is None else (0, 0)
         turn, shift = moves.angle_rad[:, *best], moves.shift_px[:, *best]
         known = KnownPoses(
             stack.poses.angle_rad, stack.poses.shift_px(stack.pixel_size), stack.poses.mirrored

@@ -170,10 +170,13 @@ class FeatureBlock:
     def folds(self, n_folds: int) -> Int:
         """Fold of each image, Eq. (3.12), drawn by its own values; (n,).
 
-        The bits of the power of its first shell are the seed. So an image is in one fold wherever it stands,
-        as is its copy, which would else bring its noise into the template that it is compared with.
+        The seed is how its power falls from the first shell to the second, in a thousandth of an octave. So
+        an image is in one fold wherever it stands and whatever the unit of its grey values, as is its copy,
+        which would else bring its noise into the template that it is compared with.
         """
-        bits = np.ascontiguousarray(self.power[:, 0]).view(np.uint64)
+        octaves = np.log2(np.maximum(self.power[:, :2], np.finfo(np.float64).tiny))
+        fall = octaves[:, 0] - octaves[:, 1:].sum(axis=1)
+        bits = np.floor(1024.0 * fall).astype(np.int64).astype(np.uint64)
         bits = (bits ^ (bits >> np.uint64(32))) * MIXER
         return np.asarray((bits >> np.uint64(33)) % np.uint64(n_folds), dtype=np.int64)
 

@@ -50,7 +50,7 @@ def test_moves_below_the_steps_are_found(mirrored):
     )
     widths = (WIDTHS * 0.3, WIDTHS * 3.0)
     found = moves_of(alignment_images(stack, settings), settings, image, np.full(15, 0.01), 12.0, widths)
-    angle, shift = found.likeliest()
+    angle, shift = found.likeliest(np.ones(len(found.log_evidence), dtype=bool))
     step = move_space(settings, 32, 12.0).angle_step_rad
     assert WIDTHS[angle] > 0.0
     assert WIDTHS[shift] > 0.0

@@ -105,7 +105,7 @@ def test_the_same_bits_for_any_number_of_workers(make_blocks, rng, split):
 def test_parts_are_sums_over_their_rows_and_add_up_to_those_of_all_images(make_blocks, rng, split):
     n_parts = 3 if split == "folds" else 2
     blocks, y, ctf, templates, variance = setting(make_blocks, rng, n=48, block_size=6)
-    part_of = np.concatenate([blocks.load(i, 1).folds(3) for i in range(8)])
+    part_of = np.concatenate([blocks.load(i, 2).folds(3) for i in range(8)])
     if split == "halves":
         part_of = np.arange(48) % 2
     matcher = Matcher.of(templates, variance, blocks.layout, dtype=np.float64)
@@ -125,7 +125,7 @@ def test_parts_are_sums_over_their_rows_and_add_up_to_those_of_all_images(make_b
 
 def test_an_image_and_its_copies_are_in_one_fold_wherever_they_stand(make_blocks, rng):
     blocks, *_ = make_blocks(rng, n=2000, block_size=2000)
-    block = blocks.load(0, 1)
+    block = blocks.load(0, 2)
     order = rng.integers(2000, size=3000)
     folds = block.folds(10)
     np.testing.assert_array_equal(block.take(order).folds(10), folds[order])
