@@ -2,6 +2,8 @@
 
 from argparse import Namespace
 
+import numpy as np
+
 from sklearn_cryoem.cli.classify import add_particles, classify
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
@@ -16,6 +18,7 @@ from sklearn_cryoem.cli.options import (
 from sklearn_cryoem.cli.results import labelled_name
 
 REJECTED = "rejected.csv"
+_AGAIN_SHARE = 0.4  # of the usual match; noise that is aligned to good classes has a third of it, at most
 _AT_REST = 0.005  # of the particles: fewer than leave a set by chance
 _RULES = [
     ("rounds", "--rounds", "N", count, 4, "rounds, at most; it ends when less than 0.5 %% leave"),
@@ -27,8 +30,8 @@ Each round is a folder round_1, round_2, .. with all that classify writes, its g
 the last one is particles.star (or .cs) in DIR, and {REJECTED} says of each particle that left in which round,
 from which class and why. Classes are given up that show no particle, and those whose particles match them
 half as well as usual; but each of their particles is compared with the other classes, and stays if it matches
-one.
-Small classes stay if their particles match them: rare views.
+one. Small classes stay if their particles match them: rare views. In the end those that left with a class
+that they did not match are aligned to the classes that are left, and come back if they match one.
 """
 
 
@@ -62,7 +65,7 @@ def clean(options, console):
     settings = {
         name: value for name, value in vars(options).items() if name not in ("rounds", "max_rejected")
     }
-    particles, left, n_all = options.particles, [], None
+    particles, left = options.particles, []
     for number in range(1, options.rounds + 1):
         folder = options.output / f"round_{number}"
         console.say(f"round {number}")
@@ -70,31 +73,61 @@ def clean(options, console):
         own = {"particles": particles, "output": folder, "command": "classify", "images_dir": own_images,
                "passthrough": options.passthrough if number == 1 else []}  # fmt: skip
         found = classify(Namespace(**settings | own), console)
-        reasons = reasons_to_leave(found.model, found.stack, found.quality, found.match)
-        leaves, table = reasons != "", found.stack.metadata
-        n_all = len(leaves) if n_all is None else n_all
-        name = "uid" if "uid" in table else "rlnImageName"
-        row = {"round": number, "class": found.model.labels_ + 1, "reason": reasons}
-        left.append(pd.DataFrame({"particle": table[name], **row})[leaves])
+        reasons = reasons_to_leave(found.model, found.stack, found.quality, found.match, lenient=number == 1)
+        leaves = reasons != ""
+        if number == 1:
+            everything, rows = found.stack.with_poses(None).with_outliers(None), np.arange(len(leaves))
+            everything = named_for(result, everything, [(particles, own_images)], console)
+        row = {"row": rows, "round": number, "class": found.model.labels_ + 1, "reason": reasons}
+        left.append(pd.DataFrame(row)[leaves])
         n_left = sum(map(len, left))
-        if n_left > options.max_rejected / 100.0 * n_all:
+        if n_left > options.max_rejected / 100.0 * len(everything):
             raise CommandError(
-                f"round {number} would leave out {leaves.sum():,}, in all {n_left / n_all:.0%} of the "
-                f"particles (--max-rejected {options.max_rejected:g}). Look at {folder}, and raise the "
+                f"round {number} would leave out {leaves.sum():,}, in all {n_left / len(everything):.0%} of "
+                f"the particles (--max-rejected {options.max_rejected:g}). Look at {folder}, and raise the "
                 "limit or select classes by hand."
             )
         _tell(reasons[leaves], len(leaves), number, console)
-        kept = named_for(result, found.stack[~leaves].with_outliers(None), [(particles, own_images)], console)
-        write_particles(kept, result, overwrite=True)
-        with atomic_path(options.output / REJECTED, overwrite=True) as place:
-            pd.concat(left).to_csv(place, index=False)
+        rows = rows[~leaves]
+        write_particles(everything[rows], result, overwrite=True)
         particles = result
         if leaves.mean() < _AT_REST:
             break
+    table = pd.concat(left, ignore_index=True)
+    back = _found_again(found, leaves, everything, table)
+    if back.any():
+        console.say(f"{back.sum():,} of them match the classes that are left, and come back")
+        rows, table = np.sort(np.append(rows, table["row"][back])), table[~back]
+        write_particles(everything[rows], result, overwrite=True)
+    metadata = everything.metadata
+    names = metadata["uid" if "uid" in metadata else "rlnImageName"].to_numpy()
+    table.insert(0, "particle", names[table.pop("row")])
+    with atomic_path(options.output / REJECTED, overwrite=True) as place:
+        table.to_csv(place, index=False)
     console.say(
-        f"{len(kept):,} of {n_all:,} particles are left after {number} rounds, in {result}; {REJECTED} says "
-        "why the others are not"
+        f"{len(rows):,} of {len(everything):,} particles are left after {number} rounds, in {result}; "
+        f"{REJECTED} says why the others are not"
     )
+
+
+def _found_again(found, leaves, everything, table):
+    """Which rows of `table`, that left with a class they did not match, match one of the last round."""
+    from sklearn_cryoem.estimators import assign_particles
+    from sklearn_cryoem.particles import concatenate
+    from sklearn_cryoem.particles.classes import steps_of
+    from sklearn_cryoem.quality import particle_match
+    from sklearn_cryoem.quality.match import WEAK
+
+    back = np.array(table["reason"].str.startswith(WEAK), dtype=bool)
+    if not back.any():
+        return back
+    kept, labels = found.stack[~leaves].with_outliers(None), found.model.labels_[~leaves]
+    assigned, lost = assign_particles(found.whole_model, everything[table["row"].to_numpy()[back]])
+    members = np.arange(len(kept) + len(lost)) < len(kept)
+    labels = np.append(labels, steps_of(assigned)[-1].labels_)
+    match = particle_match(labels, concatenate([kept, lost.with_outliers(None)]), members=members)
+    back[back] = match[~members] >= _AGAIN_SHARE * np.median(match[members])
+    return back
 
 
 def _tell(reasons, n_particles, number, console):

@@ -26,6 +26,7 @@ Float64 = NDArray[np.float64]
 # of the particles in good classes lie below. Where the noise is stronger more do, hence the second limit.
 ALIGNED_MATCH, MAX_UNLIKE = 4.0, 0.02
 # Of a simulated session with 15 % junk, classes of junk matched by 3 to 4 in the median, others by 5 to 12.
+WEAK = "particles match their class by"
 WEAK_SHARE, SECOND_SHARE = 0.5, 0.35  # of the usual match: of a class, of a particle with another class
 
 
@@ -134,7 +135,12 @@ def unlike_their_class(match: ArrayLike) -> NDArray[np.bool_]:
 
 
 def reasons_to_leave(
-    classification: BaseEstimator, stack: ParticleStack, table: pd.DataFrame, match: ArrayLike
+    classification: BaseEstimator,
+    stack: ParticleStack,
+    table: pd.DataFrame,
+    match: ArrayLike,
+    *,
+    lenient: bool = False,
 ) -> NDArray[np.object_]:
     """Say of each particle why it should leave the set, as `clean` does round by round.
 
@@ -153,6 +159,9 @@ def reasons_to_leave(
         From `class_quality`.
     match : array_like of shape (n_images,)
         From `particle_match`.
+    lenient : bool, default=False
+        Whether classes a little beyond the limits of coherence and centre stay, as in a first round, whose
+        classes hold junk of all kinds: they are judged again.
 
     Returns
     -------
@@ -164,13 +173,13 @@ def reasons_to_leave(
     usual = float(np.median(value[keep])) if keep.any() else 0.0
     whole = pd.Series(value).groupby(label).median().reindex(range(len(table)), fill_value=0.0).to_numpy()
     strong = whole >= max(WEAK_SHARE * usual, min(ALIGNED_MATCH, 0.8 * usual))  # (n_classes,)
-    # wider limits than for a suggestion: what stays is judged again in the next round
-    shown = suggest_classes(table, min_size=2, min_significance=0.0, min_coherence=0.6, max_offset=0.2)
+    wide = {"min_coherence": 0.6, "max_offset": 0.2} if lenient else {}
+    shown = suggest_classes(table, min_size=2, min_significance=0.0, **wide)
     stays = np.flatnonzero(shown["keep"].to_numpy() & strong)
     text = np.where(
         strong,
         shown["reasons"].to_numpy(dtype=object),
-        [f"particles match their class by {x:.2g}, usual is {usual:.2g}" for x in whole],
+        [f"{WEAK} {x:.2g}, usual is {usual:.2g}" for x in whole],
     )
     given_up = ~np.isin(label, stays)
     if given_up.any() and len(stays):
