@@ -10,14 +10,25 @@ from contextlib import contextmanager
 
 from sklearn_cryoem._core.validation import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem._version import __version__
-from sklearn_cryoem.cli import assign, choose, classify, clean, compare, convert, inspect, select, simulate
+from sklearn_cryoem.cli import (
+    assign,
+    choose,
+    classify,
+    clean,
+    compare,
+    convert,
+    inspect,
+    learn,
+    select,
+    simulate,
+)
 from sklearn_cryoem.cli.console import CommandError, Console, Interrupted, reporting, with_options
 from sklearn_cryoem.cli.options import add_talking
 
 COMMANDS = (
     simulate.add_demo, classify.add_classify, classify.add_deep, choose.add_choose, clean.add_clean,
-    assign.add_assign, inspect.add_report, select.add_select, compare.add_merge, compare.add_compare,
-    convert.add_convert, inspect.add_info, simulate.add_simulate,
+    assign.add_assign, inspect.add_report, select.add_select, learn.add_learn_selection,
+    compare.add_merge, compare.add_compare, convert.add_convert, inspect.add_info, simulate.add_simulate,
 )  # fmt: skip
 
 _ARGUMENTS = {"model": "RUN", "particles": "PARTICLES"}

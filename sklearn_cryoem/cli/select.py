@@ -62,6 +62,9 @@ def add_select(commands):
     which.add_argument(
         "--keep-suggested", action="store_true", help=f"the classes that the run suggests ({SUGGESTED})"
     )
+    which.add_argument(
+        "--like", metavar="FILE", type=Path, help="the classes that you would keep (from learn-selection)"
+    )
     parser.add_argument(
         "--min-map-correlation", metavar="X", type=fraction,
         help="of these, classes that correlate with a known map by at least this (see report --map)",
@@ -133,7 +136,10 @@ def select(options, console):
     if numbers is not None:
         wanted = _existing(numbers, labels, options, console)
     if options.min_map_correlation is not None:
-        wanted = wanted[_map_correlation(options)[wanted] >= options.min_map_correlation]
+        wanted = wanted[
+            _quality_of(options, "map_correlation")["map_correlation"].to_numpy()[wanted]
+            >= options.min_map_correlation
+        ]
     if options.exclude:
         wanted = np.setdiff1d(labels[labels >= 0], wanted)
     if not len(wanted):
@@ -274,6 +280,11 @@ def chosen_numbers(options, console):
 
     if options.classes is not None:
         return options.classes
+    if options.like is not None:
+        from sklearn_cryoem.quality import LearnedSelection
+
+        table = _quality_of(options)
+        return table.loc[LearnedSelection.load(options.like).probability(table) >= 0.5, "class"].tolist()
     if options.selection is None and not options.keep_suggested:
         if options.exclude:
             raise CommandError("--exclude needs classes. Name them with --classes.")
@@ -309,15 +320,16 @@ def _check_source(selection, path, folder, console):
         )
 
 
-def _map_correlation(options):
-    """Correlation of each class with a known map, from the table of the run; (n_classes,)."""
+def _quality_of(options, column="class"):
+    """The table of quality of the run, which has the column."""
     import pandas as pd
 
     path = (options.results if options.results.is_dir() else options.results.parent) / QUALITY
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-    if "map_correlation" not in table:
-        raise CommandError(f"{path} has no map_correlation. Run sklearn-cryoem report with --map first.")
-    return table["map_correlation"].to_numpy()
+    if column not in table:
+        remedy = "Run sklearn-cryoem report with --map first" if column != "class" else "Give a run's folder"
+        raise CommandError(f"{path} has no {column}. {remedy}.")
+    return table
 
 
 def _existing(numbers, labels, options, console):

@@ -1,6 +1,7 @@
 """How good classes are, which to keep, and what is wrong with particles: measured from the images."""
 
 from sklearn_cryoem.quality.checks import Finding, check_particles
+from sklearn_cryoem.quality.learning import LearnedSelection, learn_selection
 from sklearn_cryoem.quality.match import particle_match, reasons_to_leave, unlike_their_class
 from sklearn_cryoem.quality.similarity import Similarity, compare_classes, map_correlation, similarity
 from sklearn_cryoem.quality.suggestion import suggest_classes
@@ -8,10 +9,12 @@ from sklearn_cryoem.quality.table import class_quality
 
 __all__ = [
     "Finding",
+    "LearnedSelection",
     "Similarity",
     "check_particles",
     "class_quality",
     "compare_classes",
+    "learn_selection",
     "map_correlation",
     "particle_match",
     "reasons_to_leave",

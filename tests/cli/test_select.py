@@ -246,6 +246,27 @@ def test_choose_compares_candidates_by_particles_held_out(results, tmp_path, cap
     assert (again.classes, again.dimensions, again.skip_align) == ([4, 9], [2], True)
 
 
+def test_select_like_before_follows_what_was_learned(results, tmp_path, capsys):
+    """The table of a larger run with a taste for fine detail, and the classes of this one by it."""
+    rng, table = np.random.default_rng(0), pd.read_csv(results / "quality.csv")
+    many = table.iloc[rng.integers(0, 6, 40)].assign(**{"class": np.arange(1, 41), "size": 30})
+    many["resolution"] = rng.uniform(10, 60, 40)
+    many.to_csv(tmp_path / "quality.csv", index=False)
+    write_selection(tmp_path / "selection.json", many["class"][many["resolution"] < 30].tolist())
+    assert run("learn-selection", tmp_path / "selection.json", "-o", tmp_path / "mine.json") == 0
+    said = capsys.readouterr().out
+    assert "learned from 40 classes of 1 run" in said and "what counts most: resolution (-" in said
+    shutil.copytree(results, tmp_path / "out")
+    table["resolution"] = [12.0, 55.0, 14.0, 58.0, 11.0, 57.0]
+    table["size"] = np.maximum(table["size"], 1)
+    table.to_csv(tmp_path / "out" / "quality.csv", index=False)
+    words = ("--like", tmp_path / "mine.json", "--images-dir", results.parent, "-q")
+    assert run("select", tmp_path / "out", *words, "-o", tmp_path / "like.star") == 0
+    assert set(read_particles(tmp_path / "like.star").metadata["rlnClassNumber"]) <= {1, 3, 5}
+    assert run("learn-selection", tmp_path / "out" / "suggested.json", "-o", tmp_path / "x.json") == 1
+    assert "Give selections of more runs" in capsys.readouterr().err
+
+
 def stack_text(folder):
     return (folder / "particles.star").read_text()
 

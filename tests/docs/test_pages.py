@@ -110,7 +110,7 @@ def test_every_command_has_its_help_in_the_reference():
     from sklearn_cryoem.cli.main import build_parsers
 
     listed = re.findall(
-        r"^```\{command-help\} (\w+)$", (DOCS / "command_line.md").read_text("utf-8"), re.MULTILINE
+        r"^```\{command-help\} ([\w-]+)$", (DOCS / "command_line.md").read_text("utf-8"), re.MULTILINE
     )
     assert sorted(listed) == sorted(build_parsers()[1])
 
