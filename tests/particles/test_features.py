@@ -383,6 +383,8 @@ def test_sums_with_mirrors_are_those_of_the_images_and_of_their_mirror_images(on
         plain, other, both = (ShellNorms(blocks) for blocks in (plain, other, both))
     layout = plain.layout.truncate(7)
     templates = everything(plain, 7)[0][:5]
+    folds = [face.folds(4) for face in plain.load(0, 7).faces(both.layout.truncate(7))]
+    np.testing.assert_array_equal(*folds)  # no image helps to make a template that its mirror image meets
     matcher = Matcher.of(templates, np.full(layout.n_shells, 30.0), layout)
     one, two, found = (sweep(blocks, [matcher], "halves", n_shells=9) for blocks in (plain, other, both))
     for name in ("numerator", "denominator", "power", "mass", "log_evidence", "n_samples"):
