@@ -114,7 +114,7 @@ def test_only_the_same_fit_goes_on_from_a_state(unaligned, tmp_path):
         (DeepClusterer(), "DeepClusterer"),
         (DeepClusterer(MAPAligner(3), random_state=0), "MAPAligner"),
     ],
-    ids=str,
+    ids=["aligner", "aligner, state", "manifold", "deep", "aligner in deep"],
 )
 def test_a_checkpoint_needs_a_seed(unaligned, tmp_path, refused, name):
     data = aligned_to_truth(unaligned) if name == "SMLClusterer" else unaligned
