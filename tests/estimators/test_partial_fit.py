@@ -83,11 +83,11 @@ def test_noise_and_prior_follow_the_data(in_chunks, whole):
 
 
 def test_the_first_chunk_is_fitted_as_by_fit(particles):
-    chunk = particles[0][:150]
+    chunk = particles[0][:300]
     first, second = model().partial_fit(chunk), model().fit(chunk)
     np.testing.assert_array_equal(first.labels_, second.labels_)
     np.testing.assert_array_equal(first.class_averages_, second.class_averages_)
-    assert first.n_images_seen_ == second.n_images_seen_ == 150
+    assert first.n_images_seen_ == second.n_images_seen_ == 300
 
 
 def test_the_same_chunks_give_the_same_bits_with_any_number_of_workers(particles):
