@@ -49,7 +49,7 @@ from sklearn_cryoem.estimators.model_files import checkpoint_of
 from sklearn_cryoem.manifold.classes import (
     class_and_place,
     class_averages,
-    information_share,
+    hold_out,
     label_sums,
     map_posterior,
     mean_positions,
@@ -62,6 +62,7 @@ from sklearn_cryoem.manifold.grid import latent_basis
 from sklearn_cryoem.manifold.noise import MEASURED_NOISE
 from sklearn_cryoem.manifold.prior import (
     blur_of,
+    has_signal,
     measure_moments,
     power_of,
     prior_precision,
@@ -201,10 +202,6 @@ class SMLClusterer(
         Training images that are outliers and took no part in the fit, but have labels. None for vectors.
     class_sizes_, soft_class_sizes_ : ndarray of shape (n_nodes,)
         Images of each class, and sums of their posteriors; of those that the fit learned from.
-    information_share_ : float
-        Factor (1 / temperature) on the log likelihood in `predict_proba`, Eq. (3.17), set so that stated
-        probabilities match those of held-out halves. It is far below 1 where averages are noisy, and 1 for
-        vectors. Labels and scores do not depend on it.
     n_effective_clusters_ : float
         How many classes the images are told apart into: the exponential of the mutual information of image
         and class, Eq. (3.8). It is near 1 where noise alone tells classes apart, however even they are;
@@ -417,7 +414,7 @@ class SMLClusterer(
         self.n_images_seen_ = blocks.n_samples
         self._store_trace(state)
         self.noise_groups_, self.relative_noise_ = space.noise_found(blocks)
-        self._last_pass(blocks)
+        self._last_pass(blocks, plan, state.trace)
         self.outlier_ = None if looked_at is None else looked_at.outlier
         self._add_outliers(looked_at)
         self._interrupted = interrupted
@@ -525,32 +522,31 @@ class SMLClusterer(
         self.soft_class_sizes_ = halves.mass.sum(axis=0) / (1 + self.mirror)
         self.class_sizes_ = sizes
 
-    def _last_pass(self, blocks):
+    def _last_pass(self, blocks, plan, trace):
         """Labels, averages, sizes and resolutions, from one more pass over the data."""
-        manifold, dtype = self._manifold, self._space.dtype
-        matcher = manifold.matcher(blocks.layout, dtype=dtype)
-        halves = sweep(blocks, [matcher], "halves", n_jobs=self.n_jobs)
+        manifold, dtype, self._held_out = self._manifold, self._space.dtype, None
+        halves = sweep(blocks, self._matchers(blocks.layout), "halves", n_jobs=self.n_jobs)
+        if plan.n_folds > 1:
+            has = has_signal(power_of(self._moments, blocks.layout), blocks.layout, trace)
+            self._held_out = hold_out(blocks, manifold, plan.n_folds, has, dtype=dtype, n_jobs=self.n_jobs)
         self.labels_ = np.concatenate(halves.labels)
         sizes = np.bincount(self.labels_, minlength=len(self.latent_nodes_))
         self._store_classes(halves, blocks.layout, sizes)
-        self.information_share_ = 1.0  # vectors are taken at their word
-        if isinstance(self._space, ImageSpace) and self.algorithm != "paper":
-            share = information_share(blocks, manifold, halves, dtype=dtype, n_jobs=self.n_jobs)
-            self.information_share_ = share
         self._label_sums = 0.0
         self._tell_apart(blocks)
 
     def _tell_apart(self, blocks):
         """Count the classes that these images and those of earlier chunks are told apart into, Eq. (3.8)."""
-        found = map_posterior(label_sums, blocks, self._matcher(blocks.layout), n_jobs=self.n_jobs)
+        found = map_posterior(label_sums, blocks, self._matchers(blocks.layout), n_jobs=self.n_jobs)
         self._label_sums = sums = self._label_sums + np.concatenate(list(found)).sum(axis=0)  # (K + 1,)
         certainty = float(np.exp(sums[-1] / sums[:-1].sum()))
         self.n_effective_clusters_ = effective_count(sums[:-1]) * certainty
 
-    def _matcher(self, layout, *, tempered=True):
-        """Templates that images are compared with: by Eq. (3.17), or with `tempered` false by Eq. (3.1)."""
-        temperature = 1.0 / self.information_share_ if tempered else 1.0
-        return self._manifold.matcher(layout, dtype=self._space.dtype, temperature=temperature)
+    def _matchers(self, layout, *, held_out=True):
+        """Templates that images of each fold are compared with, Eq. (3.17), or those of the whole map."""
+        if self._held_out is None or not held_out:
+            return [self._manifold.matcher(layout, dtype=self._space.dtype)]
+        return self._held_out.matchers(self._manifold, layout, self._space.dtype)
 
     def _add_outliers(self, looked_at):
         """Labels, and noise if each image has its own, of the images that took no part in the fit."""
@@ -671,6 +667,7 @@ class SMLClusterer(
         stream = done.stream
         self.n_images_seen_, self.labels_ = stream.n_seen, done.labels
         self._store_manifold(done.manifold)
+        self._held_out = None
         self._store_classes(done.halves, stream.layout, stream.class_counts)
         self.soft_class_sizes_ *= stream.n_seen / self.soft_class_sizes_.sum()
         n_sweeps, held_out = len(done.objective), stream.n_folds > 1
@@ -684,11 +681,13 @@ class SMLClusterer(
         self.n_iter_ += n_sweeps
 
     # ---------------------------------------------------------------- use
-    def _posteriors(self, X, function, stacklevel=2, *, tempered=True):
-        """Apply `function` to the posterior of every block of X and join the results.
+    def _posteriors(self, X, function, stacklevel=2, *, with_labels=False):
+        """Apply `function` to the posterior of every block of X, Eq. (3.17), and join the results.
 
-        It is that of Eq. (3.17), or with `tempered` false that of Eq. (3.1). The warning of missing poses
-        blames the caller at `stacklevel`, 1 being the caller of this function; with None there is none.
+        Labels are those of the whole map, which knows more images.
+
+        The warning of missing poses blames the caller at `stacklevel`, 1 being the caller of this function;
+        with None there is none.
         """
         check_is_fitted(self)
         data = as_fitted(X, self, on_images=isinstance(self._space, ImageSpace))
@@ -696,8 +695,11 @@ class SMLClusterer(
             blocks = self._space.blocks(data, self.cache_folder, self.n_jobs)
             if stacklevel is not None:
                 warn_if_not_aligned(self, X, stacklevel=stacklevel + 1)
-            matcher = self._matcher(blocks.layout, tempered=tempered)
-            return np.concatenate(list(map_posterior(function, blocks, matcher, n_jobs=self.n_jobs)))
+            matchers = partial(self._matchers, blocks.layout)
+            how = {"matchers": matchers(held_out=function is not most_probable)}
+            if with_labels:
+                how["whole"] = matchers(held_out=False)[0]
+            return np.concatenate(list(map_posterior(function, blocks, **how, n_jobs=self.n_jobs)))
 
     def predict(self, X: Data) -> NDArray[Any]:
         """Class of each particle: its most probable node.
@@ -714,7 +716,9 @@ class SMLClusterer(
         return self._posteriors(X, most_probable)
 
     def predict_proba(self, X: Data) -> NDArray[Any]:
-        """Posterior probability of every node, as certain as held-out images allow, Eq. (3.17).
+        """Posterior probability of every node, with templates that the image is no part of, Eq. (3.17).
+
+        `predict` knows all images and now and then names another node than the most probable one here.
 
         Parameters
         ----------
@@ -766,7 +770,7 @@ class SMLClusterer(
         """
         check_is_fitted(self)
         basis = self._manifold.basis
-        found = self._posteriors(X, partial(class_and_place, places=basis.embedding))
+        found = self._posteriors(X, partial(class_and_place, places=basis.embedding), with_labels=True)
         return Assignment(found[:, 0].astype(np.int64), found[:, 1], basis.space.unembed(found[:, 2:]))
 
     def score_samples(self, X: Data) -> NDArray[Any]:
@@ -782,7 +786,7 @@ class SMLClusterer(
         log_likelihood : ndarray of shape (n_images,)
             In nats, over all frequencies up to `max_resolution`.
         """
-        return self._posteriors(X, attrgetter("log_evidence"), tempered=False)
+        return self._posteriors(X, attrgetter("log_evidence"))
 
     def score(self, X: Data, y: Any = None) -> float:
         """Mean log likelihood per particle, Eq. (3.9).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +11,16 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from scipy.special import xlogy
 
-from sklearn_cryoem._core.em import Additive
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
-from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureLayout, sum_over_start
-from sklearn_cryoem.manifold.expectation import Matcher, Posterior, Statistics
+from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureLayout
+from sklearn_cryoem.manifold.derived_blocks import ShellNorms
+from sklearn_cryoem.manifold.expectation import (
+    Matcher,
+    Posterior,
+    Statistics,
+    posterior_by_folds,
+    sweep,
+)
 from sklearn_cryoem.manifold.maximisation import solve_weights
 from sklearn_cryoem.manifold.state import Manifold
 
@@ -84,22 +89,39 @@ def class_averages(
 
 
 @dataclass(frozen=True)
-class _Certainty(Additive):
-    """Sums over images of posteriors of their labels."""
+class HeldOut:
+    """What makes posteriors as certain as they are right, Eq. (3.17).
 
-    claimed: Float64  # with each of SHARES
-    held_out: float  # under the templates of the other half
+    Attributes
+    ----------
+    weights : ndarray of shape (n_folds, M + 1, P), float32
+        W that all images but those of a fold give.
+    spread : ndarray of shape (K, S)
+        Variance that the uncertainty of each template adds to a feature of an image.
+    """
+
+    weights: NDArray[np.float32]
+    spread: Float64
+
+    def matchers(self, manifold: Manifold, layout: FeatureLayout, dtype: DTypeLike) -> list[Matcher]:
+        """Prepare the templates of each fold."""
+        phi, noise = manifold.basis.phi, manifold.noise_variance
+        return [
+            Matcher.of(phi @ weights, noise, layout, dtype=dtype, spread=self.spread)
+            for weights in self.weights
+        ]
 
 
-def information_share(
+def hold_out(
     blocks: Blocks,
     manifold: Manifold,
-    halves: Statistics,
+    n_folds: int,
+    has_signal: bool,
     *,
     dtype: DTypeLike = np.float32,
     n_jobs: int | None = None,
-) -> float:
-    """Share of the log likelihood that images bear out, Eq. (3.17); from 1/64 to 1.
+) -> HeldOut:
+    """Make templates for the images of each fold from those of all others, Eq. (3.17).
 
     Parameters
     ----------
@@ -107,8 +129,10 @@ def information_share(
         The data that the manifold was fitted to.
     manifold : Manifold
         The fit.
-    halves : Statistics
-        Of a sweep over halves of the same data.
+    n_folds : int
+        Number of folds.
+    has_signal : bool
+        Whether images differ by more than noise; if not, all nodes have one template.
     dtype : dtype
         Precision of the matrix products.
     n_jobs : int, optional
@@ -116,49 +140,60 @@ def information_share(
 
     Notes
     -----
-    Two M-steps, and a pass over at most 10,000 images.
+    A pass over the data, and an M-step for each fold with one system for each shell.
     """
-    layout, basis = blocks.layout, manifold.basis
-    matchers = [manifold.matcher(layout, dtype=dtype)]
-    for other in (1, 0):  # even rows are compared with what odd ones alone give
-        sums = halves.part(other)
-        weights = solve_weights(
-            sums.numerator, sums.denominator, basis, manifold.noise_variance, manifold.alpha, layout,
-            n_jobs=n_jobs,
-        )  # fmt: skip
-        matchers.append(dataclasses.replace(manifold, weights=weights).matcher(layout, dtype=dtype))
-    total = sum_over_start(partial(_block_certainty, blocks, matchers), blocks, n_jobs=n_jobs)
-    return float(np.exp(np.interp(total.held_out, total.claimed, np.log(SHARES))))
-
-
-def _block_certainty(blocks: Blocks, matchers: list[Matcher], index: int) -> _Certainty:
-    matcher, *held_out = matchers
-    block = matcher.in_sufficient_precision(blocks.load(index, matcher.layout.n_shells))
-    log_joint = matcher.log_joint(block)  # (n, K)
-    labels = log_joint.argmax(axis=1)
-    log_joint -= log_joint.max(axis=1, keepdims=True)
-    claimed = [
-        (1.0 / np.exp(log_joint * share).sum(axis=1)).sum() for share in SHARES.astype(log_joint.dtype)
-    ]
-    borne_out = 0.0
-    for half, other in enumerate(held_out):
-        rows = slice(half, None, 2)
-        posterior = other.posterior(block.take(rows)).responsibilities
-        borne_out += float(np.take_along_axis(posterior, labels[rows, None], axis=1).sum())
-    return _Certainty(np.array(claimed, dtype=np.float64), borne_out)
+    shells = ShellNorms(blocks)
+    layout, noise, alpha = shells.layout, manifold.noise_variance, manifold.alpha
+    folds = sweep(shells, [manifold.matcher(layout, dtype=dtype)] * n_folds, "folds", n_jobs=n_jobs)
+    total, parts = folds.total(), [folds.part(fold) for fold in range(n_folds)]
+    if not has_signal:  # one template
+        alpha = 1e9 * alpha
+    weights = [
+        solve_weights(
+            total.numerator - part.numerator, np.maximum(total.denominator - part.denominator, 0.0),
+            manifold.basis, noise, alpha, layout, n_jobs=n_jobs,
+        ).astype(np.float32)
+        for part in parts
+    ]  # fmt: skip
+    mean_ctf2 = total.denominator.sum(axis=0) / total.n_samples  # (S,)
+    phi, scale = manifold.basis.phi, noise / layout.information  # (S,)
+    variance = np.empty(total.denominator.shape)  # of a feature of each template; (K, S)
+    for shell, ridge in enumerate(alpha * scale):
+        system = phi.T @ (total.denominator[:, shell, None] * phi) + np.diag(ridge * manifold.basis.has_prior)
+        inverse = np.linalg.pinv(system, hermitian=True)
+        variance[:, shell] = scale[shell] * ((phi @ inverse) * phi).sum(axis=1)
+    return HeldOut(np.stack(weights), mean_ctf2 * variance)
 
 
 def map_posterior(
-    function: Callable[[Posterior], Result], blocks: Blocks, matcher: Matcher, *, n_jobs: int | None = None
+    function: Callable[[Posterior], Result],
+    blocks: Blocks,
+    matchers: list[Matcher],
+    *,
+    whole: Matcher | None = None,
+    n_jobs: int | None = None,
 ) -> Iterator[Result]:
-    """Yield `function(posterior)` for every block in turn, so that no (n_images, K) array need exist."""
-    return ordered_map(partial(_of_block, function, blocks, matcher), range(len(blocks)), n_jobs=n_jobs)
+    """Yield `function(posterior)` for every block in turn, so that no (n_images, K) array need exist.
+
+    With `whole`, the posterior has labels by that.
+    """
+    task = partial(_of_block, function, blocks, matchers, whole)
+    return ordered_map(task, range(len(blocks)), n_jobs=n_jobs)
 
 
 def _of_block(
-    function: Callable[[Posterior], Result], blocks: Blocks, matcher: Matcher, index: int
+    function: Callable[[Posterior], Result],
+    blocks: Blocks,
+    matchers: list[Matcher],
+    whole: Matcher | None,
+    index: int,
 ) -> Result:
-    return function(matcher.posterior(blocks.load(index, matcher.layout.n_shells)))
+    block = blocks.load(index, matchers[0].layout.n_shells)
+    block = matchers[0].in_sufficient_precision(block)
+    posterior = posterior_by_folds(block, matchers)
+    if whole is not None:
+        posterior = posterior._replace(label=most_probable(whole.posterior(block)))
+    return function(posterior)
 
 
 def most_probable(posterior: Posterior) -> Int:
@@ -186,6 +221,7 @@ def mean_positions(posterior: Posterior, places: Float64) -> Float64:
 
 
 def class_and_place(posterior: Posterior, places: Float64) -> Float64:
-    """Most probable node, its posterior, and the mean position of each image; (n, 2 + E)."""
-    largest = posterior.responsibilities.max(axis=1)
-    return np.column_stack([most_probable(posterior), largest, mean_positions(posterior, places)])
+    """Class by the whole map, its posterior, and the mean position of each image; (n, 2 + E)."""
+    label = most_probable(posterior) if posterior.label is None else posterior.label
+    own = np.take_along_axis(posterior.responsibilities, label[:, None], axis=1)
+    return np.column_stack([label, own, mean_positions(posterior, places)])

@@ -11,21 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from scipy import sparse
 
 from sklearn_cryoem._core.em import Additive
 from sklearn_cryoem._core.memory import claim_room
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem.manifold.blocks import ROWS_AT_ONCE, Blocks, FeatureBlock, FeatureLayout, in_turn, shards
+from sklearn_cryoem.manifold.products import add_product, transposed, with_precision_of
 
 Floating = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 ENOUGH_NATS = 0.01  # products in float32 are good enough where they are this accurate
-COLUMNS_AT_ONCE = 2048  # of a product that is added: nothing else of the size of the sums exists
-SPARSE_SHARE = 0.1  # of responsibilities above 0: below, sparse products win, at 2 % by 5 times
-MIN_SPARSE_COLUMNS = 512  # for fewer, finding the non-zero responsibilities takes longer than the product
 
 
 class Posterior(NamedTuple):
@@ -34,7 +31,9 @@ class Posterior(NamedTuple):
     responsibilities: Floating
     """(n, K), rows sum to 1."""
     log_evidence: Float64
-    """(n,) log p(Y_i), Eq. (2.5), tempered if the temperature is not 1."""
+    """(n,) log p(Y_i), Eq. (2.5)."""
+    label: Int | None = None
+    """(n,) class by the whole map, where that was asked for."""
 
 
 class Factors(NamedTuple):
@@ -47,12 +46,11 @@ class Factors(NamedTuple):
 
     @classmethod
     def of(cls, templates: Float64, precision: Float64, layout: FeatureLayout, dtype: DTypeLike) -> Factors:
-        """Scale templates (K, P), a few rows at a time."""
-        beta = precision[layout.shell]  # (P,)
+        """Scale templates (K, P), a few rows at a time, by the precision (K, S) of each node and shell."""
         scaled = np.empty(templates.shape, dtype=dtype)
         half_norms = np.empty((len(templates), layout.n_norms), dtype=dtype)
         for rows in row_blocks(len(templates), ROWS_AT_ONCE):
-            product = templates[rows] * beta
+            product = templates[rows] * precision[rows, layout.shell]
             scaled[rows] = product
             half_norms[rows] = 0.5 * layout.sum_norms(product * templates[rows])
         return cls(scaled, half_norms)
@@ -72,15 +70,15 @@ class Matcher:
         beta of each shell.
     factors : Factors
         beta mu and its norms, in the precision of the data.
-    temperature : float
-        Above 1 the posterior is flattened, Eq. (3.17).
+    of_node : ndarray of shape (K, S), float64, or None
+        Precision for each node, whose template has a variance of its own; None for that of the shell.
     """
 
     layout: FeatureLayout
     templates: Float64
     precision: Float64
     factors: Factors
-    temperature: float = 1.0
+    of_node: Float64 | None = None
 
     @classmethod
     def of(
@@ -90,17 +88,23 @@ class Matcher:
         layout: FeatureLayout,
         *,
         dtype: DTypeLike = np.float32,
-        temperature: float = 1.0,
+        spread: Float64 | None = None,
     ) -> Matcher:
-        """Prepare templates (K, P) under a noise variance for each shell (S,)."""
+        """Prepare templates (K, P) under a noise variance (S,), and one of their own (K, S), Eq. (3.17)."""
         claim_room()  # a pass begins here
         precision = 1.0 / noise_variance  # (S,)
-        return cls(layout, templates, precision, Factors.of(templates, precision, layout, dtype), temperature)
+        of_node = None if spread is None else 1.0 / (noise_variance + spread)  # (K, S)
+        everywhere = np.broadcast_to(precision, (len(templates), len(precision)))
+        factors = Factors.of(templates, everywhere if of_node is None else of_node, layout, dtype)
+        return cls(layout, templates, precision, factors, of_node)
 
     @cached_property
     def double_factors(self) -> Factors:
         """The factors in double precision, made when they are first needed."""
-        return Factors.of(self.templates, self.precision, self.layout, np.float64)
+        precision = np.broadcast_to(self.precision, (len(self.templates), len(self.precision)))
+        return Factors.of(
+            self.templates, precision if self.of_node is None else self.of_node, self.layout, np.float64
+        )
 
     def in_sufficient_precision(self, block: FeatureBlock) -> FeatureBlock:
         """Return `block` in double precision where single precision does not suffice.
@@ -125,6 +129,9 @@ class Matcher:
             match -= half_norms.sum(axis=1)
         else:
             match -= block.norm @ half_norms.T  # the second
+        if self.of_node is not None:  # Eq. (3.17)
+            log_size = np.log(self.of_node / self.precision) @ self.layout.shell_sizes  # (K,)
+            match += 0.5 * (log_size - block.power @ (self.of_node - self.precision).T).astype(match.dtype)
         if self.layout.information != 1.0:
             match *= match.dtype.type(self.layout.information)  # Eq. (3.10)
         return match
@@ -144,8 +151,6 @@ class Matcher:
         a fit most are, and sums over images are then sparse products.
         """
         log_joint = self.log_joint(self.in_sufficient_precision(block))  # (n, K)
-        if self.temperature != 1.0:
-            log_joint /= log_joint.dtype.type(self.temperature)
         largest = log_joint.max(axis=1, keepdims=True)
         log_joint -= largest
         weights = np.exp(log_joint, out=log_joint)
@@ -154,7 +159,7 @@ class Matcher:
         n_nodes = weights.shape[1]
         np.putmask(weights, weights < np.finfo(weights.dtype).eps / n_nodes, 0.0)
         log_mean = (largest.astype(np.float64) + np.log(total / n_nodes))[:, 0]  # prior of Eq. (2.4)
-        return Posterior(weights, self.temperature * log_mean + self.log_constant(block))
+        return Posterior(weights, log_mean + self.log_constant(block))
 
 
 @dataclass(frozen=True)
@@ -235,8 +240,8 @@ def sweep(
     blocks : Blocks
         The data.
     matchers : list of Matcher
-        Templates, noise and temperature: one for all images, or with "folds" one for each fold. Their layout
-        says how many shells are compared.
+        Templates and noise: one for all images, or with "folds" one for each fold. Their layout says how many
+        shells are compared.
     split : {"all", "folds", "halves"}
         The parts: all images; folds, see `FeatureBlock.folds`; or the even and the odd rows, with labels.
     n_shells : int, optional
@@ -276,8 +281,10 @@ def _shard_sums(
     numerator, denominator = sums.numerator, sums.denominator
     for loaded in in_turn(blocks, shard, n_shells):
         labels = np.empty(len(loaded), dtype=np.int64)
-        faces = (_compared(face, matchers, n_parts) for face in loaded.faces(layout))
-        for part, (rows, block, (weights, evidence)) in itertools.chain.from_iterable(map(enumerate, faces)):
+        faces = (_compared(face, matchers, split) for face in loaded.faces(layout))
+        for part, (rows, block, (weights, evidence, _)) in itertools.chain.from_iterable(
+            map(enumerate, faces)
+        ):
             left = transposed(weights, layout.n_features)
             numerator, denominator = with_precision_of(block.data, numerator, denominator)
             add_product(numerator[part], left, block.data)  # Eq. (3.2)
@@ -296,53 +303,32 @@ def _shard_sums(
 
 
 def _compared(
-    loaded: FeatureBlock, matchers: list[Matcher], n_parts: int
+    loaded: FeatureBlock, matchers: list[Matcher], split: str
 ) -> Iterator[tuple[slice | Int, FeatureBlock, Posterior]]:
     """Which rows of a block each part has, these rows, and their posterior."""
-    if len(matchers) == 1:
+    if split != "folds":
         block = matchers[0].in_sufficient_precision(loaded)
-        weights, evidence = matchers[0].posterior(block.prefix(matchers[0].layout))
+        weights, evidence, _ = matchers[0].posterior(block.prefix(matchers[0].layout))
+        n_parts = 2 if split == "halves" else 1
         for part in range(n_parts):
             half = slice(part, None, n_parts)
             yield half, block.take(half), Posterior(weights[half], evidence[half])
         return
-    folds = loaded.folds(n_parts)
+    folds = loaded.folds(len(matchers))
     for part, matcher in enumerate(matchers):
         rows = np.flatnonzero(folds == part)
         block = matcher.in_sufficient_precision(loaded.take(rows))
         yield rows, block, matcher.posterior(block.prefix(matcher.layout))
 
 
-def transposed(weights: Floating, n_columns: int) -> Any:
-    """R^T (K, n) of responsibilities R (n, K), as a sparse matrix where that makes products faster.
-
-    Parameters
-    ----------
-    weights : ndarray of shape (n, K)
-        Responsibilities; those that do not matter are exactly 0.
-    n_columns : int
-        Columns of what it is multiplied with.
-    """
-    is_sparse = n_columns >= MIN_SPARSE_COLUMNS and np.count_nonzero(weights) < SPARSE_SHARE * weights.size
-    return sparse.csr_matrix(weights.T) if is_sparse else weights.T
-
-
-def with_precision_of(values: Floating, *sums: Floating) -> tuple[Floating, ...]:
-    """Sums in the precision of `values`, if that is more than their own."""
-    return tuple(each.astype(np.result_type(each, values), copy=False) for each in sums)
-
-
-def add_product(total: Floating, left: Any, values: Floating) -> None:
-    """Add ``left @ values`` to `total` in place.
-
-    Parameters
-    ----------
-    total : ndarray of shape (K, C)
-        Changed in place; see `with_precision_of`.
-    left : matrix of shape (K, n)
-        Dense or sparse, from `transposed`.
-    values : ndarray of shape (n, C)
-        In the precision of the products.
-    """
-    for columns in row_blocks(values.shape[1], COLUMNS_AT_ONCE):
-        total[:, columns] += left @ values[:, columns]
+def posterior_by_folds(block: FeatureBlock, matchers: list[Matcher]) -> Posterior:
+    """Posterior of a block under one matcher, or of each fold under its own, Eq. (3.17)."""
+    if len(matchers) == 1:
+        return matchers[0].posterior(block.prefix(matchers[0].layout))
+    folds = block.folds(len(matchers))
+    weights = np.empty((len(block), len(matchers[0].templates)), dtype=block.data.dtype)
+    evidence = np.empty(len(block))
+    for fold, matcher in enumerate(matchers):
+        rows = np.flatnonzero(folds == fold)
+        weights[rows], evidence[rows], _ = matcher.posterior(block.take(rows).prefix(matcher.layout))
+    return Posterior(weights, evidence)

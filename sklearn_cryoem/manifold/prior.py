@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ Float64 = NDArray[np.float64]
 MIN_NOISE = 0.1  # of the variance of a shell: the signal's share is known no better
 MIN_SHARE = 1e-6  # of the largest shell variance: what a shell without any variance is given
 TELLING = 0.99  # of what tells views apart, Eq. (3.15): finer shells bring more noise than they tell
+OPTIMISM = 2.0  # nats that cross-fitted EM gains on noise, at most: 0.1 to 1.7 were seen
 SIGNIFICANT = 2.0  # standard errors: signal that is weaker may be none
 TURN = 2.0  # radians times shell times share of the box: how far a view turns until a shell has changed
 CLEAR_NATS = 6.0  # of signal in an image; with fewer, views must differ more to be told apart
@@ -146,7 +148,8 @@ def power_of(moments: Moments, layout: FeatureLayout) -> DataPower:
     quietest = variance.min() / variance  # level of white noise, as a share of each shell's variance
     has_slope = spread > 1e-4 * mean_c2**2
     divisor = np.where(has_slope, spread, 1.0)
-    error = np.sqrt(2.0 / n_values) * np.where(has_slope, variance / np.sqrt(divisor), largest)
+    # the quietest of all shells lies about two standard errors below the usual
+    error = np.sqrt(2.0 / n_values) * np.where(has_slope, variance / np.sqrt(divisor), 2.0 * largest)
     if layout.n_shells == 1:
         signal = largest
     else:
@@ -192,6 +195,33 @@ def telling_shells(power: DataPower, layout: FeatureLayout, n_images: float) -> 
 def signal_nats(power: DataPower, layout: FeatureLayout) -> float:
     """Nats of signal in an image, on average: f / 2 sum_q n_q rho_q of Eq. (3.15)."""
     return 0.5 * layout.information * float(layout.shell_sizes @ _signal_to_noise(power))
+
+
+def has_signal(power: DataPower, layout: FeatureLayout, trace: Any) -> bool:
+    """Whether images differ by more than noise, Eq. (3.17).
+
+    Parameters
+    ----------
+    power : DataPower
+        Signal and noise.
+    layout : FeatureLayout
+        Sizes of the shells.
+    trace : Trace
+        Of a fit; its last cross-fitted iteration counts.
+    """
+    if layout.n_shells == 1:  # all of it counts as signal
+        return True
+    last = sum(trace.is_held_out) - 1
+    n_shells, held_out = trace.n_shells[last], trace.objective[last]
+    left = np.maximum(power.variance - power.noise, 0.0)
+    errors = layout.shell_sizes * left * power.error / (power.signal * power.noise)  # of n_q rho_q, (S,)
+    of_nats = 0.5 * np.sqrt(layout.information) * float(np.sqrt((errors**2).sum()))
+    of_one = (
+        np.log(2.0 * np.pi * power.variance[:n_shells]) + 1.0
+    )  # twice the nats of a feature, one template
+    gain = held_out + 0.5 * layout.information * float(layout.shell_sizes[:n_shells] @ of_one)
+    is_sure = of_nats < OPTIMISM  # of few images neither tells
+    return bool(signal_nats(power, layout) > SIGNIFICANT * of_nats or gain > OPTIMISM or not is_sure)
 
 
 def blur_of(power: DataPower, layout: FeatureLayout) -> float:

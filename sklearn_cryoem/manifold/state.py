@@ -51,9 +51,9 @@ class Manifold:
         """Template mu of every node, Eq. (2.2); (K, P)."""
         return self.basis.phi @ self.weights
 
-    def matcher(self, layout: FeatureLayout, *, dtype: DTypeLike, temperature: float = 1.0) -> Matcher:
+    def matcher(self, layout: FeatureLayout, *, dtype: DTypeLike) -> Matcher:
         """Prepare the E-step for data of this layout."""
-        return Matcher.of(self.templates, self.noise_variance, layout, dtype=dtype, temperature=temperature)
+        return Matcher.of(self.templates, self.noise_variance, layout, dtype=dtype)
 
 
 @dataclass(frozen=True)

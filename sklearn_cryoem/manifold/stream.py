@@ -347,4 +347,4 @@ def _let_go(stream: Stream, sums: Statistics, noise: Float64, halves: list[Stati
 def _labels(blocks: Blocks, manifold: Manifold, dtype: DTypeLike, n_jobs: int | None) -> Int:
     """Class of each image; (n,)."""
     matcher = manifold.matcher(blocks.layout, dtype=dtype)
-    return np.concatenate(list(map_posterior(most_probable, blocks, matcher, n_jobs=n_jobs)))
+    return np.concatenate(list(map_posterior(most_probable, blocks, [matcher], n_jobs=n_jobs)))

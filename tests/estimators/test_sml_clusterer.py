@@ -3,6 +3,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import entropy
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
@@ -320,27 +321,30 @@ def test_input_of_another_kind_is_refused(stack, fitted, vectors):
         fitted.predict(stack[:0])
 
 
-@pytest.mark.parametrize(("snr", "is_sharp"), [(0.3, True), (0.07, True), (0.02, False)])
-def test_posteriors_of_views_are_as_sure_as_they_are_right(snr, is_sharp):
-    stack = aligned_to_truth(make_particles("ribosome", 500, box=32, snr=snr, n_views=9, random_state=0))
+@pytest.mark.parametrize("snr", [0.3, 0.07, 0.0])
+def test_posteriors_of_views_are_as_sure_as_they_are_right(snr):
+    """Of training images and of new ones alike, and where there is nothing but noise."""
+    n = 500 if snr else 2000  # noise is told from signal by many images alone
+    stack = aligned_to_truth(
+        make_particles("ribosome", n + 300, box=32, snr=snr or 1.0, n_views=9, random_state=0)
+    )
+    if snr == 0.0:
+        noise = np.random.default_rng(0).normal(size=(n + 300, 32, 32)).astype(np.float32)
+        stack = ParticleStack(noise, ctf=stack.ctf, poses=stack.poses, pixel_size=stack.pixel_size)
+    truth = np.arange(n + 300) % 9 if stack.truth is None else stack.truth["view"].to_numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model = SMLClusterer((4, 4), max_iter=30, random_state=0).fit(stack)
-    truth, label = stack.truth["view"].to_numpy(), model.labels_
-    counts = np.zeros((16, 9))
-    np.add.at(counts, (label, truth), 1)
-    view = counts.argmax(axis=1)  # of each class
-    accuracy = np.mean(view[label] == truth)
-
-    def certainty():
-        return (model.predict_proba(stack) * (view == view[label][:, None])).sum(axis=1).mean()
-
-    assert abs(certainty() - accuracy) < 0.1, f"sure to {certainty():.3f}, right in {accuracy:.3f}"
-    assert (accuracy > 0.95) == is_sharp
-    labels, scores = model.predict(stack), model.score_samples(stack)
-    np.testing.assert_array_equal(labels, label)
-    model.information_share_ = 1.0  # Eq. (3.1) as it stands
-    np.testing.assert_array_equal(model.predict(stack), labels)
-    np.testing.assert_array_equal(model.score_samples(stack), scores)
-    if not is_sharp:
-        assert certainty() > accuracy + 0.2
+        model = SMLClusterer((3, 3), max_iter=30, random_state=0).fit(stack[:n])
+    counts = np.zeros((9, 9))
+    np.add.at(counts, (model.labels_, truth[:n]), 1)
+    view = np.empty(9, dtype=int)
+    node, view_of_node = linear_sum_assignment(-counts)
+    view[node] = view_of_node
+    np.testing.assert_array_equal(model.predict(stack[:n]), model.labels_)
+    for rows in (slice(n), slice(n, None))[snr == 0.0 :]:  # matching finds 0.17 of noise it has seen
+        posterior = model.predict_proba(stack[rows])
+        accuracy, certainty = (
+            np.mean(view[posterior.argmax(axis=1)] == truth[rows]),
+            posterior.max(axis=1).mean(),
+        )
+        assert abs(certainty - accuracy) < 0.05, f"sure to {certainty:.3f}, right in {accuracy:.3f}"

@@ -58,7 +58,7 @@ def test_it_is_the_em_of_the_paper(stack, alpha):
     np.testing.assert_allclose(model.noise_variance_, noise, rtol=1e-5)
     expected = responsibilities(cy, c2, phi @ weights, noise, share)
     np.testing.assert_allclose(model.predict_proba(stack), expected, atol=1e-3)
-    assert model.information_share_ == 1.0 and not model.held_out_.any()
+    assert not model.held_out_.any()
 
 
 def test_its_objective_never_falls_and_it_is_told_where_it_stops(stack):

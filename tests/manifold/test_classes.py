@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem.manifold.classes import class_averages, information_share, map_posterior, mean_positions
+from sklearn_cryoem.manifold.classes import class_averages, hold_out, map_posterior, mean_positions
+from sklearn_cryoem.manifold.derived_blocks import ShellNorms
 from sklearn_cryoem.manifold.expectation import Matcher, Posterior, sweep
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.state import Manifold
@@ -13,7 +14,7 @@ def setting(make_blocks, rng):
     variance = rng.uniform(0.3, 2.0, layout.n_shells)
     matcher = Matcher.of(rng.standard_normal((5, layout.n_features)), variance, layout, dtype=np.float64)
     weights = np.concatenate(
-        list(map_posterior(lambda posterior: posterior.responsibilities, blocks, matcher))
+        list(map_posterior(lambda posterior: posterior.responsibilities, blocks, [matcher]))
     )
     return blocks, y, ctf, matcher, weights
 
@@ -36,42 +37,36 @@ def test_a_class_without_images_averages_to_zero(make_blocks, rng):
     np.testing.assert_array_equal(averages, np.zeros_like(averages))
 
 
-def test_images_claim_no_more_than_the_other_half_says_of_their_labels(make_blocks, rng):
-    blocks, y, ctf = make_blocks(rng, n=60, noise=1.0)
+@pytest.mark.parametrize("has_signal", [True, False])
+def test_templates_of_a_fold_are_made_of_all_others_and_have_a_variance(make_blocks, rng, has_signal):
+    blocks = ShellNorms(make_blocks(rng, n=60, noise=1.0, block_size=60)[0])
     layout, basis = blocks.layout, LatentBasis((7,), (4,), 0.75)
-    variance, alpha = np.ones(layout.n_shells), np.full(layout.n_shells, 0.5)
+    variance, alpha = rng.uniform(0.5, 2.0, layout.n_shells), np.full(layout.n_shells, 0.5)
+    manifold = Manifold(basis, rng.standard_normal((5, layout.n_features)), variance, alpha)
+    block = blocks.load(0, layout.n_shells)
+    shares = manifold.matcher(layout, dtype=np.float64).posterior(block).responsibilities
+    found = hold_out(blocks, manifold, 3, has_signal, dtype=np.float64)
+    ridge = 0.5 * variance / layout.information * np.array([1.0] * 4 + [0.0])[:, None]  # (5, S)
 
-    def templates(weights, rows):
-        penalty = np.diag(0.5 / layout.information * np.append(np.ones(basis.phi.shape[1] - 1), 0.0))
-        over, under = weights[rows].T @ (ctf * y)[rows], weights[rows].T @ (ctf**2)[rows]
-        return np.stack(
-            [
-                np.linalg.solve(basis.phi.T @ (g[:, None] * basis.phi) + penalty, basis.phi.T @ b)
-                for g, b in zip(under.T, over.T, strict=True)
-            ],
-            axis=1,
-        )
+    norm = np.ones(block.power.shape) if block.norm is None else block.norm  # (n, S)
 
-    def posterior(weights, share=1.0):
-        mu = basis.phi @ weights
-        joint = layout.information * ((ctf * y) @ mu.T - 0.5 * ctf**2 @ (mu**2).T) * share
-        joint = np.exp(joint - joint.max(axis=1, keepdims=True))
-        return joint / joint.sum(axis=1, keepdims=True)
+    def systems(rows):
+        gram = shares[rows].T @ norm[rows]  # (K, S)
+        return np.einsum("km,ks,kn->smn", basis.phi, gram, basis.phi) + np.stack([*map(np.diag, ridge.T)])
 
-    everyone = slice(None)
-    manifold = Manifold(basis, templates(rng.dirichlet(np.ones(7), 60), everyone), variance, alpha)
-    for _ in range(5):
-        manifold = Manifold(basis, templates(posterior(manifold.weights), everyone), variance, alpha)
-    found = posterior(manifold.weights)
-    labels, halves = found.argmax(axis=1), (slice(0, None, 2), slice(1, None, 2))
-    borne_out = np.concatenate(
-        [posterior(templates(found, halves[1 - half]))[halves[half]][np.arange(30), labels[halves[half]]]
-         for half in (0, 1)]
-    )  # fmt: skip
-    statistics = sweep(blocks, [manifold.matcher(layout, dtype=np.float64)], "halves")
-    share = information_share(blocks, manifold, statistics, dtype=np.float64)
-    assert 1 / 64 < share < 1
-    assert posterior(manifold.weights, share).max(axis=1).mean() == pytest.approx(borne_out.mean(), abs=2e-3)
+    if has_signal:
+        for fold in range(3):
+            rows = block.folds(3) != fold
+            right = basis.phi.T @ (shares[rows].T @ block.data[rows])  # (5, P)
+            matrix = systems(rows)[layout.shell]  # (P, 5, 5)
+            wanted = np.linalg.solve(matrix, right.T[:, :, None])[:, :, 0].T
+            np.testing.assert_allclose(found.weights[fold], wanted, rtol=1e-4, atol=1e-5)
+        inverse = np.linalg.inv(systems(slice(None)))
+        spread = np.einsum("km,smn,kn->ks", basis.phi, inverse, basis.phi) * variance / layout.information
+        np.testing.assert_allclose(found.spread, spread * norm.mean(axis=0), rtol=1e-6)
+    else:
+        posterior = found.matchers(manifold, layout, np.float64)[0].posterior(block).responsibilities
+        np.testing.assert_allclose(posterior, 1 / 7, atol=1e-4)
 
 
 def test_mean_positions_are_means_over_the_posterior():

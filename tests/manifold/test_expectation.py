@@ -9,14 +9,8 @@ from scipy.stats import norm as gaussian
 from sklearn_cryoem import SMLClusterer
 from sklearn_cryoem.estimators import sml_clusterer
 from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
-from sklearn_cryoem.manifold.expectation import (
-    COLUMNS_AT_ONCE,
-    MIN_SPARSE_COLUMNS,
-    Matcher,
-    add_product,
-    sweep,
-    transposed,
-)
+from sklearn_cryoem.manifold.expectation import Matcher, sweep
+from sklearn_cryoem.manifold.products import COLUMNS_AT_ONCE, MIN_SPARSE_COLUMNS, add_product, transposed
 
 FIELDS = ("numerator", "denominator", "power", "mass", "log_evidence", "n_samples")
 
@@ -36,16 +30,23 @@ def setting(make_blocks, rng, **options):
     return blocks, y, ctf, templates, variance
 
 
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_posterior_and_evidence_are_bayes_rule(make_blocks, rng, temperature):
+@pytest.mark.parametrize("uncertainty", [0.0, 0.3])
+def test_posterior_and_evidence_are_bayes_rule(make_blocks, rng, uncertainty):
+    """With a variance of its own for the template of each node and shell, Eq. (3.17), or without."""
     blocks, y, ctf, templates, variance = setting(make_blocks, rng, block_size=100)
-    naive = naive_log_likelihood(y, ctf, templates, variance, blocks.layout)
-    matcher = Matcher.of(templates, variance, blocks.layout, dtype=np.float64, temperature=temperature)
-    posterior = matcher.posterior(blocks.load(0, blocks.layout.n_shells))
-    total = logsumexp(naive / temperature, axis=1, keepdims=True)
-    np.testing.assert_allclose(posterior.responsibilities, np.exp(naive / temperature - total), atol=1e-12)
-    evidence = temperature * (total[:, 0] - np.log(len(templates)))
-    np.testing.assert_allclose(posterior.log_evidence, evidence, rtol=1e-10)
+    layout = blocks.layout
+    spread = uncertainty * rng.uniform(size=(len(templates), layout.n_shells))  # (K, S)
+    naive = np.stack(
+        [naive_log_likelihood(y, ctf, templates[[k]], variance + own, layout)[:, 0]
+         for k, own in enumerate(spread)],
+        axis=1,
+    )  # fmt: skip
+    given = {"spread": spread} if uncertainty else {}
+    matcher = Matcher.of(templates, variance, layout, dtype=np.float64, **given)
+    posterior = matcher.posterior(blocks.load(0, layout.n_shells))
+    total = logsumexp(naive, axis=1, keepdims=True)
+    np.testing.assert_allclose(posterior.responsibilities, np.exp(naive - total), atol=1e-12)
+    np.testing.assert_allclose(posterior.log_evidence, total[:, 0] - np.log(len(templates)), rtol=1e-10)
 
 
 def test_statistics_are_sums_over_images(make_blocks, rng):
@@ -176,7 +177,7 @@ def test_statistics_with_sparse_sums_equal_dense_ones_within_float32(rng, monkey
     weights = matcher.posterior(blocks.load(0, 3)).responsibilities
     assert np.count_nonzero(weights) < 0.1 * weights.size, "responsibilities are nearly one-hot"
     sparse_sums = sweep(blocks, [matcher], split)
-    monkeypatch.setattr("sklearn_cryoem.manifold.expectation.SPARSE_SHARE", 0.0)
+    monkeypatch.setattr("sklearn_cryoem.manifold.products.SPARSE_SHARE", 0.0)
     dense = sweep(blocks, [matcher], split)
     for name in ("numerator", "denominator", "mass"):
         mine, theirs = getattr(sparse_sums, name), getattr(dense, name)
