@@ -115,7 +115,7 @@ def find_poses(
         Whether to go below the steps of the search.
     """
     space = settings.space(features.images.box, model.k_max)
-    frames = Frames.identity(np.arange(len(model.references))) if frames is None else frames
+    frames = Frames.identity(np.arange(len(model.weight))) if frames is None else frames
     wanted = _Wanted(
         PreparedSearch.of(features, model, space),
         frames=frames.with_mirrors() if space.mirror else frames,
@@ -138,7 +138,7 @@ def placed_shifts(features: SharedFeatures, model: AlignmentModel, settings: Ali
     anywhere = replace(model, shift_sigma_px=0.5 * settings.reach_px)
     wanted = _Wanted(
         PreparedSearch.of(features, anywhere, replace(space, coarse=None)),
-        frames=Frames.identity(np.arange(len(model.references) * (1 + space.mirror))),
+        frames=Frames.identity(np.arange(len(model.weight) * (1 + space.mirror))),
         n_limit=space.n_rings,  # power beyond these rings need not be read
         refine=False,
     )
