@@ -46,6 +46,8 @@ class ImagePoses:
         Posterior of the class, over all shifts and angles.
     log_noise : ndarray of shape (n_images,)
         log p(image | noise alone), Eq. (1.3), up to the resolution limit.
+    reference : ndarray of shape (n_images,), int
+        Most probable reference.
     """
 
     label: Int
@@ -55,6 +57,7 @@ class ImagePoses:
     log_evidence: Float64
     class_posterior: Float64
     log_noise: Float64
+    reference: Int
 
     @classmethod
     def concatenate(cls, parts: Sequence[ImagePoses]) -> ImagePoses:
@@ -229,6 +232,7 @@ def _poses_of_block(
         posterior.log_evidence,
         class_posterior(posterior, frames.label, label, space.n_shifts),
         log_noise_likelihood(power, model.noise[:n_limit], cache.images.noise_fraction),
+        reference,
     )
 
 

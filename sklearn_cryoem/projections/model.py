@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.parallel import even_blocks
+from sklearn_cryoem.alignment.em import PassState
 from sklearn_cryoem.alignment.features import FeatureCache, SharedFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.model import (
@@ -20,6 +21,7 @@ from sklearn_cryoem.alignment.model import (
     residual_power,
     smallest_noise,
 )
+from sklearn_cryoem.alignment.passes import run_pass
 from sklearn_cryoem.alignment.products import ring_power
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.alignment.start import IMAGES_FOR_NOISE, IMAGES_PER_TASK, References
@@ -227,6 +229,55 @@ def _resolved(values: Complex64, signal: Float64, settings: SliceSettings) -> ND
     power = ring_power(values[: shape[0] * shape[1]]).reshape(shape).mean(axis=1)
     below = power < EXPLAINED * signal
     return np.asarray(np.where(below.any(axis=1), below.argmax(axis=1), len(signal)), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class SplitVolumes:
+    """What a last look at all images gives: volumes before they are masked, of all and of two halves.
+
+    Attributes
+    ----------
+    volumes : ndarray of shape (n_volumes, n, n, n)
+        Of all images.
+    halves : tuple of two ndarrays of the same shape
+        Of the images of even and of odd row numbers, seen from the same views.
+    mask : ndarray of shape (n, n, n)
+        Their mask.
+    stats : Statistics
+        Sums over all images.
+    grid : PolarGrid
+        Of the sums.
+    """
+
+    volumes: Float32
+    halves: tuple[Float32, Float32]
+    mask: Float64
+    stats: Statistics
+    grid: PolarGrid
+
+
+def split_volumes(features: SharedFeatures, state: PassState, settings: SliceSettings) -> SplitVolumes:
+    """Volumes of all images and of two halves, by their posteriors under the model of a fit, Eq. (8.6)."""
+    model, n_images = state.model, features.images.n_images
+    if not isinstance(model, SliceModel):
+        raise TypeError("The state is of an alignment whose references are free. Fit volumes first.")
+    space = settings.space(features.images.box, model.k_max)
+    parts = [
+        run_pass(features, rows, state.start_shift_px, model, space, broad=state.broad).statistics
+        for rows in (np.arange(0, n_images, 2), np.arange(1, n_images, 2))
+    ]
+    whole, *halves = (
+        solve_volumes(polar_statistics(stats, space.grid), model, space.grid, settings)
+        for stats in (parts[0] + parts[1], *parts)
+    )
+    mask = soft_ball(whole.shape[-1], *model.ball)
+    return SplitVolumes(whole, (halves[0], halves[1]), mask, parts[0] + parts[1], space.grid)
+
+
+def in_the_box(volumes: Float32, ball: tuple[float, float], box: int) -> Float32:
+    """Masked volumes with the voxels of the images, of which a projection is the sum along its axis."""
+    mask = soft_ball(box, *ball) * box**-0.5  # slices are unitary, and Eq. (1.1) is, in two dimensions
+    return np.array([resized(volume.astype(np.float64), box) * mask for volume in volumes], dtype=np.float32)
 
 
 SLICES = References(starting_volumes, update_volumes, None)
