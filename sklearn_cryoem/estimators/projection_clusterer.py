@@ -26,7 +26,7 @@ from sklearn_cryoem.projections.model import SLICES, SliceSettings, in_the_box, 
 from sklearn_cryoem.projections.views import cell_frames, symmetry_group, view_angles
 from sklearn_cryoem.projections.volumes import shell_correlation
 
-START_ANGSTROM = 50.0  # of a random start: finer detail of it tells noise apart
+START_ANGSTROM = 60.0  # of a random start: finer detail of it tells noise apart
 MIN_START_RINGS = 5.0
 GROWTH = 2.0  # of the resolution in the mini-batches, and in all by default
 VIEW_STEP = 1.1  # distance of neighbouring views, in periods of the finest detail at the rim of the mask
@@ -41,7 +41,7 @@ class ProjectionClusterer(MAPAligner):
     The references of `MAPAligner` become the central slices of a volume, Eq. (8.1), seen from views all over
     the sphere, and its M-step the volume that explains the images best, Eq. (8.3)-(8.4). All images of all
     views then say what each view looks like, so that neither poses nor a first model are needed: a random
-    volume of 50 Angstrom is the start. What is found is a beginning for a refinement elsewhere, and no more.
+    volume of 60 Angstrom is the start. What is found is a beginning for a refinement elsewhere, and no more.
 
     Parameters
     ----------
@@ -60,9 +60,9 @@ class ProjectionClusterer(MAPAligner):
         Longest shift, in Angstrom (pixels where the pixel size is unknown). By default 0.2 of the box, with
         searches as in `MAPAligner`.
     max_resolution : float or None, default=None
-        Finest detail used, in Angstrom (pixels where the pixel size is unknown). By default 25 Angstrom, half
+        Finest detail used, in Angstrom (pixels where the pixel size is unknown). By default 30 Angstrom, half
         of what the start has. The number of views, and with it time, grows with its square.
-    tau_fudge : float, default=1.0
+    tau_fudge : float, default=2.0
         Factor on the prior variance of the volume, Eq. (8.4). Much less and the volume fades away.
     n_init : int, default=1
         Random starts. Of several, the one that gives a tenth of the images, which it did not see, the largest
@@ -141,7 +141,7 @@ class ProjectionClusterer(MAPAligner):
         mask_diameter: float | None = None,
         max_shift: float | None = None,
         max_resolution: float | None = None,
-        tau_fudge: float = 1.0,
+        tau_fudge: float = 2.0,
         n_init: int = 1,
         n_batches: int = 140,
         max_iter: int = 5,

@@ -23,7 +23,7 @@ from sklearn_cryoem.alignment.model import (
 )
 from sklearn_cryoem.alignment.passes import run_pass
 from sklearn_cryoem.alignment.products import ring_power
-from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
+from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace, shift_step
 from sklearn_cryoem.alignment.start import IMAGES_FOR_NOISE, IMAGES_PER_TASK, References
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.masks import soft_disc
@@ -66,7 +66,7 @@ class SliceSettings(AlignmentSettings):
 
     def space(self, box: int, k_max: float) -> SearchSpace:
         """Search space with steps of angle as wide as those of the views, and at least a step of shifts."""
-        step_px = max(1.0, box / k_max / 3.0)
+        step_px = shift_step(box, k_max)
         wide = replace(self, max_shift_px=max(self.max_shift_px, step_px)) if self.max_shift_px else self
         space = super(SliceSettings, wide).space(box, k_max)
         coarse = None if space.coarse is None else _half_the_angles(space.coarse)
@@ -183,7 +183,9 @@ def update_volumes(
             noise=np.concatenate([residual, model.noise[n_rings:]]),
             weight=volume_weights(stats.mass, settings),
             shift_sigma_px=max(
-                MIN_SHIFT_SIGMA_PX, float(np.sqrt(0.5 * stats.shift_square[0] / stats.mass.sum()))
+                MIN_SHIFT_SIGMA_PX,
+                0.5 * shift_step(grid.box, n_rings),  # shifts within a step all lie at 0
+                float(np.sqrt(0.5 * stats.shift_square[0] / stats.mass.sum())),
             ),
             resolution=_resolved(values, model.signal[:n_rings], settings),
         ),
