@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
 from sklearn_cryoem._core.em import NullCheckpoint
@@ -21,7 +22,7 @@ from sklearn_cryoem.alignment.poses import ImagePoses, find_poses
 from sklearn_cryoem.estimators._common import FitTask, Path
 from sklearn_cryoem.estimators.map_aligner import MAPAligner, alignment_images, search_settings
 from sklearn_cryoem.estimators.model_files import CheckpointFile
-from sklearn_cryoem.particles import ParticleStack, Poses
+from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
 from sklearn_cryoem.projections.model import SLICES, SliceSettings, in_the_box, split_volumes
 from sklearn_cryoem.projections.views import cell_frames, symmetry_group, view_angles
 from sklearn_cryoem.projections.volumes import shell_correlation
@@ -294,3 +295,58 @@ class ProjectionClusterer(MAPAligner):
     def _poses(self, found: ImagePoses, unit: float) -> Poses:
         view = self._view_rad[found.reference]
         return Poses(found.angle_rad, found.shift_px * unit, found.mirrored, view)
+
+
+def initial_model(
+    averages: ArrayLike,
+    pixel_size: float,
+    *,
+    sizes: ArrayLike | None = None,
+    resolutions: ArrayLike | None = None,
+    **options: Any,
+) -> ProjectionClusterer:
+    """Volume from class averages, such as those of an `SMLClusterer`: they take the place of the particles.
+
+    Parameters
+    ----------
+    averages : array_like of shape (n_classes, D, D)
+        CTF-corrected; leave junk out.
+    pixel_size : float
+        In Angstrom.
+    sizes : array_like of shape (n_classes,), optional
+        Particles of each class: the noise of an average falls with them. By default all weigh the same.
+    resolutions : array_like of shape (n_classes,), optional
+        Resolution of each average in Angstrom, where half of its signal is taken to be left.
+    **options
+        Parameters of `ProjectionClusterer`. By default there are 3 starts of 80 mini-batches, as many cells
+        as averages but 100 at most, and shifts up to a twentieth of the box.
+
+    Returns
+    -------
+    model : ProjectionClusterer
+        Fitted; ``model.volumes_[0]`` is the volume.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem.datasets import make_particles
+    >>> from sklearn_cryoem.estimators import initial_model
+    >>> averages = make_particles("ribosome", 30, box=24, snr=9.0, random_state=0).read()
+    >>> initial_model(averages, 15.0, n_init=1, n_batches=5, max_iter=10, random_state=0).volumes_.shape
+    (1, 24, 24, 24)
+    """
+    images = np.asarray(averages, dtype=np.float32)
+    n, box = images.shape[:2]
+    weight = np.ones(n) if sizes is None else np.sqrt(np.asarray(sizes) / np.mean(sizes))
+    blur = 0.0 if resolutions is None else 4.0 * np.log(2.0) * np.square(resolutions)
+    # what multiplies an average of many particles, and fades at its resolution, is an envelope without a CTF
+    envelope = CTFTable(
+        **dict.fromkeys(("defocus_u_angstrom", "defocus_v_angstrom", "astigmatism_angle_rad"), np.zeros(n)),
+        voltage_volts=3e5, cs_angstrom=0.0, amplitude_contrast=1.0, b_factor_angstrom2=blur, scale=weight,
+    )  # fmt: skip
+    scaled = (images * weight[:, None, None]).astype(np.float32)
+    stack = ParticleStack(scaled, pixel_size=pixel_size, ctf=envelope).with_outliers(np.zeros(n, dtype=bool))
+    chosen = {
+        "n_clusters": min(n, 100), "n_init": 3, "n_batches": 80, "max_shift": 0.05 * box * pixel_size,
+        **options,
+    }  # fmt: skip
+    return ProjectionClusterer(**chosen).fit(stack)
