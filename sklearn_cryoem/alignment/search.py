@@ -263,7 +263,7 @@ def search_space(
         angle_range_rad = None
     if angle_range_rad is not None:
         n_angles = 2 * int(np.ceil(angle_range_rad * n_angles / (2.0 * np.pi) - 1e-6)) + 1
-    step_px = shift_step(box, k_max)
+    step_px = max(1.0, box / k_max / SHIFTS_PER_PERIOD)
     space = SearchSpace(
         grid,
         min(n_orders, grid.n_angles // 2),
@@ -283,11 +283,6 @@ def search_space(
     )
     worth_it = MIN_COARSE_GAIN * coarse.work <= space.work
     return replace(space, coarse=coarse) if worth_it else space
-
-
-def shift_step(box: int, k_max: float) -> float:
-    """Distance in pixels of neighbouring shifts at a resolution."""
-    return max(1.0, box / k_max / SHIFTS_PER_PERIOD)
 
 
 def shift_grid(max_shift_px: float, step_px: float) -> Float64:

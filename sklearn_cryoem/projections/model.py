@@ -23,7 +23,7 @@ from sklearn_cryoem.alignment.model import (
 )
 from sklearn_cryoem.alignment.passes import run_pass
 from sklearn_cryoem.alignment.products import ring_power
-from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace, shift_step
+from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace, shift_grid
 from sklearn_cryoem.alignment.start import IMAGES_FOR_NOISE, IMAGES_PER_TASK, References
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.masks import soft_disc
@@ -40,6 +40,7 @@ from sklearn_cryoem.projections.volumes import (
     solve_volume,
 )
 
+SHIFTS_PER_PERIOD = 5.0  # of the finest period in use
 MIN_SIGNAL = 0.02  # of the power of the images: prior variance at least
 MIN_START_NOISE = 0.3  # of the power of the images
 EXPLAINED = 0.05  # of the signal of the images: rings whose slices hold less are not resolved
@@ -65,12 +66,20 @@ class SliceSettings(AlignmentSettings):
     flat: bool = False
 
     def space(self, box: int, k_max: float) -> SearchSpace:
-        """Search space with steps of angle as wide as those of the views, and at least a step of shifts."""
+        """Search space with steps of angle as wide as those of the views, and finer ones of shifts.
+
+        Poses are not refined before the M-step, and the volume is as sharp as they are.
+        """
+        space = super().space(box, k_max)
         step_px = shift_step(box, k_max)
-        wide = replace(self, max_shift_px=max(self.max_shift_px, step_px)) if self.max_shift_px else self
-        space = super(SliceSettings, wide).space(box, k_max)
+        shifts = shift_grid(max(self.max_shift_px, step_px) if self.max_shift_px else 0.0, step_px)
         coarse = None if space.coarse is None else _half_the_angles(space.coarse)
-        return replace(_half_the_angles(space), coarse=coarse)
+        return replace(_half_the_angles(space), shifts_px=shifts, shift_step_px=step_px, coarse=coarse)
+
+
+def shift_step(box: int, k_max: float) -> float:
+    """Distance in pixels of neighbouring shifts at a resolution."""
+    return box / k_max / SHIFTS_PER_PERIOD
 
 
 def _half_the_angles(space: SearchSpace) -> SearchSpace:
