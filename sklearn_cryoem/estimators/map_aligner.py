@@ -276,8 +276,7 @@ class MAPAligner(
         start = self._starting_point(stack, settings) if self.warm_start else None
         kept = checkpoint_of(self, given)
         n_batches = settings.n_batches if start is None else 0
-        n_starts = getattr(self, "n_init", 1)
-        n_steps = n_starts * (n_batches + (n_starts > 1)) + settings.max_iter
+        n_steps = getattr(self, "n_init", 1) * (n_batches + 1) + settings.max_iter
         task = FitTask(self, n_steps, "mini-batch or pass", stack)
         with memory_watched("MAPAligner.fit", self.checkpoint), task_pool(self.n_jobs) as pool:
             files: list[Any] = []

@@ -30,7 +30,7 @@ from sklearn_cryoem.projections.volumes import shell_correlation
 START_ANGSTROM = 60.0  # of a random start: finer detail of it tells noise apart
 MIN_START_RINGS = 5.0
 GROWTH = 2.0  # of the resolution in the mini-batches, and in all by default
-VIEW_STEP = 1.1  # distance of neighbouring views, in periods of the finest detail at the rim of the mask
+VIEW_STEPS = 1.2, 0.8  # between views of starts and of full passes: periods of the finest detail at the rim
 BATCH_SIZE = 400  # images for each volume
 HELD_OUT = 10  # every tenth image compares the starts
 RESOLVED = 0.5  # correlation of the volumes of two half sets
@@ -69,13 +69,13 @@ class ProjectionClusterer(MAPAligner):
         Random starts. Of several, the one that gives a tenth of the images, which it did not see, the largest
         likelihood goes on: not every start finds the particle, see `start_scores_`.
     n_batches : int, default=140
-        Mini-batches of each start, of 400 images for each volume.
+        Mini-batches of each start, of 400 images for each volume; a pass with few views and angles ends it.
     max_iter : int, default=5
         Passes over all images, at most.
     tol : float, default=0.01
         As of `MAPAligner`.
     checkpoint : path-like or None, default=None
-        As of `MAPAligner`.
+        As of `MAPAligner`. Ctrl-C before the passes leaves no model, and with a checkpoint what was done.
     warm_start : bool, default=False
         Whether another `fit` goes on from the volumes of the last one, with full passes alone.
     n_jobs : int or None, default=None
@@ -178,7 +178,7 @@ class ProjectionClusterer(MAPAligner):
         check_choice("flat", self.flat, (True, False), owner=self)
         symmetry_group(self.symmetry)
 
-    def _settings_for(self, stack: ParticleStack) -> SliceSettings:
+    def _settings_for(self, stack: ParticleStack, *, fine: bool = True) -> SliceSettings:
         """What the kernels take: lengths in pixels and Fourier pixels of the stack."""
         found = search_settings(
             stack,
@@ -190,11 +190,11 @@ class ProjectionClusterer(MAPAligner):
         box, unit = stack.box, stack.pixel_length
         start = min(max(box * unit / START_ANGSTROM, MIN_START_RINGS), found.k_limit)
         limit = found.k_limit if self.max_resolution is not None else min(GROWTH * start, found.k_limit)
-        step = VIEW_STEP * box / (limit * found.mask_radius_px)  # radians
+        step = VIEW_STEPS[fine] * box / (limit * found.mask_radius_px)  # radians
         n_views = int(np.ceil(4.0 * np.pi / step**2 / len(symmetry_group(self.symmetry))))
-        if n_views > self.n_clusters:  # every cell has some
+        if fine:  # every cell has some
             n_views = max(n_views, 2 * int(self.n_clusters))
-        n_views, n_volumes = max(n_views, int(self.n_clusters)), int(self.n_volumes)
+        n_volumes = int(self.n_volumes)
         least = n_volumes * int(self.n_clusters)
         if len(stack) < least:
             raise ValueError(
@@ -216,41 +216,43 @@ class ProjectionClusterer(MAPAligner):
                 "n_views": n_views,
                 "symmetry": str(self.symmetry),
                 "flat": bool(self.flat),
+                "fine": fine,
             }
         )
 
     def _best_start(
         self, stack: ParticleStack, settings: SliceSettings, pool: TaskPool, kept: Any, task: FitTask
     ) -> tuple[AlignmentModel | None, list[Any]]:
-        """Of several random starts, that which the images held out find most likely."""
-        self.start_scores_ = np.empty(0)
-        if self.n_init == 1:
-            return None, []
-        held = np.arange(len(stack)) % HELD_OUT == HELD_OUT - 1
-        seen = SharedFeatures(alignment_images(stack[~held], settings), pool, cache_bytes())
-        unseen = SharedFeatures(alignment_images(stack[held], settings), pool)
-        best, scores, files, own = None, [], [], replace(settings, max_iter=1)
+        """Volumes of the best random start, by the images held out; they go on with more views and angles."""
+        coarse = replace(self._settings_for(stack, fine=False), max_iter=1)
+        held = np.zeros(len(stack), dtype=bool)
+        if self.n_init > 1:
+            held[HELD_OUT - 1 :: HELD_OUT] = True
+        seen = SharedFeatures(alignment_images(stack[~held], coarse), pool, cache_bytes())
+        unseen = SharedFeatures(alignment_images(stack[held], coarse), pool)
+        best, scores, files = None, [], []
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=self.n_init)
         for number, seed in enumerate(seeds):
             if not isinstance(kept, NullCheckpoint):
                 files.append(CheckpointFile(kept.path.with_suffix(f".start{number}.npz")))
             state, interrupted = fit_alignment(
                 seen,
-                own,
+                coarse,
                 np.random.RandomState(seed),
                 checkpoint=files[-1] if files else None,
                 verbose=self.verbose,
                 on_step=task.step,
                 references=SLICES,
             )
-            found = find_poses(unseen, state.model, settings, refine=False)
-            scores.append(float(np.mean(found.log_evidence + found.log_noise)))
-            if scores[-1] == max(scores):
+            if interrupted:  # the passes that make use of it are still to come
+                raise KeyboardInterrupt
+            if held.any():
+                found = find_poses(unseen, state.model, coarse, refine=False)
+                scores.append(float(np.mean(found.log_evidence + found.log_noise)))
+            if not scores or scores[-1] == max(scores):
                 best = state.model
-            if interrupted:
-                break
         self.start_scores_ = np.array(scores)
-        return best, files
+        return best.seen_from(settings), files
 
     def _united(
         self, features: SharedFeatures, state: PassState, settings: SliceSettings

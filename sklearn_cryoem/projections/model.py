@@ -13,7 +13,6 @@ from sklearn_cryoem.alignment.features import FeatureCache, SharedFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.model import (
     EMPTY_SHARE,
-    MIN_NOISE,
     MIN_SHIFT_SIGMA_PX,
     AlignmentModel,
     PolarStatistics,
@@ -42,7 +41,9 @@ from sklearn_cryoem.projections.volumes import (
 
 SHIFTS_PER_PERIOD = 5.0  # of the finest period in use
 MIN_SIGNAL = 0.02  # of the power of the images: prior variance at least
-MIN_START_NOISE = 0.3  # of the power of the images
+# Of the power of the images: views and poses are steps apart, so that slices fit no image better. With less,
+# a set of clean images is fitted by a few views each of which takes many.
+MIN_NOISE = 0.3
 EXPLAINED = 0.05  # of the signal of the images: rings whose slices hold less are not resolved
 
 
@@ -58,12 +59,15 @@ class SliceSettings(AlignmentSettings):
         As of `symmetry_group`.
     flat : bool
         Whether one more reference is empty: images that show no particle go there.
+    fine : bool
+        Whether all angles of an alignment are searched, or every other, as while views are vague.
     """
 
     n_volumes: int = 1
     n_views: int = 1
     symmetry: str = "C1"
     flat: bool = False
+    fine: bool = False
 
     def space(self, box: int, k_max: float) -> SearchSpace:
         """Search space with steps of angle as wide as those of the views, and finer ones of shifts.
@@ -73,17 +77,20 @@ class SliceSettings(AlignmentSettings):
         space = super().space(box, k_max)
         step_px = shift_step(box, k_max)
         shifts = shift_grid(max(self.max_shift_px, step_px) if self.max_shift_px else 0.0, step_px)
-        coarse = None if space.coarse is None else _half_the_angles(space.coarse)
-        return replace(_half_the_angles(space), shifts_px=shifts, shift_step_px=step_px, coarse=coarse)
+        if not self.fine:
+            coarse = space.coarse and replace(space.coarse, n_angles=_half(space.coarse.n_angles))
+            space = replace(space, n_angles=_half(space.n_angles), coarse=coarse)
+        return replace(space, shifts_px=shifts, shift_step_px=step_px)
+
+
+def _half(n_angles: int) -> int:
+    """Half as many angles, and a multiple of 4."""
+    return max(4, 4 * -(-n_angles // 8))
 
 
 def shift_step(box: int, k_max: float) -> float:
     """Distance in pixels of neighbouring shifts at a resolution."""
     return box / k_max / SHIFTS_PER_PERIOD
-
-
-def _half_the_angles(space: SearchSpace) -> SearchSpace:
-    return replace(space, n_angles=max(4, 4 * -(-space.n_angles // 8)))
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,17 @@ class SliceModel(AlignmentModel):
     rotations: Float64
     signal: Float64
     ball: tuple[float, float]
+
+    def seen_from(self, settings: SliceSettings) -> SliceModel:
+        """The same volumes with the views of other settings."""
+        n_views, n_volumes = settings.n_views, settings.n_volumes
+        shares = np.add.reduceat(self.weight, np.arange(n_volumes + settings.flat) * len(self.rotations))
+        return replace(
+            self,
+            rotations=view_rotations(view_angles(n_views, settings.symmetry)),
+            weight=spread(shares, n_volumes, n_views),
+            balance=np.zeros(n_volumes * n_views + settings.flat),
+        )
 
     def polar(self, grid: PolarGrid) -> Complex64:
         """Slices of all volumes, Eq. (8.1); (n_references, n_rings, n_angles / 2)."""
@@ -129,9 +147,9 @@ def starting_volumes(
     blocks = [rows[block] for block in even_blocks(len(rows), IMAGES_PER_TASK)]
     parts = list(features.map(_spectra, blocks, images.n_rings(settings.k_limit)))
     inside, outside, ctf_power = np.mean(np.concatenate(parts, axis=1), axis=1)  # each (n_rings,)
-    floor = inside * MIN_START_NOISE + smallest_noise(inside)
+    floor = inside * MIN_NOISE + smallest_noise(inside)
     noise = np.clip(outside * images.noise_fraction, floor, np.maximum(inside, floor))
-    signal = np.maximum(inside - noise, MIN_SIGNAL * floor / MIN_START_NOISE) / np.maximum(ctf_power, 1e-3)
+    signal = np.maximum(inside - noise, MIN_SIGNAL * floor / MIN_NOISE) / np.maximum(ctf_power, 1e-3)
     padded = np.pad(signal, 1, mode="edge")
     signal = (padded[:-2] + 2.0 * padded[1:-1] + padded[2:]) / 4.0
     box = images.box
@@ -230,8 +248,12 @@ def volume_weights(mass: Float64, settings: SliceSettings) -> Float64:
     n_groups = n_volumes + settings.flat
     shares = np.add.reduceat(mass, np.arange(n_groups) * n_views) / mass.sum()
     shares = (shares + EMPTY_SHARE / n_groups) / (1.0 + EMPTY_SHARE)
-    weight = np.repeat(shares[:n_volumes] / n_views, n_views)
-    return np.concatenate([weight, shares[n_volumes:]])
+    return spread(shares, n_volumes, n_views)
+
+
+def spread(shares: Float64, n_volumes: int, n_views: int) -> Float64:
+    """Share of each reference from those of the volumes and of the empty reference, if there is one."""
+    return np.concatenate([np.repeat(shares[:n_volumes] / n_views, n_views), shares[n_volumes:]])
 
 
 def _resolved(values: Complex64, signal: Float64, settings: SliceSettings) -> NDArray[np.int64]:
