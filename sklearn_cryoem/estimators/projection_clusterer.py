@@ -130,7 +130,7 @@ class ProjectionClusterer(MAPAligner):
 
     _references = SLICES
     # what `MAPAligner` has and a volume has no use for
-    n_references, align_mirrored, angle_range, class_prior = None, False, None, "estimated"
+    n_references, mirror, angle_range, class_prior = None, False, None, "estimated"
 
     def __init__(
         self,
@@ -229,7 +229,6 @@ class ProjectionClusterer(MAPAligner):
         if self.n_init > 1:
             held[HELD_OUT - 1 :: HELD_OUT] = True
         seen = SharedFeatures(alignment_images(stack[~held], coarse), pool, cache_bytes())
-        unseen = SharedFeatures(alignment_images(stack[held], coarse), pool)
         best, scores, files = None, [], []
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=self.n_init)
         for number, seed in enumerate(seeds):
@@ -247,6 +246,7 @@ class ProjectionClusterer(MAPAligner):
             if interrupted:  # the passes that make use of it are still to come
                 raise KeyboardInterrupt
             if held.any():
+                unseen = SharedFeatures(alignment_images(stack[held], coarse), pool)
                 found = find_poses(unseen, state.model, coarse, refine=False)
                 scores.append(float(np.mean(found.log_evidence + found.log_noise)))
             if not scores or scores[-1] == max(scores):
