@@ -46,8 +46,8 @@ def initial_model(options, console):
     import pandas as pd
 
     from sklearn_cryoem import estimators
+    from sklearn_cryoem._core.files import try_to_write
     from sklearn_cryoem.io import read_mrc, write_mrc
-    from sklearn_cryoem.io.write import check_target
     from sklearn_cryoem.plotting.volumes import plot_volume
 
     for name in (AVERAGES, QUALITY):
@@ -57,7 +57,7 @@ def initial_model(options, console):
     for path in (options.output, picture):
         if path.exists() and not options.force:
             raise CommandError(f"{path} exists. Choose another name, or pass --force to replace it.")
-        check_target(path, overwrite=options.force)
+        try_to_write(path, overwrite=options.force)
     averages, pixel_size = read_mrc(options.folder / AVERAGES)
     quality = pd.read_csv(options.folder / QUALITY)
     chosen = (quality["size"] > 0) & (quality["resolution"] < float("inf"))

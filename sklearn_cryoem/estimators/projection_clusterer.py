@@ -227,7 +227,7 @@ class ProjectionClusterer(MAPAligner):
         coarse = replace(self._settings_for(stack, fine=False), max_iter=1)
         held = np.zeros(len(stack), dtype=bool)
         if self.n_init > 1:
-            held[HELD_OUT - 1 :: HELD_OUT] = True
+            held[::HELD_OUT] = True
         seen = SharedFeatures(alignment_images(stack[~held], coarse), pool, cache_bytes())
         best, scores, files = None, [], []
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=self.n_init)
@@ -247,7 +247,7 @@ class ProjectionClusterer(MAPAligner):
                 raise KeyboardInterrupt
             if held.any():
                 unseen = SharedFeatures(alignment_images(stack[held], coarse), pool)
-                found = find_poses(unseen, state.model, coarse, refine=False)
+                found = find_poses(unseen, state.model.seen_from(coarse), coarse, refine=False)
                 scores.append(float(np.mean(found.log_evidence + found.log_noise)))
             if not scores or scores[-1] == max(scores):
                 best = state.model

@@ -44,6 +44,9 @@ MIN_SIGNAL = 0.02  # of the power of the images: prior variance at least
 # Of the power of the images: views and poses are steps apart, so that slices fit no image better. With less,
 # a set of clean images is fitted by a few views each of which takes many.
 MIN_NOISE = 0.3
+# Mean log evidence of an image, in nats, that a start makes use of: clean images decide at once for one of
+# the first views, few of which then take all of them.
+MOST_EVIDENCE = 25.0
 EXPLAINED = 0.05  # of the signal of the images: rings whose slices hold less are not resolved
 
 
@@ -105,14 +108,21 @@ class SliceModel(AlignmentModel):
         Prior variance of the Fourier coefficients of the masked volumes on rings 1, 2, ..
     ball : tuple of float
         Radius and edge of the mask, as parts of the box.
+    temperature : float
+        What log likelihoods are divided by, Eq. (8.7).
     """
 
     rotations: Float64
     signal: Float64
     ball: tuple[float, float]
+    temperature: float = 1.0
+
+    def precision(self, n_rings: int) -> Float32:
+        """1 / noise variance of the first rings, as the search takes it; (n_rings,)."""
+        return super().precision(n_rings) / np.float32(self.temperature)
 
     def seen_from(self, settings: SliceSettings) -> SliceModel:
-        """The same volumes with the views of other settings."""
+        """The same volumes with the views of other settings, and with likelihoods as they are."""
         n_views, n_volumes = settings.n_views, settings.n_volumes
         shares = np.add.reduceat(self.weight, np.arange(n_volumes + settings.flat) * len(self.rotations))
         return replace(
@@ -120,6 +130,7 @@ class SliceModel(AlignmentModel):
             rotations=view_rotations(view_angles(n_views, settings.symmetry)),
             weight=spread(shares, n_volumes, n_views),
             balance=np.zeros(n_volumes * n_views + settings.flat),
+            temperature=1.0,
         )
 
     def polar(self, grid: PolarGrid) -> Complex64:
@@ -209,6 +220,7 @@ def update_volumes(
             updated,
             noise=np.concatenate([residual, model.noise[n_rings:]]),
             weight=volume_weights(stats.mass, settings),
+            temperature=1.0 if settings.fine else _temperature(stats, model.temperature),
             shift_sigma_px=max(
                 MIN_SHIFT_SIGMA_PX,
                 0.5 * shift_step(grid.box, n_rings),  # shifts within a step all lie at 0
@@ -218,6 +230,12 @@ def update_volumes(
         ),
         stats,
     )
+
+
+def _temperature(stats: Statistics, last: float) -> float:
+    """Temperature, at least 1, at which an image has `MOST_EVIDENCE`; half way in each step, Eq. (8.7)."""
+    evidence = float(stats.log_evidence[0]) / max(float(stats.n_images[0]), 1e-9)
+    return float(max(1.0, last * np.sqrt(np.clip(evidence / MOST_EVIDENCE, 0.25, 4.0))))
 
 
 def solve_volumes(
