@@ -20,7 +20,7 @@ from sklearn_cryoem.alignment.model import AlignmentModel, log_noise_likelihood
 from sklearn_cryoem.alignment.passes import PassResult, memory_bound, run_pass
 from sklearn_cryoem.alignment.poses import followed_shifts, placed_shifts
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
-from sklearn_cryoem.alignment.start import FREE, References
+from sklearn_cryoem.alignment.start import FREE, References, random_batches
 from sklearn_cryoem.physics.fourier import Float64
 
 logger = logging.getLogger(__name__)
@@ -227,8 +227,8 @@ def mini_batches(
         stats = blend(state.stats, whole_set, online_step(number, len(batches)))  # Eq. (4.8)
         model, stats = made.update(stats, state.model, space.grid, settings, fraction, n_workers)
         if made.tend is not None:
-            done = number / len(batches)
-            model, stats = made.tend(model, stats, batch, (space.grid, settings, fraction, rng), done)
+            given = space.grid, settings, fraction, rng
+            model, stats = made.tend(model, stats, batch, given, number / len(batches))
         model = replace(model, k_max=next_k_max(model, settings, n_done / len(batches)))  # Eq. (4.7)
         shift_px = followed_shifts(
             known_px, settings, rows, state.start_shift_px, batch.shift_px, batch.log_evidence
@@ -285,14 +285,6 @@ def full_passes(
             converged=at_rest,
         )
         yield state
-
-
-def random_batches(n_images: int, batch_size: int, n_batches: int, rng: np.random.RandomState) -> list[Rows]:
-    """Rows of each mini-batch: every image once before any comes again; sorted, for reading in order."""
-    size = min(batch_size, n_images)
-    rounds = -(-size * n_batches // n_images)
-    order = np.concatenate([rng.permutation(n_images) for _ in range(max(rounds, 1))])
-    return [np.sort(order[i * size : (i + 1) * size]) for i in range(n_batches)]
 
 
 def online_step(batch: int, n_batches: int) -> float:

@@ -262,6 +262,16 @@ def tended(
     return reseed(model, stats, *given, explained)
 
 
+def random_batches(
+    n_images: int, batch_size: int, n_batches: int, rng: np.random.RandomState
+) -> list[NDArray[np.int64]]:
+    """Rows of each mini-batch: every image once before any comes again; sorted, for reading in order."""
+    size = min(batch_size, n_images)
+    rounds = -(-size * n_batches // n_images)
+    order = np.concatenate([rng.permutation(n_images) for _ in range(max(rounds, 1))])
+    return [np.sort(order[i * size : (i + 1) * size]) for i in range(n_batches)]
+
+
 @dataclass(frozen=True)
 class References:
     """How references are made: free of one another, or as slices of volumes.

@@ -434,7 +434,9 @@ class MAPAligner(
         inverse_prior, _ = spectral_prior(polar, stats.mass, noise, settings.tau_fudge)
         nats = own_nats(ctf_power, inverse_prior, stats.mass.sum(), grid.radius)  # (n_references,)
         own, mass = (np.bincount(frames.label, weight) for weight in (stats.mass * nats, stats.mass))
-        frames, classes = centred_classes(stats, frames, model, grid, settings, features.images.noise_fraction)
+        frames, classes = centred_classes(
+            stats, frames, model, grid, settings, features.images.noise_fraction
+        )
         return frames, classes, own / np.maximum(mass, 1e-9)
 
     def _store(

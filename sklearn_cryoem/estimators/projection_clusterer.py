@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
 from sklearn_cryoem._core.em import NullCheckpoint
@@ -256,7 +256,7 @@ class ProjectionClusterer(MAPAligner):
 
     def _united(
         self, features: SharedFeatures, state: PassState, settings: SliceSettings
-    ) -> tuple[Frames, AlignedClasses]:
+    ) -> tuple[Frames, AlignedClasses, NDArray[np.float64]]:
         """Cells of the views, their averages, and the volumes of all images and of both halves."""
         angles = view_angles(settings.n_views, settings.symmetry)
         self.cell_angles_ = view_angles(int(self.n_clusters), settings.symmetry)
@@ -279,7 +279,7 @@ class ProjectionClusterer(MAPAligner):
         classes = aligned_classes(
             split.stats, replace(frames, angle_rad=turn), model, split.grid, settings, fraction
         )
-        return frames, classes
+        return frames, classes, np.zeros(len(classes.mass))  # no image has much of a part in a volume
 
     def _store(
         self, stack: ParticleStack, state: PassState, classes: AlignedClasses, found: ImagePoses

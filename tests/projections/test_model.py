@@ -18,6 +18,7 @@ def test_full_passes_never_lower_the_posterior():
     settings = SliceSettings(
         **{**vars(found), "n_references": 20, "k_start": 5.0, "k_limit": 5.0, "max_iter": 6, "tol": 0.0},
         n_views=20,
+        fine=True,
     )
     with task_pool(1) as pool:
         features = SharedFeatures(alignment_images(stack, settings), pool)
