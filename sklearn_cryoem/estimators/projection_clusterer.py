@@ -30,7 +30,7 @@ from sklearn_cryoem.projections.volumes import shell_correlation
 START_ANGSTROM = 60.0  # of a random start: finer detail of it tells noise apart
 MIN_START_RINGS = 5.0
 GROWTH = 2.0  # of the resolution in the mini-batches, and in all by default
-VIEW_STEPS = 1.2, 0.8  # between views of starts and of full passes: periods of the finest detail at the rim
+VIEW_STEPS = 1.0, 0.75  # between views of starts and of full passes: periods of the finest detail at the rim
 BATCH_SIZE = 400  # images for each volume
 HELD_OUT = 10  # every tenth image compares the starts
 RESOLVED = 0.5  # correlation of the volumes of two half sets

@@ -13,6 +13,7 @@ from sklearn_cryoem.alignment.features import FeatureCache, SharedFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.model import (
     EMPTY_SHARE,
+    MIN_NOISE,
     MIN_SHIFT_SIGMA_PX,
     AlignmentModel,
     PolarStatistics,
@@ -41,9 +42,7 @@ from sklearn_cryoem.projections.volumes import (
 
 SHIFTS_PER_PERIOD = 5.0  # of the finest period in use
 MIN_SIGNAL = 0.02  # of the power of the images: prior variance at least
-# Of the power of the images: views and poses are steps apart, so that slices fit no image better. With less,
-# a set of clean images is fitted by a few views each of which takes many.
-MIN_NOISE = 0.3
+MIN_START_NOISE = 0.3  # of the power of the images
 # Mean log evidence of an image, in nats, that a start makes use of: clean images decide at once for one of
 # the first views, few of which then take all of them.
 MOST_EVIDENCE = 25.0
@@ -158,9 +157,9 @@ def starting_volumes(
     blocks = [rows[block] for block in even_blocks(len(rows), IMAGES_PER_TASK)]
     parts = list(features.map(_spectra, blocks, images.n_rings(settings.k_limit)))
     inside, outside, ctf_power = np.mean(np.concatenate(parts, axis=1), axis=1)  # each (n_rings,)
-    floor = inside * MIN_NOISE + smallest_noise(inside)
+    floor = inside * MIN_START_NOISE + smallest_noise(inside)
     noise = np.clip(outside * images.noise_fraction, floor, np.maximum(inside, floor))
-    signal = np.maximum(inside - noise, MIN_SIGNAL * floor / MIN_NOISE) / np.maximum(ctf_power, 1e-3)
+    signal = np.maximum(inside - noise, MIN_SIGNAL * floor / MIN_START_NOISE) / np.maximum(ctf_power, 1e-3)
     padded = np.pad(signal, 1, mode="edge")
     signal = (padded[:-2] + 2.0 * padded[1:-1] + padded[2:]) / 4.0
     box = images.box
