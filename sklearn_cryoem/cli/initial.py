@@ -29,13 +29,19 @@ def add_initial_model(commands):
         "--symmetry", metavar="GROUP", default="C1", help="C1, C2, .. or D2, D3, .. (default: %(default)s)"
     )
     parser.add_argument(
-        "--mask-diameter", metavar="ANGSTROM", type=positive, help="of the particle (default: 0.9 of the box)"
+        "--mask-diameter",
+        metavar="A",
+        type=positive,
+        help="of the particle, Angstrom (default: 0.9 of the box)",
     )
     parser.add_argument(
-        "--max-shift", metavar="ANGSTROM", type=not_negative, help="of an average (default: 0.05 of the box)"
+        "--max-shift",
+        metavar="A",
+        type=not_negative,
+        help="of an average, Angstrom (default: 0.05 of the box)",
     )
     parser.add_argument(
-        "--max-resolution", metavar="ANGSTROM", type=positive, help="finest detail used (default: 30)"
+        "--max-resolution", metavar="A", type=positive, help="finest detail used, Angstrom (default: 30)"
     )
     add_machine(parser.add_argument_group("machine"))
     return parser
