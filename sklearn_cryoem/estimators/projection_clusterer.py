@@ -247,7 +247,7 @@ class ProjectionClusterer(MAPAligner):
                 raise KeyboardInterrupt
             if held.any():
                 unseen = SharedFeatures(alignment_images(stack[held], coarse), pool)
-                found = find_poses(unseen, state.model.seen_from(coarse), coarse, refine=False)
+                found = find_poses(unseen, state.model, coarse, refine=False)
                 scores.append(float(np.mean(found.log_evidence + found.log_noise)))
             if not scores or scores[-1] == max(scores):
                 best = state.model

@@ -43,9 +43,6 @@ from sklearn_cryoem.projections.volumes import (
 SHIFTS_PER_PERIOD = 5.0  # of the finest period in use
 MIN_SIGNAL = 0.02  # of the power of the images: prior variance at least
 MIN_START_NOISE = 0.3  # of the power of the images
-# Mean log evidence of an image, in nats, that a start makes use of: clean images decide at once for one of
-# the first views, few of which then take all of them.
-MOST_EVIDENCE = 25.0
 EXPLAINED = 0.05  # of the signal of the images: rings whose slices hold less are not resolved
 
 
@@ -107,21 +104,14 @@ class SliceModel(AlignmentModel):
         Prior variance of the Fourier coefficients of the masked volumes on rings 1, 2, ..
     ball : tuple of float
         Radius and edge of the mask, as parts of the box.
-    temperature : float
-        What log likelihoods are divided by, Eq. (8.7).
     """
 
     rotations: Float64
     signal: Float64
     ball: tuple[float, float]
-    temperature: float = 1.0
-
-    def precision(self, n_rings: int) -> Float32:
-        """1 / noise variance of the first rings, as the search takes it; (n_rings,)."""
-        return super().precision(n_rings) / np.float32(self.temperature)
 
     def seen_from(self, settings: SliceSettings) -> SliceModel:
-        """The same volumes with the views of other settings, and with likelihoods as they are."""
+        """The same volumes with the views of other settings."""
         n_views, n_volumes = settings.n_views, settings.n_volumes
         shares = np.add.reduceat(self.weight, np.arange(n_volumes + settings.flat) * len(self.rotations))
         return replace(
@@ -129,7 +119,6 @@ class SliceModel(AlignmentModel):
             rotations=view_rotations(view_angles(n_views, settings.symmetry)),
             weight=spread(shares, n_volumes, n_views),
             balance=np.zeros(n_volumes * n_views + settings.flat),
-            temperature=1.0,
         )
 
     def polar(self, grid: PolarGrid) -> Complex64:
@@ -219,7 +208,6 @@ def update_volumes(
             updated,
             noise=np.concatenate([residual, model.noise[n_rings:]]),
             weight=volume_weights(stats.mass, settings),
-            temperature=1.0 if settings.fine else _temperature(stats, model.temperature),
             shift_sigma_px=max(
                 MIN_SHIFT_SIGMA_PX,
                 0.5 * shift_step(grid.box, n_rings),  # shifts within a step all lie at 0
@@ -229,12 +217,6 @@ def update_volumes(
         ),
         stats,
     )
-
-
-def _temperature(stats: Statistics, last: float) -> float:
-    """Temperature, at least 1, at which an image has `MOST_EVIDENCE`; half way in each step, Eq. (8.7)."""
-    evidence = float(stats.log_evidence[0]) / max(float(stats.n_images[0]), 1e-9)
-    return float(max(1.0, last * np.sqrt(np.clip(evidence / MOST_EVIDENCE, 0.25, 4.0))))
 
 
 def solve_volumes(
