@@ -320,7 +320,7 @@ def initial_model(
     resolutions : array_like of shape (n_classes,), optional
         Resolution of each average in Angstrom, where half of its signal is taken to be left.
     **options
-        Parameters of `ProjectionClusterer`. By default there are 3 starts of 80 mini-batches, as many cells
+        Parameters of `ProjectionClusterer`. By default there are 5 starts of 80 mini-batches, as many cells
         as averages but 100 at most, and shifts up to a twentieth of the box.
 
     Returns
@@ -348,7 +348,7 @@ def initial_model(
     scaled = (images * weight[:, None, None]).astype(np.float32)
     stack = ParticleStack(scaled, pixel_size=pixel_size, ctf=envelope).with_outliers(np.zeros(n, dtype=bool))
     chosen = {
-        "n_clusters": min(n, 100), "n_init": 3, "n_batches": 80, "max_shift": 0.05 * box * pixel_size,
+        "n_clusters": min(n, 100), "n_init": 5, "n_batches": 80, "max_shift": 0.05 * box * pixel_size,
         **options,
     }  # fmt: skip
     return ProjectionClusterer(**chosen).fit(stack)
