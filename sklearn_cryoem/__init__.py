@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sklearn_cryoem.estimators import (
         DeepClusterer,
         MAPAligner,
+        ProjectionClusterer,
         RealigningClusterer,
         SMLClusterer,
         load_model,
@@ -30,6 +31,7 @@ _HOMES = {
     "MAPAligner": "estimators",
     "ParticleStack": "particles",
     "Poses": "particles",
+    "ProjectionClusterer": "estimators",
     "RealigningClusterer": "estimators",
     "SMLClusterer": "estimators",
     "check_particles": "quality",
@@ -48,6 +50,7 @@ __all__ = [  # noqa: RUF022 (alphabetical but for the version)
     "MAPAligner",
     "ParticleStack",
     "Poses",
+    "ProjectionClusterer",
     "RealigningClusterer",
     "SMLClusterer",
     "check_particles",

@@ -16,11 +16,11 @@ from sklearn_cryoem._core.parallel import single_blas_threads
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem.alignment.features import SharedFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics, blend
-from sklearn_cryoem.alignment.model import AlignmentModel, log_noise_likelihood, update_model
+from sklearn_cryoem.alignment.model import AlignmentModel, log_noise_likelihood
 from sklearn_cryoem.alignment.passes import PassResult, memory_bound, run_pass
 from sklearn_cryoem.alignment.poses import followed_shifts, placed_shifts
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
-from sklearn_cryoem.alignment.start import mean_evidence, rebalanced, reseed, starting_model
+from sklearn_cryoem.alignment.start import FREE, References, random_batches
 from sklearn_cryoem.physics.fourier import Float64
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ Rows = NDArray[np.int64]
 FIRST_STEP, LAST_STEP = 0.9, 0.1
 RINGS_BEYOND_SIGNAL = 3.0  # the search uses this many rings more than the references resolve
 ONLINE_GROWTH = 2.0  # mini-batches raise the resolution limit from k_start to at most this multiple
-LAST_RESEEDING = 0.8  # of the mini-batches: dead references start again only before
 FEW_CHANGES = 0.01  # of the images: labels and poses stand still
 TOLERATED_STEPS = 1.5  # of the search, in angle and shift: neighbouring cells of one peak change for ever
 NOTABLE_GROWTH = 1.5  # a memory bound so many times the last one is logged
@@ -125,6 +124,7 @@ def fit_alignment(
     checkpoint: Checkpoint | None = None,
     verbose: int | bool = 0,
     on_step: Callable[[int], None] | None = None,
+    references: References = FREE,
 ) -> tuple[PassState, bool]:
     """Align a set of images without references, Eq. (4.2)-(4.5), (4.7)-(4.8).
 
@@ -144,6 +144,8 @@ def fit_alignment(
         1 shows progress.
     on_step : callable or None
         Called with the number of mini-batches or passes that are done, as they are.
+    references : References
+        How references are made: free of one another, or as slices of volumes.
 
     Returns
     -------
@@ -182,24 +184,31 @@ def fit_alignment(
         else:
             online = found
             if online is None:
-                model = starting_model(features, settings, rng)
+                model = references.start(features, settings, rng)
                 online = OnlineState.first(model, features.images.known.shift_px, rng)
             bar.update(online.n_done)
-            online, stopped = last_state(mini_batches(features, settings, online, rng), kept, show, online)
+            batches = mini_batches(features, settings, online, rng, references)
+            online, stopped = last_state(batches, kept, show, online)
             if stopped:
                 _warn_interrupted(f"after {online.n_done} of {n_batches} mini-batches")
                 kept, settings = NullCheckpoint(), replace(settings, max_iter=1)
             even = replace(online.model, balance=np.zeros_like(online.model.balance))
             passes = PassState(even, online.start_shift_px)
         begun = passes if passes.log_evidence else None
-        passes, interrupted = last_state(full_passes(features, settings, passes), kept, show, begun)
+        passes, interrupted = last_state(
+            full_passes(features, settings, passes, references), kept, show, begun
+        )
     if interrupted:
         _warn_interrupted(f"after {len(passes.log_evidence)} full passes")
     return passes, stopped or interrupted
 
 
 def mini_batches(
-    features: SharedFeatures, settings: AlignmentSettings, state: OnlineState, rng: np.random.RandomState
+    features: SharedFeatures,
+    settings: AlignmentSettings,
+    state: OnlineState,
+    rng: np.random.RandomState,
+    made: References,
 ) -> Iterator[OnlineState]:
     """States after each of many cheap updates from mini-batches, Eq. (4.8); `rng` goes on as in `state`."""
     images, n_workers = features.images, features.n_workers
@@ -216,12 +225,10 @@ def mini_batches(
         batch = run_pass(features, rows, state.start_shift_px, state.model, space, broad=state.broad)
         whole_set = batch.statistics.scaled(n_images / len(rows))
         stats = blend(state.stats, whole_set, online_step(number, len(batches)))  # Eq. (4.8)
-        model, stats = update_model(stats, state.model, space.grid, settings, fraction, n_workers)
-        model = rebalanced(model, batch.statistics.mass)
-        if number < LAST_RESEEDING * len(batches):
-            label = batch.label % settings.n_references
-            explained = mean_evidence(label, batch.log_evidence, settings.n_references)
-            model, stats = reseed(model, stats, space.grid, settings, fraction, rng, explained)
+        model, stats = made.update(stats, state.model, space.grid, settings, fraction, n_workers)
+        if made.tend is not None:
+            given = space.grid, settings, fraction, rng
+            model, stats = made.tend(model, stats, batch, given, number / len(batches))
         model = replace(model, k_max=next_k_max(model, settings, n_done / len(batches)))  # Eq. (4.7)
         shift_px = followed_shifts(
             known_px, settings, rows, state.start_shift_px, batch.shift_px, batch.log_evidence
@@ -239,7 +246,7 @@ def mini_batches(
 
 
 def full_passes(
-    features: SharedFeatures, settings: AlignmentSettings, state: PassState
+    features: SharedFeatures, settings: AlignmentSettings, state: PassState, made: References = FREE
 ) -> Iterator[PassState]:
     """States after each pass over all images, until likelihood or labels and poses stand still, Eq. (3.5)."""
     images, known_px = features.images, features.images.known.shift_px
@@ -256,7 +263,7 @@ def full_passes(
             # evidence is against noise, whose level each pass estimates anew: the likelihood is what compares
             gain = abs(likelihood - state.log_likelihood[-1])
             at_rest = same_rings and (changed <= FEW_CHANGES or gain <= settings.tol * abs(evidence))
-        model, stats = update_model(
+        model, stats = made.update(
             stats, state.model, space.grid, settings, images.noise_fraction, features.n_workers
         )
         shift_px = followed_shifts(
@@ -278,14 +285,6 @@ def full_passes(
             converged=at_rest,
         )
         yield state
-
-
-def random_batches(n_images: int, batch_size: int, n_batches: int, rng: np.random.RandomState) -> list[Rows]:
-    """Rows of each mini-batch: every image once before any comes again; sorted, for reading in order."""
-    size = min(batch_size, n_images)
-    rounds = -(-size * n_batches // n_images)
-    order = np.concatenate([rng.permutation(n_images) for _ in range(max(rounds, 1))])
-    return [np.sort(order[i * size : (i + 1) * size]) for i in range(n_batches)]
 
 
 def online_step(batch: int, n_batches: int) -> float:

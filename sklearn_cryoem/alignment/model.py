@@ -11,7 +11,7 @@ from scipy import fft
 from sklearn_cryoem._core.parallel import even_blocks, ordered_map
 from sklearn_cryoem.alignment.expectation import LogPrior
 from sklearn_cryoem.alignment.maximisation import Statistics
-from sklearn_cryoem.alignment.products import TRANSFORMS_PER_TASK, ring_power
+from sklearn_cryoem.alignment.products import TRANSFORMS_PER_TASK, polar_references, ring_power
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.masks import mask_background
@@ -76,6 +76,10 @@ class AlignmentModel:
             balance=np.tile(self.balance, 2),
             resolution=np.tile(self.resolution, 2),
         )
+
+    def polar(self, grid: PolarGrid) -> Complex64:
+        """References on a polar grid; (n_references, n_rings, n_angles / 2)."""
+        return polar_references(self.references, grid)
 
     def log_prior(self, space: SearchSpace) -> LogPrior:
         """Log priors of references and of the shifts of `space`."""

@@ -19,7 +19,7 @@ from sklearn_cryoem.alignment.features import FeatureCache, ImageFeatures, Share
 from sklearn_cryoem.alignment.frames import KnownPoses, to_image_frame, turned
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
 from sklearn_cryoem.alignment.model import AlignmentModel
-from sklearn_cryoem.alignment.products import ReferenceBank, polar_references, reference_bank
+from sklearn_cryoem.alignment.products import ReferenceBank, reference_bank
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 
@@ -87,7 +87,7 @@ class PreparedSearch:
     @property
     def n_references(self) -> int:
         """Number of references."""
-        return len(self.model.references)
+        return len(self.model.weight)
 
     @property
     def references_at_once(self) -> int:
@@ -105,7 +105,7 @@ class PreparedSearch:
     @cached_property
     def values(self) -> Complex64:
         """References on the polar grid; (n_references, n_rings, n_angles / 2)."""
-        return polar_references(self.model.references, self.space.grid)
+        return self.model.polar(self.space.grid)
 
     @cached_property
     def precision(self) -> Float32:

@@ -46,6 +46,8 @@ class ImagePoses:
         Posterior of the class, over all shifts and angles.
     log_noise : ndarray of shape (n_images,)
         log p(image | noise alone), Eq. (1.3), up to the resolution limit.
+    reference : ndarray of shape (n_images,), int
+        Most probable reference.
     """
 
     label: Int
@@ -55,6 +57,7 @@ class ImagePoses:
     log_evidence: Float64
     class_posterior: Float64
     log_noise: Float64
+    reference: Int
 
     @classmethod
     def concatenate(cls, parts: Sequence[ImagePoses]) -> ImagePoses:
@@ -115,7 +118,7 @@ def find_poses(
         Whether to go below the steps of the search.
     """
     space = settings.space(features.images.box, model.k_max)
-    frames = Frames.identity(np.arange(len(model.references))) if frames is None else frames
+    frames = Frames.identity(np.arange(len(model.weight))) if frames is None else frames
     wanted = _Wanted(
         PreparedSearch.of(features, model, space),
         frames=frames.with_mirrors() if space.mirror else frames,
@@ -138,7 +141,7 @@ def placed_shifts(features: SharedFeatures, model: AlignmentModel, settings: Ali
     anywhere = replace(model, shift_sigma_px=0.5 * settings.reach_px)
     wanted = _Wanted(
         PreparedSearch.of(features, anywhere, replace(space, coarse=None)),
-        frames=Frames.identity(np.arange(len(model.references) * (1 + space.mirror))),
+        frames=Frames.identity(np.arange(len(model.weight) * (1 + space.mirror))),
         n_limit=space.n_rings,  # power beyond these rings need not be read
         refine=False,
     )
@@ -229,6 +232,7 @@ def _poses_of_block(
         posterior.log_evidence,
         class_posterior(posterior, frames.label, label, space.n_shifts),
         log_noise_likelihood(power, model.noise[:n_limit], cache.images.noise_fraction),
+        reference,
     )
 
 

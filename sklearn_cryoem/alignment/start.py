@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +12,14 @@ from numpy.typing import NDArray
 from sklearn_cryoem._core.parallel import even_blocks
 from sklearn_cryoem.alignment.features import FeatureCache, SharedFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics
-from sklearn_cryoem.alignment.model import AlignmentModel, masked_references, polar_statistics, smallest_noise
+from sklearn_cryoem.alignment.model import (
+    AlignmentModel,
+    masked_references,
+    polar_statistics,
+    smallest_noise,
+    update_model,
+)
+from sklearn_cryoem.alignment.passes import PassResult
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import (
@@ -26,6 +35,7 @@ IMAGES_FOR_NOISE = 500
 IMAGES_PER_TASK = 64
 BALANCE_STEP = 1.0
 BALANCE_FLOOR = 0.3  # of the mean size: an empty reference gains at most log(1.3 / 0.3) a batch
+LAST_RESEEDING = 0.8  # of the mini-batches: dead references start again only before
 DEAD_SHARE = 0.05  # of the mean mass of a reference
 DEAD_IMAGES = 2.0  # or fewer images than this, where references have more on average
 
@@ -231,3 +241,54 @@ def rebalanced(model: AlignmentModel, mass: Float64) -> AlignmentModel:
     share = mass / mass.mean()
     balance = model.balance - BALANCE_STEP * np.log((share + BALANCE_FLOOR) / (1.0 + BALANCE_FLOOR))
     return replace(model, balance=balance - balance.mean())
+
+
+def tended(
+    model: AlignmentModel,
+    stats: Statistics,
+    batch: PassResult,
+    given: tuple[PolarGrid, AlignmentSettings, float, np.random.RandomState],
+    done: float,
+) -> tuple[AlignmentModel, Statistics]:
+    """References balanced after a mini-batch and, but for the last fifth of them, reseeded where they died.
+
+    `given` is the grid, the settings, the part of the noise in the mask and the generator.
+    """
+    model = rebalanced(model, batch.statistics.mass)
+    if done >= LAST_RESEEDING:
+        return model, stats
+    label = batch.label % len(model.weight)
+    explained = mean_evidence(label, batch.log_evidence, len(model.weight))
+    return reseed(model, stats, *given, explained)
+
+
+def random_batches(
+    n_images: int, batch_size: int, n_batches: int, rng: np.random.RandomState
+) -> list[NDArray[np.int64]]:
+    """Rows of each mini-batch: every image once before any comes again; sorted, for reading in order."""
+    size = min(batch_size, n_images)
+    rounds = -(-size * n_batches // n_images)
+    order = np.concatenate([rng.permutation(n_images) for _ in range(max(rounds, 1))])
+    return [np.sort(order[i * size : (i + 1) * size]) for i in range(n_batches)]
+
+
+@dataclass(frozen=True)
+class References:
+    """How references are made: free of one another, or as slices of volumes.
+
+    Attributes
+    ----------
+    start : callable
+        As `starting_model`.
+    update : callable
+        As `update_model`.
+    tend : callable or None
+        What balances and reseeds references after a mini-batch, as `tended`; None for nothing.
+    """
+
+    start: Callable[..., Any]
+    update: Callable[..., Any]
+    tend: Callable[..., Any] | None
+
+
+FREE = References(starting_model, update_model, tended)

@@ -8,6 +8,7 @@ from sklearn_cryoem.estimators.eigen_images import EigenImages
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
 from sklearn_cryoem.estimators.model_files import fit_once as fit_once
 from sklearn_cryoem.estimators.model_files import load_model, save_model
+from sklearn_cryoem.estimators.projection_clusterer import ProjectionClusterer, initial_model
 from sklearn_cryoem.estimators.realigning_clusterer import RealigningClusterer
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 
@@ -15,11 +16,13 @@ __all__ = [
     "DeepClusterer",
     "EigenImages",
     "MAPAligner",
+    "ProjectionClusterer",
     "RealigningClusterer",
     "SMLClusterer",
     "as_fitted_by",
     "assign_particles",
     "choose_classes",
+    "initial_model",
     "load_model",
     "save_model",
 ]

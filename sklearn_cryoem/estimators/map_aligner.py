@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.memory import cache_bytes, memory_watched
-from sklearn_cryoem._core.parallel import task_pool
+from sklearn_cryoem._core.parallel import TaskPool, task_pool
 from sklearn_cryoem._core.validation import check_choice, check_number
 from sklearn_cryoem.alignment.classes import AlignedClasses, centred_classes, unite_references
 from sklearn_cryoem.alignment.em import PassState, fit_alignment
@@ -27,6 +28,7 @@ from sklearn_cryoem.alignment.model import (
 )
 from sklearn_cryoem.alignment.poses import ImagePoses, find_poses, without_own
 from sklearn_cryoem.alignment.search import CLASS_PRIORS, AlignmentSettings
+from sklearn_cryoem.alignment.start import FREE
 from sklearn_cryoem.estimators._common import (
     FRAMES,
     Data,
@@ -206,6 +208,8 @@ class MAPAligner(
     Poses(100 particles, ...)
     """
 
+    _references = FREE
+
     def __init__(
         self,
         n_clusters: int = 50,
@@ -272,8 +276,12 @@ class MAPAligner(
         start = self._starting_point(stack, settings) if self.warm_start else None
         kept = checkpoint_of(self, given)
         n_batches = settings.n_batches if start is None else 0
-        task = FitTask(self, n_batches + settings.max_iter, "mini-batch or pass", stack)
+        n_steps = getattr(self, "n_init", 1) * (n_batches + 1) + settings.max_iter
+        task = FitTask(self, n_steps, "mini-batch or pass", stack)
         with memory_watched("MAPAligner.fit", self.checkpoint), task_pool(self.n_jobs) as pool:
+            files: list[Any] = []
+            if start is None:
+                start, files = self._best_start(stack, settings, pool, kept, task)
             features = SharedFeatures(images, pool, cache_bytes())
             state, interrupted = fit_alignment(
                 features,
@@ -283,8 +291,9 @@ class MAPAligner(
                 checkpoint=kept,
                 verbose=self.verbose,
                 on_step=task.step,
+                references=self._references,
             )
-            frames, classes, own = self._united(state, settings, images.noise_fraction)
+            frames, classes, own = self._united(features, state, settings)
             found = find_poses(features, state.model, settings, frames=frames)
             found = replace(found, class_posterior=without_own(found.class_posterior, own[found.label]))
         self._settings, self._model, self._frames = settings, state.model, frames
@@ -297,13 +306,14 @@ class MAPAligner(
         self._store(screened, state, classes, found)
         self._interrupted = interrupted
         if not interrupted:
-            kept.remove()
+            for file in (kept, *files):
+                file.remove()
         task.end()
         if not interrupted and not self.converged_:
             warn_and_keep(
                 self,
-                f"MAPAligner stopped at max_iter={self.max_iter} while {state.changed:.0%} of the images "
-                "still changed their class or pose in a pass. Raise max_iter, or n_batches.",
+                f"{type(self).__name__} stopped at max_iter={self.max_iter} while {state.changed:.0%} of the "
+                "images still changed their class or pose in a pass. Raise max_iter, or n_batches.",
                 stacklevel=2 + FRAMES,
             )
         return self
@@ -375,18 +385,18 @@ class MAPAligner(
         """Model of the last fit for a warm start, or None where there was no fit."""
         if not hasattr(self, "_model"):
             return None
-        model, n_references = self._model, len(self._model.references)
-        box = model.references.shape[-1]
+        model, n_references = self._model, len(self._model.weight)
+        box = math.isqrt(self.n_features_in_)
         if box != stack.box or self._pixel_size != stack.pixel_size:
             raise ValueError(
-                f"MAPAligner(warm_start=True) was fitted to images of {box} pixels of {self._pixel_size} A; "
-                f"these have {stack.box} of {stack.pixel_size} A. Bring them to the same box and pixel size, "
-                "or set warm_start=False."
+                f"{type(self).__name__}(warm_start=True) was fitted to images of {box} pixels of "
+                f"{self._pixel_size} A; these have {stack.box} of {stack.pixel_size} A. Bring them to the "
+                "same box and pixel size, or set warm_start=False."
             )
         if n_references != settings.n_references:
             raise ValueError(
-                f"MAPAligner(warm_start=True) was fitted with {n_references} references; now there would be "
-                f"{settings.n_references}. Set n_references={n_references}, or warm_start=False."
+                f"{type(self).__name__}(warm_start=True) was fitted with {n_references} references; now "
+                f"there are {settings.n_references}. Set n_references={n_references}, or warm_start=False."
             )
         if settings.angle_range_rad is not None:  # known poses are in the frame of the classes
             frames = self._frames
@@ -394,8 +404,14 @@ class MAPAligner(
             model = replace(model, references=masked_references(moved, settings))
         return replace(model, k_max=float(np.clip(model.k_max, settings.k_start, settings.k_limit)))
 
+    def _best_start(
+        self, stack: ParticleStack, settings: AlignmentSettings, pool: TaskPool, kept: Any, task: FitTask
+    ) -> tuple[AlignmentModel | None, list[Any]]:
+        """Model to go on from, of several starts, and files of these; None where the fit is the only one."""
+        return None, []
+
     def _united(
-        self, state: PassState, settings: AlignmentSettings, noise_fraction: float
+        self, features: SharedFeatures, state: PassState, settings: AlignmentSettings
     ) -> tuple[Frames, AlignedClasses, NDArray[np.float64]]:
         """Frames of the references of a fit, and the classes that they form, Eq. (4.9)-(4.10), (4.17).
 
@@ -418,7 +434,9 @@ class MAPAligner(
         inverse_prior, _ = spectral_prior(polar, stats.mass, noise, settings.tau_fudge)
         nats = own_nats(ctf_power, inverse_prior, stats.mass.sum(), grid.radius)  # (n_references,)
         own, mass = (np.bincount(frames.label, weight) for weight in (stats.mass * nats, stats.mass))
-        frames, classes = centred_classes(stats, frames, model, grid, settings, noise_fraction)
+        frames, classes = centred_classes(
+            stats, frames, model, grid, settings, features.images.noise_fraction
+        )
         return frames, classes, own / np.maximum(mass, 1e-9)
 
     def _store(
@@ -431,8 +449,8 @@ class MAPAligner(
             self.class_resolution_ = stack.box * unit / classes.resolution
             self.pass_resolution_ = stack.box * unit / np.array(state.resolved)
         self.resolution_ = float(stack.box * unit / state.k_max)
-        self._store_found(stack, found)
         self.class_averages_, self.references_ = classes.averages, model.references
+        self._store_found(stack, found)
         self.reference_class_ = self._frames.label
         self.cluster_weights_ = classes.mass / classes.mass.sum()
         self.noise_variance_, self.shift_sigma_ = model.noise, model.shift_sigma_px * unit
@@ -442,9 +460,9 @@ class MAPAligner(
     def _store_found(self, stack: ParticleStack, found: ImagePoses) -> None:
         """Set the public attributes that tell of particles, of the fit or others."""
         sound = slice(None) if stack.outlier is None else ~stack.outlier
-        self.poses_ = Poses(found.angle_rad, found.shift_px * stack.pixel_length, found.mirrored)
+        self.poses_ = self._poses(found, stack.pixel_length)
         self.labels_, self.outlier_ = found.label, stack.outlier
-        self.class_sizes_ = np.bincount(found.label[sound], minlength=int(self.n_clusters))
+        self.class_sizes_ = np.bincount(found.label[sound], minlength=len(self.class_averages_))
         self.class_posterior_, self.log_evidence_ = found.class_posterior, found.log_evidence
         self.n_effective_clusters_ = effective_count(self.class_sizes_)
 
@@ -482,8 +500,11 @@ class MAPAligner(
             The same particles with poses, normalised if those of the fit were.
         """
         stack, found = self._find(X, refine=True)
-        unit = stack.pixel_length
-        return stack.with_poses(Poses(found.angle_rad, found.shift_px * unit, found.mirrored))
+        return stack.with_poses(self._poses(found, stack.pixel_length))
+
+    def _poses(self, found: ImagePoses, unit: float) -> Poses:
+        """Poses with shifts in their unit, from those in pixels."""
+        return Poses(found.angle_rad, found.shift_px * unit, found.mirrored)
 
     def predict(self, X: Data) -> NDArray[Any]:
         """Most probable class of every particle.
@@ -538,15 +559,15 @@ class MAPAligner(
         stack = normalised_like(as_stack(X, self), self._background_px)
         if stack.box**2 != self.n_features_in_:
             raise ValueError(
-                f"MAPAligner was fitted to images of {self.class_averages_.shape[-1]} pixels; these have "
-                f"{stack.box}. Bring them to the same box, for example with stack.downsample."
+                f"{type(self).__name__} was fitted to images of {self.class_averages_.shape[-1]} pixels; "
+                f"these have {stack.box}. Bring them to the same box, for example with stack.downsample."
             )
         check_same_pixel_size(stack.pixel_size, self._pixel_size)
         settings = self._settings
         if stack.poses is None:  # nothing to search round
             settings = replace(settings, angle_range_rad=None)
         images = alignment_images(stack, settings)
-        with memory_watched("Aligning particles to MAPAligner's classes"), task_pool(self.n_jobs) as pool:
+        with memory_watched("Aligning particles to classes"), task_pool(self.n_jobs) as pool:
             features = SharedFeatures(images, pool)
             return stack, find_poses(features, self._model, settings, frames=self._frames, refine=refine)
 

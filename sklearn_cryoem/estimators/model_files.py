@@ -46,10 +46,14 @@ NOT_PART_OF_A_RUN = ("checkpoint", "cache_folder", "n_jobs", "verbose")  # they 
 _HEADER = "header"
 _WHOLE = {"$estimator", "$pipeline", "$frozen", "$dataclass"}  # what a file may hold: models and states
 _WITH_DATACLASSES = tuple(
-    ("sklearn_cryoem", name) for name in ("alignment", "estimators", "manifold", "particles", "physics")
+    ("sklearn_cryoem", name)
+    for name in ("alignment", "estimators", "manifold", "particles", "physics", "projections")
 )
 # by name, from sklearn_cryoem.estimators
-_ESTIMATORS = ("DeepClusterer", "EigenImages", "MAPAligner", "RealigningClusterer", "SMLClusterer")
+_ESTIMATORS = (
+    "DeepClusterer", "EigenImages", "MAPAligner", "ProjectionClusterer", "RealigningClusterer",
+    "SMLClusterer",
+)  # fmt: skip
 
 
 def save_model(estimator: BaseEstimator, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

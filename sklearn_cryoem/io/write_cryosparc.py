@@ -109,6 +109,11 @@ def _set_poses(table: pd.DataFrame, stack: ParticleStack) -> None:
     sizes = None
     if stack.pixel_size is not None:  # of the images where they lie
         sizes = np.full(n_images, stack.pixel_size) / pixel_growth(stack.images)
+    if stack.poses.view_rad is not None:
+        pixel = 1.0 if sizes is None else sizes
+        angles = np.column_stack([stack.poses.view_rad, angle])
+        for name, values in _pose_columns(angles, shift, pixel).items():
+            table[name] = values
     old_angle, old_shift, _ = poses_of_records(table_to_records(table), sizes)
     if old_angle is not None and same_angles(angle, old_angle):
         if (np.abs(shift - old_shift) < _SAME_SHIFT_ANGSTROM).all():
@@ -203,16 +208,25 @@ def _class_columns(stack: ParticleStack) -> tuple[dict[str, np.ndarray], list[st
 def _three_dimensions(stack: ParticleStack, pixel_size: float) -> dict[str, np.ndarray]:
     """View directions and half sets, where there are any that belong to the poses of the stack."""
     table, columns = stack.metadata, {}
-    if stack.poses is not None and all(name in table for name in _ANGLES):
+    if stack.poses is not None and stack.poses.view_rad is not None:
+        angles = np.column_stack([stack.poses.view_rad, stack.poses.angle_rad])
+        columns |= _pose_columns(angles, stack.poses.shift, pixel_size)
+    elif stack.poses is not None and all(name in table for name in _ANGLES):
         degrees = table[_ANGLES].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
         angles = np.deg2rad(degrees)  # (n_images, 3)
         if degrees[:, :2].any() and same_angles(angles[:, 2], stack.poses.angle_rad):
-            pose = rotation_vector_of_euler(*angles.T)  # (n_images, 3)
-            shift = stack.poses.shift / pixel_size  # (n_images, 2)
-            columns |= {f"alignments3D/pose[{i}]": pose[:, i].astype(np.float32) for i in range(3)}
-            columns |= {f"alignments3D/shift[{i}]": shift[:, i].astype(np.float32) for i in range(2)}
-            columns["alignments3D/psize_A"] = np.full(len(stack), pixel_size, dtype=np.float32)
+            columns |= _pose_columns(angles, stack.poses.shift, pixel_size)
     subset = table.get("rlnRandomSubset")
     if subset is not None and subset.isin((1, 2)).all():
         columns["alignments3D/split"] = subset.to_numpy(dtype=np.uint32) - 1
     return columns
+
+
+def _pose_columns(
+    angles: np.ndarray, shift: np.ndarray, pixel_size: float | np.ndarray
+) -> dict[str, np.ndarray]:
+    """A 3-D alignment from Euler angles (n_images, 3) and shifts in the unit of the pixel size."""
+    pose, size = rotation_vector_of_euler(*angles.T), np.broadcast_to(pixel_size, len(angles))
+    columns = {f"alignments3D/pose[{i}]": pose[:, i].astype(np.float32) for i in range(3)}
+    columns |= {f"alignments3D/shift[{i}]": (shift[:, i] / size).astype(np.float32) for i in range(2)}
+    return columns | {"alignments3D/psize_A": size.astype(np.float32)}

@@ -70,7 +70,9 @@ def relion_tables(
     if stack.ctf is not None:
         optics = _set_ctf(table, optics, stack.ctf)
     if stack.poses is not None:
-        if came_from_relion:  # those of cryoSPARC were taken over with their psi, or not at all
+        if (
+            came_from_relion and stack.poses.view_rad is None
+        ):  # those of cryoSPARC were taken over with their psi, or not at all
             table, lost = _without_stale_views(table, stack)
         _set_poses(table, stack, old_style=old_style, new_images=new_images)
     if version is not None and (version == "3.0") == (optics is not None):  # the other style is wanted
@@ -228,6 +230,10 @@ def _without_stale_views(table: pd.DataFrame, stack: ParticleStack) -> tuple[pd.
 def _set_poses(table: pd.DataFrame, stack: ParticleStack, *, old_style: bool, new_images: bool) -> None:
     psi = np.rad2deg(stack.poses.angle_rad)
     _set_column(table, "rlnAnglePsi", (psi + 180.0) % 360.0 - 180.0, period=360.0)
+    if stack.poses.view_rad is not None:
+        rot, tilt = np.rad2deg(stack.poses.view_rad).T
+        _set_column(table, "rlnAngleRot", (rot + 180.0) % 360.0 - 180.0, period=360.0)
+        _set_column(table, "rlnAngleTilt", tilt)
     if stack.poses.mirrored.any() or "rlnIsFlip" in table:
         table["rlnIsFlip"] = stack.poses.mirrored.astype(np.int64)
     growth = np.asarray(1.0 if new_images else pixel_growth(stack.images)).reshape(-1, 1)

@@ -265,6 +265,7 @@ def _joined(stacks: list[ParticleStack], part: str) -> Any:
     if part == "truth":
         return pd.concat(parts, ignore_index=True)
     names = [field.name for field in fields(parts[0])]
+    names = [name for name in names if all(getattr(one, name) is not None for one in parts)]
     columns = {name: np.concatenate([getattr(one, name) for one in parts]) for name in names}
     return type(parts[0])(**columns)
 

@@ -198,6 +198,8 @@ class Poses(Immutable):
     mirrored : array_like of shape (n_images,) or bool, default=False
         Whether the centred image is mirrored before it is turned, RELION's rlnIsFlip: projections from
         opposite sides are mirror images of each other.
+    view_rad : array_like of shape (n_images, 2), optional
+        Where an image is seen from, if that is known: RELION's rlnAngleRot and rlnAngleTilt in radians.
 
     Raises
     ------
@@ -215,6 +217,7 @@ class Poses(Immutable):
     angle_rad: np.ndarray
     shift: np.ndarray
     mirrored: np.ndarray = False  # type: ignore[assignment]
+    view_rad: np.ndarray | None = None
 
     _remedy = "Build new Poses and attach them with stack.with_poses(poses)."
 
@@ -229,6 +232,13 @@ class Poses(Immutable):
                 "one (x, y) for each angle."
             )
         self.mirrored = _flags(self.mirrored, len(self.angle_rad))  # (n_images,)
+        if self.view_rad is not None:
+            self.view_rad = column("view_rad", np.atleast_2d(self.view_rad), owner="Poses")  # (n_images, 2)
+            if self.view_rad.shape != self.shift.shape:
+                raise ValueError(
+                    f"Poses: view_rad has shape {self.view_rad.shape}, expected ({len(self.angle_rad)}, 2): "
+                    "one (rot, tilt) for each angle."
+                )
         self._seal()
 
     @classmethod
@@ -259,7 +269,8 @@ class Poses(Immutable):
 
     def __getitem__(self, key: Any) -> Poses:
         rows = row_key(key, len(self))
-        return Poses(self.angle_rad[rows], self.shift[rows], self.mirrored[rows])
+        view = None if self.view_rad is None else self.view_rad[rows]
+        return Poses(self.angle_rad[rows], self.shift[rows], self.mirrored[rows], view)
 
     def __repr__(self) -> str:
         if len(self) == 0:

@@ -33,6 +33,7 @@ try:
     from sklearn_cryoem.plotting.atlas import plot_manifold_atlas
     from sklearn_cryoem.plotting.convergence import plot_convergence
     from sklearn_cryoem.plotting.gallery import plot_class_averages
+    from sklearn_cryoem.plotting.volumes import plot_volume
 except ModuleNotFoundError as error:
     if error.name is None or error.name.split(".")[0] != "matplotlib":
         raise
@@ -42,4 +43,4 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-__all__ = ["plot_class_averages", "plot_convergence", "plot_manifold_atlas"]
+__all__ = ["plot_class_averages", "plot_convergence", "plot_manifold_atlas", "plot_volume"]

@@ -14,10 +14,9 @@ from sklearn_cryoem.alignment.em import (
     full_passes,
     next_k_max,
     online_step,
-    random_batches,
 )
 from sklearn_cryoem.alignment.poses import find_poses
-from sklearn_cryoem.alignment.start import rebalanced, starting_model
+from sklearn_cryoem.alignment.start import random_batches, rebalanced, starting_model
 
 
 def fit(source, settings, seed=0):

@@ -620,3 +620,18 @@ def test_what_cannot_be_converted_is_refused(results, tmp_path, capsys):
         assert remedy in capsys.readouterr().err, words
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there.star"]
     assert (tmp_path / "there.star").read_text() == "mine"
+
+
+def test_initial_model_writes_a_map_and_its_picture(results, tmp_path, capsys):
+    target = tmp_path / "map.mrc"
+    given = ("initial-model", results, "-o", target, "--all", "--max-resolution", 90, "--jobs", 1)
+    assert run(*given) == 0
+    assert "log likelihood of the starts" in capsys.readouterr().out
+    volume, pixel_size = read_mrc(target)
+    assert volume.shape == (32, 32, 32)
+    assert pixel_size == pytest.approx(read_mrc(results / "class_averages.mrcs")[1])
+    assert target.with_suffix(".png").stat().st_size > 1000
+    assert run(*given) == 1
+    assert "pass --force" in capsys.readouterr().err
+    assert run("initial-model", tmp_path, "-o", tmp_path / "no.mrc") == 1
+    assert "Give the --output of a finished run" in capsys.readouterr().err

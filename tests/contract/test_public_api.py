@@ -39,9 +39,10 @@ def public_objects():
 
 def test_the_top_level_holds_these_names_and_no_others():
     assert set(sklearn_cryoem.__all__) == {
-        "CTFTable", "DeepClusterer", "MAPAligner", "ParticleStack", "Poses", "RealigningClusterer",
-        "SMLClusterer", "check_particles", "class_quality", "load_model", "read_particles", "save_model",
-        "select_classes", "set_memory_limit", "write_particles", "__version__",
+        "CTFTable", "DeepClusterer", "MAPAligner", "ParticleStack", "Poses", "ProjectionClusterer",
+        "RealigningClusterer", "SMLClusterer", "check_particles", "class_quality", "load_model",
+        "read_particles", "save_model", "select_classes", "set_memory_limit", "write_particles",
+        "__version__",
     }  # fmt: skip
     for name in sklearn_cryoem.__all__:
         assert getattr(sklearn_cryoem, name) is not None

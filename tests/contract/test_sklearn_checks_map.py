@@ -1,7 +1,7 @@
-"""MAPAligner keeps scikit-learn's contract as far as a 3-D input lets the contract be tested.
+"""The estimators of unaligned images keep scikit-learn's contract as far as a 3-D input lets it be tested.
 
-`parametrize_with_checks` runs no check at all on an estimator whose tags refuse 2-D input, and MAPAligner
-does refuse it: rows of pixels have no centre, no angle and no box, and to guess D from n_features would
+`parametrize_with_checks` runs no check at all on an estimator whose tags refuse 2-D input, and both
+refuse it: rows of pixels have no centre, no angle and no box, and to guess D from n_features would
 align spectra without a word. The checks that make sense on images are therefore run here by hand.
 """
 
@@ -16,14 +16,14 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import get_tags
 
-from sklearn_cryoem import MAPAligner, SMLClusterer
+from sklearn_cryoem import MAPAligner, ProjectionClusterer, SMLClusterer
 from sklearn_cryoem.datasets import make_particles
 
 
-def quick(**options):
-    return MAPAligner(
-        **{"n_clusters": 3, "n_batches": 3, "max_iter": 2, "tol": 10.0, "random_state": 0, **options}
-    )
+def quick(kind=MAPAligner, **options):
+    if kind is ProjectionClusterer:
+        options = {"max_resolution": 60.0, **options}
+    return kind(**{"n_clusters": 3, "n_batches": 3, "max_iter": 2, "tol": 10.0, "random_state": 0, **options})
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +31,27 @@ def stack():
     return make_particles("ribosome", 90, box=24, snr=1.0, n_views=3, max_shift=12.0, random_state=0)
 
 
+@pytest.fixture(scope="module", params=[MAPAligner, ProjectionClusterer])
+def kind(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def fitted(stack):
-    return quick().fit(stack)
+def fitted(kind, stack):
+    return quick(kind).fit(stack)
 
 
-def test_tags_say_images_in_and_clusters_out():
-    tags = get_tags(MAPAligner())
+def test_tags_say_images_in_and_clusters_out(kind):
+    tags = get_tags(kind())
     assert tags.input_tags.three_d_array
     assert not tags.input_tags.two_d_array
-    assert is_clusterer(MAPAligner())
+    assert is_clusterer(kind())
     assert tags.transformer_tags is not None
 
 
-def test_init_only_stores_its_parameters():
-    parameters = inspect.signature(MAPAligner).parameters
-    aligner = MAPAligner()
+def test_init_only_stores_its_parameters(kind):
+    parameters = inspect.signature(kind).parameters
+    aligner = kind()
     assert aligner.get_params() == {name: value.default for name, value in parameters.items()}
     assert set(vars(aligner)) == set(parameters)
 
@@ -67,9 +72,9 @@ def test_fit_changes_no_parameter_and_returns_self_and_a_second_one_gives_the_sa
 
 
 @pytest.mark.parametrize("method", ["transform", "predict", "score", "score_samples"])
-def test_every_method_says_when_nothing_was_fitted(stack, method):
+def test_every_method_says_when_nothing_was_fitted(kind, stack, method):
     with pytest.raises(NotFittedError, match="not fitted yet"):
-        getattr(MAPAligner(), method)(stack)
+        getattr(kind(), method)(stack)
 
 
 def test_a_pickled_aligner_works_alike(stack, fitted):

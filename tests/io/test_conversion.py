@@ -266,3 +266,20 @@ def test_stacks_that_end_in_mrc_are_named_so_that_relion_reads_them(project, wri
             cwd=project.folder, check=True, capture_output=True,
         )  # fmt: skip
         np.testing.assert_array_equal(read_mrc(project.folder / "theirs.mrcs")[0], again.read())
+
+
+def test_views_that_were_found_are_written_as_a_three_dimensional_alignment(project):
+    view = np.deg2rad(np.column_stack([40.0 * ROWS - 170, 20.0 * ROWS + 5]))
+    stack = read_particles(project.write())
+    stack = stack.with_poses(Poses(0.1 * ROWS, np.ones((9, 2)), view_rad=view))
+    np.testing.assert_allclose(stack[2:4].poses.view_rad, view[2:4])
+    write_particles(stack, project.folder / "found.star")
+    expected = euler_matrices(*view.T, 0.1 * ROWS)
+    np.testing.assert_allclose(frames(particles_of(project.folder / "found.star")), expected, atol=1e-5)
+    write_particles(stack, project.folder / "found.cs")
+    again = read_particles(project.folder / "found.cs")
+    np.testing.assert_allclose(np.cos(again.poses.angle_rad - 0.1 * ROWS), 1.0, atol=1e-5)
+    write_particles(again, project.folder / "again.star")
+    np.testing.assert_allclose(frames(particles_of(project.folder / "again.star")), expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"one \(rot, tilt\) for each angle"):
+        Poses(0.1 * ROWS, np.ones((9, 2)), view_rad=view[:3])

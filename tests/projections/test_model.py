@@ -1,0 +1,40 @@
+"""The EM whose references are slices."""
+
+import numpy as np
+
+from sklearn_cryoem._core.parallel import task_pool
+from sklearn_cryoem.alignment.em import PassState, full_passes
+from sklearn_cryoem.alignment.features import SharedFeatures
+from sklearn_cryoem.datasets import make_particles
+from sklearn_cryoem.estimators.map_aligner import alignment_images, search_settings
+from sklearn_cryoem.projections.model import SLICES, SliceSettings, starting_volumes
+from sklearn_cryoem.projections.volumes import prior_variance, soft_ball
+
+
+def test_full_passes_never_lower_the_posterior():
+    """At one resolution, with no shift to search: the grid of shifts would cut their prior."""
+    stack = make_particles("ribosome", 60, box=24, snr=1.0, max_shift=0.0, random_state=0)
+    found = search_settings(stack, mask_diameter=None, max_shift=0.0, angle_range=None, max_resolution=None)
+    settings = SliceSettings(
+        **{**vars(found), "n_references": 20, "k_start": 5.0, "k_limit": 5.0, "max_iter": 6, "tol": 0.0},
+        n_views=20,
+        fine=True,
+    )
+    with task_pool(1) as pool:
+        features = SharedFeatures(alignment_images(stack, settings), pool)
+        start = PassState(
+            starting_volumes(features, settings, np.random.RandomState(0)),
+            features.images.known.shift_px,
+        )
+        trace, before = [], start
+        for state in full_passes(features, settings, start, SLICES):
+            volume, n = before.model.references[0], before.model.references.shape[-1]
+            share = np.mean(soft_ball(n, *before.model.ball) ** 2)
+            variance = settings.tau_fudge / share * prior_variance(before.model.signal[:5], n)
+            power = np.abs(np.fft.fftn(volume, norm="ortho")) ** 2
+            variance = np.concatenate([variance, variance[:, :, -2:0:-1]], axis=2)
+            trace.append(60 * state.log_likelihood[-1] - 0.5 * (power / variance).sum())
+            before = state
+    steps = np.diff(trace)
+    assert len(steps) == 5
+    assert steps.min() > -1e-3 * np.ptp(trace), f"fell by {-steps.min():.3g} at pass {steps.argmin() + 2}"
