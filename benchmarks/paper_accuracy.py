@@ -54,7 +54,7 @@ from sklearn_cryoem.metrics import effective_classes, fraction_within, view_dist
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import half_plane
 
-MASK_DIAMETER = 270.0  # Angstrom: the ribosome
+MASK_DIAMETER = 250.0  # Angstrom: the ribosome, whose edge may lie in that of the mask
 ALIGNING_CLASSES = 50  # the aligner makes 2.5 times as many references
 FINEST = 20.0  # Angstrom: RELION compares images up to here
 CUT_OFFS = (20.0, 23.0, 27.0, 30.0, 32.0)  # Angstrom: low-pass filters before the principal components
