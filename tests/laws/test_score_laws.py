@@ -46,6 +46,9 @@ def test_a_score_is_the_mean_log_density_of_the_data():
     assert model.score(X[200:]) == pytest.approx(norm(3.0, 2.0).logpdf(X[200:]).sum(axis=1).mean(), abs=0.05)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The map of SMLClusterer collapsed"
+)  # two basis functions tell little apart
 def test_a_grid_search_picks_what_agrees_best_with_noise_free_images(particles):
     def agreement(model, stack, truth):
         templates = model.cluster_centers_[model.predict(stack)].reshape(len(stack), -1)
