@@ -268,7 +268,7 @@ class RealigningClusterer(
         with memory_watched("Realigning particles"):
             for (rows, _), part in zip(tasks, ordered_map(search, tasks, n_jobs=self.n_jobs), strict=True):
                 moves.put(rows, part)
-        best = moves.likeliest(~stack.outlier) if sigma is None else (0, 0)
+        best = (0, 0) if sigma is not None else moves.likeliest(~clusterer.outlier_)
         turn, shift = moves.angle_rad[:, *best], moves.shift_px[:, *best]
         known = KnownPoses(
             stack.poses.angle_rad, stack.poses.shift_px(stack.pixel_size), stack.poses.mirrored

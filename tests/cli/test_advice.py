@@ -189,7 +189,7 @@ def test_what_is_wrong_with_all_classes_together_is_told(found, name, capsys):
 
 def test_classes_of_noise_do_not_come_out_again_and_those_of_views_do(tmp_path, capsys):
     """The second clustering labels half of the particles, which it has not seen."""
-    words = "--skip-align --classes 2x2 --iterations 30 --jobs 1 --seed 0 --quiet".split()
+    words = "--skip-align --classes 4x4 --iterations 30 --jobs 1 --seed 0 --quiet".split()
     found = {}
     for name, snr in (("views", 1.0), ("noise", 1e-6)):
         stack = make_particles("ribosome", 200, box=24, snr=snr, n_views=4, random_state=0)

@@ -40,7 +40,15 @@ def test_help_names_units_and_defaults(name, capsys):
     assert "--quiet" in text and "--debug" in text
     if name != "info":
         assert "--force" in text
-    if name not in ("demo", "info", "report", "select", "merge", "compare"):  # these take no length
+    if name not in (
+        "demo",
+        "info",
+        "report",
+        "select",
+        "merge",
+        "compare",
+        "learn-selection",
+    ):  # these take no length
         assert "Angstrom" in " ".join(text.split()).replace(" A,", " Angstrom")
 
 
