@@ -127,8 +127,9 @@ def test_threads_of_blas_do_not_matter(stacks, alone, name):
         assert_same_bits(results(name, stacks["memory"], 1), alone(name))
 
 
-@pytest.mark.parametrize("name", NAMES)  # varies first: worker processes are kept from one to the next
-@pytest.mark.parametrize(("n_jobs", "where"), [(2, "memory"), (3, "file")])  # of loky
+@pytest.mark.parametrize(  # of loky; worker processes are kept from one to the next
+    ("name", "n_jobs", "where"), [*[(name, 2, "memory") for name in NAMES], ("tree", 3, "file")]
+)
 def test_the_number_of_workers_does_not_matter(stacks, alone, name, n_jobs, where):
     assert_same_bits(results(name, stacks[where], n_jobs), alone(name))
 
