@@ -223,7 +223,7 @@ def test_clean_rejects_in_rounds_and_says_what_and_why(results, tmp_path, capsys
     assert first["n_particles"] == 200 and (tmp_path / "c" / "round_1" / "gallery.png").is_file()
     if (tmp_path / "c" / "round_2").is_dir():
         second = json.loads((tmp_path / "c" / "round_2" / "summary.json").read_text())["results"]
-        assert second["n_particles"] == 200 - (left["round"] == 1).sum()
+        assert second["n_particles"] <= 200 - (left["round"] == 1).sum()  # fewer if some came back
     capsys.readouterr()
     assert run(*given, "-o", tmp_path / "c") == 1 and "pass --force" in capsys.readouterr().err
     if len(left) > 4:
@@ -292,8 +292,8 @@ def test_lists_of_classes_are_checked(results, text, capsys):
 def test_rules_on_particles_say_what_they_take(results, tmp_path, capsys):
     stack = labelled(results / "particles.star", results)
     labels, match = class_labels(stack), stack.metadata["smlMatch"].to_numpy()
-    posterior = stack.metadata["rlnMaxValueProbDistribution"].to_numpy()
-    rng = np.random.default_rng(0)
+    rng, posterior = np.random.default_rng(0), np.linspace(0.1, 0.9, 200).round(3)
+    stack = stack.with_metadata(rlnMaxValueProbDistribution=posterior)
     place = {f"rlnCoordinate{axis}": rng.uniform(0, 400, 200).round(1) for axis in "XY"}
     write_particles(stack.with_metadata(rlnMicrographName=["a.mrc"] * 200, **place), tmp_path / "p.star")
     shutil.copy(results / "class_averages.mrcs", tmp_path)
