@@ -8,12 +8,13 @@ from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
 from sklearn_cryoem.cli.options import new_command
 from sklearn_cryoem.cli.results import AVERAGES
-from sklearn_cryoem.cli.select import column_of, labelled_particles, places_of
+from sklearn_cryoem.cli.select import column_of, labelled_particles, places_of, read_table
 
 TABLE, MOVED, CONTINGENCY, PAIRS = "compare.csv", "moved.csv", "contingency.csv", "pairs.png"
 _MERGE_EPILOG = """\
-Classes are numbered through, run by run, and their averages stand in that order in a .mrcs file beside the
-output. A particle that is in several runs, by the name of its image, is kept with its larger posterior.
+Classes are numbered through, run by run, and their averages stand in that order in
+OUTPUT_averages.mrcs, beside the output. A particle that is in several runs, by the name of its image, is kept
+with its larger posterior. Another format than that of the results takes the CTF along.
 """
 _COMPARE_EPILOG = f"""\
 {TABLE} has one row for each class of the first run: its partner in each other run, how many particles they
@@ -51,39 +52,65 @@ def merge(options, console):
     """Read, number the classes through, keep each particle once, write."""
     import pandas as pd
 
+    from sklearn_cryoem._core.files import try_to_write
     from sklearn_cryoem.io import read_mrc, write_class_averages, write_particles
+    from sklearn_cryoem.io.classes import class_star_path
     from sklearn_cryoem.io.write import check_target
     from sklearn_cryoem.particles import class_labels, concatenate, with_classes
     from sklearn_cryoem.particles.classes import POSTERIOR
+    from sklearn_cryoem.particles.sources import AbsentSource
 
     check_target(options.output, overwrite=options.force)
+    _check_one_format(options.results)
     stacks, averages, first = [], [], 0
     for results in options.results:
         stack, labels = read_labelled(results, options.output, console)
         sound = labels >= 0
-        if (results / AVERAGES).is_file():
-            averages.append(read_mrc(results / AVERAGES))
-        n_classes = max(len(averages[-1][0]) if averages else 0, int(labels.max(initial=-1)) + 1)
+        own = read_mrc(results / AVERAGES) if (results / AVERAGES).is_file() else None
+        averages.append(own)
+        n_classes = max(0 if own is None else len(own[0]), int(labels.max(initial=-1)) + 1)
         stacks.append(with_classes(stack[sound], labels[sound] + first))
         console.say(f"{results}: {np.count_nonzero(sound):,} particles, classes from {first + 1}")
         first += n_classes
     if any((stack.ctf is None) != (stacks[0].ctf is None) for stack in stacks):
+        console.warn("the CTF is not carried over: some of the results have none")
         stacks = [stack.with_ctf(None) for stack in stacks]
+    size = stacks[0].pixel_size
+    is_alike = len({stack.pixel_size and round(stack.pixel_size, 4) for stack in stacks}) == 1
+    if is_alike and not all(stack.box for stack in stacks):  # no box in the table: nothing to rescale by
+        stacks = [stack._replace(images=AbsentSource(len(stack), 0), pixel_size=size) for stack in stacks]
     joined = concatenate(stacks, rescale=True)
     posterior = column_of(joined, POSTERIOR)
     order = np.argsort(-(np.zeros(len(joined)) if posterior is None else posterior), kind="stable")
     once = np.sort(order[~pd.Series(names_of(joined))[order].duplicated().to_numpy()])
+    frames = {None if own is None else (own[0].shape[1:], own[1]) for own in averages}
+    has_averages = len(frames) == 1 and None not in frames
+    path = options.output.with_name(f"{options.output.stem}_averages.mrcs")  # x.mrcs may hold the particles
+    if has_averages:
+        for target in (path, class_star_path(path)):
+            try_to_write(target, overwrite=options.force)
     write_particles(joined[once], options.output, overwrite=options.force)
     console.say(
         f"{len(once):,} particles in {first} classes written to {options.output}"
         + (f"; {len(joined) - len(once):,} were in several runs" if len(once) < len(joined) else "")
     )
-    if len(averages) == len(stacks) and len({(images.shape[1:], size) for images, size in averages}) == 1:
-        path = options.output.with_suffix(".mrcs")
-        sizes = np.bincount(class_labels(joined[once]), minlength=first)
-        images = np.concatenate([images for images, _ in averages])
-        write_class_averages(path, images, averages[0][1], sizes=sizes, overwrite=options.force)
-        console.say(f"their averages written to {path}")
+    if not has_averages:
+        console.say("no averages are written: not all results are folders of runs with averages of one size")
+        return
+    sizes = np.bincount(class_labels(joined[once]), minlength=first)
+    images = np.concatenate([images for images, _ in averages])
+    write_class_averages(path, images, averages[0][1], sizes=sizes, overwrite=options.force)
+    console.say(f"their averages written to {path}")
+
+
+def _check_one_format(results):
+    """Refuse STAR and cryoSPARC files together: they tell particles apart by other names."""
+    paths = [labelled_particles(path) for path in results]
+    if len({path.suffix.lower().replace(".csg", ".cs") for path in paths}) > 1:
+        raise CommandError(
+            f"{', '.join(map(str, paths))} are STAR and cryoSPARC files, expected files of one format. Bring "
+            "them to one with sklearn-cryoem convert first."
+        )
 
 
 def read_labelled(results, target, console):
@@ -95,7 +122,10 @@ def read_labelled(results, target, console):
     from sklearn_cryoem.particles import class_labels
 
     path = labelled_particles(results)
-    stack = read_particles(path, metadata_only=True, rescale=True, ctf=False)
+    if console is None:
+        stack = read_particles(path, metadata_only=True, rescale=True, ctf=False)
+    else:
+        stack = read_table(path, target, [], console)
     labels = class_labels(stack)
     if labels is None:
         raise CommandError(f"{path} has no class numbers (rlnClassNumber). Give the folder of a run.")
@@ -140,6 +170,7 @@ def compare(options, console):
 
     if len(options.results) < 2:
         raise CommandError("there is nothing to compare with. Give two runs or more.")
+    _check_one_format(options.results)
     options.output.mkdir(parents=True, exist_ok=True)
     stacks, labels = zip(
         *(read_labelled(path, options.output / "x.star", None) for path in options.results),

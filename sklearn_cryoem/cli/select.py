@@ -126,7 +126,7 @@ def select(options, console):
     output = options.output or particles.with_name(f"selected{suffix}")
     check_target(output, overwrite=options.force)
     numbers = chosen_numbers(options, console)
-    stack = _read_table(particles, output, options.passthrough, console)
+    stack = read_table(particles, output, options.passthrough, console)
     labels = class_labels(stack)
     if labels is None:
         raise CommandError(
@@ -232,7 +232,7 @@ def _write_averages(stack, options, console):
     console.say(f"their {len(labels)} averages written to {options.averages}, numbers and sizes to {star}")
 
 
-def _read_table(particles, output, passthrough, console):
+def read_table(particles, output, passthrough, console):
     """The particles without their images; the CTF is looked at only where it has to change its format."""
     from sklearn_cryoem._core.validation import ParticleDataError
     from sklearn_cryoem.io import read_particles

@@ -111,6 +111,8 @@ def rescale(stack: ParticleStack, pixel_size: float, box: int | None = None) -> 
 
 
 def _in_one_frame(stacks: list[ParticleStack]) -> list[ParticleStack]:
+    if len({(stack.pixel_size, stack.box) for stack in stacks}) == 1:  # known or not
+        return stacks
     pixel_size, box = common_frame(stacks)
     return [rescale(stack, pixel_size, box) for stack in stacks]
 
@@ -197,7 +199,8 @@ def concatenate(stacks: Sequence[ParticleStack], *, rescale: bool = False) -> Pa
     Raises
     ------
     ValueError
-        If boxes or pixel sizes differ and `rescale` is False, or only some stacks have a CTF, poses or truth.
+        If boxes or pixel sizes differ and `rescale` is False, or only some stacks have a CTF, poses, truth
+        or, without a CTF, optics groups.
     """
     stacks = list(stacks)
     if not stacks:
@@ -237,6 +240,12 @@ def _joined_optics(stacks: list[ParticleStack], tables: list[pd.DataFrame]) -> p
         and "rlnOpticsGroup" in stack.metadata
         for stack in stacks
     ):
+        if any(stack.optics is not None and stack.ctf is None for stack in stacks):  # else a CTF has it all
+            raise ValueError(
+                "concatenate: not all stacks have optics groups with names (rlnOpticsGroup, "
+                "rlnOpticsGroupName), and voltage and Cs of those that have would be lost. Bring all to one "
+                "style with sklearn-cryoem convert --star-version 3.1."
+            )
         return None
     joined, first = [], 1
     for table, stack in zip(tables, stacks, strict=True):

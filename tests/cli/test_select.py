@@ -158,8 +158,46 @@ def test_merge_keeps_each_particle_once_and_numbers_classes_through(results, tmp
     first = np.count_nonzero(class_labels(joined) < 3)
     assert first == len(read_particles(parts[0]))
     assert run("merge", results, results, "-o", tmp_path / "both.star", "-q") == 0
-    averages = read_mrc(tmp_path / "both.mrcs")[0]
+    averages = read_mrc(tmp_path / "both_averages.mrcs")[0]
     np.testing.assert_array_equal(averages[:6], averages[6:])
+    capsys.readouterr()
+    assert run("merge", results, parts[0], "-o", tmp_path / "c.star") == 0
+    said = capsys.readouterr().out
+    assert "no averages are written" in said and f"in {6 + 3} classes" in said
+
+
+def test_merge_takes_the_ctf_into_another_format_and_refuses_two(results, tmp_path, capsys):
+    """Also of particles without a box in their file, whose voltage is in no optics group."""
+    one = results / "particles.star"
+    assert run("convert", one, tmp_path / "a.star", "--star-version", "3.0", "-q") == 0
+    assert run("convert", one, tmp_path / "a.cs", "-q") == 0
+    assert run("merge", tmp_path / "a.star", tmp_path / "a.star", "-o", tmp_path / "b.star", "-q") == 0
+    assert run("merge", tmp_path / "a.star", tmp_path / "a.star", "-o", tmp_path / "b.cs", "-q") == 1
+    assert "box of the images is not known" in capsys.readouterr().err
+    assert run("merge", one, "-o", tmp_path / "c.cs", "-q") == 0
+    assert run("merge", tmp_path / "a.cs", "-o", tmp_path / "c.star", "-q") == 0
+    expected = labelled(one, results).ctf
+    for name in ("b.star", "c.cs", "c.star"):
+        ctf = read_particles(tmp_path / name, metadata_only=True).ctf
+        np.testing.assert_allclose(ctf.defocus_u_angstrom, expected.defocus_u_angstrom, rtol=1e-6)
+        np.testing.assert_allclose(ctf.voltage_volts, expected.voltage_volts)
+    for other, remedy in [("a.cs", "convert first"), ("a.star", "convert --star-version 3.1")]:
+        assert run("merge", one, tmp_path / other, "-o", tmp_path / "d.star") == 1
+        assert remedy in capsys.readouterr().err
+    assert run("convert", tmp_path / "a.star", tmp_path / "e.star", "--star-version", "3.1", "-q") == 0
+    assert run("merge", one, tmp_path / "e.star", "-o", tmp_path / "d.star", "-q") == 0
+    assert starfile.read(tmp_path / "d.star")["optics"]["rlnVoltage"].notna().all()
+
+
+def test_merge_replaces_no_images_and_checks_every_target_first(results, tmp_path, capsys):
+    images = tmp_path / "both.mrcs"
+    images.write_bytes(b"particles")
+    (tmp_path / "both_averages_model.star").touch()
+    assert run("merge", results, results, "-o", tmp_path / "both.star") == 1
+    assert "both_averages_model.star exists" in capsys.readouterr().err
+    assert not (tmp_path / "both.star").exists()
+    assert run("merge", results, results, "-o", tmp_path / "both.star", "--force", "-q") == 0
+    assert images.read_bytes() == b"particles"
 
 
 def test_compare_pairs_the_classes_of_two_runs_and_lists_what_moved(results, tmp_path, capsys):
