@@ -195,7 +195,10 @@ def as_classified(stack: ParticleStack, classification: Any) -> ParticleStack:
         )
     poses = [step.poses_ for step in steps if getattr(step, "poses_", None) is not None]
     if poses:
-        stack = stack.with_poses(poses[0])
+        stack = stack.with_poses(poses[-1])  # a later step starts from those of an earlier one
+    last = getattr(steps[-1], "clusterer_", steps[-1])
+    if hasattr(last, "soft_class_sizes_") and last.mirror and stack.poses is not None:  # as it saw them
+        stack = stack.with_poses(stack.poses.unmirrored())
     outlier = getattr(steps[-1], "outlier_", None)
     return stack if stack.outlier is not None or outlier is None else stack.with_outliers(outlier)
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.pipeline import make_pipeline
 
-from sklearn_cryoem import MAPAligner, ParticleStack, RealigningClusterer, SMLClusterer
+from sklearn_cryoem import MAPAligner, ParticleStack, Poses, RealigningClusterer, SMLClusterer
 from sklearn_cryoem.datasets import make_particles, true_poses
 from sklearn_cryoem.quality import class_quality, suggest_classes
+from sklearn_cryoem.quality.table import as_classified
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -187,6 +189,25 @@ def test_a_realigned_classification_is_judged_in_its_own_poses(views):
     table = class_quality(fitted, stack)
     alone = class_quality(fitted.clusterer_, stack.with_poses(fitted.poses_))
     pd.testing.assert_frame_equal(table, alone)
+
+
+def test_poses_are_those_of_the_last_step_and_as_a_mirrored_map_saw_them(views):
+    stack, label = views
+    mirrored = np.arange(len(stack)) % 2 == 0
+    poses = Poses(stack.poses.angle_rad, stack.poses.shift, mirrored)
+    aligner, realigning, mirror = MAPAligner(), RealigningClusterer(), SMLClusterer(mirror=True)
+    aligner.poses_, realigning.poses_, realigning.clusterer_ = poses[::-1], poses, mirror
+    for step in (realigning, mirror):
+        step.labels_ = label
+    mirror.soft_class_sizes_ = np.bincount(label)
+    found = as_classified(stack, make_pipeline(aligner, realigning)).poses
+    assert not found.mirrored.any()
+    np.testing.assert_array_equal(found.angle_rad, poses.unmirrored().angle_rad)
+    np.testing.assert_array_equal(
+        as_classified(stack.with_poses(poses), mirror).poses.angle_rad, found.angle_rad
+    )
+    mirror.mirror = False
+    np.testing.assert_array_equal(as_classified(stack, realigning).poses.mirrored, mirrored)
 
 
 def test_an_aligner_gives_its_poses_and_posteriors(views):
