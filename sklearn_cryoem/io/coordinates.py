@@ -11,13 +11,19 @@ from scipy.spatial import cKDTree
 
 from sklearn_cryoem._core.validation import ParticleDataError, check_number
 from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.frames import pixel_growth
 
 _MICROGRAPH = ("rlnMicrographName", "location/micrograph_uid", "location/micrograph_path")
-_PIXEL_SIZE = ("rlnMicrographPixelSize", "location/micrograph_psize_A", "rlnMicrographOriginalPixelSize")
+_PIXEL_SIZE = (
+    "rlnMicrographPixelSize",
+    "location/micrograph_psize_A",
+)  # not that of the movie before binning
 _RELION_PLACE = ("rlnCoordinateX", "rlnCoordinateY")
 # cryoSPARC: fractions of the sides, which are in the order of the axes of an array
 _CRYOSPARC_PLACE = ("location/center_x_frac", "location/center_y_frac")
 _SIDES = ("location/micrograph_shape[1]", "location/micrograph_shape[0]")
+_SHIFT_3D = ("alignments3D/shift[0]", "alignments3D/shift[1]")
+_NO_NAME = ("", "nan", "none", "<na>")
 
 
 def duplicates(
@@ -68,8 +74,15 @@ def duplicates(
             f"The particles name no micrograph ({_MICROGRAPH[0]}), so that none can be found twice. Give the "
             "file that they were extracted to."
         )
+    names = table[known[0]]
+    nameless = names.isna() | names.astype(str).str.strip().str.lower().isin(_NO_NAME)
+    if nameless.any():
+        raise ParticleDataError(
+            f"{nameless.sum():,} of the {len(table):,} particles name no micrograph ({known[0]}), first "
+            f"particle {nameless.argmax() + 1}. Fill in the names, or leave these particles out."
+        )
     place = _places(table) * _pixel_size(stack, micrograph_pixel_size) - _shift_angstrom(stack)
-    number = pd.factorize(table[known[0]])[0]
+    number = pd.factorize(names)[0]
     far = np.ptp(place, axis=0).max(initial=0.0) + min_distance + 1.0  # from one micrograph to the next
     tree = cKDTree(np.column_stack([place, far * number]))
     pairs = tree.query_pairs(min_distance, output_type="ndarray")  # (n_pairs, 2)
@@ -115,19 +128,31 @@ def recentred(stack: ParticleStack, *, micrograph_pixel_size: float | None = Non
     place = _places(table) - whole  # (n_images, 2)
     names = _RELION_PLACE
     if _RELION_PLACE[0] not in table:
-        names, place = _CRYOSPARC_PLACE, place / table[list(_SIDES)].to_numpy()
-    moved = stack.with_metadata(**{name: place[:, axis] for axis, name in enumerate(names)})
+        names, place = _CRYOSPARC_PLACE, (place / table[list(_SIDES)].to_numpy()).astype(np.float32)
+    columns = {name: place[:, axis] for axis, name in enumerate(names)}
+    if _SHIFT_3D[0] in table:  # a second alignment, of the same boxes
+        own = table.get("alignments3D/psize_A", pd.Series(0.0, table.index)).to_numpy(dtype=np.float64)
+        unit = np.where(own > 0, own, stack.pixel_size / pixel_growth(stack.images))
+        left = table[list(_SHIFT_3D)].to_numpy(np.float64) - whole * pixel_size / unit[:, None]
+        columns |= {name: left[:, axis].astype(np.float32) for axis, name in enumerate(_SHIFT_3D)}
+    moved = stack.with_metadata(**columns)
     return moved.with_poses(replace(stack.poses, shift=shift - whole * pixel_size))
 
 
 def _places(table: pd.DataFrame) -> NDArray[np.float64]:
     """Coordinates of the boxes in pixels of their micrographs; (n_images, 2)."""
-    if all(name in table for name in _RELION_PLACE):
-        return np.asarray(table[list(_RELION_PLACE)].apply(pd.to_numeric), dtype=np.float64)
-    if all(name in table for name in (*_CRYOSPARC_PLACE, *_SIDES)):
-        return np.asarray(
-            table[list(_CRYOSPARC_PLACE)].to_numpy(np.float64) * table[list(_SIDES)].to_numpy(np.float64)
-        )
+    for names, sides in ((_RELION_PLACE, ()), (_CRYOSPARC_PLACE, _SIDES)):
+        if not all(name in table for name in (*names, *sides)):
+            continue
+        numbers = table[[*names, *sides]].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+        place = numbers[:, :2] * numbers[:, 2:] if sides else numbers
+        bad = ~np.isfinite(place).all(axis=1)
+        if bad.any():
+            raise ParticleDataError(
+                f"{bad.sum():,} of the {len(table):,} particles have coordinates that are no numbers "
+                f"({', '.join(names)}), first particle {bad.argmax() + 1}. Correct them, or leave these out."
+            )
+        return np.asarray(place)
     raise ParticleDataError(
         f"The particles have no coordinates ({_RELION_PLACE[0]}, {_CRYOSPARC_PLACE[0]}). Give the file that "
         "they were extracted to, or pass the file of a cryoSPARC job that holds them with passthrough=."
@@ -151,9 +176,11 @@ def _pixel_size(stack: ParticleStack, given: float | None) -> NDArray[np.float64
             )
         else:
             continue
-        return pd.to_numeric(sizes).to_numpy(dtype=np.float64)[:, None]
+        values = pd.to_numeric(sizes, errors="coerce").to_numpy(dtype=np.float64)  # (n_images,)
+        if (np.isfinite(values) & (values > 0)).all():
+            return values[:, None]
     raise ParticleDataError(
-        f"The pixel size of the micrographs, whose pixels coordinates count, is not known "
+        f"The pixel size of the micrographs, whose pixels coordinates count, is not known of all particles "
         f"({_PIXEL_SIZE[0]}). Pass micrograph_pixel_size=, in Angstrom."
     )
 

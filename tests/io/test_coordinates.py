@@ -86,6 +86,30 @@ def test_recentred_coordinates_are_where_the_particles_are(stack, tmp_path):
     np.testing.assert_allclose(again.metadata["rlnCoordinateX"], after[:, 0], atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*no place in this format")
+def test_both_alignments_of_a_cryosparc_file_move_with_the_coordinates(stack, tmp_path):
+    shift = stack.poses.shift
+    write_particles(stack, tmp_path / "p.star")
+    write_particles(read_particles(tmp_path / "p.star"), tmp_path / "p.cs")
+    records = np.load(tmp_path / "p.cs")
+    more = {"alignments3D/pose": np.zeros((N, 3), "f4"), "alignments3D/shift": (shift / 6.0).astype("f4"),
+            "alignments3D/psize_A": np.full(N, 6.0, "f4"), "location/center_x_frac": np.full(N, 0.5, "f4"),
+            "location/center_y_frac": np.full(N, 0.25, "f4"),
+            "location/micrograph_shape": np.full((N, 2), 1000, "u4")}  # fmt: skip
+    whole = np.empty(N, records.dtype.descr + [(n, v.dtype, v.shape[1:]) for n, v in more.items()])
+    for name in whole.dtype.names:
+        whole[name] = more[name] if name in more else records[name]
+    with open(tmp_path / "p.cs", "wb") as file:
+        np.save(file, whole)
+    moved = recentred(read_particles(tmp_path / "p.cs", ctf=False), micrograph_pixel_size=MICROGRAPH_PIXEL)
+    write_particles(moved, tmp_path / "q.cs")
+    after = np.load(tmp_path / "q.cs")
+    assert after.dtype == whole.dtype
+    left = shift - np.rint(shift / MICROGRAPH_PIXEL) * MICROGRAPH_PIXEL
+    np.testing.assert_allclose(after["alignments2D/shift"] * PIXEL, left, atol=1e-4)
+    np.testing.assert_allclose(after["alignments3D/shift"] * 6.0, left, atol=1e-4)
+
+
 @pytest.mark.skipif(shutil.which("relion_preprocess") is None, reason="RELION is not installed")
 def test_relion_extracts_a_particle_in_the_middle_of_its_box_at_our_coordinates(tmp_path, monkeypatch):
     """A spot off the centre of its box lies in the middle, after our coordinates as after RELION's own."""
@@ -122,6 +146,16 @@ def test_what_is_not_known_is_said(stack):
         (stack._replace(metadata=None), "Give the file that they were extracted to"),
         (stack._replace(metadata=stack.metadata[["rlnMicrographName"]]), "have no coordinates"),
         (stack, "Pass micrograph_pixel_size="),
+        (stack.with_metadata(rlnMicrographOriginalPixelSize=0.5), "Pass micrograph_pixel_size="),
+        (
+            stack.with_metadata(rlnMicrographPixelSize=[np.nan] + [1.5] * (N - 1)),
+            "Pass micrograph_pixel_size=",
+        ),
+        (
+            stack.with_metadata(rlnCoordinateY=[1.0, np.inf] * (N // 2)),
+            "150 of the 300 .* particle 2. Correct",
+        ),
+        (stack.with_metadata(rlnMicrographName=["a", "", np.nan] * (N // 3)), "200 .* name no micrograph"),
     ]:
         with pytest.raises(ParticleDataError, match=remedy):
             duplicates(broken, 30.0)
