@@ -192,8 +192,6 @@ class ProjectionClusterer(MAPAligner):
         limit = found.k_limit if self.max_resolution is not None else min(GROWTH * start, found.k_limit)
         step = VIEW_STEPS[fine] * box / (limit * found.mask_radius_px)  # radians
         n_views = int(np.ceil(4.0 * np.pi / step**2 / len(symmetry_group(self.symmetry))))
-        if fine:  # every cell has some
-            n_views = max(n_views, 2 * int(self.n_clusters))
         n_volumes = int(self.n_volumes)
         least = n_volumes * int(self.n_clusters)
         if len(stack) < least:
@@ -201,6 +199,14 @@ class ProjectionClusterer(MAPAligner):
                 f"{type(self).__name__} got {len(stack)} images for {least} cells of views. Ask for fewer "
                 "n_clusters, or give more particles."
             )
+        if fine:  # every cell has some
+            n_views = max(n_views, 2 * int(self.n_clusters))
+            cells = view_angles(int(self.n_clusters), self.symmetry)
+            while True:
+                views = view_angles(n_views, self.symmetry)
+                if len(np.unique(cell_frames(views, cells, self.symmetry).label)) == len(cells):
+                    break
+                n_views += 1
         return SliceSettings(
             **{
                 **vars(found),

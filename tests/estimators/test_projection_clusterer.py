@@ -8,7 +8,7 @@ from sklearn_cryoem.datasets import make_particles, make_rings
 from sklearn_cryoem.estimators import model_files
 from sklearn_cryoem.metrics import fraction_within
 from sklearn_cryoem.physics.polar import polar_grid
-from sklearn_cryoem.projections.views import view_angles, view_rotations
+from sklearn_cryoem.projections.views import cell_frames, view_angles, view_rotations
 from sklearn_cryoem.projections.volumes import slices
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -106,3 +106,12 @@ def test_a_fit_that_was_killed_goes_on_and_ends_with_the_same_bits(stack, tmp_pa
 def test_more_cells_than_images_are_refused(stack):
     with pytest.raises(ValueError, match="Ask for fewer n_clusters"):
         ProjectionClusterer(10, n_volumes=2).fit(stack[:19])
+
+
+@pytest.mark.parametrize("n_clusters", [211, 253])  # twice as many views leave a cell empty
+def test_every_cell_has_views(stack, n_clusters):
+    model = ProjectionClusterer(n_clusters, max_resolution=100.0)
+    settings = model._settings_for(stack)
+    views, cells = view_angles(settings.n_views, "C1"), view_angles(n_clusters, "C1")
+    assert 2 * n_clusters < settings.n_views < 2 * n_clusters + 20
+    assert len(np.unique(cell_frames(views, cells, "C1").label)) == n_clusters
