@@ -323,8 +323,10 @@ def initial_model(
         In Angstrom.
     sizes : array_like of shape (n_classes,), optional
         Particles of each class: the noise of an average falls with them. By default all weigh the same.
+        Averages of no particle are left out.
     resolutions : array_like of shape (n_classes,), optional
-        Resolution of each average in Angstrom, where half of its signal is taken to be left.
+        Resolution of each average in Angstrom, where half of its signal is taken to be left. Averages whose
+        resolution is infinite or NaN hold no signal, and are left out.
     **options
         Parameters of `ProjectionClusterer`. By default there are 5 starts of 80 mini-batches, as many cells
         as averages but 100 at most, and shifts up to a twentieth of the box.
@@ -332,7 +334,12 @@ def initial_model(
     Returns
     -------
     model : ProjectionClusterer
-        Fitted; ``model.volumes_[0]`` is the volume.
+        Fitted to what is not left out; ``model.volumes_[0]`` is the volume.
+
+    Raises
+    ------
+    ValueError
+        If nothing is left.
 
     Examples
     --------
@@ -343,9 +350,15 @@ def initial_model(
     (1, 24, 24, 24)
     """
     images = np.asarray(averages, dtype=np.float32)
+    n_particles = np.ones(len(images)) if sizes is None else np.asarray(sizes)
+    resolution = np.zeros(len(images)) if resolutions is None else np.asarray(resolutions)
+    known = (n_particles > 0) & np.isfinite(resolution)
+    if not known.any():
+        raise ValueError("initial_model got no average with particles and a resolution. Give better classes.")
+    images, n_particles, resolution = images[known], n_particles[known], resolution[known]
     n, box = images.shape[:2]
-    weight = np.ones(n) if sizes is None else np.sqrt(np.asarray(sizes) / np.mean(sizes))
-    blur = 0.0 if resolutions is None else 4.0 * np.log(2.0) * np.square(resolutions)
+    weight = np.sqrt(n_particles / np.mean(n_particles))
+    blur = 4.0 * np.log(2.0) * np.square(resolution)
     # what multiplies an average of many particles, and fades at its resolution, is an envelope without a CTF
     envelope = CTFTable(
         **dict.fromkeys(("defocus_u_angstrom", "defocus_v_angstrom", "astigmatism_angle_rad"), np.zeros(n)),

@@ -5,7 +5,7 @@ import pytest
 
 from sklearn_cryoem import ParticleStack, ProjectionClusterer, load_model, save_model
 from sklearn_cryoem.datasets import make_particles, make_rings
-from sklearn_cryoem.estimators import model_files
+from sklearn_cryoem.estimators import initial_model, model_files
 from sklearn_cryoem.metrics import fraction_within
 from sklearn_cryoem.physics.polar import polar_grid
 from sklearn_cryoem.projections.views import cell_frames, view_angles, view_rotations
@@ -115,3 +115,17 @@ def test_every_cell_has_views(stack, n_clusters):
     views, cells = view_angles(settings.n_views, "C1"), view_angles(n_clusters, "C1")
     assert 2 * n_clusters < settings.n_views < 2 * n_clusters + 20
     assert len(np.unique(cell_frames(views, cells, "C1").label)) == n_clusters
+
+
+def test_a_first_model_leaves_out_averages_without_particles_or_signal(stack):
+    images = stack[:14].read()
+    sizes, resolutions = np.arange(2, 16), np.full(14, 30.0)
+    sizes[3], resolutions[5], resolutions[9] = 0, np.inf, np.nan
+    few = {"n_init": 1, "n_batches": 2, "max_iter": 1, "n_clusters": 5, "random_state": 0}
+    model = initial_model(images, 10.0, sizes=sizes, resolutions=resolutions, **few)
+    kept = np.delete(np.arange(14), [3, 5, 9])
+    alone = initial_model(images[kept], 10.0, sizes=sizes[kept], resolutions=resolutions[kept], **few)
+    np.testing.assert_array_equal(model.volumes_, alone.volumes_)
+    assert len(model.labels_) == 11 and np.ptp(model.volumes_) > 0
+    with pytest.raises(ValueError, match="Give better classes"):
+        initial_model(images, 10.0, resolutions=np.full(14, np.inf))
