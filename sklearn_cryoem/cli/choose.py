@@ -1,10 +1,13 @@
 """`sklearn-cryoem choose`: how many classes and dimensions the particles can tell apart."""
 
+from argparse import Namespace
+
 from sklearn_cryoem.cli.classify import add_particles, make_aligner, make_clusterer
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.options import add_classification, add_machine, count, new_command
 from sklearn_cryoem.cli.results import LEFT_OUT
 from sklearn_cryoem.cli.run_folder import RunFolder
+from sklearn_cryoem.manifold.topology import TOPOLOGIES
 
 TABLE, PICTURE = "choose.csv", "choose.png"
 _EPILOG = f"""\
@@ -31,8 +34,8 @@ def add_choose(commands):
         help="numbers of classes to try (default: 16 36 64 100)",
     )  # fmt: skip
     candidates.add_argument(
-        "--dimensions", metavar="L", type=count, choices=(1, 2, 3), nargs="+", default=[1, 2],
-        help="dimensions of the manifold to try (default: 1 2)",
+        "--dimensions", metavar="L", type=count, choices=(1, 2, 3), nargs="+",
+        help="dimensions of the manifold to try (default: 1 2, or that of its shape)",
     )  # fmt: skip
     add_machine(parser.add_argument_group("machine"))
     return parser
@@ -45,16 +48,23 @@ def choose(options, console):
 
     if not options.particles.exists():
         raise CommandError(f"there is no {options.particles}. Check the path.")
+    possible = TOPOLOGIES[options.topology].components
+    options.dimensions = options.dimensions or [number for number in (1, 2) if number in possible]
     with RunFolder(options.output, [TABLE, PICTURE, LEFT_OUT], force=options.force) as folder:
         preflight.check_machine(console)
         with folder.timed("read"):
             stack, _ = preflight.read(options, folder, console)
+        most = Namespace(**vars(options) | {"classes": max(options.classes)})
+        preflight.check_options(most, stack, console)
         stack, _ = preflight.screen(stack, options, folder, console)
+        clusterer = make_clusterer(options).set_params(verbose=0)
+        for n_components in options.dimensions:  # what is refused is refused before the alignment
+            for n_clusters in options.classes:
+                clusterer.set_params(n_clusters=n_clusters, n_components=n_components).validate(stack)
         aligner = make_aligner(options, stack)
         if aligner is not None:
             with folder.timed("align"):
                 stack = stack.with_poses(folder.fit(aligner, stack).poses_)
-        clusterer = make_clusterer(options).set_params(verbose=0)
         with folder.timed("compare"):
             table = choose_classes(clusterer, stack, options.classes, options.dimensions)
         with folder.writing(TABLE) as path:

@@ -80,9 +80,9 @@ def add_particles(parser):
     add_reading(parser.add_argument_group("reading"))
 
 
-def classify(options, console):
-    """Classify and write; return the Outcome."""
-    return _run(options, console, fit_flat, deep=False)
+def classify(options, console, *, keep_states=False):
+    """Classify and write; return the Outcome. Kept states let the same call repeat it without the fits."""
+    return _run(options, console, fit_flat, deep=False, keep_states=keep_states)
 
 
 def deep(options, console):
@@ -90,7 +90,7 @@ def deep(options, console):
     _run(options, console, fit_deep, deep=True)
 
 
-def _run(options, console, fit, *, deep):
+def _run(options, console, fit, *, deep, keep_states=False):
     """Do all of a run; return its Outcome."""
     from sklearn_cryoem.cli import preflight
 
@@ -112,7 +112,7 @@ def _run(options, console, fit, *, deep):
         outcome = fit(stack, options, folder, console)
         results = write(outcome, options.particles.suffix, folder, console)
         results["n_left_out"] = n_left_out + n_unusable
-        folder.write_summary(options, results, console.warnings)
+        folder.write_summary(options, results, console.warnings, keep_states=keep_states)
     tell(results, folder, console)
     _tell_where_images_are(folder / labelled_name(options.particles.suffix), stack, options, console)
     return outcome

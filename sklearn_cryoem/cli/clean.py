@@ -1,5 +1,6 @@
 """`sklearn-cryoem clean`: rounds of classification, each without what the one before it rejected."""
 
+import shutil
 from argparse import Namespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn_cryoem.cli.options import (
     percent,
 )
 from sklearn_cryoem.cli.results import labelled_name
+from sklearn_cryoem.cli.run_folder import UNFINISHED
 
 REJECTED = "rejected.csv"
 _AGAIN_SHARE = 0.4  # of the usual match; noise that is aligned to good classes has a third of it, at most
@@ -26,12 +28,13 @@ _RULES = [
      "stop with an error before more than this share of all particles has left"),
 ]  # fmt: skip
 _EPILOG = f"""\
-Each round is a folder round_1, round_2, .. with all that classify writes, its gallery too. What is left after
-the last one is particles.star (or .cs) in DIR, and {REJECTED} says of each particle that left in which round,
-from which class and why. Classes are given up that show no particle, and those whose particles match them
-half as well as usual; but each of their particles is compared with the other classes, and stays if it matches
-one. Small classes stay if their particles match them: rare views. In the end those that left with a class
-that they did not match are aligned to the classes that are left, and come back if they match one.
+Each round is a folder round_1, round_2, .. with all that classify writes, its gallery too, and left.star (or
+.cs), which the next one takes. What is left in the end is particles.star in DIR, and {REJECTED} says of each
+particle that left in which round, from which class and why. A run that ended early goes on by the same
+command. Classes are given up that show no particle, and those whose particles match them half as well as
+usual; but each of their particles is compared with the other classes, and stays if it matches one. Small
+classes stay if their particles match them: rare views. In the end those that left with a class that they did
+not match are aligned to the classes that are left, and come back if they match one.
 """
 
 
@@ -72,11 +75,15 @@ def clean(options, console):
         own_images = options.images_dir if number == 1 else None  # its own file names images anew
         own = {"particles": particles, "output": folder, "command": "classify", "images_dir": own_images,
                "passthrough": options.passthrough if number == 1 else []}  # fmt: skip
-        found = classify(Namespace(**settings | own), console)
+        # states stay until the last round is done: the same command repeats no fit
+        found = classify(Namespace(**settings | own), console, keep_states=True)
         reasons = reasons_to_leave(found.model, found.stack, found.quality, found.match, lenient=number == 1)
         leaves = reasons != ""
         if number == 1:
-            everything, rows = found.stack.with_poses(None).with_outliers(None), np.arange(len(leaves))
+            everything, rows = found.stack.with_outliers(None), np.arange(len(leaves))
+            if not options.skip_align:  # the file keeps its own poses, which --angle-range searches round
+                everything = everything.with_poses(None)
+            settings["no_ctf"] |= everything.ctf is None  # it was no table, or says nothing of the CTF
             everything = named_for(result, everything, [(particles, own_images)], console)
         row = {"row": rows, "round": number, "class": found.model.labels_ + 1, "reason": reasons}
         left.append(pd.DataFrame(row)[leaves])
@@ -89,8 +96,8 @@ def clean(options, console):
             )
         _tell(reasons[leaves], len(leaves), number, console)
         rows = rows[~leaves]
-        write_particles(everything[rows], result, overwrite=True)
-        particles = result
+        particles = folder / f"left{result.suffix}"
+        write_particles(everything[rows], particles, overwrite=True)
         if leaves.mean() < _AT_REST:
             break
     table = pd.concat(left, ignore_index=True)
@@ -98,12 +105,14 @@ def clean(options, console):
     if back.any():
         console.say(f"{back.sum():,} of them match the classes that are left, and come back")
         rows, table = np.sort(np.append(rows, table["row"][back])), table[~back]
-        write_particles(everything[rows], result, overwrite=True)
     metadata = everything.metadata
     names = metadata["uid" if "uid" in metadata else "rlnImageName"].to_numpy()
     table.insert(0, "particle", names[table.pop("row")])
     with atomic_path(options.output / REJECTED, overwrite=True) as place:
         table.to_csv(place, index=False)
+    write_particles(everything[rows], result, overwrite=True)  # the sign that all is done
+    for done in range(1, number + 1):
+        shutil.rmtree(options.output / f"round_{done}" / UNFINISHED, ignore_errors=True)
     console.say(
         f"{len(rows):,} of {len(everything):,} particles are left after {number} rounds, in {result}; "
         f"{REJECTED} says why the others are not"

@@ -52,13 +52,15 @@ def initial_model(options, console):
     import pandas as pd
 
     from sklearn_cryoem import estimators
-    from sklearn_cryoem._core.files import try_to_write
+    from sklearn_cryoem._core.files import atomic_path, try_to_write
     from sklearn_cryoem.io import read_mrc, write_mrc
     from sklearn_cryoem.plotting.volumes import plot_volume
 
     for name in (AVERAGES, QUALITY):
         if not (options.folder / name).exists():
             raise CommandError(f"{options.folder} holds no {name}. Give the --output of a finished run.")
+    if options.output.suffix.lower() != ".mrc":
+        raise CommandError(f"{options.output} is no name of a map, expected one in .mrc. Change the suffix.")
     picture = options.output.with_suffix(".png")
     for path in (options.output, picture):
         if path.exists() and not options.force:
@@ -84,7 +86,8 @@ def initial_model(options, console):
         **wanted,
     )
     write_mrc(options.output, model.volumes_[0], pixel_size, overwrite=options.force)
-    plot_volume(model).savefig(picture)
+    with atomic_path(picture, overwrite=options.force) as path:
+        plot_volume(model).savefig(path)
     scores = ", ".join(f"{score:.2f}" for score in model.start_scores_)
     console.say(f"{chosen.sum()} class averages; log likelihood of the starts: {scores}")
     console.say(f"{options.output}: halves agree up to {model.volume_resolution_[0]:.3g} A; {picture}")

@@ -92,7 +92,11 @@ def parse(argv):
     options = parser.parse_args(argv)
     if getattr(options, "config", None) is not None:
         command = commands[options.command]
-        options = parser.parse_args([options.command, *words_of_config(options, command), *argv[1:]])
+        words = words_of_config(options, command)
+        end = (
+            f"--config={options.config}"  # a list that is last in the file takes no word of the command line
+        )
+        options = parser.parse_args([options.command, *words, end, *argv[1:]])
     missing = [name for name in getattr(options, "required", ()) if getattr(options, name) is None]
     if missing:
         names = {**_ARGUMENTS, "output": "-o/--output"}

@@ -152,7 +152,7 @@ class RunFolder:
                 raise
             raise Interrupted("interrupted. The same command goes on from here.") from None
 
-    def write_summary(self, options, results, warnings):
+    def write_summary(self, options, results, warnings, *, keep_states=False):
         """Write `run.yaml`, and then `summary.json`, the sign that the run is complete.
 
         Parameters
@@ -163,6 +163,8 @@ class RunFolder:
             What the run found.
         warnings : list of str
             What it warned of.
+        keep_states : bool
+            Whether what the fits reached stays, for the same call to be repeated without them.
         """
         used = {name: absolute(value) for name, value in vars(options).items() if name not in _TALKING}
         with self.writing(RUN_FILE) as path:
@@ -179,7 +181,8 @@ class RunFolder:
         }
         with self.writing(SUMMARY) as path:
             path.write_text(json.dumps(as_json(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
+        if not keep_states:
+            shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
 
 
 def read_summary(folder):

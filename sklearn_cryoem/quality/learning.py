@@ -98,7 +98,8 @@ def learn_selection(tables: Sequence[pd.DataFrame], chosen: Sequence[ArrayLike])
     Raises
     ------
     ValueError
-        If there are fewer than five classes that were selected, or that were not.
+        If there are fewer than five classes that were selected, or that were not, or if all that were, or
+        that were not, are of one of several runs.
     """
     rows = [table[table["size"] > 0] for table in tables]
     kept = [table["class"].isin(list(some)).to_numpy() for table, some in zip(rows, chosen, strict=True)]
@@ -109,6 +110,14 @@ def learn_selection(tables: Sequence[pd.DataFrame], chosen: Sequence[ArrayLike])
             f"{target.sum()} classes are selected and {(~target).sum()} are not, expected five of each at "
             "least. Give selections of more runs."
         )
+    for number in range(len(rows) if len(rows) > 1 else 0):  # what is learned is tried on each run in turn
+        others = target[group != number]
+        if others.all() or not others.any():
+            raise ValueError(
+                f"without run {number + 1}, {'all' if others.all() else 'none'} of the {len(others)} classes "
+                "are selected, expected some of them. Give selections of more runs, or leave out runs that "
+                "were kept or rejected whole."
+            )
     columns = [name for name in COLUMNS if name in table and table[name].notna().any()]
     values = _measures(table, columns)
     middle, spread = np.nanmean(values, axis=0), np.nanstd(values, axis=0)

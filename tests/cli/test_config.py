@@ -77,6 +77,11 @@ def test_the_command_line_goes_before_the_file(tmp_path):
     assert (options.particles, options.output, options.classes) == (Path("b.star"), Path("x"), 50)
     with pytest.raises(SystemExit):
         parsed(["classify", "b.star", "c.star", f"--config={config}"])
+    config.write_text("classes: [4, 8]\n")  # a list ends with the file
+    options = parsed(["choose", "--config", str(config), "b.star", "-o", "x"])
+    assert (options.particles, options.classes) == (Path("b.star"), [4, 8])
+    options = parsed(["choose", "b.star", "--config", str(config), "-o", "x"])
+    assert (options.particles, options.classes) == (Path("b.star"), [4, 8])
 
 
 def test_lists_and_numbers_survive(tmp_path):

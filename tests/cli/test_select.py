@@ -1,6 +1,7 @@
 """From a folder of results to a subset, and from one program's files to another's."""
 
 import json
+import re
 import shutil
 import subprocess
 import types
@@ -12,12 +13,14 @@ import pandas as pd
 import pytest
 import starfile
 
-from sklearn_cryoem import read_particles
+from sklearn_cryoem import MAPAligner, SMLClusterer, estimators, read_particles
+from sklearn_cryoem.cli import clean
 from sklearn_cryoem.cli.main import main, parse
 from sklearn_cryoem.cli.run_folder import run_text
 from sklearn_cryoem.datasets import make_ribosome_phantom
 from sklearn_cryoem.io import read_mrc, write_mrc, write_particles, write_selection
 from sklearn_cryoem.particles import class_labels
+from sklearn_cryoem.quality.match import WEAK
 
 FEW = "--align-classes 4 --align-batches 3 --align-iterations 2 --classes 2x3 --iterations 4 --jobs 1".split()
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -37,6 +40,10 @@ def results(tmp_path_factory):
     (folder / "particles.star").rename(folder / "simulated.star")
     assert run("classify", folder / "simulated.star", "-o", folder / "out", "--quiet", *FEW) == 0
     return folder / "out"
+
+
+def interrupted(*given, **how):
+    raise KeyboardInterrupt
 
 
 def labelled(path, results):
@@ -282,6 +289,63 @@ def test_choose_compares_candidates_by_particles_held_out(results, tmp_path, cap
     assert (tmp_path / "c" / "choose.png").is_file()
     again = parse(["choose", "--config", str(tmp_path / "c" / "run.yaml"), "-o", "x"])
     assert (again.classes, again.dimensions, again.skip_align) == ([4, 9], [2], True)
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("--topology", "ring", "--dimensions", 2), "--latent-dim"),
+        (("--topology", "sphere", "--classes", 2, 9), "expected at least 4"),
+        (("--classes", 4, 900), "Ask for fewer"),
+    ],
+)
+def test_choose_refuses_candidates_before_it_aligns(words, remedy, results, tmp_path, capsys, monkeypatch):
+    monkeypatch.delattr(MAPAligner, "fit")
+    given = (results.parent / "simulated.star", "--jobs", 1, *words)
+    assert run("choose", *given, "-o", tmp_path / "c") == 1
+    assert remedy in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("topology", "dimensions"), [("ring", [1]), ("torus", [2]), ("sphere", [2])])
+def test_choose_tries_the_dimensions_of_the_shape(topology, dimensions, results, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimators, "choose_classes", lambda *given: pytest.fail(str(given[3])))
+    given = (results / "particles.star", "--images-dir", results.parent, "--skip-align", "--classes", 9)
+    with pytest.raises(pytest.fail.Exception, match=re.escape(str(dimensions))):
+        run("choose", *given, "--topology", topology, "--jobs", 1, "-o", tmp_path / "c")
+
+
+def test_clean_takes_a_bare_stack_and_goes_on(results, tmp_path, monkeypatch):
+    """The second round reads a table without a CTF; finished fits are not done again."""
+    monkeypatch.setattr(clean, "_AT_REST", 0.0)
+    stack = results.parent / "particles.mrcs"
+    given = ("clean", stack, *FEW, "--pixel-size", 6, "--rounds", 2, "-q")
+    assert run(*given, "-o", tmp_path / "whole") == 0
+    second = json.loads((tmp_path / "whole" / "round_2" / "summary.json").read_text())
+    assert second["options"]["no_ctf"] and not list(tmp_path.glob("whole/*/unfinished"))
+    with monkeypatch.context() as patch:
+        patch.setattr(clean, "_found_again", interrupted)
+        assert run(*given, "-o", tmp_path / "cut") == 130
+    assert not (tmp_path / "cut" / "particles.star").exists()
+    for done in (MAPAligner, SMLClusterer):
+        monkeypatch.setattr(done, "fit", interrupted)
+    assert run(*given, "-o", tmp_path / "cut") == 0
+    for name in ("particles.star", "rejected.csv"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("words", [("--skip-align",), ("--angle-range", 20)])
+def test_clean_from_poses_of_the_file_finds_again_what_matches(words, results, tmp_path, monkeypatch):
+    def weak(model, stack, *given, **how):
+        return np.where(np.arange(len(stack)) < 9, f"{WEAK} 1, usual is 9", "")
+
+    monkeypatch.setattr("sklearn_cryoem.quality.reasons_to_leave", weak)
+    monkeypatch.setattr(clean, "_AGAIN_SHARE", 0.0)
+    given = ("clean", results / "particles.star", "--images-dir", results.parent, *FEW, *words)
+    assert run(*given, "--rounds", 2, "-o", tmp_path / "c", "-q") == 0
+    before, after = (labelled(folder / "particles.star", results) for folder in (results, tmp_path / "c"))
+    assert 182 < len(after) <= 200
+    row = after.metadata["rlnImageName"].str.partition("@")[0].astype(int).to_numpy() - 1
+    np.testing.assert_allclose(after.poses.angle_rad, before.poses.angle_rad[row], atol=1e-6)
 
 
 def test_select_like_before_follows_what_was_learned(results, tmp_path, capsys):
@@ -673,3 +737,5 @@ def test_initial_model_writes_a_map_and_its_picture(results, tmp_path, capsys):
     assert "pass --force" in capsys.readouterr().err
     assert run("initial-model", tmp_path, "-o", tmp_path / "no.mrc") == 1
     assert "Give the --output of a finished run" in capsys.readouterr().err
+    assert run("initial-model", results, "-o", tmp_path / "x.png") == 1
+    assert "expected one in .mrc" in capsys.readouterr().err and not (tmp_path / "x.png").exists()

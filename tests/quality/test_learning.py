@@ -41,6 +41,9 @@ def test_what_cannot_be_learned_is_refused(tmp_path):
     table, _ = run_of(np.random.default_rng(0))
     with pytest.raises(ValueError, match="Give selections of more runs"):
         learn_selection([table], [[1, 2]])
+    whole, other = run_of(np.random.default_rng(1))
+    with pytest.raises(ValueError, match=r"without run 2, all of the .* leave out runs that were kept"):
+        learn_selection([table.assign(size=9), whole.assign(size=9)], [table["class"], other])
     (tmp_path / "x.json").write_text('{"classes": [1]}')
     with pytest.raises(ParticleDataError, match="Make it with sklearn-cryoem learn-selection"):
         LearnedSelection.load(tmp_path / "x.json")
