@@ -527,7 +527,7 @@ class SMLClusterer(
         manifold, dtype, self._held_out = self._manifold, self._space.dtype, None
         halves = sweep(blocks, self._matchers(blocks.layout), "halves", n_jobs=self.n_jobs)
         if plan.n_folds > 1:
-            has = has_signal(power_of(self._moments, blocks.layout), blocks.layout, trace)
+            has = has_signal(self._moments, blocks.layout, trace)
             self._held_out = hold_out(blocks, manifold, plan.n_folds, has, dtype=dtype, n_jobs=self.n_jobs)
         self.labels_ = np.concatenate(halves.labels)
         sizes = np.bincount(self.labels_, minlength=len(self.latent_nodes_))

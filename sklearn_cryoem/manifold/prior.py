@@ -39,6 +39,10 @@ class Moments(Additive):
         Sums of c^2 and of c^4.
     y2, c2y2 : ndarray of shape (S,), float64
         Sums of y^2 and of c^2 y^2 over each shell.
+    ctf2, ctf4 : ndarray of shape (S,), float64
+        Sums of c^2 and c^4 over each shell as they were before noise divided them, Eq. (3.14).
+    log_noise : ndarray of shape (S,), float64
+        Sum of the log of that noise.
     """
 
     n_samples: int
@@ -48,6 +52,9 @@ class Moments(Additive):
     c4: Float64
     y2: Float64
     c2y2: Float64
+    ctf2: Float64
+    ctf4: Float64
+    log_noise: Float64
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,10 @@ def _block_moments(blocks: Blocks, index: int) -> Moments:
     cy = data.sum(axis=0, dtype=np.float64)
     if block.norm is None:
         ones = np.full(layout.n_norms, float(len(block)))
-        return Moments(len(block), cy, cy, ones, ones, power, power)
+        sizes = (len(block) * layout.shell_sizes).astype(np.float64)
+        return Moments(len(block), cy, cy, ones, ones, power, power, sizes, sizes, np.zeros(layout.n_shells))
+    log_noise = np.zeros(block.power.shape) if block.log_noise is None else block.log_noise
+    ctf2 = block.norm * np.exp(log_noise)[:, layout.shell[layout.norm_starts]]  # (n, Q)
     c3y = np.einsum("ip,ip->p", data, block.norm[:, layout.norm_index], dtype=np.float64)
     return Moments(
         len(block),
@@ -128,6 +138,9 @@ def _block_moments(blocks: Blocks, index: int) -> Moments:
         np.square(block.norm, dtype=np.float64).sum(axis=0),
         power,
         layout.sum_shells(np.square(data, dtype=np.float64).sum(axis=0)),
+        layout.sum_shells(ctf2.sum(axis=0)[layout.norm_index]),
+        layout.sum_shells((ctf2**2).sum(axis=0)[layout.norm_index]),
+        log_noise.sum(axis=0),
     )
 
 
@@ -146,10 +159,13 @@ def power_of(moments: Moments, layout: FeatureLayout) -> DataPower:
     spread = np.maximum(layout.sum_shells(c4) / n_values - mean_c2**2, 0.0)
     largest = variance / np.maximum(mean_c2, 1e-3)
     quietest = variance.min() / variance  # level of white noise, as a share of each shell's variance
-    has_slope = spread > 1e-4 * mean_c2**2
+    # c^2 that differs by the noise alone, Eq. (3.14), tells nothing of the signal
+    has_slope = moments.ctf4 / n_values > (1.0 + 1e-4) * (moments.ctf2 / n_values) ** 2
+    has_slope &= spread > 1e-4 * mean_c2**2
     divisor = np.where(has_slope, spread, 1.0)
-    # the quietest of all shells lies about two standard errors below the usual
-    error = np.sqrt(2.0 / n_values) * np.where(has_slope, variance / np.sqrt(divisor), 2.0 * largest)
+    # the quietest of all shells lies about two standard errors below the usual; noisy images count most
+    no_slope = 2.0 * largest * np.sqrt(1.0 + spread / np.maximum(mean_c2, 1e-3) ** 2)
+    error = np.sqrt(2.0 / n_values) * np.where(has_slope, variance / np.sqrt(divisor), no_slope)
     if layout.n_shells == 1:
         signal = largest
     else:
@@ -197,13 +213,13 @@ def signal_nats(power: DataPower, layout: FeatureLayout) -> float:
     return 0.5 * layout.information * float(layout.shell_sizes @ _signal_to_noise(power))
 
 
-def has_signal(power: DataPower, layout: FeatureLayout, trace: Any) -> bool:
+def has_signal(moments: Moments, layout: FeatureLayout, trace: Any) -> bool:
     """Whether images differ by more than noise, Eq. (3.17).
 
     Parameters
     ----------
-    power : DataPower
-        Signal and noise.
+    moments : Moments
+        Of the images.
     layout : FeatureLayout
         Sizes of the shells.
     trace : Trace
@@ -211,15 +227,15 @@ def has_signal(power: DataPower, layout: FeatureLayout, trace: Any) -> bool:
     """
     if layout.n_shells == 1:  # all of it counts as signal
         return True
-    last = sum(trace.is_held_out) - 1
+    power, last = power_of(moments, layout), sum(trace.is_held_out) - 1
+    power = replace(power, error=power.error / np.sqrt(layout.information))  # fewer values are independent
     n_shells, held_out = trace.n_shells[last], trace.objective[last]
     left = np.maximum(power.variance - power.noise, 0.0)
     errors = layout.shell_sizes * left * power.error / (power.signal * power.noise)  # of n_q rho_q, (S,)
-    of_nats = 0.5 * np.sqrt(layout.information) * float(np.sqrt((errors**2).sum()))
-    of_one = (
-        np.log(2.0 * np.pi * power.variance[:n_shells]) + 1.0
-    )  # twice the nats of a feature, one template
-    gain = held_out + 0.5 * layout.information * float(layout.shell_sizes[:n_shells] @ of_one)
+    of_nats = 0.5 * layout.information * float(np.sqrt((errors**2).sum()))
+    # twice the nats of a feature, one template; the objective has the noise of Eq. (3.14) as well
+    of_one = np.log(2.0 * np.pi * power.variance) + 1.0 + moments.log_noise / moments.n_samples
+    gain = held_out + 0.5 * layout.information * float(layout.shell_sizes[:n_shells] @ of_one[:n_shells])
     is_sure = of_nats < OPTIMISM  # of few images neither tells
     return bool(signal_nats(power, layout) > SIGNIFICANT * of_nats or gain > OPTIMISM or not is_sure)
 

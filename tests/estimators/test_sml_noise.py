@@ -172,3 +172,12 @@ def test_errors_say_what_to_do(mixed):
         SMLClusterer(4, noise="group").fit(vectors)
     with pytest.raises(ValueError, match="'group'"):
         SMLClusterer(4, noise="micrograph").fit(mixed)
+
+
+@pytest.mark.parametrize(("noise", "ratio"), [("group", 1.0), ("group", 4.0), ("image", 4.0)])
+def test_where_there_is_nothing_but_noise_of_groups_no_class_is_likelier(noise, ratio):
+    groups, rng = np.arange(400) % 2, np.random.default_rng(0)
+    images = np.sqrt(np.where(groups, ratio, 1.0))[:, None, None] * rng.standard_normal((400, 24, 24))
+    stack = ParticleStack(images.astype(np.float32), pixel_size=8.0, noise_group=groups)
+    model = SMLClusterer((3, 3), noise=noise, max_iter=10, tol=1.0).fit(stack)
+    np.testing.assert_allclose(model.predict_proba(stack), 1 / 9, atol=1e-3)
