@@ -11,6 +11,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn_cryoem.estimators.deep_clusterer import DeepClusterer
 from sklearn_cryoem.estimators.map_aligner import MAPAligner
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
+from sklearn_cryoem.manifold.classes import label_sums, told_apart
 from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles import ParticleStack, rescale
 from sklearn_cryoem.particles.classes import steps_of
@@ -151,6 +152,9 @@ def assign_particles(model: Any, stack: ParticleStack) -> tuple[Any, ParticleSta
     sound = slice(None) if stack.outlier is None else ~stack.outlier
     assigned.class_sizes_ = np.bincount(assigned.labels_[sound], minlength=len(model.class_averages_))
     assigned.n_effective_clusters_ = effective_count(assigned.class_sizes_)
+    if isinstance(model, SMLClusterer) and assigned.class_sizes_.any():
+        assigned._label_sums = model._posteriors(stack[sound], label_sums, None).sum(axis=0)
+        assigned.n_effective_clusters_ = told_apart(assigned._label_sums)
     if hasattr(assigned, "soft_class_sizes_"):
         assigned.soft_class_sizes_ = assigned.class_sizes_.astype(np.float64)
     return assigned, stack

@@ -55,6 +55,7 @@ from sklearn_cryoem.manifold.classes import (
     mean_positions,
     most_probable,
     signal_ridge,
+    told_apart,
 )
 from sklearn_cryoem.manifold.em import FitPlan, MStep, Schedule, cross_fitted_iterations, fit_states
 from sklearn_cryoem.manifold.expectation import sweep
@@ -71,7 +72,7 @@ from sklearn_cryoem.manifold.prior import (
 )
 from sklearn_cryoem.manifold.state import first_state, pca_start, random_start
 from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
-from sklearn_cryoem.metrics.classes import class_resolution, effective_count
+from sklearn_cryoem.metrics.classes import class_resolution
 from sklearn_cryoem.particles.feature_space import ImageSpace, VectorSpace
 from sklearn_cryoem.particles.screening import normalised_like, screened
 
@@ -538,9 +539,8 @@ class SMLClusterer(
     def _tell_apart(self, blocks):
         """Count the classes that these images and those of earlier chunks are told apart into, Eq. (3.8)."""
         found = map_posterior(label_sums, blocks, self._matchers(blocks.layout), n_jobs=self.n_jobs)
-        self._label_sums = sums = self._label_sums + np.concatenate(list(found)).sum(axis=0)  # (K + 1,)
-        certainty = float(np.exp(sums[-1] / sums[:-1].sum()))
-        self.n_effective_clusters_ = effective_count(sums[:-1]) * certainty
+        self._label_sums = self._label_sums + np.concatenate(list(found)).sum(axis=0)  # (K + 1,)
+        self.n_effective_clusters_ = told_apart(self._label_sums)
 
     def _matchers(self, layout, *, held_out=True):
         """Templates that images of each fold are compared with, Eq. (3.17), or those of the whole map."""

@@ -207,6 +207,12 @@ def label_sums(posterior: Posterior) -> Float64:
     return np.append(shares.sum(axis=0), xlogy(shares, shares).sum())[None]
 
 
+def told_apart(sums: Float64) -> float:
+    """Number of classes that images are told apart into, Eq. (3.8); from sums (K + 1,) of `label_sums`."""
+    shares, certainty = sums[:-1] / sums[:-1].sum(), sums[-1] / sums[:-1].sum()
+    return float(np.exp(certainty - xlogy(shares, shares).sum()))
+
+
 def mean_positions(posterior: Posterior, places: Float64) -> Float64:
     """Posterior means of latent positions in the embedding, Eq. (3.7); (n, E).
 

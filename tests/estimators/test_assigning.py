@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import xlogy
 
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
@@ -38,6 +39,17 @@ def test_particles_of_smaller_pixels_come_to_the_pixels_and_the_noise_of_the_fit
     assert assigned.class_sizes_.sum() == 50 and len(model.labels_) == 100
     np.testing.assert_array_equal(assigned.class_averages_, model.class_averages_)
     assert class_quality(assigned, taken)["size"].tolist() == assigned.class_sizes_.tolist()
+
+
+def test_classes_are_counted_by_what_tells_images_apart_as_in_a_fit(fine, model):
+    trained = fine[:100].downsample(32)
+    again, _ = assign_particles(model, trained)
+    assert again.n_effective_clusters_ == pytest.approx(model.n_effective_clusters_, rel=1e-5)
+    outlier = np.arange(100) < 30
+    some, _ = assign_particles(model, trained.with_outliers(outlier))
+    shares = model.predict_proba(trained[~outlier]).astype(float)
+    information = np.mean(np.sum(xlogy(shares, shares / shares.mean(axis=0)), axis=1))
+    assert some.n_effective_clusters_ == pytest.approx(np.exp(information), rel=1e-5)
 
 
 def test_a_smaller_field_is_filled_up(fine, model):
