@@ -150,11 +150,10 @@ def hold_out(
         alpha = 1e9 * alpha
     weights = [
         solve_weights(
-            total.numerator - part.numerator, np.maximum(total.denominator - part.denominator, 0.0),
-            manifold.basis, noise, alpha, layout, n_jobs=n_jobs,
+            others.numerator, others.denominator, manifold.basis, noise, alpha, layout, n_jobs=n_jobs
         ).astype(np.float32)
-        for part in parts
-    ]  # fmt: skip
+        for others in map(total.without, parts)
+    ]
     mean_ctf2 = total.denominator.sum(axis=0) / total.n_samples  # (S,)
     phi, scale = manifold.basis.phi, noise / layout.information  # (S,)
     variance = np.empty(total.denominator.shape)  # of a feature of each template; (K, S)

@@ -209,11 +209,9 @@ class HeldOutMStep(MStep):
         self, total: Statistics, fold: Statistics, variance: Float64, layout: FeatureLayout
     ) -> Float64:
         """Templates of the images that are not in a fold."""
-        denominator = np.maximum(
-            total.denominator - fold.denominator, 0.0
-        )  # a sum of squares, whatever its last digits
+        others = total.without(fold)
         return self.coupling.templates(
-            total.numerator - fold.numerator, denominator, variance, layout, n_jobs=self.n_jobs
+            others.numerator, others.denominator, variance, layout, n_jobs=self.n_jobs
         )
 
     def _noise(

@@ -220,6 +220,14 @@ class Statistics(Additive):
         """Sums over all parts."""
         return self.part(0) if len(self.numerator) == 1 else self.mapped(lambda array: array.sum(axis=0))
 
+    def without(self, part: Statistics) -> Statistics:
+        """Sums over the other images; over all where there are no others, as of copies, which share a fold."""
+        if self.n_samples == part.n_samples:
+            return self
+        # sums of squares are positive, whatever their last digits
+        denominator = np.maximum(self.denominator - part.denominator, 0.0)
+        return dataclasses.replace(self, numerator=self.numerator - part.numerator, denominator=denominator)
+
     def scaled(self, factor: float) -> Statistics:
         """The same sums as if every image counted `factor` times."""
         return self.mapped(lambda array: factor * array)

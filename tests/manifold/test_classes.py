@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem.manifold.classes import class_averages, hold_out, map_posterior, mean_positions
+from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
 from sklearn_cryoem.manifold.derived_blocks import ShellNorms
 from sklearn_cryoem.manifold.expectation import Matcher, Posterior, sweep
 from sklearn_cryoem.manifold.grid import LatentBasis
@@ -73,3 +74,15 @@ def test_mean_positions_are_means_over_the_posterior():
     nodes = np.array([[-1.0, 0.0], [1.0, 2.0]])
     posterior = Posterior(np.array([[0.25, 0.75], [0.9, 0.1]], dtype=np.float32), np.zeros(2))
     np.testing.assert_allclose(mean_positions(posterior, nodes), [[0.5, 1.5], [-0.8, 0.2]], atol=1e-6)
+
+
+def test_a_fold_that_holds_all_images_is_compared_with_the_templates_of_all(rng):
+    """Copies of one image share a fold, and there are no others."""
+    shell = np.repeat([0, 1], [4, 8])
+    layout, basis = FeatureLayout(shell, shell), LatentBasis((3,), (2,), 0.75)
+    blocks = ShellNorms(ArrayBlocks(np.tile(rng.standard_normal(12), (40, 1)), layout=layout))
+    manifold = Manifold(basis, rng.standard_normal((3, 12)), np.ones(2), np.ones(2))
+    found = hold_out(blocks, manifold, 4, True, dtype=np.float64)
+    assert blocks.load(0, 2).folds(4).std() == 0
+    np.testing.assert_array_equal(found.weights, np.broadcast_to(found.weights[0], found.weights.shape))
+    assert np.abs(found.weights).max() > 0.1
