@@ -221,7 +221,7 @@ class Statistics(Additive):
         return self.part(0) if len(self.numerator) == 1 else self.mapped(lambda array: array.sum(axis=0))
 
     def without(self, part: Statistics) -> Statistics:
-        """Sums over the other images; over all where there are no others, as of copies, which share a fold."""
+        """Sums over the other images, or over all where there are no others: copies share a fold."""
         if self.n_samples == part.n_samples:
             return self
         # sums of squares are positive, whatever their last digits

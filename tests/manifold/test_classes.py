@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem.manifold.classes import class_averages, hold_out, map_posterior, mean_positions
 from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
+from sklearn_cryoem.manifold.classes import class_averages, hold_out, map_posterior, mean_positions
 from sklearn_cryoem.manifold.derived_blocks import ShellNorms
 from sklearn_cryoem.manifold.expectation import Matcher, Posterior, sweep
 from sklearn_cryoem.manifold.grid import LatentBasis
