@@ -8,7 +8,8 @@ from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
 from sklearn_cryoem.cli.options import new_command
 from sklearn_cryoem.cli.results import AVERAGES
-from sklearn_cryoem.cli.select import column_of, labelled_particles, places_of, read_table
+from sklearn_cryoem.cli.run_folder import labelled_particles
+from sklearn_cryoem.cli.select import column_of, places_of, read_table
 
 TABLE, MOVED, CONTINGENCY, PAIRS = "compare.csv", "moved.csv", "contingency.csv", "pairs.png"
 _MERGE_EPILOG = """\
@@ -137,9 +138,16 @@ def read_labelled(results, target, console):
 
 
 def names_of(stack):
-    """What tells particles apart: cryoSPARC's number of each, or the name of its image."""
+    """What tells particles apart: cryoSPARC's number of each, or the name of its image in one spelling."""
+    from sklearn_cryoem.io.image_files import plain_name, split_image_name
+
     table = stack.metadata
-    return (table["uid"] if "uid" in table else table["rlnImageName"]).astype(str).to_numpy()
+    if "uid" in table:
+        return table["uid"].astype(str).to_numpy()
+    parts = [split_image_name(str(name)) for name in table["rlnImageName"]]
+    return np.array(
+        [f"{number or ''}@{plain_name(file)}".lstrip("@") for number, file in parts], dtype=object
+    )
 
 
 # ---------------------------------------------------------------- compare
@@ -164,7 +172,7 @@ def compare(options, console):
     import pandas as pd
     from sklearn.metrics import adjusted_mutual_info_score
 
-    from sklearn_cryoem._core.files import atomic_path
+    from sklearn_cryoem._core.files import atomic_path, try_to_write
     from sklearn_cryoem.quality import compare_classes
     from sklearn_cryoem.quality.table import stability
 
@@ -172,6 +180,8 @@ def compare(options, console):
         raise CommandError("there is nothing to compare with. Give two runs or more.")
     _check_one_format(options.results)
     options.output.mkdir(parents=True, exist_ok=True)
+    for name in (TABLE, MOVED, CONTINGENCY, PAIRS):
+        try_to_write(options.output / name, overwrite=options.force)
     stacks, labels = zip(
         *(read_labelled(path, options.output / "x.star", None) for path in options.results),
         strict=True,
@@ -179,14 +189,18 @@ def compare(options, console):
     names = names_of(stacks[0])
     one, others = labels[0], []
     for path, stack, other in zip(options.results[1:], stacks[1:], labels[1:], strict=True):
-        row = pd.Index(names_of(stack)).get_indexer(names)  # -1 for particles that it lacks
-        if not (row >= 0).any():
+        known = pd.Series(other, index=names_of(stack))
+        known = known[~known.index.duplicated()]  # of an image that is named twice, the first
+        if not known.index.isin(names).any():
             raise CommandError(f"{path} and {options.results[0]} have no particle in common. Use merge.")
-        others.append(np.where(row >= 0, other[row], -1))
+        others.append(known.reindex(names, fill_value=-1).to_numpy())
     table = None
     for path, other in zip(options.results[1:], others, strict=True):
         pairs = compare_classes(one, other)
-        _add_averages(pairs, options.results[0], path, options.output if table is None else None)
+        picture = _add_averages(pairs, options.results[0], path, draw=table is None)
+        if picture is not None:
+            with atomic_path(options.output / PAIRS, overwrite=options.force) as file:
+                picture.savefig(file, dpi=120)
         prefix = "" if table is None else f"{path.name}_"
         more = pairs.drop(columns=["class", "size"]).add_prefix(prefix)
         table = pairs if table is None else pd.concat([table, more], axis=1)
@@ -212,8 +226,8 @@ def compare(options, console):
     console.say(f"tables written to {options.output}; {TABLE} has a row for each class")
 
 
-def _add_averages(pairs, first, second, folder):
-    """Add how alike the averages of paired classes are; draw them side by side into `folder`, if any."""
+def _add_averages(pairs, first, second, *, draw):
+    """Add how alike the averages of paired classes are; return a figure of them side by side, or None."""
     from sklearn_cryoem.io import read_mrc
     from sklearn_cryoem.physics.masks import mask_background, mask_disc
     from sklearn_cryoem.physics.rotation import aligned_images
@@ -221,17 +235,17 @@ def _add_averages(pairs, first, second, folder):
     from sklearn_cryoem.quality import similarity
 
     if not all((path / AVERAGES).is_file() for path in (first, second)):
-        return
+        return None
     one, other = (read_mrc(path / AVERAGES)[0] for path in (first, second))
     if one.shape[1:] != other.shape[1:]:
-        return
+        return None
     there = pairs.index[pairs["partner"] > 0].to_numpy()
     found = [similarity(one[[i]], other[[pairs["partner"][i] - 1]]) for i in there]
     for name in ("correlation", "angle_rad", "mirrored"):
         pairs.loc[there, name.replace("rad", "degrees")] = [getattr(some, name)[0, 0] for some in found]
     pairs["angle_degrees"] = np.degrees(pairs["angle_degrees"])
-    if folder is None:
-        return
+    if not draw:
+        return None
     turned = [
         aligned_images(
             other[[pairs["partner"][i] - 1]], some.angle_rad[0], some.shift_px[0], some.mirrored[0]
@@ -243,5 +257,4 @@ def _add_averages(pairs, first, second, folder):
     tiles = mask_background(tiles, *mask_disc(None, tiles.shape[-1], None))  # corners turn out of the picture
     counts = pairs[["size", "partner_size"]].to_numpy()[there[order]].ravel()
     title = f"{first.name} and, next to each class, its partner of {second.name}"
-    gallery = plot_class_averages(tiles, counts=counts, order="index", n_columns=8, title=title)
-    gallery.figure.savefig(folder / PAIRS, dpi=120)
+    return plot_class_averages(tiles, counts=counts, order="index", n_columns=8, title=title).figure

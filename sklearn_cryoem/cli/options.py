@@ -124,6 +124,7 @@ OPTIONS_OF_PARAMETERS = {
     **_FILES,
     **{name: flags(ALIGNMENT, CLUSTERING)[name] for name in ("max_shift", "n_basis", "cache_folder")},
     "topology": _CHOICES["topology"],
+    "micrograph_pixel_size": "--micrograph-pixel-size",
 }
 OPTIONS_OF_ESTIMATORS = {
     "DeepClusterer": {**flags(SUBCLASSES), "max_iter": "--iterations"},  # that of its second estimator

@@ -24,6 +24,7 @@ from sklearn_cryoem.cli.console import CommandError, Interrupted
 from sklearn_cryoem.cli.options import RUN_FILE
 
 SUMMARY, UNFINISHED = "summary.json", "unfinished"
+LABELLED = ("particles.star", "particles.cs")
 _TALKING = {"run", "required", "quiet", "verbose", "debug", "command", "force", "config"}
 _REPORTED_VERSIONS = ("numpy", "scipy", "scikit-learn", "finufft", "mrcfile", "pandas", "joblib")
 
@@ -192,6 +193,34 @@ def read_summary(folder):
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def labelled_particles(path):
+    """The file with class numbers that a user means: `path`, or the particles of that folder."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise CommandError(f"there is no {path}. Give the --output of a run, or a file of particles.")
+    found = [path / name for name in LABELLED if (path / name).is_file()]
+    if not found:
+        raise CommandError(
+            f"{path} holds neither {' nor '.join(LABELLED)}. Give the --output of a run that ended."
+        )
+    if len(found) > 1:
+        raise CommandError(f"{path} holds both {' and '.join(LABELLED)}. Name the file that you mean.")
+    return found[0]
+
+
+def folder_of_run(results):
+    """The folder of the run whose particles were given: other tables beside them may number other classes."""
+    if results.is_dir():
+        return results
+    if results.name not in LABELLED:
+        raise CommandError(
+            f"{results} is not {' or '.join(LABELLED)} of a run, so its numbers may mean other "
+            "classes. Give the folder of the run."
+        )
+    return results.parent
 
 
 def run_text(command, options):

@@ -18,9 +18,8 @@ from sklearn_cryoem.cli.options import (
     positive,
 )
 from sklearn_cryoem.cli.results import AVERAGES, QUALITY, SUGGESTED
-from sklearn_cryoem.cli.run_folder import read_summary
+from sklearn_cryoem.cli.run_folder import folder_of_run, labelled_particles, read_summary
 
-_LABELLED = ("particles.star", "particles.cs")
 _RULES = [
     ("min_posterior", "--min-posterior", "P", fraction, None,
      "leave out particles whose class has a smaller posterior"),
@@ -220,7 +219,7 @@ def _write_averages(stack, options, console):
     from sklearn_cryoem.io import read_mrc, write_class_averages
     from sklearn_cryoem.particles import class_labels
 
-    folder = options.results if options.results.is_dir() else options.results.parent
+    folder = folder_of_run(options.results)
     if not (folder / AVERAGES).is_file():
         raise CommandError(f"{folder} holds no {AVERAGES} to take averages from. Give the folder of a run.")
     averages, pixel_size = read_mrc(folder / AVERAGES)
@@ -258,22 +257,6 @@ def places_of(particles, images_dir):
     return places
 
 
-def labelled_particles(path):
-    """The file with class numbers that a user means: `path`, or the particles of that folder."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise CommandError(f"there is no {path}. Give the --output of a run, or a file of particles.")
-    found = [path / name for name in _LABELLED if (path / name).is_file()]
-    if not found:
-        raise CommandError(
-            f"{path} holds neither {' nor '.join(_LABELLED)}. Give the --output of a run that ended."
-        )
-    if len(found) > 1:
-        raise CommandError(f"{path} holds both {' and '.join(_LABELLED)}. Name the file that you mean.")
-    return found[0]
-
-
 def chosen_numbers(options, console):
     """Class numbers from 1 that the options name; None for all."""
     from sklearn_cryoem.io import read_selection
@@ -292,7 +275,7 @@ def chosen_numbers(options, console):
     folder = options.results if options.results.is_dir() else options.results.parent
     path = options.selection
     if path is None:
-        path = folder / SUGGESTED
+        path = folder_of_run(options.results) / SUGGESTED
         if not path.is_file():
             raise CommandError(f"{folder} holds no {SUGGESTED}. Name the classes with --classes.")
     selection = read_selection(path)
@@ -324,7 +307,7 @@ def _quality_of(options, column="class"):
     """The table of quality of the run, which has the column."""
     import pandas as pd
 
-    path = (options.results if options.results.is_dir() else options.results.parent) / QUALITY
+    path = folder_of_run(options.results) / QUALITY
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
     if column not in table:
         remedy = "Run sklearn-cryoem report with --map first" if column != "class" else "Give a run's folder"

@@ -232,8 +232,23 @@ def test_compare_pairs_the_classes_of_two_runs_and_lists_what_moved(results, tmp
     )
     assert pd.read_csv(tmp_path / "c" / "contingency.csv", index_col=0).to_numpy().sum() == 200
     assert (tmp_path / "c" / "pairs.png").stat().st_size > 1000
-    assert run("compare", *words) == 1 and "pass --force" in capsys.readouterr().err
+    for name in ("compare.csv", "moved.csv", "contingency.csv"):
+        (tmp_path / "c" / name).unlink()
+    assert run("compare", *words) == 1 and "pairs.png exists" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["pairs.png"]
     assert run("compare", results, "-o", tmp_path / "c") == 1
+
+
+def test_an_image_named_twice_or_by_another_path_is_one_particle(tmp_path, capsys):
+    """The second time it is in another class, which does not count."""
+    rows = {"one": ["1@./a.mrcs 1", "2@a.mrcs 2", "3@a.mrcs 2"],
+            "two": ["1@a.mrcs 1", "2@b/../a.mrcs 2", "3@a.mrcs 2", "1@a.mrcs 2"]}  # fmt: skip
+    for name, lines in rows.items():
+        text = "\n".join(["data_", "loop_", "_rlnImageName", "_rlnClassNumber", *lines, ""])
+        (tmp_path / f"{name}.star").write_text(text)
+    both = (tmp_path / "one.star", tmp_path / "two.star")
+    assert run("compare", *both, "-o", tmp_path / "c") == 0
+    assert "3 particles in common, 0 moved" in capsys.readouterr().out
 
 
 def test_classes_are_compared_with_a_known_map(results, tmp_path, capsys):
@@ -397,11 +412,15 @@ def test_rules_on_particles_say_what_they_take(results, tmp_path, capsys):
     rng, posterior = np.random.default_rng(0), np.linspace(0.1, 0.9, 200).round(3)
     stack = stack.with_metadata(rlnMaxValueProbDistribution=posterior)
     place = {f"rlnCoordinate{axis}": rng.uniform(0, 400, 200).round(1) for axis in "XY"}
-    write_particles(stack.with_metadata(rlnMicrographName=["a.mrc"] * 200, **place), tmp_path / "p.star")
+    write_particles(
+        stack.with_metadata(rlnMicrographName=["a.mrc"] * 200, **place), tmp_path / "particles.star"
+    )
     shutil.copy(results / "class_averages.mrcs", tmp_path)
 
     def chosen(*words, ok=True):
-        assert run("select", tmp_path / "p.star", *words, "-o", tmp_path / "x.star", "--force") == (not ok)
+        assert run("select", tmp_path / "particles.star", *words, "-o", tmp_path / "x.star", "--force") == (
+            not ok
+        )
         said = capsys.readouterr()
         return labelled(tmp_path / "x.star", results) if ok else None, said.out if ok else said.err
 
@@ -427,7 +446,7 @@ def test_rules_on_particles_say_what_they_take(results, tmp_path, capsys):
     assert "--exclude needs classes" in chosen("--exclude", ok=False)[1]
     assert "Choose a milder rule" in chosen("--classes", most, "--min-posterior", 0.999999, ok=False)[1]
     error = chosen("--min-distance", 60, ok=False)[1]
-    assert "Pass micrograph_pixel_size=" in error
+    assert "Pass --micrograph-pixel-size, in" in error
 
 
 def test_what_cannot_be_selected_is_refused(results, tmp_path, capsys):
@@ -435,6 +454,9 @@ def test_what_cannot_be_selected_is_refused(results, tmp_path, capsys):
     write_selection(tmp_path / "empty.json", [])
     (tmp_path / "bad.json").write_text("{}")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "bare").mkdir()
+    shutil.copy(results / "particles.star", tmp_path / "bare")
+    shutil.copy(results / "particles.star", tmp_path / "both.star")
     for words, remedy in [
         ((results, "--classes", "7"), "there is no class 7: the last one is 6"),
         ((results, "--classes", "5-99,120"), "there is no class 7-99,120: the last one is 6"),
@@ -446,7 +468,9 @@ def test_what_cannot_be_selected_is_refused(results, tmp_path, capsys):
         ((tmp_path / "none", "--classes", "1"), "there is no"),
         ((tmp_path / "folder", "--classes", "1"), "holds neither particles.star nor particles.cs"),
         ((results.parent / "simulated.star", "--classes", "1"), "has no class numbers"),
-        ((results.parent / "simulated.star", "--keep-suggested"), "holds no suggested.json"),
+        ((results.parent / "simulated.star", "--keep-suggested"), "may mean other classes"),
+        ((tmp_path / "bare" / "particles.star", "--keep-suggested"), "holds no suggested.json"),
+        ((tmp_path / "both.star", "--min-map-correlation", "0.5"), "Give the folder of the run"),
     ]:
         assert run("select", *words, "-o", tmp_path / "x.star") == 1, words
         assert remedy in capsys.readouterr().err, words

@@ -10,20 +10,27 @@ from sklearn_cryoem.cli.console import Console, with_options
 from sklearn_cryoem.cli.main import parse
 from sklearn_cryoem.cli.options import OPTIONS_OF_ESTIMATORS, OPTIONS_OF_PARAMETERS
 from sklearn_cryoem.datasets import make_particles
-from sklearn_cryoem.io import read_particles, write_particles
+from sklearn_cryoem.io import duplicates, read_particles, write_particles
 from sklearn_cryoem.quality import check_particles
 
 LINES = {
     "classify": ["classify", "x.star", "-o", "out"],
     "deep": ["deep", "x.star", "-o", "out"],
+    "select": ["select", "out"],
 }
 
 
-def test_every_option_is_one_of_classify_or_deep_and_every_parameter_is_one_of_the_library():
+def test_every_option_is_one_of_these_commands_and_every_parameter_is_one_of_the_library():
     known = {name for line in LINES.values() for name in vars(parse(line))}
     taken = {
         name
-        for function in (read_particles, write_particles, estimators.MAPAligner, estimators.SMLClusterer)
+        for function in (
+            duplicates,
+            read_particles,
+            write_particles,
+            estimators.MAPAligner,
+            estimators.SMLClusterer,
+        )
         for name in inspect.signature(function).parameters
     }
     assert set(OPTIONS_OF_PARAMETERS) - {"downsample"} <= taken
