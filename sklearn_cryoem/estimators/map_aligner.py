@@ -430,7 +430,7 @@ class MAPAligner(
             mirror=self.mirror,
             n_jobs=self.n_jobs,
         )
-        noise = model.noise[: len(grid.radius)]
+        noise = features.images.noise_fraction * model.noise[: len(grid.radius)]
         inverse_prior, _ = spectral_prior(polar, stats.mass, noise, settings.tau_fudge)
         nats = own_nats(ctf_power, inverse_prior, stats.mass.sum(), grid.radius)  # (n_references,)
         own, mass = (np.bincount(frames.label, weight) for weight in (stats.mass * nats, stats.mass))

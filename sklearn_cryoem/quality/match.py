@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -186,7 +187,9 @@ def reasons_to_leave(
         probable = classification.predict_proba(stack[given_up])[:, stays].argmax(axis=1)
         other = label.copy()
         other[given_up] = stays[probable]
-        value = particle_match(other, stack, members=~given_up, n_jobs=classification.n_jobs)
+        moved = copy.copy(classification)  # an estimator, for its resolution and its poses
+        moved.labels_ = other
+        value = particle_match(moved, stack, members=~given_up, n_jobs=moved.n_jobs)
         given_up &= value < SECOND_SHARE * usual
     reasons = np.where(given_up, text[label], "").astype(object)
     if stack.outlier is not None:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem import ParticleStack
+from sklearn_cryoem import ParticleStack, SMLClusterer
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import half_plane
-from sklearn_cryoem.quality import particle_match, unlike_their_class
+from sklearn_cryoem.quality import class_quality, match, particle_match, reasons_to_leave, unlike_their_class
 from sklearn_cryoem.quality.measures import class_sums
 
 
@@ -45,3 +45,18 @@ def test_a_selection_leaves_out_at_most_the_worst_two_in_a_hundred():
     assert unlike_their_class(match).sum() == 20
     assert unlike_their_class(match + 3.95).sum() == 5, "those below 4"
     assert not unlike_their_class(match + 4.0).any() and unlike_their_class([]).shape == (0,)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_what_is_given_up_is_compared_at_the_resolution_of_the_classes(monkeypatch):
+    stack = aligned_to_truth(make_particles("ribosome", 120, box=24, snr=1.0, n_views=2, random_state=0))
+    model = SMLClusterer((2, 1), max_iter=5, max_resolution=90.0).fit(stack)
+    value, own = particle_match(model, stack), model.labels_.copy()
+    weak = np.where(own == 0, 0.0, value)  # so that the class is given up
+    found = []
+    monkeypatch.setattr(
+        match, "particle_match", lambda *a, **k: found.append(particle_match(*a, **k)) or found[0]
+    )
+    reasons_to_leave(model, stack, class_quality(model, stack), weak)
+    np.testing.assert_allclose(found[0][own == 1], value[own == 1])
+    np.testing.assert_array_equal(model.labels_, own)
