@@ -343,13 +343,15 @@ class FitTask:
 def memory_of_fit(blocks, n_nodes, plan):
     """Bytes that a fit takes at most beyond the images given: its sums, and its blocks of features.
 
-    Sums and templates exist for each fold in cross-fitted EM, and for each half in the end: in double
+    Sums and templates exist for each fold, in the end of all shells, and for each half: in double
     precision once in total and three times in the M-step, in single for every worker and twice beside.
     """
     layout, n_workers = blocks.layout, effective_n_jobs(plan.m_step.n_jobs)
     crossed, n_rows = layout.truncate(plan.crossed.n_shells), -(-blocks.n_samples // len(blocks))
     n_values = layout.n_features + layout.n_norms
     n_columns = max(plan.n_folds * (crossed.n_features + crossed.n_shells), 2 * n_values)
+    if plan.n_folds > 1:  # in the end all shells, Eq. (3.17)
+        n_columns = max(n_columns, plan.n_folds * (layout.n_features + layout.n_shells))
     features = 2 * n_workers * n_rows * 4 * (n_values + 3 * n_nodes) + getattr(blocks, "cache_bytes", 0)
     return n_nodes * n_columns * (32 + 4 * (n_workers + 2)) + features
 

@@ -50,6 +50,7 @@ print(json.dumps([max(said), max(taken)]))
 
 CASES = {
     "sml": ["sml", 96, 150, {"n_clusters": 200, "max_iter": 1}],
+    "folds": ["sml", 64, 150, {"n_clusters": 200, "max_iter": 5}],
     "map": ["map", 128, 100, {"n_clusters": 100, "n_references": 100, "n_batches": 1, "max_iter": 1}],
 }
 
