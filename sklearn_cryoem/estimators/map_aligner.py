@@ -209,6 +209,7 @@ class MAPAligner(
     """
 
     _references = FREE
+    _keeps_references = "Set n_references={}"  # the remedy where a warm start has another number of them
 
     def __init__(
         self,
@@ -394,9 +395,10 @@ class MAPAligner(
                 "same box and pixel size, or set warm_start=False."
             )
         if n_references != settings.n_references:
+            remedy = self._keeps_references.format(n_references)
             raise ValueError(
                 f"{type(self).__name__}(warm_start=True) was fitted with {n_references} references; now "
-                f"there are {settings.n_references}. Set n_references={n_references}, or warm_start=False."
+                f"there are {settings.n_references}. {remedy}, or set warm_start=False."
             )
         if settings.angle_range_rad is not None:  # known poses are in the frame of the classes
             frames = self._frames

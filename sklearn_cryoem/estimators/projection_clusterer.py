@@ -129,6 +129,9 @@ class ProjectionClusterer(MAPAligner):
     """
 
     _references = SLICES
+    _keeps_references = (
+        "Set n_clusters, n_volumes, flat, symmetry, mask_diameter and max_resolution back to what they were"
+    )
     # what `MAPAligner` has and a volume has no use for
     n_references, mirror, angle_range, class_prior = None, False, None, "estimated"
 

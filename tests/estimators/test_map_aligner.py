@@ -248,7 +248,7 @@ def test_a_warm_start_from_another_box_or_number_of_references_is_refused(stack)
     with pytest.raises(ValueError, match="Bring them to the same box and pixel size"):
         aligner.fit(stack.downsample(20))
     n_references = len(aligner.references_)
-    with pytest.raises(ValueError, match=rf"Set n_references={n_references}, or warm_start=False"):
+    with pytest.raises(ValueError, match=rf"Set n_references={n_references}, or set warm_start=False"):
         aligner.set_params(n_references=n_references + 2).fit(stack)
 
 

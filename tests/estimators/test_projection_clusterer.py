@@ -129,3 +129,10 @@ def test_a_first_model_leaves_out_averages_without_particles_or_signal(stack):
     assert len(model.labels_) == 11 and np.ptp(model.volumes_) > 0
     with pytest.raises(ValueError, match="Give better classes"):
         initial_model(images, 10.0, resolutions=np.full(14, np.inf))
+
+
+def test_a_warm_start_with_other_views_names_what_they_depend_on(stack):
+    options = {**OPTIONS, "max_resolution": 60.0, "n_batches": 2, "max_iter": 1, "warm_start": True}
+    model = ProjectionClusterer(10, **options).fit(stack[:60])
+    with pytest.raises(ValueError, match=r"mask_diameter and max_resolution back .*set warm_start=False"):
+        model.set_params(max_resolution=50.0).fit(stack[:60])
