@@ -72,7 +72,8 @@ def clean(options, console):
     for number in range(1, options.rounds + 1):
         folder = options.output / f"round_{number}"
         console.say(f"round {number}")
-        own_images = options.images_dir if number == 1 else None  # its own file names images anew
+        is_named_anew = number > 1 and result.suffix == ".star"  # names in a .cs file count from the project
+        own_images = None if is_named_anew else options.images_dir
         own = {"particles": particles, "output": folder, "command": "classify", "images_dir": own_images,
                "passthrough": options.passthrough if number == 1 else []}  # fmt: skip
         # states stay until the last round is done: the same command repeats no fit

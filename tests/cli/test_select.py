@@ -348,6 +348,15 @@ def test_clean_takes_a_bare_stack_and_goes_on(results, tmp_path, monkeypatch):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_clean_finds_the_images_of_a_cs_file_in_each_round(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(clean, "_AT_REST", 0.0)
+    assert run("convert", results.parent / "simulated.star", results.parent / "clean.cs", "-q") == 0
+    table = shutil.move(results.parent / "clean.cs", tmp_path / "clean.cs")
+    given = ("clean", table, "--images-dir", results.parent, *FEW, "--rounds", 2, "-q")
+    assert run(*given, "-o", tmp_path / "c") == 0
+    assert (tmp_path / "c" / "round_2" / "left.cs").exists() and (tmp_path / "c" / "particles.cs").exists()
+
+
 @pytest.mark.parametrize("words", [("--skip-align",), ("--angle-range", 20)])
 def test_clean_from_poses_of_the_file_finds_again_what_matches(words, results, tmp_path, monkeypatch):
     def weak(model, stack, *given, **how):
