@@ -533,6 +533,7 @@ class SMLClusterer(
         self.labels_ = np.concatenate(halves.labels)
         sizes = np.bincount(self.labels_, minlength=len(self.latent_nodes_))
         self._store_classes(halves, blocks.layout, sizes)
+        self._fit_sizes = self.soft_class_sizes_, sizes  # `assign_particles` changes those of its copy
         self._label_sums = 0.0
         self._tell_apart(blocks)
 
@@ -608,8 +609,7 @@ class SMLClusterer(
             self._moments,
             self._layout,
             halves,
-            self.soft_class_sizes_,
-            self.labels_ if self.outlier_ is None else self.labels_[~self.outlier_],
+            *self._fit_sizes,
             n_folds=self._n_folds(self.n_images_seen_),
         )
 

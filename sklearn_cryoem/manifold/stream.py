@@ -140,7 +140,7 @@ def resume_stream(
     layout: FeatureLayout,
     half_averages: Float64,
     mass: Float64,
-    labels: Int,
+    class_counts: Int,
     *,
     n_folds: int,
 ) -> Stream:
@@ -158,8 +158,8 @@ def resume_stream(
         Class averages over even and odd rows.
     mass : ndarray of shape (K,)
         Soft class sizes.
-    labels : ndarray of shape (n,)
-        Class of each image.
+    class_counts : ndarray of shape (K,)
+        Images with the label of each class.
     n_folds : int
         Folds in which images are held out, Eq. (3.12); 1 for ordinary EM.
 
@@ -168,7 +168,7 @@ def resume_stream(
     Sums of c^2 are lost. Every class is taken to have the mean c^2 of all images, half of it in each half;
     then averages, Eq. (3.6), and noise, Eq. (3.4), give the other sums back.
     """
-    moments = spread_moments(moments, layout)
+    n_images, moments = int(class_counts.sum()), spread_moments(moments, layout)
     shells = dataclasses.replace(layout, norm_index=layout.shell)
     mean_c2 = layout.sum_shells(moments.c2) / layout.shell_sizes  # (S,)
     ridge = manifold.alpha * manifold.noise_variance / layout.information  # (S,)
@@ -177,20 +177,19 @@ def resume_stream(
     whole, templates = numerator.sum(axis=0), manifold.templates  # (K, P)
     explained = layout.sum_shells((whole * templates).sum(axis=0))  # (S,)
     norms = (2.0 * half_denominator * layout.sum_shells(templates**2)).sum(axis=0)  # (S,)
-    power = manifold.noise_variance * layout.shell_sizes * len(labels) + 2.0 * explained - norms  # (S,)
+    power = manifold.noise_variance * layout.shell_sizes * n_images + 2.0 * explained - norms  # (S,)
     empty = _nothing(shells, manifold, moments, n_folds)
     half_mass = np.stack([0.5 * mass, 0.5 * mass])
     both = np.stack([half_denominator, half_denominator])
     halves = dataclasses.replace(empty.past_halves, numerator=numerator, denominator=both, mass=half_mass)
-    past_sums = dataclasses.replace(halves.total(), power=power, n_samples=len(labels))
-    counts = np.bincount(labels, minlength=len(mass))
+    past_sums = dataclasses.replace(halves.total(), power=power, n_samples=n_images)
     return dataclasses.replace(
         empty,
         past_sums=past_sums,
         past_halves=halves,
-        class_counts=counts,
-        n_seen=len(labels),
-        n_past=len(labels),
+        class_counts=class_counts,
+        n_seen=n_images,
+        n_past=n_images,
     )
 
 

@@ -9,6 +9,7 @@ from sklearn.exceptions import NotFittedError
 
 from sklearn_cryoem import SMLClusterer, load_model, save_model
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.estimators import assign_particles
 from sklearn_cryoem.manifold.stream import N_SWEEPS
 from sklearn_cryoem.metrics import fraction_within
 
@@ -119,6 +120,19 @@ def test_it_goes_on_from_a_fit(particles):
     assert fitted.score(test) > before
     assert fitted.score(test) == pytest.approx(remembered.score(test), abs=0.6)  # of several nats gained
     assert fitted.fit(train[:200]).n_images_seen_ == 200  # fit forgets
+
+
+def test_a_stream_goes_on_from_a_fit_whatever_was_labelled_since(particles):
+    train = particles[0]
+    fitted = model(n_clusters=(3, 3), max_iter=8, tol=1.0).fit(train[:200])
+    copied, _ = assign_particles(fitted, train[200:240])
+    only = copy.copy(fitted).partial_fit(train[200:210].with_outliers(np.ones(10, bool)))
+    assert only.n_images_seen_ == 200 and len(only.labels_) == 10
+    for one in (copied, only, fitted):
+        one.partial_fit(train[300:350])
+        assert one.n_images_seen_ == one.class_sizes_.sum() == 250
+    np.testing.assert_array_equal(copied.weights_, fitted.weights_)
+    np.testing.assert_array_equal(only.weights_, fitted.weights_)
 
 
 @pytest.mark.parametrize("topology", ["torus", "sphere"])

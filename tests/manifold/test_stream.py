@@ -175,8 +175,8 @@ def test_what_a_fit_would_remember_follows_from_its_results(begun, kind):
     sums = sweep(blocks, [manifold.matcher(layout, dtype=np.float64)], "halves")
     ridge = manifold.alpha * manifold.noise_variance / layout.information
     halves = np.stack([class_averages(sums, ridge, layout, half) for half in (0, 1)])
-    mass, labels = sums.total().mass, np.concatenate(sums.labels)
-    again = resume_stream(manifold, measure_moments(blocks), layout, halves, mass, labels, n_folds=2)
+    mass, counts = sums.total().mass, np.bincount(np.concatenate(sums.labels), minlength=5)
+    again = resume_stream(manifold, measure_moments(blocks), layout, halves, mass, counts, n_folds=2)
     assert (again.n_seen, again.n_past, again.past_sums.n_samples) == (60, 60, 60) and again.window is None
     np.testing.assert_array_equal(again.class_counts, stream.class_counts)
     shells = ShellNorms(blocks)
