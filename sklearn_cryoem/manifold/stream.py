@@ -157,7 +157,7 @@ def resume_stream(
     half_averages : ndarray of shape (2, K, P)
         Class averages over even and odd rows.
     mass : ndarray of shape (K,)
-        Soft class sizes.
+        Soft class sizes, in images.
     class_counts : ndarray of shape (K,)
         Images with the label of each class.
     n_folds : int
@@ -169,6 +169,8 @@ def resume_stream(
     then averages, Eq. (3.6), and noise, Eq. (3.4), give the other sums back.
     """
     n_images, moments = int(class_counts.sum()), spread_moments(moments, layout)
+    n_faces = 1 + (layout.mirror is not None)  # of each image, Eq. (3.18)
+    mass, n_worth = n_faces * mass, n_faces * n_images
     shells = dataclasses.replace(layout, norm_index=layout.shell)
     mean_c2 = layout.sum_shells(moments.c2) / layout.shell_sizes  # (S,)
     ridge = manifold.alpha * manifold.noise_variance / layout.information  # (S,)
@@ -177,19 +179,18 @@ def resume_stream(
     whole, templates = numerator.sum(axis=0), manifold.templates  # (K, P)
     explained = layout.sum_shells((whole * templates).sum(axis=0))  # (S,)
     norms = (2.0 * half_denominator * layout.sum_shells(templates**2)).sum(axis=0)  # (S,)
-    power = manifold.noise_variance * layout.shell_sizes * n_images + 2.0 * explained - norms  # (S,)
+    power = manifold.noise_variance * layout.shell_sizes * n_worth + 2.0 * explained - norms  # (S,)
     empty = _nothing(shells, manifold, moments, n_folds)
-    half_mass = np.stack([0.5 * mass, 0.5 * mass])
-    both = np.stack([half_denominator, half_denominator])
+    half_mass, both = (np.stack([half, half]) for half in (0.5 * mass, half_denominator))
     halves = dataclasses.replace(empty.past_halves, numerator=numerator, denominator=both, mass=half_mass)
-    past_sums = dataclasses.replace(halves.total(), power=power, n_samples=n_images)
+    past_sums = dataclasses.replace(halves.total(), power=power, n_samples=n_worth)
     return dataclasses.replace(
         empty,
         past_sums=past_sums,
         past_halves=halves,
         class_counts=class_counts,
         n_seen=n_images,
-        n_past=n_images,
+        n_past=n_worth,
     )
 
 

@@ -10,6 +10,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn_cryoem import SMLClusterer, load_model, save_model
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import assign_particles
+from sklearn_cryoem.manifold.derived_blocks import ShellNorms
+from sklearn_cryoem.manifold.expectation import sweep
 from sklearn_cryoem.manifold.stream import N_SWEEPS
 from sklearn_cryoem.metrics import fraction_within
 
@@ -133,6 +135,18 @@ def test_a_stream_goes_on_from_a_fit_whatever_was_labelled_since(particles):
         assert one.n_images_seen_ == one.class_sizes_.sum() == 250
     np.testing.assert_array_equal(copied.weights_, fitted.weights_)
     np.testing.assert_array_equal(only.weights_, fitted.weights_)
+
+
+def test_mirror_images_of_the_fit_count_in_a_stream_that_goes_on(particles):
+    fitted = model(n_clusters=(3, 3), max_iter=8, tol=1.0, mirror=True).fit(particles[0][:200])
+    stream = fitted._resumed_stream()
+    blocks = ShellNorms(fitted._space.blocks(particles[0][:200]))
+    seen = sweep(blocks, [fitted._manifold.matcher(blocks.layout, dtype=np.float32)]).total()
+    assert (stream.n_seen, stream.n_past, stream.past_sums.n_samples) == (200, 400, seen.n_samples)
+    assert stream.past_sums.mass.sum() == pytest.approx(seen.mass.sum(), rel=1e-4)
+    assert stream.past_sums.power.sum() == pytest.approx(seen.power.sum(), rel=0.05)
+    difference = np.linalg.norm(stream.past_sums.numerator - seen.numerator)
+    assert difference < 0.25 * np.linalg.norm(seen.numerator)
 
 
 @pytest.mark.parametrize("topology", ["torus", "sphere"])
