@@ -9,6 +9,7 @@ FIGURES = {0.01: "figure_2de", 0.005: "figure_2fg"}  # others: supplementary_3
 STYLES = {  # by the first words of a method's name: one colour each, the same in all figures
     "SML, 1-D": {"color": "C1"},
     "SML, 2-D, random": {"color": "C0", "linestyle": "--"},
+    "SML, 2-D, mirror": {"color": "C6"},
     "SML, 2-D": {"color": "C0", "linewidth": 2.2},
     "SML, 3-D": {"color": "C4"},
     "MAPAligner": {"color": "C2"},
@@ -16,7 +17,6 @@ STYLES = {  # by the first words of a method's name: one colour each, the same i
     "RELION": {"color": "C3"},
     "PCA": {"color": "0.35"},
     "Gaussian": {"color": "C5"},
-    "cells": {"color": "0.7", "linestyle": "--"},
 }
 
 
@@ -34,7 +34,8 @@ def draw_all(found, images, folder):
     """
     folder.mkdir(parents=True, exist_ok=True)
     for (snr, poses), results in found.items():
-        shown = {name: one for name, one in results.items() if "1-D" not in name and "3-D" not in name}
+        left_out = "1-D", "3-D", "cells"  # of other figures, and far above all
+        shown = {name: one for name, one in results.items() if not any(word in name for word in left_out)}
         title = f"SNR {snr:g} per pixel, {poses} poses; {images}"
         figure = draw({title: shown})
         figure.savefig(folder / f"{FIGURES.get(snr, 'supplementary_3')}_snr{snr:g}_{poses}.png", dpi=80)
