@@ -360,7 +360,8 @@ class SMLClusterer(
             `labels_` are those of the chunk, `class_sizes_` count all labels given so far, and averages, soft
             sizes and noise are those of the last images and decayed means over older ones. `log_posterior_`
             and `stage_` go on: each sweep over images at hand adds the likelihood of held-out ones, a
-            stage of its own; for vectors their objective (3.5), a stage a chunk.
+            stage of its own; for vectors their objective (3.5), a stage a chunk. From the second chunk on,
+            posteriors and scores are those of Eq. (3.1), surer than they are right: see `predict_proba`.
 
         Notes
         -----
@@ -593,13 +594,8 @@ class SMLClusterer(
                 "as basis functions. Collect more for the first call, or ask for fewer n_clusters or n_basis."
             )
         blocks = self._learn(X, stacklevel=4 + FRAMES)
-        self._stream = begin_stream(
-            blocks,
-            self._manifold,
-            self._moments,
-            n_folds=self._n_folds(blocks.n_samples),
-            **self._how,
-        )
+        n_folds = self._n_folds(blocks.n_samples)
+        self._stream = begin_stream(blocks, self._manifold, self._moments, n_folds=n_folds, **self._how)
 
     def _resumed_stream(self):
         """What `fit` would have remembered, as far as its results tell."""
@@ -717,6 +713,9 @@ class SMLClusterer(
 
     def predict_proba(self, X: Data) -> NDArray[Any]:
         """Posterior probability of every node, with templates that the image is no part of, Eq. (3.17).
+
+        After a further chunk of `partial_fit`, and where no image is held out, it is that of Eq. (3.1), whose
+        templates know the images learned from. Then it is too sure, all the more where the signal is faint.
 
         `predict` knows all images and now and then names another node than the most probable one here.
 

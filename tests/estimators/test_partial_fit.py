@@ -118,6 +118,7 @@ def test_it_goes_on_from_a_fit(particles):
     remembered = model().partial_fit(train[:300])
     for one in (fitted, remembered):
         one.partial_fit(train[300:450]).partial_fit(train[450:600])
+        np.testing.assert_array_equal(one.predict_proba(test).argmax(axis=1), one.predict(test))  # Eq. (3.1)
     assert fitted.n_images_seen_ == 600
     assert fitted.score(test) > before
     assert fitted.score(test) == pytest.approx(remembered.score(test), abs=0.6)  # of several nats gained
