@@ -161,8 +161,8 @@ def test_the_room_asked_for_is_about_what_a_run_takes(particles, tmp_path, monke
     monkeypatch.setattr(preflight, "check_room", lambda path, n_bytes: asked.append(n_bytes))
     finish = RunFolder.write_summary
 
-    def weigh(folder, *args):
-        finish(folder, *args)
+    def weigh(folder, *args, **options):
+        finish(folder, *args, **options)
         taken.append(sum(p.stat().st_size for p in folder.path.rglob("*") if p.suffix != ".png"))
 
     monkeypatch.setattr(RunFolder, "write_summary", weigh)

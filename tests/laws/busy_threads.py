@@ -56,7 +56,7 @@ def at_rest():
     while {number: times[1] for number, times in last.items()} != {
         number: times[1] for number, times in now.items()
     }:
-        time.sleep(0.1)
+        time.sleep(0.5)  # one that has no core to wait on stands still, too
         last, now = now, measured()
     return now
 
