@@ -30,7 +30,6 @@ Int = NDArray[np.int64]
 Result = TypeVar("Result")
 
 MAX_RIDGE = 1e3  # noise over signal, at most: where there is no signal an average is as good as 0
-SHARES = np.geomspace(1 / 64, 1.0, 25)  # of the log likelihood that are tried
 
 
 def wiener_ridge(signal: Float64, noise: Float64) -> Float64:
