@@ -16,7 +16,7 @@ from sklearn_cryoem.cli.options import (
     new_command,
 )
 from sklearn_cryoem.cli.results import LEFT_OUT, MODEL, Outcome, output_names, tell, write
-from sklearn_cryoem.cli.run_folder import RunFolder
+from sklearn_cryoem.cli.run_folder import RunFolder, check_is_file
 
 _EPILOG = """\
 Particles of another box, or of smaller pixels, are brought to those of the run. The folder holds what that of
@@ -54,9 +54,12 @@ def assign(options, console):
     from sklearn_cryoem.estimators import as_fitted_by, assign_particles, load_model
     from sklearn_cryoem.particles.classes import steps_of
 
-    if not options.particles.exists():
-        raise CommandError(f"there is no {options.particles}. Check the path.")
-    model = load_model(options.model / MODEL if options.model.is_dir() else options.model)
+    check_is_file(options.particles)
+    path = options.model / MODEL if options.model.is_dir() else options.model
+    if not path.exists():
+        found = f"there is no {path}" if path == options.model else f"{options.model} holds no {MODEL}"
+        raise CommandError(f"{found}. Give the folder of a run.")
+    model = load_model(path)
     *before, last = steps_of(model)
     if not hasattr(last, "tree_") and not hasattr(last, "latent_nodes_"):
         raise CommandError(f"{options.model} has no classes of classify or deep. Give the folder of a run.")

@@ -3,10 +3,9 @@
 from argparse import Namespace
 
 from sklearn_cryoem.cli.classify import add_particles, make_aligner, make_clusterer
-from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.options import add_classification, add_machine, count, new_command
 from sklearn_cryoem.cli.results import LEFT_OUT
-from sklearn_cryoem.cli.run_folder import RunFolder
+from sklearn_cryoem.cli.run_folder import RunFolder, check_is_file
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
 
 TABLE, PICTURE = "choose.csv", "choose.png"
@@ -46,8 +45,7 @@ def choose(options, console):
     from sklearn_cryoem.cli import preflight
     from sklearn_cryoem.estimators import choose_classes
 
-    if not options.particles.exists():
-        raise CommandError(f"there is no {options.particles}. Check the path.")
+    check_is_file(options.particles)
     possible = TOPOLOGIES[options.topology].components
     options.dimensions = options.dimensions or [number for number in (1, 2) if number in possible]
     with RunFolder(options.output, [TABLE, PICTURE, LEFT_OUT], force=options.force) as folder:

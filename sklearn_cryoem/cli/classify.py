@@ -22,7 +22,7 @@ from sklearn_cryoem.cli.options import (
     parameters_from,
 )
 from sklearn_cryoem.cli.results import LEFT_OUT, Outcome, labelled_name, output_names, tell, write
-from sklearn_cryoem.cli.run_folder import RunFolder
+from sklearn_cryoem.cli.run_folder import RunFolder, check_is_file
 
 # Particles of the second clustering, and particles a class, whichever is more: as many tell whether classes
 # come out again.
@@ -94,8 +94,7 @@ def _run(options, console, fit, *, deep, keep_states=False):
     """Do all of a run; return its Outcome."""
     from sklearn_cryoem.cli import preflight
 
-    if not options.particles.exists():
-        raise CommandError(f"there is no {options.particles}. Check the path.")
+    check_is_file(options.particles)
     names = output_names(options.particles.suffix, align=not options.skip_align, deep=deep)
     with RunFolder(options.output, [*names, LEFT_OUT], force=options.force) as folder:
         preflight.check_machine(console)

@@ -17,7 +17,7 @@ from sklearn_cryoem.cli.options import (
     percent,
 )
 from sklearn_cryoem.cli.results import labelled_name
-from sklearn_cryoem.cli.run_folder import UNFINISHED
+from sklearn_cryoem.cli.run_folder import UNFINISHED, check_is_file
 
 REJECTED = "rejected.csv"
 _AGAIN_SHARE = 0.4  # of the usual match; noise that is aligned to good classes has a third of it, at most
@@ -62,6 +62,7 @@ def clean(options, console):
     from sklearn_cryoem.io import write_particles
     from sklearn_cryoem.quality import reasons_to_leave
 
+    check_is_file(options.particles)
     result = options.output / labelled_name(options.particles.suffix)
     if result.exists() and not options.force:
         raise CommandError(f"{result} exists. Choose another --output, or pass --force to replace it.")

@@ -5,6 +5,7 @@ from pathlib import Path
 from sklearn_cryoem.cli.classify import folder_of_names
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.options import add_images_dir, add_passthrough, new_command, positive
+from sklearn_cryoem.cli.run_folder import check_is_file
 
 _EPILOG = """\
 Images are not copied: the new file names them where they are. Names are kept, unless the images would not be
@@ -81,8 +82,7 @@ def _check_paths(options):
     """Refuse what cannot be read, or not be written, before anything is."""
     from sklearn_cryoem.io.write import check_target
 
-    if not options.input.exists():
-        raise CommandError(f"there is no {options.input}. Check the path.")
+    check_is_file(options.input)
     if options.float32 and options.output.suffix.lower() != ".star":
         raise CommandError(
             f"--float32 writes a STAR file and its images, and {options.output} is none. Give a .star file."

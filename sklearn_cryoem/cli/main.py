@@ -35,6 +35,11 @@ COMMANDS = (
 
 _ARGUMENTS = {"model": "RUN", "particles": "PARTICLES"}
 _GRIDS = ("classes", "basis")  # options that take a grid such as 10x10, a list in a file
+_REMEDIES = {
+    FileNotFoundError: "Check the path.",
+    IsADirectoryError: "Name a file in it.",
+    NotADirectoryError: "Name a folder.",
+}
 OK, FAILED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143  # argparse exits with 2, too
 
 _EPILOG = """\
@@ -50,6 +55,15 @@ Completion with the tab key (pip install argcomplete): eval "$(register-python-a
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message):
+        """End with the message, without the usage, which would hide it."""
+        end = "" if message.endswith((".", "?")) else "."
+        self.exit(WRONG, f"error: {message}{end} See {self.prog} --help.\n")
+
+
 def build_parser():
     """The parser of the whole command line."""
     return build_parsers()[0]
@@ -57,7 +71,7 @@ def build_parser():
 
 def build_parsers():
     """The parser of the whole command line, and those of its commands by name."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sklearn-cryoem",
         description="Reference-free 2-D alignment and deep clustering of cryo-EM particle images.",
         epilog=_EPILOG,
@@ -89,6 +103,7 @@ def parse(argv):
     """
     parser, commands = build_parsers()
     complete(parser)
+    check_words(argv, parser, commands)
     options = parser.parse_args(argv)
     if getattr(options, "config", None) is not None:
         command = commands[options.command]
@@ -103,6 +118,29 @@ def parse(argv):
         lacking = ", ".join(names[name] for name in missing)
         commands[options.command].error(f"the following arguments are required: {lacking}")
     return options
+
+
+def check_words(argv, parser, commands):
+    """Help where nothing is given that has to be; of a mistyped command or option, what may be meant."""
+    command = commands.get(argv[0]) if argv else parser
+    if command is None:
+        if not argv[0].startswith("-"):
+            parser.error(f"there is no command {argv[0]}{_meant(argv[0], commands)}")
+        return
+    needs = any(action.required for action in command._actions) or command.get_default("required")
+    if len(argv) < 2 and needs:
+        command.print_help()
+        command.exit(WRONG)
+    flags = command._option_string_actions
+    for word in argv[1 : argv.index("--") if "--" in argv else None]:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and not any(name.startswith(flag) for name in flags):
+            command.error(f"there is no option {flag}{_meant(flag.replace('_', '-'), flags)}")
+
+
+def _meant(word, known):
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 # ---------------------------------------------------------------- the file of --config
@@ -137,8 +175,7 @@ def words_of_config(options, command):
     for key, value in content.items():
         option = str(key).replace("-", "_")
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "."
+            hint = _meant(option, known) or "."
             raise CommandError(f"{path}: {key!r} is no option of {name}{hint} See {name} --help.")
         if option in _ARGUMENTS and option in options.required:
             command.set_defaults(**{option: value})
@@ -276,7 +313,8 @@ def explain(error, options=None):
         return f"out of memory ({error}). Use fewer --jobs, a smaller --downsample box, or a larger machine."
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}. Check the path, its permissions and the space on the disk."
+        remedy = _REMEDIES.get(type(error), "Check the path, its permissions and the space on the disk.")
+        return f"{where}{error.strerror}. {remedy}"
     if isinstance(error, CommandError | ValueError | TypeError | OSError | ImportError) and str(error):
         return with_options(str(error), options)
     return (

@@ -195,6 +195,16 @@ def read_summary(folder):
     return content if isinstance(content, dict) else {}
 
 
+def check_is_file(path):
+    """Refuse a path that is not there, and a folder, with what may be meant."""
+    if path.is_dir():
+        inside = sorted(name for kind in ("*.star", "*.cs") for name in path.glob(kind))
+        example = f", such as {inside[0]}" if inside else ""
+        raise CommandError(f"{path} is a folder. Name a file of particles{example}.")
+    if not path.exists():
+        raise CommandError(f"there is no {path}. Check the path.")
+
+
 def labelled_particles(path):
     """The file with class numbers that a user means: `path`, or the particles of that folder."""
     if path.is_file():

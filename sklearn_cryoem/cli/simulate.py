@@ -73,6 +73,8 @@ def add_simulate(commands):
          "largest shift off centre, in Angstrom (default: 0; an eighth of the box in a session)"),
         ("junk", "--junk", "X", fraction, None,
          "share of images that hold no good particle (default: 0; 0.2 in a session)"),
+        ("picked_twice", "--picked-twice", "X", fraction, None,
+         "in a session: share of good particles that are picked once more (default: 0)"),
     ])  # fmt: skip
     images.add_argument(
         "--noise", choices=("white", "coloured"), help="spectrum of the noise (default: white)"
@@ -104,6 +106,8 @@ def simulate(options, console):
         imaged = [load_volume(path) for path in options.volume or []] or options.phantom or ["ribosome"]
         if options.session:
             _check_session(options)
+        elif options.picked_twice is not None:
+            raise CommandError("--picked-twice is for a --session. Leave it out, or add --session.")
         make = make_session if options.session else make_particles
         with folder.timed("simulate"):
             stack = make(
@@ -151,6 +155,7 @@ def _given(options):
     given = {
         "max_shift": options.max_shift,
         "junk_fraction": options.junk,
+        "picked_twice": options.picked_twice,
         "defocus": options.defocus and tuple(options.defocus),
         "n_views": options.views,
         "in_plane": False if options.no_rotation else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from sklearn_cryoem.physics.fourier import Float32, Float64
@@ -152,6 +153,36 @@ def draw_picks(n_samples: int, rng: np.random.Generator, longest: float) -> Floa
     radius = longest * PICK_SD * np.sqrt(-2.0 * np.log(1.0 - u * (1.0 - beyond)))
     close = radius[:, None] * np.column_stack([np.cos(azimuth), np.sin(azimuth)])
     return np.where(rng.random(n_samples)[:, None] < SHARE_OF_SLOPPY_PICKS, sloppy, close)
+
+
+def draw_second_picks(truth: pd.DataFrame, rng: np.random.Generator, share: float) -> NDArray[np.intp]:
+    """Row of the particle that each pick shows: its own; for a share of good ones, that before it."""
+    micrograph, is_junk = truth["micrograph"].to_numpy(), truth["is_junk"].to_numpy()
+    again = rng.random(len(truth)) < share
+    again[:1] = False
+    again[1:] &= (micrograph[1:] == micrograph[:-1]) & ~is_junk[1:] & ~is_junk[:-1]
+    again[1:] &= ~again[:-1]  # twice, not more often
+    return np.arange(len(truth)) - again
+
+
+def draw_places(truth: pd.DataFrame, rng: np.random.Generator, box: int, pixel_size: float) -> pd.DataFrame:
+    """RELION's columns of where picks are: particles stand in a loose grid, and picks miss their centres."""
+    micrograph, particle = truth["micrograph"].to_numpy(), truth["particle"].to_numpy()
+    number = np.unique(particle, return_inverse=True)[1]
+    number -= number[np.searchsorted(micrograph, micrograph)]  # from 0 in each micrograph
+    n_columns = int(np.ceil(np.sqrt(number.max() + 1)))
+    loose = rng.uniform(0.375, 0.625, (len(truth), 2))[particle]
+    centre = box * (np.column_stack([number % n_columns, number // n_columns]) + loose)
+    x, y = (centre + truth[["shift_x", "shift_y"]].to_numpy() / pixel_size).T.round(3)
+    session = f"{rng.integers(16**6):06x}"  # two sessions share no micrograph
+    return pd.DataFrame(
+        {
+            "rlnMicrographName": [f"micrographs/{session}_{i + 1:04d}.mrc" for i in micrograph],
+            "rlnCoordinateX": x,
+            "rlnCoordinateY": y,
+            "rlnMicrographPixelSize": pixel_size,
+        }
+    )
 
 
 def draw_neighbours(

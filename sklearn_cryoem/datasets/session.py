@@ -15,6 +15,8 @@ from sklearn.utils import check_random_state
 from sklearn_cryoem.datasets.draws import (
     draw_neighbours,
     draw_picks,
+    draw_places,
+    draw_second_picks,
     draw_truth,
     draw_views,
     frequencies,
@@ -60,6 +62,7 @@ def make_session(
     max_shift: float | None = None,
     crowding: float = 0.3,
     junk_fraction: float = 0.2,
+    picked_twice: float = 0.0,
     defocus: tuple[float, float] = (8000.0, 22000.0),
     path: str | Path | None = None,
     overwrite: bool = False,
@@ -112,6 +115,8 @@ def make_session(
         Mean number of neighbours in a box (Poisson).
     junk_fraction : float
         Probability that an image is junk.
+    picked_twice : float
+        Probability that a pick finds the particle of the pick before it once more, with noise of its own.
     defocus : (float, float)
         Range of the mean defocus of micrographs in Angstrom, positive is underfocus.
     path : str or Path, optional
@@ -128,8 +133,9 @@ def make_session(
     Returns
     -------
     stack : ParticleStack
-        Its ``noise_group`` is the micrograph. Its ``truth`` has the columns of that of `make_particles` and
-        ``micrograph``, ``contrast`` (factor of the signal, of mean square 1), ``view_density`` (of the
+        Its ``noise_group`` is the micrograph, its ``metadata`` say where on it each pick is. Its ``truth``
+        has the columns of that of `make_particles` and ``micrograph``, ``particle`` (the first row that shows
+        the same one), ``contrast`` (factor of the signal, of mean square 1), ``view_density`` (of the
         particle's view, 1 where views are uniform; NaN for junk without one) and ``n_neighbours``.
 
     Raises
@@ -149,7 +155,7 @@ def make_session(
     >>> from sklearn_cryoem.datasets import make_session
     >>> stack = make_session("ribosome", n_samples=100, box=32, random_state=0)
     >>> len(set(stack.noise_group)), list(stack.truth.columns[-4:])
-    (2, ['micrograph', 'contrast', 'view_density', 'n_neighbours'])
+    (2, ['particle', 'contrast', 'view_density', 'n_neighbours'])
     """
     check_simulation(locals(), _RANGES, owner=_OWNER)
     given, pixel_size = resolve_volumes(volume, box, pixel_size)
@@ -166,6 +172,7 @@ def make_session(
         max_shift=box / 8 * pixel_size if max_shift is None else max_shift,
         crowding=crowding,
         junk_fraction=junk_fraction,
+        picked_twice=picked_twice,
         defocus=defocus,
     ).scaled_to(snr)
     source = make_images(
@@ -173,8 +180,9 @@ def make_session(
     )
     truth = model.truth
     return ParticleStack(
-        source, pixel_size=pixel_size, ctf=model.ctf, noise_group=truth["micrograph"], truth=truth
-    )
+        source, pixel_size=pixel_size, ctf=model.ctf, noise_group=truth["micrograph"], truth=truth,
+        metadata=draw_places(truth, np.random.default_rng(entropy), box, pixel_size),
+    )  # fmt: skip
 
 
 _RANGES: dict[str, dict[str, Any]] = {
@@ -183,6 +191,7 @@ _RANGES: dict[str, dict[str, Any]] = {
     "preferred_views": {"minimum": 0.0, "maximum": 1.0},
     "max_shift": {"minimum": 0.0, "allow_none": True},
     "crowding": {"minimum": 0.0},
+    "picked_twice": {"minimum": 0.0, "maximum": 1.0},
 }
 
 
@@ -257,6 +266,7 @@ def draw_session(
     max_shift: float,
     crowding: float,
     junk_fraction: float,
+    picked_twice: float,
     defocus: tuple[float, float],
 ) -> SessionModel:
     """Draw everything but the pixels; see `make_session`."""
@@ -281,10 +291,17 @@ def draw_session(
     )
     mean_square = np.exp(2 * CONTRAST_SD**2 + 0.5 * THICKNESS_SD**2)
     truth["micrograph"] = micrograph
+    truth["particle"] = np.arange(n_samples)
     truth["contrast"] = strength / np.sqrt(mean_square)  # Eq. (7.3)
     truth["view_density"] = view_density(
         truth[["view_x", "view_y", "view_z"]].to_numpy(), poles, preferred_views
     )
+    if picked_twice > 0.0:
+        first = draw_second_picks(truth, rng, picked_twice)
+        ctf = ctf[first]
+        own = truth[["shift_x", "shift_y"]]
+        truth = truth.iloc[first].reset_index(drop=True)
+        truth[own.columns] = own
     diameter = np.array([diameter_angstrom(volume) for volume in volumes])
     neighbours = draw_neighbours(truth, rng, crowding, diameter / pixel_size, pixel_size)
     truth["n_neighbours"] = np.bincount(neighbours["row"], minlength=n_samples)

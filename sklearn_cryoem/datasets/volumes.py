@@ -90,7 +90,8 @@ def load_volume(path: str | Path, *, pixel_size: float | None = None) -> Volume:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no volume {path}. Give the path of an .mrc map.")
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise FileNotFoundError(f"The volume {path} {what}. Give the path of an .mrc map.")
     array, voxel = read_whole_mrc(path)  # (D, D, D), (3,)
     if pixel_size is None:
         if not np.isfinite(voxel).all() or np.ptp(voxel) > 1e-3 * voxel.mean():

@@ -21,8 +21,10 @@ _FORMAT = re.compile(r":mrcs?$")  # by which RELION and Xmipp say how to read a 
 
 
 def existing_file(path: str | Path) -> Path:
-    """Return the path of a file, or raise FileNotFoundError."""
+    """Return the path of a file; FileNotFoundError or IsADirectoryError where there is none."""
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected a file. Name a file in it.")
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file. Check the name; the working directory is {Path.cwd()}."

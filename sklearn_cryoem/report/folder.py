@@ -89,12 +89,14 @@ def read_summary(folder):
         )
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
+        if "classes" not in summary["results"]:
+            raise ValueError(f"it is of {summary['command']}")
         classes = summary["results"]["classes"]
         if len(classes["size"]) != len(classes["resolution"]) or not classes["size"]:
             raise ValueError("its classes have no sizes or no resolutions")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ParticleDataError(
-            f"{path} is no summary of a classification ({error}). Run the classification again."
+            f"{path} is no summary of a classification ({error}). Give the folder of a finished one."
         ) from error
     return summary
 

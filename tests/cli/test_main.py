@@ -63,8 +63,13 @@ def test_the_main_help_lists_commands_and_exit_codes(capsys):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ([], "COMMAND"),
-        (["fly"], "invalid choice: 'fly'"),
+        (["fly"], "there is no command fly. See sklearn-cryoem --help"),
+        (["classi", "x.star"], "there is no command classi; did you mean classify? See"),
+        (
+            ["classify", "x.star", "--mask_diametr=180"],
+            "no option --mask_diametr; did you mean --mask-diameter?",
+        ),
+        (["merge", "--outptu", "x.star", "a", "b"], "no option --outptu; did you mean --output?"),
         (["classify", "x.star"], "-o/--output"),
         (["classify", "x.star", "-o", "out", "--classes", "0"], "'0' is not a whole number from 1"),
         (["classify", "x.star", "-o", "out", "--classes", "10x"], "'10x' is not a whole number from 1"),
@@ -79,7 +84,38 @@ def test_a_wrong_command_line_exits_with_2_and_says_what_is_wrong(words, complai
     with pytest.raises(SystemExit) as done:
         main(words)
     assert done.value.code == 2
-    assert complaint in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert complaint in error and error.startswith("error: ") and error.count("\n") == 1  # and no usage
+
+
+@pytest.mark.parametrize("words", [[], ["classify"], ["select"]])
+def test_without_arguments_the_help_is_shown(words, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(words)
+    out, err = capsys.readouterr()
+    assert done.value.code == 2 and out.startswith("usage: sklearn-cryoem") and err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("classify {} -o out", "is a folder. Name a file of particles, such as {}/here.star."),
+        ("clean {} -o out", "is a folder. Name a file of particles, such as"),
+        ("convert {} x.cs", "is a folder. Name a file of particles, such as"),
+        ("assign nowhere {}/here.star -o out", "there is no nowhere. Give the folder of a run."),
+        ("assign {0} {0}/here.star -o out", "{} holds no model.npz. Give the folder of a run."),
+        ("simulate -o out --volume {}", "{} is a folder. Give the path of an .mrc map."),
+        ("select {}/here.star --selection {} -o x.star", "is a folder, expected a file. Name a file in it."),
+    ],
+)
+def test_a_folder_in_place_of_a_file_is_named(words, complaint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "here.star").write_text("data_\n\nloop_\n_rlnImageName\n_rlnClassNumber\n1@x.mrcs 1\n")
+    assert main(words.replace("{0}", "{}").replace("{}", str(folder)).split()) == 1
+    out, err = capsys.readouterr()
+    assert complaint.replace("{}", str(folder)) in err and err.count("\n") == 1 and out == ""
 
 
 @pytest.mark.parametrize(("text", "value"), [("100", 100), ("10x12", (10, 12)), ("4X3x2", (4, 3, 2))])

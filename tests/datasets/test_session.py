@@ -16,7 +16,8 @@ from sklearn_cryoem.datasets.draws import (
 )
 from sklearn_cryoem.datasets.session import draw_session
 from sklearn_cryoem.datasets.volumes import centred, diameter_angstrom
-from sklearn_cryoem.io import read_particles, write_particles
+from sklearn_cryoem.io import duplicates, read_particles, write_particles
+from sklearn_cryoem.particles import Poses
 from sklearn_cryoem.particles.preprocess import BACKGROUND_SHARE
 from sklearn_cryoem.physics.images import radial_power
 from sklearn_cryoem.physics.masks import pixel_radius
@@ -42,6 +43,19 @@ def test_micrographs_survive_a_star_file_as_noise_groups(session, tmp_path):
     assert len(np.unique(session.noise_group)) == 5
     _, code = np.unique(back.noise_group, return_inverse=True)
     np.testing.assert_array_equal(code, session.truth["micrograph"])
+
+
+def test_a_particle_that_is_picked_twice_stands_where_it_stands(tmp_path):
+    made = make_session("ribosome", 400, box=16, pixel_size=20.0, picked_twice=0.3, random_state=1)
+    twice = made.truth["particle"].duplicated().to_numpy()
+    assert (
+        twice.mean() == pytest.approx(0.3 * 0.8**2 / 1.3, abs=0.05) and not made.truth["is_junk"][twice].any()
+    )
+    write_particles(made, tmp_path / "particles.star", write_images=True)
+    poses = Poses(made.truth["angle_rad"], made.truth[["shift_x", "shift_y"]])
+    read = read_particles(tmp_path / "particles.star").with_poses(poses)
+    np.testing.assert_array_equal(duplicates(read, 1.0), twice)  # at one place, by the pose that is true
+    np.testing.assert_array_equal(duplicates(read, 0.5 * 16 * 20.0), twice)  # and others are far away
 
 
 @pytest.mark.parametrize("preferred", [0.0, 0.55, 1.0])
@@ -109,7 +123,7 @@ def test_neighbours_stand_at_least_a_diameter_away_and_are_cut_off_by_the_box(rn
     volume = make_ribosome_phantom(box, pixel_size)
     model = draw_session(
         [volume], 40, rng, box=box, pixel_size=pixel_size, preferred_views=0.5, max_shift=20.0,
-        crowding=2.0, junk_fraction=0.2, defocus=(1e4, 2e4),
+        crowding=2.0, junk_fraction=0.2, picked_twice=0.0, defocus=(1e4, 2e4),
     ).scaled_to(1.0)  # fmt: skip
     rows = np.flatnonzero(model.truth["structure"] >= 0)
     table = model.neighbours.truth
