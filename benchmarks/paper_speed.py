@@ -53,12 +53,13 @@ from sklearn_cryoem.manifold.expectation import Matcher
 from sklearn_cryoem.manifold.expectation import sweep as sweep_once
 from sklearn_cryoem.manifold.grid import LatentBasis, nearest_grid
 from sklearn_cryoem.manifold.maximisation import Coupling, solve_weights, update_noise
+from sklearn_cryoem.manifold.prior import TURN
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import half_plane
 
 PAPER = {"n": 117_471, "box": 160, "nodes": 1000, "iterations": 30, "folds": 4}
 PAPER_MINUTES = 228
-BASIS_PER_NODE, BASIS_WIDTH = 0.8, 0.5
+BASIS_WIDTH = 0.5  # of the ordinary basis, in its spacings
 SNR = 0.05
 FOLDS = 4
 REPEATS = 3
@@ -263,7 +264,7 @@ def extrapolate(folder, case, jobs):
     plane, grid = half_plane(stack.box), nearest_grid(case["nodes"], 2)
     streamed = FeatureBlocks(stack, plane, cache_bytes=0)
     layout, n_shells = streamed.layout, streamed.layout.n_shells
-    basis = LatentBasis(grid, tuple(round(BASIS_PER_NODE * side) for side in grid), BASIS_WIDTH)
+    basis = LatentBasis(grid, grid, BASIS_WIDTH)
     first = max(6, int(stack.box * stack.pixel_size / 40.0))  # the default initial resolution
     # an upper bound: cross-fitted iterations of a fit leave out the shells that tell little
     n_cross = cross_fitted_iterations(case["iterations"]) if case["folds"] > 1 else 0
@@ -306,8 +307,7 @@ def flat_matcher(blocks, basis, n_shells):
     """Templates at random, and posteriors so flat that no sum over images is sparse: as a fit begins."""
     layout, rng = blocks.layout.truncate(n_shells), np.random.default_rng(0)
     templates = 0.1 * rng.standard_normal((len(basis.nodes), layout.n_features))
-    matcher = Matcher.of(templates, np.ones(n_shells), layout)
-    return dataclasses.replace(matcher, temperature=1e3)
+    return Matcher.of(templates, np.full(n_shells, 1e3), layout)
 
 
 def stage_costs(blocks, basis, n_shells, is_cross, jobs):
@@ -323,7 +323,8 @@ def stage_costs(blocks, basis, n_shells, is_cross, jobs):
         statistics = sweep_once(blocks, [matcher], n_jobs=jobs)
     image, start = (time.process_time() - start) / blocks.n_samples, time.process_time()
     if is_cross:
-        coupling, total = Coupling.of(basis, ones, layout, np.zeros(layout.n_features)), statistics.total()
+        coupling = Coupling.of(basis, ones, layout, np.zeros(layout.n_features), TURN)
+        total = statistics.total()
         start = time.process_time()  # the coupling is made once
         for part in (statistics.part(fold) for fold in range(FOLDS)):
             others = total.numerator - part.numerator, np.maximum(total.denominator - part.denominator, 0.0)

@@ -88,7 +88,7 @@ def parse():
     parser.add_argument("--relion-options", default="", help="more of its options, as in '--cpu'")
     parser.add_argument("--relion-seed", type=int, default=1)
     parser.add_argument(
-        "--iter", type=int, default=10, help="iterations of RELION's EM (10; its own default is 25)"
+        "--iter", type=int, default=25, help="iterations of RELION's EM (25, its own default)"
     )
     parser.add_argument(
         "--vdam-iter", type=int, default=100, help="mini-batches of VDAM, RELION 4 or later (100)"

@@ -37,3 +37,11 @@ def test_operations_are_those_of_the_formula(speed):
     seconds, n_flops = speed.bare_products(layout, [(1, 2, False), (2, 2, True)], 1000, 5, 1)
     values = (2 + 1) + (6 + 3) + 2 * (6 + 2)
     assert n_flops == 2.0 * 1000 * 5 * values and seconds > 0
+
+
+def test_the_headline_is_extrapolated_from_passes_of_the_library_as_it_is(speed, tmp_path, capsys):
+    case = {**speed.PAPER, "n": 64, "of": 1000, "box": 24, "nodes": 9, "iterations": 6}
+    speed.simulate(tmp_path, case, 1)
+    speed.extrapolate(tmp_path, case, 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-2:]] == ["files", "streamed"]
