@@ -31,7 +31,7 @@ from sklearn_cryoem.physics.polar import (
     translation_phase,
 )
 
-MAX_RINGS = 16.0  # finer detail does not tell views apart that coarser detail does not
+MAX_RINGS = 16.0  # that count; finer detail does not tell views apart that coarser detail does not
 SHIFT_FRACTION = 0.05  # of the box: references are centred, so they lie close to each other
 ANGLES_PER_ORDER = 4
 FINE_ROUNDS = 3  # of a local search of shift and angle,
@@ -119,7 +119,7 @@ class _Forest:
         self.moves = settings.turns_freely
         self.n_ways = 2 if mirror and self.moves else 1  # as it is, and mirrored
         box = model.references.shape[-1]
-        k_max = float(np.clip(ctf_power.shape[1], 1.0, MAX_RINGS))
+        k_max = float(np.clip(ctf_power.shape[1], 1.0, MAX_RINGS + settings.n_ignored))
         self.space: SearchSpace = search_space(
             box,
             k_max,
@@ -129,7 +129,8 @@ class _Forest:
         grid = self.space.grid
         self.values = polar_transform(model.references, grid)  # (n, n_rings, n_angles / 2)
         self.ctf_power = np.maximum(ctf_power[:, : grid.n_rings], 1e-9).astype(np.float64)  # (n, n_rings)
-        self.weight = 2.0 * np.pi * grid.radius / model.noise[: grid.n_rings]  # (n_rings,)
+        counts = grid.radius > settings.n_ignored  # Eq. (4.21)
+        self.weight = counts * 2.0 * np.pi * grid.radius / model.noise[: grid.n_rings]  # (n_rings,)
         self._phase = translation_phase(grid, self.space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
         n, n_orders = len(self.values), self.space.n_orders
         self.orders = np.empty((n, n_orders, grid.n_rings), dtype=np.complex64)
@@ -296,7 +297,7 @@ def aligned_classes(
     noise = noise_fraction * model.noise[: grid.n_rings]
     inverse_prior, signal_to_noise = spectral_prior(polar, united.mass, noise, settings.tau_fudge)
     averages = masked_references(images_from_polar(solve_references(polar, inverse_prior), grid), settings)
-    return AlignedClasses(averages, resolved_ring(signal_to_noise), united.mass)
+    return AlignedClasses(averages, resolved_ring(signal_to_noise, settings.n_ignored), united.mass)
 
 
 def centred_classes(

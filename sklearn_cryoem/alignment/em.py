@@ -255,7 +255,7 @@ def full_passes(
         space = settings.space(images.box, state.model.k_max)
         found = run_pass(features, rows, state.start_shift_px, state.model, space, broad=state.broad)
         stats, evidence = found.statistics, float(found.log_evidence.mean())
-        likelihood = evidence + _log_noise(stats, state.model, images.noise_fraction)
+        likelihood = evidence + _log_noise(stats, state.model, images.noise_fraction, settings.n_ignored)
         changed, at_rest = 1.0, False
         if state.log_evidence:
             changed = _changed(state, found, space)
@@ -310,11 +310,11 @@ def next_k_max(model: AlignmentModel, settings: AlignmentSettings, done: float |
     return float(np.clip(wanted, settings.k_start, settings.k_limit))
 
 
-def _log_noise(stats: Statistics, model: AlignmentModel, noise_fraction: float) -> float:
+def _log_noise(stats: Statistics, model: AlignmentModel, noise_fraction: float, n_ignored: int) -> float:
     """Mean of log p(image | noise alone)."""
     power = stats.power / np.maximum(stats.n_images, 1e-9)  # (n_rings,)
     noise = model.noise[: len(power)]
-    return float(log_noise_likelihood(power[None].astype(np.float32), noise, noise_fraction)[0])
+    return float(log_noise_likelihood(power[None].astype(np.float32), noise, noise_fraction, n_ignored)[0])
 
 
 def _changed(old: PassState, new: PassResult, space: SearchSpace) -> float:

@@ -87,9 +87,10 @@ class AlignmentModel:
         reference = np.log(np.maximum(self.weight, tiny)) + self.balance
         return LogPrior(reference, space.log_shift_prior(self.shift_sigma_px))
 
-    def precision(self, n_rings: int) -> Float32:
-        """1 / noise variance of the first rings; (n_rings,)."""
-        return (1.0 / self.noise[:n_rings]).astype(np.float32)
+    def precision(self, space: SearchSpace) -> Float32:
+        """1 / noise variance of the rings of a search, 0 where no likelihood counts them; (n_rings,)."""
+        counts = np.arange(space.n_rings) >= space.n_ignored  # Eq. (4.21)
+        return (counts / self.noise[: space.n_rings]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,12 @@ def spectral_prior(
     return noise / tau2, signal * ctf_power / noise
 
 
-def resolved_ring(signal_to_noise: Float64) -> NDArray[np.int64]:
-    """Last ring before the signal-to-noise ratio of each reference first falls below 1, Eq. (4.7)."""
-    below = signal_to_noise < 1.0
+def resolved_ring(signal_to_noise: Float64, n_ignored: int = 0) -> NDArray[np.int64]:
+    """Last ring before the signal-to-noise ratio of each reference first falls below 1, Eq. (4.7).
+
+    The first `n_ignored` rings do not count, Eq. (4.21).
+    """
+    below = (signal_to_noise < 1.0) & (np.arange(signal_to_noise.shape[1]) >= n_ignored)
     return np.asarray(np.where(below.any(axis=1), below.argmax(axis=1), below.shape[1]), dtype=np.int64)
 
 
@@ -259,7 +263,7 @@ def update_model(
         shift_sigma_px=max(
             MIN_SHIFT_SIGMA_PX, float(np.sqrt(0.5 * stats.shift_square[0] / stats.mass.sum()))
         ),
-        resolution=resolved_ring(signal_to_noise),
+        resolution=resolved_ring(signal_to_noise, settings.n_ignored),
     )
     shift_sum = stats.mass[:, None] * moves + stats.shift_sum
     return updated, replace(stats, numerator=moved.astype(np.complex128), shift_sum=shift_sum)
@@ -315,7 +319,9 @@ def smallest_noise(power: Float64) -> float:
     return EMPTY_RING_NOISE * float(power.max()) + ZERO_IMAGE_NOISE
 
 
-def log_noise_likelihood(power: Float32, noise: Float64, noise_fraction: float) -> Float64:
+def log_noise_likelihood(
+    power: Float32, noise: Float64, noise_fraction: float, n_ignored: int = 0
+) -> Float64:
     """Log p(image | noise alone) of Eq. (1.3) by the quadrature of Eq. (4.3); (n_images,).
 
     Parameters
@@ -327,8 +333,11 @@ def log_noise_likelihood(power: Float32, noise: Float64, noise_fraction: float) 
     noise_fraction : float
         Part of the noise that passes the image mask: the masked image has that fraction of the degrees of
         freedom.
+    n_ignored : int
+        First rings, which do not count, Eq. (4.21).
     """
-    area = 2.0 * np.pi * np.arange(1.0, power.shape[1] + 1.0)
+    ring = np.arange(1.0, power.shape[1] + 1.0)
+    area = 2.0 * np.pi * ring * (ring > n_ignored)
     constant = -0.5 * noise_fraction * (area * np.log(2.0 * np.pi * noise)).sum()
     log: Float64 = constant - 0.5 * (power.astype(np.float64) * (area / noise)).sum(axis=-1)
     return log

@@ -113,7 +113,8 @@ def moves_of(
     space = move_space(settings, images.box, k_max)
     values = polar_references(masked_references(reference[None].astype(np.float32), settings), space.grid)
     bank = reference_bank(values, space, images.n_even)
-    precision = (1.0 / noise[: space.n_rings]).astype(np.float32)
+    counts = np.arange(space.n_rings) >= settings.n_ignored  # Eq. (4.21)
+    precision = (counts / noise[: space.n_rings]).astype(np.float32)
     axis = np.unique(space.shifts_px[:, 0])
     fine = np.linspace(axis[0], axis[-1], FINER * (len(axis) - 1) + 1)
     between = make_interp_spline(axis, np.eye(len(axis)))(fine).astype(np.float32)  # (n_fine, n_axis)
@@ -128,7 +129,8 @@ def moves_of(
         table = log_table(some, precision, bank, space)
         table = between @ table.reshape(len(rows), space.n_angles, len(axis), len(axis)) @ between.T
         part = posterior_means(table, priors, (space.angles_rad, fine))
-        alone = log_noise_likelihood(features.power[:, :n_limit], noise, images.noise_fraction)
+        power, fraction = features.power[:, :n_limit], images.noise_fraction
+        alone = log_noise_likelihood(power, noise, fraction, settings.n_ignored)
         found.append(replace(part, log_evidence=part.log_evidence + alone[:, None, None]))
     return Moves(*(np.concatenate([vars(part)[name] for part in found]) for name in vars(found[0])))
 

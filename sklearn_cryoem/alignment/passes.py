@@ -109,8 +109,8 @@ class PreparedSearch:
 
     @cached_property
     def precision(self) -> Float32:
-        """1 / noise variance; (n_rings,)."""
-        return self.model.precision(self.space.n_rings)
+        """1 / noise variance of the rings that count; (n_rings,)."""
+        return self.model.precision(self.space)
 
     @cached_property
     def bank(self) -> ReferenceBank:

@@ -22,7 +22,7 @@ Int = NDArray[np.int64]
 
 FINE_POINTS = 7  # per axis of the local grid, which spans one step of the search to each side
 REFINEMENT_ROUNDS = 2
-MAX_PLACING_RINGS = 8.0  # of the search of all the reach: a shift to a third of their period
+MAX_PLACING_RINGS = 8.0  # that count, of the search of all the reach: a shift to a third of their period
 FOLLOW_FROM = 0.5  # of the range of a search: images found further out are followed
 
 
@@ -137,7 +137,8 @@ def placed_shifts(features: SharedFeatures, model: AlignmentModel, settings: Ali
     if settings.reach_px <= settings.max_shift_px:
         return known_px
     wide = replace(settings, max_shift_px=settings.reach_px)
-    space = wide.space(features.images.box, min(settings.k_start, model.k_max, MAX_PLACING_RINGS))
+    n_rings = min(settings.k_start, model.k_max, MAX_PLACING_RINGS + settings.n_ignored)
+    space = wide.space(features.images.box, n_rings)
     anywhere = replace(model, shift_sigma_px=0.5 * settings.reach_px)
     wanted = _Wanted(
         PreparedSearch.of(features, anywhere, replace(space, coarse=None)),
@@ -231,7 +232,7 @@ def _poses_of_block(
         final.mirrored,
         posterior.log_evidence,
         class_posterior(posterior, frames.label, label, space.n_shifts),
-        log_noise_likelihood(power, model.noise[:n_limit], cache.images.noise_fraction),
+        log_noise_likelihood(power, model.noise[:n_limit], cache.images.noise_fraction, space.n_ignored),
         reference,
     )
 

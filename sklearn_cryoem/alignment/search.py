@@ -36,6 +36,8 @@ class AlignmentSettings:
         Longest shift in all, Eq. (4.16); `max_shift_px` where it is shorter.
     k_start, k_limit : float
         Resolution to start from and never to exceed.
+    n_ignored : int
+        First rings, which no likelihood counts, Eq. (4.21).
     angle_range_rad : float or None
         How far from the known poses of the images angles are searched; None for the whole circle.
     tau_fudge : float
@@ -58,6 +60,7 @@ class AlignmentSettings:
     max_shift_px: float
     k_start: float
     k_limit: float
+    n_ignored: int = 0
     reach_px: float = 0.0
     angle_range_rad: float | None = None
     tau_fudge: float = 2.0
@@ -83,7 +86,7 @@ class AlignmentSettings:
             angle_range_rad=self.angle_range_rad,
             coarsest_k=self.k_start,
         )
-        return replace(space, mirror=self.mirror)
+        return replace(space, mirror=self.mirror, n_ignored=self.n_ignored)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ class SearchSpace:
         Half the window of angles, whose ends are searched; None for the whole circle.
     mirror : bool
         Whether mirror images of the references are searched as well, Eq. (4.18).
+    n_ignored : int
+        First rings, which no likelihood counts, Eq. (4.21).
     """
 
     grid: PolarGrid
@@ -123,6 +128,7 @@ class SearchSpace:
     coarse: SearchSpace | None = None
     angle_range_rad: float | None = None
     mirror: bool = False
+    n_ignored: int = 0
 
     @property
     def n_rings(self) -> int:

@@ -73,6 +73,9 @@ ALIGNMENT_AND_CLUSTERING = [
      "diameter of the round mask, in Angstrom (default: chosen from the box)"),
     ("max_resolution", "--max-resolution", "A", positive, None,
      "finest detail to use, in Angstrom (default: as fine as pixel size and signal allow)"),
+    ("min_resolution", "--min-resolution", "A", positive, None,
+     "coarsest detail that is compared, in Angstrom: 40 to 60 where micelles, nanodiscs or uneven ice would "
+     "drive the classes (default: all is)"),
 ]  # fmt: skip
 ALIGNMENT = [
     ("n_clusters", "--align-classes", "N", count, 50, "classes while aligning"),

@@ -51,6 +51,7 @@ from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
 from sklearn_cryoem.particles.frames import check_same_pixel_size
 from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.particles.screening import normalised_like
+from sklearn_cryoem.physics.fourier import coarser_shells
 from sklearn_cryoem.physics.masks import mask_disc
 from sklearn_cryoem.physics.rotation import aligned_images
 
@@ -113,6 +114,10 @@ class MAPAligner(
     max_resolution : float or None, default=None
         Finest detail ever used, in Angstrom (pixels where the pixel size is unknown). By default all but
         Nyquist may be used, as far as the references resolve it.
+    min_resolution : float or None, default=None
+        Coarsest detail that is compared, in Angstrom (pixels where the pixel size is unknown), Eq. (4.21):
+        40 to 60 where a micelle, a nanodisc or ice that varies would otherwise drive angles and classes.
+        Averages still show all of it. By default all is compared.
     tau_fudge : float, default=2.0
         Factor on the prior variance of the references, Eq. (4.2). Larger keeps more detail and more noise.
     class_prior : {"uniform", "estimated", "balanced"}, default="uniform"
@@ -221,6 +226,7 @@ class MAPAligner(
         max_shift: float | None = None,
         angle_range: float | None = None,
         max_resolution: float | None = None,
+        min_resolution: float | None = None,
         tau_fudge: float = 2.0,
         class_prior: str = "uniform",
         n_batches: int = 200,
@@ -239,6 +245,7 @@ class MAPAligner(
         self.max_shift = max_shift
         self.angle_range = angle_range
         self.max_resolution = max_resolution
+        self.min_resolution = min_resolution
         self.tau_fudge = tau_fudge
         self.class_prior = class_prior
         self.n_batches = n_batches
@@ -336,8 +343,8 @@ class MAPAligner(
             integer=True,
             allow_none=True,
         )
-        for name in ("mask_diameter", "max_resolution"):
-            value = getattr(self, name)
+        for name in ("mask_diameter", "max_resolution", "min_resolution"):
+            value = getattr(self, name, None)
             check_number(name, value, owner=self, minimum=0, inclusive=False, allow_none=True)
         check_number("max_shift", self.max_shift, owner=self, minimum=0, allow_none=True)
         check_number(
@@ -371,6 +378,7 @@ class MAPAligner(
                 max_shift=self.max_shift,
                 angle_range=self.angle_range,
                 max_resolution=self.max_resolution,
+                min_resolution=self.min_resolution,
             ),
             n_references=n_references,
             tau_fudge=float(self.tau_fudge),
@@ -434,7 +442,8 @@ class MAPAligner(
         )
         noise = features.images.noise_fraction * model.noise[: len(grid.radius)]
         inverse_prior, _ = spectral_prior(polar, stats.mass, noise, settings.tau_fudge)
-        nats = own_nats(ctf_power, inverse_prior, stats.mass.sum(), grid.radius)  # (n_references,)
+        radius = grid.radius * (grid.radius > settings.n_ignored)
+        nats = own_nats(ctf_power, inverse_prior, stats.mass.sum(), radius)  # (n_references,)
         own, mass = (np.bincount(frames.label, weight) for weight in (stats.mass * nats, stats.mass))
         frames, classes = centred_classes(
             stats, frames, model, grid, settings, features.images.noise_fraction
@@ -591,6 +600,7 @@ def search_settings(
     max_shift: float | None,
     angle_range: float | None,
     max_resolution: float | None,
+    min_resolution: float | None = None,
 ) -> AlignmentSettings:
     """Settings of a search with one reference, in pixels; parameters as of `MAPAligner`."""
     unit = stack.pixel_length
@@ -599,7 +609,8 @@ def search_settings(
     limit = float((box - 1) // 2)
     if max_resolution is not None:
         limit = float(np.clip(box * unit / max_resolution, 2.0, limit))
-    start = max(box * unit / START_ANGSTROM, MIN_START_RINGS)
+    n_ignored = coarser_shells(box * unit, min_resolution, limit)
+    start = n_ignored + max(box * unit / START_ANGSTROM, MIN_START_RINGS)
     reach = REACH_FRACTION * box if max_shift is None else max_shift / unit
     return AlignmentSettings(
         n_references=1,
@@ -609,6 +620,7 @@ def search_settings(
         reach_px=float(reach),
         k_start=float(min(start, limit)),
         k_limit=limit,
+        n_ignored=n_ignored,
         angle_range_rad=None if angle_range is None else float(angle_range),
     )
 

@@ -248,6 +248,7 @@ class RealigningClusterer(
             max_shift=reach,
             angle_range=self.angle_range,
             max_resolution=clusterer.max_resolution,
+            min_resolution=clusterer.min_resolution,
         )
         seen = ImageSpace.of(stack, clusterer.max_resolution, clusterer.mask_diameter, in_window=True)
         information = seen.blocks(stack).layout.information  # what the mask leaves of the noise

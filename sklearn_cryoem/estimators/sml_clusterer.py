@@ -1,7 +1,4 @@
-"""SMLClusterer: classes and latent positions of aligned particles on a manifold.
-
-The estimator checks, orchestrates and stores; the mathematics is in `sklearn_cryoem.manifold`.
-"""
+"""SMLClusterer: classes and latent positions of aligned particles on a manifold."""
 
 from __future__ import annotations
 
@@ -140,6 +137,9 @@ class SMLClusterer(
     max_resolution : float or None, default=None
         Finest detail used, in Angstrom (pixels where the pixel size is unknown); by default all but Nyquist.
         Scores can be compared only between models with the same one.
+    min_resolution : float or None, default=None
+        Coarsest detail compared, in the same unit, Eq. (3.31): 40 to 60 Angstrom where a micelle, a nanodisc
+        or ice that varies would drive the classes. Averages show all of it.
     mask_diameter : float or None, default=None
         Diameter of the soft disc that holds the particle, in Angstrom (pixels where the pixel size is
         unknown); its edge lies outside. By default 0.9 of the box. Averages end there. Images are compared
@@ -234,9 +234,8 @@ class SMLClusterer(
     small classes otherwise hold on to the noise of their images. Ordinary iterations over all frequencies
     follow; vectors have these alone. Frequencies march from 40 Angstrom on.
 
-    Particles without poses are taken as aligned already, those of an array without a warning. Time goes as
-    n_images * n_nodes * n_frequencies; memory does not depend on n_images but for the labels: images are
-    prepared again in each iteration once 256 MB of features are kept, or read from `cache_folder`.
+    Time goes as n_images * n_nodes * n_frequencies; memory does not depend on n_images but for the labels:
+    images are prepared again in each iteration once 256 MB of features are kept, or read from `cache_folder`.
 
     Examples
     --------
@@ -260,6 +259,7 @@ class SMLClusterer(
         algorithm: str = "cross-fitted",
         init: str = "pca",
         max_resolution: float | None = None,
+        min_resolution: float | None = None,
         mask_diameter: float | None = None,
         mirror: bool = False,
         max_iter: int = 100,
@@ -279,6 +279,7 @@ class SMLClusterer(
         self.algorithm = algorithm
         self.init = init
         self.max_resolution = max_resolution
+        self.min_resolution = min_resolution
         self.mask_diameter = mask_diameter
         self.mirror = mirror
         self.max_iter = max_iter
@@ -384,8 +385,8 @@ class SMLClusterer(
         stack = as_stack(X, self)
         if len(stack) < 2:
             raise ValueError("SMLClusterer got 1 sample, expected at least 2. Give more particles.")
-        in_window = self.algorithm != "paper"
-        space = ImageSpace.of(stack, self.max_resolution, self.mask_diameter, in_window=in_window)
+        limits = self.max_resolution, self.mask_diameter, self.min_resolution
+        space = ImageSpace.of(stack, *limits, in_window=self.algorithm != "paper")
         return stack, dataclasses.replace(space, mirror=self.mirror)
 
     def _learn(self, X, *, stacklevel):
@@ -866,7 +867,7 @@ class SMLClusterer(
     def _check_parameters(self):
         """Raise unless every parameter is one that `fit` can use."""
         self._basis(on_images=False)
-        for name in ("max_resolution", "mask_diameter"):
+        for name in ("max_resolution", "min_resolution", "mask_diameter"):
             value = getattr(self, name)
             check_number(name, value, owner=self, allow_none=True, minimum=0.0, inclusive=False)
         if not isinstance(self.cache_folder, str | os.PathLike | None):

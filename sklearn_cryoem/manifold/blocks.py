@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -52,6 +52,8 @@ class FeatureLayout:
     mirror : tuple of ndarrays of shape (P,), optional
         Feature that each is in the mirror image, and its sign, if every image takes part mirrored as well,
         Eq. (3.18).
+    n_ignored : int
+        First shells, which no likelihood counts, Eq. (3.31).
     """
 
     shell: Int
@@ -59,6 +61,7 @@ class FeatureLayout:
     information: float = 1.0
     support: Support | None = None
     mirror: tuple[Int, Floating] | None = None
+    n_ignored: int = 0
 
     @classmethod
     def plain(cls, n_features: int) -> FeatureLayout:
@@ -96,12 +99,17 @@ class FeatureLayout:
         """Number of features of each shell; (S,)."""
         return np.bincount(self.shell, minlength=self.n_shells)
 
+    @cached_property
+    def counts(self) -> NDArray[np.bool_]:
+        """Whether likelihoods count each shell, Eq. (3.31); (S,)."""
+        return np.arange(self.n_shells) >= self.n_ignored
+
     def truncate(self, n_shells: int) -> FeatureLayout:
         """Return the layout of the first `n_shells` shells: a prefix."""
         n_kept = int(np.searchsorted(self.shell, n_shells))
         mirror = self.mirror and (self.mirror[0][:n_kept], self.mirror[1][:n_kept])  # it keeps the radius
         shell, norm_index = self.shell[:n_kept], self.norm_index[:n_kept]
-        return FeatureLayout(shell, norm_index, self.information, self.support, mirror)
+        return replace(self, shell=shell, norm_index=norm_index, mirror=mirror)
 
     @property
     def diameter(self) -> float:

@@ -67,7 +67,7 @@ class Matcher:
     templates : ndarray of shape (K, P), float64
         mu.
     precision : ndarray of shape (S,), float64
-        beta of each shell.
+        beta of each shell, 0 where no likelihood counts it.
     factors : Factors
         beta mu and its norms, in the precision of the data.
     of_node : ndarray of shape (K, S), float64, or None
@@ -92,8 +92,8 @@ class Matcher:
     ) -> Matcher:
         """Prepare templates (K, P) under a noise variance (S,), and one of their own (K, S), Eq. (3.17)."""
         claim_room()  # a pass begins here
-        precision = 1.0 / noise_variance  # (S,)
-        of_node = None if spread is None else 1.0 / (noise_variance + spread)  # (K, S)
+        precision = layout.counts / noise_variance  # (S,), Eq. (3.31)
+        of_node = None if spread is None else layout.counts / (noise_variance + spread)  # (K, S)
         everywhere = np.broadcast_to(precision, (len(templates), len(precision)))
         factors = Factors.of(templates, everywhere if of_node is None else of_node, layout, dtype)
         return cls(layout, templates, precision, factors, of_node)
@@ -130,7 +130,9 @@ class Matcher:
         else:
             match -= block.norm @ half_norms.T  # the second
         if self.of_node is not None:  # Eq. (3.17)
-            log_size = np.log(self.of_node / self.precision) @ self.layout.shell_sizes  # (K,)
+            seen = slice(self.layout.n_ignored, None)
+            log_ratio = np.log(self.of_node[:, seen] / self.precision[seen])
+            log_size = log_ratio @ self.layout.shell_sizes[seen]  # (K,)
             match += 0.5 * (log_size - block.power @ (self.of_node - self.precision).T).astype(match.dtype)
         if self.layout.information != 1.0:
             match *= match.dtype.type(self.layout.information)  # Eq. (3.10)
@@ -138,10 +140,11 @@ class Matcher:
 
     def log_constant(self, block: FeatureBlock) -> Float64:
         """Return const_i of Eq. (3.1): -1/2 beta |y_i|^2 and the normaliser of the Gaussian; (n,)."""
-        sizes = self.layout.shell_sizes
-        normaliser: Float64 | float = 0.5 * float(sizes @ np.log(self.precision / (2.0 * np.pi)))
+        seen = slice(self.layout.n_ignored, None)
+        sizes = self.layout.shell_sizes[seen]
+        normaliser: Float64 | float = 0.5 * float(sizes @ np.log(self.precision[seen] / (2.0 * np.pi)))
         if block.log_noise is not None:
-            normaliser = normaliser - 0.5 * (block.log_noise @ sizes)  # Eq. (3.14)
+            normaliser = normaliser - 0.5 * (block.log_noise[:, seen] @ sizes)  # Eq. (3.14)
         return self.layout.information * (normaliser - 0.5 * (block.power @ self.precision))
 
     def posterior(self, block: FeatureBlock) -> Posterior:

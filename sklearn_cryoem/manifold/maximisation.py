@@ -134,8 +134,8 @@ def update_noise(
     residual = statistics.power - 2.0 * explained + modelled  # (S,), Eq. (3.4)
     n_values = statistics.n_samples * layout.shell_sizes  # (S,)
     if noise == "white":
-        residual = np.full(layout.n_shells, residual.sum())
-        n_values = np.full(layout.n_shells, n_values.sum())
+        residual = np.full(layout.n_shells, residual[layout.counts].sum())
+        n_values = np.full(layout.n_shells, n_values[layout.counts].sum())
     return np.asarray(np.maximum(residual / n_values, floor))
 
 

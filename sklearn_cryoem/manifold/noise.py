@@ -169,7 +169,7 @@ def group_noise(
     task = partial(_group_sums, blocks, reference, code, n_groups)
     sums = sum_in_order(task, range(len(blocks)), n_jobs=n_jobs)
     information = blocks.layout.information
-    level = _level(sums, reference, information)  # (G, 1)
+    level = _level(sums, reference, blocks.layout)  # (G, 1)
     values = sums.expected * (information / reference.level)  # worth so many independent ones; (G, S)
     own = sums.found * (information / reference.level)
     relative = (own + SHELL_VALUES * level) / (values + SHELL_VALUES)
@@ -191,15 +191,16 @@ def image_noise(blocks: RowBlocks, reference: NoiseReference, *, n_jobs: int | N
 
     def levels(index: int) -> Float64:
         sums = reference.image_sums(blocks.load(index, blocks.layout.n_shells), blocks.layout)
-        return np.clip(_level(sums, reference, blocks.layout.information), MIN_RELATIVE, MAX_RELATIVE)
+        return np.clip(_level(sums, reference, blocks.layout), MIN_RELATIVE, MAX_RELATIVE)
 
     return np.concatenate(list(ordered_map(levels, range(len(blocks)), n_jobs=n_jobs, threads_only=True)))
 
 
-def _level(sums: NoiseSums, reference: NoiseReference, information: float) -> Float64:
-    """One number for all shells of a group, drawn to 1 where the group is small; (G, 1)."""
-    found = information * (sums.found / reference.level).sum(axis=1, keepdims=True)
-    expected = information * (sums.expected / reference.level).sum(axis=1, keepdims=True)
+def _level(sums: NoiseSums, reference: NoiseReference, layout: FeatureLayout) -> Float64:
+    """One number for all shells of a group that count, drawn to 1 where the group is small; (G, 1)."""
+    weight = layout.information * layout.counts / reference.level  # (S,)
+    found = (sums.found * weight).sum(axis=1, keepdims=True)
+    expected = (sums.expected * weight).sum(axis=1, keepdims=True)
     return np.asarray((np.maximum(found, 0.0) + LEVEL_VALUES) / (expected + LEVEL_VALUES))
 
 

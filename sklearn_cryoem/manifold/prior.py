@@ -199,7 +199,7 @@ def telling_shells(power: DataPower, layout: FeatureLayout, n_images: float) -> 
     n_images : float
         Images of a class, on average.
     """
-    ratio = _signal_to_noise(power)
+    ratio = _signal_to_noise(power, layout)
     known = n_images * ratio / (1.0 + n_images * ratio)  # of the template's coefficients
     shell = np.arange(1, layout.n_shells + 1)
     telling = np.cumsum(layout.shell_sizes * shell**2 * ratio * known)  # Eq. (3.15)
@@ -210,7 +210,7 @@ def telling_shells(power: DataPower, layout: FeatureLayout, n_images: float) -> 
 
 def signal_nats(power: DataPower, layout: FeatureLayout) -> float:
     """Nats of signal in an image, on average: f / 2 sum_q n_q rho_q of Eq. (3.15)."""
-    return 0.5 * layout.information * float(layout.shell_sizes @ _signal_to_noise(power))
+    return 0.5 * layout.information * float(layout.shell_sizes @ _signal_to_noise(power, layout))
 
 
 def has_signal(moments: Moments, layout: FeatureLayout, trace: Any) -> bool:
@@ -232,10 +232,11 @@ def has_signal(moments: Moments, layout: FeatureLayout, trace: Any) -> bool:
     n_shells, held_out = trace.n_shells[last], trace.objective[last]
     left = np.maximum(power.variance - power.noise, 0.0)
     errors = layout.shell_sizes * left * power.error / (power.signal * power.noise)  # of n_q rho_q, (S,)
-    of_nats = 0.5 * layout.information * float(np.sqrt((errors**2).sum()))
+    of_nats = 0.5 * layout.information * float(np.sqrt((errors[layout.counts] ** 2).sum()))
     # twice the nats of a feature, one template; the objective has the noise of Eq. (3.14) as well
     of_one = np.log(2.0 * np.pi * power.variance) + 1.0 + moments.log_noise / moments.n_samples
-    gain = held_out + 0.5 * layout.information * float(layout.shell_sizes[:n_shells] @ of_one[:n_shells])
+    seen = slice(layout.n_ignored, n_shells)  # Eq. (3.31)
+    gain = held_out + 0.5 * layout.information * float(layout.shell_sizes[seen] @ of_one[seen])
     is_sure = of_nats < OPTIMISM  # of few images neither tells
     return bool(signal_nats(power, layout) > SIGNIFICANT * of_nats or gain > OPTIMISM or not is_sure)
 
@@ -259,9 +260,9 @@ def turn_of(power: DataPower, layout: FeatureLayout) -> float:
     return TURN * blur_of(power, layout)
 
 
-def _signal_to_noise(power: DataPower) -> Float64:
-    """Ratio rho of each shell in the images, at most 1; 0 where the signal may be none; (S,)."""
-    is_signal = power.signal > SIGNIFICANT * power.error
+def _signal_to_noise(power: DataPower, layout: FeatureLayout) -> Float64:
+    """Ratio rho of each shell that counts, at most 1; 0 where the signal may be none; (S,)."""
+    is_signal = layout.counts & (power.signal > SIGNIFICANT * power.error)
     left = np.maximum(power.variance - power.noise, 0.0)
     return np.minimum(np.where(is_signal, left, 0.0) / np.maximum(power.noise, 1e-300), 1.0)
 
@@ -296,4 +297,4 @@ def prior_precision(
 def log_prior(weights: Float64, alpha: Float64, basis: LatentBasis, layout: FeatureLayout) -> float:
     """-alpha/2 |W|^2 of the weights that have a prior: a part of the objective, Eq. (3.5) and Eq. (2.6)."""
     squares = layout.sum_shells(basis.has_prior @ weights**2)  # (S,)
-    return -0.5 * float(alpha @ squares)
+    return -0.5 * float(alpha[layout.counts] @ squares[layout.counts])

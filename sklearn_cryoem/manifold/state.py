@@ -234,6 +234,7 @@ def pca_start(
         Number of workers.
     """
     layout = blocks.layout.truncate(n_shells)
+    power = replace(power, signal=power.signal * blocks.layout.counts)  # Eq. (3.31)
     variances, axes = _principal_axes(blocks, layout, power, basis.embedding.shape[1], rng, n_jobs)
     nodes = basis.embedding
     spread = nodes.std(axis=0)  # (E,)

@@ -17,7 +17,13 @@ from sklearn_cryoem.particles.frames import check_same_pixel_size
 from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.particles.screening import normalised_like
 from sklearn_cryoem.particles.stack import ParticleStack
-from sklearn_cryoem.physics.fourier import HalfPlane, fourier_features, half_plane, images_from_features
+from sklearn_cryoem.physics.fourier import (
+    HalfPlane,
+    coarser_shells,
+    fourier_features,
+    half_plane,
+    images_from_features,
+)
 
 MIN_FIRST_SHELLS = 6  # coarser images of anything look alike
 Folder = str | os.PathLike[str] | None
@@ -84,7 +90,8 @@ class ImageSpace:
 
     Where the training images were normalised by their background, beyond `background_px` pixels, all are.
     With `in_window`, templates are masked instead of images, Eq. (3.16). With `mirror`, each image takes part
-    in a fit as its mirror image, too, Eq. (3.18).
+    in a fit as its mirror image, too, Eq. (3.18). No likelihood counts the first `n_ignored` shells,
+    Eq. (3.31).
     """
 
     plane: HalfPlane
@@ -95,6 +102,7 @@ class ImageSpace:
     background_px: float | None = None
     in_window: bool = False
     mirror: bool = False
+    n_ignored: int = 0
 
     @classmethod
     def of(
@@ -102,10 +110,11 @@ class ImageSpace:
         stack: ParticleStack,
         max_resolution: float | None,
         mask_diameter: float | None,
+        min_resolution: float | None = None,
         *,
         in_window: bool = False,
     ) -> ImageSpace:
-        """Space of a stack; `max_resolution` in Angstrom, or in pixels where the pixel size is unknown."""
+        """Space of a stack; resolutions in Angstrom, or in pixels where the pixel size is unknown."""
         side = stack.box * stack.pixel_length
         if max_resolution is not None and side / max_resolution < 2:
             unit = "px" if stack.pixel_size is None else "Angstrom"
@@ -115,7 +124,8 @@ class ImageSpace:
                 f"{side / 2:.4g} {unit}."
             )
         plane = half_plane(stack.box, None if max_resolution is None else side / max_resolution)
-        space = cls(plane, stack.pixel_size, mask_diameter, in_window=in_window)
+        n_ignored = coarser_shells(side, min_resolution, int(plane.shell[-1]))
+        space = cls(plane, stack.pixel_size, mask_diameter, in_window=in_window, n_ignored=n_ignored)
         return space.normalised_as(stack)
 
     def normalised_as(self, stack: ParticleStack) -> ImageSpace:
@@ -148,7 +158,9 @@ class ImageSpace:
         stack = normalised_like(stack, self.background_px)
         if self.mirror and stack.poses is not None:
             stack = stack.with_poses(stack.poses.unmirrored())
-        blocks = FeatureBlocks(stack, self.plane, self.mask_diameter, self.in_window)
+        blocks = FeatureBlocks(
+            stack, self.plane, self.mask_diameter, self.in_window, n_ignored=self.n_ignored
+        )
         blocks = blocks.with_mirrors() if self.mirror else blocks
         if cache_folder is not None:
             blocks = blocks.kept_in(cache_folder, may_write=False)
@@ -207,7 +219,7 @@ class ImageSpace:
 
     def first_shells(self, initial_resolution: float) -> int:
         """Number of shells of the initial resolution."""
-        wanted = max(int(self.side / initial_resolution), MIN_FIRST_SHELLS)
+        wanted = self.n_ignored + max(int(self.side / initial_resolution), MIN_FIRST_SHELLS)
         return min(wanted, int(self.plane.shell[-1]))
 
     def resolution(self, n_shells: Any) -> NDArray[Any]:

@@ -1,8 +1,7 @@
 """From a stack to the feature blocks of the manifold kernels: mask, crop, rotate, apply the CTF.
 
 Nothing of size n_images x n_pixels is held: the first blocks are kept in a bounded cache, the others are made
-again each time they are asked for, and then only up to the resolution that is asked for; or they are kept in
-files.
+again each time they are asked for, only up to the resolution that is asked for, or kept in files.
 """
 
 from __future__ import annotations
@@ -63,6 +62,8 @@ class FeatureBlocks:
         memory limit.
     cache_bytes : float, optional
         Prepared features kept in memory, at most; by default as `set_memory_limit` says.
+    n_ignored : int
+        As of `FeatureLayout`.
 
     Raises
     ------
@@ -86,6 +87,7 @@ class FeatureBlocks:
         in_window: bool = False,
         block_size: int = BLOCK_SIZE,
         cache_bytes: float | None = None,
+        n_ignored: int = 0,
     ) -> None:
         if plane.box != stack.box:
             raise ValueError(
@@ -106,11 +108,10 @@ class FeatureBlocks:
             self._support = Support(plane, self._radius_px, self._edge_px)
             self._radius_px = window_px
         self._is_isotropic = stack.ctf is not None and self._astigmatic_phase() <= NEGLIGIBLE_PHASE
-        self.layout = self._layout()
+        self.layout = replace(self._layout(), n_ignored=n_ignored)
         per_image = 4 * (self.layout.n_features + (self.layout.n_norms if stack.ctf is not None else 0))
-        # even: half sets are the even and the odd rows of every block
-        block_bytes = bytes_at_once(BLOCK_BYTES, BLOCK_SHARE)
-        self._block_size = min(block_size, max(MIN_ROWS, 2 * int(block_bytes // (2 * per_image))))
+        n_rows = 2 * int(bytes_at_once(BLOCK_BYTES, BLOCK_SHARE) // (2 * per_image))  # even: half sets
+        self._block_size = min(block_size, max(MIN_ROWS, n_rows))
         cache_bytes = default_cache_bytes() if cache_bytes is None else cache_bytes
         self._n_cached = int(cache_bytes // (per_image * self._block_size))
         self.feature_bytes = per_image * self.n_samples  # of all images, wherever they are kept

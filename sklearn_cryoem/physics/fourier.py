@@ -99,6 +99,25 @@ def half_plane(box: int, k_max: float | None = None) -> HalfPlane:
     return HalfPlane(box, k_max, kx[order].astype(np.int64), ky[order].astype(np.int64))
 
 
+def coarser_shells(side: float, min_resolution: float | None, n_shells: float) -> int:
+    """Count the shells, 1, 2, .., of a box of length `side` that are coarser than a resolution.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two of `n_shells` are left.
+    """
+    if min_resolution is None:
+        return 0
+    n_coarser = max(int(np.ceil(side / min_resolution - 1e-9)) - 1, 0)
+    if n_coarser + 2 > n_shells:
+        raise ValueError(
+            f"min_resolution={min_resolution:g} leaves less than two Fourier shells of detail down to "
+            f"{side / n_shells:.3g}. Give a coarser one: 40 to 60 Angstrom are usual."
+        )
+    return n_coarser
+
+
 def centre_phase(box: int, kx: Int, ky: Int) -> Complex64:
     """exp(2 pi i k.c / D) with c = D // 2: moves the origin from the corner pixel to the centre pixel."""
     centre = box // 2

@@ -271,6 +271,7 @@ def test_signal_is_averaged_over_neighbouring_rings():
 def test_resolved_ring_is_the_last_before_the_signal_first_fails():
     ratio = np.array([[9.0, 2.0, 1.0, 0.9, 5.0], [0.5, 9.0, 9.0, 9.0, 9.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
     np.testing.assert_array_equal(resolved_ring(ratio), [3, 0, 5])
+    assert resolved_ring(ratio, n_ignored=1)[1] > 0, "a ring that does not count resolves nothing"
 
 
 @pytest.mark.parametrize("split_angstrom", [None, 3000.0])

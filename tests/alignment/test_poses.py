@@ -133,6 +133,8 @@ def test_likelihood_of_noise_is_gaussian_with_one_term_a_coefficient(rng):
     # log N(y | 0, s2) is linear in y^2: the mean square of a ring counts as often as the ring has numbers
     each = gaussian.logpdf(np.sqrt(power), scale=np.sqrt(noise))
     np.testing.assert_allclose(log_noise_likelihood(power, noise, 1.0), each @ n_coefficients, rtol=1e-6)
+    finer = log_noise_likelihood(power, noise, 1.0, n_ignored=1)  # Eq. (4.21)
+    np.testing.assert_allclose(finer, each[:, 1:] @ n_coefficients[1:], rtol=1e-6)
 
 
 def test_a_mask_leaves_as_many_degrees_of_freedom_as_it_leaves_noise(rng):

@@ -49,6 +49,26 @@ def test_posterior_and_evidence_are_bayes_rule(make_blocks, rng, uncertainty):
     np.testing.assert_allclose(posterior.log_evidence, total[:, 0] - np.log(len(templates)), rtol=1e-10)
 
 
+@pytest.mark.parametrize("uncertainty", [0.0, 0.3])
+def test_likelihoods_do_not_count_the_first_shells(make_blocks, rng, uncertainty):
+    """Eq. (3.31): as if those shells were not there."""
+    blocks, y, ctf, templates, variance = setting(make_blocks, rng, block_size=100)
+    layout = dataclasses.replace(blocks.layout, n_ignored=blocks.layout.n_shells - 1)
+    kept = layout.shell >= layout.n_ignored
+    spread = uncertainty * rng.uniform(size=(len(templates), layout.n_shells)) if uncertainty else None
+    posterior = Matcher.of(templates, variance, layout, dtype=np.float64, spread=spread).posterior(
+        blocks.load(0, layout.n_shells)
+    )
+    table = np.zeros((len(y), len(templates)))
+    for k, template in enumerate(templates):
+        total = (variance if spread is None else variance + spread[k])[layout.shell]
+        log = gaussian.logpdf(y, ctf * template, np.sqrt(total))
+        table[:, k] = layout.information * log[:, kept].sum(axis=1)
+    total = logsumexp(table, axis=1, keepdims=True)
+    np.testing.assert_allclose(posterior.responsibilities, np.exp(table - total), atol=1e-12)
+    np.testing.assert_allclose(posterior.log_evidence, total[:, 0] - np.log(len(templates)), rtol=1e-10)
+
+
 def test_statistics_are_sums_over_images(make_blocks, rng):
     blocks, y, ctf, templates, variance = setting(make_blocks, rng)
     layout = blocks.layout
