@@ -87,6 +87,24 @@ def screen(stack, options, folder, console):
         return sound.screen(options.mask_diameter, **settings), len(unusable)
 
 
+def crop(stack, options, folder, console):
+    """Crop particles to the box that their signal needs, and note it in --downsample, unless that was given.
+
+    Returns
+    -------
+    ParticleStack
+    """
+    from sklearn_cryoem.particles import to_working_box
+
+    with folder.timed("look"):
+        small = to_working_box(stack, options.max_resolution, n_jobs=options.jobs)
+    if small is not stack:
+        finest, given = 2.0 * small.pixel_size, 2.0 * stack.pixel_size
+        console.say(f"working to {finest:.2g} A of {given:.2g}; box {stack.box} -> {small.box}")
+        options.downsample = small.box
+    return small
+
+
 def check_machine(console):
     """Raise if pictures cannot be drawn; warn of dependencies that are older than this package declares.
 

@@ -37,6 +37,7 @@ from sklearn_cryoem.manifold.topology import TOPOLOGIES
 from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.classes import steps_of
+from sklearn_cryoem.particles.feature_space import MIN_WORKING_BOX, at_box
 
 SUBCLASSES_OF_FIRST = 10  # that an average first class is to be divided into
 MAX_FIRST_CLASSES = 50  # more views are told apart by the sub-classes; also nodes that are united to fewer
@@ -200,8 +201,11 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
         n_first = None if self.first is not None else n_first_classes(len(data), self.images_per_subclass)
         self._first_of_node, *classes = classes_of(self.first_, n_first)
         self.first_labels_ = self._first_of_node[nodes]
-        if on_images:
-            data = data.with_outliers(outlier)  # a first classification of one's own may have lost them
+        if on_images:  # a first classification of one's own may have lost outliers; averages share its box
+            self._box = classes[0].shape[-1]
+            data = (data if data.box <= MIN_WORKING_BOX else data.downsample(self._box)).with_outliers(
+                outlier
+            )
         rows = [np.flatnonzero((self.first_labels_ == k) & ~outlier) for k in range(len(classes[0]))]
         rule = self.images_per_subclass, self.min_class_size, self.max_subclasses
         self.clusterers_, of_classes = fit_subclasses(
@@ -369,6 +373,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
     def _in_first_classes(self, data):
         """Particles as `first_` aligns them, and their first classes."""
         data, nodes = classify_new(self.first_, data)
+        data = at_box(data, self._box) if isinstance(data, ParticleStack) else data
         return data, self._first_of_node[nodes]
 
     def _in_own_classes(self, data, first_labels, method):

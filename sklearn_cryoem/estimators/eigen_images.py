@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_cryoem._core.parallel import ordered_map, single_blas_threads, sum_in_order
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.estimators._common import Data, TakesImages, as_screened, as_stack, without_outliers
-from sklearn_cryoem.particles.feature_space import ImageSpace
+from sklearn_cryoem.particles.feature_space import ImageSpace, to_working_box
 
 
 class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -94,8 +95,11 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         for name in ("max_resolution", "mask_diameter"):
             value = getattr(self, name)
             check_number(name, value, owner=self, minimum=0, inclusive=False, allow_none=True)
-        stack = without_outliers(as_screened(X, self, stacklevel=2)[0], self)
+        given = as_screened(X, self, stacklevel=2)[0]
+        small = to_working_box(given, self.max_resolution, n_jobs=self.n_jobs)
+        stack = without_outliers(small, self)
         space = ImageSpace.of(stack, self.max_resolution, self.mask_diameter)
+        space = replace(space, given_box=given.box)
         blocks = space.blocks(stack)
         most = min(len(stack), blocks.layout.n_features)
         if self.n_components > most:
@@ -115,7 +119,7 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         self._space, self._mean, self._axes = space, mean, axes
         self.explained_variance_ = values[::-1][: self.n_components].copy()
         self.mean_image_, self.eigen_images_ = space.to_data(mean[None])[0], space.to_data(axes)
-        self.n_features_in_ = stack.box**2
+        self.n_features_in_ = given.box**2
         return self
 
     def transform(self, X: Data) -> NDArray[Any]:

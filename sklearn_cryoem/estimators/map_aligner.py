@@ -48,6 +48,7 @@ from sklearn_cryoem.estimators._common import (
 from sklearn_cryoem.estimators.model_files import checkpoint_of
 from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
+from sklearn_cryoem.particles.feature_space import at_box, to_working_box
 from sklearn_cryoem.particles.frames import check_same_pixel_size
 from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.particles.screening import normalised_like
@@ -112,8 +113,9 @@ class MAPAligner(
         or mirrored when they are merged. `transform` and the like search all angles for particles without
         poses. By default all angles are searched, and poses that the stack may have are not used.
     max_resolution : float or None, default=None
-        Finest detail ever used, in Angstrom (pixels where the pixel size is unknown). By default all but
-        Nyquist may be used, as far as the references resolve it.
+        Finest detail ever used, in Angstrom (pixels where the pixel size is unknown), as far as the
+        references resolve it. By default where signal ends: images of more than 64 pixels are cropped in
+        Fourier space to the box that it needs, see `to_working_box`, and averages have this box of D pixels.
     min_resolution : float or None, default=None
         Coarsest detail that is compared, in Angstrom (pixels where the pixel size is unknown), Eq. (4.21):
         40 to 60 where a micelle, a nanodisc or ice that varies would otherwise drive angles and classes.
@@ -278,6 +280,7 @@ class MAPAligner(
         given = as_stack(X, self)
         warn_if_mask_too_tight(self, given, stacklevel=2 + FRAMES)
         screened, _ = as_screened(given, self, stacklevel=2 + FRAMES)
+        background_px, screened = normalised_radius(screened.images), self._at_work(screened)
         stack = without_outliers(screened, self)
         settings = self._settings_for(stack)
         images = alignment_images(stack, settings)
@@ -305,8 +308,8 @@ class MAPAligner(
             found = find_poses(features, state.model, settings, frames=frames)
             found = replace(found, class_posterior=without_own(found.class_posterior, own[found.label]))
         self._settings, self._model, self._frames = settings, state.model, frames
-        self._pixel_size, self._background_px = stack.pixel_size, normalised_radius(stack.images)
-        self.n_features_in_ = stack.box**2
+        self._pixel_size, self._background_px = stack.pixel_size, background_px
+        self.n_features_in_, self._box = given.box**2, stack.box
         if screened.outlier.any():  # found last, against references that they took no part in
             others = self._find(screened[screened.outlier], refine=True)[1]
             order = np.argsort(np.argsort(screened.outlier, kind="stable"))  # sound ones first, and back
@@ -356,6 +359,12 @@ class MAPAligner(
         check_choice("mirror", self.mirror, (True, False), owner=self)
         check_choice("warm_start", self.warm_start, (True, False), owner=self)
 
+    def _at_work(self, stack: ParticleStack) -> ParticleStack:
+        """The particles in the box that their signal needs, or in that of the last fit, which goes on."""
+        if self.warm_start and hasattr(self, "_model"):
+            return at_box(stack, self._box) if stack.box**2 == self.n_features_in_ else stack
+        return to_working_box(stack, self.max_resolution, n_jobs=self.n_jobs)
+
     def _settings_for(self, stack: ParticleStack) -> AlignmentSettings:
         """What the kernels take: lengths in pixels and Fourier pixels of the stack."""
         n_references = number_of_references(int(self.n_clusters), self.n_references, len(stack), self.mirror)
@@ -395,10 +404,9 @@ class MAPAligner(
         if not hasattr(self, "_model"):
             return None
         model, n_references = self._model, len(self._model.weight)
-        box = math.isqrt(self.n_features_in_)
-        if box != stack.box or self._pixel_size != stack.pixel_size:
+        if self._box != stack.box or self._pixel_size != stack.pixel_size:
             raise ValueError(
-                f"{type(self).__name__}(warm_start=True) was fitted to images of {box} pixels of "
+                f"{type(self).__name__}(warm_start=True) was fitted to images of {self._box} pixels of "
                 f"{self._pixel_size} A; these have {stack.box} of {stack.pixel_size} A. Bring them to the "
                 "same box and pixel size, or set warm_start=False."
             )
@@ -471,7 +479,7 @@ class MAPAligner(
     def _store_found(self, stack: ParticleStack, found: ImagePoses) -> None:
         """Set the public attributes that tell of particles, of the fit or others."""
         sound = slice(None) if stack.outlier is None else ~stack.outlier
-        self.poses_ = self._poses(found, stack.pixel_length)
+        self.poses_ = self._poses(found)
         self.labels_, self.outlier_ = found.label, stack.outlier
         self.class_sizes_ = np.bincount(found.label[sound], minlength=len(self.class_averages_))
         self.class_posterior_, self.log_evidence_ = found.class_posterior, found.log_evidence
@@ -511,11 +519,11 @@ class MAPAligner(
             The same particles with poses, normalised if those of the fit were.
         """
         stack, found = self._find(X, refine=True)
-        return stack.with_poses(self._poses(found, stack.pixel_length))
+        return stack.with_poses(self._poses(found))
 
-    def _poses(self, found: ImagePoses, unit: float) -> Poses:
-        """Poses with shifts in their unit, from those in pixels."""
-        return Poses(found.angle_rad, found.shift_px * unit, found.mirrored)
+    def _poses(self, found: ImagePoses) -> Poses:
+        """Poses with shifts in their unit, from those in pixels of the box that the fit worked in."""
+        return Poses(found.angle_rad, found.shift_px * (self._pixel_size or 1.0), found.mirrored)
 
     def predict(self, X: Data) -> NDArray[Any]:
         """Most probable class of every particle.
@@ -567,10 +575,12 @@ class MAPAligner(
     def _find(self, X: Data, *, refine: bool) -> tuple[ParticleStack, ImagePoses]:
         """The particles as the fit took its own, and their classes and poses."""
         check_is_fitted(self)
-        stack = normalised_like(as_stack(X, self), self._background_px)
-        if stack.box**2 != self.n_features_in_:
+        given = normalised_like(as_stack(X, self), self._background_px)
+        box = math.isqrt(self.n_features_in_)
+        stack = at_box(given, self._box) if given.box == box else given
+        if stack.box != self._box:
             raise ValueError(
-                f"{type(self).__name__} was fitted to images of {self.class_averages_.shape[-1]} pixels; "
+                f"{type(self).__name__} was fitted to images of {box} pixels; "
                 f"these have {stack.box}. Bring them to the same box, for example with stack.downsample."
             )
         check_same_pixel_size(stack.pixel_size, self._pixel_size)
@@ -580,7 +590,7 @@ class MAPAligner(
         images = alignment_images(stack, settings)
         with memory_watched("Aligning particles to classes"), task_pool(self.n_jobs) as pool:
             features = SharedFeatures(images, pool)
-            return stack, find_poses(features, self._model, settings, frames=self._frames, refine=refine)
+            return given, find_poses(features, self._model, settings, frames=self._frames, refine=refine)
 
 
 # ---------------------------------------------------------------- from particles to what the kernels take

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from sklearn_cryoem.manifold.classes import label_sums, told_apart
 from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles import ParticleStack, rescale
 from sklearn_cryoem.particles.classes import steps_of
+from sklearn_cryoem.particles.feature_space import to_working_box
 from sklearn_cryoem.particles.frames import EQUAL_PIXEL_SIZE
 from sklearn_cryoem.particles.preprocess import BACKGROUND_SHARE, Multiply, normalised_radius
 from sklearn_cryoem.physics.masks import pixel_radius
@@ -56,7 +58,10 @@ def as_fitted_by(model: Any, stack: ParticleStack) -> ParticleStack:
     if pixel_size is None or stack.pixel_size is None:
         return stack  # of another box it is refused where it is used
     ratio = pixel_size / stack.pixel_size
-    if box == stack.box and abs(ratio - 1.0) < EQUAL_PIXEL_SIZE:
+    if (
+        stack.box in (box, math.isqrt(first.n_features_in_))
+        and abs(ratio * box / stack.box - 1.0) < EQUAL_PIXEL_SIZE
+    ):
         return stack
     if ratio < 1.0 - EQUAL_PIXEL_SIZE:
         raise ValueError(
@@ -207,6 +212,7 @@ def choose_classes(
     """
     check_number("n_folds", n_folds, owner="choose_classes", minimum=2, integer=True)
     sound = stack if stack.outlier is None else stack[~stack.outlier]
+    sound = to_working_box(sound, clusterer.max_resolution, n_jobs=clusterer.n_jobs)  # scores compare in one
     rows, scores = [], []
     folds = list(KFold(n_folds).split(np.arange(len(sound))))
     for n_components in dimensions:

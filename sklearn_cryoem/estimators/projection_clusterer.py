@@ -181,6 +181,10 @@ class ProjectionClusterer(MAPAligner):
         check_choice("flat", self.flat, (True, False), owner=self)
         symmetry_group(self.symmetry)
 
+    def _at_work(self, stack: ParticleStack) -> ParticleStack:
+        """The particles as they are: features end at the resolution of the volumes, which have their box."""
+        return stack
+
     def _settings_for(self, stack: ParticleStack, *, fine: bool = True) -> SliceSettings:
         """What the kernels take: lengths in pixels and Fourier pixels of the stack."""
         found = search_settings(
@@ -303,9 +307,8 @@ class ProjectionClusterer(MAPAligner):
         n = int(self.n_volumes) * int(self.n_clusters)
         self.direction_counts_ = self.class_sizes_[:n].reshape(int(self.n_volumes), -1)
 
-    def _poses(self, found: ImagePoses, unit: float) -> Poses:
-        view = self._view_rad[found.reference]
-        return Poses(found.angle_rad, found.shift_px * unit, found.mirrored, view)
+    def _poses(self, found: ImagePoses) -> Poses:
+        return replace(super()._poses(found), view_rad=self._view_rad[found.reference])
 
 
 def initial_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -28,7 +29,7 @@ from sklearn_cryoem.estimators._common import (
 from sklearn_cryoem.estimators.map_aligner import alignment_images, search_settings
 from sklearn_cryoem.estimators.sml_clusterer import SMLClusterer
 from sklearn_cryoem.particles import ParticleStack, Poses
-from sklearn_cryoem.particles.feature_space import ImageSpace
+from sklearn_cryoem.particles.feature_space import ImageSpace, at_box, to_working_box
 from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.particles.screening import normalised_like
 
@@ -156,6 +157,8 @@ class RealigningClusterer(
         self._check_parameters()
         warn_if_not_aligned(self, X, stacklevel=2)
         given = self._screened(X, stacklevel=2)
+        box, self._background_px = given.box, normalised_radius(given.images)
+        given = to_working_box(given, self._template().max_resolution, n_jobs=self.n_jobs)
         changes, sound = [], ~given.outlier
         with progress(self.n_rounds, "RealigningClusterer: rounds", verbose=self.verbose) as bar:
             poses, (clusterer, found) = given.poses, self._round(given, given)
@@ -170,7 +173,7 @@ class RealigningClusterer(
         self.clusterer_, self.poses_ = clusterer, poses
         self.angle_sigma_, self.shift_sigma_ = found.angle_sigma, found.shift_sigma
         self.angle_change_, self.shift_change_ = np.reshape(changes, (-1, 2)).T
-        self._background_px = normalised_radius(given.images)
+        clusterer._space, clusterer.n_features_in_ = replace(clusterer._space, given_box=box), box**2
         for name in ("labels_", "class_averages_", "class_resolution_", "class_sizes_", "n_features_in_"):
             setattr(self, name, getattr(self.clusterer_, name))
         return self
@@ -303,7 +306,8 @@ class RealigningClusterer(
         stack = posed_for(self.clusterer_, normalised_like(as_stack(X, self), self._background_px))
         labels = self.clusterer_.predict(stack)
         sigma = self.angle_sigma_, self.shift_sigma_
-        found = self._realigned(self.clusterer_, stack, self.class_averages_, labels, sigma)
+        small = at_box(stack, self.class_averages_.shape[-1])
+        found = self._realigned(self.clusterer_, small, self.class_averages_, labels, sigma)
         return stack.with_poses(found.poses)
 
     def predict(self, X: Data) -> NDArray[Any]:

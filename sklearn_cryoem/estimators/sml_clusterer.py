@@ -70,7 +70,7 @@ from sklearn_cryoem.manifold.prior import (
 from sklearn_cryoem.manifold.state import first_state, pca_start, random_start
 from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
 from sklearn_cryoem.metrics.classes import class_resolution
-from sklearn_cryoem.particles.feature_space import ImageSpace, VectorSpace
+from sklearn_cryoem.particles.feature_space import ImageSpace, VectorSpace, to_working_box
 from sklearn_cryoem.particles.screening import normalised_like, screened
 
 logger = logging.getLogger(__name__)
@@ -135,8 +135,8 @@ class SMLClusterer(
         Start on the plane of the first principal components, or with random weights: classes that come out
         of several random starts are more than chance.
     max_resolution : float or None, default=None
-        Finest detail used, in Angstrom (pixels where the pixel size is unknown); by default all but Nyquist.
-        Scores can be compared only between models with the same one.
+        Finest detail used, in Angstrom (pixels where the pixel size is unknown); by default where signal
+        ends, see `MAPAligner`. Scores can be compared only between models with the same `resolution_`.
     min_resolution : float or None, default=None
         Coarsest detail compared, in the same unit, Eq. (3.31): 40 to 60 Angstrom where a micelle, a nanodisc
         or ice that varies would drive the classes. Averages show all of it.
@@ -394,17 +394,17 @@ class SMLClusterer(
         self._check_parameters()
         self._fit_warnings = []
         data, space = self._open(X)
-        checkpoint = checkpoint_of(self, data)
-        looked_at, self._usual_limits = None, None
+        checkpoint, looked_at, self._usual_limits = checkpoint_of(self, data), None, None
         if isinstance(space, ImageSpace):
             self.n_features_in_ = data.box**2
             space.blocks(data)  # raises before images are read
             looked_at, self._usual_limits = as_screened(data, self, stacklevel=stacklevel)
+            looked_at = to_working_box(looked_at, self.max_resolution, n_jobs=self.n_jobs)
             data = without_outliers(looked_at, self)
-            space = space.normalised_as(data)
+            space = dataclasses.replace(self._open(data)[1], given_box=space.plane.box)
         space, blocks = space.with_noise_of(data, self.noise, self.n_jobs, self.cache_folder)
         basis = self._basis(on_images=isinstance(space, ImageSpace))
-        if isinstance(space, ImageSpace):
+        if looked_at is not None:
             warn_if_mask_too_tight(self, data, stacklevel=stacklevel)
             warn_if_not_aligned(self, X, stacklevel=stacklevel)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ SIGNIFICANT = 2.0  # standard errors: signal that is weaker may be none
 TURN = 2.0  # radians times shell times share of the box: how far a view turns until a shell has changed
 CLEAR_NATS = 6.0  # of signal in an image; with fewer, views must differ more to be told apart
 MAX_BLUR = 2.0  # times TURN, and times the width of a basis
+SIGNAL_BAND, SIGNAL_ERRORS = 1.25, 3.0  # last over first shell of a band; standard errors of signal in it
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,18 @@ def _block_moments(blocks: Blocks, index: int) -> Moments:
     )
 
 
-def power_of(moments: Moments, layout: FeatureLayout) -> DataPower:
-    """Mean, signal and noise of each shell from sums over images, Eq. (3.11)."""
+class _Slope(NamedTuple):
+    """The line of V = (y - c mean)^2 over c^2, Eq. (3.11)."""
+
+    mean: Float64  # CTF-corrected, (P,)
+    variance: Float64  # mean of V in each shell, (S,); all that follow too
+    covariance: Float64  # of V and c^2
+    mean_c2: Float64
+    spread: Float64  # variance of c^2
+    known: NDArray[np.bool_]  # where c^2 varies
+
+
+def _slope(moments: Moments, layout: FeatureLayout) -> _Slope:
     n = moments.n_samples
     c2, c4 = moments.c2[layout.norm_index], moments.c4[layout.norm_index]  # (P,)
     mean = moments.cy / np.maximum(c2, 1e-3 * n)  # a coefficient that no CTF lets through stays near 0
@@ -157,19 +168,45 @@ def power_of(moments: Moments, layout: FeatureLayout) -> DataPower:
     variance = np.maximum(variance, MIN_SHARE * variance.max() or 1.0)
     mean_c2 = layout.sum_shells(c2) / n_values
     spread = np.maximum(layout.sum_shells(c4) / n_values - mean_c2**2, 0.0)
+    # c^2 that differs by the noise alone, Eq. (3.14), tells nothing of the signal
+    known = moments.ctf4 / n_values > (1.0 + 1e-4) * (moments.ctf2 / n_values) ** 2
+    known &= spread > 1e-4 * mean_c2**2
+    return _Slope(mean, variance, c2_variance - mean_c2 * variance, mean_c2, spread, known)
+
+
+def shells_with_signal(moments: Moments, layout: FeatureLayout) -> int:
+    """Last shell from which on a band of shells has signal for certain, Eq. (3.21); 0 if there is none.
+
+    Parameters
+    ----------
+    moments : Moments
+        Of images, whether they are aligned or not.
+    layout : FeatureLayout
+        Sizes of the shells. Those where c^2 does not vary, so that nothing can be told, count as signal.
+    """
+    line = _slope(moments, layout)
+    error = line.variance * np.sqrt(2.0 * line.spread / (moments.n_samples * layout.shell_sizes))  # (S,)
+    certain = np.where(line.known, line.covariance / np.where(line.known, error, 1.0), np.inf)  # (S,)
+    first = np.arange(layout.n_shells)
+    stop = np.minimum(np.floor(SIGNAL_BAND * (first + 1)).astype(int), layout.n_shells)
+    sums = [certain[band].sum() / np.sqrt(band.stop - band.start) for band in map(slice, first, stop)]
+    return int(np.flatnonzero(np.array(sums) > SIGNAL_ERRORS).max(initial=-1)) + 1
+
+
+def power_of(moments: Moments, layout: FeatureLayout) -> DataPower:
+    """Mean, signal and noise of each shell from sums over images, Eq. (3.11)."""
+    line, n_values = _slope(moments, layout), moments.n_samples * layout.shell_sizes  # (S,)
+    mean, variance, mean_c2, spread = line.mean, line.variance, line.mean_c2, line.spread
     largest = variance / np.maximum(mean_c2, 1e-3)
     quietest = variance.min() / variance  # level of white noise, as a share of each shell's variance
-    # c^2 that differs by the noise alone, Eq. (3.14), tells nothing of the signal
-    has_slope = moments.ctf4 / n_values > (1.0 + 1e-4) * (moments.ctf2 / n_values) ** 2
-    has_slope &= spread > 1e-4 * mean_c2**2
-    divisor = np.where(has_slope, spread, 1.0)
+    divisor = np.where(line.known, spread, 1.0)
     # the quietest of all shells lies about two standard errors below the usual; noisy images count most
     no_slope = 2.0 * largest * np.sqrt(1.0 + spread / np.maximum(mean_c2, 1e-3) ** 2)
-    error = np.sqrt(2.0 / n_values) * np.where(has_slope, variance / np.sqrt(divisor), no_slope)
+    error = np.sqrt(2.0 / n_values) * np.where(line.known, variance / np.sqrt(divisor), no_slope)
     if layout.n_shells == 1:
         signal = largest
     else:
-        slope = np.where(has_slope, (c2_variance - mean_c2 * variance) / divisor, largest * (1.0 - quietest))
+        slope = np.where(line.known, line.covariance / divisor, largest * (1.0 - quietest))
         signal = np.clip(np.maximum(slope, error), MIN_SHARE * largest, largest)  # Eq. (3.11)
     # a Wiener filter without noise would divide by the zeros of the CTF
     least = 0.0 if layout.n_shells == 1 else MIN_NOISE * variance

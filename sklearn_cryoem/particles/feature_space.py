@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.fft import next_fast_len
 
 from sklearn_cryoem.manifold.blocks import ArrayBlocks
 from sklearn_cryoem.manifold.noise import MEASURED_NOISE, PartNoise
+from sklearn_cryoem.manifold.prior import measure_moments, shells_with_signal
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.particles.frames import check_same_pixel_size
-from sklearn_cryoem.particles.preprocess import normalised_radius
+from sklearn_cryoem.particles.preprocess import is_downsampled, normalised_radius
 from sklearn_cryoem.particles.screening import normalised_like
 from sklearn_cryoem.particles.stack import ParticleStack
 from sklearn_cryoem.physics.fourier import (
@@ -25,7 +28,14 @@ from sklearn_cryoem.physics.fourier import (
     images_from_features,
 )
 
+logger = logging.getLogger(__name__)
+
 MIN_FIRST_SHELLS = 6  # coarser images of anything look alike
+MIN_WORKING_BOX = 64  # pixels: less would save little
+WORTHWHILE = 0.8  # of the box: a larger one is not left for so little
+FIRST_LOOK = 96  # pixels of the box in which signal is looked for first; twice as many where it goes on
+LOOKED_AT = 10_000  # images, at most
+BEYOND_SIGNAL = 2.0  # times the last shell where images show signal: averages of many show more
 Folder = str | os.PathLike[str] | None
 
 
@@ -92,6 +102,7 @@ class ImageSpace:
     With `in_window`, templates are masked instead of images, Eq. (3.16). With `mirror`, each image takes part
     in a fit as its mirror image, too, Eq. (3.18). No likelihood counts the first `n_ignored` shells,
     Eq. (3.31).
+    Images of `given_box` are cropped to the box of the plane.
     """
 
     plane: HalfPlane
@@ -103,6 +114,7 @@ class ImageSpace:
     in_window: bool = False
     mirror: bool = False
     n_ignored: int = 0
+    given_box: int | None = None
 
     @classmethod
     def of(
@@ -154,8 +166,10 @@ class ImageSpace:
 
         Noise that is that of each image is measured by `n_jobs` workers.
         """
-        check_same_pixel_size(stack.pixel_size, self.pixel_size)
         stack = normalised_like(stack, self.background_px)
+        if stack.box == self.given_box:
+            stack = at_box(stack, self.plane.box)
+        check_same_pixel_size(stack.pixel_size, self.pixel_size)
         if self.mirror and stack.poses is not None:
             stack = stack.with_poses(stack.poses.unmirrored())
         blocks = FeatureBlocks(
@@ -225,3 +239,69 @@ class ImageSpace:
     def resolution(self, n_shells: Any) -> NDArray[Any]:
         """Resolution of the outermost of `n_shells` shells, in Angstrom or pixels."""
         return self.side / np.asarray(n_shells, dtype=float)
+
+
+def to_working_box(
+    stack: ParticleStack, max_resolution: float | None = None, *, n_jobs: int | None = None
+) -> ParticleStack:
+    """Crop particles in Fourier space to the box that holds their signal: what every fit does to its own.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles; they need not be aligned.
+    max_resolution : float, optional
+        Finest detail to keep, in Angstrom. By default half the finest period at which the images show signal
+        for certain: signal goes with c^2 from image to image, Eq. (3.21), and noise does not. That costs a
+        look at up to 10,000 images. Without a CTF it cannot be told, and the box stays.
+    n_jobs : int, optional
+        Number of workers; the result does not depend on it.
+
+    Returns
+    -------
+    ParticleStack
+        See `ParticleStack.downsample`; marks of outliers stay. The same stack where its box would not become
+        notably smaller, or is of 64 pixels or fewer, or was chosen with `downsample`, or the pixel size is
+        unknown.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem.datasets import make_particles
+    >>> from sklearn_cryoem.particles import to_working_box
+    >>> stack = make_particles("ribosome", 50, box=128, snr=0.1, random_state=0)
+    >>> to_working_box(stack, 10.0).box
+    80
+    """
+    if stack.box <= MIN_WORKING_BOX or stack.pixel_size is None or is_downsampled(stack.images):
+        return stack
+    if max_resolution is not None:
+        n_shells = stack.box * stack.pixel_size / max_resolution
+    elif stack.ctf is None:
+        return stack
+    else:
+        n_shells = BEYOND_SIGNAL * _signal_shells(stack, n_jobs)
+    box = max(MIN_WORKING_BOX, 2 * next_fast_len(int(np.ceil(n_shells)) + 1))
+    if box > WORTHWHILE * stack.box:
+        return stack
+    finest = 2.0 * stack.pixel_size
+    logger.info("working to %.2g A of %.2g; box %d -> %d", finest * stack.box / box, finest, stack.box, box)
+    return at_box(stack, box)
+
+
+def at_box(stack: ParticleStack, box: int) -> ParticleStack:
+    """The same particles, and the same outliers, in a smaller box."""
+    return stack if stack.box == box else stack.downsample(box).with_outliers(stack.outlier)
+
+
+def _signal_shells(stack: ParticleStack, n_jobs: int | None) -> int:
+    """Last shell in which particles show signal, Eq. (3.21), whether they are aligned or not."""
+    sound = np.arange(len(stack)) if stack.outlier is None else np.flatnonzero(~stack.outlier)
+    rows = sound[np.unique(np.linspace(0, len(sound) - 1, LOOKED_AT).astype(int))] if len(sound) else sound
+    seen, size = stack[rows].with_poses(None), min(FIRST_LOOK, stack.box)
+    while True:
+        plane = half_plane(size)
+        blocks = FeatureBlocks(at_box(seen, size), plane, cache_bytes=0)
+        n_shells = shells_with_signal(measure_moments(blocks, n_jobs=n_jobs), blocks.layout)
+        if size == stack.box or BEYOND_SIGNAL * n_shells <= plane.shell[-1]:
+            return n_shells
+        size = min(2 * size, stack.box)

@@ -190,6 +190,15 @@ def normalised_radius(source: ImageSource) -> float | None:
     return None
 
 
+def is_downsampled(source: ImageSource) -> bool:
+    """Whether somebody has chosen the box of the images: fits then take it as it is."""
+    while isinstance(source, TransformedSource):
+        if isinstance(source.step, Downsample):
+            return True
+        source = source.source
+    return False
+
+
 def find_bad_images(source: ImageSource, *, verbose: int = 0) -> pd.DataFrame:
     """Read every image once, block by block, and list those that are constant or not finite.
 

@@ -384,7 +384,7 @@ class ParticleStack(Immutable):
         Parameters
         ----------
         box : int
-            New side of the images in pixels, at most D.
+            New side of the images in pixels, at most D. Fits work in it, even in D: see `to_working_box`.
         """
         check_number("box", box, owner=self, minimum=4, maximum=self.box, integer=True)
         factor = self.box / box

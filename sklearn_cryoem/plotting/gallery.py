@@ -90,9 +90,9 @@ def plot_class_averages(
     model = last_step(classification)
     if model is not None:
         counts = getattr(model, "class_sizes_", None) if counts is None else counts
-    if pixel_size is None and stack is not None:
-        pixel_size = stack.pixel_size
     tiles = check_averages(classification if model is None else model.class_averages_)  # (n_classes, D, D)
+    if pixel_size is None and stack is not None and stack.pixel_size is not None:
+        pixel_size = stack.pixel_size * stack.box / tiles.shape[-1]
     counts = check_per_class("counts", counts, len(tiles))
     resolutions = check_per_class("resolutions", resolutions, len(tiles))
     check_choice("order", order, ("size", "index"), owner="plot_class_averages")

@@ -18,6 +18,7 @@ from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
 from sklearn_cryoem.particles import CTFTable, ParticleStack
 from sklearn_cryoem.particles.classes import check_labels, check_order, steps_of
+from sklearn_cryoem.particles.feature_space import at_box
 from sklearn_cryoem.physics.fourier import half_plane
 from sklearn_cryoem.physics.masks import mask_disc
 from sklearn_cryoem.quality.measures import PICTORIAL, SPECTRAL, coherence, measure_class
@@ -199,6 +200,9 @@ def as_classified(stack: ParticleStack, classification: Any) -> ParticleStack:
     last = getattr(steps[-1], "clusterer_", steps[-1])
     if hasattr(last, "soft_class_sizes_") and last.mirror and stack.poses is not None:  # as it saw them
         stack = stack.with_poses(stack.poses.unmirrored())
+    averages = getattr(last, "class_averages_", stack)
+    if averages.ndim == 3 and averages.shape[-1] < stack.box:  # the box that the fit worked in
+        stack = at_box(stack, averages.shape[-1])
     outlier = getattr(steps[-1], "outlier_", None)
     return stack if stack.outlier is not None or outlier is None else stack.with_outliers(outlier)
 
