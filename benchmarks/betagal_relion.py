@@ -86,14 +86,8 @@ def read_classes(found):
 
 def draw(path, averages, pixel_size, classes):
     """Draw the gallery that `sklearn-cryoem classify` draws."""
-    axes = plot_class_averages(
-        averages,
-        counts=classes["size"],
-        resolutions=classes["resolution"],
-        pixel_size=pixel_size,
-        numbers=True,
-    )
-    axes.figure.savefig(path, dpi=80, bbox_inches="tight")
+    figure = plot_class_averages(averages, quality=classes, pixel_size=pixel_size, numbers=True)
+    figure.savefig(path, dpi=80, bbox_inches="tight")
 
 
 if __name__ == "__main__":

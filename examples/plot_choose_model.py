@@ -75,4 +75,4 @@ axes.legend()
 # %%
 # The chosen model is fitted again to all particles.
 best = search.best_estimator_
-plot_manifold_atlas(best, stack).figure
+plot_manifold_atlas(best, stack)

@@ -31,7 +31,7 @@ table = class_quality(aligner, aligned)
 print(table[["size", "resolution", "information", "rank", "keep", "reasons"]].to_string())
 
 # %%
-plot_class_averages(aligner, counts=table["size"], resolutions=table["resolution"], numbers=True).figure
+plot_class_averages(aligner, quality=table, numbers=True)
 
 # %%
 # We take the particles of the classes to keep, and compare with the truth.

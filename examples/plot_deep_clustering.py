@@ -29,7 +29,7 @@ deep = DeepClusterer(
     images_per_subclass=25,
     random_state=0,
 ).fit(stack)
-plot_class_averages(deep.first_.class_averages_, counts=np.bincount(deep.first_labels_)).figure
+plot_class_averages(deep.first_.class_averages_, counts=np.bincount(deep.first_labels_))
 
 # %%
 # The tree says which flat classes are part of which first class.
@@ -40,9 +40,7 @@ for number, flat in enumerate(deep.children_):
 # %%
 # These are the sub-classes of the largest class.
 flat = deep.children_[np.bincount(deep.first_labels_).argmax()]
-plot_class_averages(
-    deep.class_averages_[flat], counts=deep.class_sizes_[flat], pixel_size=stack.pixel_size
-).figure
+plot_class_averages(deep.class_averages_[flat], counts=deep.class_sizes_[flat], pixel_size=stack.pixel_size)
 
 
 # %%

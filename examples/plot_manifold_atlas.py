@@ -25,12 +25,12 @@ print(stack)
 # %%
 # First a plane. The particles lie along a bent line in it, as the density behind the averages shows.
 plane = SMLClusterer((6, 6), max_iter=60, tol=0.05).fit(stack)
-plot_manifold_atlas(plane, stack).figure
+plot_manifold_atlas(plane, stack)
 
 # %%
 # Now a ring of 24 nodes. Its first and last nodes are neighbours.
 ring = SMLClusterer(24, topology="ring", max_iter=60, tol=0.05).fit(stack)
-plot_manifold_atlas(ring, stack).figure
+plot_manifold_atlas(ring, stack)
 
 # %%
 # We plot the coordinate on the ring against the true turn of each particle, which the model does not know.
@@ -41,4 +41,4 @@ axes.set(xlabel="true turn (degrees)", ylabel="latent coordinate on the ring", y
 
 # %%
 # The convergence of the fit. Within a stage, which has one resolution limit, the objective must not fall.
-plot_convergence(ring, stack).figure
+plot_convergence(ring, stack)

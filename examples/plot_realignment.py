@@ -43,9 +43,7 @@ for name, poses in (("before", rough.poses), ("after", model.poses_)):
 # are optimistic, because the halves share their poses, and they end at 24 A, the finest detail of these
 # images. Use them for comparison only.
 before = SMLClusterer(9, max_iter=60, tol=0.05).fit(rough)
-plot_class_averages(
-    before, rough, resolutions=class_quality(before, rough)["resolution"], title="before"
-).figure
+plot_class_averages(before, rough, quality=class_quality(before, rough), title="before")
 
 # %%
-plot_class_averages(model, stack, resolutions=class_quality(model, stack)["resolution"], title="after").figure
+plot_class_averages(model, stack, quality=class_quality(model, stack), title="after")

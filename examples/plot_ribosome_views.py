@@ -29,10 +29,10 @@ print(aligned.poses)
 clusterer = SMLClusterer((6, 6), random_state=0)
 labels = clusterer.fit_predict(aligned)
 counts = np.bincount(labels, minlength=36)
-plot_class_averages(clusterer.class_averages_, counts=counts, pixel_size=stack.pixel_size).figure
+plot_class_averages(clusterer.class_averages_, counts=counts, pixel_size=stack.pixel_size)
 
 # %%
-plot_manifold_atlas(clusterer, aligned).figure
+plot_manifold_atlas(clusterer, aligned)
 
 # %%
 # How good is it? The fraction of same-class pairs whose views are within 20 degrees of each other.

@@ -41,7 +41,7 @@ labels = model.fit_predict(stack)
 # The phase-flipped averages of the sub-classes, computed from the eigen-images.
 eigen, manifold = model[0], model[1]
 averages = eigen.inverse_transform(manifold.class_averages_)
-plot_class_averages(averages, counts=manifold.class_sizes_, n_columns=9).figure
+plot_class_averages(averages, counts=manifold.class_sizes_, n_columns=9)
 
 # %%
 # How pure are they? Each sub-class is named after the kind of most of its particles.

@@ -49,4 +49,4 @@ right.set(xlabel="particles seen", ylabel="same-class pairs within 20 degrees")
 
 # %%
 # The classes after the last chunk. ``predict`` assigns new particles to them.
-plot_class_averages(model.class_averages_, counts=np.bincount(model.predict(stream), minlength=36)).figure
+plot_class_averages(model.class_averages_, counts=np.bincount(model.predict(stream), minlength=36))

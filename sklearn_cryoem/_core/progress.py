@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -51,6 +52,11 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
+            if kind is None and self.n_done < self._total:  # it ended early, as a fit does that converged
+                began = self._bar.start_t
+                self._bar.reset(total=self.n_done)  # or a notebook would show the bar of a failure
+                self._bar.start_t = began
+                self._bar.update(self.n_done)
             self._bar.close()
         elif self._logs and kind is None:
             self._log()
@@ -81,10 +87,12 @@ progress = Progress  # reads better where it is used: ``with progress(...) as ba
 
 def _bar(total: int, description: str) -> Any:
     try:
-        from tqdm.auto import tqdm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a bar of text
+            from tqdm.auto import tqdm
     except ImportError:
         return None
-    in_notebook = "notebook" in tqdm.__mro__[1].__module__ or "notebook" in tqdm.__module__
+    in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
     if not (in_notebook or sys.stderr.isatty()):
         return None
     return tqdm(total=total, desc=description, leave=True, dynamic_ncols=True)

@@ -19,7 +19,7 @@ from sklearn_cryoem.alignment.maximisation import Statistics, blend
 from sklearn_cryoem.alignment.model import AlignmentModel, log_noise_likelihood
 from sklearn_cryoem.alignment.passes import PassResult, memory_bound, run_pass
 from sklearn_cryoem.alignment.poses import followed_shifts, placed_shifts
-from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
+from sklearn_cryoem.alignment.search import ONLINE_GROWTH, AlignmentSettings, SearchSpace
 from sklearn_cryoem.alignment.start import FREE, References, random_batches
 from sklearn_cryoem.physics.fourier import Float64
 
@@ -28,11 +28,10 @@ logger = logging.getLogger(__name__)
 Rows = NDArray[np.int64]
 
 FIRST_STEP, LAST_STEP = 0.9, 0.1
-RINGS_BEYOND_SIGNAL = 3.0  # the search uses this many rings more than the references resolve
-ONLINE_GROWTH = 2.0  # mini-batches raise the resolution limit from k_start to at most this multiple
 FEW_CHANGES = 0.01  # of the images: labels and poses stand still
 TOLERATED_STEPS = 1.5  # of the search, in angle and shift: neighbouring cells of one peak change for ever
 NOTABLE_GROWTH = 1.5  # a memory bound so many times the last one is logged
+HISTORY = ("log_evidence", "resolved", "n_references", "changed")  # what each mini-batch or pass came to
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,10 @@ class OnlineState:
         Shifts that the images are brought into next, Eq. (4.16).
     broad : bool
         Whether posteriors are broad, as they are before anything is known.
+    label : ndarray of shape (n_images,)
+        Reference of every image when it was seen last; -1 for none.
+    history : ndarray of shape (n_done, 4)
+        A row for each batch, by `HISTORY`.
     n_done : int
         Batches done.
     drawn_from, rng : tuple
@@ -59,6 +62,8 @@ class OnlineState:
     stats: Statistics | None
     start_shift_px: Float64
     broad: bool
+    label: Rows
+    history: Float64
     n_done: int
     drawn_from: RandomTuple
     rng: RandomTuple
@@ -66,8 +71,8 @@ class OnlineState:
     @classmethod
     def first(cls, model: AlignmentModel, shift_px: Float64, rng: np.random.RandomState) -> OnlineState:
         """State before the first batch; nothing is known, so posteriors will be broad."""
-        now = random_tuple(rng)
-        return cls(model, stats=None, start_shift_px=shift_px, broad=True, n_done=0, drawn_from=now, rng=now)
+        now, label, history = random_tuple(rng), np.full(len(shift_px), -1), np.empty((0, len(HISTORY)))
+        return cls(model, None, shift_px, True, label, history, n_done=0, drawn_from=now, rng=now)
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,10 @@ class PassState:
         Whether its posteriors were broad.
     label, angle_rad, found_shift_px : ndarrays of shape (n_images,), (n_images,) and (n_images, 2), or None
         Reference, angle and shift of every image by the last pass, as of `PassResult`.
-    log_evidence : list of float
-        Mean log evidence of an image in each full pass, against noise alone.
     log_likelihood : list of float
-        The same and the mean log likelihood of noise alone, up to the rings in use.
-    resolved : list of int
-        Last ring that the best reference resolves after each full pass.
+        Mean log likelihood of an image in each full pass, up to the rings in use.
+    history : ndarray of shape (n_steps, 4)
+        A row for each batch and each pass.
     changed : float
         Part of the images whose reference or pose changed in the last pass.
     converged : bool
@@ -108,11 +111,15 @@ class PassState:
     label: Rows | None = None
     angle_rad: Float64 | None = None
     found_shift_px: Float64 | None = None
-    log_evidence: list[float] = field(default_factory=list)
     log_likelihood: list[float] = field(default_factory=list)
-    resolved: list[int] = field(default_factory=list)
+    history: Float64 = field(default_factory=lambda: np.empty((0, len(HISTORY))))
     changed: float = 1.0
     converged: bool = False
+
+    @property
+    def log_evidence(self) -> Float64:
+        """Mean log evidence of an image in each full pass, against noise alone."""
+        return self.history[len(self.history) - len(self.log_likelihood) :, 0]
 
 
 def fit_alignment(
@@ -162,6 +169,7 @@ def fit_alignment(
     kept: Checkpoint = NullCheckpoint() if checkpoint is None else checkpoint
     found, stopped = kept.load(), False
     box, n_batches = features.images.box, settings.n_batches if start is None else 0
+    scale, unit = (1.0, "px") if features.images.pixel_size is None else (features.images.pixel_size, "A")
     announced = [0.0]  # the memory bound that was logged last
 
     with (
@@ -173,12 +181,12 @@ def fit_alignment(
             model = state.model
             _log_memory(features, settings, model.k_max, announced)
             bar.update()
-            bar.note(f"{model.k_max:.1f} of {box // 2} rings, resolved {model.resolution.max()}")
+            bar.note(f"details to {box * scale / model.k_max:.3g} {unit}")
 
         _log_memory(features, settings, min(ONLINE_GROWTH * settings.k_start, settings.k_limit), announced)
         if isinstance(found, PassState):
             passes = found
-            bar.update(n_batches + len(found.log_evidence))
+            bar.update(n_batches + len(found.log_likelihood))
         elif start is not None:
             passes = PassState(start, placed_shifts(features, start, settings))
         else:
@@ -193,13 +201,13 @@ def fit_alignment(
                 _warn_interrupted(f"after {online.n_done} of {n_batches} mini-batches")
                 kept, settings = NullCheckpoint(), replace(settings, max_iter=1)
             even = replace(online.model, balance=np.zeros_like(online.model.balance))
-            passes = PassState(even, online.start_shift_px)
-        begun = passes if passes.log_evidence else None
+            passes = PassState(even, online.start_shift_px, history=online.history)
+        begun = passes if passes.log_likelihood else None
         passes, interrupted = last_state(
             full_passes(features, settings, passes, references), kept, show, begun
         )
     if interrupted:
-        _warn_interrupted(f"after {len(passes.log_evidence)} full passes")
+        _warn_interrupted(f"after {len(passes.log_likelihood)} full passes")
     return passes, stopped or interrupted
 
 
@@ -220,7 +228,7 @@ def mini_batches(
     # One batch after the other: with two in flight, each searched with references one update old, the mutual
     # information with the true views fell from 0.66 to 0.58 at SNR 0.02.
     for number in range(state.n_done, len(batches)):
-        rows, n_done = batches[number], number + 1
+        rows, done = batches[number], (number + 1) / len(batches)
         space = settings.space(images.box, state.model.k_max)
         batch = run_pass(features, rows, state.start_shift_px, state.model, space, broad=state.broad)
         whole_set = batch.statistics.scaled(n_images / len(rows))
@@ -229,16 +237,20 @@ def mini_batches(
         if made.tend is not None:
             given = space.grid, settings, fraction, rng
             model, stats = made.tend(model, stats, batch, given, number / len(batches))
-        model = replace(model, k_max=next_k_max(model, settings, n_done / len(batches)))  # Eq. (4.7)
+        model = replace(model, k_max=settings.next_k_max(model.resolution, done))  # Eq. (4.7)
         shift_px = followed_shifts(
             known_px, settings, rows, state.start_shift_px, batch.shift_px, batch.log_evidence
         )  # Eq. (4.16)
+        label = state.label.copy()
+        label[rows] = batch.label
         state = OnlineState(
             model,
             stats=stats,
             start_shift_px=shift_px,
             broad=batch.is_broad(space),
-            n_done=n_done,
+            label=label,
+            history=_with_step(state.history, model, stats, batch, state.label[rows]),
+            n_done=number + 1,
             drawn_from=state.drawn_from,
             rng=random_tuple(rng),
         )
@@ -249,15 +261,16 @@ def full_passes(
     features: SharedFeatures, settings: AlignmentSettings, state: PassState, made: References = FREE
 ) -> Iterator[PassState]:
     """States after each pass over all images, until likelihood or labels and poses stand still, Eq. (3.5)."""
-    images, known_px = features.images, features.images.known.shift_px
-    rows = np.arange(images.n_images)
-    while not state.converged and len(state.log_evidence) < settings.max_iter:
+    images, rows = features.images, np.arange(features.images.n_images)
+    while not state.converged and len(state.log_likelihood) < settings.max_iter:
         space = settings.space(images.box, state.model.k_max)
         found = run_pass(features, rows, state.start_shift_px, state.model, space, broad=state.broad)
         stats, evidence = found.statistics, float(found.log_evidence.mean())
-        likelihood = evidence + _log_noise(stats, state.model, images.noise_fraction, settings.n_ignored)
+        power = stats.power / np.maximum(stats.n_images, 1e-9)  # (n_rings,)
+        noise = state.model.noise[: len(power)], images.noise_fraction, settings.n_ignored
+        likelihood = evidence + float(log_noise_likelihood(power[None].astype(np.float32), *noise)[0])
         changed, at_rest = 1.0, False
-        if state.log_evidence:
+        if state.log_likelihood:
             changed = _changed(state, found, space)
             same_rings = space.n_rings == settings.space(images.box, state.k_max).n_rings
             # evidence is against noise, whose level each pass estimates anew: the likelihood is what compares
@@ -267,10 +280,10 @@ def full_passes(
             stats, state.model, space.grid, settings, images.noise_fraction, features.n_workers
         )
         shift_px = followed_shifts(
-            known_px, settings, rows, state.start_shift_px, found.shift_px, found.log_evidence
+            images.known.shift_px, settings, rows, state.start_shift_px, found.shift_px, found.log_evidence
         )  # Eq. (4.16)
         state = PassState(
-            replace(model, k_max=next_k_max(model, settings, None)),  # Eq. (4.7)
+            replace(model, k_max=settings.next_k_max(model.resolution)),  # Eq. (4.7)
             shift_px,
             stats=stats,
             k_max=state.model.k_max,
@@ -278,9 +291,8 @@ def full_passes(
             label=found.label,
             angle_rad=found.angle_rad,
             found_shift_px=found.shift_px,
-            log_evidence=[*state.log_evidence, evidence],
             log_likelihood=[*state.log_likelihood, likelihood],
-            resolved=[*state.resolved, int(model.resolution.max())],
+            history=_with_step(state.history, model, stats, found, state.label),
             changed=changed,
             converged=at_rest,
         )
@@ -292,29 +304,16 @@ def online_step(batch: int, n_batches: int) -> float:
     return LAST_STEP + (FIRST_STEP - LAST_STEP) * (1.0 - batch / n_batches)
 
 
-def next_k_max(model: AlignmentModel, settings: AlignmentSettings, done: float | None) -> float:
-    """Resolution of the next iteration, Eq. (4.7): what the best reference resolves, and a little more.
-
-    Parameters
-    ----------
-    model : AlignmentModel
-        Its `resolution` decides.
-    settings : AlignmentSettings
-        First and last resolution.
-    done : float or None
-        Fraction of the mini-batches done, which limits the growth; None for full passes.
-    """
-    wanted = float(model.resolution.max()) + RINGS_BEYOND_SIGNAL
-    if done is not None:
-        wanted = min(wanted, settings.k_start * (1.0 + (ONLINE_GROWTH - 1.0) * done))
-    return float(np.clip(wanted, settings.k_start, settings.k_limit))
-
-
-def _log_noise(stats: Statistics, model: AlignmentModel, noise_fraction: float, n_ignored: int) -> float:
-    """Mean of log p(image | noise alone)."""
-    power = stats.power / np.maximum(stats.n_images, 1e-9)  # (n_rings,)
-    noise = model.noise[: len(power)]
-    return float(log_noise_likelihood(power[None].astype(np.float32), noise, noise_fraction, n_ignored)[0])
+def _with_step(
+    history: Float64, model: AlignmentModel, stats: Statistics, found: PassResult, before: Rows | None
+) -> Float64:
+    """History with a row more, by `HISTORY`; `before` has the labels that the images had."""
+    changed, n_references = np.nan, len(model.weight)
+    if before is not None and (before >= 0).any():  # % : mirror images are of the same reference
+        changed = float(np.mean((before % n_references != found.label % n_references)[before >= 0]))
+    alive = np.count_nonzero(stats.mass >= 1.0)  # with at least one image
+    step = float(found.log_evidence.mean()), float(model.resolution.max()), float(alive), changed
+    return np.vstack([history, step])
 
 
 def _changed(old: PassState, new: PassResult, space: SearchSpace) -> float:

@@ -99,6 +99,8 @@ class AlignmentImages:
         Radius of the references: fixes the orders needed.
     k_limit : float
         Highest resolution that will ever be asked for, in Fourier pixels.
+    pixel_size : float or None
+        Angstrom per pixel, for what is said of a fit.
     """
 
     n_images: int
@@ -110,6 +112,7 @@ class AlignmentImages:
     mask_edge_px: float
     reference_radius_px: float
     k_limit: float
+    pixel_size: float | None = None
 
     @cached_property
     def noise_fraction(self) -> float:

@@ -14,6 +14,8 @@ from sklearn_cryoem.physics.polar import PolarGrid, n_angular_orders, polar_grid
 CLASS_PRIORS = ("uniform", "estimated", "balanced")
 
 MIN_COARSE_GAIN = 4.0  # no adaptive search where the coarse one is not this many times less work
+RINGS_BEYOND_SIGNAL = 3.0  # the search uses this many rings more than the references resolve
+ONLINE_GROWTH = 2.0  # mini-batches raise the resolution limit from k_start to at most this multiple
 COARSE_FRACTION = 0.6  # of k_max: the coarse pass of the adaptive search
 MAX_COARSE_RINGS = 16.0  # finer detail hardly tells classes apart that coarser detail does not
 # Poses are refined below the step of the search in the end, so that a finer one only costs time.
@@ -87,6 +89,17 @@ class AlignmentSettings:
             coarsest_k=self.k_start,
         )
         return replace(space, mirror=self.mirror, n_ignored=self.n_ignored)
+
+    def next_k_max(self, resolution: NDArray[np.int64], done: float | None = None) -> float:
+        """Resolution of the next iteration, Eq. (4.7): what the best reference resolves, and a little more.
+
+        `resolution` has the last ring that each reference resolves, `done` is the fraction of the
+        mini-batches done, which limits the growth; None for full passes.
+        """
+        wanted = float(resolution.max()) + RINGS_BEYOND_SIGNAL
+        if done is not None:
+            wanted = min(wanted, self.k_start * (1.0 + (ONLINE_GROWTH - 1.0) * done))
+        return float(np.clip(wanted, self.k_start, self.k_limit))
 
 
 @dataclass(frozen=True)

@@ -257,4 +257,4 @@ def _add_averages(pairs, first, second, *, draw):
     tiles = mask_background(tiles, *mask_disc(None, tiles.shape[-1], None))  # corners turn out of the picture
     counts = pairs[["size", "partner_size"]].to_numpy()[there[order]].ravel()
     title = f"{first.name} and, next to each class, its partner of {second.name}"
-    return plot_class_averages(tiles, counts=counts, order="index", n_columns=8, title=title).figure
+    return plot_class_averages(tiles, counts=counts, order="index", n_columns=8, title=title)

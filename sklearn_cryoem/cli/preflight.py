@@ -131,8 +131,9 @@ def check_machine(console):
     try:
         from sklearn_cryoem.plotting import plot_class_averages
 
-        picture = plot_class_averages(np.eye(8)[np.newaxis], counts=[1], resolutions=[8.0], numbers=True)
-        picture.figure.savefig(io.BytesIO(), format="png", dpi=20)
+        quality = {"size": [3], "resolution": [8.0], "keep": [False]}
+        picture = plot_class_averages(np.eye(8)[np.newaxis], quality=quality, numbers=True)
+        picture.savefig(io.BytesIO(), format="png", dpi=20)
     except Exception as error:  # of matplotlib, Pillow, fonts, LaTeX or what matplotlibrc asks for
         raise CommandError(
             f"pictures cannot be drawn here ({type(error).__name__}: {' '.join(str(error).split())}). "

@@ -24,7 +24,7 @@ CONTENTS = {
     SUGGESTED: "classes to keep by that, for sklearn-cryoem select",
     GALLERY: "class averages by size, with class number and resolution",
     ATLAS: "class averages on the manifold, density of particles behind",
-    CONVERGENCE: "objectives of the fits",
+    CONVERGENCE: "how the fits went, step by step, and whether they converged",
     ALIGNMENT_AVERAGES: "class averages of the alignment",
     ALIGNMENT_GALLERY: "classes of the alignment",
     MODEL: "fitted model, for sklearn_cryoem.load_model",
@@ -33,7 +33,7 @@ CONTENTS = {
 }
 _CONTENTS_OF_DEEP = {
     ATLAS: "sub-classes of the largest class that was divided, on their manifold",
-    CONVERGENCE: "objectives of the first classification and of the fit inside that class",
+    CONVERGENCE: "how the first classification and the fit inside that class went",
 }
 _STAR_COLUMNS = {"clsSize": "size", "clsRank": "rank", "clsScore": "score", "clsKeep": "keep"}
 _DPI = 160
@@ -169,6 +169,8 @@ def numbered(tree):
 # ---------------------------------------------------------------- numbers
 def measure(outcome):
     """What the run found, as plain numbers for the summary."""
+    from sklearn_cryoem.plotting.convergence import fits_of
+
     stack, model, quality = outcome.stack, outcome.model, outcome.quality
     results = {
         "n_particles": len(stack),
@@ -178,6 +180,7 @@ def measure(outcome):
         "n_classes_with_particles": np.count_nonzero(model.class_sizes_),
         "n_effective_classes": model.n_effective_clusters_,
         "converged": model.converged_,
+        "outcome": [f"{fit.title} {fit.outcome}" for fit in fits_of(outcome.whole_model, stack)],
         "finest_class_resolution": quality["resolution"].min(),
         "n_outliers": np.count_nonzero(stack.outlier),
         **judge_partition(stack, model.labels_, quality, outcome.match),
@@ -209,7 +212,7 @@ def _of_alignment(aligner):
         "alignment_passes": aligner.n_iter_,
         "alignment_converged": aligner.converged_,
         "alignment_resolution": aligner.resolution_,
-        "alignment_pass_resolution": aligner.pass_resolution_,
+        "alignment_pass_resolution": aligner.history_["resolution"][-aligner.n_iter_ :],
     }
 
 
@@ -277,12 +280,10 @@ def warn_of_partition(results, console):
 # ---------------------------------------------------------------- pictures
 def draw(outcome, folder):
     """Write the pictures; of a deep clustering the manifold of the class that was divided most."""
-    from sklearn_cryoem.plotting import plot_class_averages, plot_manifold_atlas
+    from sklearn_cryoem.plotting import plot_class_averages, plot_convergence, plot_manifold_atlas
 
     stack, model = outcome.stack, outcome.model
-    sizes, resolutions = outcome.quality["size"], outcome.quality["resolution"]
-    gallery = plot_class_averages(model, stack, counts=sizes, resolutions=resolutions, numbers=True)
-    figures = {GALLERY: gallery.figure}
+    figures = {GALLERY: plot_class_averages(model, stack, quality=outcome.quality, numbers=True)}
     clusterer, positions, place = model, None, ""
     if outcome.assignment is not None:
         positions = outcome.assignment[2]
@@ -297,29 +298,15 @@ def draw(outcome, folder):
     if clusterer is not None:
         atlas = plot_manifold_atlas(clusterer, latent_positions=positions)
         if place:
-            atlas.set_title(place + atlas.get_title(), fontsize=9)  # a narrow map has little room
-        figures[ATLAS] = atlas.figure
-        figures[CONVERGENCE] = draw_convergence(outcome.whole_model, stack)
+            ax = atlas.axes[0]
+            ax.set_title(place + ax.get_title(), fontsize=9)  # a narrow map has little room
+        figures[ATLAS] = atlas
+        figures[CONVERGENCE] = plot_convergence(outcome.whole_model, stack)
     if outcome.aligner is not None:
-        aligned = plot_class_averages(outcome.aligner, stack, numbers=True)
-        figures[ALIGNMENT_GALLERY] = aligned.figure
+        figures[ALIGNMENT_GALLERY] = plot_class_averages(outcome.aligner, stack, numbers=True)
     for name, figure in figures.items():
         with folder.writing(name) as path:
             figure.savefig(path, dpi=_DPI, pil_kwargs={"compress_level": 4})
-
-
-def draw_convergence(model, stack):
-    """Every fit of the model, one above the other: their objectives do not compare."""
-    from matplotlib.figure import Figure
-
-    from sklearn_cryoem.plotting import plot_convergence
-    from sklearn_cryoem.plotting.convergence import fits_of
-
-    fits = fits_of(model, stack)
-    figure = Figure(figsize=(6.4, 3.6 * len(fits)), layout="constrained")
-    for fit, ax in zip(fits, figure.subplots(len(fits), squeeze=False)[:, 0], strict=True):
-        plot_convergence(**fit, ax=ax)
-    return figure
 
 
 # ---------------------------------------------------------------- words
@@ -344,6 +331,8 @@ def tell(results, folder, console):
             + (f"the best reference reaches {reached:.3g} {unit}" if np.isfinite(reached)
                else "no reference rises above its noise")
         )  # fmt: skip
+    for text in results["outcome"]:
+        console.say(text)
     console.say(
         f"suggestion: keep {results['n_classes_suggested']} classes with "
         f"{results['n_particles_suggested']:,} of {results['n_particles']:,} particles; {QUALITY} has the "

@@ -16,7 +16,7 @@ from sklearn_cryoem._core.memory import cache_bytes, memory_watched
 from sklearn_cryoem._core.parallel import TaskPool, task_pool
 from sklearn_cryoem._core.validation import check_choice, check_number
 from sklearn_cryoem.alignment.classes import AlignedClasses, centred_classes, unite_references
-from sklearn_cryoem.alignment.em import PassState, fit_alignment
+from sklearn_cryoem.alignment.em import HISTORY, PassState, fit_alignment
 from sklearn_cryoem.alignment.features import AlignmentImages, SharedFeatures
 from sklearn_cryoem.alignment.frames import Frames, KnownPoses
 from sklearn_cryoem.alignment.maximisation import own_nats
@@ -183,11 +183,13 @@ class MAPAligner(
         Noise variance per pixel at 1, 2, .. Fourier pixels, of all images.
     shift_sigma_ : float
         Estimated standard deviation of each coordinate of the shifts, in the unit of the poses.
-    pass_resolution_ : ndarray of shape (n_iter,)
-        Resolution of the best reference after each full pass.
+    history_ : dict of ndarrays of shape (n_steps,)
+        How the fit went, step by step: mini-batches, then `n_iter_` full passes over all images. For each the
+        mean `log_evidence` of its images against noise alone (nats), the `resolution` of the best reference,
+        `n_references` with at least one image, and the part of the images that `changed` their reference
+        since they were seen last (NaN where none was).
     log_posterior_ : ndarray of shape (n_iter,)
-        Mean log evidence of an image in each full pass, in nats, measured against noise alone. It compares
-        only between passes of the same resolution.
+        The log evidence of the full passes. It compares only between passes of the same resolution.
     n_iter_ : int
         Full passes made.
     converged_ : bool
@@ -466,14 +468,16 @@ class MAPAligner(
         model = state.model
         with np.errstate(divide="ignore"):
             self.class_resolution_ = stack.box * unit / classes.resolution
-            self.pass_resolution_ = stack.box * unit / np.array(state.resolved)
+            self.history_ = dict(zip(HISTORY, state.history.T.copy(), strict=True))
+            self.history_["resolution"] = stack.box * unit / self.history_.pop("resolved")
         self.resolution_ = float(stack.box * unit / state.k_max)
         self.class_averages_, self.references_ = classes.averages, model.references
         self._store_found(stack, found)
         self.reference_class_ = self._frames.label
         self.cluster_weights_ = classes.mass / classes.mass.sum()
         self.noise_variance_, self.shift_sigma_ = model.noise, model.shift_sigma_px * unit
-        self.log_posterior_, self.n_iter_ = np.array(state.log_evidence), len(state.log_evidence)
+        self.n_iter_ = len(state.log_likelihood)
+        self.log_posterior_ = self.history_["log_evidence"][-self.n_iter_ :]
         self.converged_ = bool(state.converged or state.changed <= LABELS_IN_MOTION)
 
     def _store_found(self, stack: ParticleStack, found: ImagePoses) -> None:
@@ -656,6 +660,7 @@ def alignment_images(stack: ParticleStack, settings: AlignmentSettings) -> Align
         mask_edge_px=edge,
         reference_radius_px=settings.mask_radius_px + edge,
         k_limit=settings.k_limit,
+        pixel_size=stack.pixel_size,
     )
 
 

@@ -108,7 +108,7 @@ class ProjectionClusterer(MAPAligner):
         Mean log likelihood of the images held out from each start; empty for one start.
     class_sizes_, class_posterior_, log_evidence_, cluster_weights_, class_resolution_, reference_class_
         As of `MAPAligner`; the references are the views.
-    resolution_, outlier_, noise_variance_, shift_sigma_, pass_resolution_, log_posterior_, n_iter_
+    resolution_, outlier_, noise_variance_, shift_sigma_, history_, log_posterior_, n_iter_
         As of `MAPAligner`.
     converged_, n_effective_clusters_, n_features_in_
         As of `MAPAligner`.

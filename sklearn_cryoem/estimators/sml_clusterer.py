@@ -219,6 +219,8 @@ class SMLClusterer(
         Resolution limit of each iteration.
     held_out_ : ndarray of shape (n_iter,), bool
         Whether an iteration is cross-fitted, its objective that of held-out images, Eq. (3.12).
+    above_noise_ : ndarray of shape (n_iter,)
+        Mean log evidence of an image against noise alone, in nats. It compares over stages.
     n_iter_ : int
         Number of iterations.
     n_images_seen_ : int
@@ -415,7 +417,7 @@ class SMLClusterer(
         state, plan, interrupted = self._run_em(blocks, basis, checkpoint)
         self._store_manifold(state.manifold(plan.m_step.basis, plan.m_step.alpha, blocks.layout))
         self.n_images_seen_ = blocks.n_samples
-        self._store_trace(state)
+        self._store_trace(state.trace, state.converged)
         self.noise_groups_, self.relative_noise_ = space.noise_found(blocks)
         self._last_pass(blocks, plan, state.trace)
         self.outlier_ = None if looked_at is None else looked_at.outlier
@@ -443,7 +445,6 @@ class SMLClusterer(
             warnings.warn(
                 f"The fit was interrupted after {len(state.trace.objective)} iterations and ends with what "
                 "it has learnt; Ctrl-C again leaves at once. Fit again with the same checkpoint to go on.",
-                UserWarning,
                 stacklevel=2,
             )
         return state, plan, interrupted
@@ -492,13 +493,12 @@ class SMLClusterer(
             start = random_start(plan.m_step.basis, power, blocks.layout.truncate(n_shells), rng=rng)
         return first_state(start, plan.m_step.basis, n_shells, plan.n_folds)
 
-    def _store_trace(self, state):
+    def _store_trace(self, trace, converged):
         """Fitted attributes that tell how the fit went."""
-        trace = state.trace
         self.log_posterior_, self.stage_ = np.array(trace.objective), trace.stage
         self.iteration_resolution_ = self._space.resolution(trace.n_shells)
-        self.held_out_ = np.array(trace.is_held_out, dtype=bool)
-        self.n_iter_, self.converged_ = len(trace.objective), bool(state.converged)
+        self.held_out_, self.above_noise_ = np.array(trace.is_held_out, bool), np.array(trace.above_noise)
+        self.n_iter_, self.converged_ = len(trace.objective), bool(converged)
 
     def _store_manifold(self, manifold):
         """Fitted attributes that follow from the parameters alone."""
@@ -639,7 +639,7 @@ class SMLClusterer(
         self._tell_apart(blocks)
         self.outlier_ = None if chunk is None else chunk.outlier
         self._add_outliers(chunk)
-        found = self.n_images_seen_, done.objective[-1], len(data)
+        found = self.n_images_seen_, done.trace.objective[-1], len(data)
         logger.info("%d images seen, %.4f nats per image of the last %d", *found)
 
     def _looked_at(self, given):
@@ -667,14 +667,13 @@ class SMLClusterer(
         self._held_out = None
         self._store_classes(done.halves, stream.layout, stream.class_counts)
         self.soft_class_sizes_ *= stream.n_seen / self.soft_class_sizes_.sum()
-        n_sweeps, held_out = len(done.objective), stream.n_folds > 1
-        # likelihoods of held-out images are stages of their own, as in `fit`
+        n_sweeps, held_out = len(done.trace.objective), stream.n_folds > 1
         stages = np.arange(1, n_sweeps + 1) if held_out else np.ones(n_sweeps, dtype=np.int64)
-        self.log_posterior_ = np.append(self.log_posterior_, done.objective)
+        self.log_posterior_ = np.append(self.log_posterior_, done.trace.objective)
+        self.above_noise_ = np.append(self.above_noise_, done.trace.above_noise)
         self.stage_ = np.append(self.stage_, self.stage_[-1] + stages)
-        limits = np.full(n_sweeps, self.resolution_)
-        self.iteration_resolution_ = np.append(self.iteration_resolution_, limits)
-        self.held_out_ = np.append(self.held_out_, np.full(n_sweeps, held_out))
+        self.iteration_resolution_ = np.append(self.iteration_resolution_, [self.resolution_] * n_sweeps)
+        self.held_out_ = np.append(self.held_out_, [held_out] * n_sweeps)
         self.n_iter_ += n_sweeps
 
     # ---------------------------------------------------------------- use

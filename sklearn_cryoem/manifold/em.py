@@ -261,8 +261,9 @@ def em(e_step: EStep, m_step: MStep, schedule: Schedule, state: EMState) -> Iter
         statistics = e_step(m_step.matchers(state), n_shells=n_shells)  # E-step, Eq. (3.1)-(3.2)
         if state.iteration > 0 or m_step.is_held_out:  # the start of ordinary EM is no iteration
             objective = m_step.objective(state, statistics)  # Eq. (3.5) or Eq. (3.12)
-            trace = state.trace.extended(objective, state.n_shells, m_step.is_held_out)
-            state = replace(state, trace=trace)
+            explained = float((statistics.log_evidence - statistics.log_noise).sum())
+            found = objective, state.n_shells, m_step.is_held_out, explained / int(statistics.n_samples.sum())
+            state = replace(state, trace=state.trace.extended(*found))
         converged = schedule.has_converged(state)
         if converged or state.iteration == schedule.max_iter:  # this pass only measured the last objective
             yield replace(state, converged=converged)

@@ -181,8 +181,8 @@ class Statistics(Additive):
         Sum of y^2 over each shell.
     mass : ndarray of shape (n_parts, K), float64
         Sum of responsibilities: soft class sizes.
-    log_evidence : ndarray of shape (n_parts,), float64
-        Sum of log p(Y_i).
+    log_evidence, log_noise : ndarray of shape (n_parts,), float64
+        Sums of log p(Y_i) and of the log likelihood of noise alone.
     n_samples : ndarray of shape (n_parts,), int
         Number of images.
     labels : list of ndarray
@@ -194,6 +194,7 @@ class Statistics(Additive):
     power: Float64
     mass: Float64
     log_evidence: Any
+    log_noise: Any
     n_samples: Any
     labels: list[Int]
 
@@ -206,6 +207,7 @@ class Statistics(Additive):
             power=np.zeros((n_parts, layout.n_shells)),
             mass=np.zeros((n_parts, n_nodes)),
             log_evidence=np.zeros(n_parts),
+            log_noise=np.zeros(n_parts),
             n_samples=np.zeros(n_parts, dtype=np.int64),
             labels=[],
         )
@@ -293,7 +295,7 @@ def _shard_sums(
     for loaded in in_turn(blocks, shard, n_shells):
         labels = np.empty(len(loaded), dtype=np.int64)
         faces = (_compared(face, matchers, split) for face in loaded.faces(layout))
-        for part, (rows, block, (weights, evidence, _)) in itertools.chain.from_iterable(
+        for part, (rows, block, (weights, evidence, _), alone) in itertools.chain.from_iterable(
             map(enumerate, faces)
         ):
             left = transposed(weights, layout.n_features)
@@ -304,6 +306,7 @@ def _shard_sums(
             sums.mass[part] += weights.sum(axis=0, dtype=np.float64)
             sums.power[part] += block.power.sum(axis=0)
             sums.log_evidence[part] += evidence.sum()
+            sums.log_noise[part] += alone.sum()
             sums.n_samples[part] += len(block)
             labels[rows] = weights.argmax(axis=1)  # those of the images themselves come last
         if split == "halves":
@@ -315,21 +318,23 @@ def _shard_sums(
 
 def _compared(
     loaded: FeatureBlock, matchers: list[Matcher], split: str
-) -> Iterator[tuple[slice | Int, FeatureBlock, Posterior]]:
-    """Which rows of a block each part has, these rows, and their posterior."""
+) -> Iterator[tuple[slice | Int, FeatureBlock, Posterior, Float64]]:
+    """Which rows of a block each part has, these rows, their posterior and the likelihood of noise alone."""
     if split != "folds":
         block = matchers[0].in_sufficient_precision(loaded)
-        weights, evidence, _ = matchers[0].posterior(block.prefix(matchers[0].layout))
+        used = block.prefix(matchers[0].layout)
+        (weights, evidence, _), alone = matchers[0].posterior(used), matchers[0].log_constant(used)
         n_parts = 2 if split == "halves" else 1
         for part in range(n_parts):
             half = slice(part, None, n_parts)
-            yield half, block.take(half), Posterior(weights[half], evidence[half])
+            yield half, block.take(half), Posterior(weights[half], evidence[half]), alone[half]
         return
     folds = loaded.folds(len(matchers))
     for part, matcher in enumerate(matchers):
         rows = np.flatnonzero(folds == part)
         block = matcher.in_sufficient_precision(loaded.take(rows))
-        yield rows, block, matcher.posterior(block.prefix(matcher.layout))
+        used = block.prefix(matcher.layout)
+        yield rows, block, matcher.posterior(used), matcher.log_constant(used)
 
 
 def posterior_by_folds(block: FeatureBlock, matchers: list[Matcher]) -> Posterior:

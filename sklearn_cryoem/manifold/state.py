@@ -67,19 +67,19 @@ class Trace:
     n_shells : list of int
         Shells it was measured on.
     is_held_out : list of bool
-        Whether it is the likelihood of held-out images, Eq. (3.12). Each such iteration is a stage of its
-        own.
+        Whether it is the likelihood of held-out images, Eq. (3.12). Each such iteration is a stage.
+    above_noise : list of float
+        Log evidence of an image against noise alone: what its class explains, which compares over stages.
     """
 
     objective: list[float] = field(default_factory=list)
     n_shells: list[int] = field(default_factory=list)
     is_held_out: list[bool] = field(default_factory=list)
+    above_noise: list[float] = field(default_factory=list)
 
-    def extended(self, objective: float, n_shells: int, is_held_out: bool) -> Trace:
-        """The same with one more iteration."""
-        return Trace(
-            [*self.objective, objective], [*self.n_shells, n_shells], [*self.is_held_out, is_held_out]
-        )
+    def extended(self, *found: Any) -> Trace:
+        """The same with one more iteration: an entry for each list."""
+        return Trace(*([*old, new] for old, new in zip(vars(self).values(), found, strict=True)))
 
     @property
     def stage(self) -> NDArray[np.int64]:

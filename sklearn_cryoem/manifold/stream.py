@@ -84,7 +84,7 @@ class Advance:
     stream: Stream
     halves: Statistics  # sums for the class averages of all images, old ones decayed
     labels: Int  # of the chunk
-    objective: list[float]  # of each sweep, for each image: log likelihood of held-out ones, or (3.5)
+    trace: Trace  # of the sweeps: their objective is the log likelihood of held-out images, or (3.5)
 
 
 def begin_stream(
@@ -248,7 +248,7 @@ def advance(
         class_counts=stream.class_counts + np.bincount(labels, minlength=len(stream.class_counts)),
         n_seen=stream.n_seen + blocks.n_samples,
     )
-    return Advance(manifold, stream, stream.past_halves + new, labels, swept.objective)
+    return Advance(manifold, stream, stream.past_halves + new, labels, swept.trace)
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class _Swept:
     manifold: Manifold
     leaving: Statistics | None  # of the images that are seen for the last time
     window_sums: Statistics  # of the others
-    objective: list[float]
+    trace: Trace
 
 
 def _sweep_again(stream: Stream, parts: list[Blocks], manifold: Manifold, ordinary: MStep) -> _Swept:
@@ -298,7 +298,7 @@ def _sweep_again(stream: Stream, parts: list[Blocks], manifold: Manifold, ordina
         manifold=state.manifold(basis, ordinary.alpha, layout),
         leaving=sum_of(leaving) if leaving else None,
         window_sums=window_sums,
-        objective=state.trace.objective,
+        trace=state.trace,
     )
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.physics.fourier import fourier_resize
 from sklearn_cryoem.physics.masks import pixel_radius
+from sklearn_cryoem.physics.rotation import aligned_images
 
 if TYPE_CHECKING:
     from sklearn_cryoem.particles.stack import ParticleStack
@@ -52,6 +53,15 @@ def robust_grey(images: Float32) -> Float32:
     scale = np.where(usable, span, 1.0)[:, None, None]
     grey[usable] = np.clip((images - bottom[:, None, None]) / scale, 0.0, 1.0)[usable]
     return grey
+
+
+def as_shown(stack: ParticleStack, box: int) -> Float32:
+    """Images of a stack in a smaller box, which low-passes them, turned and centred if it has poses."""
+    images = stack.read()
+    if stack.poses is not None:
+        poses = stack.poses
+        images = aligned_images(images, poses.angle_rad, poses.shift_px(stack.pixel_size), poses.mirrored)
+    return images if images.shape[-1] <= box else fourier_resize(images, box)
 
 
 def to_bytes(grey: Float32, levels: int = 256) -> Bytes:

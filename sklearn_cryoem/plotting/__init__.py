@@ -1,7 +1,7 @@
-"""Pictures of a fit: arrays in, matplotlib axes out.
+"""Pictures of particles and of fits: each function returns a matplotlib Figure.
 
-No function here calls pyplot or shows a window: without `ax=` each makes a figure of its own, which a
-notebook shows when the cell ends with `ax.figure` and which `ax.figure.savefig(...)` writes.
+A notebook shows it when it is the last value of a cell, ``figure.savefig(...)`` writes it, and
+``figure.axes[0]`` is there to add to. No function here calls pyplot or opens a window.
 """
 
 import os
@@ -33,6 +33,7 @@ try:
     from sklearn_cryoem.plotting.atlas import plot_manifold_atlas
     from sklearn_cryoem.plotting.convergence import plot_convergence
     from sklearn_cryoem.plotting.gallery import plot_class_averages
+    from sklearn_cryoem.plotting.particles import plot_ctf, plot_particles, plot_power_spectrum
     from sklearn_cryoem.plotting.volumes import plot_volume
 except ModuleNotFoundError as error:
     if error.name is None or error.name.split(".")[0] != "matplotlib":
@@ -43,4 +44,12 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-__all__ = ["plot_class_averages", "plot_convergence", "plot_manifold_atlas", "plot_volume"]
+__all__ = [
+    "plot_class_averages",
+    "plot_convergence",
+    "plot_ctf",
+    "plot_manifold_atlas",
+    "plot_particles",
+    "plot_power_spectrum",
+    "plot_volume",
+]

@@ -26,10 +26,9 @@ class InlineFigure(Figure):
         return buffer.getvalue()
 
 
-def new_axes(width_inch, height_inch):
-    """Axes that fill a new figure of the given size; no pyplot state is touched."""
-    figure = InlineFigure(figsize=(width_inch, height_inch), dpi=100, layout="constrained", facecolor=PAPER)
-    return figure.add_subplot()
+def new_figure(width_inch, height_inch):
+    """An empty figure of the given size; no pyplot state is touched."""
+    return InlineFigure(figsize=(width_inch, height_inch), dpi=100, layout="constrained", facecolor=PAPER)
 
 
 def last_step(classification):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
@@ -20,7 +21,7 @@ from sklearn_cryoem.plotting._figure import (
     check_per_class,
     hide_frame,
     last_step,
-    new_axes,
+    new_figure,
 )
 from sklearn_cryoem.plotting.latent_map import density_of, grid_axes, latent_map
 
@@ -41,7 +42,7 @@ def plot_manifold_atlas(
     counts: ArrayLike | None = None,
     title: str | None = None,
     ax: Axes | None = None,
-) -> Axes:
+) -> Figure:
     """Lay class averages out on their latent grid, with the density of particles behind them.
 
     A 2-D latent space is one map; a 1-D one runs in rows, like text; a 3-D one is drawn as slices along its
@@ -70,8 +71,8 @@ def plot_manifold_atlas(
 
     Returns
     -------
-    matplotlib Axes
-        Its unit is one node spacing, y downwards.
+    matplotlib Figure
+        The unit of its first axes is one node spacing, y downwards.
 
     Raises
     ------
@@ -109,13 +110,13 @@ def plot_manifold_atlas(
     if ax is None:
         left, top, right, bottom = flat.extent
         inch = min(11.0 / max(right - left, bottom - top), 1.1)
-        ax = new_axes(inch * (right - left) + 1.6, inch * (bottom - top) + 0.9)
+        ax = new_figure(inch * (right - left) + 1.6, inch * (bottom - top) + 0.9).add_subplot()
     _draw_density(ax, flat, density)
     seen = np.ones(len(averages), bool) if counts is None else counts >= 0.5
     _draw_discs(ax, flat, averages, seen)
     _draw_frames(ax, flat, np.asarray(latent_nodes, dtype=float))
     ax.set_title(_words(latent_nodes, topology) if title is None else title, color=INK, fontsize=11)
-    return ax
+    return ax.figure
 
 
 def _density_behind(flat, latent_positions, counts, n_coordinates):

@@ -1,124 +1,166 @@
-"""How a fit went: objective and resolution, iteration by iteration."""
+"""How fits went, step by step: evidence, resolution, references in use, particles that changed."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from sklearn_cryoem._core.validation import ParticleDataError, check_length
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.classes import check_order, steps_of
-from sklearn_cryoem.plotting._figure import ACCENT, FAINT, INK, new_axes
+from sklearn_cryoem.plotting._figure import ACCENT, FAINT, INK, new_figure
 
-RESOLUTION_COLOUR = "#b2182b"
-CROSS_FITTED, FITTED = "cross-fitted: fit to held-out images", "EM: fit to all images"
+SECOND_COLOUR = "#b2182b"
+WIDTH_INCH, ROW_INCH, HEAD_INCH = 7.6, 1.9, 0.9
+LEAST_SHARE = 0.22  # of the width, for a phase of few steps
+MOST_DOTS = 40  # more steps than this are a plain line
 
 
-def plot_convergence(
-    classification: BaseEstimator | ArrayLike,
-    stack: ParticleStack | None = None,
-    *,
-    resolution: ArrayLike | None = None,
-    stage: ArrayLike | None = None,
-    held_out: ArrayLike | None = None,
-    label: str = "log posterior",
-    resolution_label: str = "resolution limit (Å)",
-    title: str = "Convergence",
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw the objective of a fit against the iteration.
+class Measure(NamedTuple):
+    """One value for each step of a fit."""
+
+    label: str
+    values: NDArray[np.float64]
+    is_resolution: bool = False  # finer is higher, linear in 1/Angstrom: equal steps are equal news
+    starts_at_zero: bool = False
+
+
+@dataclass
+class Fit:
+    """How one fit went.
 
     Parameters
     ----------
-    classification : estimator or array-like of shape (n_iter,)
-        A fitted `MAPAligner`, `SMLClusterer` or `DeepClusterer` (of which the last fit is drawn), or a
-        Pipeline that ends in one: everything below is taken from it. Or the objective after each iteration.
+    title, outcome : str
+        What was fitted, and whether it converged or why not.
+    panels : list of tuple of Measure
+        Pairs that are drawn together, on the left and on the right axis.
+    phase : ndarray of shape (n_steps,)
+        Phase of each step; values compare inside a phase.
+    names : sequence of str
+        Of the phases.
+    """
+
+    title: str
+    outcome: str
+    panels: list[tuple[Measure, ...]]
+    phase: NDArray[np.int64]
+    names: tuple[str, ...]
+
+    @property
+    def measures(self) -> list[Measure]:
+        """All of them, in order."""
+        return [measure for panel in self.panels for measure in panel]
+
+
+def plot_convergence(classification: BaseEstimator, stack: ParticleStack | None = None) -> Figure:
+    """Draw how the fits of an estimator went, one above the other, and say whether they converged.
+
+    Parameters
+    ----------
+    classification : estimator
+        A fitted `MAPAligner`, `ProjectionClusterer`, `SMLClusterer` or `DeepClusterer` (its first
+        classification, and the largest class that it divided), or a Pipeline of them.
     stack : ParticleStack, default=None
         What was classified: resolutions are in pixels where its pixel size is unknown.
-    resolution : array-like of shape (n_iter,), default=None
-        Resolution limit of each iteration in Angstrom, drawn as steps on a second axis (finer is higher).
-    stage : array-like of shape (n_iter,), default=None
-        Anything that changes when the objective itself changes (frequencies, images): values
-        across a change cannot be compared. By default where `resolution` does.
-    held_out : array-like of shape (n_iter,), bool, default=None
-        Which iterations are cross-fitted, the first ones. Their objective is the likelihood of held-out
-        images, that of the rest the fit to all images: they are shaded, and named in the picture.
-    label : str
-        Name of the objective, at the vertical axis.
-    resolution_label : str
-        Name of the resolution, at the second axis.
-    title : str
-        Title of the picture.
-    ax : matplotlib Axes, default=None
-        Where to draw; by default a new figure.
 
     Returns
     -------
-    matplotlib Axes
+    matplotlib Figure
 
     Raises
     ------
-    ParticleDataError
-        If the arrays differ in length or are empty.
     TypeError
-        If classification and particles are swapped, or the estimator keeps no objective.
+        If classification and particles are swapped, or the estimator does not tell how its fit went.
 
     Notes
     -----
-    Where the objective changes, the line is broken (a faint vertical line marks it) and what came before is
-    moved up or down to join: what can be seen is the gain within stages. The values of the last stage are the
-    true ones. Cross-fitted iterations are drawn once all frequencies are in use: before, their objective
-    changes by more than they gain.
+    Phases of a fit, such as mini-batches and full passes, have panels of their own, because their values do
+    not compare. The log evidence is that of particles against noise alone. A mini-batch has its own
+    particles, so that its evidence varies from batch to batch; that of cross-fitted iterations is of
+    particles that the templates were not made from, Eq. (3.12).
     """
     check_order("plot_convergence", classification, stack)
-    if isinstance(classification, BaseEstimator):
-        fits = fits_of(classification, stack)
-        if not fits:
-            raise TypeError(
-                f"{type(classification).__name__} keeps no objective of its fit. Pass a fitted MAPAligner, "
-                "SMLClusterer or DeepClusterer, or the values themselves."
-            )
-        return plot_convergence(**fits[-1], ax=ax)
-    trace = np.asarray(classification, dtype=float).ravel()  # (n_iter,)
-    given = {"resolution": resolution, "stage": stage, "held_out": held_out}
-    if trace.size == 0:
-        raise ParticleDataError("log_posterior is empty. Fit the estimator for at least one iteration first.")
-    for name, values in given.items():
-        if values is not None:
-            check_length(name, values, len(trace), "iteration")
-    if ax is None:
-        ax = new_axes(6.4, 3.8)
-    iterations = np.arange(1, len(trace) + 1)
-    parts, held_out = pieces(len(trace), **given)
-    trace = joined(trace, np.array([part[0] for part in parts[1:]], dtype=int))
-    for number, part in enumerate(parts):
-        if not held_out[part[0]]:
-            ax.plot(iterations[part], trace[part], color=ACCENT, lw=1.6, marker="o", ms=3.5)
-            if number:
-                ax.axvline(iterations[part[0]] - 0.5, color=FAINT, lw=0.6, alpha=0.35, zorder=0)
-        # Of the cross-fitted pieces only the last, after all changes, is worth drawing.
-        elif number + 1 == len(parts) or not held_out[parts[number + 1][0]]:
-            ax.plot(iterations[part], trace[part], color=ACCENT, lw=1.2, ls="--", marker="o", ms=3.5, mfc="w")
-    if held_out.any():
-        _shade(ax, held_out)
-    ax.set_xlabel("iteration", color=INK)
-    ax.set_ylabel(label, color=ACCENT)
-    ax.set_title(title, color=INK, fontsize=11, pad=18 if held_out.any() else None)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.set_xlim(0.5, len(trace) + 0.5)
-    ax.ticklabel_format(axis="y", useOffset=False)
-    ax.grid(axis="y", color=FAINT, alpha=0.25, lw=0.6)
-    ax.spines[["top", "right"]].set_visible(False)
-    if resolution is not None:
-        _resolution_steps(ax, iterations, np.asarray(resolution, dtype=float), resolution_label)
-    return ax
+    fits = fits_of(classification, stack)
+    if not fits:
+        raise TypeError(
+            f"{type(classification).__name__} does not tell how its fit went. Pass a fitted MAPAligner, "
+            "SMLClusterer or DeepClusterer, or a Pipeline of them."
+        )
+    heights = [HEAD_INCH + ROW_INCH * len(fit.panels) for fit in fits]
+    figure = new_figure(WIDTH_INCH, sum(heights))
+    parts = figure.subfigures(len(fits), height_ratios=heights, squeeze=False)[:, 0]
+    for fit, part in zip(fits, parts, strict=True):
+        part.suptitle(f"{fit.title}: {fit.outcome}", color=INK, fontsize=9, wrap=True)
+        draw_fit(part, fit)
+    return figure
 
 
+def draw_fit(figure, fit):
+    """Draw the panels of one fit: a column for each phase, a row for each pair of measures.
+
+    Parameters
+    ----------
+    figure : Figure or SubFigure
+        Where to draw.
+    fit : Fit
+        What to draw.
+    """
+    phases = np.unique(fit.phase)
+    counts = np.array([np.count_nonzero(fit.phase == phase) for phase in phases])
+    shares = np.maximum(counts / counts.sum(), LEAST_SHARE)
+    grid = figure.subplots(len(fit.panels), len(phases), squeeze=False, sharex="col", width_ratios=shares)
+    steps = np.arange(1, len(fit.phase) + 1)
+    for row, panel in zip(grid, fit.panels, strict=True):
+        for axes, phase in zip(row, phases, strict=True):
+            here = fit.phase == phase
+            both = zip((axes, axes.twinx()), panel, (ACCENT, SECOND_COLOUR), strict=False)
+            for ax, measure, colour in both:
+                style = {"marker": "o", "ms": 3} if here.sum() <= MOST_DOTS else {}
+                ax.plot(steps[here], measure.values[here], color=colour, lw=1.2, **style)
+                if measure.starts_at_zero:
+                    ax.set_ylim(0.0, 1.08 * max(np.nanmax(measure.values, initial=0.0), 1.0))
+                    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+                ax.tick_params(axis="y", labelsize=7, labelcolor=colour)
+                ax.spines["top"].set_visible(False)
+                if measure.is_resolution:
+                    _show_resolution(ax, measure.values)
+                if phase == (phases[0] if ax is axes else phases[-1]):
+                    ax.set_ylabel(measure.label, color=colour, fontsize=8)
+            axes.grid(axis="y", color=FAINT, alpha=0.25, lw=0.6)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axes.tick_params(axis="x", labelsize=7)
+            axes.set_xlim(steps[here][0] - 0.5, steps[here][-1] + 0.5)
+    for axes, phase in zip(grid[0], phases, strict=True):
+        axes.set_title(fit.names[phase], color=INK, fontsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel("step", color=INK, fontsize=8)
+
+
+def _show_resolution(ax, values):
+    """Scale of an axis of resolutions, the same for all phases."""
+    ax.set_yscale("function", functions=(_minus_reciprocal, _minus_reciprocal))
+    finite = values[np.isfinite(values)]
+    if finite.size:
+        ax.set_ylim(finite.max() * 1.15, finite.min() * 0.9)
+        even = 1.0 / np.linspace(1.0 / finite.max(), 1.0 / finite.min(), 6)
+        ax.yaxis.set_major_locator(FixedLocator(np.unique([float(f"{value:.3g}") for value in even])))
+        ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _minus_reciprocal(values):
+    # Its own inverse, and rising, as matplotlib wants of a scale; the axis is then turned over by its limits.
+    return -1.0 / np.where(values == 0, np.finfo(float).tiny, values)
+
+
+# ---------------------------------------------------------------- of estimators
 def fits_of(model, stack=None):
-    """How the fits of an estimator went: arguments of `plot_convergence` for each, in order.
+    """How the fits of an estimator went, in order.
 
     Parameters
     ----------
@@ -129,7 +171,7 @@ def fits_of(model, stack=None):
 
     Returns
     -------
-    list of dict
+    list of Fit
     """
     unit = "px" if stack is not None and stack.pixel_size is None else "Å"
     steps = steps_of(model)
@@ -138,31 +180,55 @@ def fits_of(model, stack=None):
     model = steps[0]
     if hasattr(model, "first_"):
         return [*fits_of(model.first_, stack), *_fit_of_largest(model, stack)]
-    if hasattr(model, "pass_resolution_"):
-        reached = np.asarray(model.pass_resolution_, dtype=float)
-        return [
-            {
-                "title": "Alignment: passes over all particles",
-                "classification": model.log_posterior_,
-                "label": "log evidence (nats per particle)",
-                "resolution": reached,
-                "resolution_label": f"best reference ({unit})",
-                "stage": [0.0, *reached[:-1]],  # what a pass reaches is what the next one uses
-            }
-        ]
-    if hasattr(model, "stage_"):
-        return [
-            {
-                "title": "Clustering",
-                "classification": model.log_posterior_,
-                "label": "objective (nats per particle)",
-                "resolution": model.iteration_resolution_,
-                "resolution_label": f"resolution limit ({unit})",
-                "stage": model.stage_,
-                "held_out": model.held_out_,
-            }
-        ]
-    return []
+    if hasattr(model, "history_"):
+        return [_fit_of_aligner(model, unit)]
+    return [_fit_of_clusterer(model, unit)] if hasattr(model, "above_noise_") else []
+
+
+def _fit_of_aligner(model, unit):
+    history = model.history_
+    panels = [
+        (
+            Measure("log evidence\n(nats per particle)", history["log_evidence"]),
+            Measure(f"best reference ({unit})", history["resolution"], True),
+        ),
+        (
+            Measure("references\nwith particles", history["n_references"], starts_at_zero=True),
+            Measure("changed their\nreference (%)", 100.0 * history["changed"], starts_at_zero=True),
+        ),
+    ]
+    phase = (np.arange(len(history["changed"])) >= len(history["changed"]) - model.n_iter_).astype(int)
+    changed, passes = history["changed"][-1], f"{model.n_iter_} pass{'es' if model.n_iter_ > 1 else ''}"
+    moved = "" if np.isnan(changed) else f"; {changed:.1%} of the particles changed reference in the last"
+    if model.converged_:
+        outcome = f"converged after {passes} over all particles{moved}"
+    elif model.n_iter_ < model.max_iter:
+        outcome = f"interrupted after {passes}{moved}"
+    else:
+        outcome = f"not converged within max_iter = {passes}{moved}. Raise max_iter or n_batches"
+    return Fit("Alignment", outcome, panels, phase, ("mini-batches", "full passes"))
+
+
+def _fit_of_clusterer(model, unit):
+    gain = np.nan
+    if len(model.stage_) > 1 and model.stage_[-1] == model.stage_[-2]:
+        gain = model.log_posterior_[-1] - model.log_posterior_[-2]
+    last = "what the last gained cannot be told"
+    if np.isfinite(gain):
+        last = f"the last one gained {gain:.2g} nats per particle"
+    if model.converged_:
+        outcome = f"converged after {model.n_iter_} iterations; {last}, less than tol = {model.tol:g}"
+    elif gain < model.tol:
+        outcome = f"collapsed: its classes tell apart like {model.n_effective_clusters_:.1f} clear ones"
+    elif model.n_iter_ < model.max_iter:
+        outcome = f"interrupted after {model.n_iter_} iterations"
+    else:
+        outcome = f"not converged within {model.n_iter_} iterations; {last}. Raise max_iter or tol"
+    measures = [Measure("log evidence\n(nats per particle)", model.above_noise_)]
+    if np.isfinite(model.iteration_resolution_).any():  # vectors have none
+        measures.append(Measure(f"resolution limit ({unit})", model.iteration_resolution_, True))
+    names = ("cross-fitted: held-out particles", "EM: all particles")
+    return Fit("Clustering", outcome, [tuple(measures)], (~model.held_out_).astype(int), names)
 
 
 def _fit_of_largest(deep, stack):
@@ -173,87 +239,5 @@ def _fit_of_largest(deep, stack):
     if largest is None:
         return []
     *_, fit = fits_of(deep.clusterers_[largest], stack)
-    return [{**fit, "title": f"Clustering inside class {largest + 1}, the largest"}]
-
-
-def pieces(n_iter, *, resolution=None, stage=None, held_out=None):
-    """Iterations whose objectives compare with each other, piece by piece.
-
-    Parameters
-    ----------
-    n_iter : int
-        Number of iterations.
-    resolution, stage, held_out : array-like of shape (n_iter,) or None
-        As for `plot_convergence`.
-
-    Returns
-    -------
-    pieces : list of ndarray of int
-        Iterations from 0, in order.
-    held_out : ndarray of shape (n_iter,), bool
-        All False where it is not known.
-    """
-    stage = resolution if stage is None else stage
-    stage = np.zeros(n_iter) if stage is None else np.asarray(stage)
-    changes = stage[1:] != stage[:-1]
-    held_out = np.zeros(n_iter, dtype=bool) if held_out is None else np.asarray(held_out, dtype=bool)
-    both = held_out[1:] & held_out[:-1]  # each is a stage of its own, for nothing makes them rise
-    changes[both] = False
-    if resolution is not None:
-        changes |= both & (np.diff(resolution) != 0)
-    return np.split(np.arange(n_iter), np.flatnonzero(changes) + 1), held_out
-
-
-def _shade(ax, held_out):
-    """A band behind the cross-fitted iterations; above both ends, within the axes, what was measured."""
-    end = np.flatnonzero(held_out)[-1] + 1.5
-    ax.axvspan(0.5, end, color=ACCENT, alpha=0.07, lw=0, zorder=0)
-    sides = [(0.0, CROSS_FITTED, "left")] + ([] if held_out.all() else [(1.0, FITTED, "right")])
-    for x, text, side in sides:
-        ax.annotate(
-            text, (x, 1.0), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points",
-            ha=side, va="bottom", fontsize=8, color=INK,
-        )  # fmt: skip
-
-
-def joined(trace, breaks):
-    """A trace in pieces, each moved so that it begins where the one before ends; the last stays.
-
-    Parameters
-    ----------
-    trace : ndarray of shape (n_iter,)
-        Values that can be compared within a piece alone.
-    breaks : sequence of int
-        Index of the first value of each piece but the first.
-
-    Returns
-    -------
-    ndarray of shape (n_iter,)
-    """
-    jumps = np.zeros(len(trace))
-    jumps[breaks] = trace[breaks] - trace[np.asarray(breaks, dtype=int) - 1]
-    return trace + jumps.sum() - np.cumsum(jumps)
-
-
-def _resolution_steps(ax, iterations, resolution, label):
-    """Resolution on a second axis, linear in 1/Angstrom so that equal steps are equal news."""
-    twin = ax.twinx()
-    twin.step(iterations, resolution, where="mid", color=RESOLUTION_COLOUR, lw=1.2, alpha=0.8)
-    twin.set_yscale("function", functions=(_minus_reciprocal, _minus_reciprocal))
-    finite = resolution[np.isfinite(resolution)]
-    if finite.size:
-        coarsest, finest = finite.max() * 1.15, finite.min() * 0.9
-        twin.set_ylim(coarsest, finest)
-        even = 1.0 / np.linspace(1.0 / finite.max(), 1.0 / finite.min(), 6)
-        twin.yaxis.set_major_locator(FixedLocator(np.unique([float(f"{value:.3g}") for value in even])))
-        twin.yaxis.set_minor_locator(NullLocator())
-    twin.set_ylabel(label, color=RESOLUTION_COLOUR)
-    twin.spines[["top"]].set_visible(False)
-    twin.set_zorder(0)
-    ax.set_zorder(1)
-    ax.patch.set_visible(False)
-
-
-def _minus_reciprocal(values):
-    # Its own inverse, and rising, as matplotlib wants of a scale; the axis is then turned over by its limits.
-    return -1.0 / np.where(values == 0, np.finfo(float).tiny, values)
+    fit.title = f"Clustering inside class {largest + 1}, the largest"
+    return [fit]

@@ -1,13 +1,16 @@
-"""The gallery: all class averages, largest class first."""
+"""The gallery: all class averages, largest class first, those to leave out at the end."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
+from pandas import DataFrame
 from sklearn.base import BaseEstimator
 
 from sklearn_cryoem._core.validation import ParticleDataError, check_choice
@@ -21,12 +24,15 @@ from sklearn_cryoem.plotting._figure import (
     check_per_class,
     hide_frame,
     last_step,
-    new_axes,
+    new_figure,
     round_length,
 )
 
 _ASPECT = 1.6  # width over height of a picture, about
 _GAP_FRACTION = 0.05  # empty space between tiles, in tile widths
+_WIDTH_INCH, _READABLE_COLUMNS = 9.0, 12  # of a notebook, and how many tiles with readable captions it has
+_FEWEST = 3  # particles that make an average
+DOUBT = "#c0392b"
 
 
 def plot_class_averages(
@@ -34,14 +40,14 @@ def plot_class_averages(
     stack: ParticleStack | None = None,
     *,
     counts: ArrayLike | None = None,
-    resolutions: ArrayLike | None = None,
+    quality: Mapping[str, ArrayLike] | DataFrame | None = None,
     order: str = "size",
     numbers: bool = False,
     pixel_size: float | None = None,
     n_columns: int | None = None,
     title: str | None = None,
     ax: Axes | None = None,
-) -> Axes:
+) -> Figure:
     """Draw class averages as a gallery, each with its own contrast and its size.
 
     Parameters
@@ -52,28 +58,29 @@ def plot_class_averages(
         What was classified: only its pixel size is used.
     counts : array-like of shape (n_classes,), default=None
         Particles of each class, written under it on the left; soft (fractional) sizes are rounded. By default
-        those of the estimator.
-    resolutions : array-like of shape (n_classes,), default=None
-        Resolution of each class in Angstrom, written under it on the right; nan or inf is left blank. Take
-        them from ``class_quality(classification, stack)["resolution"]``. By default none are written.
+        those of `quality` or of the estimator.
+    quality : DataFrame or mapping of arrays, default=None
+        What ``class_quality(classification, stack)`` gives. Its `resolution` in Angstrom is written under
+        each class on the right, if it is finite; classes that it would not `keep` come last, marked by a
+        cross.
     order : {"size", "index"}, default="size"
-        Largest class first, without those that hold no particle (the title says how many are shown), or all
-        as they come, as they do without `counts`.
+        Largest class first, without those of fewer than three particles, which are no averages (the title
+        says how many are shown); or all as they come, as they do without `counts`.
     numbers : bool, default=False
         Write each class's number into its corner, counted from 1 as in a STAR file's `rlnClassNumber`.
     pixel_size : float, default=None
-        Angstrom per pixel; draws a scale bar into the first tile. By default that of the stack.
+        Angstrom per pixel; draws a scale bar under the tiles. By default that of the stack.
     n_columns : int, default=None
         Tiles in a row; by default a picture somewhat wider than high, with few cells left over.
     title : str, default=None
         By default the number of classes and particles. "" for none.
     ax : matplotlib Axes, default=None
-        Where to draw; by default a new figure (`ax.figure`) that needs neither pyplot nor a display.
+        Where to draw; by default a new figure.
 
     Returns
     -------
-    matplotlib Axes
-        One Axes for the whole gallery, in pixels of the class averages.
+    matplotlib Figure
+        With one Axes for the whole gallery, in pixels of the class averages.
 
     Raises
     ------
@@ -88,21 +95,24 @@ def plot_class_averages(
     """
     check_order("plot_class_averages", classification, stack)
     model = last_step(classification)
-    if model is not None:
-        counts = getattr(model, "class_sizes_", None) if counts is None else counts
+    quality = {} if quality is None else quality
+    if counts is None:
+        counts = quality.get("size", getattr(model, "class_sizes_", None))
     tiles = check_averages(classification if model is None else model.class_averages_)  # (n_classes, D, D)
     if pixel_size is None and stack is not None and stack.pixel_size is not None:
         pixel_size = stack.pixel_size * stack.box / tiles.shape[-1]
     counts = check_per_class("counts", counts, len(tiles))
-    resolutions = check_per_class("resolutions", resolutions, len(tiles))
+    resolutions = check_per_class("resolution", quality.get("resolution"), len(tiles))
+    keep = check_per_class("keep", quality.get("keep"), len(tiles))
     check_choice("order", order, ("size", "index"), owner="plot_class_averages")
-    shown = np.arange(len(tiles)) if counts is None or order == "index" else class_order(counts)
+    in_order = counts is None or order == "index"
+    shown = np.arange(len(tiles)) if in_order else class_order(counts, keep)
     n_columns = n_columns or balanced_columns(len(shown))
     n_rows = math.ceil(len(shown) / n_columns)
     captions = _captions(shown, counts, resolutions)
 
     box = tiles.shape[-1]
-    inch = float(np.clip(13.0 / n_columns, 0.62, 1.35))  # width of one tile on paper
+    inch = float(np.clip(_WIDTH_INCH / n_columns, 0.62, 1.35))  # width of one tile on paper
     points = _caption_points(inch, captions)
     space = max(1, round(_GAP_FRACTION * box))
     strip = space + (round(box * 1.5 * points / 72 / inch) if captions else 0)
@@ -112,26 +122,31 @@ def plot_class_averages(
     )  # (n_rows * (D + strip), n_columns * (D + space))
 
     if ax is None:
-        ax = new_axes(n_columns * inch + 0.2, n_rows * inch * (box + strip) / (box + space) + 0.4)
+        height = n_rows * inch * (box + strip) / (box + space) + 0.7
+        ax = new_figure(n_columns * inch + 0.2, height).add_subplot()
     ax.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="antialiased")
     ax.set_xlim(-0.5, picture.shape[1] - space - 0.5)
     ax.set_ylim(picture.shape[0] - space - 0.5, -0.5)
     hide_frame(ax)
     lefts, tops = columns * (box + space), rows * (box + strip)
     _write_captions(ax, captions, lefts, tops + box + 0.72 * (strip - space), box, points)
-    if numbers:
-        _write_numbers(ax, shown, lefts, tops, box, points)
+    doubtful = np.zeros(len(shown), bool) if keep is None else keep[shown] == 0
+    if numbers or doubtful.any():
+        _write_numbers(ax, shown, doubtful, lefts, tops, box, points, numbers=numbers)
     if pixel_size is not None:
-        _scale_bar(ax, box, pixel_size, points)
-    ax.set_title(_heading(counts, len(tiles), len(shown)) if title is None else title, color=INK, fontsize=11)
-    return ax
+        _scale_bar(ax, box, pixel_size, points, picture.shape[0])
+    title = _heading(counts, len(tiles), len(shown), doubtful.sum()) if title is None else title
+    ax.set_title(title, color=INK, fontsize=10)
+    return ax.figure
 
 
-def class_order(counts):
-    """Indices of the classes that hold particles, the largest first."""
+def class_order(counts, keep=None):
+    """Indices of the classes to show, the largest first, then those not to keep, the largest first."""
     order = np.argsort(-counts, kind="stable")
-    shown = order[counts[order] > 0]
-    if shown.size == 0:
+    if keep is not None:
+        order = order[np.argsort(keep[order] == 0, kind="stable")]
+    shown = order[counts[order] >= min(_FEWEST, counts.max())]
+    if not counts.any():
         raise ParticleDataError(
             f"all {len(counts)} classes are empty, so there is nothing to show. Check that `counts` belongs "
             "to this fit."
@@ -167,13 +182,19 @@ def mosaic(tiles, rows, columns, shape, *, gap):
 def balanced_columns(n_tiles):
     """Number of columns that leaves few empty cells in a picture somewhat wider than high."""
     ideal = math.sqrt(_ASPECT * n_tiles)
-    candidates = range(max(1, math.floor(0.8 * ideal)), math.ceil(1.25 * ideal) + 1)
+    most = max(_READABLE_COLUMNS, math.ceil(math.sqrt(n_tiles)))
+    candidates = range(max(1, min(math.floor(0.8 * ideal), most)), min(math.ceil(1.25 * ideal), most) + 1)
     return min(candidates, key=lambda n: 2 * (-n_tiles % n) / n_tiles + abs(math.log(n / ideal)))
 
 
-def _heading(counts, n_classes, n_shown):
+def _heading(counts, n_classes, n_shown, n_doubtful):
     classes = f"{n_shown:,} classes" if n_shown == n_classes else f"{n_shown:,} of {n_classes:,} classes"
-    return classes if counts is None else f"{round(counts.sum()):,} particles in {classes}"
+    doubt = f"; ✕ are {n_doubtful:,} suggested to leave out" if n_doubtful else ""
+    if counts is None:
+        return classes + doubt
+    few = np.count_nonzero((counts > 0) & (counts < _FEWEST)) if n_shown < n_classes else 0
+    hidden = f", {few:,} of one or two particles not shown" if few else ""
+    return f"{round(counts.sum()):,} particles in {classes}{hidden}{doubt}"
 
 
 def _captions(shown, counts, resolutions):
@@ -191,7 +212,7 @@ def _captions(shown, counts, resolutions):
 def _caption_points(inch, captions):
     """Font size at which the longest caption fits under its tile."""
     longest = max((len(left) + len(right) + 2 for left, right in captions), default=6)
-    return float(np.clip(72 * inch / (0.62 * longest), 4.0, 10.0))
+    return float(np.clip(72 * inch / (0.62 * longest), 5.0, 10.0))
 
 
 def _write_captions(ax, captions, lefts, baselines, box, points):
@@ -201,23 +222,21 @@ def _write_captions(ax, captions, lefts, baselines, box, points):
         ax.text(x + box - 1, y, right, ha="right", color=FAINT, **style)
 
 
-def _write_numbers(ax, shown, lefts, tops, box, points):
+def _write_numbers(ax, shown, doubtful, lefts, tops, box, points, *, numbers):
+    """The number of each class in the left corner of its tile, a cross in the right one of doubtful ones."""
     outline = [withStroke(linewidth=1.2, foreground="black")]
-    for number, x, y in zip(shown + 1, lefts, tops, strict=True):
-        ax.text(
-            x + 0.04 * box, y + 0.03 * box, str(number), ha="left", va="top",
-            fontsize=0.85 * points, color="white", path_effects=outline, in_layout=False,
-        )  # fmt: skip
+    style = {"va": "top", "path_effects": outline, "in_layout": False}
+    for number, is_doubtful, x, y in zip(shown + 1, doubtful, lefts, tops + 0.03 * box, strict=True):
+        if numbers:
+            ax.text(x + 0.04 * box, y, str(number), color="white", fontsize=0.9 * points, **style)
+        if is_doubtful:
+            ax.text(x + 0.95 * box, y, "✕", ha="right", color=DOUBT, fontsize=1.1 * points, **style)
 
 
-def _scale_bar(ax, box, pixel_size, points):
-    """A bar of round length in the first tile, with its length in Angstrom above it."""
+def _scale_bar(ax, box, pixel_size, points, height):
+    """A bar of round length under the tiles, which are `height` pixels high, and its length in Angstrom."""
     length = round_length(0.45 * box * pixel_size)
-    left, y = 0.08 * box, 0.92 * box
-    ends = [left, left + length / pixel_size]
-    for width, colour in ((3.0, "black"), (1.8, "white")):
-        ax.plot(ends, [y, y], color=colour, lw=width, solid_capstyle="butt")
-    ax.text(
-        left, y - 0.05 * box, f"{length:g} Å", ha="left", va="bottom", fontsize=0.85 * points,
-        color="white", path_effects=[withStroke(linewidth=1.6, foreground="black")],
-    )  # fmt: skip
+    y, end = height + 0.1 * box, length / pixel_size
+    ax.plot([0, end], [y, y], color=INK, lw=2.0, solid_capstyle="butt")
+    ax.text(end + 0.06 * box, y, f"{length:g} Å", va="center", fontsize=points, color=INK)
+    ax.set_ylim(height + 0.25 * box, -0.5)

@@ -8,7 +8,7 @@ from sklearn.base import BaseEstimator
 
 from sklearn_cryoem.datasets.forward import project
 from sklearn_cryoem.datasets.volumes import Volume
-from sklearn_cryoem.plotting._figure import ACCENT, PAPER, InlineFigure, hide_frame
+from sklearn_cryoem.plotting._figure import ACCENT, hide_frame, new_figure
 
 SHOWN = 8  # class averages, the largest
 
@@ -30,7 +30,7 @@ def plot_volume(model: BaseEstimator, volume: int = 0) -> Figure:
     """
     density, counts = model.volumes_[volume], model.direction_counts_[volume]
     box, angles = len(density), model.cell_angles_
-    figure = InlineFigure(figsize=(SHOWN * 1.2, 6.0), dpi=100, layout="constrained", facecolor=PAPER)
+    figure = new_figure(SHOWN * 1.2, 6.0)
     grid = figure.add_gridspec(3, SHOWN, height_ratios=(2, 1, 1))
     for place, name in enumerate("zyx"):
         axes = figure.add_subplot(grid[0, 2 * place : 2 * place + 2])

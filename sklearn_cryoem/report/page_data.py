@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.memory import bytes_at_once
-from sklearn_cryoem.particles.display import png_data_uri, robust_grey, to_bytes
+from sklearn_cryoem.particles.display import as_shown, png_data_uri, robust_grey, to_bytes
 from sklearn_cryoem.physics.fourier import fourier_resize
-from sklearn_cryoem.physics.rotation import aligned_images
 from sklearn_cryoem.plotting._figure import round_length
 from sklearn_cryoem.plotting.latent_map import LatentMap, Panel, density_of, latent_map
 
@@ -293,7 +292,7 @@ def example_sheet(stack, labels, n_classes, finest=None):
     order = np.argsort(chosen)  # files are read in their own order
     for start in range(0, len(order), step):
         some = order[start : start + step]
-        images[some] = _smaller(_aligned(stack[chosen[some]]), box)
+        images[some] = as_shown(stack[chosen[some]], box)
     first = np.cumsum([0, *map(len, rows)])
     sheet = sprite_sheet(images, levels=_EXAMPLE_LEVELS)
     return {**sheet, "first": first.tolist(), "particle": (chosen + 1).tolist(), "limit": 2 * side / box}
@@ -323,15 +322,6 @@ def examples_of(labels, n_classes):
         n = min(n_examples, end - start)
         chosen.append(order[start + ((np.arange(n) + 0.5) * (end - start) / max(n, 1)).astype(int)])
     return chosen
-
-
-def _aligned(stack):
-    """Images of a stack, turned and centred if it has poses; (n, D, D)."""
-    images = stack.read()
-    if stack.poses is None:
-        return images
-    shift_px = stack.poses.shift_px(stack.pixel_size)
-    return aligned_images(images, stack.poses.angle_rad, shift_px, stack.poses.mirrored)
 
 
 def _smaller(images, box):

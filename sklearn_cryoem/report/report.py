@@ -21,9 +21,8 @@ from sklearn_cryoem._version import __version__
 from sklearn_cryoem.metrics import effective_count
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.classes import check_order
-from sklearn_cryoem.plotting import plot_convergence
-from sklearn_cryoem.plotting._figure import ACCENT, FAINT, INK
-from sklearn_cryoem.plotting.convergence import RESOLUTION_COLOUR
+from sklearn_cryoem.plotting._figure import ACCENT, FAINT, INK, new_figure
+from sklearn_cryoem.plotting.convergence import ROW_INCH, SECOND_COLOUR, WIDTH_INCH, draw_fit
 from sklearn_cryoem.report.folder import run_of_folder
 from sklearn_cryoem.report.page_data import page_data
 from sklearn_cryoem.report.run import Run, run_of_estimators
@@ -46,7 +45,7 @@ SCRIPTS = (
 _HEIGHT_PX = 820  # of the page inside a notebook
 # Colours of a picture become those of the page, which has a light and a dark theme.
 _PAGE_COLOURS = {
-    INK: "--ink", FAINT: "--faint", ACCENT: "--chosen", RESOLUTION_COLOUR: "--focus", "#000000": "--faint",
+    INK: "--ink", FAINT: "--faint", ACCENT: "--chosen", SECOND_COLOUR: "--focus", "#000000": "--faint",
 }  # fmt: skip
 
 
@@ -191,26 +190,26 @@ def render(run: Run, *, examples: bool = True) -> str:
 
 def chart(fit):
     """The picture of one fit for the template, as an SVG in the colours of the page, and its values."""
-    objective = np.asarray(fit["classification"], dtype=float)
-    resolution = fit.get("resolution")
-    settings = {"svg.fonttype": "none", "svg.hashsalt": fit["title"]}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": fit.title}
     with matplotlib.rc_context(settings), io.StringIO() as file:
-        figure = plot_convergence(**{**fit, "title": ""}).figure
+        figure = new_figure(WIDTH_INCH, ROW_INCH * len(fit.panels) + 0.4)
+        draw_fit(figure, fit)
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
         svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     for colour, variable in _PAGE_COLOURS.items():
         svg = svg.replace(colour, f"var({variable})")
+    values = np.column_stack([measure.values for measure in fit.measures])  # (n_steps, n_measures)
     return {
-        "title": fit["title"],
+        "title": fit.title,
+        "outcome": fit.outcome,
         "svg": Markup(svg),
-        "headings": ["iteration", fit["label"], *([] if resolution is None else [fit["resolution_label"]])],
+        "headings": ["step", "phase", *(measure.label.replace("\n", " ") for measure in fit.measures)],
         "rows": [
-            [f"{i + 1}", f"{value:,.6g}", *([] if resolution is None else [f"{resolution[i]:.3g}"])]
-            for i, value in enumerate(objective)
+            [f"{step}", fit.names[phase], *(f"{value:,.5g}" for value in row)]
+            for step, (phase, row) in enumerate(zip(fit.phase, values, strict=True), start=1)
         ],
-        "has_held_out": fit.get("held_out") is not None and bool(np.any(fit["held_out"])),
     }
 
 

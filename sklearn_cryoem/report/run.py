@@ -57,7 +57,7 @@ class Run:
     first_averages : ndarray of shape (n_first_classes, D, D) or None
         Averages of the classes that a deep clustering divided.
     fits : list of dict
-        How the fits went: arguments of `plot_convergence`.
+        How the fits went: `Fit` of `plotting.convergence`.
     facts, warnings : list
         (heading, [(name, value), ...]) and text, shown as they are.
     missing : list of str
@@ -79,7 +79,7 @@ class Run:
     quality: object = None
     tree: dict | None = None
     first_averages: np.ndarray | None = None
-    fits: list[dict] = field(default_factory=list)
+    fits: list = field(default_factory=list)
     facts: list = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)

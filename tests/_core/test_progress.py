@@ -3,6 +3,7 @@
 import builtins
 import logging
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -29,6 +30,17 @@ def test_a_bar_goes_to_a_terminal_where_tqdm_is_installed(capfd, monkeypatch):
     assert out == ""
     assert "EM iterations" in err
     assert "3/3" in err
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_bar_that_ends_early_is_full_unless_the_work_failed(capfd, monkeypatch, fails):
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with suppress(OSError), progress(80, "EM", verbose=1) as bar:
+        bar.update(55)
+        if fails:
+            raise OSError
+    assert ("55/80" if fails else "100%") in capfd.readouterr().err.split("\r")[-1]
 
 
 def test_log_lines_replace_the_bar_where_stderr_is_no_terminal(capfd, caplog, monkeypatch):

@@ -12,7 +12,6 @@ from sklearn_cryoem.alignment.em import (
     PassState,
     fit_alignment,
     full_passes,
-    next_k_max,
     online_step,
 )
 from sklearn_cryoem.alignment.poses import find_poses
@@ -187,22 +186,22 @@ def model_resolved_to(make_model, references):
 @pytest.mark.parametrize("progress", [0.01, 0.5, 1.0, None])
 def test_resolution_stays_between_start_and_limit(make_settings, model_resolved_to, progress):
     settings = make_settings(k_start=5.0, k_limit=11.0)
-    assert next_k_max(model_resolved_to(0, 0, 0), settings, progress) == 5.0
-    assert 5.0 <= next_k_max(model_resolved_to(0, 13, 2), settings, progress) <= 11.0
+    assert settings.next_k_max(model_resolved_to(0, 0, 0).resolution, progress) == 5.0
+    assert 5.0 <= settings.next_k_max(model_resolved_to(0, 13, 2).resolution, progress) <= 11.0
 
 
 def test_full_passes_use_a_little_more_than_the_best_reference_resolves(make_settings, model_resolved_to):
     settings = make_settings(k_start=3.0, k_limit=13.0)
-    wanted = [next_k_max(model_resolved_to(0, ring, 1), settings, None) for ring in range(14)]
+    wanted = [settings.next_k_max(model_resolved_to(0, ring, 1).resolution) for ring in range(14)]
     assert np.all(np.diff(wanted) >= 0) and wanted[-1] == 13.0
     assert all(k > ring or k == 13.0 for ring, k in enumerate(wanted)), "it could never grow"
 
 
 def test_mini_batches_let_the_resolution_grow_bit_by_bit(make_settings, model_resolved_to):
     settings, model = make_settings(k_start=4.0), model_resolved_to(13, 13, 13)
-    growth = [next_k_max(model, settings, progress) for progress in (0.02, 0.25, 0.5, 0.75, 1.0)]
+    growth = [settings.next_k_max(model.resolution, progress) for progress in (0.02, 0.25, 0.5, 0.75, 1.0)]
     assert np.all(np.diff(growth) >= 0) and growth[0] < 5.0 < growth[-1]
-    assert growth[-1] <= next_k_max(model, settings, None)
+    assert growth[-1] <= settings.next_k_max(model.resolution)
 
 
 def test_balance_pushes_against_large_classes_and_has_mean_zero(make_model, references):

@@ -2,7 +2,7 @@
 
 from typing import Any, assert_type
 
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sklearn_cryoem import (
@@ -31,8 +31,8 @@ assert_type(DeepClusterer(aligner, clusterer).fit(stack), DeepClusterer)
 assert_type(DeepClusterer().align(stack), ParticleStack)
 assert_type(RealigningClusterer(clusterer, n_rounds=2).predict(aligned), NDArray[Any])
 assert_type(EigenImages(8).fit(aligned).transform(aligned), NDArray[Any])
-assert_type(plot_class_averages(stack.read(), counts=[1, 2]), Axes)
-assert_type(plot_manifold_atlas(stack.read(), latent_nodes=[[0.0, 1.0]]), Axes)
-assert_type(plot_convergence([1.0, 2.0]), Axes)
+assert_type(plot_class_averages(stack.read(), counts=[1, 2]), Figure)
+assert_type(plot_manifold_atlas(stack.read(), latent_nodes=[[0.0, 1.0]]), Figure)
+assert_type(plot_convergence(aligner), Figure)
 assert_type(report(clusterer, stack), Report)
 save_model(clusterer, "model.npz", overwrite=True)

@@ -119,8 +119,12 @@ def test_fitted_attributes_agree_with_each_other(stack, fitted):
     assert fitted.cluster_weights_.sum() == pytest.approx(1.0)
     assert fitted.n_features_in_ == n_pixels**2
     assert len(fitted.log_posterior_) == fitted.n_iter_
-    assert len(fitted.pass_resolution_) == fitted.n_iter_
-    assert 2 * stack.pixel_size <= fitted.resolution_ <= fitted.pass_resolution_[-2]  # no finer than was used
+    history, n_steps = fitted.history_, fitted.n_batches + fitted.n_iter_
+    assert all(len(values) == n_steps for values in history.values())
+    assert 2 * stack.pixel_size <= fitted.resolution_ <= history["resolution"][-2]  # no finer than was used
+    np.testing.assert_array_equal(history["log_evidence"][fitted.n_batches :], fitted.log_posterior_)
+    assert history["n_references"].max() <= len(fitted.references_)
+    assert np.nanmax(history["changed"][-1:]) < np.nanmax(history["changed"]) <= 1.0
     np.testing.assert_array_equal(fitted.class_sizes_, np.bincount(fitted.labels_, minlength=3))
     assert len(fitted.references_) == len(fitted.reference_class_) >= 3
     assert 1.0 <= fitted.n_effective_clusters_ <= 3.0

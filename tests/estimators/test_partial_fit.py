@@ -71,7 +71,7 @@ def test_attributes_tell_of_all_chunks(particles, in_chunks, begun):
     np.testing.assert_array_equal(in_chunks.predict(particles[0][1600:]), in_chunks.labels_)
     assert len(in_chunks.log_posterior_) == len(in_chunks.stage_) == len(in_chunks.iteration_resolution_)
     assert len(in_chunks.held_out_) == in_chunks.n_iter_ == len(in_chunks.stage_)
-    assert in_chunks.held_out_[-1]
+    assert in_chunks.held_out_[-1] and len(in_chunks.above_noise_) == in_chunks.n_iter_
     assert in_chunks.stage_[-1] == begun.stage_[-1] + (n_chunks - 1) * N_SWEEPS
     assert in_chunks.class_averages_.shape == (36, 32, 32)
     # averages of five times as many images are better resolved

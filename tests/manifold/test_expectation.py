@@ -12,7 +12,7 @@ from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
 from sklearn_cryoem.manifold.expectation import Matcher, sweep
 from sklearn_cryoem.manifold.products import COLUMNS_AT_ONCE, MIN_SPARSE_COLUMNS, add_product, transposed
 
-FIELDS = ("numerator", "denominator", "power", "mass", "log_evidence", "n_samples")
+FIELDS = ("numerator", "denominator", "power", "mass", "log_evidence", "log_noise", "n_samples")
 
 
 def naive_log_likelihood(y, ctf, templates, variance, layout):
@@ -81,6 +81,8 @@ def test_statistics_are_sums_over_images(make_blocks, rng):
     np.testing.assert_allclose(statistics.power, layout.sum_shells((y**2).sum(axis=0)))
     evidence = (logsumexp(naive, axis=1) - np.log(len(templates))).sum()
     assert statistics.log_evidence == pytest.approx(evidence, rel=1e-10)
+    alone = naive_log_likelihood(y, ctf, np.zeros_like(templates[:1]), variance, layout).sum()
+    assert statistics.log_noise == pytest.approx(alone, rel=1e-10)
     assert statistics.n_samples == len(y)
 
 

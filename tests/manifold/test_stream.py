@@ -103,7 +103,7 @@ def test_old_chunks_count_less_and_the_manifold_follows_the_new(
     n_sweeps = module.N_SWEEPS if n_folds > 1 else module.N_ORDINARY_SWEEPS
     for _ in range(4):
         done = advance(stream, make_blocks(rng)[0], manifold, alpha="auto", **SHELLS)
-        assert len(done.objective) == n_sweeps and np.isfinite(done.objective).all()
+        assert len(done.trace.objective) == n_sweeps and np.isfinite(done.trace.objective).all()
         stream, manifold = done.stream, done.manifold
     assert stream.n_seen == 300 and stream.n_past == 300 - stream.window.n_samples
     assert 60 < stream.past_sums.n_samples < stream.n_past

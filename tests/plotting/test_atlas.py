@@ -32,7 +32,7 @@ def test_every_shape_is_drawn_with_and_without_particles(topology, shape, words,
     positions = nodes[np.random.default_rng(1).integers(len(nodes), size=100)]
     given = {"latent_nodes": nodes, "topology": topology}
     for behind in ({"latent_positions": positions}, {"counts": np.arange(1, len(nodes) + 1)}, {}):
-        ax = plot_manifold_atlas(averages_of(len(nodes)), **given, **behind)
+        ax = plot_manifold_atlas(averages_of(len(nodes)), **given, **behind).axes[0]
         assert ax.get_title() == words and len(ax.images) == 1 + bool(behind)
     ax.figure.savefig(tmp_path / "atlas.png", dpi=40)
 
@@ -41,7 +41,7 @@ def test_first_coordinate_runs_right_and_second_up():
     nodes = TOPOLOGIES["grid"].points((2, 2))
     counts = (nodes[:, 0] > 0) & (nodes[:, 1] < 0)
     averages = np.tile(np.linspace(0, 1, 32 * 32).reshape(32, 32), (4, 1, 1))
-    ax = plot_manifold_atlas(averages, latent_nodes=nodes, counts=counts)
+    ax = plot_manifold_atlas(averages, latent_nodes=nodes, counts=counts).axes[0]
     alpha = ax.images[-1].get_array()[..., 3]
     half = len(alpha) // 2
     assert alpha[half:, half:].sum() > 0  # below, to the right
@@ -50,14 +50,14 @@ def test_first_coordinate_runs_right_and_second_up():
 
 def test_discs_are_opaque_in_the_middle_and_clear_at_the_corners():
     nodes = TOPOLOGIES["grid"].points((1, 1))
-    picture = plot_manifold_atlas(averages_of(1, 33), latent_nodes=nodes).images[-1].get_array()
+    picture = plot_manifold_atlas(averages_of(1, 33), latent_nodes=nodes).axes[0].images[-1].get_array()
     middle = len(picture) // 2
     assert picture[middle, middle, 3] == 1.0 and picture[3, 3, 3] == 0.0
 
 
 def test_classes_without_a_particle_are_dots():
     nodes = TOPOLOGIES["grid"].points((2, 2))
-    ax = plot_manifold_atlas(averages_of(4), latent_nodes=nodes, counts=[3, 0, 0, 1])
+    ax = plot_manifold_atlas(averages_of(4), latent_nodes=nodes, counts=[3, 0, 0, 1]).axes[0]
     assert sum(len(line.get_xdata()) for line in ax.lines) == 2
 
 

@@ -1,99 +1,98 @@
+"""How a fit went: what is drawn of it, and what is said of its end."""
+
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem import MAPAligner, SMLClusterer
+from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.plotting import plot_convergence
-from sklearn_cryoem.plotting.convergence import CROSS_FITTED, FITTED, joined
+from sklearn_cryoem.plotting.convergence import fits_of
 
 
-def test_the_line_is_broken_where_the_objective_changes():
-    ax = plot_convergence([1.0, 2.0, 0.0, 1.0, 1.5], stage=[0, 0, 1, 1, 1])
-    solid = [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "o"]
-    assert solid == [[1, 2], [3, 4, 5]]
+def aligner(changed=0.1, **facts):
+    """What a fitted aligner tells of five mini-batches and two passes."""
+    history = {
+        "log_evidence": np.arange(7.0), "resolution": np.r_[np.inf, 40.0, 30, 30, 20, 20, 18],
+        "n_references": np.full(7, 9.0), "changed": np.r_[np.nan, np.linspace(0.9, changed, 6)],
+    }  # fmt: skip
+    told = {"history_": history, "n_iter_": 2, "max_iter": 5, "converged_": True}
+    return SimpleNamespace(**(told | facts))
 
 
-def test_pieces_are_joined_and_the_last_keeps_its_values(rng):
-    trace, breaks = rng.normal(size=12), np.array([3, 4, 9])
-    whole = joined(trace, breaks)
-    np.testing.assert_allclose(whole[9:], trace[9:])
-    for first, last in ((0, 3), (4, 9), (9, 12)):
-        np.testing.assert_allclose(np.diff(whole[first:last]), np.diff(trace[first:last]))
-    np.testing.assert_allclose(whole[breaks], whole[breaks - 1])
-    np.testing.assert_array_equal(joined(trace, np.array([], dtype=int)), trace)
+def clusterer(last_gain=0.001, **facts):
+    """What a fitted clusterer tells of six cross-fitted iterations and four of ordinary EM."""
+    objective = np.r_[np.linspace(-90, -80, 6), -70.0, -60.0, -59.0, -59.0 + last_gain]
+    told = {
+        "log_posterior_": objective, "above_noise_": objective + 100, "stage_": np.r_[0:6, 6, 7, 7, 7],
+        "held_out_": np.arange(10) < 6,
+        "iteration_resolution_": np.r_[40, 40, 30, 30, 20, 20, 20, 10, 10, 10.0],
+        "n_iter_": 10, "max_iter": 80, "tol": 0.01, "converged_": True, "n_effective_clusters_": 1.2,
+    }  # fmt: skip
+    return SimpleNamespace(**(told | facts))
 
 
-def test_finer_resolution_is_drawn_higher_and_breaks_the_line(tmp_path):
-    ax = plot_convergence([1, 2, 5, 6], resolution=[40, 40, 10, 10])
-    twin = next(other for other in ax.figure.axes if other is not ax)
-    (coarse, fine) = twin.transData.transform([(1, 40), (1, 10)])[:, 1]
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (aligner(), r"^converged after 2 passes .*; 10\.0% of the particles changed reference in the last$"),
+        (
+            aligner(converged_=False, max_iter=2),
+            "^not converged within max_iter = 2 passes; .* Raise max_iter",
+        ),
+        (aligner(converged_=False), "^interrupted after 2 passes"),
+        (aligner(changed=np.nan), "^converged after 2 passes over all particles$"),
+        (clusterer(), r"^converged after 10 iterations; the last one gained 0\.001 nats .* tol = 0\.01$"),
+        (
+            clusterer(0.5, converged_=False, max_iter=10),
+            r"^not converged .*gained 0\.5 nats .* Raise max_iter",
+        ),
+        (clusterer(0.5, converged_=False), "^interrupted after 10 iterations"),
+        (clusterer(converged_=False), r"^collapsed: its classes tell apart like 1\.2 clear ones"),
+    ],
+)
+def test_the_end_of_a_fit_is_said_in_words(model, said):
+    (fit,) = fits_of(model)
+    assert re.search(said, fit.outcome), fit.outcome
+
+
+def test_phases_have_panels_of_their_own_and_every_step_is_drawn(tmp_path):
+    from sklearn_cryoem.plotting._figure import new_figure
+    from sklearn_cryoem.plotting.convergence import draw_fit
+
+    (fit,) = fits_of(clusterer())
+    figure = new_figure(6, 3)
+    draw_fit(figure, fit)
+    held_out, ordinary = (ax for ax in figure.axes if ax.get_title())
+    assert held_out.get_title() == "cross-fitted: held-out particles"
+    np.testing.assert_array_equal(held_out.lines[0].get_xdata(), np.arange(1, 7))
+    np.testing.assert_array_equal(held_out.lines[0].get_ydata(), clusterer().above_noise_[:6])
+    np.testing.assert_array_equal(ordinary.lines[0].get_xdata(), np.arange(7, 11))
+    resolution = next(ax for ax in figure.axes if ax.get_ylabel() == "resolution limit (Å)")
+    coarse, fine = resolution.transData.transform([(7, 40), (7, 10)])[:, 1]
     assert fine > coarse
-    assert twin.get_ylabel() == "resolution limit (Å)"
-    named = plot_convergence([1, 2], resolution=[4, 3], resolution_label="best reference (px)")
-    assert "best reference (px)" in [other.get_ylabel() for other in named.figure.axes]
-    assert sum(line.get_marker() == "o" for line in ax.lines) == 2
-    ax.figure.savefig(tmp_path / "convergence.png", dpi=40)
+    figure.savefig(tmp_path / "fit.png", dpi=40)
 
 
-def test_a_resolution_that_hardly_changes_is_named_itself():
-    ax = plot_convergence([1, 2, 3], resolution=[25.714, 25.714, 25.714])
-    twin = next(other for other in ax.figure.axes if other is not ax)
-    np.testing.assert_allclose(twin.get_yticks(), [25.7])
+def test_one_step_without_any_resolution_is_drawn(tmp_path):
+    told = {"log_evidence": -3.0, "resolution": np.inf, "n_references": 4, "changed": np.nan}
+    history = {name: np.array([value]) for name, value in told.items()}
+    plot_convergence(aligner(history_=history, n_iter_=1)).savefig(tmp_path / "one.png", dpi=40)
 
 
-def test_one_iteration_is_enough(tmp_path):
-    ax = plot_convergence([np.float32(-3.0)], resolution=[np.inf])
-    ax.figure.savefig(tmp_path / "one.png", dpi=40)
-    assert [tick for tick in ax.get_xticks() if 0.5 <= tick <= 1.5] == [1]
-
-
-def cross_fitted(n_marching=6, n_settled=4, n_em=5):
-    """A fit in which detail comes in, then settles, then EM begins."""
-    n_held_out = n_marching + n_settled
-    n_iter = n_held_out + n_em
-    return {
-        "resolution": np.r_[np.linspace(40.0, 15.0, n_marching), np.full(n_iter - n_marching, 10.0)],
-        "held_out": np.arange(n_iter) < n_held_out,
-        "stage": np.r_[np.arange(n_held_out), np.full(n_em, n_held_out)],
-    }
-
-
-def test_cross_fitted_iterations_are_shaded_named_and_drawn_where_they_compare():
-    given = cross_fitted()
-    objective = np.r_[
-        -900.0, -500, -400, -390, -380, -370, -100, -99, -98.5, -98.4, -102, -101, -100, -99, -98
-    ]
-    ax = plot_convergence(objective, **given)
-    lines = [line for line in ax.lines if line.get_marker() == "o"]
-    assert [line.get_xdata().tolist() for line in lines] == [[7, 8, 9, 10], [11, 12, 13, 14, 15]]
-    assert [line.get_linestyle() for line in lines] == ["--", "-"]
-    gain = np.diff(lines[0].get_ydata())
-    np.testing.assert_allclose(gain, [1, 0.5, 0.1])  # of held-out images, as measured
-    np.testing.assert_array_equal(lines[1].get_ydata(), objective[10:])
-    assert [text.get_text() for text in ax.texts] == [CROSS_FITTED, FITTED]
-    (band,) = ax.patches
-    extent = band.get_extents().transformed(ax.transData.inverted())  # a polygon in matplotlib before 3.9
-    np.testing.assert_allclose([extent.x0, extent.x1], [0.5, 10.5])
-    low, high = ax.get_ylim()
-    assert -110 < low < high < -95, "what is not drawn takes no room"
-
-
-def test_a_fit_that_was_interrupted_while_cross_fitted_is_drawn_too():
-    given = {name: values[:2] for name, values in cross_fitted().items()}
-    ax = plot_convergence([-9.0, -5.0], **given)
-    assert [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "o"] == [[2]]
-    assert [text.get_text() for text in ax.texts] == [CROSS_FITTED]
-
-
-@pytest.mark.parametrize("name", ["resolution", "stage", "held_out"])
-def test_arrays_that_do_not_fit_are_named(name):
-    with pytest.raises(ParticleDataError, match="one value for each iteration"):
-        plot_convergence([1, 2, 3], **{name: [1, 2]})
-    with pytest.raises(ParticleDataError, match="at least one iteration"):
-        plot_convergence([])
-
-
-@pytest.mark.parametrize("resolution", [[46.0, 20.0, 6.6], [500.0, 2.0], [46.0, 45.0], [8.0, 8.0]])
-def test_ticks_of_resolution_lie_evenly_between_its_ends(resolution):
-    ax = plot_convergence(np.arange(len(resolution)), resolution=resolution)
-    ticks = ax.figure.axes[1].get_yticks()
-    assert ticks.min() == min(resolution) and ticks.max() == max(resolution) and len(ticks) <= 6
+def test_a_fitted_pipeline_shows_all_its_fits():
+    stack = make_particles("ribosome", 60, box=16, snr=1.0, random_state=0)
+    model = SMLClusterer((2, 3), max_iter=70)
+    fitted = MAPAligner(2, n_batches=2, max_iter=1, random_state=0)
+    with pytest.warns(match="max_iter"):
+        aligned = fitted.fit_transform(stack)
+    model.fit(aligned)
+    (of_aligner,), (of_clusterer,) = fits_of(fitted, stack), fits_of(model, stack)
+    assert of_aligner.phase.tolist() == [0, 0, 1]
+    above = of_clusterer.measures[0].values
+    assert len(above) == model.n_iter_ and (above > 0).all(), "classes explain more than noise"
+    assert len(plot_convergence(model, stack).subfigs) == 1
+    with pytest.raises(TypeError, match="Pass a fitted MAPAligner"):
+        plot_convergence(SMLClusterer())

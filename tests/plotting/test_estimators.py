@@ -8,7 +8,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn_cryoem import MAPAligner, SMLClusterer, class_quality
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.plotting import plot_class_averages, plot_convergence, plot_manifold_atlas
-from sklearn_cryoem.plotting.convergence import fits_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -26,39 +25,28 @@ def model(stack):
 
 def test_an_estimator_brings_sizes_nodes_and_topology(model, stack):
     clusterer = model[-1]
-    gallery = plot_class_averages(model, stack)
+    gallery = plot_class_averages(model, stack).axes[0]
     assert gallery.get_title().startswith("60 particles in ")
     texts = {text.get_text() for text in gallery.texts}
-    assert {str(size) for size in clusterer.class_sizes_ if size} <= texts
-    atlas = plot_manifold_atlas(clusterer)
+    assert {str(size) for size in clusterer.class_sizes_ if size > 2} <= texts
+    atlas = plot_manifold_atlas(clusterer).axes[0]
     assert atlas.get_title() == "2 × 3 classes on a 2-D manifold"
-    of_particles = plot_manifold_atlas(model, stack).images[0].get_array()
+    of_particles = plot_manifold_atlas(model, stack).axes[0].images[0].get_array()
     aligned = model[0].transform(stack)
     known = plot_manifold_atlas(clusterer, latent_positions=clusterer.transform(aligned))
-    np.testing.assert_array_equal(of_particles, known.images[0].get_array())
+    np.testing.assert_array_equal(of_particles, known.axes[0].images[0].get_array())
 
 
 def test_only_measured_resolutions_are_drawn(model, stack):
     def drawn(**measured):
-        return {text.get_text() for text in plot_class_averages(model, stack, **measured).texts}
+        return {text.get_text() for text in plot_class_averages(model, stack, **measured).axes[0].texts}
 
     alone = [text for text in drawn() if text.endswith("Å")]
     assert len(alone) == 1  # the scale bar: class_resolution_ of the fit is another figure
     table = class_quality(model, stack)
-    measured = table["resolution"][np.isfinite(table["resolution"]) & (table["size"] > 0)]
+    measured = table["resolution"][np.isfinite(table["resolution"]) & (table["size"] > 2)]
     assert len(measured)
-    assert {f"{value:.3g} Å" for value in measured} <= drawn(resolutions=table["resolution"])
-
-
-def test_a_pipeline_has_two_fits_and_its_last_is_drawn(model, stack):
-    assert [fit["title"] for fit in fits_of(model, stack)] == [
-        "Alignment: passes over all particles", "Clustering",
-    ]  # fmt: skip
-    ax = plot_convergence(model, stack)
-    assert ax.get_title() == "Clustering"
-    assert "resolution limit (Å)" in [other.get_ylabel() for other in ax.figure.axes]
-    (aligned,) = fits_of(model[0])
-    assert len(aligned["stage"]) == len(aligned["classification"]) == model[0].n_iter_
+    assert {f"{value:.3g} Å" for value in measured} <= drawn(quality=table)
 
 
 @pytest.mark.parametrize("plot", [plot_class_averages, plot_convergence, plot_manifold_atlas])

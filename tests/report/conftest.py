@@ -5,6 +5,7 @@ import pytest
 
 from sklearn_cryoem import ParticleStack
 from sklearn_cryoem.cli.main import main
+from sklearn_cryoem.plotting.convergence import Fit, Measure
 from sklearn_cryoem.report.run import Run
 
 
@@ -48,10 +49,12 @@ def make_run(n_classes=20, *, n_coordinates=2, n_junk=0, with_stack=True, with_q
         "positions": nodes[labels] + 0.02 * rng.normal(size=(len(labels), n_coordinates)),
         "quality": quality if with_quality else None,
         "fits": [
-            {
-                "title": "Clustering", "classification": [-9.0, -7.0, -6.5, -6.0], "label": "objective",
-                "resolution": [40, 40, 20, 20], "resolution_label": "resolution limit (Å)",
-            }
+            Fit(
+                "Clustering", "converged after 4 iterations",
+                [(Measure("log evidence", np.array([9.0, 7.0, 6.5, 6.0])),
+                  Measure("resolution limit (Å)", np.array([40.0, 40.0, 20.0, 20.0]), True))],
+                np.array([0, 0, 1, 1]), ("cross-fitted", "EM"),
+            )
         ],
         "facts": [("Parameters", [("mask_diameter", "180 Å")])], "warnings": ["Look <at> this & that."],
     }  # fmt: skip

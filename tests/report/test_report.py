@@ -19,6 +19,7 @@ from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarni
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
+from sklearn_cryoem.plotting.convergence import Fit, Measure
 from sklearn_cryoem.plotting.latent_map import latent_map
 from sklearn_cryoem.report import Report, report
 from sklearn_cryoem.report.page_data import (
@@ -248,19 +249,16 @@ def test_text_can_be_read_in_both_themes(theme):
 
 # ---------------------------------------------------------------- convergence
 def test_a_chart_is_a_picture_in_the_colours_of_the_page_and_a_table_of_true_values():
-    fit = {
-        "title": "Clustering", "classification": [-9.0, -8.0, -80.0, -79.0], "label": "objective",
-        "resolution": [40, 40, 20, np.inf], "resolution_label": "limit (Å)",
-        "held_out": [True] * 2 + [False] * 2,
-    }  # fmt: skip
+    evidence = Measure("evidence\n(nats)", np.array([9.0, 8.0, 80.0, 79.0]))
+    limit = Measure("limit (Å)", np.array([40.0, 40.0, 20.0, np.inf]), True)
+    fit = Fit("Clustering", "converged", [(evidence, limit)], np.array([0, 0, 1, 1]), ("held out", "EM"))
     shown = chart(fit)
     assert (
         shown["svg"].startswith("<svg") and "var(--chosen)" in shown["svg"] and "#2166ac" not in shown["svg"]
     )
-    assert ">objective</text>" in shown["svg"] and shown == chart(fit)
-    assert shown["headings"] == ["iteration", "objective", "limit (Å)"]
-    assert shown["rows"][2:] == [["3", "-80", "20"], ["4", "-79", "inf"]]
-    assert shown["has_held_out"] and not chart({**fit, "held_out": None})["has_held_out"]
+    assert ">limit (Å)</text>" in shown["svg"] and shown == chart(fit)
+    assert shown["headings"] == ["step", "phase", "evidence (nats)", "limit (Å)"]
+    assert shown["rows"][1:3] == [["2", "held out", "8", "40"], ["3", "EM", "80", "20"]]
 
 
 # ---------------------------------------------------------------- from estimators
@@ -282,7 +280,7 @@ def test_a_report_of_a_pipeline_shows_both_fits(stack):
     assert "<title>mine - 2-D classes</title>" in page.html and repr(page).startswith(
         "Report(mine: 150 particles"
     )
-    assert "Alignment: passes over all particles" in page.html and "Parameters of SMLClusterer" in page.html
+    assert "<figcaption>Alignment <" in page.html and "Parameters of SMLClusterer" in page.html
 
 
 def test_a_report_of_an_aligner_or_a_deep_clusterer(stack):
@@ -293,7 +291,7 @@ def test_a_report_of_an_aligner_or_a_deep_clusterer(stack):
         aligned
     )
     page = report(deep, aligned, examples=False).html
-    assert "Parameters of DeepClusterer" in page and ", the largest</figcaption>" in page
+    assert "Parameters of DeepClusterer" in page and ", the largest <span" in page
     data = data_of(page)
     assert len(data["tree"]["parents"]) == 4 and data["tree"]["averages"] is not None
     assert data["examples"] is None
