@@ -20,6 +20,7 @@ from sklearn_cryoem.alignment.model import (
     update_model,
 )
 from sklearn_cryoem.alignment.passes import PassResult
+from sklearn_cryoem.alignment.products import ring_power
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import (
@@ -35,6 +36,7 @@ IMAGES_FOR_NOISE = 500
 IMAGES_PER_TASK = 64
 BALANCE_STEP = 1.0
 BALANCE_FLOOR = 0.3  # of the mean size: an empty reference gains at most log(1.3 / 0.3) a batch
+GIVEN_GROWTH = 2.0  # times k_start: given references begin where mini-batches end at most
 LAST_RESEEDING = 0.8  # of the mini-batches: dead references start again only before
 DEAD_SHARE = 0.05  # of the mean mass of a reference
 DEAD_IMAGES = 2.0  # or fewer images than this, where references have more on average
@@ -80,6 +82,39 @@ def starting_model(
         k_max=settings.k_start,
         resolution=np.zeros(settings.n_references, dtype=np.int64),
     )
+
+
+def given_model(
+    features: SharedFeatures, settings: AlignmentSettings, rng: np.random.RandomState, references: Float32
+) -> AlignmentModel:
+    """Given references (n_references, D, D) in the scale of the images, Eq. (4.22), and a first noise."""
+    images, n = features.images, len(references)
+    k_max = min(GIVEN_GROWTH * settings.k_start, settings.k_limit)
+    grid = settings.space(images.box, k_max).grid
+    masked = masked_references(references, settings)
+    noise = first_noise(features, settings, rng)  # (n_rings,), signal included
+    excess = images.noise_fraction * (noise - noise.min())[: grid.n_rings]
+    rows = np.sort(rng.permutation(images.n_images)[:IMAGES_FOR_NOISE])
+    blocks = [rows[block] for block in even_blocks(len(rows), IMAGES_PER_TASK)]
+    ctf_power = np.concatenate(list(features.map(_ctf_power, blocks, grid.n_rings))).mean(axis=0)
+    power = ctf_power * ring_power(polar_transform(masked, grid)).mean(axis=0)
+    area = grid.radius * (grid.radius > settings.n_ignored)
+    scale = np.sqrt((area @ excess) / max(area @ power, np.finfo(np.float64).tiny))
+    return AlignmentModel(
+        references=(masked * scale).astype(np.float32),
+        noise=noise,
+        weight=np.full(n, 1.0 / n),
+        balance=np.zeros(n),
+        shift_sigma_px=max(0.5 * settings.max_shift_px, 1.0),
+        k_max=k_max,
+        resolution=np.zeros(n, dtype=np.int64),
+    )
+
+
+def _ctf_power(rows: NDArray[np.int64], cache: FeatureCache, n_rings: int) -> Float64:
+    """Mean of C^2 round each ring; (n_rows, n_rings)."""
+    shift = cache.images.known.shift_px[rows]
+    return cache(rows, shift, n_rings, 1).ctf_power[:, 0].real.astype(np.float64)
 
 
 def _random_sums(

@@ -24,6 +24,7 @@ from sklearn_cryoem.cli.options import (
 from sklearn_cryoem.cli.results import LEFT_OUT, Outcome, labelled_name, output_names, tell, write
 from sklearn_cryoem.cli.run_folder import RunFolder, check_is_file
 
+_MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 # Particles of the second clustering, and particles a class, whichever is more: as many tell whether classes
 # come out again.
 _REPEATED_PARTICLES, _REPEATED_A_CLASS = 10_000, 50
@@ -165,6 +166,9 @@ def make_aligner(options, stack):
         parameters = parameters_from(options, ALIGNMENT_AND_CLUSTERING, ALIGNMENT)
         if "angle_range" in parameters:
             parameters["angle_range"] = math.radians(parameters["angle_range"])
+        if "init" in parameters:
+            parameters["init"] = read_references(stack, parameters)
+            parameters["n_clusters"] = min(parameters["n_clusters"], len(parameters["init"]))
         return MAPAligner(**parameters, **_machine(options))
     if stack.poses is None:
         raise CommandError(
@@ -172,6 +176,36 @@ def make_aligner(options, stack):
             "Leave it out, or give a file with rlnAnglePsi, rlnOriginXAngst and rlnOriginYAngst."
         )
     return None
+
+
+def read_references(stack, parameters):
+    """Averages, or projections of a map at evenly spread views, in the box and pixels of particles.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The particles.
+    parameters : dict
+        Of a MAPAligner; `init` is the file.
+    """
+    from sklearn_cryoem import read_particles
+    from sklearn_cryoem.datasets import load_volume, project
+    from sklearn_cryoem.datasets.volumes import centred
+    from sklearn_cryoem.estimators.map_aligner import number_of_references
+    from sklearn_cryoem.particles import rescale
+    from sklearn_cryoem.projections.views import view_angles
+
+    path, box, pixel_size = parameters["init"], stack.box, stack.pixel_size
+    if not path.exists():
+        raise CommandError(f"there is no {path}. Check the path given to --ref.")
+    if pixel_size is None:
+        raise CommandError("--ref needs particles of known pixel size. Give it with --pixel-size.")
+    if path.suffix in _MAP_SUFFIXES:
+        mirror = parameters.get("mirror", False)
+        n = number_of_references(parameters["n_clusters"], parameters.get("n_references"), len(stack), mirror)
+        views = view_angles(n, "D1" if mirror else "C1")  # opposite views are mirror images: half a sphere
+        return project(centred(load_volume(path)), *views.T, box=box, pixel_size=pixel_size)
+    return rescale(read_particles(path), pixel_size, box).read()
 
 
 def _machine(options):
@@ -189,7 +223,7 @@ def fit_flat(stack, options, folder, console):
     rehearse(clusterer, stack, options, folder, n_classes)
     if aligner is not None:
         with folder.timed("align"):
-            aligner = folder.fit(aligner, stack)
+            aligner = folder.fit(aligner, stack, folder.earlier_fits(options.config))
             stack = stack.with_poses(aligner.poses_)
     with folder.timed("cluster"):
         clusterer = folder.fit(clusterer, stack)
@@ -273,7 +307,7 @@ def fit_deep(stack, options, folder, console):
     n_first = int(np.prod(options.classes if options.skip_align else options.align_classes))
     rehearse(clusterer, stack, options, folder, len(stack) // options.images_per_subclass + n_first)
     with folder.timed("classify"):
-        folder.fit(clone(first), stack)
+        folder.fit(clone(first), stack, folder.earlier_fits(options.config))
     model = DeepClusterer(
         first,  # its fit is found where it was kept; poses are not searched again
         make_clusterer(options).set_params(verbose=0, cache_folder=None),

@@ -82,6 +82,8 @@ ALIGNMENT = [
     ("n_references", "--align-references", "N", count, None,
      "references that are merged into these classes in the end: more are more accurate and slower "
      "(default: 2.5 to a class, as far as there are particles)"),
+    ("init", "--ref", "FILE", Path, None,
+     "begin with these averages (.mrcs) or with projections of this map (.mrc), not with random references"),
     ("n_batches", "--align-batches", "N", whole, None, "mini-batches to begin with (default: the aligner's)"),
     ("max_iter", "--align-iterations", "N", count, None,
      "passes over all particles, at most (default: the aligner's)"),

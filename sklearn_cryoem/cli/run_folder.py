@@ -5,6 +5,7 @@ A run that was killed goes on: what its fits reached lies in the folder until th
 
 import copy
 import json
+import logging
 import math
 import platform
 import shutil
@@ -29,6 +30,9 @@ _TALKING = {"run", "required", "quiet", "verbose", "debug", "command", "force", 
 _REPORTED_VERSIONS = ("numpy", "scipy", "scikit-learn", "finufft", "mrcfile", "pandas", "joblib")
 
 
+logger = logging.getLogger("sklearn_cryoem")  # of progress
+
+
 class RunFolder:
     """A folder that one run fills with files of known names.
 
@@ -49,6 +53,8 @@ class RunFolder:
 
     def __init__(self, path, names, *, force=False):
         goes_on = (path / UNFINISHED).is_dir()  # what lies there is of a run that was killed
+        if any((path / UNFINISHED).glob("*.npz")):
+            logger.info("%s: going on from where an earlier run ended, as far as it did the same", path)
         self.path, self.names, self.force = path, [*names, RUN_FILE, SUMMARY], force or goes_on
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")  # in all files of the run
         self.seconds = {}  # stage -> wall-clock seconds
@@ -121,7 +127,18 @@ class RunFolder:
         with self.writing(name) as path:
             table.to_csv(path, index=False, errors="backslashreplace", **how)
 
-    def fit(self, estimator, stack):
+    def earlier_fits(self, config=None):
+        """Fits of the run that a configuration file is of, and of the one that this replaces."""
+        from sklearn_cryoem.estimators import load_model
+
+        found = []
+        for folder in {self.path.resolve(), (config or self.path / RUN_FILE).resolve().parent}:
+            with suppress(OSError, ValueError):  # no model, or one that cannot be read
+                model = load_model(folder / "model.npz")
+                found += [step for _, step in getattr(model, "steps", [])] + [getattr(model, "first_", None)]
+        return found
+
+    def fit(self, estimator, stack, known=()):
         """Fit, or go on from where the same call was killed; with a seed, for nothing else is the same call.
 
         Parameters
@@ -130,6 +147,8 @@ class RunFolder:
             With its parameters.
         stack : ParticleStack
             The particles.
+        known : list of estimators
+            From `earlier_fits`: that of the same parameters, particles and seed is taken.
 
         Returns
         -------
@@ -147,7 +166,13 @@ class RunFolder:
             return estimator.fit(stack)
         states = self.path / UNFINISHED
         try:
-            return fit_once(estimator, stack, states)[0]
+            fitted = fit_once(estimator, stack, states, known)[0]
+            if any(fitted is model for model in known):
+                logger.info(
+                    "nothing that %s depends on has changed: that of the earlier run is taken",
+                    type(fitted).__name__,
+                )
+            return fitted
         except KeyboardInterrupt:
             if not states.is_dir() or not any(states.iterdir()):
                 raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -28,7 +28,7 @@ from sklearn_cryoem.alignment.model import (
 )
 from sklearn_cryoem.alignment.poses import ImagePoses, find_poses, without_own
 from sklearn_cryoem.alignment.search import CLASS_PRIORS, AlignmentSettings
-from sklearn_cryoem.alignment.start import FREE
+from sklearn_cryoem.alignment.start import FREE, given_model
 from sklearn_cryoem.estimators._common import (
     FRAMES,
     Data,
@@ -122,6 +122,11 @@ class MAPAligner(
         Averages still show all of it. By default all is compared.
     tau_fudge : float, default=2.0
         Factor on the prior variance of the references, Eq. (4.2). Larger keeps more detail and more noise.
+    init : array-like of shape (n_references, D, D) or None, default=None
+        References to begin with, instead of random ones and mini-batches: averages of another fit, or
+        projections of a map (`datasets.project`), with the box and pixel size of the particles and in any
+        scale, Eq. (4.22). `n_references` is their number. Detail beyond twice the first resolution comes from
+        the particles alone.
     class_prior : {"uniform", "estimated", "balanced"}, default="uniform"
         Prior weight of the classes, Eq. (4.14). Estimated weights let large classes swallow small ones, down
         to few classes where the images are noisy; balanced weights favour small classes, which splits common
@@ -232,6 +237,7 @@ class MAPAligner(
         max_resolution: float | None = None,
         min_resolution: float | None = None,
         tau_fudge: float = 2.0,
+        init: ArrayLike | None = None,
         class_prior: str = "uniform",
         n_batches: int = 200,
         max_iter: int = 5,
@@ -251,6 +257,7 @@ class MAPAligner(
         self.max_resolution = max_resolution
         self.min_resolution = min_resolution
         self.tau_fudge = tau_fudge
+        self.init = init
         self.class_prior = class_prior
         self.n_batches = n_batches
         self.max_iter = max_iter
@@ -370,6 +377,14 @@ class MAPAligner(
     def _settings_for(self, stack: ParticleStack) -> AlignmentSettings:
         """What the kernels take: lengths in pixels and Fourier pixels of the stack."""
         n_references = number_of_references(int(self.n_clusters), self.n_references, len(stack), self.mirror)
+        if self.init is not None:
+            n_references, *shape = np.shape(self.init) or (0,)
+            if shape != [stack.box] * 2 or n_references < self.n_clusters:
+                raise ValueError(
+                    f"MAPAligner(init=...) has the shape {np.shape(self.init)}, expected at least "
+                    f"n_clusters={self.n_clusters} references of {stack.box} x {stack.box} pixels. Bring "
+                    "averages to the pixels of the particles with rescale, or ask for fewer n_clusters."
+                )
         if len(stack) < n_references:
             raise ValueError(
                 f"MAPAligner got {len(stack)} images for {n_references} references of "
@@ -428,7 +443,11 @@ class MAPAligner(
         self, stack: ParticleStack, settings: AlignmentSettings, pool: TaskPool, kept: Any, task: FitTask
     ) -> tuple[AlignmentModel | None, list[Any]]:
         """Model to go on from, of several starts, and files of these; None where the fit is the only one."""
-        return None, []
+        if self.init is None:
+            return None, []
+        features = SharedFeatures(alignment_images(stack, settings), pool)
+        rng, references = check_random_state(self.random_state), np.asarray(self.init, dtype=np.float32)
+        return given_model(features, settings, rng, references), []
 
     def _united(
         self, features: SharedFeatures, state: PassState, settings: AlignmentSettings

@@ -419,7 +419,7 @@ def checkpoint_of(estimator, data):
     return CheckpointFile(folder / f"{name.lower()}-{digest}.npz")
 
 
-def fit_once(estimator, data, folder):
+def fit_once(estimator, data, folder, known=()):
     """Fit an estimator, go on from where the same fit was killed, or load the result of the same fit.
 
     Parameters
@@ -430,6 +430,8 @@ def fit_once(estimator, data, folder):
         What is fitted.
     folder : path-like or None
         Where states and results are kept; None for nowhere.
+    known : sequence of estimators
+        Results of earlier calls, as loaded from model files: that of the same fit is taken.
 
     Returns
     -------
@@ -449,12 +451,17 @@ def fit_once(estimator, data, folder):
         return estimator.fit(data), NullCheckpoint()
     state = checkpoint_of(estimator.set_params(checkpoint=folder), data)
     result = CheckpointFile(state.path.with_suffix(".done.npz"))
-    fitted = result.load()
-    if fitted is None:
+    fitted, key = result.load(), state.path.stem
+    known = [model for model in known if getattr(model, "_fit_key", None) == key]
+    if fitted is None and not known:
         fitted = estimator.fit(data)
         if getattr(fitted, "_interrupted", False):  # it returns what it has reached
             raise KeyboardInterrupt
         fitted.set_params(checkpoint=own["checkpoint"])
+        fitted._fit_key = key
+        result.keep(fitted, now=True)
+    elif fitted is None:
+        fitted = known[0]
         result.keep(fitted, now=True)
     else:
         if isinstance(data, ParticleStack) and getattr(fitted, "mask_diameter", None) is not None:
