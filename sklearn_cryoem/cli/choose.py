@@ -55,7 +55,7 @@ def choose(options, console):
         most = Namespace(**vars(options) | {"classes": max(options.classes)})
         preflight.check_options(most, stack, console)
         stack, _ = preflight.screen(stack, options, folder, console)
-        stack = preflight.crop(stack, options, folder, console)
+        stack = preflight.crop(stack, options, folder)
         clusterer = make_clusterer(options).set_params(verbose=0)
         for n_components in options.dimensions:  # what is refused is refused before the alignment
             for n_clusters in options.classes:

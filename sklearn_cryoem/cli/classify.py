@@ -109,7 +109,7 @@ def _run(options, console, fit, *, deep, keep_states=False):
             stack, console, mask_diameter=options.mask_diameter, pixel_size=options.pixel_size
         )
         stack, n_unusable = preflight.screen(stack, options, folder, console)
-        stack = preflight.crop(stack, options, folder, console)
+        stack = preflight.crop(stack, options, folder)
         outcome = fit(stack, options, folder, console)
         results = write(outcome, options.particles.suffix, folder, console)
         results["n_left_out"] = n_left_out + n_unusable

@@ -87,7 +87,7 @@ def screen(stack, options, folder, console):
         return sound.screen(options.mask_diameter, **settings), len(unusable)
 
 
-def crop(stack, options, folder, console):
+def crop(stack, options, folder):
     """Crop particles to the box that their signal needs, and note it in --downsample, unless that was given.
 
     Returns
@@ -99,8 +99,6 @@ def crop(stack, options, folder, console):
     with folder.timed("look"):
         small = to_working_box(stack, options.max_resolution, n_jobs=options.jobs)
     if small is not stack:
-        finest, given = 2.0 * small.pixel_size, 2.0 * stack.pixel_size
-        console.say(f"working to {finest:.2g} A of {given:.2g}; box {stack.box} -> {small.box}")
         options.downsample = small.box
     return small
 

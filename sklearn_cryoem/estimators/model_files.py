@@ -35,6 +35,7 @@ from sklearn_cryoem._core.validation import ModelFileError
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.estimators._common import repeat_warnings, warn_if_mask_too_tight
 from sklearn_cryoem.particles import ParticleStack
+from sklearn_cryoem.particles.preprocess import as_made
 
 logger = logging.getLogger(__name__)
 
@@ -402,6 +403,8 @@ def checkpoint_of(estimator, data):
             f"{estimator.random_state!r}. A fit that was interrupted is known again by its seed."
         )
     parameters = {k: v for k, v in estimator.get_params().items() if k not in NOT_PART_OF_A_RUN}
+    if isinstance(data, ParticleStack):
+        data = data._replace(images=as_made(data.images))
     key = json.dumps([__version__, name, joblib.hash(parameters), joblib.hash(data)])
     folder = Path(estimator.checkpoint)
     if folder.exists() and not folder.is_dir():

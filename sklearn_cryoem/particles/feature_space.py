@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
+from sklearn_cryoem._core.memory import cache_bytes
 from sklearn_cryoem.manifold.blocks import ArrayBlocks
 from sklearn_cryoem.manifold.noise import MEASURED_NOISE, PartNoise
 from sklearn_cryoem.manifold.prior import measure_moments, shells_with_signal
@@ -28,7 +29,7 @@ from sklearn_cryoem.physics.fourier import (
     images_from_features,
 )
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("sklearn_cryoem")  # as progress: everybody should know
 
 MIN_FIRST_SHELLS = 6  # coarser images of anything look alike
 MIN_WORKING_BOX = 64  # pixels: less would save little
@@ -260,9 +261,10 @@ def to_working_box(
     Returns
     -------
     ParticleStack
-        See `ParticleStack.downsample`; marks of outliers stay. The same stack where its box would not become
-        notably smaller, or is of 64 pixels or fewer, or was chosen with `downsample`, or the pixel size is
-        unknown.
+        See `ParticleStack.downsample`; marks of outliers stay, and the cropped images are kept in memory if
+        they take no more than features may (256 MB, see `set_memory_limit`). The same stack where its box
+        would not become notably smaller, or is of 64 pixels or fewer, or was chosen with `downsample`, or the
+        pixel size is unknown.
 
     Examples
     --------
@@ -285,7 +287,8 @@ def to_working_box(
         return stack
     finest = 2.0 * stack.pixel_size
     logger.info("working to %.2g A of %.2g; box %d -> %d", finest * stack.box / box, finest, stack.box, box)
-    return at_box(stack, box)
+    small = at_box(stack, box)
+    return small._replace(images=small.images.kept(n_jobs)) if small.nbytes <= cache_bytes() else small
 
 
 def at_box(stack: ParticleStack, box: int) -> ParticleStack:

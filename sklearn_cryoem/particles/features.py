@@ -28,6 +28,7 @@ from sklearn_cryoem._version import __version__
 from sklearn_cryoem.manifold.blocks import BLOCK_SIZE, FeatureBlock, FeatureLayout
 from sklearn_cryoem.manifold.noise import RowNoise
 from sklearn_cryoem.particles.feature_files import FORMAT, FeatureFiles
+from sklearn_cryoem.particles.preprocess import as_made
 from sklearn_cryoem.particles.stack import ParticleStack
 from sklearn_cryoem.physics.ctf import electron_wavelength
 from sklearn_cryoem.physics.fourier import Complex64, Float32, HalfPlane, fourier_features
@@ -161,8 +162,7 @@ class FeatureBlocks:
             Of each image of the stack.
         """
         blocks, ready = copy.copy(self), self._cache
-        blocks.noise = noise
-        blocks._name = uuid.uuid4().hex
+        blocks.noise, blocks._name = noise, uuid.uuid4().hex
         blocks._cache = _Made(
             {i: noise.whiten(block, self.rows_of(i), self.layout) for i, block in ready.items()}
         )
@@ -219,7 +219,7 @@ class FeatureBlocks:
         """Digest of all that the features follow from; their noise, which divides them later, is no part."""
         stack, plane = self.stack, self.plane
         numbers = (plane.box, float(plane.k_max), self._radius_px, self._edge_px, stack.pixel_size)
-        images = joblib.hash((stack.images, stack.ctf, stack.poses))
+        images = joblib.hash((as_made(stack.images), stack.ctf, stack.poses))
         parts = [FORMAT, __version__, sys.byteorder, numbers, self._block_size, images]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

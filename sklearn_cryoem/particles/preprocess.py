@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.parallel import row_blocks
+from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem.particles.rows import Immutable
+from sklearn_cryoem.particles.rows import Immutable, row_key
 from sklearn_cryoem.particles.sources import ImageSource, Rows, bad_pixels
 from sklearn_cryoem.physics.fourier import fourier_resize, resample
 from sklearn_cryoem.physics.images import clip_hot_pixels, normalise_background
@@ -141,14 +141,17 @@ class TransformedSource(Immutable):
         Where the images come from.
     step : Step
         What to do to each block.
+    images : ndarray of shape (n, box, box), optional
+        What comes of it, where that is kept.
     """
 
     is_in_memory = False
 
-    def __init__(self, source: ImageSource, step: Step) -> None:
+    def __init__(self, source: ImageSource, step: Step, images: np.ndarray | None = None) -> None:
         self.source = source
         self.step = step
         self.box = step.box_after(source.box)
+        self._images = images
         self._seal()
 
     def __len__(self) -> int:
@@ -156,14 +159,28 @@ class TransformedSource(Immutable):
 
     def read(self, rows: Any = None, *, check: bool = True) -> np.ndarray:
         """Return the transformed images of `rows` as C-contiguous float32 (m, box, box)."""
+        if self._images is not None:
+            return np.ascontiguousarray(
+                self._images[row_key(slice(None) if rows is None else rows, len(self))]
+            )
         images = self.source.read(rows, check=check)
         if not len(images):
             return np.zeros((0, self.box, self.box), dtype=np.float32)
         return np.ascontiguousarray(self.step(images), dtype=np.float32)
 
     def take(self, rows: Rows) -> TransformedSource:
-        """Return a source of the given rows alone; copies no pixel."""
-        return TransformedSource(self.source.take(rows), self.step)
+        """Return a source of the given rows alone; copies no pixel that is not kept."""
+        images = None if self._images is None else self._images[rows]
+        return TransformedSource(self.source.take(rows), self.step, images)
+
+    def kept(self, n_jobs: int | None = None) -> TransformedSource:
+        """Return the same source with all of its images in memory."""
+        images = np.empty((len(self), self.box, self.box), dtype=np.float32)
+        blocks = row_blocks(len(self), max(1, BLOCK_BYTES // (32 * self.source.box**2)))  # 4 MB are read
+        parts = ordered_map(self.read, blocks, n_jobs=n_jobs, threads_only=True)
+        for rows, part in zip(blocks, parts, strict=True):
+            images[rows] = part
+        return TransformedSource(self.source, self.step, images)
 
     def describe(self) -> str:
         """Say in a few words where the pixels are, and what happens to them."""
@@ -188,6 +205,13 @@ def normalised_radius(source: ImageSource) -> float | None:
             return source.step.radius_px
         source = source.source
     return None
+
+
+def as_made(source: ImageSource) -> ImageSource:
+    """The same source without images that are kept, by which nobody should know it."""
+    if isinstance(source, TransformedSource):
+        return TransformedSource(as_made(source.source), source.step)
+    return source
 
 
 def is_downsampled(source: ImageSource) -> bool:

@@ -1,5 +1,6 @@
 """Fits work in the box that the signal needs, and everything they return is in the units of the images."""
 
+import joblib
 import numpy as np
 import pytest
 
@@ -7,6 +8,7 @@ from sklearn_cryoem import DeepClusterer, MAPAligner, RealigningClusterer, SMLCl
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import EigenImages, assign_particles
 from sklearn_cryoem.particles import ParticleStack, to_working_box
+from sklearn_cryoem.particles.preprocess import as_made
 from sklearn_cryoem.physics.fourier import fourier_features, half_plane, images_from_features
 from sklearn_cryoem.quality import class_quality
 
@@ -49,8 +51,17 @@ def test_the_box_stays_where_nothing_can_be_told_or_saved_or_was_chosen():
         assert to_working_box(kept) is kept
 
 
-def test_outliers_stay_marked(stack):
-    assert to_working_box(stack, RESOLUTION).outlier.tolist() == stack.outlier.tolist()
+def test_outliers_stay_marked_and_images_are_kept_where_there_is_room(stack, monkeypatch):
+    kept = to_working_box(stack, RESOLUTION)
+    monkeypatch.setattr("sklearn_cryoem.particles.feature_space.cache_bytes", lambda: 0.0)
+    made = to_working_box(stack, RESOLUTION)
+    assert kept.outlier.tolist() == stack.outlier.tolist()
+    assert kept.images._images is not None
+    assert made.images._images is None
+    for rows in (None, slice(3, 7), np.array([5, 2])):
+        np.testing.assert_array_equal(kept.read(rows), made.read(rows))
+    np.testing.assert_array_equal(kept[[7, 1]].read(), made[[7, 1]].read())
+    assert joblib.hash(as_made(kept.images)) == joblib.hash(made.images)
 
 
 def test_an_alignment_works_in_the_small_box_and_gives_poses_of_the_images(stack):
