@@ -52,7 +52,7 @@ from sklearn_cryoem.particles.feature_space import at_box, to_working_box
 from sklearn_cryoem.particles.frames import check_same_pixel_size
 from sklearn_cryoem.particles.preprocess import normalised_radius
 from sklearn_cryoem.particles.screening import normalised_like
-from sklearn_cryoem.physics.fourier import coarser_shells
+from sklearn_cryoem.physics.fourier import coarser_shells, fourier_resize
 from sklearn_cryoem.physics.masks import mask_disc
 from sklearn_cryoem.physics.rotation import aligned_images
 
@@ -289,7 +289,8 @@ class MAPAligner(
         given = as_stack(X, self)
         warn_if_mask_too_tight(self, given, stacklevel=2 + FRAMES)
         screened, _ = as_screened(given, self, stacklevel=2 + FRAMES)
-        background_px, screened = normalised_radius(screened.images), self._at_work(screened)
+        self._given_box, background_px = given.box, normalised_radius(screened.images)
+        screened = self._at_work(screened)
         stack = without_outliers(screened, self)
         settings = self._settings_for(stack)
         images = alignment_images(stack, settings)
@@ -379,10 +380,11 @@ class MAPAligner(
         n_references = number_of_references(int(self.n_clusters), self.n_references, len(stack), self.mirror)
         if self.init is not None:
             n_references, *shape = np.shape(self.init) or (0,)
-            if shape != [stack.box] * 2 or n_references < self.n_clusters:
+            boxes = getattr(self, "_given_box", stack.box), stack.box
+            if shape not in [[box, box] for box in boxes] or n_references < self.n_clusters:
                 raise ValueError(
                     f"MAPAligner(init=...) has the shape {np.shape(self.init)}, expected at least "
-                    f"n_clusters={self.n_clusters} references of {stack.box} x {stack.box} pixels. Bring "
+                    f"n_clusters={self.n_clusters} references of {boxes[0]} x {boxes[0]} pixels. Bring "
                     "averages to the pixels of the particles with rescale, or ask for fewer n_clusters."
                 )
         if len(stack) < n_references:
@@ -447,7 +449,7 @@ class MAPAligner(
             return None, []
         features = SharedFeatures(alignment_images(stack, settings), pool)
         rng, references = check_random_state(self.random_state), np.asarray(self.init, dtype=np.float32)
-        return given_model(features, settings, rng, references), []
+        return given_model(features, settings, rng, fourier_resize(references, stack.box)), []
 
     def _united(
         self, features: SharedFeatures, state: PassState, settings: AlignmentSettings

@@ -9,7 +9,7 @@ from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import EigenImages, assign_particles
 from sklearn_cryoem.particles import ParticleStack, to_working_box
 from sklearn_cryoem.particles.preprocess import as_made
-from sklearn_cryoem.physics.fourier import fourier_features, half_plane, images_from_features
+from sklearn_cryoem.physics.fourier import fourier_features, fourier_resize, half_plane, images_from_features
 from sklearn_cryoem.quality import class_quality
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -79,6 +79,11 @@ def test_an_alignment_works_in_the_small_box_and_gives_poses_of_the_images(stack
     np.testing.assert_array_equal(assigned.labels_, whole.predict(stack))
     again = whole.set_params(warm_start=True).fit(stack)
     assert again.class_averages_.shape == (2, SMALL, SMALL)
+    begun = [
+        MAPAligner(2, init=fourier_resize(again.class_averages_, box), **how).fit(stack)
+        for box in (SMALL, BOX)
+    ]
+    np.testing.assert_array_equal(begun[0].labels_, begun[1].labels_)
 
 
 @pytest.mark.parametrize(
