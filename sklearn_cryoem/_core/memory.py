@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,6 +132,7 @@ def with_room(function: Callable[..., Result], *args: Any) -> Result:
     return function(*args)
 
 
+@cache  # a millisecond, and asked for in every pass
 def machine_memory() -> float:
     """Bytes that the machine has, or that the control group of this process may use if that is less."""
     try:

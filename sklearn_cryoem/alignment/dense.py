@@ -157,8 +157,10 @@ def dense_statistics(sums: DenseSums, space: SearchSpace, n_even: int) -> Statis
     table = sums.numerator.reshape(n_orders, n_references, n_shifts, 2, n_rings)
 
     def centred(block: slice) -> NDArray[Any]:
-        part = table[:, block]
-        return undo_shifts(part[..., 0, :] + 1j * part[..., 1, :], undo, space)
+        part = table[:, block].reshape(n_orders, -1, 2, n_rings)
+        k = block.stop - block.start
+        summed = part[..., 0, :] + 1j * part[..., 1, :]
+        return undo_shifts(summed, np.tile(undo, (k, 1, 1)), n_shifts * np.arange(k), space)
 
     blocks = row_blocks(n_references, REFERENCES_AT_ONCE)
     numerator = np.concatenate([centred(block) for block in blocks])

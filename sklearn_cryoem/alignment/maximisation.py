@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from sklearn_cryoem._core.em import Additive
+from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.products import Int
 from sklearn_cryoem.alignment.search import SearchSpace
-from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
+from sklearn_cryoem.physics.fourier import Complex64, Float64
 from sklearn_cryoem.physics.polar import angular_orders, from_angular_orders, translation_phase
 
 Complex128 = NDArray[np.complex128]
-_Pairs = tuple[NDArray[np.int64], NDArray[np.int64], Float32]
+
+PAIRS_BYTES = 32e6  # of the (reference, shift, image) whose posteriors are transformed at once
 
 
 @dataclass(frozen=True)
@@ -146,26 +150,31 @@ def accumulate(
 
     Notes
     -----
-    For every reference the posterior over angles is transformed to orders, one matrix product for every
-    order sums the images of each shift, and the shifts are undone once.
+    The posterior over angles of every (reference, shift, image) that has one is transformed to orders; one
+    sparse product sums the images of each reference and shift in all orders, and shifts are undone once.
     """
-    images = np.ascontiguousarray(
-        features.orders[:, space.order].transpose(1, 0, 2)
-    )  # (n_orders, n, n_rings)
+    # (n_orders, n, n_rings)
+    images = np.ascontiguousarray(features.orders[:, space.order].transpose(1, 0, 2))
     ctf_power = np.ascontiguousarray(features.ctf_power.transpose(1, 0, 2))  # (n_even, n, n_rings)
     undo_shift = translation_phase(space.grid, space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
-    reference = posterior.row // space.n_shifts
-    by_reference = np.argsort(reference.astype(np.uint16), kind="stable")  # by digits: linear in their number
-    ends = np.cumsum(np.bincount(reference, minlength=n_references))
-    sums = [
-        _reference_sums(posterior, cells, images, ctf_power, undo_shift, space)
-        for cells in np.split(by_reference, ends[:-1])
-    ]
-    mass = np.array([part[2] for part in sums])  # (n_references, n_shifts)
+    pairs = _Pairs.of(posterior, len(features))
+    n_rows = n_references * space.n_shifts
+    mass = np.bincount(posterior.row, posterior.weight, n_rows).reshape(n_references, -1)
+    numerator = np.zeros((n_references, space.n_orders, space.n_rings), dtype=np.complex128)
     denominator = np.zeros((n_references, n_even, space.n_rings), dtype=np.complex128)
-    denominator[:, : len(ctf_power)] = [part[1] for part in sums]
+    for some in pairs.blocks(space):
+        turned = pairs.orders(posterior, some, space)  # (n_orders, n_pairs), complex64
+        row, image = pairs.row[some], pairs.image[some]
+        used, starts = np.unique(row, return_index=True)  # (reference, shift) pairs
+        summed = _sums_of_images(turned, starts, image, images)  # (n_orders, n_used, n_rings)
+        reference, first = np.unique(used // space.n_shifts, return_index=True)
+        undo = undo_shift[used % space.n_shifts]
+        numerator[reference] += undo_shifts(summed, undo, first, space)
+        of_reference = starts[first]
+        even = _sums_of_images(turned[: len(ctf_power)], of_reference, image, ctf_power)
+        denominator[reference, : len(ctf_power)] += even.transpose(1, 0, 2)  # shifts do not touch C^2
     return Statistics(
-        numerator=np.array([part[0] for part in sums], dtype=np.complex128),
+        numerator=numerator,
         denominator=denominator,
         power=features.power.sum(axis=0, dtype=np.float64),
         n_images=np.full(space.n_rings, float(len(features))),
@@ -184,59 +193,75 @@ def _turn_sum(posterior: Posterior, space: SearchSpace, n_references: int) -> Fl
     return np.asarray(np.bincount(posterior.row // space.n_shifts, angle, n_references), dtype=np.float64)
 
 
-def _posterior_of_pairs(posterior: Posterior, cells: Int, space: SearchSpace, n_images: int) -> _Pairs:
-    """Shift and image of each (shift, image) pair that carries weight, and its posterior over angles."""
-    pair = posterior.row[cells] % space.n_shifts * n_images + posterior.image[cells]
-    line = np.zeros(space.n_shifts * n_images, dtype=np.int32)
-    line[pair] = 1
-    used = np.flatnonzero(line)  # (n_pairs,)
-    line[used] = np.arange(len(used))
-    table = np.zeros((len(used), space.n_angles), dtype=np.float32)
-    table[line[pair], posterior.angle[cells]] = posterior.weight[cells]
-    return *np.divmod(used, n_images), table
+@dataclass(frozen=True)
+class _Pairs:
+    """The (reference, shift) rows and images with weight, in this order, and the cells of each.
+
+    Attributes
+    ----------
+    cells : ndarray of shape (n_cells,), int
+        Cells of a posterior, pair after pair.
+    first : ndarray of shape (n_pairs + 1,), int
+        Where the cells of each pair begin, and where the last ones end.
+    row, image : ndarrays of shape (n_pairs,), int
+        Of each pair.
+    """
+
+    cells: Int
+    first: Int
+    row: Int
+    image: Int
+
+    @classmethod
+    def of(cls, posterior: Posterior, n_images: int) -> _Pairs:
+        key = posterior.row.astype(np.int64) * n_images + posterior.image
+        cells = np.argsort(key, kind="stable")
+        key = key[cells]
+        first = np.flatnonzero(np.diff(key, prepend=-1))
+        return cls(cells, np.append(first, len(key)), *np.divmod(key[first], n_images))
+
+    def blocks(self, space: SearchSpace) -> Iterator[slice]:
+        """As many pairs at a time as have their shifts undone in the memory of `PAIRS_BYTES`, at most."""
+        yield from row_blocks(len(self.row), max(1, int(PAIRS_BYTES / (16 * space.n_rings * space.n_angles))))
+
+    def orders(self, posterior: Posterior, some: slice, space: SearchSpace) -> Complex64:
+        """Angular orders of the posterior over angles of some pairs; (n_orders, n_pairs)."""
+        first = self.first[some.start : some.stop + 1]
+        cells = self.cells[first[0] : first[-1]]
+        table = np.zeros((len(first) - 1, space.n_angles), dtype=np.float32)
+        pair = np.repeat(np.arange(len(table)), np.diff(first))
+        table[pair, posterior.angle[cells]] = posterior.weight[cells]
+        return np.ascontiguousarray((table @ space.analysis).view(np.complex64).T)
 
 
-def _reference_sums(
-    posterior: Posterior,
-    cells: Int,
-    images: Complex64,
-    ctf_power: Complex64,
-    undo_shift: Complex64,
-    space: SearchSpace,
-) -> tuple[Complex64, Complex64, Float64]:
-    """Numerator (n_orders, n_rings), denominator (n_even, n_rings) and mass (n_shifts,) from some cells."""
-    n_orders, n_rings, n_images = space.n_orders, space.n_rings, images.shape[1]
-    line, column, table = _posterior_of_pairs(posterior, cells, space, n_images)
-    weight = table.sum(axis=1, dtype=np.float64)
-    mass = np.asarray(np.bincount(line, weight, space.n_shifts), dtype=np.float64)
-    if not len(line):
-        return (
-            np.zeros((n_orders, n_rings), np.complex64),
-            np.zeros((len(ctf_power), n_rings), np.complex64),
-            mass,
-        )
-    turned = (table @ space.analysis).view(np.complex64)  # (n_pairs, n_orders)
-    shift, image = (np.flatnonzero(np.bincount(index)) for index in (line, column))
-    if len(line) == len(shift) * len(image):  # pairs come in the order of shifts, then images
-        dense = np.ascontiguousarray(turned.T).reshape(n_orders, len(shift), len(image))
-    else:
-        dense = np.zeros((n_orders, len(shift), len(image)), dtype=np.complex64)
-        dense[:, np.searchsorted(shift, line), np.searchsorted(image, column)] = turned.T
-    summed = np.matmul(dense, images[:, image])  # (n_orders, n_shifts, n_rings)
-    even = dense[: len(ctf_power)].sum(axis=1)  # shifts do not touch C^2
-    denominator = np.matmul(even[:, None, :], ctf_power[:, image])[:, 0]
-    return undo_shifts(summed[:, None], undo_shift[shift], space)[0], denominator, mass
+def _sums_of_images(turned: Complex64, starts: Int, image: Int, values: Complex64) -> Complex64:
+    """Sums of `values` (m, n, n_rings) of images times `turned` (m, n_pairs); (m, n_groups, n_rings).
+
+    Pairs of a group follow each other from `starts` on; `image` (n_pairs,) is that of each pair. All orders
+    are blocks of one sparse matrix.
+    """
+    (n_orders, n_pairs), n_images = turned.shape, values.shape[1]
+    order = np.arange(n_orders)[:, None]
+    ends = np.append((starts + order * n_pairs).ravel(), n_orders * n_pairs)
+    matrix = csr_array(
+        (turned.ravel(), (image + order * n_images).ravel(), ends),
+        shape=(n_orders * len(starts), n_orders * n_images),
+    )
+    return np.asarray(matrix @ values.reshape(n_orders * n_images, -1)).reshape(n_orders, len(starts), -1)
 
 
-def undo_shifts(summed: Complex64, undo_shift: Complex64, space: SearchSpace) -> Complex64:
+def undo_shifts(summed: Complex64, undo_shift: Complex64, first: Int, space: SearchSpace) -> Complex64:
     """Numerators of a few references from their sums at every shift, Eq. (4.5).
 
     Parameters
     ----------
-    summed : ndarray of shape (n_orders, k, n_shifts, n_rings)
-        Orders as in `SearchSpace.order`.
-    undo_shift : ndarray of shape (n_shifts, n_rings, n_angles / 2)
-        `translation_phase` of these shifts.
+    summed : ndarray of shape (n_orders, n_rows, n_rings)
+        Sums at some shifts of each reference, one reference after the other; orders as in
+        `SearchSpace.order`.
+    undo_shift : ndarray of shape (n_rows, n_rings, n_angles / 2)
+        `translation_phase` of the shift of each row.
+    first : ndarray of shape (k,), int
+        First row of each reference.
     space : SearchSpace
         Orders.
 
@@ -246,9 +271,10 @@ def undo_shifts(summed: Complex64, undo_shift: Complex64, space: SearchSpace) ->
         Orders 0, 1, ..
     """
     ascending = np.empty((*summed.shape[1:], space.n_orders), dtype=np.complex64)
-    ascending[..., space.order] = summed.transpose(1, 2, 3, 0)
-    values = from_angular_orders(ascending, space.grid.n_angles)  # (k, n_shifts, n_rings, n_angles / 2)
-    centred = np.einsum("ktrj,trj->krj", values, undo_shift)
+    ascending[..., space.order] = summed.transpose(1, 2, 0)
+    values = from_angular_orders(ascending, space.grid.n_angles)  # (n_rows, n_rings, n_angles / 2)
+    values *= undo_shift
+    centred = np.add.reduceat(values, first, axis=0)
     return angular_orders(centred, space.n_orders).transpose(0, 2, 1)
 
 
