@@ -48,8 +48,8 @@ def add_assign(commands):
     return parser
 
 
-def assign(options, console):
-    """Read, bring to the frame of the model, assign, write as a run does."""
+def assign(options, console, used=None):
+    """Read, bring to the frame of the model, assign, write as a run does, of the options `used`."""
     from sklearn_cryoem.cli import preflight
     from sklearn_cryoem.estimators import as_fitted_by, assign_particles, load_model
     from sklearn_cryoem.particles.classes import steps_of
@@ -66,7 +66,7 @@ def assign(options, console):
     for step in (*before, last):
         step.set_params(n_jobs=options.jobs, verbose=0 if options.quiet else 1)
     mask = None if hasattr(last, "tree_") else last.mask_diameter
-    how = Namespace(**vars(options), mask_diameter=mask, downsample=None, noise_groups=False)
+    how = Namespace(**vars(options) | {"mask_diameter": mask, "downsample": None, "noise_groups": False})
     is_deep, aligns = hasattr(last, "tree_"), bool(before)
     names = output_names(options.particles.suffix, align=aligns or is_deep, deep=is_deep)
     with RunFolder(options.output, [*names, LEFT_OUT], force=options.force) as folder:
@@ -84,5 +84,5 @@ def assign(options, console):
         outcome = Outcome(stack, last, before[0] if before else None, none, assignment)
         results = write(outcome, options.particles.suffix, folder, console)
         results["n_left_out"] = n_left_out + n_unusable
-        folder.write_summary(options, results, console.warnings)
+        folder.write_summary(used or options, results, console.warnings)
     tell(results, folder, console)

@@ -114,8 +114,9 @@ def _run(options, console, fit, *, deep, keep_states=False):
         results = write(outcome, options.particles.suffix, folder, console)
         results["n_left_out"] = n_left_out + n_unusable
         folder.write_summary(options, results, console.warnings, keep_states=keep_states)
-    tell(results, folder, console)
-    _tell_where_images_are(folder / labelled_name(options.particles.suffix), stack, options, console)
+    tell(results, folder, console, files=not keep_states)
+    if not keep_states:
+        _tell_where_images_are(folder / labelled_name(options.particles.suffix), stack, options, console)
     return outcome
 
 

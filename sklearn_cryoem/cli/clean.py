@@ -5,6 +5,7 @@ from argparse import Namespace
 
 import numpy as np
 
+from sklearn_cryoem.cli.assign import assign
 from sklearn_cryoem.cli.classify import add_particles, classify
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
@@ -27,14 +28,15 @@ _RULES = [
     ("max_rejected", "--max-rejected", "PERCENT", percent, 40.0,
      "stop with an error before more than this share of all particles has left"),
 ]  # fmt: skip
-_EPILOG = f"""\
+_EPILOG = """\
 Each round is a folder round_1, round_2, .. with all that classify writes, its gallery too, and left.star (or
-.cs), which the next one takes. What is left in the end is particles.star in DIR, and {REJECTED} says of each
-particle that left in which round, from which class and why. A run that ended early goes on by the same
-command. Classes are given up that show no particle, and those whose particles match them half as well as
-usual; but each of their particles is compared with the other classes, and stays if it matches one. Small
-classes stay if their particles match them: rare views. In the end those that left with a class that they did
-not match are aligned to the classes that are left, and come back if they match one.
+.cs), which the next one takes. DIR holds the same of the particles that are left in the end, in the classes
+of the last round, and rejected.csv, which says of each particle that left in which round, from which class
+and why. A run that ended early goes on by the same command.
+Classes are given up that show no particle, and those whose particles match them half as well as usual; but
+each of their particles is compared with the other classes, and stays if it matches one. Small classes stay if
+their particles match them: rare views. In the end those that left with a class that they did not match are
+aligned to the classes that are left, and come back if they match one.
 """
 
 
@@ -107,17 +109,25 @@ def clean(options, console):
     if back.any():
         console.say(f"{back.sum():,} of them match the classes that are left, and come back")
         rows, table = np.sort(np.append(rows, table["row"][back])), table[~back]
-    metadata = everything.metadata
-    names = metadata["uid" if "uid" in metadata else "rlnImageName"].to_numpy()
+    names = everything.metadata["uid" if "uid" in everything.metadata else "rlnImageName"].to_numpy()
     table.insert(0, "particle", names[table.pop("row")])
     with atomic_path(options.output / REJECTED, overwrite=True) as place:
         table.to_csv(place, index=False)
-    write_particles(everything[rows], result, overwrite=True)  # the sign that all is done
+    write_particles(everything[rows], particles, overwrite=True)
+    own |= {
+        "model": folder,
+        "particles": particles,
+        "passthrough": [],
+        "force": True,
+        "output": options.output,
+        "images_dir": options.images_dir if result.suffix == ".cs" else None,
+    }
+    assign(Namespace(**settings | own), console, used=options)
     for done in range(1, number + 1):
         shutil.rmtree(options.output / f"round_{done}" / UNFINISHED, ignore_errors=True)
     console.say(
-        f"{len(rows):,} of {len(everything):,} particles are left after {number} rounds, in {result}; "
-        f"{REJECTED} says why the others are not"
+        f"{len(rows):,} of {len(everything):,} particles are left after {number} "
+        f"round{'s' * (number > 1)}; {REJECTED} says why the others are not"
     )
 
 

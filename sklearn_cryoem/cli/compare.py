@@ -13,9 +13,10 @@ from sklearn_cryoem.cli.select import column_of, places_of, read_table
 
 TABLE, MOVED, CONTINGENCY, PAIRS = "compare.csv", "moved.csv", "contingency.csv", "pairs.png"
 _MERGE_EPILOG = """\
-Classes are numbered through, run by run, and their averages stand in that order in
-OUTPUT_averages.mrcs, beside the output. A particle that is in several runs, by the name of its image, is kept
-with its larger posterior. Another format than that of the results takes the CTF along.
+Classes are numbered through, run by run; runs with the same averages, as those of assign have, share their
+numbers. The averages stand in that order in OUTPUT_averages.mrcs, beside the output. A particle
+that is in several runs, by the name of its image, is kept with its larger posterior. Another format than that
+of the results takes the CTF along.
 """
 _COMPARE_EPILOG = f"""\
 {TABLE} has one row for each class of the first run: its partner in each other run, how many particles they
@@ -63,16 +64,17 @@ def merge(options, console):
 
     check_target(options.output, overwrite=options.force)
     _check_one_format(options.results)
-    stacks, averages, first = [], [], 0
+    stacks, averages, first, starts = [], [], 0, {}
     for results in options.results:
         stack, labels = read_labelled(results, options.output, console)
         sound = labels >= 0
         own = read_mrc(results / AVERAGES) if (results / AVERAGES).is_file() else None
-        averages.append(own)
-        n_classes = max(0 if own is None else len(own[0]), int(labels.max(initial=-1)) + 1)
-        stacks.append(with_classes(stack[sound], labels[sound] + first))
-        console.say(f"{results}: {np.count_nonzero(sound):,} particles, classes from {first + 1}")
-        first += n_classes
+        start = starts.setdefault(results if own is None else own[0].tobytes(), first)
+        if start == first:
+            averages.append(own)
+            first += max(0 if own is None else len(own[0]), int(labels.max(initial=-1)) + 1)
+        stacks.append(with_classes(stack[sound], labels[sound] + start))
+        console.say(f"{results}: {np.count_nonzero(sound):,} particles, classes from {start + 1}")
     if any((stack.ctf is None) != (stacks[0].ctf is None) for stack in stacks):
         console.warn("the CTF is not carried over: some of the results have none")
         stacks = [stack.with_ctf(None) for stack in stacks]

@@ -310,8 +310,8 @@ def draw(outcome, folder):
 
 
 # ---------------------------------------------------------------- words
-def tell(results, folder, console):
-    """Say what was found and where it is."""
+def tell(results, folder, console, *, files=True):
+    """Say what was found, and in which files it is."""
     divided = ""
     if "n_first_classes" in results:
         n_first, n_divided = results["n_first_classes"], results["n_first_classes_divided"]
@@ -341,6 +341,8 @@ def tell(results, folder, console):
     if results["kept_by_rarity"]:
         shares = ", ".join(f"{share:.0%}" for share in results["kept_by_rarity"])
         console.say(f"kept of each fifth of the particles, smallest classes first: {shares}")
+    if not files:
+        return
     console.say(f"results in {folder.path}:")
     labelled = next(name for name in folder.names if name.startswith("particles."))
     contents = CONTENTS | (_CONTENTS_OF_DEEP if "n_first_classes" in results else {})

@@ -21,7 +21,7 @@ from sklearn_cryoem.cli.options import (
 from sklearn_cryoem.cli.results import output_names, tell, write
 from sklearn_cryoem.cli.run_folder import RunFolder
 
-STACK, STAR, TRUTH = "particles.mrcs", "particles.star", "truth.csv"
+STACK, STAR, TRUTH, MAP = "particles.mrcs", "particles.star", "truth.csv", "map.mrc"
 _DRAWN_IN_A_SESSION = ("noise", "views", "no_rotation", "weights", "astigmatism", "voltage", "cs")
 _DEMO_STACK, _DEMO_STAR = "simulated.mrcs", "simulated.star"
 _DEMO_BOX, _DEMO_SNR, _DEMO_JUNK = 64, 0.1, 0.1
@@ -40,7 +40,8 @@ def add_simulate(commands):
         commands, "simulate", simulate,
         summary="simulate particles of a volume or a phantom, with known truth",
         description="Simulate particle images (CTF with astigmatism, shifts, rotation, noise, junk) and "
-        f"write {STACK}, {STAR} and {TRUTH} (view, angle in radians, shift in Angstrom, structure, junk). "
+        f"write {STACK}, {STAR}, {TRUTH} (view, angle in radians, shift in Angstrom, structure, junk) and, "
+        f"of a single structure, {MAP}. "
         "With --session they are as hard as real ones: views that prefer directions, picks off centre, "
         "neighbours in the box, four kinds of junk, and ice, noise, defocus and contrast by micrograph.",
     )  # fmt: skip
@@ -97,9 +98,10 @@ def add_simulate(commands):
 
 def simulate(options, console):
     """Simulate and write."""
-    with RunFolder(options.output, [STACK, STAR, TRUTH], force=options.force) as folder:
+    with RunFolder(options.output, [STACK, STAR, TRUTH, MAP], force=options.force) as folder:
         from sklearn_cryoem.datasets import load_volume, make_particles, make_session
-        from sklearn_cryoem.io import write_particles
+        from sklearn_cryoem.datasets.simulate import resolve_volumes
+        from sklearn_cryoem.io import write_mrc, write_particles
 
         if options.volume and options.phantom:
             raise CommandError("--volume and --phantom exclude each other. Give one of them.")
@@ -108,13 +110,14 @@ def simulate(options, console):
             _check_session(options)
         elif options.picked_twice is not None:
             raise CommandError("--picked-twice is for a --session. Leave it out, or add --session.")
+        imaged, pixel_size = resolve_volumes(imaged, options.box, options.pixel_size)
         make = make_session if options.session else make_particles
         with folder.timed("simulate"):
             stack = make(
                 imaged,
                 options.particles,
                 box=options.box,
-                pixel_size=options.pixel_size,
+                pixel_size=pixel_size,
                 snr=options.snr,
                 **_given(options),
                 path=folder / STACK,
@@ -126,6 +129,8 @@ def simulate(options, console):
         with folder.timed("write"):
             write_particles(stack, folder / STAR, overwrite=options.force)
             folder.write_csv(TRUTH, stack.truth)
+            if len(imaged) == 1:
+                write_mrc(folder / MAP, imaged[0].array, imaged[0].pixel_size, overwrite=options.force)
             results = {
                 "n_particles": len(stack),
                 "box_px": stack.box,
@@ -137,6 +142,7 @@ def simulate(options, console):
         (STAR, "metadata for RELION and for sklearn-cryoem classify"),
         (STACK, "images"),
         (TRUTH, "what each image really shows"),
+        *[(MAP, "the structure that they show")] * (len(imaged) == 1),
     ])  # fmt: skip
 
 
