@@ -59,6 +59,7 @@ def convert(options, console):
         ctf=not options.no_ctf,
         passthrough=options.passthrough,
         metadata_only=not writes_images and options.images_dir is None,
+        rescale=not writes_images,  # the table says of each particle what size it has
     )
     if options.float32:
         _keep_own_images(stack, options.output)

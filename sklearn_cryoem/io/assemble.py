@@ -85,22 +85,21 @@ def assemble(
         _warn_of_odd_files([files[code] for code in codes])
     if len(stacks) == 1:
         return stacks[0]
-    return _in_one_frame(raw, stacks, np.concatenate(kept), metadata_only=metadata_only)
+    return _in_one_frame(raw, stacks, np.concatenate(kept))
 
 
-def _in_one_frame(
-    raw: RawParticles, stacks: list[ParticleStack], rows: np.ndarray, *, metadata_only: bool
-) -> ParticleStack:
+def _in_one_frame(raw: RawParticles, stacks: list[ParticleStack], rows: np.ndarray) -> ParticleStack:
     """Join stacks of several pixel sizes or boxes, which hold the given rows one after the other."""
     if any(stack.pixel_size is None for stack in stacks):
         raise ParticleDataError(
             f"{raw.path}: particles can be rescaled only where their pixel sizes are known. Read the groups "
             "one by one with optics_groups= and pixel_size=, and join them with concatenate."
         )
-    if metadata_only:
+    has_boxes = all(stack.box for stack in stacks)
+    if not has_boxes:  # a table alone need not say them
         size, _ = common_frame(stacks)
         stacks = [stack._replace(images=AbsentSource(len(stack), 0), pixel_size=size) for stack in stacks]
-    joined = concatenate(stacks, rescale=not metadata_only)._replace(
+    joined = concatenate(stacks, rescale=has_boxes)._replace(
         optics=raw.optics, noise_group=raw.noise_group[rows], optics_group=raw.optics_group[rows]
     )
     return joined[np.argsort(rows, kind="stable")]

@@ -12,10 +12,9 @@ from sklearn_cryoem.io.cryosparc import poses_of_records
 from sklearn_cryoem.io.cryosparc_file import table_to_records
 from sklearn_cryoem.io.image_files import SIGN, sign_of_images, split_format, split_image_name
 from sklearn_cryoem.io.records import CRYOSPARC_CTF, OURS, RELION_CTF, UID, holds_something, same_angles
-from sklearn_cryoem.io.write_star import raw_geometry
 from sklearn_cryoem.particles import CTFTable, ParticleStack, class_labels
 from sklearn_cryoem.particles.classes import OUTLIER, RELION_CLASS
-from sklearn_cryoem.particles.frames import pixel_growth
+from sklearn_cryoem.particles.frames import file_boxes, pixel_growth
 from sklearn_cryoem.physics.rotation import rotation_vector_of_euler
 
 _SAME_SHIFT_ANGSTROM = 1e-4
@@ -128,13 +127,14 @@ def _set_poses(table: pd.DataFrame, stack: ParticleStack) -> None:
 
 def _new_table(stack: ParticleStack, names: list[str]) -> tuple[pd.DataFrame, list[str]]:
     """Make the columns, without poses, of particles from elsewhere; name those that have no place in it."""
-    box, pixel_size = raw_geometry(stack)
-    if not box or pixel_size is None:
-        what = "box of the images" if not box else "pixel size"
+    box = file_boxes(stack.images)
+    if not np.all(box) or stack.pixel_size is None:
+        what = "box of the images" if not np.all(box) else "pixel size"
         raise ParticleDataError(
             f"A .cs file states box and pixel size, and the {what} is not known. Read the particles with "
-            f"{'their images (images_dir=)' if not box else 'pixel_size='}."
+            f"{'their images (images_dir=)' if not np.all(box) else 'pixel_size='}."
         )
+    pixel_size = stack.pixel_size / pixel_growth(stack.images)
     table, n_images = stack.metadata, len(stack)
     parts = [split_image_name(name) for name in names]
     index = np.array([0 if number is None else int(number) - 1 for number, _ in parts], dtype=np.uint32)
@@ -205,7 +205,7 @@ def _class_columns(stack: ParticleStack) -> tuple[dict[str, np.ndarray], list[st
     return columns, lost
 
 
-def _three_dimensions(stack: ParticleStack, pixel_size: float) -> dict[str, np.ndarray]:
+def _three_dimensions(stack: ParticleStack, pixel_size: float | np.ndarray) -> dict[str, np.ndarray]:
     """View directions and half sets, where there are any that belong to the poses of the stack."""
     table, columns = stack.metadata, {}
     if stack.poses is not None and stack.poses.view_rad is not None:

@@ -13,7 +13,7 @@ from sklearn_cryoem.io.cryosparc import relion_columns
 from sklearn_cryoem.io.image_files import SIGN, sign_of_images
 from sklearn_cryoem.io.records import RELION_CTF, holds_something, same_angles
 from sklearn_cryoem.particles import CTFTable, ParticleStack
-from sklearn_cryoem.particles.frames import pixel_growth
+from sklearn_cryoem.particles.frames import file_boxes, pixel_growth
 from sklearn_cryoem.particles.preprocess import raw_source
 
 STAR_VERSIONS = ("3.0", "3.1")
@@ -118,18 +118,20 @@ def _are_same(values: np.ndarray, old: np.ndarray, period: float | None = None) 
 
 
 def _new_optics(stack: ParticleStack, table: pd.DataFrame) -> pd.DataFrame:
-    """Make an optics group for each group and microscope setting of the stack; number the particles by it."""
+    """Make an optics group for each group, setting and size of the stack; number the particles by it."""
     settings = {} if stack.ctf is None else {name: getattr(stack.ctf, name) for name in _IN_OPTICS}
-    combined = np.column_stack([stack.optics_group, *settings.values()])  # (n_images, n_keys)
+    sizes = np.ones(len(stack)) / pixel_growth(stack.images)  # relative to that of the stack
+    boxes = np.ones(len(stack), dtype=int) * file_boxes(stack.images)
+    combined = np.column_stack([stack.optics_group, *settings.values(), boxes, sizes])  # (n_images, n_keys)
     distinct, number = np.unique(combined, axis=0, return_inverse=True)
     table["rlnOpticsGroup"] = number.reshape(-1) + 1
     optics = _numbered_optics(len(distinct))
-    for name, values in zip(settings, distinct[:, 1:].T, strict=True):
+    for name, values in zip(settings, distinct[:, 1:-2].T, strict=True):
         label, unit, default = RELION_CTF[name]
         if default is None or (values != default).any():
             optics[label] = (values / unit).round(_DECIMALS)
-    box, pixel_size = raw_geometry(stack)
-    _set_geometry(optics, box, pixel_size)
+    size = None if stack.pixel_size is None else stack.pixel_size * distinct[:, -1]
+    _set_geometry(optics, distinct[:, -2].astype(int), size)
     paths = stack.metadata.get("location/micrograph_path", pd.Series([""])).astype(str)
     if paths.ne("").all():
         table["rlnMicrographName"] = paths.str.removeprefix(">").to_numpy()
@@ -145,10 +147,10 @@ def _numbered_optics(n_groups: int) -> pd.DataFrame:
     return pd.DataFrame({"rlnOpticsGroup": numbers, "rlnOpticsGroupName": names})
 
 
-def _set_geometry(optics: pd.DataFrame, box: int, pixel_size: float | None) -> None:
-    if pixel_size is not None:
-        optics["rlnImagePixelSize"] = round(pixel_size, _DECIMALS)
-    if box:
+def _set_geometry(optics: pd.DataFrame, box: int | np.ndarray, size: float | np.ndarray | None) -> None:
+    if size is not None:
+        optics["rlnImagePixelSize"] = np.round(size, _DECIMALS)
+    if np.all(box):
         optics["rlnImageSize"] = box
     optics["rlnImageDimensionality"] = 2
 

@@ -178,6 +178,19 @@ def pixel_growth(source: ImageSource) -> float | np.ndarray:
     return 1.0
 
 
+def file_boxes(source: ImageSource) -> int | np.ndarray:
+    """Box of images in their files: one for all, or that of each image (n_images,)."""
+    if isinstance(source, TransformedSource):
+        return file_boxes(source.source)
+    if isinstance(source, ConcatenatedSource):
+        boxes = np.zeros(len(source), dtype=np.int64)
+        for part, rows, own_rows in source.parts:
+            of_part = file_boxes(part)
+            boxes[rows] = of_part[own_rows] if isinstance(of_part, np.ndarray) else of_part
+        return int(boxes[0]) if len(boxes) and np.ptp(boxes) == 0 else boxes
+    return source.box
+
+
 def concatenate(stacks: Sequence[ParticleStack], *, rescale: bool = False) -> ParticleStack:
     """Join stacks end to end; copies no pixel.
 

@@ -186,14 +186,14 @@ def _particles_or_none(folder, summary, images_dir, missing):
     """The labelled particles, read as the run read them, or None and the reason."""
     options = summary.get("options", {})
     path = next((folder / name for name in summary["files"] if name.startswith("particles.")), None)
-    problem = f"{SUMMARY} names no file of particles"
+    problem = f"{SUMMARY} names no file of particles" if path is None else ""
     for place in [] if path is None else _image_folders(options, images_dir):
         try:
             stack = _read_as_before(path, options, place)
             stack[:1].read()
             return stack.downsample(options["downsample"]) if options.get("downsample") else stack
         except (ParticleDataError, OSError, ValueError) as error:
-            problem = str(error)
+            problem = problem or str(error)  # of the folder that the run itself used
     missing.append(f"This page shows no example particles: {problem}")
     return None
 
@@ -208,6 +208,7 @@ def _read_as_before(path, options, images_dir):
             pixel_size=options.get("pixel_size"),
             ctf=not options.get("no_ctf", False),
             invert=options.get("invert", False),
+            rescale=options.get("rescale", False),
             normalise=options.get("normalise", False) and (options.get("mask_diameter") or True),
         )
 

@@ -91,6 +91,24 @@ def test_a_mixed_set_is_written_back_as_it_came(mixed, tmp_path):
         write_particles(stack, tmp_path / "old.star", star_version="3.0")
 
 
+@pytest.mark.parametrize("metadata_only", [False, True])
+def test_a_mixed_set_goes_to_cryosparc_and_back(mixed, metadata_only):
+    """Both formats say box and pixel size of each particle, and shifts count in its own pixels."""
+    path, stacks = mixed
+    stack = read_particles(path, rescale=True, metadata_only=metadata_only)
+    write_particles(stack, path.with_suffix(".cs"))
+    fields = np.load(path.with_suffix(".cs"))
+    assert fields["blob/psize_A"][:2].tolist() == [9.0, 11.0]
+    assert fields["blob/shape"][:2].tolist() == [[box, box] for box in (stacks[0].box, stacks[1].box)]
+    back = read_particles(path.with_suffix(".cs"), rescale=True, images_dir=path.parent)
+    np.testing.assert_allclose(back.poses.shift, stack.poses.shift, atol=1e-4)
+    np.testing.assert_array_equal(back.read(), read_particles(path, rescale=True).read())
+    write_particles(back, path.with_name("back.star"))
+    optics = read_particles(path.with_name("back.star"), rescale=True).optics
+    assert optics["rlnImagePixelSize"].tolist() == [9.0, 11.0]
+    assert optics["rlnImageSize"].tolist() == [stacks[0].box, stacks[1].box]
+
+
 def test_bad_rows_of_a_mixed_set_are_reported_by_their_place(mixed):
     path, _ = mixed
     path.write_text(path.read_text().replace("000003@2.mrcs", "000333@2.mrcs"))
