@@ -1,4 +1,4 @@
-"""`sklearn-cryoem info` and `report`: what is in a file or a finished run, in lines or as a page."""
+"""`sklearn-cryoem info`: what is in a file or a finished run."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,12 @@ import numpy as np
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.cli.console import CommandError, with_options
 from sklearn_cryoem.cli.options import add_images_dir, add_passthrough, new_command
-from sklearn_cryoem.cli.results import AVERAGES, QUALITY
 from sklearn_cryoem.cli.run_folder import SUMMARY, as_json, read_summary
 
 _PARTICLE_SUFFIXES = (".star", ".cs", ".csg", ".mrcs")
 _LENGTHS = ("longest_shift", "finest_class_resolution", "alignment_resolution")
 _NO_CTF = "none; it will be taken as 1"
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
-PAGE = "report.html"
-_REPORT_EPILOG = """\
-The page is one file that needs no network. Classes selected in it are saved as selection.json, which
-sklearn-cryoem select turns into a subset of the particles.
-"""
 
 
 # ---------------------------------------------------------------- info
@@ -261,74 +255,3 @@ def _text(value):
     if isinstance(value, float):
         return f"{value:.6g}"
     return "unknown" if value is None else str(value)
-
-
-# ---------------------------------------------------------------- report
-def add_report(commands):
-    """Add `report` to the parser; return its own parser."""
-    parser = new_command(
-        commands, "report", report,
-        summary="show the results of a run as one HTML page, to select classes in",
-        description="Make one self-contained HTML page of a finished run: class gallery, manifold atlas, "
-        "convergence, class tree, parameters and warnings.",
-        epilog=_REPORT_EPILOG,
-    )  # fmt: skip
-    parser.add_argument("folder", metavar="DIR", type=Path, help="the --output of a finished run")
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, help=f"the page (default: {PAGE} in DIR, replaced)"
-    )
-    parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
-    parser.add_argument("--title", metavar="TEXT", help="title of the page (default: the name of DIR)")
-    add_images_dir(parser)
-    parser.add_argument(
-        "--no-particles", action="store_true", help="read no images: a smaller page, without examples"
-    )
-    parser.add_argument(
-        "--map", metavar="FILE", type=Path,
-        help="compare each average with projections of this map (.mrc) in all turns and mirrored; the "
-        "correlation goes into quality.csv as map_correlation, for the page and for select",
-    )  # fmt: skip
-    return parser
-
-
-def report(options, console):
-    """Make the page and say where it is."""
-    if not options.folder.is_dir():
-        raise CommandError(f"there is no folder {options.folder}. Give the --output of a finished run.")
-    from sklearn_cryoem._core.files import try_to_write
-    from sklearn_cryoem.report import report as make_report
-
-    path = options.output or options.folder / PAGE
-    overwrite = options.force or options.output is None
-    try_to_write(path, overwrite=overwrite)
-    if options.map is not None:
-        _compare_with_map(options.folder, options.map)
-    page = make_report(
-        options.folder,
-        images_dir=options.images_dir,
-        examples=not options.no_particles,
-        title=options.title,
-    )
-    page.save(path, overwrite=overwrite)
-    for warning in page.warnings:
-        console.warn(with_options(warning, options))
-    console.say(
-        f"{path} ({len(page.html) / 1e6:.1f} MB): open it in a browser, select classes, save the selection"
-    )
-    console.say(f"then: sklearn-cryoem select {options.folder} --selection selection.json -o good.star")
-
-
-def _compare_with_map(folder, path):
-    """Add the correlation of averages with a known map to the table of quality of a run."""
-    import pandas as pd
-
-    from sklearn_cryoem._core.files import atomic_path
-    from sklearn_cryoem.datasets import load_volume
-    from sklearn_cryoem.io import read_mrc
-    from sklearn_cryoem.quality import map_correlation
-
-    averages, pixel_size = read_mrc(folder / AVERAGES)
-    table = pd.read_csv(folder / QUALITY)
-    table["map_correlation"] = map_correlation(averages, load_volume(path), pixel_size)
-    with atomic_path(folder / QUALITY, overwrite=True) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")

@@ -20,6 +20,7 @@ from sklearn_cryoem.cli import (
     initial,
     inspect,
     learn,
+    report,
     select,
     simulate,
 )
@@ -28,7 +29,7 @@ from sklearn_cryoem.cli.options import add_talking
 
 COMMANDS = (
     simulate.add_demo, classify.add_classify, classify.add_deep, choose.add_choose, clean.add_clean,
-    assign.add_assign, inspect.add_report, select.add_select, learn.add_learn_selection,
+    assign.add_assign, report.add_report, select.add_select, learn.add_learn_selection,
     compare.add_merge, compare.add_compare, initial.add_initial_model, convert.add_convert, inspect.add_info,
     simulate.add_simulate,
 )  # fmt: skip

@@ -54,7 +54,7 @@ def run_of_folder(folder, *, images_dir=None, examples=True, quality=None):
     return Run(
         name=folder.resolve().name,
         source=source_of(folder, summary),
-        folder=str(folder),
+        folder=str(folder.resolve()),
         averages=averages,
         sizes=np.array(classes["size"]),
         resolution=pd.Series(classes["resolution"], dtype=float).to_numpy(),

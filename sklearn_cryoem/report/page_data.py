@@ -40,7 +40,8 @@ _MEASURES = {
 
 _TILES = ((60, 128), (300, 96), (1200, 64))  # up to so many classes, averages of at most so many pixels
 _MIN_TILE = 48
-_EXAMPLE_BOXES, _EXAMPLE_LEVELS = (24, 48), 16  # noise needs no more grey levels, and packs better with few
+_EXAMPLE_ANGSTROM, _EXAMPLE_BOXES = 20.0, (24, 64)  # particles show in their noise at 20 Angstrom
+_EXAMPLE_LEVELS = 16  # noise needs no more grey levels, and packs better with few
 _MAX_EXAMPLES, _MAX_EXAMPLES_OF_ALL = 6, 2400  # of one class; of all together
 _BLOCK_BYTES, _BLOCK_SHARE = 2**26, 1 / 64  # of images that are turned together, and of the memory limit
 
@@ -64,6 +65,7 @@ def page_data(run, *, examples=True):
     return {
         "source": run.source,
         "folder": None if run.folder is None else shlex.quote(run.folder),
+        "alignment": _alignment(run),
         "unit": run.unit,
         "nClasses": run.n_classes,
         "size": run.sizes.tolist(),
@@ -134,8 +136,17 @@ def scale_bar(run):
 def _examples(run):
     if run.stack is None or run.labels is None:
         return None
-    sheet = example_sheet(run.stack, run.labels, run.n_classes, run.finest_resolution)
+    sheet = example_sheet(run.stack, run.labels, run.n_classes)
     return {**sheet, "aligned": run.stack.poses is not None, "limit": f"{sheet['limit']:.2g} {run.unit}"}
+
+
+def _alignment(run):
+    """Classes of the alignment, the largest first, or None."""
+    if run.alignment is None:
+        return None
+    averages, sizes = run.alignment
+    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
+    return {"number": (order + 1).tolist(), "size": sizes[order].tolist(), **average_sheet(averages[order])}
 
 
 def _atlas(run):
@@ -260,7 +271,7 @@ def average_sheet(averages):
     return sprite_sheet(_smaller(np.nan_to_num(averages), largest))
 
 
-def example_sheet(stack, labels, n_classes, finest=None):
+def example_sheet(stack, labels, n_classes):
     """Sprite sheet of example particles of each class, turned, centred and low-pass filtered.
 
     They are spread evenly over the rows of their class: typical ones, not the best.
@@ -273,8 +284,6 @@ def example_sheet(stack, labels, n_classes, finest=None):
         Class of each.
     n_classes : int
         Number of classes.
-    finest : float or None
-        Finest resolution of a class, in the stack's unit of length: examples show no more, within limits.
 
     Returns
     -------
@@ -285,7 +294,7 @@ def example_sheet(stack, labels, n_classes, finest=None):
     rows = examples_of(labels, n_classes)
     chosen = np.concatenate([*rows, np.zeros(0, np.int64)])
     side = stack.box * stack.pixel_length
-    wanted = _EXAMPLE_BOXES[1] if finest is None else round(2 * side / finest)
+    wanted = _EXAMPLE_BOXES[1] if stack.pixel_size is None else round(2 * side / _EXAMPLE_ANGSTROM)
     box = min(stack.box, int(np.clip(wanted, *_EXAMPLE_BOXES)))
     images = np.empty((len(chosen), box, box), np.float32)
     step = max(1, int(bytes_at_once(_BLOCK_BYTES, _BLOCK_SHARE)) // (4 * stack.box**2))

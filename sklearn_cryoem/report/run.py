@@ -56,7 +56,9 @@ class Run:
         `tree_` of a deep clustering.
     first_averages : ndarray of shape (n_first_classes, D, D) or None
         Averages of the classes that a deep clustering divided.
-    fits : list of dict
+    alignment : tuple of ndarray or None
+        Averages and sizes of the classes of an alignment before the clustering.
+    fits : list of Fit
         How the fits went: `Fit` of `plotting.convergence`.
     facts, warnings : list
         (heading, [(name, value), ...]) and text, shown as they are.
@@ -79,6 +81,7 @@ class Run:
     quality: object = None
     tree: dict | None = None
     first_averages: np.ndarray | None = None
+    alignment: tuple[np.ndarray, np.ndarray] | None = None
     fits: list = field(default_factory=list)
     facts: list = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -173,10 +176,12 @@ def facts_of_model(model, pixel_size):
     last = steps_of(model)[-1]
     first = getattr(last, "first_", None)  # of a deep clustering
     inner = [] if first is None else steps_of(first)
+    before = [step for step in [*inner, *steps_of(model)[:-1]] if hasattr(step, "poses_")]
     return {
         "nodes": getattr(last, "latent_nodes_", None),
         "topology": getattr(last, "topology", "grid"),
         "tree": getattr(last, "tree_", None),
+        "alignment": (before[0].class_averages_, before[0].class_sizes_) if before else None,
         "first_averages": None if first is None else getattr(inner[-1], "class_averages_", None),
         "facts": [_parameters_of(step, pixel_size) for step in [*steps_of(model), *inner]],
     }

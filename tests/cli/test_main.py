@@ -223,6 +223,6 @@ def test_a_request_to_end_stays_one_whatever_becomes_of_it_on_its_way(monkeypatc
         except SystemExit as error:
             raise ImportError("numpy is only half there") from error
 
-    monkeypatch.setattr("sklearn_cryoem.cli.inspect.report", run)
+    monkeypatch.setattr("sklearn_cryoem.cli.report.report", run)
     assert main(["report", str(tmp_path)]) == 143
     assert "terminated. Files already written are whole" in capsys.readouterr().err

@@ -2,13 +2,19 @@
 
 import json
 import shutil
+import threading
 import time
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from sklearn_cryoem import read_particles
 from sklearn_cryoem.cli.main import main
+from sklearn_cryoem.cli.report import server_of
+from sklearn_cryoem.io.classes import read_selection
 from sklearn_cryoem.report import Report
 from tests.report.conftest import make_run, tree_of
 
@@ -113,8 +119,9 @@ class Page:
         for old in self.downloads.glob("*"):
             old.unlink()
         self.find("#export").click()
-        self.wait(lambda: (self.downloads / "selection.json").exists())
-        return self.downloads / "selection.json"
+        self.wait(lambda: list(self.downloads.glob("selection-*.json")))
+        (path,) = self.downloads.glob("selection-*.json")
+        return path
 
     def requests(self):
         """Addresses that the page asked for, other than itself and what is inside it."""
@@ -185,6 +192,16 @@ def test_classes_are_sorted_by_rank_size_resolution_and_number(opened):
     opened.find("#empty").click()
     opened.sort("number")
     assert opened.order() == list(range(1, 21))
+
+
+def test_classes_are_sorted_by_any_measure_in_both_directions(opened):
+    filled = [k for k in range(20) if opened.run.sizes[k]]
+    snr = opened.run.quality["snr"]
+    opened.sort("measure 0")
+    falling = [k + 1 for k in sorted(filled, key=lambda k: -snr[k])]
+    assert opened.order() == falling
+    opened.find("#reversed").click()
+    assert opened.order() == falling[::-1]
 
 
 def test_clicks_select_and_the_sum_is_right(opened):
@@ -267,21 +284,34 @@ def test_undo_redo_clear_and_invert(opened):
     assert len(opened.selected()) == 17
 
 
-def test_rules_find_the_first_the_fine_the_large_and_the_suggested(opened):
+def test_rules_find_what_has_any_measure_above_or_below_a_limit_and_show_it_before(opened):
     run = opened.run
     opened.press("r")
 
     def apply(rule, value=None, mode="replace"):
         opened.js("document.getElementById('rule-mode').value = arguments[0]", mode)
         if value is not None:
-            box = opened.find(f"#rule-{rule}")
-            box.clear()
-            box.send_keys(str(value))
-        opened.find(f'[data-rule="{rule}"]').click()
+            limit(rule, value)
+        opened.find(f'[data-rule="{"suggested" if value is None else "limit"}"]').click()
         return opened.selected()
 
+    def limit(measure, value):
+        opened.js(
+            "const s = document.getElementById('rule-measure'); s.value = arguments[0];"
+            "s.dispatchEvent(new Event('change'))", measure,
+        )  # fmt: skip
+        box = opened.find("#rule-limit")
+        box.clear()
+        box.send_keys(str(value))
+
     filled = [k for k in range(20) if run.sizes[k]]
-    assert apply("first", 4) == sorted(opened.order()[:4])
+    limit("rank", 4)
+    assert sorted(opened.numbers(".touched")) == sorted(opened.order()[:4]) and opened.selected() == []
+    size = run.sizes[[number - 1 for number in opened.order()[:4]]].sum()
+    assert opened.find("#rule-found").text == f"4 classes, {size} particles"
+    assert apply("rank", 4) == sorted(opened.order()[:4])
+    snr = run.quality["snr"]
+    assert apply("measure 0", 0.5) == [k + 1 for k in filled if snr[k] >= 0.5]
     large = [k + 1 for k in filled if run.sizes[k] >= 30]
     assert apply("size", 30) == large
     fine = [k + 1 for k in filled if run.resolution[k] <= 25]
@@ -293,8 +323,6 @@ def test_rules_find_the_first_the_fine_the_large_and_the_suggested(opened):
 
 
 def test_a_saved_selection_holds_the_classes_and_can_be_opened_again(opened):
-    from sklearn_cryoem.io.classes import read_selection
-
     for number in (12, 4, 9):
         opened.tile(number).click()
     path = opened.save()
@@ -302,7 +330,7 @@ def test_a_saved_selection_holds_the_classes_and_can_be_opened_again(opened):
     assert selection.classes == (4, 9, 12)
     assert selection.source == opened.run.source
     assert json.loads(path.read_text())["version"] == 1
-    assert "sklearn-cryoem select out --selection selection.json" in opened.find("#saved").text
+    assert f"sklearn-cryoem select out --selection ~/Downloads/{path.name}" in opened.find("#saved").text
     opened.find("#clear").click()
     opened.find("#file").send_keys(str(path))
     opened.wait(lambda: opened.selected() == [4, 9, 12])
@@ -388,6 +416,55 @@ def test_the_tree_selects_sub_classes_and_all_of_a_class(page, tmp_path):
     children = [sub["label"] + 1 for sub in run.tree["classes"][0]["subclasses"]]
     assert page.selected() == children
     assert page.complaints() == []
+
+
+def test_frames_of_a_selection_are_seen_on_inverted_pictures_and_a_phone_has_no_overflow(opened):
+    opened.tile(3).click()
+    opened.find("#negative").click()
+    frame = "const s = getComputedStyle(arguments[0], '::before'); return [s.outlineColor, s.filter]"
+    assert opened.js(frame, opened.tile(3)) == ["rgb(10, 108, 156)", "none"]
+    opened.find("#negative").click()
+    phone = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+    opened.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    too_wide = (
+        "return [...document.querySelectorAll('body *')].filter(e => e.getClientRects().length && "
+        "e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('nav, .facts, table')).length"
+    )
+    try:
+        for tab in opened.all("[role=tab]"):
+            opened.js("arguments[0].click()", tab)
+            assert opened.js(too_wide) == 0, tab.text
+    finally:
+        opened.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_averages_of_a_selection_are_saved_as_a_picture(opened):
+    for number in (3, 7, 11):
+        opened.tile(number).click()
+    opened.find("#picture").click()
+    opened.wait(lambda: list(opened.downloads.glob("averages-*.png")))
+    (path,) = opened.downloads.glob("averages-*.png")
+    opened.wait(lambda: path.read_bytes().endswith(b"IEND\xaeB`\x82"))
+    assert imread(path).shape[:2] == (96 + 22, 3 * (96 + 6))
+    path.unlink()
+
+
+def test_a_served_page_saves_its_selection_beside_the_run(page, saved, tmp_path):
+    with server_of(saved[1].read_text(encoding="utf-8"), tmp_path / "selection.json") as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page.driver.get(server.address)
+        page.wait_until_ready()
+        page.js("localStorage.clear()")
+        page.tile(5).click()
+        page.find("#export").click()
+        page.wait((tmp_path / "selection.json").exists)
+        page.wait(lambda: str(tmp_path / "selection.json") in page.find("#saved").text)
+        with pytest.raises(HTTPError, match="404"):  # not without the secret of its address
+            urlopen(f"http://127.0.0.1:{server.server_port}/selection.json", data=b"{}")
+        with pytest.raises(HTTPError, match="400"):
+            urlopen(f"{server.address}selection.json", data=b'{"classes": "all"}')
+        server.shutdown()
+    assert read_selection(tmp_path / "selection.json").classes == (5,)
 
 
 def test_a_screen_reader_gets_names_and_states(opened):

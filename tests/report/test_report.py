@@ -11,6 +11,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 from PIL import Image
 from sklearn.pipeline import make_pipeline
 
@@ -18,6 +19,7 @@ from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, set_memory_l
 from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.io import read_mrc
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
 from sklearn_cryoem.plotting.convergence import Fit, Measure
 from sklearn_cryoem.plotting.latent_map import latent_map
@@ -156,7 +158,7 @@ def test_without_quality_particles_or_pixel_size_there_is_a_page_all_the_same():
     assert data["rank"] == (np.argsort(np.argsort(-run.sizes, kind="stable")) + 1).tolist()
     assert data["keep"] is data["atlas"] is data["examples"] is data["scaleBar"] is None
     page = Report(run).html
-    assert 'id="tab-atlas"' not in page and 'id="tab-convergence"' not in page and " px or finer" in page
+    assert 'id="tab-atlas"' not in page and 'id="tab-convergence"' not in page and '"unit": "px"' in page
 
 
 def test_all_classes_empty_is_a_page_too():
@@ -336,6 +338,26 @@ def test_a_folder_becomes_a_page_with_all_it_holds(folder, capsys):
     assert data["source"] == {"folder": "out", "n_classes": 9, "started_at": summary["started_at"]}
     assert data["ranked"] and data["keep"] is not None and data["atlas"]["counted"] == "particles"
     assert data["examples"]["first"][-1] > 0 and data["folder"] == str(folder)
+    assert sum(data["alignment"]["size"]) == sum(data["size"]) and data["alignment"]["size"][-1] > 0
+
+
+def test_pictures_of_classes_have_their_pixels_and_the_montage_the_width_asked_for(folder, tmp_path, capsys):
+    assert main(["report", str(folder), "--png", str(tmp_path / "png"), "--png-width", "700"]) == 0
+    filled = np.flatnonzero(json.loads((folder / "summary.json").read_text())["results"]["classes"]["size"])
+    names = sorted(path.name for path in (tmp_path / "png").iterdir())
+    assert names == [*(f"class_{k + 1:04d}.png" for k in filled), "montage.png"]
+    assert imread(tmp_path / "png" / names[0]).shape == read_mrc(folder / "class_averages.mrcs")[0].shape[1:]
+    assert imread(tmp_path / "png" / "montage.png").shape[1] == pytest.approx(700, abs=1)
+
+
+def test_a_served_report_says_where_it_is_and_what_to_do_next(folder, monkeypatch, capsys):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", interrupted)
+    assert main(["report", str(folder), "--serve", "--no-particles"]) == 0
+    said = capsys.readouterr().out
+    assert "http://127.0.0.1:" in said and f"--selection {folder / 'selection.json'}" in said
 
 
 def test_moved_images_and_a_lost_model_are_told_and_cost_only_their_part(folder, tmp_path, capsys):

@@ -25,22 +25,29 @@ function announce(text) {
   byId("said").textContent = text;
 }
 
-// Ties go by class number, so that an order is always the same.
-function sorted(classes, by, isSelected = () => false) {
-  const fine = (k) => (data.resolution[k] === null ? Infinity : data.resolution[k]);
-  const keys = {
-    rank: (k) => data.rank[k],
-    size: (k) => -data.size[k],
-    resolution: fine,
-    number: (k) => k,
-    selected: (k) => (isSelected(k) ? 0 : 1e9) + data.rank[k],
+// What classes are sorted and found by: name, values, whether small ones come first.
+const measures = {
+  rank: { name: data.ranked ? "quality rank" : "rank by size", values: data.rank, rising: true },
+  size: { name: "particles", values: data.size, rising: false },
+  resolution: { name: `resolution (${data.unit})`, values: data.resolution, rising: true },
+  number: { name: "class number", values: all.map((k) => k + 1), rising: true },
+  ...Object.fromEntries(data.measures.map((one, i) => [`measure ${i}`, { ...one, rising: false }])),
+};
+
+// Classes without a value come last, ties go by class number: an order is always the same.
+function sorted(classes, by, { reversed = false, isSelected = () => false } = {}) {
+  const chosenFirst = { values: all.map((k) => data.rank[k] - (isSelected(k) ? 1e9 : 0)), rising: true };
+  const { values, rising } = measures[by] || chosenFirst;
+  const sign = rising === reversed ? -1 : 1;
+  const compare = (a, b) => {
+    const [x, y] = [values[a], values[b]];
+    if (x === null || y === null) return (x === null) - (y === null);
+    return sign * (x - y);
   };
-  const key = keys[by];
-  return [...classes].sort((a, b) => {
-    const [x, y] = [key(a), key(b)];
-    return x === y ? a - b : x < y ? -1 : 1;
-  });
+  return [...classes].sort((a, b) => compare(a, b) || a - b);
 }
+
+const options = (names) => names.map((key) => element("option", { value: key }, measures[key].name));
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);

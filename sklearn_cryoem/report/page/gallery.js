@@ -4,7 +4,8 @@ const galleryTiles = all.map(makeTile);
 
 function shownOrder() {
   const classes = byId("empty").checked ? all : filled;
-  return sorted(classes, byId("sort").value, (k) => selection.has(k));
+  const isSelected = (k) => selection.has(k);
+  return sorted(classes, byId("sort").value, { reversed: byId("reversed").checked, isSelected });
 }
 
 function arrange() {
@@ -14,13 +15,6 @@ function arrange() {
   byId("nothing").hidden = order.length > 0;
   if (gallery.root.contains(focused)) focused.focus();
   else gallery.makeReachable(galleryTiles[order[0]]);
-  byId("rule-order").textContent = {
-    rank: data.ranked ? "by quality rank" : "by size",
-    size: "by size",
-    resolution: "by resolution",
-    number: "by class number",
-    selected: "selected first",
-  }[byId("sort").value];
 }
 
 function setTileSize(pixels) {
@@ -29,15 +23,18 @@ function setTileSize(pixels) {
 }
 
 function startGallery() {
+  byId("sort").prepend(...options(Object.keys(measures)));
   byId("sort").value = data.ranked ? "rank" : "size";
+  byId("reversed").checked = byId("negative").checked = false;
   byId("empty").checked = false;
   byId("empty").closest("label").hidden = filled.length === all.length;
   setTileSize(filled.length > 400 ? 72 : filled.length > 100 ? 96 : 128);
-  byId("sort").addEventListener("change", () => {
-    arrange();
-    byId("gallery").scrollTop = 0;
-    announce(`sorted ${byId("rule-order").textContent}`);
-  });
+  for (const id of ["sort", "reversed"])
+    byId(id).addEventListener("change", () => {
+      arrange();
+      byId("gallery").scrollTop = 0;
+      announce(`sorted by ${byId("sort").selectedOptions[0].textContent}`);
+    });
   byId("empty").addEventListener("change", arrange);
   byId("tile-size").addEventListener("input", (event) => setTileSize(event.target.value));
   byId("negative").addEventListener("change", (event) => {

@@ -7,7 +7,7 @@ function showView(tab) {
     one.tabIndex = one === tab ? 0 : -1;
     byId(one.getAttribute("aria-controls")).hidden = one !== tab;
   }
-  byId("details").hidden = ["tab-convergence", "tab-run"].includes(tab.id);
+  byId("details").hidden = ["tab-alignment", "tab-convergence", "tab-run"].includes(tab.id);
   if (atlas) atlas.resize();
 }
 
@@ -40,7 +40,7 @@ function showTotal() {
   byId("share").style.width = nTotal ? `${(100 * size) / nTotal}%` : "0";
   byId("undo").disabled = !selection.past.length;
   byId("redo").disabled = !selection.future.length;
-  byId("clear").disabled = byId("export").disabled = !selection.chosen.size;
+  byId("clear").disabled = byId("export").disabled = byId("picture").disabled = !selection.chosen.size;
 }
 
 const invert = () => selection.set(filled.filter((k) => !selection.has(k)), "selection inverted");
@@ -71,10 +71,20 @@ function pressed(event) {
     else if (key === "a") selection.add(shownOrder(), "all classes selected");
     else return;
   } else if (event.altKey) return;
-  else if (/^[1-5]$/.test(key) && tabs[key - 1]) showView(tabs[key - 1]);
+  else if (/^[1-6]$/.test(key) && tabs[key - 1]) showView(tabs[key - 1]);
   else if (SHORTCUTS[key]) SHORTCUTS[key]();
   else return;
   event.preventDefault();
+}
+
+function startAlignment() {
+  if (!data.alignment) return;
+  addSheet("reference", data.alignment);
+  const words = (i) => [element("span", {}, count(data.alignment.size[i]))];
+  const tiles = data.alignment.number.map((number, i) =>
+    element("div", { class: "tile" }, picture("reference", data.alignment, i), element("b", {}, String(number)), element("span", {}, ...words(i))),
+  );
+  byId("alignment").append(...tiles);
 }
 
 function start() {
@@ -85,6 +95,7 @@ function start() {
   startTheme();
   startGallery();
   startTree();
+  startAlignment();
   addBoxSelection(gallery);
   startRules();
   startFiles();

@@ -1,20 +1,41 @@
-// Selecting by rule: the first n, finer than, larger than, as suggested.
+// Selecting by rule: a limit on any measure, which its slider shows as it moves; as suggested; all.
 function classesByRule(rule) {
-  const number = (id) => Number.parseFloat(byId(id).value);
   if (rule === "all") return filled;
   if (rule === "suggested") return filled.filter((k) => data.keep[k]);
-  const limit = number(`rule-${rule}`);
-  if (!(limit > 0)) return null;
-  if (rule === "first") return sorted(filled, byId("sort").value, (k) => selection.has(k)).slice(0, limit);
-  if (rule === "size") return filled.filter((k) => data.size[k] >= limit);
-  return filled.filter((k) => data.resolution[k] !== null && data.resolution[k] <= limit);
+  const limit = Number.parseFloat(byId("rule-limit").value);
+  if (Number.isNaN(limit)) return null;
+  const { values } = measures[byId("rule-measure").value];
+  const fits = byId("rule-side").value === "least" ? (value) => value >= limit : (value) => value <= limit;
+  return filled.filter((k) => values[k] !== null && fits(values[k]));
+}
+
+function preview() {
+  const found = byId("rules").hidden ? [] : classesByRule("limit") || [];
+  byId("rule-found").textContent = `${plural(found.length, "class", "classes")}, ${particles(totalSize(found))}`;
+  const marked = new Set(found);
+  for (const k of all) for (const tile of tilesOf[k]) tile.classList.toggle("touched", marked.has(k));
+}
+
+// The slider goes from class to class, so that each step counts.
+function steps() {
+  const values = filled.map((k) => measures[byId("rule-measure").value].values[k]).filter((value) => value !== null);
+  return [...new Set(values)].sort((a, b) => a - b);
+}
+
+function startLimit() {
+  const values = steps();
+  byId("rule-side").value = measures[byId("rule-measure").value].rising ? "most" : "least";
+  byId("rule-slider").max = Math.max(0, values.length - 1);
+  byId("rule-slider").value = Math.floor((values.length - 1) / 2);
+  byId("rule-limit").value = values[byId("rule-slider").value] ?? "";
+  preview();
 }
 
 function applyRule(rule) {
   const classes = classesByRule(rule);
   if (classes === null) {
-    byId(`rule-${rule}`).focus();
-    announce("Give a number above 0.");
+    byId("rule-limit").focus();
+    announce("Give a number.");
     return;
   }
   const what = `rule found ${plural(classes.length, "class", "classes")}`;
@@ -28,17 +49,21 @@ function applyRule(rule) {
 function toggleRules(open = byId("rules").hidden) {
   byId("rules").hidden = !open;
   byId("rules-open").setAttribute("aria-expanded", open);
-  if (open) byId("rule-first").focus();
+  preview();
+  if (open) byId("rule-measure").focus();
   else if (byId("rules").contains(document.activeElement)) byId("rules-open").focus();
 }
 
 function startRules() {
-  const fine = filled.map((k) => data.resolution[k]).filter((value) => value !== null).sort((a, b) => a - b);
-  byId("rule-first").value = Math.max(1, Math.round(filled.length / 2));
-  byId("rule-first").max = filled.length;
-  byId("rule-resolution").value = fine.length ? Number((fine[Math.floor(fine.length / 2)]).toPrecision(3)) : "";
-  byId("rule-size").value = Math.max(1, Math.round(nTotal / Math.max(1, filled.length) / 2));
+  byId("rule-measure").append(...options(Object.keys(measures).filter((key) => key !== "number")));
+  byId("rule-measure").addEventListener("change", startLimit);
+  byId("rule-slider").addEventListener("input", () => {
+    byId("rule-limit").value = steps()[byId("rule-slider").value];
+    preview();
+  });
+  for (const id of ["rule-limit", "rule-side"]) byId(id).addEventListener("input", preview);
   if (data.keep) byId("rule-kept").textContent = count(filled.filter((k) => data.keep[k]).length);
+  startLimit();
   byId("rules-open").addEventListener("click", () => toggleRules());
   byId("rules").addEventListener("click", (event) => {
     if (event.target.dataset.rule) applyRule(event.target.dataset.rule);
@@ -46,6 +71,6 @@ function startRules() {
   byId("rules").addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.target.tagName !== "INPUT") return;
     event.preventDefault();
-    applyRule(event.target.id.slice("rule-".length));
+    applyRule("limit");
   });
 }
