@@ -171,9 +171,10 @@ def fit_alignment(
     box, n_batches = features.images.box, settings.n_batches if start is None else 0
     scale, unit = (1.0, "px") if features.images.pixel_size is None else (features.images.pixel_size, "A")
     announced = [0.0]  # the memory bound that was logged last
+    visits = [settings.batch_size] * n_batches + [features.images.n_images] * settings.max_iter
 
     with (
-        progress(n_batches + settings.max_iter, "aligning", verbose=verbose, on_step=on_step) as bar,
+        progress(len(visits), "aligning", verbose=verbose, on_step=on_step, costs=visits) as bar,
         single_blas_threads(),
     ):
 
@@ -186,7 +187,7 @@ def fit_alignment(
         _log_memory(features, settings, min(ONLINE_GROWTH * settings.k_start, settings.k_limit), announced)
         if isinstance(found, PassState):
             passes = found
-            bar.update(n_batches + len(found.log_likelihood))
+            bar.resume(n_batches + len(found.log_likelihood))
         elif start is not None:
             passes = PassState(start, placed_shifts(features, start, settings))
         else:
@@ -194,7 +195,7 @@ def fit_alignment(
             if online is None:
                 model = references.start(features, settings, rng)
                 online = OnlineState.first(model, features.images.known.shift_px, rng)
-            bar.update(online.n_done)
+            bar.resume(online.n_done)
             batches = mini_batches(features, settings, online, rng, references)
             online, stopped = last_state(batches, kept, show, online)
             if stopped:

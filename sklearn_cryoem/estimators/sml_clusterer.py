@@ -436,8 +436,9 @@ class SMLClusterer(
         found = checkpoint.load()
         state = self._first_state(blocks, plan, power) if found is None else found
         task = FitTask(self, self.max_iter + 1, "iteration", blocks)
-        with progress(self.max_iter, "SMLClusterer", verbose=self.verbose, on_step=task.step) as bar:
-            bar.update(len(state.trace.objective))
+        how = {"verbose": self.verbose, "on_step": task.step, "costs": plan.costs}
+        with progress(self.max_iter, "SMLClusterer", **how) as bar:
+            bar.resume(len(state.trace.objective))
             show = partial(show_progress, bar, self._space)
             state, interrupted = last_state(fit_states(blocks, plan, state), checkpoint, show, found)
         task.end()

@@ -29,6 +29,7 @@ Float64 = NDArray[np.float64]
 # Frequency marching is necessary: with all frequencies from the start, a fit at low SNR stays near chance.
 MAX_MARCHING_ITERATIONS = 20  # of ordinary EM
 MAX_CROSS_FITTED_ITERATIONS = 60  # all of them march: each shell is settled before the next comes
+FIXED_COST = 100.0  # of an iteration, in squared shells
 MIN_ORDINARY_ITERATIONS = 4  # all shells are in at the second, and a gain can be told at the fourth
 
 
@@ -300,6 +301,15 @@ class FitPlan:
     crossed: Schedule
     mean: Float64
     turn: float
+
+    @property
+    def costs(self) -> list[float]:
+        """What each iteration takes, up to where ordinary EM may end: a constant and the coefficients."""
+        n_crossed = self.crossed.max_iter if self.n_folds > 1 else 0
+        n_ordinary = min(self.ordinary.max_iter, max(MIN_ORDINARY_ITERATIONS, self.ordinary.n_marching))
+        shells = [self.crossed.shells_at(number) for number in range(n_crossed)]
+        shells += [self.ordinary.shells_at(number) for number in range(n_ordinary)]
+        return [FIXED_COST + n_shells**2 for n_shells in shells]
 
 
 def fit_states(blocks: Blocks, plan: FitPlan, state: EMState) -> Iterator[EMState]:

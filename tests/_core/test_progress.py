@@ -80,3 +80,23 @@ def test_log_lines_replace_the_bar_where_tqdm_is_missing(monkeypatch, caplog):
 )
 def test_bytes_are_shown_in_the_unit_a_person_would_use(n_bytes, text):
     assert format_bytes(n_bytes) == text
+
+
+def test_what_remains_follows_from_the_costs_of_the_steps(caplog, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with caplog.at_level(logging.INFO), progress(9, "EM", verbose=1, costs=[1, 1, 2, 2, 5, 9]) as bar:
+        bar.resume(1)  # done by an earlier run, in no time
+        assert bar.seconds_left is None
+        for _ in range(3):
+            now[0] += 1.0
+            bar.update()
+        assert bar.seconds_left == pytest.approx(3.0 / 5.0 * 14.0)
+        assert "EM: 4 of 9 about 8 s left" in caplog.text
+        bar.update(5)
+        assert bar.seconds_left == 0.0  # it takes longer than expected
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(8.4, "8 s"), (300, "5 min"), (9000, "2.5 h"), (1e5, "28 h")])
+def test_times_have_two_digits(seconds, text):
+    assert module.in_words(seconds) == text
