@@ -15,6 +15,7 @@ STYLES = {  # by the first words of a method's name: one colour each, the same i
     "MAPAligner": {"color": "C2"},
     "MAP, ": {"color": "C2", "linestyle": "--"},
     "RELION": {"color": "C3"},
+    "ProjectionClusterer": {"color": "C8"},
     "PCA": {"color": "0.35"},
     "Gaussian": {"color": "C5"},
 }

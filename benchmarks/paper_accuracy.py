@@ -19,6 +19,8 @@ where it is installed. With true poses none of them searches any. RELION gets im
 with their angles, and a minute of CPU time an iteration; with --keep it goes on where it was killed, and
 methods that have ended are not run again.
 
+ProjectionClusterer uses no poses: it gets the images as they are and finds all angles and shifts itself.
+
 PCA + k-means and the Gaussian mixture get images low-passed to 20, 23, 27, 30 and 32 Angstrom and 10, 20, 30
 and 50 components (the mixture 10 and 20). The line shows the best of these by the truth, which is more than
 whoever uses them can know. SML chooses by itself. "Cells of the sphere" are as many even cells of the true
@@ -47,7 +49,7 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from sklearn_cryoem import MAPAligner, SMLClusterer
+from sklearn_cryoem import MAPAligner, ProjectionClusterer, SMLClusterer
 from sklearn_cryoem.datasets import aligned_to_truth, load_volume, make_particles
 from sklearn_cryoem.datasets.draws import uniform_directions
 from sklearn_cryoem.metrics import effective_classes, fraction_within, view_distances
@@ -68,6 +70,7 @@ METHODS = {
     "map": "MAPAligner",
     "em": "MAP, estimated weights",
     "relion": "RELION",
+    "slices": "ProjectionClusterer",
     "pca": "PCA + k-means",
     "gmm": "Gaussian mixture",
     "cells": "cells of the sphere",
@@ -241,6 +244,11 @@ def labels_of(method, case):
         yield "", cKDTree(centres).query(case.directions)[1], 0.0
     elif method == "relion":
         yield relion_labels(case)
+    elif method == "slices":
+        model = ProjectionClusterer(
+            n, mask_diameter=MASK_DIAMETER, max_shift=15.0, n_jobs=options.jobs, random_state=seed
+        )
+        yield ", no poses", model.fit(case.raw).labels_, 0.0
     else:
         if case.poses != "true" and method == "map":
             yield f", {ALIGNING_CLASSES} classes", case.aligner.labels_, 0.0

@@ -19,7 +19,7 @@ from sklearn_cryoem.alignment.maximisation import Statistics, blend
 from sklearn_cryoem.alignment.model import AlignmentModel, log_noise_likelihood
 from sklearn_cryoem.alignment.passes import PassResult, memory_bound, run_pass
 from sklearn_cryoem.alignment.poses import followed_shifts, placed_shifts
-from sklearn_cryoem.alignment.search import ONLINE_GROWTH, AlignmentSettings, SearchSpace
+from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.alignment.start import FREE, References, random_batches
 from sklearn_cryoem.physics.fourier import Float64
 
@@ -184,7 +184,7 @@ def fit_alignment(
             bar.update()
             bar.note(f"details to {box * scale / model.k_max:.3g} {unit}")
 
-        _log_memory(features, settings, min(ONLINE_GROWTH * settings.k_start, settings.k_limit), announced)
+        _log_memory(features, settings, min(settings.growth * settings.k_start, settings.k_limit), announced)
         if isinstance(found, PassState):
             passes = found
             bar.resume(n_batches + len(found.log_likelihood))

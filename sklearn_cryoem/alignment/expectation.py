@@ -69,6 +69,33 @@ class Posterior:
             *(np.concatenate([getattr(part, name) for part in parts]) for name in names),
         )
 
+    def near(self, near: Float64, n_shifts: int) -> tuple[Int, Int, Int]:
+        """Most probable cell of each image near the class round which most of its posterior lies, Eq. (8.7).
+
+        Parameters
+        ----------
+        near : ndarray of shape (n_references, n_classes)
+            How much the posterior of each reference counts for each class: 0 for classes of another volume.
+        n_shifts : int
+            Of the search.
+
+        Returns
+        -------
+        row, angle, label : ndarrays of shape (n_images,), int
+            The cell, and the class.
+        """
+        n, reference = len(self.log_evidence), self.row // n_shifts
+        mass = np.bincount(self.image * len(near) + reference, self.weight, n * len(near)).reshape(n, -1)
+        volume = mass @ (near > 0.0)  # the posterior of its volume, for each class
+        largest = volume >= volume.max(axis=1, keepdims=True) * (1.0 - 1e-9)
+        label = np.where(largest, mass @ near, -1.0).argmax(axis=1)
+        weight = self.weight * near[reference, label[self.image]]
+        top = np.zeros(n)
+        np.maximum.at(top, self.image, weight)
+        best = np.flatnonzero(weight == top[self.image])
+        best = best[np.unique(self.image[best], return_index=True)[1]]  # the first among equals
+        return self.row[best], self.angle[best], label
+
     def split(self, blocks: Sequence[slice]) -> list[Posterior]:
         """Posteriors of blocks of rows that follow each other and cover all images."""
         order = np.argsort(self.image, kind="stable")

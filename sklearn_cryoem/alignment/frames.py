@@ -99,12 +99,16 @@ class Frames:
         Displacement (x, y) before the mirror and the turn.
     mirrored : ndarray of shape (n_references,), bool
         Which are mirrored, y -> -y, after the displacement.
+    near : ndarray of shape (n_references, n_classes) or None
+        How much the posterior of a reference counts for each class, Eq. (8.7), where the most probable cell
+        does not decide alone.
     """
 
     label: Int
     angle_rad: Float64
     shift_px: Float64
     mirrored: Bool
+    near: Float64 | None = None
 
     @classmethod
     def identity(cls, label: Int) -> Frames:

@@ -215,15 +215,18 @@ def _poses_of_block(
 ) -> ImagePoses:
     search, frames, n_limit = wanted.search, wanted.frames, wanted.n_limit
     model, space = search.model, search.space
-    reference, shift = np.divmod(posterior.best_row, space.n_shifts)
-    angle = space.angles_rad[posterior.best_angle]
+    row, angle_at, label = posterior.best_row, posterior.best_angle, None
+    if frames.near is not None:
+        row, angle_at, label = posterior.near(frames.near, space.n_shifts)
+    reference, shift = np.divmod(row, space.n_shifts)
+    angle = space.angles_rad[angle_at]
     pose = to_image_frame(angle, space.shifts_px[shift])
     if wanted.refine:
         mine = search.values[reference]
         angle, pose = refine_poses(features, search.precision, mine, space, angle, pose, model.shift_sigma_px)
     angle, pose, mirrored = frames.poses(reference, angle, pose)
     final = cache.images.known.take(rows, shift_px).followed_by(angle, pose, mirrored)
-    label = frames.label[reference]
+    label = frames.label[reference] if label is None else label
     power = features.power if n_limit == space.n_rings else cache.power(rows, shift_px, n_limit)
     return ImagePoses(
         label,

@@ -15,7 +15,6 @@ CLASS_PRIORS = ("uniform", "estimated", "balanced")
 
 MIN_COARSE_GAIN = 4.0  # no adaptive search where the coarse one is not this many times less work
 RINGS_BEYOND_SIGNAL = 3.0  # the search uses this many rings more than the references resolve
-ONLINE_GROWTH = 2.0  # mini-batches raise the resolution limit from k_start to at most this multiple
 COARSE_FRACTION = 0.6  # of k_max: the coarse pass of the adaptive search
 MAX_COARSE_RINGS = 16.0  # finer detail hardly tells classes apart that coarser detail does not
 # Poses are refined below the step of the search in the end, so that a finer one only costs time.
@@ -40,6 +39,8 @@ class AlignmentSettings:
         Resolution to start from and never to exceed.
     n_ignored : int
         First rings, which no likelihood counts, Eq. (4.21).
+    growth : float
+        Mini-batches raise the resolution from `k_start` to at most this multiple.
     angle_range_rad : float or None
         How far from the known poses of the images angles are searched; None for the whole circle.
     tau_fudge : float
@@ -63,6 +64,7 @@ class AlignmentSettings:
     k_start: float
     k_limit: float
     n_ignored: int = 0
+    growth: float = 2.0
     reach_px: float = 0.0
     angle_range_rad: float | None = None
     tau_fudge: float = 2.0
@@ -98,7 +100,7 @@ class AlignmentSettings:
         """
         wanted = float(resolution.max()) + RINGS_BEYOND_SIGNAL
         if done is not None:
-            wanted = min(wanted, self.k_start * (1.0 + (ONLINE_GROWTH - 1.0) * done))
+            wanted = min(wanted, self.k_start * (1.0 + (self.growth - 1.0) * done))
         return float(np.clip(wanted, self.k_start, self.k_limit))
 
 

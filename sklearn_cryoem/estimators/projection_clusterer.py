@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import block_diag
 from sklearn.utils import check_random_state
 
 from sklearn_cryoem._core.em import NullCheckpoint
@@ -220,6 +221,7 @@ class ProjectionClusterer(MAPAligner):
                 "n_references": n_volumes * n_views + bool(self.flat),
                 "k_start": float(start),
                 "k_limit": float(limit),
+                "growth": GROWTH,
                 "tau_fudge": float(self.tau_fudge),
                 "n_batches": int(self.n_batches),
                 "batch_size": min(BATCH_SIZE * n_volumes, len(stack)),
@@ -277,7 +279,8 @@ class ProjectionClusterer(MAPAligner):
         n_volumes, n_flat, n_cells = settings.n_volumes, int(settings.flat), len(self.cell_angles_)
         label = [cells.label + number * n_cells for number in range(n_volumes)]
         label += [np.full(n_flat, n_volumes * n_cells)]
-        frames = Frames.identity(np.concatenate(label))
+        near = block_diag(*[cells.near] * n_volumes, np.eye(n_flat))
+        frames = replace(Frames.identity(np.concatenate(label)), near=near)
         turn = np.concatenate([*[cells.angle_rad] * n_volumes, np.zeros(n_flat)])
         self._view_rad = np.concatenate([*[angles] * n_volumes, np.zeros((n_flat, 2))])
         split = split_volumes(features, state, settings)

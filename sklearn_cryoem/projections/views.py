@@ -11,6 +11,7 @@ from sklearn_cryoem.physics.fourier import Float64
 from sklearn_cryoem.physics.rotation import euler_matrices, in_plane_turn
 
 GOLDEN = 0.5 * (np.sqrt(5.0) - 1.0)
+NEAR = 2.0  # width of what counts for a cell, in radii of a cell
 
 
 def symmetry_group(name: str) -> Float64:
@@ -71,6 +72,8 @@ def view_rotations(angles: Float64) -> Float64:
 def cell_frames(views: Float64, cells: Float64, symmetry: str) -> Frames:
     """Nearest cell of each view, as its label, and the turns that bring the views of a cell into one frame.
 
+    The posterior of a view counts for all cells, the less the further away they are, Eq. (8.7).
+
     Parameters
     ----------
     views, cells : ndarrays of shape (n_views, 2) and (n_cells, 2)
@@ -86,8 +89,10 @@ def cell_frames(views: Float64, cells: Float64, symmetry: str) -> Frames:
     group, seen, centres = symmetry_group(symmetry), view_rotations(views), view_rotations(cells)
     images = centres[:, None] @ group.transpose(0, 2, 1)  # (n_cells, n_operations, 3, 3)
     cosine = np.einsum("vi,cgi->vcg", seen[:, 2], images[:, :, 2])
+    width = NEAR * 2.0 / np.sqrt(len(cells) * len(group))  # radians
+    near = np.exp(np.maximum((cosine.max(axis=2) - 1.0) / width**2, -500.0))  # never 0
     cell, operation = np.divmod(cosine.reshape(len(views), -1).argmax(axis=1), len(group))
     nearest = images[cell, operation]
     turn = np.array([in_plane_turn(own[None], ref)[0] for own, ref in zip(seen, nearest, strict=True)])
     n = len(views)
-    return Frames(cell, turn, np.zeros((n, 2)), np.zeros(n, dtype=bool))
+    return Frames(cell, turn, np.zeros((n, 2)), np.zeros(n, dtype=bool), near)

@@ -4,6 +4,7 @@ import numpy as np
 
 from sklearn_cryoem._core.parallel import task_pool
 from sklearn_cryoem.alignment.em import PassState, full_passes
+from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import SharedFeatures
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators.map_aligner import alignment_images, search_settings
@@ -38,3 +39,17 @@ def test_full_passes_never_lower_the_posterior():
     steps = np.diff(trace)
     assert len(steps) == 5
     assert steps.min() > -1e-3 * np.ptp(trace), f"fell by {-steps.min():.3g} at pass {steps.argmin() + 2}"
+
+
+def test_the_label_is_the_cell_near_which_most_of_the_posterior_lies():
+    """Five views of two volumes: single poses of 0.4 and 0.3 do not win against neighbours that agree."""
+    near = np.zeros((5, 4))  # two cells of each volume
+    near[:3, :2], near[3:, 2:] = [[1.0, 0.2], [0.2, 1.0], [0.1, 0.9]], np.eye(2)
+    weight = np.array([0.4, 0.3, 0.3, 0.1, 0.45, 0.45], dtype=np.float32)
+    image, view = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 1, 2, 4, 1, 0])
+    angle, none = np.arange(6), np.zeros(2, dtype=int)
+    posterior = Posterior(image, 3 * view + 1, angle, weight, np.zeros(2), none, none, none)
+    row, best_angle, label = posterior.near(near, 3)
+    np.testing.assert_array_equal(label, [1, 0])
+    np.testing.assert_array_equal(row, [4, 1])  # view 1 at shift 1, and view 0
+    np.testing.assert_array_equal(best_angle, [1, 5])
