@@ -1,7 +1,8 @@
 """Pictures of particles and of fits: each function returns a matplotlib Figure.
 
 A notebook shows it when it is the last value of a cell, ``figure.savefig(...)`` writes it, and
-``figure.axes[0]`` is there to add to. No function here calls pyplot or opens a window.
+``figure.axes[0]`` is there to add to. No function here calls pyplot or opens a window. Display classes, as
+scikit-learn has them, would hold the same figure and axes under one more name for each picture.
 """
 
 import os
