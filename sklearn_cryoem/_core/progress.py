@@ -66,6 +66,7 @@ class Progress:
                 began = self._bar.start_t
                 self._bar.reset(total=self.n_done)  # or a notebook would show the bar of a failure
                 self._bar.start_t = began
+                self._bar.set_postfix_str(self._note, refresh=False)  # nothing remains
                 self._bar.update(self.n_done)
             self._bar.close()
         elif self._logs and kind is None:
