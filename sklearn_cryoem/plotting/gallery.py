@@ -189,7 +189,7 @@ def balanced_columns(n_tiles):
 
 def _heading(counts, n_classes, n_shown, n_doubtful):
     classes = f"{n_shown:,} classes" if n_shown == n_classes else f"{n_shown:,} of {n_classes:,} classes"
-    doubt = f"; ✕ are {n_doubtful:,} suggested to leave out" if n_doubtful else ""
+    doubt = f"; ✕: {n_doubtful:,} suggested to leave out" if n_doubtful else ""
     if counts is None:
         return classes + doubt
     few = np.count_nonzero((counts > 0) & (counts < _FEWEST)) if n_shown < n_classes else 0

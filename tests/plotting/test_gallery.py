@@ -38,7 +38,7 @@ def test_classes_to_leave_out_come_last_with_a_cross_and_those_of_two_particles_
     cross, last = ax.texts[-1].get_position(), ax.images[0].get_extent()[1]
     assert cross[0] > last / 2, "in the tile of the last class"
     assert ax.get_title() == (
-        "63 particles in 3 of 5 classes, 1 of one or two particles not shown; ✕ are 1 suggested to leave out"
+        "63 particles in 3 of 5 classes, 1 of one or two particles not shown; ✕: 1 suggested to leave out"
     )
     assert texts(drawn(gradients(2), counts=[2, 1])) == ["2"], "unless there is none other"
 
