@@ -129,7 +129,7 @@ class AdaptiveSearch:
         return (
             features,
             stacked.reshape(len(stacked), 2, n, -1),
-            norm_orders(features.ctf_power, precision, self._power),
+            norm_orders(features.ctf_power, precision, self._power, self.space.kappa),
             reference_evidence(few, precision[:n_rings], self._coarse_bank, coarse, self.coarse_prior),
         )
 

@@ -116,16 +116,19 @@ class _Forest:
     def __init__(
         self, model: AlignmentModel, ctf_power: Float64, settings: AlignmentSettings, *, mirror: bool = False
     ) -> None:
-        self.moves = settings.turns_freely
+        self.moves, self.is_filament = settings.turns_freely, settings.kappa > 0
         self.n_ways = 2 if mirror and self.moves else 1  # as it is, and mirrored
         box = model.references.shape[-1]
         k_max = float(np.clip(ctf_power.shape[1], 1.0, MAX_RINGS + settings.n_ignored))
-        self.space: SearchSpace = search_space(
+        space = search_space(
             box,
             k_max,
             reference_radius_px=settings.mask_radius_px + settings.mask_edge_px,
             max_shift_px=SHIFT_FRACTION * box if self.moves else 0.0,
         )
+        along = None if settings.rise_px is None else 0.0  # images have used up the freedom along filaments
+        self.space: SearchSpace = replace(settings, rise_px=along).along_filaments(space)
+        self._axes = (along is None, True)
         grid = self.space.grid
         self.values = polar_transform(model.references, grid)  # (n, n_rings, n_angles / 2)
         self.ctf_power = np.maximum(ctf_power[:, : grid.n_rings], 1e-9).astype(np.float64)  # (n, n_rings)
@@ -202,6 +205,8 @@ class _Forest:
         cross: NDArray[np.float32] = fft.irfft(
             c.transpose(0, 2, 3, 1), n_psi, axis=-1, norm="forward", workers=1
         )
+        if self.is_filament:  # angles 0 and pi
+            return cross[..., :: n_psi // 2]
         return cross if self.moves else cross[..., :1]  # angle 0
 
     def _refined(
@@ -216,12 +221,13 @@ class _Forest:
         for _ in range(FINE_ROUNDS):
             axis = np.linspace(-0.5, 0.5, FINE_POINTS) * step
             x, y = (a.ravel() for a in np.meshgrid(axis, axis))
-            shifts = shift + np.column_stack([x, y])
+            shifts = shift + np.column_stack([x, y]) * self._axes
             phase = translation_phase(grid, shifts)
             bank = angular_orders(self.values[j] * phase, n_orders)  # (n, n_rings, n_orders)
             bank = bank.conj() if mirrored else bank
             c = np.einsum("mr,trm->tm", weighted, bank)
             psi = fft.irfft(c, FINE_ANGLES_PER_ORDER * n_orders, axis=-1, norm="forward", workers=1)
+            psi = psi[:, :: psi.shape[1] // 2] if self.is_filament else psi
             at, turn = np.unravel_index(int(psi.argmax()), psi.shape)
             shift, angle = shifts[at], float(turn * 2.0 * np.pi / psi.shape[1])
             step /= FINE_POINTS - 1
@@ -315,7 +321,11 @@ def centred_classes(
     classes = aligned_classes(stats, frames, model, grid, settings, noise_fraction)
     all_references = np.arange(len(frames.label))
     for _ in range(CENTRINGS if settings.turns_freely else 0):
-        frames = frames.moved(all_references, -centre_of_mass(classes.averages)[frames.label])
+        centre = centre_of_mass(classes.averages) * (
+            settings.rise_px is None,
+            True,
+        )  # filaments have none in x
+        frames = frames.moved(all_references, -centre[frames.label])
         classes = aligned_classes(stats, frames, model, grid, settings, noise_fraction)
     return frames, classes
 

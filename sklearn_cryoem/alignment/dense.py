@@ -73,7 +73,7 @@ def dense_sums(
     work = Workspace()
     n, n_shifts, n_references = len(features), space.n_shifts, len(prior.reference)
     stacked = stack_real(features.orders, precision, space, work)  # (n_orders, 2 n, 2 n_rings)
-    norm = norm_orders(features.ctf_power, precision, bank.power)  # (n_even, n, n_references)
+    norm = norm_orders(features.ctf_power, precision, bank.power, space.kappa)  # (n_even, n, n_references)
     level = pair_levels(prior, norm, space)
     blocks = row_blocks(n_references, max(1, COLUMNS_PER_PRODUCT // (n * n_shifts)))
     tables, tops = [], []

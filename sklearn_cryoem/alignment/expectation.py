@@ -234,7 +234,7 @@ def reference_evidence(
     work = Workspace()
     n, n_shifts = len(features), space.n_shifts
     stacked = stack_real(features.orders, precision, space, work)
-    norm = norm_orders(features.ctf_power, precision, bank.power)
+    norm = norm_orders(features.ctf_power, precision, bank.power, space.kappa)
     level = ((prior.reference - norm[0].real)[:, :, None] + prior.shift).astype(np.float32)
     evidence = np.empty((n, len(prior.reference)), dtype=np.float32)
     for block in row_blocks(len(prior.reference), max(1, COLUMNS_PER_PRODUCT // (n * n_shifts))):
@@ -277,7 +277,7 @@ def _search(
     """Cells whose posterior may reach `floor`, for as many images as fit in one product."""
     n, n_shifts = len(features), space.n_shifts
     stacked = stack_real(features.orders, precision, space, work)  # (n_orders, 2 n, 2 n_rings)
-    norm = norm_orders(features.ctf_power, precision, bank.power)  # (n_even, n, n_references)
+    norm = norm_orders(features.ctf_power, precision, bank.power, space.kappa)  # (n_even, n, n_references)
     level = pair_levels(prior, norm, space)
     best, bound = np.full(n, -np.inf, dtype=np.float32), np.full(n, -np.inf, dtype=np.float32)
     found = []

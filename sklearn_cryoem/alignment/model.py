@@ -255,13 +255,14 @@ def update_model(
     floor = MIN_NOISE * power + smallest_noise(power)
     residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction
     moved = angular_orders(polar.numerator, stats.numerator.shape[1]).transpose(0, 2, 1)
+    n_axes = 2 if settings.rise_px is None else 1  # along which images lie off centre
     updated = replace(
         model,
         references=images,
         noise=np.concatenate([residual, model.noise[n_rings:]]),
         weight=reference_weights(stats.mass, model.weight, settings.class_prior),
         shift_sigma_px=max(
-            MIN_SHIFT_SIGMA_PX, float(np.sqrt(0.5 * stats.shift_square[0] / stats.mass.sum()))
+            MIN_SHIFT_SIGMA_PX, float(np.sqrt(stats.shift_square[0] / (n_axes * stats.mass.sum())))
         ),
         resolution=resolved_ring(signal_to_noise, settings.n_ignored),
     )

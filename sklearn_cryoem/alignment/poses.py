@@ -290,6 +290,7 @@ def refine_poses(
     a = angular_orders(references, n_orders) * area  # (n, n_rings, n_orders)
     x = from_angular_orders(features.orders.transpose(0, 2, 1), grid.n_angles)  # (n, n_rings, n_angles / 2)
     norm = _norm_over_angles(features, references, area, n_orders)  # (n, n_orders)
+    norm[:, 2] -= 0.5 * space.kappa  # Eq. (4.23)
     shift_steps = np.linspace(-1.0, 1.0, FINE_POINTS) * space.shift_step_px
     angle_steps = np.linspace(-1.0, 1.0, FINE_POINTS) * space.angle_step_rad
     gain = np.where(m == 0, 1.0, 2.0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import i0e
 
 from sklearn_cryoem._core.parallel import even_blocks, row_blocks
 from sklearn_cryoem.alignment.search import SearchSpace
@@ -146,11 +147,18 @@ def stack_real(orders: Complex64, precision: Float32, space: SearchSpace, work: 
     return stacked.reshape(space.n_orders, 2 * n, 2 * n_rings)
 
 
-def norm_orders(ctf_power: Complex64, precision: Float32, power: Complex64) -> Complex64:
-    """Even angular orders of 1/2 sum beta C^2 |A|^2 over rotations, Eq. (4.4); (n_even, n, n_references)."""
+def norm_orders(ctf_power: Complex64, precision: Float32, power: Complex64, kappa: float = 0.0) -> Complex64:
+    """Even angular orders of 1/2 sum beta C^2 |A|^2 over rotations, Eq. (4.4); (n_even, n, n_references).
+
+    Where the angles of filaments are known, less the log of their prior, which is of order 2, Eq. (4.23).
+    """
     weighted = (ctf_power.conj() * precision).transpose(1, 0, 2)  # (n_even, n, n_rings)
     n_even = min(len(weighted), len(power))
     norm: Complex64 = np.matmul(weighted[:n_even], power[:n_even])
+    if kappa:
+        norm = np.pad(norm, ((0, max(2 - n_even, 0)), (0, 0), (0, 0)))
+        norm[0] += np.log(i0e(kappa)) + kappa
+        norm[1] -= 0.5 * kappa
     return norm
 
 

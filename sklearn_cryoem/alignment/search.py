@@ -43,6 +43,10 @@ class AlignmentSettings:
         Mini-batches raise the resolution from `k_start` to at most this multiple.
     angle_range_rad : float or None
         How far from the known poses of the images angles are searched; None for the whole circle.
+    kappa : float
+        Of the prior of angles about the known ones and half a turn from these, Eq. (4.23); 0 for none.
+    rise_px : float or None
+        Shifts along a filament, the x-axis of the references, stay within half of it; None for no such limit.
     tau_fudge : float
         Factor on the prior variance of the references, Eq. (4.2).
     class_prior : {"uniform", "estimated", "balanced"}
@@ -67,6 +71,8 @@ class AlignmentSettings:
     growth: float = 2.0
     reach_px: float = 0.0
     angle_range_rad: float | None = None
+    kappa: float = 0.0
+    rise_px: float | None = None
     tau_fudge: float = 2.0
     class_prior: str = "uniform"
     n_batches: int = 60
@@ -90,7 +96,15 @@ class AlignmentSettings:
             angle_range_rad=self.angle_range_rad,
             coarsest_k=self.k_start,
         )
-        return replace(space, mirror=self.mirror, n_ignored=self.n_ignored)
+        return replace(self.along_filaments(space), mirror=self.mirror, n_ignored=self.n_ignored)
+
+    def along_filaments(self, space: SearchSpace) -> SearchSpace:
+        """The same space with the prior of angles, and the limit of shifts along x, of filaments."""
+        coarse = space.coarse and self.along_filaments(space.coarse)
+        shifts = space.shifts_px
+        if self.rise_px is not None:
+            shifts = shifts[np.abs(shifts[:, 0]) <= 0.5 * self.rise_px]
+        return replace(space, coarse=coarse, shifts_px=shifts, kappa=self.kappa)
 
     def next_k_max(self, resolution: NDArray[np.int64], done: float | None = None) -> float:
         """Resolution of the next iteration, Eq. (4.7): what the best reference resolves, and a little more.
@@ -133,6 +147,8 @@ class SearchSpace:
         Whether mirror images of the references are searched as well, Eq. (4.18).
     n_ignored : int
         First rings, which no likelihood counts, Eq. (4.21).
+    kappa : float
+        Of the prior of angles, Eq. (4.23).
     """
 
     grid: PolarGrid
@@ -144,6 +160,7 @@ class SearchSpace:
     angle_range_rad: float | None = None
     mirror: bool = False
     n_ignored: int = 0
+    kappa: float = 0.0
 
     @property
     def n_rings(self) -> int:

@@ -165,8 +165,8 @@ def make_aligner(options, stack):
 
     if not options.skip_align:
         parameters = parameters_from(options, ALIGNMENT_AND_CLUSTERING, ALIGNMENT)
-        if "angle_range" in parameters:
-            parameters["angle_range"] = math.radians(parameters["angle_range"])
+        for name in {"angle_range", "angle_sigma"} & parameters.keys():
+            parameters[name] = math.radians(parameters[name])
         if "init" in parameters:
             parameters["init"] = read_references(stack, parameters)
             parameters["n_clusters"] = min(parameters["n_clusters"], len(parameters["init"]))

@@ -91,6 +91,11 @@ ALIGNMENT = [
      "particles are off centre by at most this, in Angstrom (default: chosen from the box)"),
     ("angle_range", "--angle-range", "DEG", angle, None,
      "search this far round the in-plane angles of the file, in degrees (default: all angles)"),
+    ("angle_sigma", "--sigma-psi", "DEG", angle, None,
+     "for filaments: in-plane angles are those of the file or tube (rlnAnglePsiPrior), or half a turn from "
+     "these, give or take this standard deviation in degrees"),
+    ("helical_rise", "--helical-rise", "A", positive, None,
+     "with --sigma-psi: shift along filaments by half of this at most, in Angstrom"),
     ("mirror", "--mirror", None, bool, False,
      "let mirror images share classes: the same view from opposite sides"),
 ]  # fmt: skip

@@ -112,6 +112,14 @@ class MAPAligner(
         first references are averages at the known poses, and all keep to the frame of these: none is moved
         or mirrored when they are merged. `transform` and the like search all angles for particles without
         poses. By default all angles are searched, and poses that the stack may have are not used.
+    angle_sigma : float or None, default=None
+        For filaments: standard deviation of in-plane angles about those of the stack and about these plus pi,
+        in radians, Eq. (4.23). Where a file has no angles, the priors of its tubes are read as such. One
+        search covers all shifts from those of the stack, `max_shift` or 0.08 of the box. Filaments lie along
+        x in averages.
+    helical_rise : float or None, default=None
+        With `angle_sigma`: shifts along the filament stay within half of this, in Angstrom (pixels where the
+        pixel size is unknown). By default they are as free as those across it.
     max_resolution : float or None, default=None
         Finest detail ever used, in Angstrom (pixels where the pixel size is unknown), as far as the
         references resolve it. By default where signal ends: images of more than 64 pixels are cropped in
@@ -234,6 +242,8 @@ class MAPAligner(
         mask_diameter: float | None = None,
         max_shift: float | None = None,
         angle_range: float | None = None,
+        angle_sigma: float | None = None,
+        helical_rise: float | None = None,
         max_resolution: float | None = None,
         min_resolution: float | None = None,
         tau_fudge: float = 2.0,
@@ -254,6 +264,8 @@ class MAPAligner(
         self.mask_diameter = mask_diameter
         self.max_shift = max_shift
         self.angle_range = angle_range
+        self.angle_sigma = angle_sigma
+        self.helical_rise = helical_rise
         self.max_resolution = max_resolution
         self.min_resolution = min_resolution
         self.tau_fudge = tau_fudge
@@ -356,13 +368,20 @@ class MAPAligner(
             integer=True,
             allow_none=True,
         )
-        for name in ("mask_diameter", "max_resolution", "min_resolution"):
+        for name in ("mask_diameter", "max_resolution", "min_resolution", "angle_sigma", "helical_rise"):
             value = getattr(self, name, None)
             check_number(name, value, owner=self, minimum=0, inclusive=False, allow_none=True)
         check_number("max_shift", self.max_shift, owner=self, minimum=0, allow_none=True)
         check_number(
             "angle_range", self.angle_range, owner=self, minimum=0, maximum=np.pi, allow_none=True
         )  # fmt: skip
+        sigma = getattr(self, "angle_sigma", None)
+        if sigma is None and getattr(self, "helical_rise", None) is not None:
+            raise ValueError("MAPAligner(helical_rise=...) is of filaments. Give angle_sigma, too.")
+        if sigma is not None and self.angle_range is not None:
+            raise ValueError(
+                "MAPAligner got both angle_range and angle_sigma. Give the latter to filaments only."
+            )
         check_number("tau_fudge", self.tau_fudge, owner=self, minimum=0, inclusive=False)
         check_number("tol", self.tol, owner=self, minimum=0)
         check_choice("class_prior", self.class_prior, CLASS_PRIORS, owner=self)
@@ -393,11 +412,23 @@ class MAPAligner(
                 f"n_clusters={self.n_clusters} classes. "
                 "Ask for fewer classes, or give more particles."
             )
-        if self.angle_range is not None and stack.poses is None:
+        if stack.poses is None and (self.angle_range, self.angle_sigma) != (None, None):
+            name = "angle_range" if self.angle_sigma is None else "angle_sigma"
             raise ValueError(
-                "MAPAligner with angle_range searches round known poses, and this stack has none. Give them "
-                "with stack.with_poses(poses), for example poses_ of a first run, or leave angle_range out."
+                f"MAPAligner with {name} searches round known poses, and this stack has none. Give them "
+                f"with stack.with_poses(poses), for example poses_ of a first run, or leave {name} out."
             )
+        filament = {}
+        if self.angle_sigma is not None:
+            unit, reach = stack.pixel_length, self.max_shift
+            reach = RANGE_FRACTION * stack.box if reach is None else reach / unit
+            filament = {
+                "kappa": 0.25 / self.angle_sigma**2,  # Eq. (4.23)
+                "rise_px": None if self.helical_rise is None else self.helical_rise / unit,
+                "angle_range_rad": np.pi,
+                "max_shift_px": reach,
+                "reach_px": reach,
+            }
         batch_size = max(MIN_BATCH, IMAGES_PER_REFERENCE_AND_BATCH * n_references)
         return replace(
             search_settings(
@@ -408,6 +439,7 @@ class MAPAligner(
                 max_resolution=self.max_resolution,
                 min_resolution=self.min_resolution,
             ),
+            **filament,
             n_references=n_references,
             tau_fudge=float(self.tau_fudge),
             class_prior=self.class_prior,
@@ -611,7 +643,7 @@ class MAPAligner(
         check_same_pixel_size(stack.pixel_size, self._pixel_size)
         settings = self._settings
         if stack.poses is None:  # nothing to search round
-            settings = replace(settings, angle_range_rad=None)
+            settings = replace(settings, angle_range_rad=None, kappa=0.0)
         images = alignment_images(stack, settings)
         with memory_watched("Aligning particles to classes"), task_pool(self.n_jobs) as pool:
             features = SharedFeatures(images, pool)

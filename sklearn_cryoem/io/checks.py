@@ -99,7 +99,7 @@ _UNUSED = {  # what two dimensions do without, and the value that says nothing
 }  # fmt: skip
 _OPTIONAL_LABELS = {  # what is read where it is there: without it another value is taken in silence
     *(label for label, _, default in [*RELION_CTF.values(), *CRYOSPARC_CTF.values()] if default is not None),
-    "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst", "rlnOriginX",
+    "rlnAnglePsi", "rlnAnglePsiPrior", "rlnOriginXAngst", "rlnOriginYAngst", "rlnOriginX",
     "rlnOriginY", "rlnIsFlip", "rlnClassNumber", "rlnOpticsGroup", "rlnImagePixelSize", "rlnPixelSize",
     "rlnDetectorPixelSize", "rlnMagnification", "rlnImageSize", "rlnMicrographName", "rlnGroupName",
     "uid", "blob/psize_A", "blob/shape", "blob/sign",

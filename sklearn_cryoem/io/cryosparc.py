@@ -239,6 +239,10 @@ def relion_columns(stack: ParticleStack) -> tuple[pd.DataFrame, list[str]]:
             centre = table[fraction].to_numpy(dtype=np.float64) * table[length].to_numpy()
             plain[f"rlnCoordinate{axis.upper()}"] = centre.round(3)
     taken, lost = _take_three_dimensions(stack, plain)
+    if "filament/filament_uid" in table:  # RELION numbers the tubes of each micrograph from 1
+        taken.add("filament/filament_uid")
+        tube = table["filament/filament_uid"].groupby(table.get("location/micrograph_uid", 0 * table.index))
+        plain["rlnHelicalTubeID"] = tube.rank("dense").to_numpy(dtype=np.int64)
     has_centre = "rlnCoordinateX" in plain
     for column in map(str, table):
         field = column.partition("[")[0]

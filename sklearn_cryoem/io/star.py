@@ -300,7 +300,11 @@ def _warn_of_poor_fits(particles: pd.DataFrame, path: Path) -> None:
 
 
 def _poses(tables: _Tables, path: Path) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
-    """In-plane angle (n,) and shift (n, 2) if the file has both, and whether the shift is in pixels."""
+    """In-plane angle (n,) and shift (n, 2) if the file has both, and whether the shift is in pixels.
+
+    Filaments have the direction of their tube, without shifts, until they are aligned.
+    """
+    prior = tables.numbers("rlnAnglePsiPrior") if "rlnAnglePsi" not in tables.particles else None
     for ending in ("Angst", ""):
         labels = [f"rlnOriginX{ending}", f"rlnOriginY{ending}"]
         there = [label for label in labels if label in tables.particles]
@@ -312,7 +316,7 @@ def _poses(tables: _Tables, path: Path) -> tuple[np.ndarray | None, np.ndarray |
         if not there:
             continue
         shift = np.column_stack([tables.numbers(label) for label in labels])  # (n, 2)
-        angle = tables.numbers("rlnAnglePsi")
+        angle = tables.numbers("rlnAnglePsi") if prior is None else prior
         if angle is None:
             if shift.any():
                 notify(
@@ -323,6 +327,8 @@ def _poses(tables: _Tables, path: Path) -> tuple[np.ndarray | None, np.ndarray |
                 )
             return None, None, False
         return angle * RADIANS_PER_DEGREE, shift, ending == ""
+    if prior is not None:
+        return prior * RADIANS_PER_DEGREE, np.zeros((len(prior), 2)), False
     return None, None, False
 
 

@@ -1,8 +1,10 @@
 """The search by matrix products against aligning every image at every cell and comparing pixel by pixel."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from scipy.special import logsumexp
+from scipy.special import i0, logsumexp
 
 from sklearn_cryoem.alignment import expectation
 from sklearn_cryoem.alignment.expectation import LogPrior, Posterior, expect
@@ -85,6 +87,28 @@ def test_posterior_is_that_of_the_cartesian_model(setting, references, split_ang
     assert error < QUADRATURE, f"off by {error:.2g} of the range {np.ptp(naive):.3g} nats"
     evidence = logsumexp(naive, axis=(1, 2, 3))
     np.testing.assert_allclose(posterior.log_evidence, evidence, atol=QUADRATURE * np.ptp(naive))
+
+
+@pytest.mark.parametrize("split_angstrom", [None, 4000.0])
+def test_directions_of_filaments_are_a_prior_of_either_way(setting, split_angstrom):
+    """Eq. (4.23), of order 2 wherever the norm has only order 0; shifts along x are limited."""
+    kappa, rise_px = 5.0, 3.0
+    *_, free = setting(split_angstrom=split_angstrom)
+    *_, bound = setting(split_angstrom=split_angstrom, kappa=kappa, rise_px=rise_px)
+    space = bound[3]
+    assert np.abs(space.shifts_px[:, 0]).max() <= 0.5 * rise_px < np.abs(free[3].shifts_px[:, 0]).max()
+    arguments = (*free[:2], bound[2], bound[3], bound[4])
+    found, plain = (
+        expect(*arguments[:3], one, arguments[4], floor=1e-30) for one in (space, replace(space, kappa=0.0))
+    )
+    kept, before = (
+        log_table(one, 3, space) + one.log_evidence[:, None, None, None] for one in (found, plain)
+    )
+    prior = kappa * np.cos(2 * space.angles_rad) - np.log(i0(kappa))
+    seen = np.isfinite(kept) & np.isfinite(before)
+    assert seen.sum() > 500
+    np.testing.assert_allclose(kept[seen] - before[seen], np.broadcast_to(prior, seen.shape)[seen], atol=2e-3)
+    assert np.mean(np.exp(prior)) == pytest.approx(1.0, rel=1e-3), "a density, beside the uniform one"
 
 
 def test_posterior_is_a_distribution_over_what_its_own_logs_say(setting):
