@@ -1,0 +1,86 @@
+"""A morning's work, as a notebook and as a shell script: both run, and what they leave is what they say."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sklearn_cryoem import read_particles
+from sklearn_cryoem.io import read_mrc
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def in_relion(folder, *words):
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "ERROR" not in done.stdout + done.stderr, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:.*columns-lost")
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, shown = {}, []
+    for cell in json.loads((EXAMPLES / "morning.ipynb").read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            tree = ast.parse("".join(cell["source"]))
+            last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+            exec(compile(tree, "morning.ipynb", "exec"), found)
+            if last is not None:
+                shown.append(eval(compile(ast.Expression(last.value), "morning.ipynb", "eval"), found))
+    assert sum(hasattr(value, "_repr_png_") for value in shown) == 2
+    truth = found["truth"]
+    assert len(truth) > 200 and truth["is_junk"].mean() < 0.05
+    session = found["chosen"].metadata["rlnImageName"].str.partition("@")[2]
+    assert (
+        session.nunique() == 2 and not pd.DataFrame([session, truth["particle"].array]).T.duplicated().any()
+    )
+    for name in ("good.star", "good.cs"):
+        assert len(read_particles(tmp_path / name, rescale=True)) == len(truth)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it is a script of bash")
+def test_the_shell_script_runs_and_relion_reads_what_it_leaves(tmp_path):
+    command = tmp_path / "bin" / "sklearn-cryoem"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sklearn_cryoem.cli "$@"\n')
+    command.chmod(0o755)
+    path = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}", "MPLBACKEND": "Agg"}
+    script = ["bash", str(EXAMPLES / "morning.sh"), "work"]
+    done = subprocess.run(script, cwd=tmp_path, env=path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    work = tmp_path / "work"
+    truth = pd.concat(
+        [pd.read_csv(work / name / "truth.csv").assign(session=name) for name in ("first", "second")]
+    )
+    truth["rlnImageName"] = [
+        f"{row + 1:06d}@{name}/particles.mrcs"
+        for row, name in zip(truth.index, truth["session"], strict=True)
+    ]
+    good = read_particles(work / "good.star", rescale=True, images_dir=work)
+    kept = truth.set_index("rlnImageName").loc[good.metadata["rlnImageName"]]
+    assert kept["is_junk"].mean() < 0.5 * truth["is_junk"].mean()
+    assert truth.duplicated(["session", "particle"]).sum() > 10
+    assert not kept.duplicated(["session", "particle"]).any(), "each particle once"
+    sizes = good.metadata["rlnClassNumber"].value_counts()
+    assert len(good) > 300 and sizes.max() <= 40 and set(kept["session"]) == {"first", "second"}
+    table = pd.read_csv(work / "cleaned" / "quality.csv").set_index("class")
+    assert table["map_correlation"][sizes.index].min() >= 0.6
+    assert len(read_mrc(work / "chosen.mrcs")[0]) == len(sizes)
+    cryosparc = np.load(work / "good.cs")
+    assert len(cryosparc) == len(good) and set(cryosparc["blob/psize_A"]) == {9.0, 7.5}
+    assert (work / "compared" / "pairs.png").is_file() and (work / "cleaned" / "report.html").is_file()
+    if shutil.which("relion_star_handler"):
+        group = ["--select", "rlnOpticsGroup", "--minval", "2", "--maxval", "2"]
+        in_relion(work, "relion_star_handler", "--i", "good.star", "--o", "second.star", *group)
+        in_relion(work, "relion_stack_create", "--i", "second.star", "--o", "second")
+        assert len(read_mrc(work / "second.mrcs")[0]) == (kept["session"] == "second").sum()
+        said = in_relion(work, "relion_image_handler", "--i", "chosen.mrcs", "--stats")
+        assert said.count("40 x 40 x 1 x 1") == len(sizes)
