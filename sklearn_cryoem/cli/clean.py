@@ -2,6 +2,7 @@
 
 import shutil
 from argparse import Namespace
+from functools import partial
 
 import numpy as np
 
@@ -62,7 +63,6 @@ def clean(options, console):
 
     from sklearn_cryoem._core.files import atomic_path
     from sklearn_cryoem.io import write_particles
-    from sklearn_cryoem.quality import reasons_to_leave
 
     check_is_file(options.particles)
     result = options.output / labelled_name(options.particles.suffix)
@@ -81,7 +81,7 @@ def clean(options, console):
                "passthrough": options.passthrough if number == 1 else []}  # fmt: skip
         # states stay until the last round is done: the same command repeats no fit
         found = classify(Namespace(**settings | own), console, keep_states=True)
-        reasons = reasons_to_leave(found.model, found.stack, found.quality, found.match, lenient=number == 1)
+        reasons, is_last = _judged(found, number, options.rounds)
         leaves = reasons != ""
         if number == 1:
             everything, rows = found.stack.with_outliers(None), np.arange(len(leaves))
@@ -102,7 +102,7 @@ def clean(options, console):
         rows = rows[~leaves]
         particles = folder / f"left{result.suffix}"
         write_particles(everything[rows], particles, overwrite=True)
-        if leaves.mean() < _AT_REST:
+        if is_last:
             break
     table = pd.concat(left, ignore_index=True)
     back = _found_again(found, leaves, everything, table)
@@ -129,6 +129,16 @@ def clean(options, console):
         f"{len(rows):,} of {len(everything):,} particles are left after {number} "
         f"round{'s' * (number > 1)}; {REJECTED} says why the others are not"
     )
+
+
+def _judged(found, number, n_rounds):
+    """Why each particle should leave, empty if it stays, and whether this round is the last."""
+    from sklearn_cryoem.quality import reasons_to_leave
+
+    judge = partial(reasons_to_leave, found.model, found.stack, found.quality, found.match)
+    reasons = judge(lenient=number == 1)
+    is_last = number == n_rounds or np.mean(reasons != "") < _AT_REST
+    return (judge(last=True) if is_last else reasons), is_last
 
 
 def _found_again(found, leaves, everything, table):

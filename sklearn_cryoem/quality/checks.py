@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.memory import bytes_at_once
@@ -15,7 +16,7 @@ from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.frames import pixel_sizes_differ
 from sklearn_cryoem.particles.preprocess import raw_source
-from sklearn_cryoem.particles.screening import Look, look_at, outlier_text
+from sklearn_cryoem.particles.screening import MIN_IMAGES, Look, look_at, outlier_text
 from sklearn_cryoem.particles.sources import bad_pixels
 from sklearn_cryoem.physics.masks import box_problem, check_mask_diameter, pixel_radius
 from sklearn_cryoem.quality.ctf_fit import ctf_fit
@@ -28,6 +29,45 @@ _N_GROUPS, _GROUP_SIZE = 10, 20  # micrographs looked at, if they have that many
 _DARK_SHARE, _DARK_ERRORS = 0.55, 4.0  # of the images; standard errors that their mean contrast lies below 0
 _PIXELS_MEASURED = 2**26  # at most, spread over the stack: 16,384 images of 64 pixels, 1,024 of 256
 _BLANK_LINES = 0.03  # of the lines of an image, beyond those that are blank in most
+# Fine noise, see `foreign_backgrounds`: bands that show it; what is far below the usual, in robust standard
+# deviations and as the logarithm of power, since neighbours in the background take a little of it too
+_FINE_BANDS, _FAR_BELOW, _LEAST_DROP = 2, 4.0, 0.1
+
+
+def foreign_backgrounds(
+    stack: ParticleStack, mask_diameter: float | None = None, *, n_jobs: int | None = None
+) -> NDArray[np.bool_]:
+    """Tell the images whose background holds more than noise, by how little fine noise they have, Eq. (6.11).
+
+    Images come with backgrounds of one standard deviation. Where a carbon film, ice or a clump is part of it,
+    the image was divided by more than its noise, and what is left of that shows at the finest detail, where
+    there is nothing else. Each image is compared with its micrograph (with all where that has fewer than 20).
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        The images; the noise group is their micrograph.
+    mask_diameter : float, optional
+        Beyond it is background; by default 3/4 of the box.
+    n_jobs : int, optional
+        Number of workers; results are the same bits for any.
+
+    Returns
+    -------
+    foreign : ndarray of shape (n_images,), bool
+        False for images cut at the edge of a micrograph, where padding has no noise either, and for all where
+        there are fewer than 20, or no backgrounds. Costs 0.15 ms an image of 64 pixels.
+    """
+    measures = look_at(stack, mask_diameter, n_jobs=n_jobs).measures
+    if len(stack) < MIN_IMAGES or not measures.have_backgrounds:
+        return np.zeros(len(stack), dtype=np.bool_)
+    fine = pd.Series(measures.normalised().log_power[:, -_FINE_BANDS:].mean(axis=1))
+    own = fine.groupby(stack.noise_group)
+    usual = own.transform("median").where(own.transform("size") >= MIN_IMAGES, fine.median())
+    drop = (usual - fine).to_numpy()
+    spread = np.nanquantile(-drop, 0.75) / 0.6745  # above the median there is no junk
+    limit = max(_FAR_BELOW * spread, _LEAST_DROP)
+    return np.asarray((drop > limit) & (measures.blank_lines == 0))  # Eq. (6.11)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from sklearn_cryoem._core.validation import ParticleDataError
 
 # What a person sees of an average and reads beside it; sizes are those of one run.
 COLUMNS = (
-    "resolution", "snr", "information", "significance", "coherence", "strength", "contrast", "edge", "offset",
-    "extent", "spikes", "lines", "posterior", "stability",
+    "resolution", "snr", "information", "significance", "coherence", "strength", "background", "contrast",
+    "edge", "offset", "extent", "spikes", "lines", "posterior", "stability",
 )  # fmt: skip
 _VERSION = 1
 

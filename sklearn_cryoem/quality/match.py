@@ -17,6 +17,7 @@ from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.classes import check_order, steps_of
 from sklearn_cryoem.particles.features import BLOCK_BYTES, FeatureBlocks
 from sklearn_cryoem.physics.fourier import HalfPlane, half_plane
+from sklearn_cryoem.quality.checks import foreign_backgrounds
 from sklearn_cryoem.quality.measures import class_sums
 from sklearn_cryoem.quality.suggestion import suggest_classes
 from sklearn_cryoem.quality.table import as_classified, labels_of
@@ -28,6 +29,7 @@ Float64 = NDArray[np.float64]
 ALIGNED_MATCH, MAX_UNLIKE = 4.0, 0.02
 # Of a simulated session with 15 % junk, classes of junk matched by 3 to 4 in the median, others by 5 to 12.
 WEAK = "particles match their class by"
+FOREIGN, UNLIKE = "ice, carbon or others in its background", "matches its class no better than aligned noise"
 WEAK_SHARE, SECOND_SHARE = 0.5, 0.35  # of the usual match: of a class, of a particle with another class
 
 
@@ -56,7 +58,8 @@ def particle_match(
     match : ndarray of shape (n_images,)
         In standard deviations of noise: an image of noise has 0 on average in a given pose, and up to about
         `ALIGNED_MATCH` where it was turned and shifted to match best. 0 for outliers, for particles without
-        a class, and for the only one of a class.
+        a class, for the only one of a class, and for images whose background holds ice, carbon or others,
+        Eq. (6.11), which match other such images well.
 
     Notes
     -----
@@ -85,7 +88,8 @@ def particle_match(
     found = ordered_map(partial(_of_class, stack, plane, sound), rows, n_jobs=n_jobs)
     for some, values in zip(rows, found, strict=True):
         match[some] = values
-    return match
+    foreign = foreign_backgrounds(stack, getattr(last, "mask_diameter", None), n_jobs=n_jobs)
+    return np.where(foreign, 0.0, match)
 
 
 def _of_class(
@@ -126,13 +130,13 @@ def unlike_their_class(match: ArrayLike) -> NDArray[np.bool_]:
     Returns
     -------
     unlike : ndarray of shape (n_images,), bool
-        Those with a match below `ALIGNED_MATCH`, but at most the worst `MAX_UNLIKE` of all: in strong noise
-        many good particles match no better.
+        Those with no match at all, and of the others those below `ALIGNED_MATCH`, but at most the worst
+        `MAX_UNLIKE`: in strong noise many good particles match no better.
     """
     values = np.asarray(match, dtype=np.float64)
-    if not len(values):
-        return np.zeros(0, dtype=np.bool_)
-    return np.asarray(values < min(ALIGNED_MATCH, float(np.quantile(values, MAX_UNLIKE))))
+    some = values[values > 0]
+    limit = min(ALIGNED_MATCH, float(np.quantile(some, MAX_UNLIKE))) if len(some) else 0.0
+    return np.asarray((values <= 0) | (values < limit))
 
 
 def reasons_to_leave(
@@ -142,13 +146,15 @@ def reasons_to_leave(
     match: ArrayLike,
     *,
     lenient: bool = False,
+    last: bool = False,
 ) -> NDArray[np.object_]:
     """Say of each particle why it should leave the set, as `clean` does round by round.
 
     Two kinds of classes are given up: those that `suggest_classes` rejects by what they show, and those whose
     particles match them half as well as usual, junk that was aligned to junk. A class that is rejected for
     its size or significance alone stays if its particles match it: a rare view. Each particle of a class that
-    is given up is compared with the most probable one of the others, and stays if it matches that.
+    is given up is compared with the most probable one of the others, and stays if it matches that. An image
+    that has more than noise in its background leaves in any case.
 
     Parameters
     ----------
@@ -161,8 +167,10 @@ def reasons_to_leave(
     match : array_like of shape (n_images,)
         From `particle_match`.
     lenient : bool, default=False
-        Whether classes a little beyond the limits of coherence and centre stay, as in a first round, whose
-        classes hold junk of all kinds: they are judged again.
+        Whether classes a little beyond the limit of the centre stay, as in a first round, whose classes hold
+        junk of all kinds: they are judged again.
+    last : bool, default=False
+        Whether those leave as well that `unlike_their_class` tells. In every round anew, many would.
 
     Returns
     -------
@@ -174,8 +182,7 @@ def reasons_to_leave(
     usual = float(np.median(value[keep])) if keep.any() else 0.0
     whole = pd.Series(value).groupby(label).median().reindex(range(len(table)), fill_value=0.0).to_numpy()
     strong = whole >= max(WEAK_SHARE * usual, min(ALIGNED_MATCH, 0.8 * usual))  # (n_classes,)
-    wide = {"min_coherence": 0.6, "max_offset": 0.2} if lenient else {}
-    shown = suggest_classes(table, min_size=2, min_significance=0.0, **wide)
+    shown = suggest_classes(table, min_size=2, min_significance=0.0, max_offset=0.2 if lenient else 0.15)
     stays = np.flatnonzero(shown["keep"].to_numpy() & strong)
     text = np.where(
         strong,
@@ -192,6 +199,10 @@ def reasons_to_leave(
         value = particle_match(moved, stack, members=~given_up, n_jobs=moved.n_jobs)
         given_up &= value < SECOND_SHARE * usual
     reasons = np.where(given_up, text[label], "").astype(object)
+    reasons[~given_up & (value == 0)] = FOREIGN
+    if last:
+        stays = np.flatnonzero(reasons == "")
+        reasons[stays[unlike_their_class(value[stays])]] = UNLIKE
     if stack.outlier is not None:
         reasons[stack.outlier] = "outlier"
     return reasons

@@ -22,6 +22,7 @@ REASONS = {
     "size": "too few to judge",
     "significance": "no more signal than aligned noise: {significance:.2g} times as much",
     "coherence": "particles unlike each other: {coherence:.0%} of their power is in the average",
+    "background": "{background:.0%} of its images have ice, carbon or others in their background",
     "edge": "signal at the mask's edge, {edge:.2g} times that within",
     "offset": "off centre by {offset:.2g} of the mask's radius",
     "extent": "{extent:.2g} times as large as others: a lump of ice, or dirt",
@@ -39,6 +40,7 @@ def suggest_classes(
     min_size: int = 10,
     min_significance: float = 1.0,
     min_coherence: float = 0.65,
+    max_background: float = 0.5,
     max_edge: float = 0.35,
     max_offset: float = 0.15,
     min_extent: float = 0.4,
@@ -59,8 +61,10 @@ def suggest_classes(
         Least energy of the signal, over that of noise that was aligned to itself: a class is judged by its
         own signal, so that a rare view need not be as sharp as a common one.
     min_coherence : float, default=0.65
-        Least share of the power above the usual noise that the average explains: clumps and blobs of all
-        shapes have more power than particles, and an average that explains little of it.
+        Least share of the power above the usual noise that the average explains, in classes of more than the
+        usual power: clumps and blobs of all shapes have it. In classes of less the particles are faint.
+    max_background : float, default=0.5
+        Largest share of images that have more than noise in their background.
     max_edge : float, default=0.35
         Most signal at the rim of the mask, over that of the strongest ring within.
     max_offset : float, default=0.15
@@ -93,8 +97,8 @@ def suggest_classes(
     """
     least = {"size": min_size, "significance": min_significance, "coherence": min_coherence,
              "extent": min_extent}  # fmt: skip
-    most = {"edge": max_edge, "offset": max_offset, "spikes": max_spikes, "lines": max_lines,
-            "strength": max_strength}  # fmt: skip
+    most = {"background": max_background, "edge": max_edge, "offset": max_offset, "spikes": max_spikes,
+            "lines": max_lines, "strength": max_strength}  # fmt: skip
     check_number("min_size", min_size, owner="suggest_classes", minimum=2, integer=True)
     for name in ("significance", "coherence", "extent"):
         highest = 1 if name == "coherence" else None
@@ -104,6 +108,7 @@ def suggest_classes(
     # how far each measure is from its limit: at least 1 passes
     margins = {name: _over(table[name].to_numpy(), limit) for name, limit in least.items()}
     margins |= {name: limit / _positive(table[name]) for name, limit in most.items()}
+    margins["coherence"] = np.maximum(margins["coherence"], 1.0 / _positive(table["strength"]))
     lines, contrast = _positive(table["lines"]), table["contrast"].to_numpy()
     margins["step"] = np.maximum(EDGE_LINES / lines, contrast / (EDGE_CONTRAST * lines))
     margins["contrast"] = np.where(contrast > min_contrast, np.inf, 0.0)

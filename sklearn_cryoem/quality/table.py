@@ -21,6 +21,7 @@ from sklearn_cryoem.particles.classes import check_labels, check_order, steps_of
 from sklearn_cryoem.particles.feature_space import at_box
 from sklearn_cryoem.physics.fourier import half_plane
 from sklearn_cryoem.physics.masks import mask_disc
+from sklearn_cryoem.quality.checks import foreign_backgrounds
 from sklearn_cryoem.quality.measures import PICTORIAL, SPECTRAL, coherence, measure_class
 from sklearn_cryoem.quality.suggestion import suggest_classes
 
@@ -81,6 +82,7 @@ def class_quality(
         image), ``information`` (bits in an average of 100 such particles), ``significance`` (energy of the
         signal in one image, over that of aligned noise), ``coherence`` (share of the power above the usual
         noise that the average explains), ``strength`` (power at low resolution over the median of particles),
+        ``background`` (share of its images with more than noise in their background, Eq. (6.11)),
         ``contrast`` (of the particle over the rim, in standard deviations), ``edge`` (signal at the rim over
         that of the strongest ring within), ``offset`` (of the centre of the particle, over the mask's
         radius), ``extent`` (area of the particle over the median of particles), ``spikes`` (power in a single
@@ -148,6 +150,8 @@ def class_quality(
     table.insert(table.columns.get_loc("strength"), "coherence", coherence(powers))
     for name in ("strength", "extent"):
         table[name] /= _median_of_particles(table[name].to_numpy(), table["size"].to_numpy())
+    foreign = foreign_backgrounds(stack, mask_diameter, n_jobs=n_jobs)
+    table["background"] = _mean_of_classes(foreign, rows)
     table["latent_spread"] = _latent_spread(positions, getattr(last, "topology", "grid"), rows)
     table["posterior"] = _mean_of_classes(posterior, rows)
     table["stability"] = stability([check_labels(other, len(label)) for other in other_labels], rows)

@@ -25,6 +25,7 @@ _MEASURES = {
     "significance": "signal (× aligned noise)",
     "coherence": "power explained (share)",
     "strength": "coarse power (× typical)",
+    "background": "ice or carbon behind (share)",
     "contrast": "contrast (s.d.)",
     "edge": "rim signal (× strongest ring)",
     "offset": "off centre (mask radii)",

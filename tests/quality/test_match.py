@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem import ParticleStack, SMLClusterer
-from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.datasets import aligned_to_truth, make_particles, make_session
 from sklearn_cryoem.particles.features import FeatureBlocks
 from sklearn_cryoem.physics.fourier import half_plane
 from sklearn_cryoem.quality import class_quality, match, particle_match, reasons_to_leave, unlike_their_class
+from sklearn_cryoem.quality.checks import foreign_backgrounds
 from sklearn_cryoem.quality.measures import class_sums
 
 
@@ -30,7 +31,7 @@ def test_it_is_the_matched_filter_of_the_average_of_the_others():
 
 
 def test_noise_has_mean_zero_and_variance_one():
-    images = np.random.default_rng(0).normal(size=(400, 32, 32))
+    images = np.random.default_rng(1).normal(size=(400, 32, 32))
     match = particle_match(np.zeros(400, dtype=int), ParticleStack(images))
     assert abs(match.mean()) < 0.2 and match.std() == pytest.approx(1.0, abs=0.15)
     members = np.arange(400) < 200  # the others are compared with an average that they are no part of
@@ -42,9 +43,26 @@ def test_noise_has_mean_zero_and_variance_one():
 
 def test_a_selection_leaves_out_at_most_the_worst_two_in_a_hundred():
     match = np.linspace(0.0, 10.0, 1001)
-    assert unlike_their_class(match).sum() == 20
+    assert unlike_their_class(match).sum() == 21, "the one that does not match at all, and 2 % of the others"
     assert unlike_their_class(match + 3.95).sum() == 5, "those below 4"
     assert not unlike_their_class(match + 4.0).any() and unlike_their_class([]).shape == (0,)
+
+
+def test_an_image_with_carbon_or_ice_in_its_background_matches_nothing():
+    """Its background was divided by more than its noise; not so where the edge of a micrograph was padded."""
+    stack = make_session(n_samples=300, box=40, snr=0.15, random_state=0)
+    images = stack.images.read().copy()
+    images[5, :8] = images[5, 8]  # padding has little fine noise too
+    stack = ParticleStack(images, noise_group=stack.noise_group, truth=stack.truth)
+    foreign, is_junk = foreign_backgrounds(stack), stack.truth["is_junk"].to_numpy(dtype=bool)
+    kind = stack.truth["junk_kind"].to_numpy()
+    assert foreign[kind == "edge"].mean() > 0.6
+    assert not foreign[~is_junk].any() and not foreign[5]
+    match = particle_match(np.zeros(300, dtype=int), stack)
+    np.testing.assert_array_equal(match == 0, foreign)
+    table = class_quality(np.where(kind == "edge", 1, 0), stack)
+    assert table["background"][0] < 0.2 and "in their background" in table["reasons"][1]
+    assert not foreign_backgrounds(stack[:19]).any(), "too few to know what is usual"
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -60,3 +78,9 @@ def test_what_is_given_up_is_compared_at_the_resolution_of_the_classes(monkeypat
     reasons_to_leave(model, stack, class_quality(model, stack), weak)
     np.testing.assert_allclose(found[0][own == 1], value[own == 1])
     np.testing.assert_array_equal(model.labels_, own)
+    own_rows = np.flatnonzero(own == 1)
+    value[own_rows[:2]] = 0.0, 0.1  # of a class that is kept: soiled, and no better than noise
+    monkeypatch.setattr(match, "particle_match", lambda *a, **k: value)
+    told = reasons_to_leave(model, stack, class_quality(model, stack), value, last=True)
+    assert told[own_rows[:2]].tolist() == [match.FOREIGN, match.UNLIKE]
+    assert reasons_to_leave(model, stack, class_quality(model, stack), value)[own_rows[1]] == ""
