@@ -41,7 +41,7 @@ def add_initial_model(commands):
         help="of an average, Angstrom (default: 0.05 of the box)",
     )
     parser.add_argument(
-        "--max-resolution", metavar="A", type=positive, help="finest detail used, Angstrom (default: 30)"
+        "--max-resolution", metavar="A", type=positive, help="finest detail used, Angstrom (default: 24)"
     )
     add_machine(parser.add_argument_group("machine"))
     return parser

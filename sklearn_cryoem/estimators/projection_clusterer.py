@@ -30,7 +30,7 @@ from sklearn_cryoem.projections.volumes import shell_correlation
 
 START_ANGSTROM = 60.0  # of a random start: finer detail of it tells noise apart
 MIN_START_RINGS = 5.0
-GROWTH = 2.0  # of the resolution in the mini-batches, and in all by default
+GROWTH = 2.5  # of the resolution in the mini-batches, and in all by default
 VIEW_STEPS = 1.0, 0.75  # between views of starts and of full passes: periods of the finest detail at the rim
 BATCH_SIZE = 400  # images for each volume
 HELD_OUT = 10  # every tenth image compares the starts
@@ -62,8 +62,9 @@ class ProjectionClusterer(MAPAligner):
         Longest shift, in Angstrom (pixels where the pixel size is unknown). By default 0.2 of the box, with
         searches as in `MAPAligner`.
     max_resolution : float or None, default=None
-        Finest detail used, in Angstrom (pixels where the pixel size is unknown). By default 30 Angstrom, half
-        of what the start has. The number of views, and with it time, grows with its square.
+        Finest detail used, in Angstrom (pixels where the pixel size is unknown). By default 24 Angstrom,
+        which the mini-batches reach from a start of 60. The number of views, and with it time, grows with
+        its square.
     tau_fudge : float, default=2.0
         Factor on the prior variance of the volume, Eq. (8.4). Much less and the volume fades away.
     n_init : int, default=1
@@ -97,7 +98,8 @@ class ProjectionClusterer(MAPAligner):
     poses_ : Poses
         All three angles (`view_rad` has the first two) and the shift of every training image.
     labels_ : ndarray of shape (n_images,)
-        Volume times `n_clusters` plus cell of the view; the flat class comes last.
+        Volume times `n_clusters` plus the cell round which most of the posterior lies, Eq. (8.7); the flat
+        class comes last.
     direction_counts_ : ndarray of shape (n_volumes, n_clusters)
         Training images of each cell: the distribution of views.
     cell_angles_ : ndarray of shape (n_clusters, 2)
