@@ -17,7 +17,7 @@ from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem.alignment.features import SharedFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics, blend
 from sklearn_cryoem.alignment.model import AlignmentModel, log_noise_likelihood
-from sklearn_cryoem.alignment.passes import PassResult, memory_bound, run_pass
+from sklearn_cryoem.alignment.passes import BROAD, PassResult, memory_bound, run_pass
 from sklearn_cryoem.alignment.poses import followed_shifts, placed_shifts
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.alignment.start import FREE, References, random_batches
@@ -30,6 +30,7 @@ Rows = NDArray[np.int64]
 FIRST_STEP, LAST_STEP = 0.9, 0.1
 FEW_CHANGES = 0.01  # of the images: labels and poses stand still
 TOLERATED_STEPS = 1.5  # of the search, in angle and shift: neighbouring cells of one peak change for ever
+SURE, SURE_BATCHES = 0.001, 60  # of all cells; batches that then reach what 200 do
 NOTABLE_GROWTH = 1.5  # a memory bound so many times the last one is logged
 HISTORY = ("log_evidence", "resolved", "n_references", "changed")  # what each mini-batch or pass came to
 
@@ -50,10 +51,10 @@ class OnlineState:
         Whether posteriors are broad, as they are before anything is known.
     label : ndarray of shape (n_images,)
         Reference of every image when it was seen last; -1 for none.
-    history : ndarray of shape (n_done, 4)
+    history : ndarray of shape (n_steps, 4)
         A row for each batch, by `HISTORY`.
     n_done : int
-        Batches done.
+        Batches done, or left out, of the schedule.
     drawn_from, rng : tuple
         State of the generator before the batches were drawn, and now.
     """
@@ -181,7 +182,7 @@ def fit_alignment(
         def show(state: OnlineState | PassState) -> None:
             model = state.model
             _log_memory(features, settings, model.k_max, announced)
-            bar.update()
+            bar.update(state.n_done - bar.n_done if isinstance(state, OnlineState) else 1)
             bar.note(f"details to {box * scale / model.k_max:.3g} {unit}")
 
         _log_memory(features, settings, min(settings.growth * settings.k_start, settings.k_limit), announced)
@@ -228,30 +229,31 @@ def mini_batches(
         rng.set_state(state.rng)
     # One batch after the other: with two in flight, each searched with references one update old, the mutual
     # information with the true views fell from 0.66 to 0.58 at SNR 0.02.
-    for number in range(state.n_done, len(batches)):
-        rows, done = batches[number], (number + 1) / len(batches)
-        space = settings.space(images.box, state.model.k_max)
+    while (number := state.n_done) < len(batches):
+        rows, space = batches[number], settings.space(images.box, state.model.k_max)
         batch = run_pass(features, rows, state.start_shift_px, state.model, space, broad=state.broad)
+        is_sure = (share := batch.share_of_cells(space)) < SURE and made.tend is not None
+        n_done = min(number + max(is_sure * len(batches) // SURE_BATCHES, 1), len(batches))
         whole_set = batch.statistics.scaled(n_images / len(rows))
         stats = blend(state.stats, whole_set, online_step(number, len(batches)))  # Eq. (4.8)
         model, stats = made.update(stats, state.model, space.grid, settings, fraction, n_workers)
         if made.tend is not None:
             given = space.grid, settings, fraction, rng
             model, stats = made.tend(model, stats, batch, given, number / len(batches))
-        model = replace(model, k_max=settings.next_k_max(model.resolution, done))  # Eq. (4.7)
+        k_max = settings.next_k_max(model.resolution, n_done / len(batches))  # Eq. (4.7)
         shift_px = followed_shifts(
             known_px, settings, rows, state.start_shift_px, batch.shift_px, batch.log_evidence
         )  # Eq. (4.16)
         label = state.label.copy()
         label[rows] = batch.label
         state = OnlineState(
-            model,
+            replace(model, k_max=k_max),
             stats=stats,
             start_shift_px=shift_px,
-            broad=batch.is_broad(space),
+            broad=share > BROAD,
             label=label,
             history=_with_step(state.history, model, stats, batch, state.label[rows]),
-            n_done=number + 1,
+            n_done=n_done,
             drawn_from=state.drawn_from,
             rng=random_tuple(rng),
         )
@@ -288,7 +290,7 @@ def full_passes(
             shift_px,
             stats=stats,
             k_max=state.model.k_max,
-            broad=found.is_broad(space),
+            broad=found.share_of_cells(space) > BROAD,
             label=found.label,
             angle_rad=found.angle_rad,
             found_shift_px=found.shift_px,

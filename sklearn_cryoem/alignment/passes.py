@@ -216,11 +216,10 @@ class PassResult:
             self.n_cells + other.n_cells,
         )
 
-    def is_broad(self, space: SearchSpace) -> bool:
-        """Whether posteriors are so broad that the next pass had better make whole tables of them."""
-        n_all = len(self.label) * len(self.statistics.mass) * space.n_shifts * space.n_angles
-        n_all *= 1 + space.mirror
-        return self.n_cells > BROAD * n_all
+    def share_of_cells(self, space: SearchSpace) -> float:
+        """Part of all cells that carry weight."""
+        n_references = (1 + space.mirror) * len(self.statistics.mass)
+        return self.n_cells / (len(self.label) * n_references * space.n_shifts * space.n_angles)
 
 
 def run_pass(

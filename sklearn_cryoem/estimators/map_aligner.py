@@ -141,6 +141,7 @@ class MAPAligner(
         views rather than lose rare ones. `n_effective_clusters_` tells the outcome.
     n_batches : int, default=200
         Mini-batches before the full passes, each of four images a reference, at least 200; 0 gives plain EM.
+        Some are left out where images are sure of their places, Eq. (4.8).
     max_iter : int, default=5
         Passes over all images, at most.
     tol : float, default=0.01

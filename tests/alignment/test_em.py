@@ -204,6 +204,14 @@ def test_mini_batches_let_the_resolution_grow_bit_by_bit(make_settings, model_re
     assert growth[-1] <= settings.next_k_max(model.resolution)
 
 
+@pytest.mark.parametrize(("share", "n_done"), [(0.0011, 6), (0.0009, 2)])
+def test_batches_are_left_out_once_posteriors_are_narrow(run, monkeypatch, share, n_done):
+    monkeypatch.setattr(em, "SURE_BATCHES", 2)
+    monkeypatch.setattr(em.PassResult, "share_of_cells", lambda *_: share)
+    state, _ = run(None, n_batches=6)
+    assert len(state.history) - len(state.log_likelihood) == n_done
+
+
 def test_balance_pushes_against_large_classes_and_has_mean_zero(make_model, references):
     model = make_model(references)
     for mass in ([50.0, 30.0, 20.0], [98.0, 2.0, 0.0]):
@@ -248,9 +256,9 @@ def run(one_rng, make_particles, make_settings):
     particles = make_particles(one_rng, 80, kinds=(3, 4, 5), noise=0.5)
     settings = make_settings(n_batches=3, batch_size=40, max_iter=3, tol=0.0, n_references=4)
 
-    def fit(keeper):
+    def fit(keeper, **more):
         source, one_rng = particles.source(), np.random.RandomState(3)
-        return fit_alignment(source, settings, one_rng, checkpoint=keeper)
+        return fit_alignment(source, replace(settings, **more), one_rng, checkpoint=keeper)
 
     return fit
 
