@@ -1,17 +1,20 @@
 """`sklearn-cryoem info`: what is in a file or a finished run."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from sklearn_cryoem._core.progress import in_words
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.cli.console import CommandError, with_options
-from sklearn_cryoem.cli.options import add_images_dir, add_passthrough, new_command
+from sklearn_cryoem.cli.options import add_images_dir, add_passthrough, available_cores, new_command
 from sklearn_cryoem.cli.run_folder import SUMMARY, as_json, read_summary
 
 _PARTICLE_SUFFIXES = (".star", ".cs", ".csg", ".mrcs")
 _LENGTHS = ("longest_shift", "finest_class_resolution", "alignment_resolution")
+_SLOW = 1000  # particles: fewer are classified within a minute
 _NO_CTF = "none; it will be taken as 1"
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 
@@ -45,6 +48,9 @@ def info(options, console):
         facts = describe_particles(stack, problem or "found", no_ctf)
         if not problem and not options.no_checks:
             facts["checks"] = check_images(stack, no_ctf, console)
+            if len(stack) >= _SLOW:
+                with suppress(ParticleDataError, ValueError):  # what cannot be aligned takes no time
+                    facts["classify"] = _time_of_classification(stack)
     elif path.suffix in _MAP_SUFFIXES:
         facts = describe_map(path)
     elif path.suffix == ".npz":
@@ -63,6 +69,14 @@ def info(options, console):
         console.table([(_title(name, unit), _text(value)) for name, value in facts.items()])
     if problem:
         raise CommandError(problem)
+
+
+def _time_of_classification(stack):
+    from sklearn_cryoem.cli.preflight import seconds_of_classification
+
+    cores = available_cores()
+    seconds = in_words(seconds_of_classification(stack, cores))
+    return f"about {seconds} with its default options, on {cores} core{'s' * (cores > 1)}"
 
 
 def describe_particles(stack, images, no_ctf):

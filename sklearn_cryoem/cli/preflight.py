@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import math
+import time
 import warnings
 from importlib.metadata import PackageNotFoundError, requires, version
 
@@ -16,6 +17,9 @@ from sklearn_cryoem.cli.run_folder import UNFINISHED
 _MIN_BOX = 4  # pixels, of --downsample
 _EXTRA = "cli"  # what the commands need beside the library's own dependencies
 _REFERENCES_A_CLASS = 2.5  # of an aligner, where nobody asked for another number
+# What `classify` takes, in visits of an image by a mini-batch: the last poses, and the clustering with all
+# that follows; of a look at the signal: all looks. Seconds besides, and what one core does alone. Measured.
+_FIND, _CLUSTER, _LOOKS, _FIXED, _SERIAL = 5, 10, 2.2, 15.0, 0.05
 _COPIES = 10  # of all averages and references: in files, models and the states of fits; measured
 
 
@@ -228,6 +232,38 @@ def warn_about_particles(stack, console, *, mask_diameter=None, pixel_size=None)
     for finding in found:
         console.warn(with_options(str(finding), console.options))
     return found
+
+
+def seconds_of_classification(stack, n_cores):
+    """How long `classify` takes as it comes, by a few mini-batches of an alignment on one core.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+        All of them.
+    n_cores : int
+        That will be used.
+    """
+    from sklearn_cryoem.estimators import MAPAligner
+    from sklearn_cryoem.estimators.map_aligner import (
+        batch_size_for,
+        number_of_references,
+        seconds_a_visit,
+    )
+    from sklearn_cryoem.particles import to_working_box
+
+    n, whole = len(stack), MAPAligner()
+    n_references = number_of_references(whole.n_clusters, None, n, False)
+    batch_size = batch_size_for(n_references)
+    few = stack[np.unique(np.linspace(0, n - 1, batch_size).astype(int))]
+    few = few.with_outliers(np.zeros(len(few), dtype=bool))
+    started = time.process_time()
+    small = to_working_box(few)
+    look = _LOOKS * (time.process_time() - started) / len(few)
+    visit = seconds_a_visit(MAPAligner(n_references=n_references), small)
+    visits = whole.n_batches * batch_size + n * (whole.max_iter + _FIND + _CLUSTER)
+    serial = _SERIAL + (1.0 - _SERIAL) / n_cores
+    return _FIXED + serial * (visit * visits + look * n)
 
 
 def rehearse(clusterer, stack, options, folder, n_classes):

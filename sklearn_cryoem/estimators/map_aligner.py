@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -13,10 +14,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.memory import cache_bytes, memory_watched
-from sklearn_cryoem._core.parallel import TaskPool, task_pool
+from sklearn_cryoem._core.parallel import TaskPool, single_blas_threads, task_pool
 from sklearn_cryoem._core.validation import check_choice, check_number
 from sklearn_cryoem.alignment.classes import AlignedClasses, centred_classes, unite_references
-from sklearn_cryoem.alignment.em import HISTORY, PassState, fit_alignment
+from sklearn_cryoem.alignment.em import HISTORY, OnlineState, PassState, fit_alignment, mini_batches
 from sklearn_cryoem.alignment.features import AlignmentImages, SharedFeatures
 from sklearn_cryoem.alignment.frames import Frames, KnownPoses
 from sklearn_cryoem.alignment.maximisation import own_nats
@@ -66,6 +67,7 @@ REFERENCES_PER_CLASS = 2.5
 IMAGES_PER_REFERENCE = 40  # at least, where there are more references than classes
 MIRRORED_SHARE = 0.8  # of the references, where each stands for two views; four fifths find as much as all
 # Few passes are the usual end of online EM: what is still in motion tells whether more are needed.
+TIMED_BATCHES = 6
 LABELS_IN_MOTION = 0.5  # of the images, in the last pass: with more, an alignment has not come to rest
 
 
@@ -430,7 +432,6 @@ class MAPAligner(
                 "max_shift_px": reach,
                 "reach_px": reach,
             }
-        batch_size = max(MIN_BATCH, IMAGES_PER_REFERENCE_AND_BATCH * n_references)
         return replace(
             search_settings(
                 stack,
@@ -445,7 +446,7 @@ class MAPAligner(
             tau_fudge=float(self.tau_fudge),
             class_prior=self.class_prior,
             n_batches=int(self.n_batches),
-            batch_size=min(batch_size, len(stack)),
+            batch_size=min(batch_size_for(n_references), len(stack)),
             mirror=self.mirror and (self.angle_range is None or self.angle_range >= np.pi),
             max_iter=int(self.max_iter),
             tol=float(self.tol),
@@ -659,6 +660,25 @@ def number_of_references(n_clusters: int, n_references: int | None, n_images: in
     share = MIRRORED_SHARE if mirror else 1.0
     most = round(share * REFERENCES_PER_CLASS * n_clusters)
     return int(np.clip(share * n_images // IMAGES_PER_REFERENCE, n_clusters, most))
+
+
+def batch_size_for(n_references: int) -> int:
+    """Images of a mini-batch, where there are so many."""
+    return max(MIN_BATCH, IMAGES_PER_REFERENCE_AND_BATCH * n_references)
+
+
+def seconds_a_visit(aligner: MAPAligner, stack: ParticleStack) -> float:
+    """CPU time that an image takes in a mini-batch, by the first few of them."""
+    settings, rng = aligner._settings_for(stack), check_random_state(0)
+    with single_blas_threads():
+        features = SharedFeatures(alignment_images(stack, settings), TaskPool(), cache_bytes())
+        first = OnlineState.first(FREE.start(features, settings, rng), features.images.known.shift_px, rng)
+        batches = mini_batches(features, settings, first, rng, FREE)
+        next(batches)  # posteriors are broad, and features are made
+        began = time.process_time()
+        for _ in range(TIMED_BATCHES):
+            next(batches)
+    return (time.process_time() - began) / (TIMED_BATCHES * settings.batch_size)
 
 
 def search_settings(

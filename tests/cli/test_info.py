@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from sklearn_cryoem import write_particles
+from sklearn_cryoem.cli import inspect, preflight
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.io import write_mrc
@@ -29,6 +31,23 @@ def test_info_tells_the_phase_shift_and_what_was_done_to_the_images(tmp_path, ca
     assert re.search(r"phase shift degrees +90\n", said)
     assert re.search(r"phase flipped particles +4\n", said)
     assert re.search(r"ctf premultiplied particles +0\n", said)
+
+
+def test_info_says_how_long_a_classification_takes(tmp_path, capsys, monkeypatch):
+    stack = make_particles("ribosome", 60, box=16, path=tmp_path / "a.mrcs", random_state=0)
+    write_particles(stack, tmp_path / "a.star")
+    monkeypatch.setattr(inspect, "_SLOW", 60)
+    assert run("info", tmp_path / "a.star") == 0
+    assert re.search(r"classify +about \d+ s with its default options, on \d+ core", capsys.readouterr().out)
+
+
+def test_time_grows_with_particles_and_falls_with_cores_but_for_what_one_does_alone(monkeypatch):
+    stack = make_particles("ribosome", 100, box=16, random_state=0)
+    monkeypatch.setattr("sklearn_cryoem.estimators.map_aligner.seconds_a_visit", lambda *given: 1.0)
+    monkeypatch.setattr(preflight.time, "process_time", lambda: 0.0)
+    one, all_of_them = (preflight.seconds_of_classification(stack, n) for n in (1, 10**9))
+    assert one == 15.0 + 200 * 200 + 100 * 20  # mini-batches, and visits of each particle
+    assert all_of_them == pytest.approx(15.0 + 0.05 * (one - 15.0))
 
 
 BOTH = """
