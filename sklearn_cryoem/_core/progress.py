@@ -95,7 +95,7 @@ class Progress:
             self._bar.set_postfix_str(self._left() + self._note, refresh=False)
             self._bar.update(n)
         elif self._logs and (
-            self.n_done - self._n_before == self._estimate_at
+            self.n_done - self._n_before >= self._estimate_at
             or time.monotonic() - self._last_line > SECONDS_BETWEEN_LOG_LINES
         ):
             self._log()
@@ -111,7 +111,7 @@ class Progress:
         return "" if left is None or left < 1.0 else f"about {in_words(left)} left, "
 
     def _log(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._estimate_at = time.monotonic(), math.inf
         text = f"{self._left()}{self._note}".removesuffix(", ")
         logger.info("%s: %d of %d %s", self._description, self.n_done, self._total, text)
 

@@ -248,7 +248,7 @@ def seconds_of_classification(stack, n_cores):
     from sklearn_cryoem.estimators.map_aligner import (
         batch_size_for,
         number_of_references,
-        seconds_a_visit,
+        timed_visits,
     )
     from sklearn_cryoem.particles import to_working_box
 
@@ -260,10 +260,9 @@ def seconds_of_classification(stack, n_cores):
     started = time.process_time()
     small = to_working_box(few)
     look = _LOOKS * (time.process_time() - started) / len(few)
-    visit = seconds_a_visit(MAPAligner(n_references=n_references), small)
-    visits = whole.n_batches * batch_size + n * (whole.max_iter + _FIND + _CLUSTER)
+    visit, batches = timed_visits(MAPAligner(n_references=n_references), small)
     serial = _SERIAL + (1.0 - _SERIAL) / n_cores
-    return _FIXED + serial * (visit * visits + look * n)
+    return _FIXED + serial * (batches + n * (look + visit * (whole.max_iter + _FIND + _CLUSTER)))
 
 
 def rehearse(clusterer, stack, options, folder, n_classes):

@@ -667,18 +667,19 @@ def batch_size_for(n_references: int) -> int:
     return max(MIN_BATCH, IMAGES_PER_REFERENCE_AND_BATCH * n_references)
 
 
-def seconds_a_visit(aligner: MAPAligner, stack: ParticleStack) -> float:
-    """CPU time that an image takes in a mini-batch, by the first few of them."""
+def timed_visits(aligner: MAPAligner, stack: ParticleStack) -> tuple[float, float]:
+    """CPU time of an image in a mini-batch, and of all mini-batches, by the first few of them."""
     settings, rng = aligner._settings_for(stack), check_random_state(0)
     with single_blas_threads():
         features = SharedFeatures(alignment_images(stack, settings), TaskPool(), cache_bytes())
         first = OnlineState.first(FREE.start(features, settings, rng), features.images.known.shift_px, rng)
         batches = mini_batches(features, settings, first, rng, FREE)
-        next(batches)  # posteriors are broad, and features are made
+        start = next(batches)  # posteriors are broad, and features are made
         began = time.process_time()
-        for _ in range(TIMED_BATCHES):
-            next(batches)
-    return (time.process_time() - began) / (TIMED_BATCHES * settings.batch_size)
+        end = [next(batches) for _ in range(TIMED_BATCHES)][-1]
+    seconds = time.process_time() - began
+    visit = seconds / (TIMED_BATCHES * settings.batch_size)
+    return visit, seconds * settings.n_batches / (end.n_done - start.n_done)
 
 
 def search_settings(

@@ -43,10 +43,10 @@ def test_info_says_how_long_a_classification_takes(tmp_path, capsys, monkeypatch
 
 def test_time_grows_with_particles_and_falls_with_cores_but_for_what_one_does_alone(monkeypatch):
     stack = make_particles("ribosome", 100, box=16, random_state=0)
-    monkeypatch.setattr("sklearn_cryoem.estimators.map_aligner.seconds_a_visit", lambda *given: 1.0)
+    monkeypatch.setattr("sklearn_cryoem.estimators.map_aligner.timed_visits", lambda *given: (1.0, 40000.0))
     monkeypatch.setattr(preflight.time, "process_time", lambda: 0.0)
     one, all_of_them = (preflight.seconds_of_classification(stack, n) for n in (1, 10**9))
-    assert one == 15.0 + 200 * 200 + 100 * 20  # mini-batches, and visits of each particle
+    assert one == 15.0 + 40000.0 + 100 * 20  # mini-batches, and visits of each particle
     assert all_of_them == pytest.approx(15.0 + 0.05 * (one - 15.0))
 
 
