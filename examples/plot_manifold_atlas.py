@@ -40,5 +40,5 @@ axes.scatter(np.degrees(turn), ring.transform(stack)[:, 0], s=8)
 axes.set(xlabel="true turn (degrees)", ylabel="latent coordinate on the ring", ylim=(-1, 1))
 
 # %%
-# The convergence of the fit. Within a stage, which has one resolution limit, the objective must not fall.
+# The convergence of the fit: how much classes explain of particles that they have not seen, then of all.
 plot_convergence(ring, stack)
