@@ -32,7 +32,7 @@ _ASPECT = 1.6  # width over height of a picture, about
 _GAP_FRACTION = 0.05  # empty space between tiles, in tile widths
 _WIDTH_INCH, _READABLE_COLUMNS = 9.0, 12  # of a notebook, and how many tiles with readable captions it has
 _FEWEST = 3  # particles that make an average
-DOUBT = "#c0392b"
+DOUBT = "#ff5544"
 
 
 def plot_class_averages(
@@ -122,7 +122,8 @@ def plot_class_averages(
     )  # (n_rows * (D + strip), n_columns * (D + space))
 
     if ax is None:
-        height = n_rows * inch * (box + strip) / (box + space) + 0.7
+        height = n_rows * inch * (box + strip) / (box + space) + 0.4
+        height += 0.0 if pixel_size is None else 0.25 * inch  # the scale bar
         ax = new_figure(n_columns * inch + 0.2, height).add_subplot()
     ax.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="antialiased")
     ax.set_xlim(-0.5, picture.shape[1] - space - 0.5)
