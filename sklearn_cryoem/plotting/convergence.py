@@ -64,8 +64,8 @@ def plot_convergence(classification: BaseEstimator, stack: ParticleStack | None 
     Parameters
     ----------
     classification : estimator
-        A fitted `MAPAligner`, `ProjectionClusterer`, `SMLClusterer` or `DeepClusterer` (its first
-        classification, and the largest class that it divided), or a Pipeline of them.
+        A fitted `MAPAligner`, `ProjectionClusterer`, `SMLClusterer`, `RealigningClusterer` or `DeepClusterer`
+        (its first classification, and the largest class that it divided), or a Pipeline of them.
     stack : ParticleStack, default=None
         What was classified: resolutions are in pixels where its pixel size is unknown.
 
@@ -111,18 +111,16 @@ def draw_fit(figure, fit):
     fit : Fit
         What to draw.
     """
-    phases = np.unique(fit.phase)
-    counts = np.array([np.count_nonzero(fit.phase == phase) for phase in phases])
-    shares = np.maximum(counts / counts.sum(), LEAST_SHARE)
-    grid = figure.subplots(len(fit.panels), len(phases), squeeze=False, sharex="col", width_ratios=shares)
-    steps = np.arange(1, len(fit.phase) + 1)
+    n_steps = len(fit.phase)
+    runs = np.split(np.arange(n_steps), np.flatnonzero(np.diff(fit.phase)) + 1)  # a stream has many phases
+    shares = [max(len(run) / n_steps, LEAST_SHARE) for run in runs]
+    grid = figure.subplots(len(fit.panels), len(runs), squeeze=False, sharex="col", width_ratios=shares)
     for row, panel in zip(grid, fit.panels, strict=True):
-        for axes, phase in zip(row, phases, strict=True):
-            here = fit.phase == phase
-            both = zip((axes, axes.twinx()), panel, (ACCENT, SECOND_COLOUR), strict=False)
-            for ax, measure, colour in both:
-                style = {"marker": "o", "ms": 3} if here.sum() <= MOST_DOTS else {}
-                ax.plot(steps[here], measure.values[here], color=colour, lw=1.2, **style)
+        for axes, here in zip(row, runs, strict=True):
+            twin = [axes.twinx()] if len(panel) > 1 else []
+            for ax, measure, colour in zip([axes, *twin], panel, (ACCENT, SECOND_COLOUR), strict=False):
+                style = {"marker": "o", "ms": 3} if len(here) <= MOST_DOTS else {}
+                ax.plot(here + 1, measure.values[here], color=colour, lw=1.2, **style)
                 if measure.starts_at_zero:
                     ax.set_ylim(0.0, 1.08 * max(np.nanmax(measure.values, initial=0.0), 1.0))
                     ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -130,14 +128,14 @@ def draw_fit(figure, fit):
                 ax.spines["top"].set_visible(False)
                 if measure.is_resolution:
                     _show_resolution(ax, measure.values)
-                if phase == (phases[0] if ax is axes else phases[-1]):
+                if here is (runs[0] if ax is axes else runs[-1]):
                     ax.set_ylabel(measure.label, color=colour, fontsize=8)
             axes.grid(axis="y", color=FAINT, alpha=0.25, lw=0.6)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.tick_params(axis="x", labelsize=7)
-            axes.set_xlim(steps[here][0] - 0.5, steps[here][-1] + 0.5)
-    for axes, phase in zip(grid[0], phases, strict=True):
-        axes.set_title(fit.names[phase], color=INK, fontsize=8)
+            axes.set_xlim(here[0] + 0.5, here[-1] + 1.5)
+    for axes, here in zip(grid[0], runs, strict=True):
+        axes.set_title(fit.names[fit.phase[here[0]]], color=INK, fontsize=8)
     for axes in grid[-1]:
         axes.set_xlabel("step", color=INK, fontsize=8)
 
@@ -177,7 +175,7 @@ def fits_of(model, stack=None):
     steps = steps_of(model)
     if len(steps) != 1:
         return [fit for step in steps for fit in fits_of(step, stack)]
-    model = steps[0]
+    model = getattr(steps[0], "clusterer_", steps[0])  # of a RealigningClusterer
     if hasattr(model, "first_"):
         return [*fits_of(model.first_, stack), *_fit_of_largest(model, stack)]
     if hasattr(model, "history_"):

@@ -76,6 +76,12 @@ def test_phases_have_panels_of_their_own_and_every_step_is_drawn(tmp_path):
     figure.savefig(tmp_path / "fit.png", dpi=40)
 
 
+def test_a_stream_has_a_panel_for_every_run_of_iterations_and_vectors_have_no_second_axis():
+    model = clusterer(held_out_=np.r_[np.arange(9) < 6, True], iteration_resolution_=np.full(10, np.nan))
+    (subfigure,) = plot_convergence(model).subfigs
+    assert [ax.lines[0].get_xdata().tolist() for ax in subfigure.axes] == [[*range(1, 7)], [7, 8, 9], [10]]
+
+
 def test_one_step_without_any_resolution_is_drawn(tmp_path):
     told = {"log_evidence": -3.0, "resolution": np.inf, "n_references": 4, "changed": np.nan}
     history = {name: np.array([value]) for name, value in told.items()}
