@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sklearn_cryoem import ParticleStack, ProjectionClusterer, load_model, save_model
+from sklearn_cryoem import ParticleStack, ProjectionClusterer, SMLClusterer, load_model, save_model
 from sklearn_cryoem.datasets import make_particles, make_rings
 from sklearn_cryoem.estimators import initial_model, model_files
 from sklearn_cryoem.metrics import fraction_within
@@ -54,6 +54,13 @@ def test_particles_of_a_class_are_seen_from_one_side(stack, fitted):
     assert fitted.poses_.view_rad.shape == (300, 2)
     assert fitted.class_averages_.shape == (40, 24, 24)
     assert 20.0 < fitted.volume_resolution_[0] < 100.0
+
+
+def test_a_map_of_classes_begins_with_its_poses(stack, fitted):
+    axis = np.abs(stack.truth["view_z"].to_numpy())
+    labels = SMLClusterer(16, random_state=0).fit_predict(stack.with_poses(fitted.poses_))
+    within = sum(np.var(axis[labels == label]) * np.sum(labels == label) for label in np.unique(labels))
+    assert within / len(axis) < 0.4 * np.var(axis)
 
 
 def test_turning_the_particles_turns_their_poses_and_no_view(stack, fitted):
