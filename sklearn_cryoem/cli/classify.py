@@ -21,7 +21,15 @@ from sklearn_cryoem.cli.options import (
     new_command,
     parameters_from,
 )
-from sklearn_cryoem.cli.results import LEFT_OUT, Outcome, labelled_name, output_names, tell, write
+from sklearn_cryoem.cli.results import (
+    FULL_AVERAGES,
+    LEFT_OUT,
+    Outcome,
+    labelled_name,
+    output_names,
+    tell,
+    write,
+)
 from sklearn_cryoem.cli.run_folder import RunFolder, check_is_file
 
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
@@ -51,6 +59,7 @@ def add_classify(commands):
         epilog=_CLASSIFY_EPILOG,
     )  # fmt: skip
     add_particles(parser)
+    _add_full_averages(parser)
     add_classification(parser)
     add_machine(parser.add_argument_group("machine"))
     return parser
@@ -66,10 +75,18 @@ def add_deep(commands):
         epilog=_DEEP_EPILOG,
     )  # fmt: skip
     add_particles(parser)
+    _add_full_averages(parser)
     add_options(parser.add_argument_group("sub-classes"), SUBCLASSES)
     add_classification(parser, is_deep=True)
     add_machine(parser.add_argument_group("machine"))
     return parser
+
+
+def _add_full_averages(parser):
+    parser.add_argument(
+        "--full-averages", action="store_true",
+        help=f"write {FULL_AVERAGES} as well: averages in the box of the particles, not of the fits",
+    )  # fmt: skip
 
 
 def add_particles(parser):
@@ -97,6 +114,8 @@ def _run(options, console, fit, *, deep, keep_states=False):
 
     check_is_file(options.particles)
     names = output_names(options.particles.suffix, align=not options.skip_align, deep=deep)
+    in_full = getattr(options, "full_averages", False)
+    names += [FULL_AVERAGES] * in_full
     with RunFolder(options.output, [*names, LEFT_OUT], force=options.force) as folder:
         preflight.check_machine(console)
         with folder.timed("read"):
@@ -109,9 +128,9 @@ def _run(options, console, fit, *, deep, keep_states=False):
             stack, console, mask_diameter=options.mask_diameter, pixel_size=options.pixel_size
         )
         stack, n_unusable = preflight.screen(stack, options, folder, console)
-        stack = preflight.crop(stack, options, folder)
+        whole, stack = stack, preflight.crop(stack, options, folder)
         outcome = fit(stack, options, folder, console)
-        results = write(outcome, options.particles.suffix, folder, console)
+        results = write(outcome, options.particles.suffix, folder, console, whole=whole if in_full else None)
         results["n_left_out"] = n_left_out + n_unusable
         folder.write_summary(options, results, console.warnings, keep_states=keep_states)
     tell(results, folder, console, files=not keep_states)

@@ -12,6 +12,7 @@ from sklearn_cryoem.cli.options import RUN_FILE
 from sklearn_cryoem.cli.run_folder import SUMMARY, as_json
 
 QUALITY, SUGGESTED, AVERAGES = "quality.csv", "suggested.json", "class_averages.mrcs"
+FULL_AVERAGES = "class_averages_full.mrcs"  # on request
 CLASS_STAR, TREE, MODEL = "class_averages_model.star", "tree.json", "model.npz"
 ALIGNMENT_AVERAGES, ALIGNMENT_GALLERY = "alignment_averages.mrcs", "alignment_gallery.png"
 GALLERY, ATLAS, CONVERGENCE = "gallery.png", "atlas.png", "convergence.png"
@@ -19,6 +20,7 @@ LEFT_OUT = "left_out.csv"
 CONTENTS = {
     AVERAGES: "class averages, in the order of the class numbers",
     CLASS_STAR: "the same for --ref of relion_refine, with sizes and resolutions",
+    FULL_AVERAGES: "class averages in the box and pixels of the particles",
     TREE: "classes and their sub-classes, with sizes",
     QUALITY: "quality of the classes, with rank, suggestion and reasons",
     SUGGESTED: "classes to keep by that, for sklearn-cryoem select",
@@ -84,7 +86,8 @@ class Outcome:
 
 def output_names(suffix, *, align=True, deep=False):
     """Every file of a classification except the summary."""
-    names = [name for name in CONTENTS if name not in (SUMMARY, RUN_FILE) and (deep or name != TREE)]
+    others = (SUMMARY, RUN_FILE, FULL_AVERAGES)
+    names = [name for name in CONTENTS if name not in others and (deep or name != TREE)]
     if not align:
         names = [name for name in names if name not in (ALIGNMENT_AVERAGES, ALIGNMENT_GALLERY)]
     return [labelled_name(suffix), *names]
@@ -95,12 +98,15 @@ def labelled_name(suffix):
     return "particles.cs" if suffix.lower() in (".cs", ".csg") else "particles.star"
 
 
-def write(outcome, suffix, folder, console):
-    """Measure the quality, write everything of a run but its summary; return the summary's results."""
+def write(outcome, suffix, folder, console, *, whole=None):
+    """Measure the quality, write everything of a run but its summary; return the summary's results.
+
+    Averages of the `whole` particles are written where these are given.
+    """
     from sklearn_cryoem.estimators import save_model
     from sklearn_cryoem.io import write_mrc, write_particles
     from sklearn_cryoem.particles.classes import MATCH
-    from sklearn_cryoem.quality import class_quality, particle_match
+    from sklearn_cryoem.quality import average_classes, class_quality, particle_match
 
     stack, model = outcome.stack, outcome.model
     _, posterior, positions = outcome.assignment or (None, None, None)
@@ -122,6 +128,10 @@ def write(outcome, suffix, folder, console):
             overwrite=folder.force,
         )
         write_classes(model.class_averages_, stack.pixel_size, outcome.quality, folder)
+        if whole is not None:
+            averages = average_classes(model.labels_, whole.with_poses(stack.poses), n_jobs=model.n_jobs)
+            averages = np.pad(averages, [(0, len(outcome.quality) - len(averages)), (0, 0), (0, 0)])
+            write_mrc(folder / FULL_AVERAGES, averages, whole.pixel_size, overwrite=folder.force)
         if outcome.aligner is not None:
             averages, path = outcome.aligner.class_averages_, folder / ALIGNMENT_AVERAGES
             write_mrc(path, averages, stack.pixel_size, overwrite=folder.force)

@@ -2,7 +2,7 @@
 
 from sklearn_cryoem.quality.checks import Finding, check_particles
 from sklearn_cryoem.quality.learning import LearnedSelection, learn_selection
-from sklearn_cryoem.quality.match import particle_match, reasons_to_leave, unlike_their_class
+from sklearn_cryoem.quality.match import average_classes, particle_match, reasons_to_leave, unlike_their_class
 from sklearn_cryoem.quality.similarity import Similarity, compare_classes, map_correlation, similarity
 from sklearn_cryoem.quality.suggestion import suggest_classes
 from sklearn_cryoem.quality.table import class_quality
@@ -11,6 +11,7 @@ __all__ = [
     "Finding",
     "LearnedSelection",
     "Similarity",
+    "average_classes",
     "check_particles",
     "class_quality",
     "compare_classes",

@@ -14,9 +14,9 @@ from sklearn.base import BaseEstimator
 from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem.manifold.classes import wiener_ridge
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.particles.classes import check_order, steps_of
+from sklearn_cryoem.particles.classes import check_labels, check_order, steps_of
 from sklearn_cryoem.particles.features import BLOCK_BYTES, FeatureBlocks
-from sklearn_cryoem.physics.fourier import HalfPlane, half_plane
+from sklearn_cryoem.physics.fourier import Float32, HalfPlane, half_plane, images_from_features
 from sklearn_cryoem.quality.checks import foreign_backgrounds
 from sklearn_cryoem.quality.measures import class_sums
 from sklearn_cryoem.quality.suggestion import suggest_classes
@@ -90,6 +90,50 @@ def particle_match(
         match[some] = values
     foreign = foreign_backgrounds(stack, getattr(last, "mask_diameter", None), n_jobs=n_jobs)
     return np.where(foreign, 0.0, match)
+
+
+def average_classes(labels: ArrayLike, stack: ParticleStack, *, n_jobs: int | None = None) -> Float32:
+    """Averages of classes from the particles as they are, in their whole box: fits may work in a smaller one.
+
+    Parameters
+    ----------
+    labels : array_like of shape (n_images,), int
+        Class of each particle from 0; those of -1, and outliers, do not count.
+    stack : ParticleStack
+        The particles in the poses of the classes; without poses they are taken as aligned.
+    n_jobs : int, optional
+        Number of workers; results are the same bits for any.
+
+    Returns
+    -------
+    averages : ndarray of shape (n_classes, D, D)
+        Corrected for the CTF and Wiener filtered, Eq. (3.6), by the signal that two halves of each class
+        share, Eq. (6.1)-(6.2); 0 for classes of fewer than two particles.
+
+    Notes
+    -----
+    The particles are read once. An image costs about 0.6 ms at 64 pixels on one core.
+
+    Examples
+    --------
+    >>> from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+    >>> stack = aligned_to_truth(make_particles("ribosome", 60, box=24, snr=1.0, n_views=2, random_state=0))
+    >>> average_classes(stack.truth["view"], stack).shape
+    (2, 24, 24)
+    """
+    label = check_labels(labels, len(stack))
+    if stack.outlier is not None:
+        label = np.where(stack.outlier, -1, label)
+    rows = [np.flatnonzero(label == number) for number in range(int(label.max(initial=-1)) + 1)]
+    average = partial(_average, stack, half_plane(stack.box))
+    return np.stack(list(ordered_map(average, rows, n_jobs=n_jobs)))
+
+
+def _average(stack: ParticleStack, plane: HalfPlane, rows: NDArray[np.intp]) -> Float32:
+    if len(rows) < 2:
+        return np.zeros(stack.shape[1:], dtype=np.float32)
+    sums = class_sums(FeatureBlocks(stack[rows], plane, None, cache_bytes=0))
+    return images_from_features(sums.average(None).astype(np.float32).view(np.complex64), plane)
 
 
 def _of_class(

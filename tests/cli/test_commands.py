@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 import starfile
 
-from sklearn_cryoem import load_model, read_particles
+from sklearn_cryoem import load_model, read_particles, write_particles
 from sklearn_cryoem.cli.main import main
 from sklearn_cryoem.cli.simulate import _as_classify_options
+from sklearn_cryoem.datasets import aligned_to_truth, make_particles
+from sklearn_cryoem.io import read_mrc
 from sklearn_cryoem.metrics import fraction_within
 from sklearn_cryoem.report.folder import run_of_folder
 from sklearn_cryoem.report.page_data import page_data
@@ -177,6 +179,25 @@ def test_classes_hold_like_views(classified, simulated):
     labels = numbers.to_numpy()
     everyone = fraction_within(np.zeros(150, int), views, 30)
     assert fraction_within(labels, views, 30) > 1.5 * everyone
+
+
+def test_averages_have_the_box_of_the_signal_and_on_request_that_of_the_particles(tmp_path):
+    source = tmp_path / "in"
+    stack = aligned_to_truth(
+        make_particles("ribosome", 40, box=80, n_views=2, path=tmp_path / "a.mrcs", random_state=0)
+    )
+    write_particles(stack, tmp_path / "a.star")
+    words = ["--skip-align", "--max-resolution", "24", "--full-averages", "--quiet", *FEW]
+    assert run("classify", tmp_path / "a.star", "-o", source, *words) == 0
+    small, whole = (read_mrc(source / f"class_averages{end}.mrcs") for end in ("", "_full"))
+    assert small[0].shape[1:] == (64, 64) and whole[0].shape == (len(small[0]), 80, 80)
+    assert small[1] * 64 == pytest.approx(whole[1] * 80, rel=1e-4)
+    assert whole[1] == pytest.approx(stack.pixel_size, rel=1e-4)
+    after = read_particles(source / "particles.star", images_dir=tmp_path)
+    assert after.box == 80
+    np.testing.assert_allclose(after.poses.shift, stack.poses.shift, atol=1e-4)
+    page = run_of_folder(source)
+    assert page.pixel_size == pytest.approx(small[1], rel=1e-4)
 
 
 def test_poses_of_the_file_can_be_used_as_they_are(classified, simulated, tmp_path):

@@ -10,7 +10,7 @@ from sklearn_cryoem.estimators import EigenImages, assign_particles
 from sklearn_cryoem.particles import ParticleStack, to_working_box
 from sklearn_cryoem.particles.preprocess import as_made
 from sklearn_cryoem.physics.fourier import fourier_features, fourier_resize, half_plane, images_from_features
-from sklearn_cryoem.quality import class_quality
+from sklearn_cryoem.quality import average_classes, class_quality
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 N_IMAGES, BOX, SMALL = 40, 96, 64
@@ -108,6 +108,14 @@ def test_classes_of_the_whole_box_are_those_of_the_small_one(stack, make):
     np.testing.assert_array_equal(whole.predict(stack), small.predict(to_working_box(stack, RESOLUTION)))
     measured, expected = class_quality(whole, stack), class_quality(small, to_working_box(stack, RESOLUTION))
     np.testing.assert_array_equal(measured["resolution"], expected["resolution"])
+
+
+def test_averages_in_the_whole_box_are_those_of_the_particles(stack):
+    labels = stack.truth["view"].to_numpy()
+    whole, small = average_classes(labels, stack), average_classes(labels, to_working_box(stack, RESOLUTION))
+    assert whole.shape == (2, BOX, BOX)
+    for one, other in zip(fourier_resize(whole, SMALL), small, strict=True):
+        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.98
 
 
 def test_eigen_images_have_the_small_box(stack):
