@@ -173,7 +173,6 @@ def fit_alignment(
     scale, unit = (1.0, "px") if features.images.pixel_size is None else (features.images.pixel_size, "A")
     announced = [0.0]  # the memory bound that was logged last
     visits = [settings.batch_size] * n_batches + [features.images.n_images] * settings.max_iter
-
     with (
         progress(len(visits), "aligning", verbose=verbose, on_step=on_step, costs=visits) as bar,
         single_blas_threads(),
