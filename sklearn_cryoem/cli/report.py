@@ -93,9 +93,7 @@ def report(options, console):
         return
     chosen = options.folder / SELECTION
     with server_of(page.html, chosen) as server:
-        console.say(
-            f"{server.address} ({size}): open it in a browser, select classes, save; Ctrl-C ends this"
-        )
+        console.data(f"{server.address} ({size}): select classes there, in a browser; Ctrl-C ends this")
         with suppress(KeyboardInterrupt):
             server.serve_forever()
     console.say(f"then: sklearn-cryoem select {run} --selection {shlex.quote(str(chosen))} -o good.star")

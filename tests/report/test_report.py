@@ -350,14 +350,16 @@ def test_pictures_of_classes_have_their_pixels_and_the_montage_the_width_asked_f
     assert imread(tmp_path / "png" / "montage.png").shape[1] == pytest.approx(700, abs=1)
 
 
-def test_a_served_report_says_where_it_is_and_what_to_do_next(folder, monkeypatch, capsys):
+def test_a_served_report_says_where_it_is_however_quiet_and_what_to_do_next(folder, monkeypatch, capsys):
     def interrupted(self):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", interrupted)
-    assert main(["report", str(folder), "--serve", "--no-particles"]) == 0
-    said = capsys.readouterr().out
-    assert "http://127.0.0.1:" in said and f"--selection {folder / 'selection.json'}" in said
+    words = ["report", str(folder), "--serve", "--no-particles"]
+    assert main(words) == 0
+    assert f"--selection {folder / 'selection.json'}" in capsys.readouterr().out
+    assert main([*words, "-q"]) == 0
+    assert capsys.readouterr().out.startswith("http://127.0.0.1:")
 
 
 def test_moved_images_and_a_lost_model_are_told_and_cost_only_their_part(folder, tmp_path, capsys):
