@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from sphinx_gallery.scrapers import figure_rst
 
 ORDER = ("ribosome_views", "view_distances", "manifold_atlas", "rings_in_a_class", "deep_clustering",
-         "class_quality", "realignment", "streaming", "choose_model")  # fmt: skip
+         "realignment", "streaming", "choose_model")  # fmt: skip
 
 
 def in_order(filename):

@@ -1,8 +1,9 @@
-"""A morning's work, as a notebook and as a shell script: both run, and what they leave is what they say."""
+"""The tutorial, and a morning's work as a notebook and as a shell script: they run, and say what is so."""
 
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import pytest
 from sklearn_cryoem import read_particles
 from sklearn_cryoem.io import read_mrc
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 
 def in_relion(folder, *words):
@@ -46,16 +48,55 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
         assert len(read_particles(tmp_path / name, rescale=True)) == len(truth)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="it is a script of bash")
-def test_the_shell_script_runs_and_relion_reads_what_it_leaves(tmp_path):
+@pytest.fixture
+def run_script(tmp_path):
+    """Run a script of bash in a folder, with the commands of this library; what it says."""
     command = tmp_path / "bin" / "sklearn-cryoem"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sklearn_cryoem.cli "$@"\n')
     command.chmod(0o755)
     path = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}", "MPLBACKEND": "Agg"}
-    script = ["bash", str(EXAMPLES / "morning.sh"), "work"]
-    done = subprocess.run(script, cwd=tmp_path, env=path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+
+    def run(*words):
+        done = subprocess.run(
+            ["bash", *words], cwd=tmp_path, env=path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout + done.stderr
+
+    return run
+
+
+def without_numbers(line):
+    return re.sub(r"[\d.,]*\d", "0", line.strip())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it is for bash")
+def test_the_tutorial_runs_from_top_to_bottom_and_shows_what_is_said(
+    run_script, tmp_path, monkeypatch, capsys
+):
+    """Each block as it is written; lines that the page shows are there but for their numbers."""
+    page = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
+    said, shown = "", []
+    monkeypatch.chdir(tmp_path)
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        if "relion" in block and not shutil.which("relion_refine"):
+            continue
+        if language == "bash":
+            said += run_script("-c", f"set -e\n{block}")
+        elif language == "python":
+            exec(compile(block, "tutorial.md", "exec"), {})
+            said += capsys.readouterr().out
+        else:
+            shown += [line.removesuffix("...") for line in block.splitlines()]
+    said = without_numbers(said)
+    for line in shown:
+        assert without_numbers(line) in said, line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it is a script of bash")
+def test_the_shell_script_runs_and_relion_reads_what_it_leaves(run_script, tmp_path):
+    run_script(str(EXAMPLES / "morning.sh"), "work")
     work = tmp_path / "work"
     truth = pd.concat(
         [pd.read_csv(work / name / "truth.csv").assign(session=name) for name in ("first", "second")]

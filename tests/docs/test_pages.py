@@ -37,7 +37,8 @@ def with_fewer_classes(code):
 NEEDS_A_CLUSTER = (
     DOCS / "cluster.md"
 )  # a scheduler at an address: its own tests are tests/_core/test_cluster.py
-WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page != NEEDS_A_CLUSTER]
+TUTORIAL = DOCS / "tutorial.md"  # runs as it is written: its test is tests/docs/test_examples.py
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page not in (NEEDS_A_CLUSTER, TUTORIAL)]
 
 
 def test_the_python_of_the_cluster_page_compiles_and_imports_what_there_is():
