@@ -54,8 +54,9 @@ from sklearn_cryoem.manifold.classes import (
     signal_ridge,
     told_apart,
 )
-from sklearn_cryoem.manifold.em import FitPlan, MStep, Schedule, cross_fitted_iterations, fit_states
+from sklearn_cryoem.manifold.em import MStep, Schedule, cross_fitted_iterations
 from sklearn_cryoem.manifold.expectation import sweep
+from sklearn_cryoem.manifold.fit import FitPlan, fit_states
 from sklearn_cryoem.manifold.grid import latent_basis
 from sklearn_cryoem.manifold.noise import MEASURED_NOISE
 from sklearn_cryoem.manifold.prior import (
@@ -65,7 +66,6 @@ from sklearn_cryoem.manifold.prior import (
     power_of,
     prior_precision,
     telling_shells,
-    turn_of,
 )
 from sklearn_cryoem.manifold.state import first_state, pca_start, random_start
 from sklearn_cryoem.manifold.stream import advance, begin_stream, resume_stream
@@ -233,8 +233,9 @@ class SMLClusterer(
     Notes
     -----
     For up to 60 iterations images are compared with templates that other images alone have made, Eq. (3.12):
-    small classes otherwise hold on to the noise of their images. Ordinary iterations over all frequencies
-    follow; vectors have these alone. Frequencies march from 40 Angstrom on.
+    small classes otherwise hold on to the noise of their images. Frequencies march from 40 Angstrom on. Where
+    images hold enough signal, up to ten more move nodes to where images are many, Eq. (3.22). Ordinary ones
+    over all frequencies follow; vectors have these alone.
 
     Time goes as n_images * n_nodes * n_frequencies; memory does not depend on n_images but for the labels:
     images are prepared again in each iteration once 256 MB of features are kept, or read from `cache_folder`.
@@ -453,8 +454,9 @@ class SMLClusterer(
     def _plan(self, blocks, basis, power):
         """Prior, folds and schedules of the fit, which follow from the power of the data."""
         layout, space, n_nodes = blocks.layout, self._space, len(basis.nodes)
+        blur = blur_of(power, layout)
         if isinstance(space, ImageSpace) and isinstance(self.n_basis, str) and self.algorithm != "paper":
-            basis = dataclasses.replace(basis, width=basis.width * blur_of(power, layout) ** 0.5)  # (3.19)
+            basis = dataclasses.replace(basis, width=basis.width * blur**0.5)  # (3.19)
         n_first = layout.n_shells if self.algorithm == "paper" else space.first_shells(INITIAL_RESOLUTION)
         n_folds = self._n_folds(blocks.n_samples, n_nodes)
         n_cross = cross_fitted_iterations(self.max_iter) if n_folds > 1 else 0
@@ -474,7 +476,7 @@ class SMLClusterer(
             n_folds=n_folds if n_cross else 1,
             crossed=crossed,
             mean=power.mean,
-            turn=turn_of(power, layout),
+            blur=blur,
         )
 
     def _n_folds(self, n_samples, n_nodes=None):
@@ -681,10 +683,8 @@ class SMLClusterer(
     def _posteriors(self, X, function, stacklevel=2, *, with_labels=False):
         """Apply `function` to the posterior of every block of X, Eq. (3.17), and join the results.
 
-        Labels are those of the whole map, which knows more images.
-
-        The warning of missing poses blames the caller at `stacklevel`, 1 being the caller of this function;
-        with None there is none.
+        Labels are those of the whole map, which knows more images. The warning of missing poses blames the
+        caller at `stacklevel`, 1 being the caller of this function; with None there is none.
         """
         check_is_fitted(self)
         data = as_fitted(X, self, on_images=isinstance(self._space, ImageSpace))
@@ -868,8 +868,7 @@ class SMLClusterer(
         """Raise unless every parameter is one that `fit` can use."""
         self._basis(on_images=False)
         for name in ("max_resolution", "min_resolution", "mask_diameter"):
-            value = getattr(self, name)
-            check_number(name, value, owner=self, allow_none=True, minimum=0.0, inclusive=False)
+            check_number(name, getattr(self, name), owner=self, allow_none=True, minimum=0.0, inclusive=False)
         if not isinstance(self.cache_folder, str | os.PathLike | None):
             raise TypeError(
                 f"The parameter 'cache_folder' of SMLClusterer is {self.cache_folder!r}, expected the path "

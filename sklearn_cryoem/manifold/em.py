@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sklearn_cryoem.manifold.blocks import Blocks, FeatureLayout
-from sklearn_cryoem.manifold.derived_blocks import ShellNorms
-from sklearn_cryoem.manifold.expectation import Matcher, Statistics, sweep
+from sklearn_cryoem.manifold.blocks import FeatureLayout
+from sklearn_cryoem.manifold.expectation import Matcher, Statistics
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.maximisation import Coupling, solve_weights, update_noise
 from sklearn_cryoem.manifold.prior import log_prior
@@ -29,7 +27,6 @@ Float64 = NDArray[np.float64]
 # Frequency marching is necessary: with all frequencies from the start, a fit at low SNR stays near chance.
 MAX_MARCHING_ITERATIONS = 20  # of ordinary EM
 MAX_CROSS_FITTED_ITERATIONS = 60  # all of them march: each shell is settled before the next comes
-FIXED_COST = 100.0  # of an iteration, in squared shells
 MIN_ORDINARY_ITERATIONS = 4  # all shells are in at the second, and a gain can be told at the fourth
 
 
@@ -134,6 +131,12 @@ class MStep:
         layout, alpha = self.layout.truncate(state.n_shells), self.alpha[: state.n_shells]
         evidence = float(statistics.log_evidence.sum()) + log_prior(state.weights, alpha, self.basis, layout)
         return evidence / int(statistics.n_samples.sum())
+
+    def entry(self, state: EMState, statistics: Statistics) -> tuple[float, int, bool, float]:
+        """What the trace keeps of an iteration; the objective of Eq. (3.5) or Eq. (3.12) comes first."""
+        explained = float((statistics.log_evidence - statistics.log_noise).sum())
+        n_images = int(statistics.n_samples.sum())
+        return self.objective(state, statistics), state.n_shells, self.is_held_out, explained / n_images
 
     def __call__(self, state: EMState, statistics: Statistics, n_shells: int, *, is_last: bool) -> EMState:
         """State with the parameters that statistics give.
@@ -261,10 +264,7 @@ def em(e_step: EStep, m_step: MStep, schedule: Schedule, state: EMState) -> Iter
         n_shells = schedule.shells_at(state.iteration)
         statistics = e_step(m_step.matchers(state), n_shells=n_shells)  # E-step, Eq. (3.1)-(3.2)
         if state.iteration > 0 or m_step.is_held_out:  # the start of ordinary EM is no iteration
-            objective = m_step.objective(state, statistics)  # Eq. (3.5) or Eq. (3.12)
-            explained = float((statistics.log_evidence - statistics.log_noise).sum())
-            found = objective, state.n_shells, m_step.is_held_out, explained / int(statistics.n_samples.sum())
-            state = replace(state, trace=state.trace.extended(*found))
+            state = replace(state, trace=state.trace.extended(*m_step.entry(state, statistics)))
         converged = schedule.has_converged(state)
         if converged or state.iteration == schedule.max_iter:  # this pass only measured the last objective
             yield replace(state, converged=converged)
@@ -273,64 +273,3 @@ def em(e_step: EStep, m_step: MStep, schedule: Schedule, state: EMState) -> Iter
         state = m_step(state, statistics, n_shells, is_last=is_last)  # M-step, Eq. (3.3)-(3.4)
         del statistics  # before those of the next pass are made
         yield state
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitPlan:
-    """What a fit does, beside its data and its start.
-
-    Attributes
-    ----------
-    m_step : MStep
-        That of ordinary EM.
-    ordinary : Schedule
-        Of ordinary EM.
-    n_folds : int
-        Folds of the cross-fitted EM before it; 1 where there is none.
-    crossed : Schedule
-        Of cross-fitted EM.
-    mean : ndarray of shape (P,)
-        CTF-corrected mean of the data.
-    turn : float
-        How far views turn until they differ: see `prior.turn_of`.
-    """
-
-    m_step: MStep
-    ordinary: Schedule
-    n_folds: int
-    crossed: Schedule
-    mean: Float64
-    turn: float
-
-    @property
-    def costs(self) -> list[float]:
-        """What each iteration takes, up to where ordinary EM may end: a constant and the coefficients."""
-        n_crossed = self.crossed.max_iter if self.n_folds > 1 else 0
-        n_ordinary = min(self.ordinary.max_iter, max(MIN_ORDINARY_ITERATIONS, self.ordinary.n_marching))
-        shells = [self.crossed.shells_at(number) for number in range(n_crossed)]
-        shells += [self.ordinary.shells_at(number) for number in range(n_ordinary)]
-        return [FIXED_COST + n_shells**2 for n_shells in shells]
-
-
-def fit_states(blocks: Blocks, plan: FitPlan, state: EMState) -> Iterator[EMState]:
-    """Yield the states of a fit: cross-fitted EM first, Eq. (3.12), then ordinary EM until it stands still.
-
-    Parameters
-    ----------
-    blocks : Blocks
-        The data, of at least `n_folds` rows.
-    plan : FitPlan
-        What to do.
-    state : EMState
-        From `first_state`, or where the same fit was left.
-    """
-    m_step = plan.m_step
-    if state.templates:
-        shells, last = ShellNorms(blocks), state
-        coupling = Coupling.of(m_step.basis, m_step.alpha, shells.layout, plan.mean, plan.turn)
-        held_out = HeldOutMStep.of(replace(m_step, layout=shells.layout), coupling)
-        folds = partial(sweep, shells, split="folds", n_jobs=m_step.n_jobs)
-        for last in em(folds, held_out, plan.crossed, state):
-            yield last
-        state = replace(last, iteration=0, templates=[])
-    yield from em(partial(sweep, blocks, n_jobs=m_step.n_jobs), m_step, plan.ordinary, state)

@@ -117,6 +117,8 @@ class EMState:
         Of the iterations made, those of cross-fitted EM first.
     converged : bool or None
         Whether the objective stood still at the end; None as long as EM goes on.
+    n_moved : int or None
+        Nodes of the next round of moves, Eq. (3.22); None before the first.
     """
 
     iteration: int
@@ -127,6 +129,7 @@ class EMState:
     n_shells: int
     trace: Trace
     converged: bool | None = None
+    n_moved: int | None = None
 
     def manifold(self, basis: LatentBasis, alpha: Float64, layout: FeatureLayout) -> Manifold:
         """Parameters reached; shells that EM has not come to have templates of zero.
@@ -143,8 +146,7 @@ class EMState:
         reached = self.weights
         if reached is None:
             reached = np.linalg.lstsq(basis.phi, np.mean(self.templates, axis=0), rcond=None)[0]
-        weights = np.zeros((len(reached), layout.n_features))
-        weights[:, : reached.shape[1]] = reached
+        weights = np.pad(reached, ((0, 0), (0, layout.n_features - reached.shape[1])))
         return Manifold(basis, weights, self.noise_variance, alpha)
 
     def after_m_step(
@@ -236,8 +238,7 @@ def pca_start(
     layout = blocks.layout.truncate(n_shells)
     power = replace(power, signal=power.signal * blocks.layout.counts)  # Eq. (3.31)
     variances, axes = _principal_axes(blocks, layout, power, basis.embedding.shape[1], rng, n_jobs)
-    nodes = basis.embedding
-    spread = nodes.std(axis=0)  # (E,)
+    nodes, spread = basis.embedding, basis.embedding.std(axis=0)  # (K, E), (E,)
     unit = np.divide(nodes, spread, out=np.zeros_like(nodes), where=spread > MIN_SPREAD)
     mean = power.mean[: layout.n_features]
     templates = mean + (unit * np.sqrt(variances)) @ axes  # (K, P0)
@@ -309,9 +310,8 @@ def _principal_axes(
     variances, axes = np.zeros(n_axes), np.zeros((n_axes, n_features))
     variances[:n_found] = np.maximum(values[::-1][:n_found], 0.0)
     axes[:n_found] = vectors[:, ::-1][:, :n_found].T
-    strongest = np.abs(axes).argmax(axis=1)
-    signs = np.where(axes[np.arange(n_axes), strongest] < 0, -1.0, 1.0)  # a sign that LAPACK leaves open
-    return variances, axes * signs[:, None]
+    strongest = axes[np.arange(n_axes), np.abs(axes).argmax(axis=1)]  # LAPACK leaves its sign open
+    return variances, axes * np.where(strongest < 0, -1.0, 1.0)[:, None]
 
 
 def _apply_covariance(

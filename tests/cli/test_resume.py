@@ -17,7 +17,7 @@ from sklearn_cryoem.cli.run_folder import UNFINISHED
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import model_files
 from sklearn_cryoem.io import write_particles
-from sklearn_cryoem.manifold import em
+from sklearn_cryoem.manifold import fit
 
 WORDS = [
     "--jobs",
@@ -82,7 +82,7 @@ def test_the_same_command_goes_on_where_the_clustering_was_interrupted(star, who
     monkeypatch.setattr(model_files, "SECONDS_BETWEEN", 0.0)
     cut = tmp_path / "cut"
     with monkeypatch.context() as patch:
-        interrupt(patch, em, "sweep", 2)
+        interrupt(patch, fit, "sweep", 2)
         assert classify(star, cut) == 130
     assert not (cut / "summary.json").exists()
     assert len(list((cut / UNFINISHED).glob("smlclusterer-*.npz"))) == 1

@@ -15,7 +15,7 @@ from sklearn_cryoem.alignment import em as alignment_em
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.estimators import EigenImages, map_aligner, model_files, sml_clusterer
 from sklearn_cryoem.estimators.model_files import checkpoint_of, fit_once
-from sklearn_cryoem.manifold import em
+from sklearn_cryoem.manifold import fit
 
 MAP = {"n_clusters": 3, "n_batches": 8, "max_iter": 2, "tol": 0.0, "random_state": 0}
 SML = {"n_clusters": (4, 4), "max_iter": 15, "random_state": 0}
@@ -141,7 +141,7 @@ def test_a_checkpoint_that_cannot_be_is_refused_before_any_image_is_read(stack, 
 # ---------------------------------------------------------------- Ctrl-C in a manifold
 def interrupt_after(monkeypatch, n_passes, *, counts=lambda: True):
     """Press Ctrl-C in the pass over the data after `n_passes` of them, counted while `counts` is true."""
-    calls, sweep = [], em.sweep
+    calls, sweep = [], fit.sweep
 
     def interrupted(*args, **options):
         if counts():
@@ -150,7 +150,7 @@ def interrupt_after(monkeypatch, n_passes, *, counts=lambda: True):
             raise KeyboardInterrupt
         return sweep(*args, **options)
 
-    monkeypatch.setattr(em, "sweep", interrupted)
+    monkeypatch.setattr(fit, "sweep", interrupted)
 
 
 @pytest.mark.parametrize("options", [{}, {"init": "random", "noise": "white"}])

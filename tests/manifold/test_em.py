@@ -3,11 +3,12 @@ import pytest
 
 from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
 from sklearn_cryoem.manifold.derived_blocks import ShellNorms
-from sklearn_cryoem.manifold.em import FitPlan, MStep, Schedule, cross_fitted_iterations, fit_states
+from sklearn_cryoem.manifold.em import MStep, Schedule, cross_fitted_iterations
+from sklearn_cryoem.manifold.fit import FitPlan, fit_states, occupants, with_moves
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.maximisation import Coupling
 from sklearn_cryoem.manifold.prior import TURN, DataPower, measure_power, prior_precision, turn_of
-from sklearn_cryoem.manifold.state import first_state, random_start
+from sklearn_cryoem.manifold.state import Start, first_state, random_start
 
 BASIS = LatentBasis((5, 4), (4, 3), 0.75)
 SHELL = np.repeat([0, 1, 2], [4, 6, 10])
@@ -27,7 +28,7 @@ def states_of(blocks, rng, *, n_cross=15, n_ordinary=0, n_folds=4, n_jobs=1, beg
     )
     plan = FitPlan(
         m_step=m_step, ordinary=Schedule(n_shells, n_shells, 0, n_ordinary, tol=0.0), n_folds=n_folds,
-        crossed=Schedule(n_shells, n_shells, 0, n_cross), mean=power.mean, turn=TURN,
+        crossed=Schedule(n_shells, n_shells, 0, n_cross), mean=power.mean, blur=1.0,
     )  # fmt: skip
     start = first_state(random_start(BASIS, power, blocks.layout, rng=rng), BASIS, n_shells, n_folds)
     return list(fit_states(blocks, plan, start if begun is None else begun))
@@ -59,12 +60,12 @@ def test_the_same_bits_for_any_number_of_workers_and_from_any_state(make_blocks,
     if blocks.layout.n_shells == 1:
         blocks = noise_blocks(rng)
     one, two = (
-        states_of(blocks, np.random.default_rng(0), n_cross=3, n_ordinary=3, n_jobs=n) for n in (1, 2)
+        states_of(blocks, np.random.default_rng(0), n_cross=3, n_ordinary=6, n_jobs=n) for n in (1, 2)
     )
-    assert len(one) == 3 + 4 and one[-1].converged is not None
-    for begun in (one[0], one[2], one[4], one[-1]):
-        two += states_of(blocks, rng, n_cross=3, n_ordinary=3, begun=begun)[-1:]
-    for state in two[6:]:
+    assert any(state.n_moved is not None for state in one[:-2]) and one[-1].converged is not None
+    for begun in one:
+        two += states_of(blocks, rng, n_cross=3, n_ordinary=6, begun=begun)[-1:]
+    for state in two[len(one) - 1 :]:
         np.testing.assert_array_equal(state.weights, one[-1].weights)
         np.testing.assert_array_equal(state.noise_variance, one[-1].noise_variance)
         assert state.trace == one[-1].trace
@@ -75,6 +76,38 @@ def test_every_cross_fitted_iteration_is_a_stage_and_ordinary_ones_follow_in_one
     assert trace.is_held_out == [True] * 5 + [False] * 4
     np.testing.assert_array_equal(trace.stage, [0, 1, 2, 3, 4, 5, 5, 5, 5])
     assert (np.diff(trace.objective)[5:] >= -1e-9).all()
+
+
+def test_a_node_that_another_could_replace_goes_where_images_are_many():
+    # two nodes at 0, one each at 5, 6 and 9; most images at 9, whose heaviest near node is that at 6
+    templates = np.array([[0.0], [0.1], [5.0], [6.0], [9.0]])
+    mass, chain = np.array([2.0, 6.0, 5.0, 7.0, 20.0]), np.array([[0, 1], [1, 2], [2, 3], [3, 4]])
+    found = with_moves([templates, templates + 1.0], mass, np.ones(1), chain, 1)
+    expected = np.array([[0.075], [5.0], [6.0], [8.25], [9.75]])  # in the order of the chain
+    np.testing.assert_allclose(found, [expected, expected + 1.0])
+    np.testing.assert_array_equal(occupants([(1, 3), (0, 1)], chain, 5), [2, 0, 1, 3, 4])
+    one = np.array([[0, 1]])  # with two nodes there is nowhere to go
+    np.testing.assert_array_equal(with_moves([templates[:2]], mass[:2], np.ones(1), one, 1)[0], templates[:2])
+
+
+@pytest.mark.parametrize("blur", [1.0, 2.0])  # faint images cannot tell where to go
+def test_a_view_without_a_node_of_its_own_gets_that_of_two_in_one_view(rng, blur):
+    layout, basis = FeatureLayout(SHELL, SHELL), LatentBasis((4,), (4,), 0.5)
+    views = 5.0 * np.array([1.0, 1.2, -1.0, -1.2])[:, None] * np.resize([1.0, -1.0, 1.0], (4, 20))
+    views[1::2, :10] *= -1.0
+    blocks = ArrayBlocks(np.repeat(views, 40, axis=0) + rng.standard_normal((160, 20)), layout=layout)
+    begun = np.stack([views[0], views[0] + 0.1, views[1], 0.5 * (views[2] + views[3])])
+    power = measure_power(blocks)
+    alpha = prior_precision("auto", basis, power, layout)
+    m_step = MStep(basis=basis, alpha=alpha, layout=layout, noise="shell", dtype=np.float64, n_jobs=1)
+    plan = FitPlan(
+        m_step=m_step, ordinary=Schedule(3, 3, 0, 20, tol=0.0), n_folds=4, crossed=Schedule(3, 3, 0, 5),
+        mean=power.mean, blur=blur,
+    )  # fmt: skip
+    start = Start(np.linalg.lstsq(basis.phi, begun, rcond=None)[0], np.full(3, 30.0))
+    end = list(fit_states(blocks, plan, first_state(start, basis, 3, 4)))[-1]
+    nearest = np.square((basis.phi @ end.weights)[:, None] - views).sum(axis=2).min(axis=0)
+    assert (nearest < 20 * 0.2).all() == (blur == 1.0)
 
 
 def test_a_state_of_cross_fitted_em_has_templates_near_those_of_its_folds(rng):
