@@ -1,7 +1,7 @@
 """First models of the proteasome's regulatory particle from class averages, as in the paper's section 3.3.
 
     python benchmarks/paper_initial_model.py [--volumes DIR] [--snr 0.05] [--n 2000] [--nodes 100]
-        [--averages 60] [--seeds 0] [--jobs 2] [--full]
+        [--averages 60] [--seeds 0] [--jobs 2] [--full] [--betagal PARTICLES.star MAP.mrc [--symmetry D2]]
 
 Particles of RP in all views (DIR/4cr2_RP_rough_DERIVED.mrc; a phantom without --volumes), in poses that
 MAPAligner finds, are sorted by SML and by PCA + k-means. `initial_model` makes a volume from the best
@@ -10,6 +10,7 @@ true one, in both hands, and compared by Fourier shell correlation at 0.5: in th
 averages of SML, and 29.1 from those of PCA + k-means.
 
 --full is the paper's size: 10,000 particles, 1,000 classes of SML of which the best 234 are taken.
+--betagal takes real beta-galactosidase instead, and makes a volume from its raw picks.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn_cryoem import MAPAligner, ProjectionClusterer, SMLClusterer
 from sklearn_cryoem.datasets import load_volume, make_particles, make_proteasome_phantoms
 from sklearn_cryoem.estimators import EigenImages, initial_model
+from sklearn_cryoem.io import read_particles
 from sklearn_cryoem.projections.volumes import resized, shell_correlation
 from sklearn_cryoem.quality import class_quality
 
@@ -45,13 +47,31 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of particles and starts (0)")
     parser.add_argument("--jobs", type=int, default=1, help="number of workers")
     parser.add_argument("--full", action="store_true", help="10,000 particles, 234 of 1,000 classes")
+    parser.add_argument("--betagal", nargs=2, metavar=("STAR", "MAP"), help="its particles, and its map")
+    parser.add_argument("--symmetry", default="D2", help="of beta-galactosidase, C1 for none (D2)")
     options = parser.parse_args()
     if options.full:
         options.n, options.nodes, options.averages = 10_000, 1_000, 234
     warnings.simplefilter("ignore", ConvergenceWarning)
+    if options.betagal:
+        for seed in options.seeds:
+            betagal(seed, options)
+        return
     truth = true_volume(options.volumes)
     for seed in options.seeds:
         compare(truth, seed, options)
+
+
+def betagal(seed, options):
+    """Print the resolution of a volume of raw picks, and how many are taken for junk."""
+    start, raw = time.process_time(), read_particles(options.betagal[0])
+    model = ProjectionClusterer(
+        100, symmetry=options.symmetry, flat=True, mask_diameter=190.0, max_shift=12.0, max_resolution=14.0,
+        n_jobs=options.jobs, random_state=seed,
+    ).fit(raw)  # fmt: skip
+    seconds, known = time.process_time() - start, load_volume(options.betagal[1])
+    report(f"seed {seed}, {options.symmetry}", model, known, seconds, raw.pixel_size)
+    tell(f"  {model.class_sizes_[-1]} of {len(raw)} picks are in the flat class")
 
 
 def true_volume(folder):
@@ -91,9 +111,9 @@ def compare(truth, seed, options):
     report("particles", model, truth, time.process_time() - start)
 
 
-def report(name, model, truth, seconds):
+def report(name, model, truth, seconds, pixel_size=PIXEL_SIZE):
     """Print a line."""
-    resolution, correlation = docked_resolution(model.volumes_[0], truth)
+    resolution, correlation = docked_resolution(model.volumes_[0].astype(np.float64), truth, pixel_size)
     tell(f"  {name:30s} {resolution:5.1f} A, correlation {correlation:.2f}, {seconds:6.1f} CPU s")
 
 
@@ -104,27 +124,25 @@ def tell(text):
 
 
 # ---------------------------------------------------------------- docking
-def docked_resolution(found, truth, pixel_size=PIXEL_SIZE):
+def docked_resolution(found, truth, pixel_size):
     """Resolution in Angstrom at a shell correlation of 0.5 with a true Volume, best of both hands.
 
     Returns
     -------
     resolution, correlation : float
-        And the correlation of the densities on the lattice of the search.
+        And the correlation of the densities.
     """
     box = len(found)
     side = round(truth.box * truth.pixel_size / pixel_size)  # the same field in voxels of the particles
     known = cropped(resized(truth.array.astype(np.float64), side + side % 2), box)
     coarse = resized(known, DOCKING_SIDE)
-    best = max(
-        (docked(resized(hand, DOCKING_SIDE), coarse) for hand in (found, found[::-1])),
-        key=lambda pose: pose[0],
-    )
-    hands = found, found[::-1]
-    aligned = [moved(hand, best[1], best[2] * box / DOCKING_SIDE) for hand in hands]
-    curves = [shell_correlation(one, known, box // 2 - 1) for one in aligned]
-    rings = max(int(np.argmax(np.append(curve < 0.5, True))) for curve in curves)
-    return box * pixel_size / max(rings, 1), best[0]
+    ends = [(hand, *docked(resized(hand, DOCKING_SIDE), coarse)) for hand in (found, found[::-1])]
+    hand, _, pose = max(ends, key=lambda end: end[1])
+    start = np.append(pose[:3], pose[3:] * box / DOCKING_SIDE)
+    correlation, pose = climbed(hand, known, start)
+    curve = shell_correlation(moved(hand, pose), known, box // 2 - 1)
+    rings = int(np.argmax(np.append(curve < 0.5, True)))
+    return box * pixel_size / max(rings, 1), correlation
 
 
 def cropped(volume, box):
@@ -135,30 +153,33 @@ def cropped(volume, box):
 
 
 def docked(volume, truth):
-    """Correlation, rotation vector and shift in voxels that lay a volume onto another of the same side."""
+    """Correlation and pose, rotation vector and shift in voxels, that lay a volume onto another."""
     target = fft.rfftn(truth).conj()
-    norm = np.linalg.norm(truth - truth.mean())
-    turns = Rotation.random(N_ROTATIONS, random_state=0)
-    scores = [placed(moved(volume, turn, np.zeros(3)), target)[0] for turn in turns.as_rotvec()]
-    best = None
-    for turn in turns[np.argsort(scores)[-N_REFINED:]].as_rotvec():
-        shift = placed(moved(volume, turn, np.zeros(3)), target)[1]
-
-        def loss(pose):
-            one = moved(volume, pose[:3], pose[3:])
-            return -np.vdot(one - one.mean(), truth) / max(np.linalg.norm(one - one.mean()) * norm, 1e-12)
-
-        end = optimize.minimize(loss, [*turn, *shift], method="Powell", options={"maxiter": 6})
-        if best is None or -end.fun > best[0]:
-            best = -end.fun, end.x[:3], end.x[3:]
-    return best
+    turns = Rotation.random(N_ROTATIONS, random_state=0).as_rotvec()
+    found = [placed(moved(volume, [*turn, 0.0, 0.0, 0.0]), target) for turn in turns]
+    best = sorted(range(N_ROTATIONS), key=lambda at: -found[at][0])[:N_REFINED]
+    ends = [climbed(volume, truth, [*turns[at], *found[at][1]]) for at in best]
+    return max(ends, key=lambda end: end[0])
 
 
-def moved(volume, turn, shift):
+def climbed(volume, truth, pose):
+    """Correlation and pose at the nearest top."""
+    other = truth - truth.mean()
+
+    def loss(pose):
+        one = moved(volume, pose)
+        one -= one.mean()
+        return -np.vdot(one, other) / max(np.linalg.norm(one) * np.linalg.norm(other), 1e-12)
+
+    end = optimize.minimize(loss, pose, method="Powell", options={"maxiter": 6})
+    return -end.fun, end.x
+
+
+def moved(volume, pose):
     """A volume turned by a rotation vector about its centre voxel, then shifted, in voxels."""
-    matrix = Rotation.from_rotvec(turn).as_matrix()
+    matrix = Rotation.from_rotvec(pose[:3]).as_matrix()
     centre = len(volume) // 2
-    return ndimage.affine_transform(volume, matrix, centre - matrix @ (centre + np.asarray(shift)), order=1)
+    return ndimage.affine_transform(volume, matrix, centre - matrix @ (centre + np.array(pose[3:])), order=1)
 
 
 def placed(volume, target):
