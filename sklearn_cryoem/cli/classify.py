@@ -308,9 +308,7 @@ def choose_first_classes(options, n_particles, console):
         )
         options.classes = None
     n_first = n_first_classes(n_particles, options.images_per_subclass)
-    if options.skip_align:
-        options.classes = options.classes or n_first
-    else:
+    if not options.skip_align:
         options.align_classes = options.align_classes or n_first
 
 
@@ -320,14 +318,18 @@ def fit_deep(stack, options, folder, console):
 
     from sklearn_cryoem.cli.preflight import rehearse
     from sklearn_cryoem.estimators import DeepClusterer
+    from sklearn_cryoem.estimators.deep_clusterer import n_first_classes
 
     clusterer = make_clusterer(options)
     clusterer.validate(stack)
-    first = make_aligner(options, stack) or clusterer
-    n_first = int(np.prod(options.classes if options.skip_align else options.align_classes))
+    first, n_first = make_aligner(options, stack), n_first_classes(len(stack), options.images_per_subclass)
+    if first is not None or options.classes is not None:
+        first = first or clusterer
+        n_first = int(np.prod(options.classes if options.skip_align else options.align_classes))
     rehearse(clusterer, stack, options, folder, len(stack) // options.images_per_subclass + n_first)
-    with folder.timed("classify"):
-        folder.fit(clone(first), stack, folder.earlier_fits(options.config))
+    if first is not None:
+        with folder.timed("classify"):
+            folder.fit(clone(first), stack, folder.earlier_fits(options.config))
     model = DeepClusterer(
         first,  # its fit is found where it was kept; poses are not searched again
         make_clusterer(options).set_params(verbose=0, cache_folder=None),

@@ -58,8 +58,9 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
         `sklearn.frozen.FrozenEstimator`, which survives `clone`), it is used as it is; otherwise a copy is
         fitted. By default a MAPAligner for particles without poses, an SMLClusterer for those that have
         them, as after a MAPAligner in a Pipeline, of a class for every ten sub-classes' worth of images:
-        n // (10 * images_per_subclass) classes, 2 to 50. Those of the SMLClusterer are united from up to 50
-        nodes, Eq. (4.9), so that a minority of some per cent stays together.
+        n // (10 * images_per_subclass) classes, 2 to 50. Those of the SMLClusterer, which is like `second` if
+        that is one, are united from up to 50 nodes, Eq. (4.9), so that a minority of some per cent stays
+        together.
     second : SMLClusterer, Pipeline or None, default=None
         Copied for every class, with `n_clusters` by the rule below, and `n_jobs` and `random_state` those of
         this estimator. By default ``SMLClusterer()``. A Pipeline ends in one:
@@ -196,7 +197,9 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
         checkpoint_of(self, data)  # raises what stands in the way of a checkpoint before anything is fitted
         rng = check_random_state(self.random_state)
         common = {"n_jobs": self.n_jobs, "random_state": rng.randint(2**31 - 1), "verbose": self.verbose}
-        first = default_first(data, self.images_per_subclass, **common) if self.first is None else self.first
+        first = self.first
+        if first is None:
+            first = default_first(data, self.images_per_subclass, self.second, **common)
         self.first_, data, nodes, checkpoints = fit_first(first, data, self.checkpoint)
         n_first = None if self.first is not None else n_first_classes(len(data), self.images_per_subclass)
         self._first_of_node, *classes = classes_of(self.first_, n_first)
@@ -419,14 +422,14 @@ def n_first_classes(n_samples, images_per_subclass):
     return int(min(max(n_samples // (SUBCLASSES_OF_FIRST * images_per_subclass), 2), largest))
 
 
-def default_first(data, images_per_subclass, *, n_jobs, random_state, verbose):
-    """A MAPAligner for images without poses, an SMLClusterer for aligned ones and for vectors."""
-    needs_poses = is_images(data) and data.poses is None
-    kind = MAPAligner if needs_poses else SMLClusterer
+def default_first(data, images_per_subclass, second, **common):
+    """A MAPAligner for images without poses; `second`, or an SMLClusterer, for aligned ones and vectors."""
     n_classes = n_first_classes(len(data), images_per_subclass)
-    if not needs_poses:
-        n_classes = min(max(n_classes, len(data) // images_per_subclass), MAX_FIRST_CLASSES)
-    return kind(n_classes, n_jobs=n_jobs, random_state=random_state, verbose=verbose)
+    if is_images(data) and data.poses is None:
+        return MAPAligner(n_classes, **common)
+    first = clone(second) if isinstance(second, SMLClusterer) else SMLClusterer()
+    n_nodes = min(max(n_classes, len(data) // images_per_subclass), MAX_FIRST_CLASSES)
+    return first.set_params(n_clusters=n_nodes, **common)
 
 
 def is_prefit(first):

@@ -73,11 +73,14 @@ def test_the_suggested_sub_classes_become_a_subset(divided, simulated, tmp_path)
 def test_poses_of_the_file_can_be_used_and_its_first_classes_are_of_the_clusterer(
     divided, simulated, tmp_path
 ):
-    words = ["--skip-align", "--classes", "2x1", "--images-dir", simulated.parent, *FEW]
-    assert run("deep", divided / "particles.star", "-o", tmp_path / "out", *words) == 0
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["results"]["n_first_classes"] == 2
-    assert "alignment_averages.mrcs" not in summary["files"]
+    words = ["--skip-align", "--images-dir", simulated.parent, *FEW]
+    for name, more in (("out", ["--classes", "2x1"]), ("united", ["--images-per-subclass", "10"])):
+        assert run("deep", divided / "particles.star", "-o", tmp_path / name, *words, *more) == 0
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        assert summary["results"]["n_first_classes"] == 2
+        assert "alignment_averages.mrcs" not in summary["files"]
+    # by default more nodes are found and united, which keeps a minority together
+    assert len(load_model(tmp_path / "united" / "model.npz").first_.class_sizes_) > 2
 
 
 def test_it_says_what_it_did_and_refuses_what_it_cannot_do(simulated, divided, tmp_path, capsys):

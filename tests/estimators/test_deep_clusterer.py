@@ -234,11 +234,11 @@ def test_it_is_a_step_of_a_pipeline_after_the_aligner(stack):
 
 
 def test_by_default_particles_without_poses_are_aligned_and_others_are_not(stack):
-    unaligned = default_first(stack, 10, n_jobs=1, random_state=0, verbose=0)
+    unaligned = default_first(stack, 10, QUICK, n_jobs=1, random_state=0, verbose=0)
     assert isinstance(unaligned, MAPAligner) and unaligned.n_clusters == 2
     aligned = aligned_to_truth(stack)
     deep = DeepClusterer(second=QUICK).fit(aligned)
-    assert isinstance(deep.first_, SMLClusterer)
+    assert isinstance(deep.first_, SMLClusterer) and deep.first_.max_iter == QUICK.max_iter
     assert deep.poses_ is aligned.poses
 
 
