@@ -36,7 +36,6 @@ IMAGES_FOR_NOISE = 500
 IMAGES_PER_TASK = 64
 BALANCE_STEP = 1.0
 BALANCE_FLOOR = 0.3  # of the mean size: an empty reference gains at most log(1.3 / 0.3) a batch
-GIVEN_GROWTH = 2.0  # times k_start: given references begin where mini-batches end at most
 LAST_RESEEDING = 0.8  # of the mini-batches: dead references start again only before
 DEAD_SHARE = 0.05  # of the mean mass of a reference
 DEAD_IMAGES = 2.0  # or fewer images than this, where references have more on average
@@ -89,7 +88,7 @@ def given_model(
 ) -> AlignmentModel:
     """Given references (n_references, D, D) in the scale of the images, Eq. (4.22), and a first noise."""
     images, n = features.images, len(references)
-    k_max = min(GIVEN_GROWTH * settings.k_start, settings.k_limit)
+    k_max = min(settings.growth * settings.k_start, settings.k_limit)
     grid = settings.space(images.box, k_max).grid
     masked = masked_references(references, settings)
     noise = first_noise(features, settings, rng)  # (n_rings,), signal included

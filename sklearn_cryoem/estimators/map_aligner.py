@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -133,10 +134,10 @@ class MAPAligner(
     tau_fudge : float, default=2.0
         Factor on the prior variance of the references, Eq. (4.2). Larger keeps more detail and more noise.
     init : array-like of shape (n_references, D, D) or None, default=None
-        References to begin with, instead of random ones and mini-batches: averages of another fit, or
-        projections of a map (`datasets.project`), with the box and pixel size of the particles and in any
-        scale, Eq. (4.22). `n_references` is their number. Detail beyond twice the first resolution comes from
-        the particles alone.
+        References to begin with, instead of random ones: averages of another fit, or projections of a map
+        (`datasets.project`), with the box and pixel size of the particles and in any scale, Eq. (4.22).
+        `n_references` is their number. `n_batches` of 60 are enough. Detail beyond twice the first resolution
+        comes from the particles alone.
     class_prior : {"uniform", "estimated", "balanced"}, default="uniform"
         Prior weight of the classes, Eq. (4.14). Estimated weights let large classes swallow small ones, down
         to few classes where the images are noisy; balanced weights favour small classes, which splits common
@@ -310,7 +311,10 @@ class MAPAligner(
         settings = self._settings_for(stack)
         images = alignment_images(stack, settings)
         start = self._starting_point(stack, settings) if self.warm_start else None
-        kept = checkpoint_of(self, given)
+        kept, made = checkpoint_of(self, given), self._references
+        if getattr(self, "init", None) is not None:
+            references = fourier_resize(np.asarray(self.init, dtype=np.float32), stack.box)
+            made = replace(made, start=partial(given_model, references=references))
         n_batches = settings.n_batches if start is None else 0
         n_steps = getattr(self, "n_init", 1) * (n_batches + 1) + settings.max_iter
         task = FitTask(self, n_steps, "mini-batch or pass", stack)
@@ -327,7 +331,7 @@ class MAPAligner(
                 checkpoint=kept,
                 verbose=self.verbose,
                 on_step=task.step,
-                references=self._references,
+                references=made,
             )
             frames, classes, own = self._united(features, state, settings)
             found = find_poses(features, state.model, settings, frames=frames)
@@ -479,11 +483,7 @@ class MAPAligner(
         self, stack: ParticleStack, settings: AlignmentSettings, pool: TaskPool, kept: Any, task: FitTask
     ) -> tuple[AlignmentModel | None, list[Any]]:
         """Model to go on from, of several starts, and files of these; None where the fit is the only one."""
-        if self.init is None:
-            return None, []
-        features = SharedFeatures(alignment_images(stack, settings), pool)
-        rng, references = check_random_state(self.random_state), np.asarray(self.init, dtype=np.float32)
-        return given_model(features, settings, rng, fourier_resize(references, stack.box)), []
+        return None, []
 
     def _united(
         self, features: SharedFeatures, state: PassState, settings: AlignmentSettings
