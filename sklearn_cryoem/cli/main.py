@@ -38,6 +38,7 @@ _ARGUMENTS = {"model": "RUN", "particles": "PARTICLES"}
 _GRIDS = ("classes", "basis")  # options that take a grid such as 10x10, a list in a file
 _REMEDIES = {
     FileNotFoundError: "Check the path.",
+    FileExistsError: "Choose another name.",
     IsADirectoryError: "Name a file in it.",
     NotADirectoryError: "Name a folder.",
 }
@@ -104,6 +105,8 @@ def parse(argv):
     """
     parser, commands = build_parsers()
     complete(parser)
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
     check_words(argv, parser, commands)
     options = parser.parse_args(argv)
     if getattr(options, "config", None) is not None:
