@@ -345,6 +345,7 @@ def memory_of_fit(blocks, n_nodes, plan):
 
     Sums and templates exist for each fold, in the end of all shells, and for each half: in double
     precision once in total and three times in the M-step, in single for every worker and twice beside.
+    While nodes move, the templates before are held as well, Eq. (3.22).
     """
     layout, n_workers = blocks.layout, effective_n_jobs(plan.m_step.n_jobs)
     crossed, n_rows = layout.truncate(plan.crossed.n_shells), -(-blocks.n_samples // len(blocks))
@@ -353,7 +354,8 @@ def memory_of_fit(blocks, n_nodes, plan):
     if plan.n_folds > 1:  # in the end all shells, Eq. (3.17)
         n_columns = max(n_columns, plan.n_folds * (layout.n_features + layout.n_shells))
     features = 2 * n_workers * n_rows * 4 * (n_values + 3 * n_nodes) + getattr(blocks, "cache_bytes", 0)
-    return n_nodes * n_columns * (32 + 4 * (n_workers + 2)) + features
+    n_bytes = 32 + 8 * (plan.n_rounds > 0) + 4 * (n_workers + 2)
+    return n_nodes * n_columns * n_bytes + features
 
 
 def announce(blocks, n_nodes, plan):
