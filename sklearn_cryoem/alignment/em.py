@@ -202,11 +202,9 @@ def fit_alignment(
                 _warn_interrupted(f"after {online.n_done} of {n_batches} mini-batches")
                 kept, settings = NullCheckpoint(), replace(settings, max_iter=1)
             even = replace(online.model, balance=np.zeros_like(online.model.balance))
-            passes = PassState(even, online.start_shift_px, history=online.history)
-        begun = passes if passes.log_likelihood else None
-        passes, interrupted = last_state(
-            full_passes(features, settings, passes, references), kept, show, begun
-        )
+            passes = PassState(even, online.start_shift_px, broad=online.broad, history=online.history)
+        rest = full_passes(features, settings, passes, references)
+        passes, interrupted = last_state(rest, kept, show, passes if passes.log_likelihood else None)
     if interrupted:
         _warn_interrupted(f"after {len(passes.log_likelihood)} full passes")
     return passes, stopped or interrupted
@@ -229,13 +227,14 @@ def mini_batches(
     # One batch after the other: with two in flight, each searched with references one update old, the mutual
     # information with the true views fell from 0.66 to 0.58 at SNR 0.02.
     while (number := state.n_done) < len(batches):
-        rows, space = batches[number], settings.space(images.box, state.model.k_max)
-        batch = run_pass(features, rows, state.start_shift_px, state.model, space, broad=state.broad)
+        rows, model = batches[number], state.model
+        space = settings.space(images.box, model.k_max, model.n_orders)
+        batch = run_pass(features, rows, state.start_shift_px, model, space, broad=state.broad)
         is_sure = (share := batch.share_of_cells(space)) < SURE and made.tend is not None
         n_done = min(number + max(is_sure * len(batches) // SURE_BATCHES, 1), len(batches))
         whole_set = batch.statistics.scaled(n_images / len(rows))
         stats = blend(state.stats, whole_set, online_step(number, len(batches)))  # Eq. (4.8)
-        model, stats = made.update(stats, state.model, space.grid, settings, fraction, n_workers)
+        model, stats = made.update(stats, model, space.grid, settings, fraction, n_workers)
         if made.tend is not None:
             given = space.grid, settings, fraction, rng
             model, stats = made.tend(model, stats, batch, given, number / len(batches))
@@ -265,7 +264,7 @@ def full_passes(
     """States after each pass over all images, until likelihood or labels and poses stand still, Eq. (3.5)."""
     images, rows = features.images, np.arange(features.images.n_images)
     while not state.converged and len(state.log_likelihood) < settings.max_iter:
-        space = settings.space(images.box, state.model.k_max)
+        space = settings.space(images.box, state.model.k_max, state.model.n_orders)
         found = run_pass(features, rows, state.start_shift_px, state.model, space, broad=state.broad)
         stats, evidence = found.statistics, float(found.log_evidence.mean())
         power = stats.power / np.maximum(stats.n_images, 1e-9)  # (n_rings,)

@@ -21,6 +21,10 @@ from sklearn_cryoem.physics.polar import angular_orders, from_angular_orders, tr
 
 Complex128 = NDArray[np.complex128]
 
+# The prior spectrum of a reference is its own, plus the average one with this many mean reference sizes.
+POOLED_SIZES = 0.5
+ORDER_NATS = 0.01  # of a reference in all orders that are left out
+ORDERS_BEYOND_SIGNAL = 4  # that are kept, so that signal can rise there
 PAIRS_BYTES = 32e6  # of the (reference, shift, image) whose posteriors are transformed at once
 
 
@@ -123,6 +127,45 @@ def own_nats(ctf_power: Float64, inverse_prior: Float64, n_images: float, radius
     """
     share = ctf_power.sum(axis=0) / n_images / np.maximum(ctf_power + inverse_prior, 1e-300)
     return np.asarray(share @ (2.0 * np.pi * radius))
+
+
+def signal_power(power: Float64, noise_power: Float64, mass: Float64) -> Float64:
+    """Prior variance tau2 of each reference and ring: power of the plain estimate less its noise, Eq. (4.2).
+
+    The power of a ring is averaged over its neighbours, and every reference is shrunk towards the
+    average spectrum of all: one of few images borrows from the others instead of losing its signal for
+    good, as it would if tau2 were taken from the regularised reference.
+
+    Parameters
+    ----------
+    power, noise_power : ndarrays of shape (n_references, n_rings)
+        Power of the references of maximum likelihood, and that of their noise.
+    mass : ndarray of shape (n_references,)
+        Posterior mass of each reference.
+    """
+    excess = np.maximum(power - noise_power, 0.0)
+    padded = np.pad(excess, ((0, 0), (1, 1)), mode="edge")
+    smooth = 0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]
+    weight = mass[:, None] / max(mass.mean(), 1e-12)  # (n_references, 1)
+    pooled = (weight * smooth).sum(axis=0) / weight.sum()  # (n_rings,)
+    shrunk: Float64 = (weight * smooth + POOLED_SIZES * pooled) / (weight + POOLED_SIZES)
+    return shrunk
+
+
+def orders_needed(references: Complex64, information: Float64) -> int:
+    """Angular orders beyond which references hardly move a likelihood, and a few more, Eq. (4.24).
+
+    Parameters
+    ----------
+    references : ndarray of shape (n_references, n_rings, n_angles / 2)
+        On a polar grid.
+    information : ndarray of shape (n_rings,)
+        Mean of C^2 over the noise variance, of an image.
+    """
+    a = angular_orders(references, references.shape[-1])
+    nats = np.mean(a.real**2 + a.imag**2, axis=0).T @ (information * np.arange(1.0, len(information) + 1.0))
+    tail = 4.0 * np.pi * np.cumsum(nats[::-1])[::-1]  # of each order and those above it
+    return int(np.count_nonzero(tail > ORDER_NATS)) + ORDERS_BEYOND_SIGNAL
 
 
 def blend(old: Statistics | None, new: Statistics, step: float) -> Statistics:

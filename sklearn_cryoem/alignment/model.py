@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from scipy import fft
 
 from sklearn_cryoem._core.parallel import even_blocks, ordered_map
 from sklearn_cryoem.alignment.expectation import LogPrior
-from sklearn_cryoem.alignment.maximisation import Statistics
+from sklearn_cryoem.alignment.maximisation import Statistics, orders_needed, signal_power
 from sklearn_cryoem.alignment.products import TRANSFORMS_PER_TASK, polar_references, ring_power
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
@@ -20,14 +20,13 @@ from sklearn_cryoem.physics.polar import (
     angular_orders,
     from_angular_orders,
     images_from_polar,
+    order_shares,
     polar_transform,
     translation_phase,
 )
 
 MIN_SHIFT_SIGMA_PX = 0.7
 MAX_CENTRING_PX = 3.0
-# The prior spectrum of a reference is its own, plus the average one with this many mean reference sizes.
-POOLED_SIZES = 0.5
 MIN_NOISE = 1e-6  # of the power of the images: a difference in single precision may be negative
 EMPTY_RING_NOISE = 1e-12  # of the power of the strongest ring: noise of rings that are empty
 ZERO_IMAGE_NOISE = 1e-36  # noise of images that are zero
@@ -56,6 +55,8 @@ class AlignmentModel:
         Resolution in use, in Fourier pixels.
     resolution : ndarray of shape (n_references,), int
         Last ring of each reference up to which its signal exceeds its noise, Eq. (4.7).
+    n_orders : int or None
+        Angular orders that the next search needs, Eq. (4.24); None for all.
     """
 
     references: Float32
@@ -65,6 +66,7 @@ class AlignmentModel:
     shift_sigma_px: float
     k_max: float
     resolution: NDArray[np.int64]
+    n_orders: int | None = field(default=None, kw_only=True)
 
     def with_mirrors(self) -> AlignmentModel:
         """The same references, and after them their mirror images, y -> -y, as likely as they, Eq. (4.18)."""
@@ -141,31 +143,8 @@ def residual_power(stats: Statistics, polar: PolarStatistics, references: Comple
     return residual
 
 
-def signal_power(power: Float64, noise_power: Float64, mass: Float64) -> Float64:
-    """Prior variance tau2 of each reference and ring: power of the plain estimate less its noise, Eq. (4.2).
-
-    The power of a ring is averaged over its neighbours, and every reference is shrunk towards the
-    average spectrum of all: one of few images borrows from the others instead of losing its signal for
-    good, as it would if tau2 were taken from the regularised reference.
-
-    Parameters
-    ----------
-    power, noise_power : ndarrays of shape (n_references, n_rings)
-        Power of the references of maximum likelihood, and that of their noise.
-    mass : ndarray of shape (n_references,)
-        Posterior mass of each reference.
-    """
-    excess = np.maximum(power - noise_power, 0.0)
-    padded = np.pad(excess, ((0, 0), (1, 1)), mode="edge")
-    smooth = 0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]
-    weight = mass[:, None] / max(mass.mean(), 1e-12)  # (n_references, 1)
-    pooled = (weight * smooth).sum(axis=0) / weight.sum()  # (n_rings,)
-    shrunk: Float64 = (weight * smooth + POOLED_SIZES * pooled) / (weight + POOLED_SIZES)
-    return shrunk
-
-
 def spectral_prior(
-    polar: PolarStatistics, mass: Float64, noise: Float64, tau_fudge: float
+    polar: PolarStatistics, mass: Float64, noise: Float64, tau_fudge: float, share: Float64 | float = 1.0
 ) -> tuple[Float64, Float64]:
     """s2 / tau2 of Eq. (4.2), and the signal-to-noise ratio of each estimate, Eq. (4.7).
 
@@ -179,6 +158,8 @@ def spectral_prior(
         Noise variance of the masked images.
     tau_fudge : float
         Factor on the prior variance.
+    share : ndarray of shape (n_rings,)
+        Part of the noise that lies in the orders of the sums, Eq. (4.24).
 
     Returns
     -------
@@ -186,7 +167,7 @@ def spectral_prior(
     """
     ctf_power = np.maximum(polar.denominator.mean(axis=-1, dtype=np.float64), 1e-9)  # (n_references, n_rings)
     plain = solve_references(polar, 1e-6 * ctf_power)
-    signal = signal_power(ring_power(plain), noise / ctf_power, mass)
+    signal = signal_power(ring_power(plain), share * noise / ctf_power, mass)
     tau2 = tau_fudge * signal + MIN_SIGNAL * noise / ctf_power
     return noise / tau2, signal * ctf_power / noise
 
@@ -236,7 +217,9 @@ def update_model(
     stats = stats.turn_centred()
     polar = polar_statistics(stats, grid)
     noise = noise_fraction * model.noise[:n_rings]  # of the masked images
-    inverse_prior, signal_to_noise = spectral_prior(polar, stats.mass, noise, settings.tau_fudge)
+    radius_px = settings.mask_radius_px + settings.mask_edge_px
+    share = order_shares(grid, radius_px, stats.numerator.shape[1]).sum(axis=0)
+    inverse_prior, signal_to_noise = spectral_prior(polar, stats.mass, noise, settings.tau_fudge, share)
     moves = shift_centring(stats)
     phase = translation_phase(grid, moves)  # (n_references, n_rings, n_angles / 2)
     polar = PolarStatistics(polar.numerator * phase, polar.denominator)
@@ -254,6 +237,7 @@ def update_model(
     power = stats.power / np.maximum(stats.n_images, 1e-9)
     floor = MIN_NOISE * power + smallest_noise(power)
     residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction
+    ctf_power = polar.denominator.mean(axis=-1).sum(axis=0) / max(stats.mass.sum(), 1e-9)  # (n_rings,)
     moved = angular_orders(polar.numerator, stats.numerator.shape[1]).transpose(0, 2, 1)
     n_axes = 2 if settings.rise_px is None else 1  # along which images lie off centre
     updated = replace(
@@ -265,6 +249,7 @@ def update_model(
             MIN_SHIFT_SIGMA_PX, float(np.sqrt(stats.shift_square[0] / (n_axes * stats.mass.sum())))
         ),
         resolution=resolved_ring(signal_to_noise, settings.n_ignored),
+        n_orders=orders_needed(values, (np.arange(n_rings) >= settings.n_ignored) * ctf_power / residual),
     )
     shift_sum = stats.mass[:, None] * moves + stats.shift_sum
     return updated, replace(stats, numerator=moved.astype(np.complex128), shift_sum=shift_sum)

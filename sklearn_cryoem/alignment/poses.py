@@ -117,7 +117,7 @@ def find_poses(
     refine : bool
         Whether to go below the steps of the search.
     """
-    space = settings.space(features.images.box, model.k_max)
+    space = settings.space(features.images.box, model.k_max, model.n_orders)
     frames = Frames.identity(np.arange(len(model.weight))) if frames is None else frames
     wanted = _Wanted(
         PreparedSearch.of(features, model, space),

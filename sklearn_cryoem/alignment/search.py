@@ -86,8 +86,8 @@ class AlignmentSettings:
         """Whether all in-plane angles are searched; otherwise known poses fix the frame of everything."""
         return self.angle_range_rad is None or self.angle_range_rad >= np.pi
 
-    def space(self, box: int, k_max: float) -> SearchSpace:
-        """Search space at the resolution `k_max`."""
+    def space(self, box: int, k_max: float, n_orders: int | None = None) -> SearchSpace:
+        """Search space at the resolution `k_max`, with at most `n_orders` angular orders."""
         space = search_space(
             box,
             k_max,
@@ -95,6 +95,7 @@ class AlignmentSettings:
             max_shift_px=self.max_shift_px,
             angle_range_rad=self.angle_range_rad,
             coarsest_k=self.k_start,
+            most_orders=n_orders,
         )
         return replace(self.along_filaments(space), mirror=self.mirror, n_ignored=self.n_ignored)
 
@@ -274,6 +275,7 @@ def search_space(
     max_shift_px: float,
     angle_range_rad: float | None = None,
     coarsest_k: float | None = None,
+    most_orders: int | None = None,
 ) -> SearchSpace:
     """Choose orders, angles and shifts for references of a given radius up to `k_max`.
 
@@ -292,9 +294,11 @@ def search_space(
         the whole circle is.
     coarsest_k : float, optional
         Resolution below which no coarse search is made; by default none is made at any resolution.
+    most_orders : int, optional
+        Angular orders, at most, Eq. (4.24); by default all that a reference can have.
     """
     radius_px = min(reference_radius_px + max_shift_px, box / 2)
-    n_orders = n_angular_orders(box, k_max, reference_radius_px)
+    n_orders = min(n_angular_orders(box, k_max, reference_radius_px), most_orders or box)
     grid = polar_grid(box, k_max, radius_px, n_orders)
     n_angles = 4 * -(-n_orders // 2)  # at least 2 n_orders (Nyquist), and a multiple of 4
     if angle_range_rad is not None and angle_range_rad >= np.pi:
@@ -318,6 +322,7 @@ def search_space(
         reference_radius_px=reference_radius_px,
         max_shift_px=max_shift_px,
         angle_range_rad=angle_range_rad,
+        most_orders=most_orders,
     )
     worth_it = MIN_COARSE_GAIN * coarse.work <= space.work
     return replace(space, coarse=coarse) if worth_it else space

@@ -17,7 +17,7 @@ from typing import Any
 import finufft
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import fft
+from scipy import fft, special
 
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.rotation import NUFFT_TOLERANCE
@@ -226,6 +226,30 @@ def from_angular_orders(orders: Complex64, n_angles: int) -> Complex64:
     values.real = np.float32(0.5) * (hartley[..., :half] + hartley[..., half:])
     values.imag = np.float32(0.5) * (hartley[..., :half] - hartley[..., half:])
     return values
+
+
+def order_shares(grid: PolarGrid, radius_px: float, n_orders: int) -> Float64:
+    """Parts of the power of white noise in a disc that lie in each order and its negative, Eq. (4.24).
+
+    Parameters
+    ----------
+    grid : PolarGrid
+        Rings.
+    radius_px : float
+        Of the disc.
+    n_orders : int
+        Orders 0, 1, ..
+
+    Returns
+    -------
+    share : ndarray of shape (n_orders, n_rings)
+        Over all orders each ring sums to 1.
+    """
+    x = 2.0 * np.pi * radius_px / grid.box * grid.radius
+    j = special.jv(np.arange(-1.0, n_orders + 1.0)[:, None], x)
+    share: Float64 = j[1:-1] ** 2 - j[:-2] * j[2:]
+    share[1:] *= 2.0
+    return share
 
 
 def even_orders(values: NDArray[np.floating], n_even: int) -> Complex64:

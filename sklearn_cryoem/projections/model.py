@@ -68,12 +68,12 @@ class SliceSettings(AlignmentSettings):
     flat: bool = False
     fine: bool = False
 
-    def space(self, box: int, k_max: float) -> SearchSpace:
+    def space(self, box: int, k_max: float, n_orders: int | None = None) -> SearchSpace:
         """Search space with steps of angle as wide as those of the views, and finer ones of shifts.
 
         Poses are not refined before the M-step, and the volume is as sharp as they are.
         """
-        space = super().space(box, k_max)
+        space = super().space(box, k_max, n_orders)
         step_px = shift_step(box, k_max)
         shifts = shift_grid(max(self.max_shift_px, step_px) if self.max_shift_px else 0.0, step_px)
         if not self.fine:

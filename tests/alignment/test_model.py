@@ -8,7 +8,7 @@ from scipy.special import softmax, xlogy
 
 from sklearn_cryoem.alignment.em import PassState, full_passes
 from sklearn_cryoem.alignment.expectation import LogPrior, Posterior, expect
-from sklearn_cryoem.alignment.maximisation import accumulate
+from sklearn_cryoem.alignment.maximisation import accumulate, orders_needed, signal_power
 from sklearn_cryoem.alignment.model import (
     EMPTY_SHARE,
     PolarStatistics,
@@ -18,13 +18,12 @@ from sklearn_cryoem.alignment.model import (
     residual_power,
     resolved_ring,
     shift_centring,
-    signal_power,
     solve_references,
     update_model,
 )
 from sklearn_cryoem.alignment.products import reference_bank, ring_power
 from sklearn_cryoem.physics.masks import soft_disc
-from sklearn_cryoem.physics.polar import polar_transform, translation_phase
+from sklearn_cryoem.physics.polar import from_angular_orders, polar_grid, polar_transform, translation_phase
 
 
 def test_balance_tilts_the_class_prior(make_model, make_settings, references):
@@ -266,6 +265,16 @@ def test_signal_is_averaged_over_neighbouring_rings():
     power[0, 3] = 4.0
     signal = signal_power(power, np.zeros((1, 7)), np.ones(1))
     np.testing.assert_allclose(signal[0], [0, 0, 1, 2, 1, 0, 0])
+
+
+def test_orders_that_hold_little_information_are_left_out(rng):
+    grid = polar_grid(32, 10.0, 12.0)
+    orders = np.zeros((2, grid.n_rings, grid.n_angles // 2), dtype=np.complex64)
+    orders[:, 4, :10] = 0.1  # 2 pi r |a|^2 = 0.31 an order, twice for its negative
+    orders[1, 4, 15] = 1e-4
+    values = from_angular_orders(orders, grid.n_angles)
+    assert orders_needed(values, np.full(grid.n_rings, 1.0)) == 10 + 4
+    assert orders_needed(values, np.full(grid.n_rings, 1e6)) == 16 + 4
 
 
 def test_resolved_ring_is_the_last_before_the_signal_first_fails():

@@ -11,6 +11,7 @@ from sklearn_cryoem.physics.polar import (
     from_angular_orders,
     images_from_polar,
     n_angular_orders,
+    order_shares,
     polar_grid,
     polar_transform,
     translation_phase,
@@ -112,3 +113,16 @@ def test_errors_say_what_to_do():
         PolarGrid(32, 16, 64)
     with pytest.raises(ValueError, match="even n_angles"):
         PolarGrid(32, 8, 63)
+
+
+def test_order_shares_are_those_of_white_noise_in_a_disc(rng):
+    box, radius_px = 32, 10.0
+    grid = polar_grid(box, 9.0, 1.5 * radius_px)
+    axis = np.arange(box) - box // 2
+    disc = np.hypot(axis, axis[:, None]) < radius_px
+    noise = (rng.standard_normal((1600, box, box)) * disc).astype(np.float32)
+    power = np.mean(np.abs(angular_orders(polar_transform(noise, grid), grid.n_angles // 2)) ** 2, axis=0).T
+    power[1:] *= 2.0
+    share = order_shares(grid, radius_px, len(power))
+    np.testing.assert_allclose(share.sum(axis=0), 1.0, atol=1e-6)
+    np.testing.assert_allclose(power / power.sum(axis=0), share, atol=0.05)
