@@ -238,6 +238,7 @@ def update_model(
     floor = MIN_NOISE * power + smallest_noise(power)
     residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction
     ctf_power = polar.denominator.mean(axis=-1).sum(axis=0) / max(stats.mass.sum(), 1e-9)  # (n_rings,)
+    information = np.where(np.arange(n_rings) < settings.n_ignored, 0.0, ctf_power / residual)
     moved = angular_orders(polar.numerator, stats.numerator.shape[1]).transpose(0, 2, 1)
     n_axes = 2 if settings.rise_px is None else 1  # along which images lie off centre
     updated = replace(
@@ -249,7 +250,7 @@ def update_model(
             MIN_SHIFT_SIGMA_PX, float(np.sqrt(stats.shift_square[0] / (n_axes * stats.mass.sum())))
         ),
         resolution=resolved_ring(signal_to_noise, settings.n_ignored),
-        n_orders=orders_needed(values, (np.arange(n_rings) >= settings.n_ignored) * ctf_power / residual),
+        n_orders=max(orders_needed(values, information), model.n_orders or 0),  # evidence stays comparable
     )
     shift_sum = stats.mass[:, None] * moves + stats.shift_sum
     return updated, replace(stats, numerator=moved.astype(np.complex128), shift_sum=shift_sum)

@@ -229,8 +229,8 @@ def test_a_warm_start_goes_on_where_the_last_fit_ended(stack):
     aligner = MAPAligner(warm_start=True, **fixed).fit(stack)
     before, references = aligner.log_posterior_, aligner.references_
     aligner.fit(stack)
-    # masks and prior spectra change between passes: EM loses a per cent at most
-    assert aligner.log_posterior_[0] > before[-1] - 0.01 * abs(before[-1])
+    # masks and prior spectra change between passes, and images are placed anew: two per cent at most
+    assert aligner.log_posterior_[0] > before[-1] - 0.02 * abs(before[-1])
     assert aligner.log_posterior_[0] > before[0]
     assert all(
         np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9
