@@ -298,9 +298,11 @@ def search_space(
         Angular orders, at most, Eq. (4.24); by default all that a reference can have.
     """
     radius_px = min(reference_radius_px + max_shift_px, box / 2)
-    n_orders = min(n_angular_orders(box, k_max, reference_radius_px), most_orders or box)
+    present = n_angular_orders(box, k_max, reference_radius_px)
+    n_orders = present if most_orders is None else min(present, most_orders)
     grid = polar_grid(box, k_max, radius_px, n_orders)
-    n_angles = 4 * -(-n_orders // 2)  # at least 2 n_orders (Nyquist), and a multiple of 4
+    # at least 2 n_orders (Nyquist), more where orders are left out, and a multiple of 4
+    n_angles = 4 * -(-min(present, n_orders + n_orders // 5) // 2)
     if angle_range_rad is not None and angle_range_rad >= np.pi:
         angle_range_rad = None
     if angle_range_rad is not None:
