@@ -111,12 +111,12 @@ def write(outcome, suffix, folder, console, *, whole=None):
     stack, model = outcome.stack, outcome.model
     _, posterior, positions = outcome.assignment or (None, None, None)
     with folder.timed("judge"):
+        outcome.match = particle_match(model, stack, n_jobs=model.n_jobs)
         outcome.quality = class_quality(
-            model, stack, assignment=outcome.assignment, n_jobs=model.n_jobs,
+            model, stack, assignment=outcome.assignment, match=outcome.match, n_jobs=model.n_jobs,
             other_labels=[] if outcome.repeated is None else [outcome.repeated],
             verbose=0 if outcome.is_deep else model.verbose,
         )  # fmt: skip
-        outcome.match = particle_match(model, stack, n_jobs=model.n_jobs)
     with folder.timed("write"):
         write_particles(
             stack,

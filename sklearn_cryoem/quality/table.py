@@ -36,6 +36,7 @@ def class_quality(
     *,
     other_labels: Sequence[Any] = (),
     assignment: tuple[NDArray[Any], ...] | None = None,
+    match: ArrayLike | None = None,
     mask_diameter: float | None = None,
     max_resolution: float | None = None,
     n_jobs: int | None = None,
@@ -64,6 +65,8 @@ def class_quality(
     assignment : tuple of ndarray, optional
         What ``classification.assign(stack)`` of an SMLClusterer returns, where it is known already: it is not
         computed again.
+    match : array_like of shape (n_images,), optional
+        What `particle_match` returns, for the column ``match``.
     mask_diameter : float, optional
         Diameter of the particle's mask in Angstrom (pixels where the pixel size is unknown). Images are
         masked more widely, to see what lies at its edge. By default that of the estimator, or 0.9 of the box.
@@ -82,7 +85,8 @@ def class_quality(
         image), ``information`` (bits in an average of 100 such particles), ``significance`` (energy of the
         signal in one image, over that of aligned noise), ``coherence`` (share of the power above the usual
         noise that the average explains), ``strength`` (power at low resolution over the median of particles),
-        ``background`` (share of its images with more than noise in their background, Eq. (6.11)),
+        ``match`` (median of its particles), ``background`` (share of its images with more than noise in their
+        background, Eq. (6.11)),
         ``contrast`` (of the particle over the rim, in standard deviations), ``edge`` (signal at the rim over
         that of the strongest ring within), ``offset`` (of the centre of the particle, over the mask's
         radius), ``extent`` (area of the particle over the median of particles), ``spikes`` (power in a single
@@ -152,6 +156,8 @@ def class_quality(
         table[name] /= _median_of_particles(table[name].to_numpy(), table["size"].to_numpy())
     foreign = foreign_backgrounds(stack, mask_diameter, n_jobs=n_jobs)
     table["background"] = _mean_of_classes(foreign, rows)
+    matched = np.full(len(label), np.nan) if match is None else np.asarray(match, dtype=np.float64)
+    table["match"] = [np.median(matched[some]) if len(some) else np.nan for some in rows]
     table["latent_spread"] = _latent_spread(positions, getattr(last, "topology", "grid"), rows)
     table["posterior"] = _mean_of_classes(posterior, rows)
     table["stability"] = stability([check_labels(other, len(label)) for other in other_labels], rows)

@@ -26,6 +26,7 @@ _MEASURES = {
     "coherence": "power explained (share)",
     "strength": "coarse power (× typical)",
     "background": "ice or carbon behind (share)",
+    "match": "match of the particles (s.d.)",
     "contrast": "contrast (s.d.)",
     "edge": "rim signal (× strongest ring)",
     "offset": "off centre (mask radii)",

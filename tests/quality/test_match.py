@@ -62,6 +62,8 @@ def test_an_image_with_carbon_or_ice_in_its_background_matches_nothing():
     np.testing.assert_array_equal(match == 0, foreign)
     table = class_quality(np.where(kind == "edge", 1, 0), stack)
     assert table["background"][0] < 0.2 and "in their background" in table["reasons"][1]
+    told = class_quality(np.where(kind == "edge", 1, 0), stack, match=np.where(kind == "edge", 3.0, 8.0))
+    assert told["match"].tolist() == [8.0, 3.0] and "match it by 3 in the median" in told["reasons"][1]
     assert not foreign_backgrounds(stack[:19]).any(), "too few to know what is usual"
 
 
