@@ -141,10 +141,10 @@ def rearranged(e_step: EStep, m_step: HeldOutMStep, state: EMState, limit: int) 
     n_moved = state.n_moved
     if n_moved is None:
         n_moved = max(1, round(MOVED_SHARE * len(basis.nodes)))
-    shell, pairs = m_step.layout.truncate(n_shells).shell, basis.space.pairs(basis.grid_shape)
+    layout, pairs = m_step.layout.truncate(n_shells), basis.space.pairs(basis.grid_shape)
     while n_moved and state.iteration < limit:
         before = before or _held_out(e_step, m_step, state)  # a state may have been kept
-        precision = 1.0 / state.noise_variance[shell]  # (P,)
+        precision = (layout.counts / state.noise_variance[:n_shells])[layout.shell]  # (P,), Eq. (3.31)
         trial = replace(state, templates=with_moves(state.templates, before[1], precision, pairs, n_moved))
         for _ in range(STEPS_OF_ROUND):
             statistics = e_step(m_step.matchers(trial), n_shells=n_shells)
