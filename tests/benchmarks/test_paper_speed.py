@@ -39,7 +39,10 @@ def test_operations_are_those_of_the_formula(speed):
     assert n_flops == 2.0 * 1000 * 5 * values and seconds > 0
 
 
-def test_the_headline_is_extrapolated_from_passes_of_the_library_as_it_is(speed, tmp_path, capsys):
+def test_the_headline_is_extrapolated_from_passes_of_the_library_as_it_is(
+    speed, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(speed.manifold_blocks, "N_SHARDS", 1)  # which the script sets, for good
     case = {**speed.PAPER, "n": 64, "of": 1000, "box": 24, "nodes": 9, "iterations": 6}
     speed.simulate(tmp_path, case, 1)
     speed.extrapolate(tmp_path, case, 1)
