@@ -44,7 +44,7 @@ def suggest_classes(
     min_size: int = 10,
     min_significance: float = 1.0,
     min_coherence: float = 0.65,
-    max_background: float = 0.5,
+    max_background: float = 0.2,
     max_edge: float = 0.35,
     max_offset: float = 0.15,
     min_extent: float = 0.4,
@@ -67,7 +67,7 @@ def suggest_classes(
     min_coherence : float, default=0.65
         Least share of the power above the usual noise that the average explains, in classes of more than the
         usual power: clumps and blobs of all shapes have it. In classes of less the particles are faint.
-    max_background : float, default=0.5
+    max_background : float, default=0.2
         Largest share of images that have more than noise in their background.
     max_edge : float, default=0.35
         Most signal at the rim of the mask, over that of the strongest ring within.

@@ -321,7 +321,7 @@ def in_few_passes(options):
 
 def test_the_demo_measures_itself(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sklearn_cryoem.cli.simulate._DEMO_BOX", 32)
-    words = ["--particles", "150", "--align-classes", "3", "--classes", "9", "--jobs", "1"]
+    words = ["--particles", "300", "--align-classes", "6", "--classes", "16", "--jobs", "1"]
     monkeypatch.setattr("sklearn_cryoem.cli.simulate._as_classify_options", in_few_passes)
     assert run("demo", "-o", tmp_path / "demo", *words) == 0
     text = capsys.readouterr().out

@@ -44,7 +44,7 @@ def test_references_of_any_scale_come_into_that_of_the_images(snr):
 def test_classes_are_those_of_the_references(particles):
     stack, views = particles
     aligner = MAPAligner(5, init=views, random_state=0).fit(stack)
-    assert adjusted_rand_score(stack.truth["view"], aligner.labels_) > 0.95
+    assert adjusted_rand_score(stack.truth["view"], aligner.labels_) > 0.9
     order = np.argsort(aligner.reference_class_)
     assert [np.bincount(stack.truth["view"][aligner.labels_ == c]).argmax() for c in range(5)] == list(order)
     again = MAPAligner(5, init=aligner.references_, max_iter=2, tol=10.0, random_state=0).fit(stack)

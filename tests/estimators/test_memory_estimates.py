@@ -55,8 +55,8 @@ CASES = {
     "map": [
         "map",
         128,
-        100,
-        {"n_clusters": 100, "n_references": 100, "n_batches": 1, "max_iter": 1, "max_resolution": FINE},
+        150,
+        {"n_clusters": 150, "n_references": 150, "n_batches": 1, "max_iter": 1, "max_resolution": FINE},
     ],
 }
 

@@ -45,7 +45,7 @@ def test_classes_are_views_and_not_discs(membrane_proteins):
             labels = kind(min_resolution=limit, **options, **COMMON).fit(particles).labels_
             found.append((agreement(truth["view"], labels), agreement(truth["structure"], labels)))
     (view_before, disc_before), (view, disc) = found[:2]
-    assert view_before < 0.6 and disc_before > 0.3, "discs drive the alignment"
+    assert view_before < 0.7 and disc_before > 0.3, "discs drive the alignment"
     assert view > 0.9 and disc < 0.05
     (view_before, disc_before), (view, disc) = found[2:]
     assert view > view_before + 0.04 and disc < 0.65 * disc_before
