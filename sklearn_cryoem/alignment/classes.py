@@ -321,10 +321,8 @@ def centred_classes(
     classes = aligned_classes(stats, frames, model, grid, settings, noise_fraction)
     all_references = np.arange(len(frames.label))
     for _ in range(CENTRINGS if settings.turns_freely else 0):
-        centre = centre_of_mass(classes.averages) * (
-            settings.rise_px is None,
-            True,
-        )  # filaments have none in x
+        # filaments have no centre along x
+        centre = centre_of_mass(classes.averages) * (settings.rise_px is None, True)
         frames = frames.moved(all_references, -centre[frames.label])
         classes = aligned_classes(stats, frames, model, grid, settings, noise_fraction)
     return frames, classes

@@ -31,8 +31,9 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
     n_components : int, default=8
         Number of eigen-images.
     max_resolution : float or None, default=None
-        Finest detail used, in Angstrom (pixels where the pixel size is unknown); by default all but Nyquist.
-        Time and memory grow with the square of the number of Fourier coefficients that it leaves.
+        Finest detail used, in Angstrom (pixels where the pixel size is unknown); by default where
+        signal ends, see `to_working_box`: pictures then have this box of D pixels. Time and memory
+        grow with the square of the number of Fourier coefficients that it leaves.
     mask_diameter : float or None, default=None
         Diameter of the soft disc about each particle, in the same unit; its edge lies outside. By default 0.9
         of the box.

@@ -102,8 +102,7 @@ class ImageSpace:
     Where the training images were normalised by their background, beyond `background_px` pixels, all are.
     With `in_window`, templates are masked instead of images, Eq. (3.16). With `mirror`, each image takes part
     in a fit as its mirror image, too, Eq. (3.18). No likelihood counts the first `n_ignored` shells,
-    Eq. (3.31).
-    Images of `given_box` are cropped to the box of the plane.
+    Eq. (3.31). Images of `given_box` are cropped to the box of the plane.
     """
 
     plane: HalfPlane
