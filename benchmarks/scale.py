@@ -11,6 +11,11 @@ read five times a second, less what it was before the fit; the estimate is what 
 began, or came to finer detail. Accuracy is the fraction of pairs of one class whose views lie within 10
 degrees (chance: 0.0076).
 
+A line after the runs with one and two workers says how far more of them would help. Of the CPU seconds of
+one worker, some stay with the caller (the time of its thread in the run with two), and some each process
+spends for itself (references made ready). The rest is shared: "Amdahl" is the speed-up if it could be cut at
+will, "as cut" that with the tasks there are, each started as soon as a worker is free.
+
 --full is N = 25,000, 50,000 and 100,000 of 128 px, K = 100 and 500 classes: 3.3 GB of disk for the largest
 stack, and 8 GB for its features.
 """
@@ -18,6 +23,7 @@ stack, and 8 GB for its features.
 import argparse
 import ctypes
 import gc
+import heapq
 import json
 import logging
 import os
@@ -29,16 +35,21 @@ import tempfile
 import threading
 import time
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
+from unittest.mock import patch
 
 from joblib import parallel_config
 
 from sklearn_cryoem import MAPAligner, SMLClusterer, set_memory_limit
+from sklearn_cryoem._core.parallel import TaskPool
+from sklearn_cryoem.alignment.adaptive import AdaptiveSearch
+from sklearn_cryoem.alignment.passes import PreparedSearch
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.metrics import fraction_within
 
 FULL = {"n": [25_000, 50_000, 100_000], "box": 128, "align": 100, "cluster": 500}
+MANY = (16, 64)  # workers
 _UNITS = {"B": 1, "kB": 2**10, "MB": 2**20, "GB": 2**30}
 
 
@@ -51,15 +62,40 @@ def main() -> None:
         print("       N   run     step   wall s    CPU s  peak MB  estimate accuracy")
         for n in options.n:
             call([sys.executable, __file__, "--simulate", folder, *common(options, n)])
+            found = {}
             for run in options.runs:
-                for row in json.loads(
-                    call([sys.executable, __file__, "--fit", run, folder, *common(options, n)])
-                ):
+                rows = json.loads(call([sys.executable, __file__, "--fit", run, folder, *common(options, n)]))
+                found[run] = rows
+                for row in rows:
                     print(
                         f"{n:>8,} {run:>5} {row['step']:>8} {row['wall_s']:8.1f} {row['cpu_s']:8.1f} "
                         f"{row['peak'] / 2**20:8.0f} {row['estimate'] / 2**20:9.0f} {row['accuracy']:8.3f}",
                         flush=True,
                     )
+            for one, two in zip(found.get("1", []), found.get("2", []), strict=False):
+                print(f"{n:>8,}  more {one['step']:>8} {more_workers(one, two['caller_s'])}", flush=True)
+
+
+def more_workers(row, serial):
+    """What the run with one worker, and the seconds of the caller with two, say of 16 and 64."""
+    maps, work = row["maps"], row["cpu_s"]
+    own = sum(own for tasks in maps for _, own in tasks)  # by each worker, for itself
+    shared = work - serial - own
+    amdahl = [work / (serial + own + shared / n_workers) for n_workers in MANY]
+    cut = [work / (serial + own + sum(makespan(tasks, n_workers) for tasks in maps)) for n_workers in MANY]
+    return (
+        f"{serial:.2f} s in the caller ({serial / work:.1%}), {own:.2f} s made by each worker "
+        f"({own / work:.1%}) of {work:.1f} s; with {MANY[0]} and {MANY[1]} workers Amdahl {amdahl[0]:.1f}, "
+        f"{amdahl[1]:.1f}; as cut {cut[0]:.1f}, {cut[1]:.1f}"
+    )
+
+
+def makespan(tasks, n_workers):
+    """Seconds until tasks, begun in order, have ended."""
+    ends = [0.0] * n_workers
+    for seconds, own in tasks:
+        heapq.heapreplace(ends, ends[0] + seconds - own)
+    return max(ends)
 
 
 def parse():
@@ -130,12 +166,13 @@ def fit(run, folder, size):
     )
     with features, cluster_of_two() if run == "dask" else parallel_config():
         for step, estimator in (("align", aligner), ("cluster", clusterer)):
-            with Meter() as meter:
+            with Meter() as meter, Tasks() if run == "1" else nullcontext() as tasks:
                 estimator.fit(stack)
             if step == "align":
                 stack = stack.with_poses(estimator.poses_)
             accuracy = fraction_within(estimator.labels_, directions)
-            rows.append({"step": step, "accuracy": float(accuracy), **meter.costs})
+            maps = tasks.maps if tasks else []
+            rows.append({"step": step, "accuracy": float(accuracy), "maps": maps, **meter.costs})
     print(json.dumps(rows))
 
 
@@ -147,6 +184,49 @@ def cluster_of_two():
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
     with LocalCluster(**options) as cluster, Client(cluster), parallel_config("dask"):
         yield
+
+
+class Tasks(ExitStack):
+    """CPU seconds of each task of each map of a fit with one worker, and how many of them it prepares."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.maps, self.own, self.is_own = [], 0.0, False
+        begin, go_through = TaskPool._begin, TaskPool.map
+
+        def timed(pool, number, *args):
+            start, own = time.thread_time(), self.own
+            result = begin(pool, number, *args)
+            self.maps[-1].append((time.thread_time() - start, self.own - own))
+            return result
+
+        def counted(pool, *args, **how):
+            if type(pool) is TaskPool:  # no thread that reads
+                self.maps.append([])
+            return go_through(pool, *args, **how)
+
+        self.enter_context(patch.object(TaskPool, "_begin", timed))
+        self.enter_context(patch.object(TaskPool, "map", counted))
+        for prepared in ("values", "bank", "adaptive"):
+            made = vars(PreparedSearch)[prepared]
+            self.enter_context(patch.object(made, "func", self.prepares(made.func)))
+        shifted = self.prepares(AdaptiveSearch._shifted_reference)
+        self.enter_context(patch.object(AdaptiveSearch, "_shifted_reference", shifted))
+        return self
+
+    def prepares(self, function):
+        """The function, whose time is counted unless it is part of another's."""
+
+        def timed(*args):
+            if self.is_own:
+                return function(*args)
+            self.is_own, start = True, time.thread_time()
+            try:
+                return function(*args)
+            finally:
+                self.is_own, self.own = False, self.own + time.thread_time() - start
+
+        return timed
 
 
 class Meter(logging.Handler):
@@ -163,9 +243,11 @@ class Meter(logging.Handler):
         self.start, self.used, self.before = time.perf_counter(), cpu_seconds(), memory_bytes()
         self.thread = threading.Thread(target=self.watch)
         self.thread.start()
+        self.caller = time.thread_time()
         return self
 
     def __exit__(self, *error):
+        self.caller = time.thread_time() - self.caller
         self.is_over = True
         self.thread.join()
         logging.getLogger("sklearn_cryoem").removeHandler(self)
@@ -173,6 +255,7 @@ class Meter(logging.Handler):
             "wall_s": time.perf_counter() - self.start,
             "cpu_s": cpu_seconds() - self.used,
             "peak": self.peak - self.before,
+            "caller_s": self.caller,
             "estimate": self.estimate,
         }
 
