@@ -1,12 +1,14 @@
 """The errors and warnings of the library, and checks of parameters and arrays.
 
-Each message says what was found, what was expected, what to do.
+Each message says what was found, what was expected, what to do. A warning about particle data ends with a
+short name, under which the documentation has more of it.
 """
 
 from __future__ import annotations
 
 import numbers
 import re
+import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -46,6 +48,32 @@ class ParticleDataWarning(UserWarning):
         """Short name of what was found; None if it has none."""
         match = _NOTICE_NAME.search(str(self))
         return None if match is None else match[1]
+
+
+def notice_text(name: str, text: str) -> str:
+    """`text` with the name of its notice at the end, by which docs/guide/troubleshooting.md lists it.
+
+    Parameters
+    ----------
+    name : str
+        Short and stable.
+    text : str
+        What was found, with its numbers, and what to do.
+    """
+    return f"{text} [{name}]"
+
+
+def notify(name: str, text: str, *, stacklevel: int = 1) -> None:
+    """Warn by a `ParticleDataWarning` that ends with the name of its notice.
+
+    Parameters
+    ----------
+    name, text : str
+        As of `notice_text`.
+    stacklevel : int
+        1 blames the caller of this function, 2 the caller's caller and so on.
+    """
+    warnings.warn(notice_text(name, text), ParticleDataWarning, stacklevel=stacklevel + 1)
 
 
 def check_number(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_cryoem._core.notices import notice_text
+from sklearn_cryoem._core.validation import notice_text
 from sklearn_cryoem.cli.options import RUN_FILE
 from sklearn_cryoem.cli.run_folder import SUMMARY, as_json
 

@@ -10,10 +10,9 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from sklearn_cryoem._core.files import atomic_path, check_room, try_to_write
-from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem._core.validation import check_choice, check_number
+from sklearn_cryoem._core.validation import check_choice, check_number, notify
 from sklearn_cryoem.datasets.draws import NOISE_KINDS, draw_truth
 from sklearn_cryoem.datasets.forward import PIXELS_A_BLOCK, ForwardModel, draw_ctf
 from sklearn_cryoem.datasets.volumes import PHANTOMS, Volume, squared_radius

@@ -15,8 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import validate_data
 
 from sklearn_cryoem._core.memory import format_bytes, log_estimate, memory_watched
-from sklearn_cryoem._core.notices import notify
-from sklearn_cryoem._core.validation import check_images
+from sklearn_cryoem._core.validation import check_images, notify
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.screening import screened
 from sklearn_cryoem.physics.masks import box_problem

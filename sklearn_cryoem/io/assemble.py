@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sklearn_cryoem._core.notices import notify
-from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError, notify
 from sklearn_cryoem.io.checks import RANGES, add_impossible, check_pixel_size, check_poses
 from sklearn_cryoem.io.image_files import ImageFinder, are_unlike, oblong_pixels, split_image_name
 from sklearn_cryoem.io.records import RawParticles, RowProblems

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.notices import notify
-from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError, notify
 from sklearn_cryoem.io.image_files import plain_name
 from sklearn_cryoem.io.records import (
     ANGSTROM_PER_MM,

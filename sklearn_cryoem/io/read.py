@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.files import other_content
-from sklearn_cryoem._core.notices import notify
-from sklearn_cryoem._core.validation import ParticleDataError, check_number
+from sklearn_cryoem._core.validation import ParticleDataError, check_number, notify
 from sklearn_cryoem.io.assemble import assemble
 from sklearn_cryoem.io.checks import RANGES, check_values
 from sklearn_cryoem.io.cryosparc import read_cryosparc

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.notices import notify
-from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError, notify
 from sklearn_cryoem.io.checks import refuse_misspelt_labels
 from sklearn_cryoem.io.image_files import split_image_name
 from sklearn_cryoem.io.records import (

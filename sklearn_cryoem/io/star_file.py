@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.parallel import row_blocks
-from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError, notify
 from sklearn_cryoem._version import __version__
 
 # Labels whose values are text even where they look like numbers: "0012" must not become 12.

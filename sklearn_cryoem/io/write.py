@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from sklearn_cryoem._core.files import atomic_path, check_may_write, check_room, try_to_write
-from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem._core.validation import ParticleDataError, check_length, check_number
+from sklearn_cryoem._core.validation import ParticleDataError, check_length, check_number, notify
 from sklearn_cryoem.io.cryosparc_file import save_records
 from sklearn_cryoem.io.image_files import name_in_project, names_on_disk
 from sklearn_cryoem.io.star_file import star_parts

@@ -17,8 +17,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import byte_order_from_machine_stamp
 
 from sklearn_cryoem._core.files import content_of, other_content
-from sklearn_cryoem._core.notices import notify
-from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError, notify
 
 logger = logging.getLogger(__name__)
 HEADER_BYTES = 1024

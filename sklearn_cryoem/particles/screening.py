@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.notices import notify
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem._core.validation import notify
 from sklearn_cryoem.manifold.noise import MEASURED_NOISE
 from sklearn_cryoem.particles.preprocess import BACKGROUND_SHARE, normalised_radius
 from sklearn_cryoem.particles.sources import ImageSource

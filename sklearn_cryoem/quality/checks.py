@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sklearn_cryoem._core.memory import bytes_at_once
-from sklearn_cryoem._core.notices import notice_text, notify
+from sklearn_cryoem._core.validation import notice_text, notify
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
 from sklearn_cryoem.particles.frames import pixel_sizes_differ
