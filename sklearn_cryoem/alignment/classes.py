@@ -79,7 +79,7 @@ def unite_references(
     n_references^2 correlations over all angles and a few shifts: about 1 ms each at 64 pixels, with mirrors
     twice that.
     """
-    forest = _Forest(model, ctf_power, settings, mirror=mirror)
+    forest = Forest(model, ctf_power, settings, mirror=mirror)
     losses = forest.all_losses(n_jobs)
     frames = Frames.identity(np.arange(len(mass)))
     members = {i: [i] for i in range(len(mass))}
@@ -110,7 +110,7 @@ def _numbered(members: dict[int, list[int]], mass: Float64) -> NDArray[np.int64]
     return label
 
 
-class _Forest:
+class Forest:
     """References, united so far, on a coarse polar grid."""
 
     def __init__(
@@ -313,17 +313,19 @@ def centred_classes(
     grid: PolarGrid,
     settings: AlignmentSettings,
     noise_fraction: float,
+    moving: NDArray[np.int64] | None = None,
 ) -> tuple[Frames, AlignedClasses]:
     """Frames in which the average of every class has its centre of mass in the centre, Eq. (4.17), and these.
 
-    Parameters as in `aligned_classes`. Classes in the frame of known poses are left where they are.
+    Parameters as in `aligned_classes`; `moving` are the references that may move, by default all. Classes in
+    the frame of known poses are left where they are.
     """
     classes = aligned_classes(stats, frames, model, grid, settings, noise_fraction)
-    all_references = np.arange(len(frames.label))
-    for _ in range(CENTRINGS if settings.turns_freely else 0):
+    moving = np.arange(len(frames.label)) if moving is None else moving
+    for _ in range(CENTRINGS if settings.turns_freely and len(moving) else 0):
         # filaments have no centre along x
         centre = centre_of_mass(classes.averages) * (settings.rise_px is None, True)
-        frames = frames.moved(all_references, -centre[frames.label])
+        frames = frames.moved(moving, -centre[frames.label[moving]])
         classes = aligned_classes(stats, frames, model, grid, settings, noise_fraction)
     return frames, classes
 

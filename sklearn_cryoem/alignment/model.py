@@ -10,7 +10,7 @@ from scipy import fft
 
 from sklearn_cryoem._core.parallel import even_blocks, ordered_map
 from sklearn_cryoem.alignment.expectation import LogPrior
-from sklearn_cryoem.alignment.maximisation import Statistics, orders_needed, signal_power
+from sklearn_cryoem.alignment.maximisation import Statistics, orders_needed, own_nats, signal_power
 from sklearn_cryoem.alignment.products import TRANSFORMS_PER_TASK, polar_references, ring_power
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
@@ -170,6 +170,18 @@ def spectral_prior(
     signal = signal_power(ring_power(plain), share * noise / ctf_power, mass)
     tau2 = tau_fudge * signal + MIN_SIGNAL * noise / ctf_power
     return noise / tau2, signal * ctf_power / noise
+
+
+def nats_of_own_part(
+    stats: Statistics, model: AlignmentModel, grid: PolarGrid, settings: AlignmentSettings, fraction: float
+) -> Float64:
+    """`own_nats` of references from their sums; `fraction` of the noise passes the mask; (n_references,)."""
+    polar = polar_statistics(stats, grid)
+    ctf_power = polar.denominator.mean(axis=-1, dtype=np.float64)
+    noise = fraction * model.noise[: grid.n_rings]
+    inverse_prior, _ = spectral_prior(polar, stats.mass, noise, settings.tau_fudge)
+    radius = grid.radius * (grid.radius > settings.n_ignored)
+    return own_nats(ctf_power, inverse_prior, float(stats.mass.sum()), radius)
 
 
 def resolved_ring(signal_to_noise: Float64, n_ignored: int = 0) -> NDArray[np.int64]:

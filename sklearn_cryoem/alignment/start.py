@@ -95,7 +95,7 @@ def given_model(
     excess = images.noise_fraction * (noise - noise.min())[: grid.n_rings]
     rows = np.sort(rng.permutation(images.n_images)[:IMAGES_FOR_NOISE])
     blocks = [rows[block] for block in even_blocks(len(rows), IMAGES_PER_TASK)]
-    ctf_power = np.concatenate(list(features.map(_ctf_power, blocks, grid.n_rings))).mean(axis=0)
+    ctf_power = np.concatenate(list(features.map(mean_ctf_power, blocks, grid.n_rings))).mean(axis=0)
     power = ctf_power * ring_power(polar_transform(masked, grid)).mean(axis=0)
     area = grid.radius * (grid.radius > settings.n_ignored)
     scale = np.sqrt((area @ excess) / max(area @ power, np.finfo(np.float64).tiny))
@@ -110,7 +110,7 @@ def given_model(
     )
 
 
-def _ctf_power(rows: NDArray[np.int64], cache: FeatureCache, n_rings: int) -> Float64:
+def mean_ctf_power(rows: NDArray[np.int64], cache: FeatureCache, n_rings: int) -> Float64:
     """Mean of C^2 round each ring; (n_rows, n_rings)."""
     shift = cache.images.known.shift_px[rows]
     return cache(rows, shift, n_rings, 1).ctf_power[:, 0].real.astype(np.float64)

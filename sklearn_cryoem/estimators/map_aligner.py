@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_cryoem._core.memory import cache_bytes, memory_watched
@@ -21,16 +22,18 @@ from sklearn_cryoem.alignment.classes import AlignedClasses, centred_classes, un
 from sklearn_cryoem.alignment.em import HISTORY, OnlineState, PassState, fit_alignment, mini_batches
 from sklearn_cryoem.alignment.features import AlignmentImages, SharedFeatures
 from sklearn_cryoem.alignment.frames import Frames, KnownPoses
-from sklearn_cryoem.alignment.maximisation import own_nats
-from sklearn_cryoem.alignment.model import (
-    AlignmentModel,
-    masked_references,
-    polar_statistics,
-    spectral_prior,
-)
+from sklearn_cryoem.alignment.model import AlignmentModel, masked_references, nats_of_own_part
 from sklearn_cryoem.alignment.poses import ImagePoses, find_poses, without_own
 from sklearn_cryoem.alignment.search import CLASS_PRIORS, AlignmentSettings
-from sklearn_cryoem.alignment.start import FREE, given_model
+from sklearn_cryoem.alignment.start import FREE, IMAGES_FOR_NOISE, given_model
+from sklearn_cryoem.alignment.stream import (
+    N_PASSES,
+    Stream,
+    match_of,
+    unexplained,
+    usual_match,
+    with_new_references,
+)
 from sklearn_cryoem.estimators._common import (
     FRAMES,
     Data,
@@ -49,11 +52,10 @@ from sklearn_cryoem.estimators._common import (
 )
 from sklearn_cryoem.estimators.model_files import checkpoint_of
 from sklearn_cryoem.metrics import effective_count
-from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses
+from sklearn_cryoem.particles import CTFTable, ParticleStack, Poses, screening
 from sklearn_cryoem.particles.feature_space import at_box, to_working_box
 from sklearn_cryoem.particles.frames import check_same_pixel_size
 from sklearn_cryoem.particles.preprocess import normalised_radius
-from sklearn_cryoem.particles.screening import normalised_like
 from sklearn_cryoem.physics.fourier import coarser_shells, fourier_resize
 from sklearn_cryoem.physics.masks import mask_disc
 from sklearn_cryoem.physics.rotation import aligned_images
@@ -212,6 +214,8 @@ class MAPAligner(
     converged_ : bool
         Whether the passes came to rest: `tol` was reached or, at `max_iter`, at least half of the images kept
         their reference and pose in the last pass. Where it is false, `fit` has given a warning.
+    n_images_seen_ : int
+        Images learned from, those of all chunks given to `partial_fit` together.
     n_effective_clusters_ : float
         exp(entropy of `class_sizes_`), Eq. (3.8).
     n_features_in_ : int
@@ -304,7 +308,7 @@ class MAPAligner(
         self._fit_warnings = []
         given = as_stack(X, self)
         warn_if_mask_too_tight(self, given, stacklevel=2 + FRAMES)
-        screened, _ = as_screened(given, self, stacklevel=2 + FRAMES)
+        screened, self._usual_limits = as_screened(given, self, stacklevel=2 + FRAMES)
         self._given_box, background_px = given.box, normalised_radius(screened.images)
         screened = self._at_work(screened)
         stack = without_outliers(screened, self)
@@ -336,14 +340,16 @@ class MAPAligner(
             frames, classes, own = self._united(features, state, settings)
             found = find_poses(features, state.model, settings, frames=frames)
             found = replace(found, class_posterior=without_own(found.class_posterior, own[found.label]))
+            if hasattr(self, "partial_fit"):
+                rows = np.unique(np.linspace(0, len(stack) - 1, IMAGES_FOR_NOISE).astype(int))
+                some = found.take(rows)
+                some = replace(some, log_evidence=some.log_evidence - own[some.label])  # Eq. (4.20)
+                usual = usual_match(match_of(features, rows, some, state.model, settings))
+                self._stream = Stream(state.stats, len(stack), usual)
         self._settings, self._model, self._frames = settings, state.model, frames
         self._pixel_size, self._background_px = stack.pixel_size, background_px
-        self.n_features_in_, self._box = given.box**2, stack.box
-        if screened.outlier.any():  # found last, against references that they took no part in
-            others = self._find(screened[screened.outlier], refine=True)[1]
-            order = np.argsort(np.argsort(screened.outlier, kind="stable"))  # sound ones first, and back
-            found = ImagePoses.concatenate([found, others]).take(order)
-        self._store(screened, state, classes, found)
+        self.n_features_in_, self._box, self.n_images_seen_ = given.box**2, stack.box, len(stack)
+        self._store(screened, state, classes, self._with_outliers(screened, found))
         self._interrupted = interrupted
         if not interrupted:
             for file in (kept, *files):
@@ -357,6 +363,83 @@ class MAPAligner(
                 stacklevel=2 + FRAMES,
             )
         return self
+
+    @available_if(lambda self: self._references is FREE)
+    def partial_fit(self, X: Data, y: Any = None) -> Self:
+        """Learn from a chunk of particles, for data that arrive while the microscope runs, Eq. (4.25)-(4.26).
+
+        The first call fits its chunk as `fit` does. Each further one makes two passes over its own chunk; the
+        sums join those of the particles before it, which slowly lose weight. References keep their classes
+        and the frames of their poses, so that poses found before stay true. Particles that no reference
+        explains are aligned by themselves; where that explains them better than chance would, a new class
+        for each hundred of them is added.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, D, D)
+            The chunk, with the box and pixel size of the first. Some hundreds of particles serve best.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : MAPAligner
+            `poses_`, `labels_`, `class_sizes_` and what else tells of particles are those of the chunk;
+            averages, weights and noise those of all particles so far. `n_images_seen_` counts them.
+
+        Notes
+        -----
+        The work is that of about four passes over the chunk, whatever was seen before. The same chunks in the
+        same order give the same bits, also from a model that was saved between them. The working box and the
+        searches are those of the first chunk.
+        """
+        if not hasattr(self, "_model"):
+            return self.fit(X)
+        self._check_parameters()
+        given = screening.normalised_like(as_stack(X, self), self._background_px)
+        if given.outlier is None:
+            how = {"limits": self._usual_limits, "n_jobs": self.n_jobs, "verbose": self.verbose}
+            given, _ = screening.screened(given, self.mask_diameter, **how, stacklevel=2)
+        screened, settings = self._as_fitted(given)
+        stack = without_outliers(screened, self)
+        images, rng = alignment_images(stack, settings), check_random_state(self.random_state)
+        model, frames, stream = self._model, self._frames, self._stream
+        with memory_watched("MAPAligner.partial_fit"), task_pool(self.n_jobs) as pool:
+            features = SharedFeatures(images, pool, cache_bytes())
+            before = find_poses(features, model, settings, refine=False)
+            match = match_of(features, np.arange(len(stack)), before, model, settings)
+            low = unexplained(match, stream.usual_match)
+            if len(low):
+                few = SharedFeatures(alignment_images(stack[low], settings), TaskPool(), cache_bytes())
+                model, frames, stream = with_new_references(
+                    few, model, frames, stream, before.take(low), settings, rng
+                )
+            new = np.arange(len(self._frames.label), len(frames.label))
+            settings = replace(settings, n_references=len(frames.label), max_iter=N_PASSES)
+            made = replace(FREE, update=stream.update)
+            state, _ = fit_alignment(
+                features, settings, rng, start=model, verbose=self.verbose, references=made
+            )
+            frames, classes, own = self._averaged(features, state, settings, frames, new)
+            found = find_poses(features, state.model, settings, frames=frames)
+            found = replace(found, class_posterior=without_own(found.class_posterior, own[found.label]))
+        self.n_images_seen_ += len(stack)
+        self._stream = replace(stream, stats=state.stats, n_seen=self.n_images_seen_)
+        self._settings = replace(self._settings, n_references=len(frames.label))
+        self._model, self._frames, n_iter, history = state.model, frames, self.n_iter_, self.history_
+        self._store(screened, state, classes, self._with_outliers(screened, found))
+        self.history_ = {name: np.append(history[name], step) for name, step in self.history_.items()}
+        self.n_iter_ += n_iter
+        self.log_posterior_ = self.history_["log_evidence"][-self.n_iter_ :]
+        return self
+
+    def _with_outliers(self, screened: ParticleStack, found: ImagePoses) -> ImagePoses:
+        """Poses of all particles from those of the sound ones: others take no part in the references."""
+        if not screened.outlier.any():
+            return found
+        others = self._find(screened[screened.outlier], refine=True)[1]
+        order = np.argsort(np.argsort(screened.outlier, kind="stable"))  # sound ones first, and back
+        return ImagePoses.concatenate([found, others]).take(order)
 
     def _check_parameters(self) -> None:
         """Raise on any parameter that is out of range."""
@@ -492,27 +575,32 @@ class MAPAligner(
 
         Last comes the log likelihood that an image of each class owes to its own part in it, Eq. (4.20).
         """
-        model, stats = state.model, state.stats
-        grid = settings.space(model.references.shape[-1], state.k_max).grid
-        polar = polar_statistics(stats, grid)
-        ctf_power = polar.denominator.mean(axis=-1, dtype=np.float64)
+        stats = state.stats
         frames = unite_references(
-            model,
-            ctf_power,
+            state.model,
+            stats.denominator[:, 0].real,
             stats.mass,
             settings,
             int(self.n_clusters),
             mirror=self.mirror,
             n_jobs=self.n_jobs,
         )
-        noise = features.images.noise_fraction * model.noise[: len(grid.radius)]
-        inverse_prior, _ = spectral_prior(polar, stats.mass, noise, settings.tau_fudge)
-        radius = grid.radius * (grid.radius > settings.n_ignored)
-        nats = own_nats(ctf_power, inverse_prior, stats.mass.sum(), radius)  # (n_references,)
+        return self._averaged(features, state, settings, frames)
+
+    def _averaged(
+        self,
+        features: SharedFeatures,
+        state: PassState,
+        settings: AlignmentSettings,
+        frames: Frames,
+        moving: NDArray[np.int64] | None = None,
+    ) -> tuple[Frames, AlignedClasses, NDArray[np.float64]]:
+        """What `_united` returns of references in given frames, of which `moving` ones may be centred."""
+        model, stats, fraction = state.model, state.stats, features.images.noise_fraction
+        grid = settings.space(model.references.shape[-1], state.k_max).grid
+        nats = nats_of_own_part(stats, model, grid, settings, fraction)
         own, mass = (np.bincount(frames.label, weight) for weight in (stats.mass * nats, stats.mass))
-        frames, classes = centred_classes(
-            stats, frames, model, grid, settings, features.images.noise_fraction
-        )
+        frames, classes = centred_classes(stats, frames, model, grid, settings, fraction, moving)
         return frames, classes, own / np.maximum(mass, 1e-9)
 
     def _store(
@@ -634,7 +722,15 @@ class MAPAligner(
     def _find(self, X: Data, *, refine: bool) -> tuple[ParticleStack, ImagePoses]:
         """The particles as the fit took its own, and their classes and poses."""
         check_is_fitted(self)
-        given = normalised_like(as_stack(X, self), self._background_px)
+        given = screening.normalised_like(as_stack(X, self), self._background_px)
+        stack, settings = self._as_fitted(given)
+        images = alignment_images(stack, settings)
+        with memory_watched("Aligning particles to classes"), task_pool(self.n_jobs) as pool:
+            features = SharedFeatures(images, pool)
+            return given, find_poses(features, self._model, settings, frames=self._frames, refine=refine)
+
+    def _as_fitted(self, given: ParticleStack) -> tuple[ParticleStack, AlignmentSettings]:
+        """Particles in the box of the fit, and where to search."""
         box = math.isqrt(self.n_features_in_)
         stack = at_box(given, self._box) if given.box == box else given
         if stack.box != self._box:
@@ -646,10 +742,7 @@ class MAPAligner(
         settings = self._settings
         if stack.poses is None:  # nothing to search round
             settings = replace(settings, angle_range_rad=None, kappa=0.0)
-        images = alignment_images(stack, settings)
-        with memory_watched("Aligning particles to classes"), task_pool(self.n_jobs) as pool:
-            features = SharedFeatures(images, pool)
-            return given, find_poses(features, self._model, settings, frames=self._frames, refine=refine)
+        return stack, settings
 
 
 # ---------------------------------------------------------------- from particles to what the kernels take
