@@ -66,6 +66,7 @@ METHODS = {
     "sml2": "SML, 2-D",
     "sml2r": "SML, 2-D, random start",
     "sml2m": "SML, 2-D, mirror images",
+    "sml2s": "SML, sphere",
     "sml3": "SML, 3-D",
     "map": "MAPAligner",
     "em": "MAP, estimated weights",
@@ -228,9 +229,10 @@ def labels_of(method, case):
     options, n, seed = case.options, case.options.nodes, case.options.seed
     if method.startswith("sml"):
         init = "random" if method.endswith("r") else "pca"
+        topology = "sphere" if method.endswith("s") else "grid"
         model = SMLClusterer(
-            n, n_components=int(method[3]), init=init, mask_diameter=MASK_DIAMETER, n_jobs=options.jobs,
-            mirror=method.endswith("m"), random_state=seed,
+            n, n_components=int(method[3]), topology=topology, init=init, mask_diameter=MASK_DIAMETER,
+            n_jobs=options.jobs, mirror=method.endswith("m"), random_state=seed,
         )  # fmt: skip
         yield "", model.fit_predict(case.stack), 0.0
     elif method in COMPONENTS:
