@@ -141,7 +141,7 @@ BROKEN = {
     "an optics value lost": (
         "x.star",
         star(" 2.700000", ""),
-        r"cannot be parsed.*fewer values.*Look for a row",
+        r"cannot be parsed.*7 values for 8 labels.*Look for a row",
     ),
     "a label twice": (
         "x.star",
