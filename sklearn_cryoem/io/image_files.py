@@ -12,7 +12,7 @@ import numpy as np
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
-from sklearn_cryoem.particles.preprocess import InvertContrast, TransformedSource, raw_source
+from sklearn_cryoem.particles.preprocess import InvertContrast, of_each_image, raw_source
 from sklearn_cryoem.particles.sources import ConcatenatedSource, ImageSource
 
 _SAME_LENGTH = 1e-3  # relative
@@ -131,26 +131,20 @@ def sign_of_images(stack: ParticleStack, *, as_read: bool) -> np.ndarray:
 
 def _are_inverted(source: ImageSource) -> np.ndarray:
     """Whether the contrast of each image is inverted on its way; (n_images,) bool."""
-    if isinstance(source, TransformedSource):
-        return _are_inverted(source.source) ^ isinstance(source.step, InvertContrast)
-    inverted = np.zeros(len(source), dtype=bool)
-    if isinstance(source, ConcatenatedSource):
-        for part, rows, own_rows in source.parts:
-            inverted[rows] = _are_inverted(part)[own_rows]
-    return inverted
+    return of_each_image(
+        source, lambda _: False, lambda inverted, seen: inverted ^ isinstance(seen.step, InvertContrast)
+    )
 
 
 def _file_of_each_image(source: ImageSource) -> np.ndarray:
     """Path of the file that holds each image, None where there is none; (n_images,) object."""
-    if isinstance(source, TransformedSource):
-        return _file_of_each_image(source.source)
-    if isinstance(source, FileSource):
-        return np.array([file.path for file in source.files], dtype=object)[source.file_index]
-    paths = np.full(len(source), None, dtype=object)
-    if isinstance(source, ConcatenatedSource):
-        for part, rows, own_rows in source.parts:
-            paths[rows] = _file_of_each_image(part)[own_rows]
-    return paths
+
+    def paths(origin: ImageSource) -> np.ndarray:
+        if not isinstance(origin, FileSource):
+            return np.array(None)
+        return np.array([file.path for file in origin.files], dtype=object)[origin.file_index]
+
+    return of_each_image(source, paths)
 
 
 def image_files(stack: ParticleStack) -> list[str]:

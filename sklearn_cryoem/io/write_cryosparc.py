@@ -104,12 +104,12 @@ def _set_ctf(table: pd.DataFrame, ctf: CTFTable) -> None:
 
 def _set_poses(table: pd.DataFrame, stack: ParticleStack) -> None:
     """Write the poses as a 2-D alignment, unless the table gives the same already."""
-    n_images, angle, shift = len(stack), stack.poses.angle_rad, stack.poses.shift
+    angle, shift = stack.poses.angle_rad, stack.poses.shift
     sizes = None
     if stack.pixel_size is not None:  # of the images where they lie
-        sizes = np.full(n_images, stack.pixel_size) / pixel_growth(stack.images)
+        sizes = stack.pixel_size / pixel_growth(stack.images)
     if stack.poses.view_rad is not None:
-        pixel = 1.0 if sizes is None else sizes
+        pixel = np.ones(len(stack)) if sizes is None else sizes
         angles = np.column_stack([stack.poses.view_rad, angle])
         for name, values in _pose_columns(angles, shift, pixel).items():
             table[name] = values
@@ -142,9 +142,9 @@ def _new_table(stack: ParticleStack, names: list[str]) -> tuple[pd.DataFrame, li
         "uid": table[UID].to_numpy(dtype=np.uint64) if UID in table else _uids(names),
         "blob/path": [split_format(file)[0] for _, file in parts],
         "blob/idx": index,
-        "blob/shape[0]": np.full(n_images, box, dtype=np.uint32),
-        "blob/shape[1]": np.full(n_images, box, dtype=np.uint32),
-        "blob/psize_A": np.full(n_images, pixel_size, dtype=np.float32),
+        "blob/shape[0]": box.astype(np.uint32),
+        "blob/shape[1]": box.astype(np.uint32),
+        "blob/psize_A": pixel_size.astype(np.float32),
         "blob/sign": sign_of_images(stack, as_read=False).astype(np.float32),
         "blob/import_sig": np.zeros(n_images, dtype=np.uint64),
     }
@@ -205,7 +205,7 @@ def _class_columns(stack: ParticleStack) -> tuple[dict[str, np.ndarray], list[st
     return columns, lost
 
 
-def _three_dimensions(stack: ParticleStack, pixel_size: float | np.ndarray) -> dict[str, np.ndarray]:
+def _three_dimensions(stack: ParticleStack, pixel_size: np.ndarray) -> dict[str, np.ndarray]:
     """View directions and half sets, where there are any that belong to the poses of the stack."""
     table, columns = stack.metadata, {}
     if stack.poses is not None and stack.poses.view_rad is not None:
@@ -222,11 +222,9 @@ def _three_dimensions(stack: ParticleStack, pixel_size: float | np.ndarray) -> d
     return columns
 
 
-def _pose_columns(
-    angles: np.ndarray, shift: np.ndarray, pixel_size: float | np.ndarray
-) -> dict[str, np.ndarray]:
-    """A 3-D alignment from Euler angles (n_images, 3) and shifts in the unit of the pixel size."""
-    pose, size = rotation_vector_of_euler(*angles.T), np.broadcast_to(pixel_size, len(angles))
+def _pose_columns(angles: np.ndarray, shift: np.ndarray, pixel_size: np.ndarray) -> dict[str, np.ndarray]:
+    """A 3-D alignment from Euler angles (n_images, 3), shifts, and the pixel size of each in their unit."""
+    pose = rotation_vector_of_euler(*angles.T)
     columns = {f"alignments3D/pose[{i}]": pose[:, i].astype(np.float32) for i in range(3)}
-    columns |= {f"alignments3D/shift[{i}]": (shift[:, i] / size).astype(np.float32) for i in range(2)}
-    return columns | {"alignments3D/psize_A": size.astype(np.float32)}
+    columns |= {f"alignments3D/shift[{i}]": (shift[:, i] / pixel_size).astype(np.float32) for i in range(2)}
+    return columns | {"alignments3D/psize_A": pixel_size.astype(np.float32)}

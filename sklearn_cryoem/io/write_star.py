@@ -91,12 +91,12 @@ def raw_geometry(stack: ParticleStack) -> tuple[int, float | None]:
     Raises ParticleDataError if images of several pixel sizes were brought to one.
     """
     growth = pixel_growth(stack.images)
-    if isinstance(growth, np.ndarray):
+    if (growth != growth[:1]).any():
         raise ParticleDataError(
             "These images have several pixel sizes where they lie, and were rescaled to one: this format "
             "would have to give one for all. Write the format that came in, or new images (a .mrcs file)."
         )
-    return raw_source(stack.images).box, None if stack.pixel_size is None else stack.pixel_size / growth
+    return raw_source(stack.images).box, None if stack.pixel_size is None else stack.pixel_size / growth.max(initial=1.0)
 
 
 def _set_column(table: pd.DataFrame, name: str, values: np.ndarray, *, period: float | None = None) -> None:
@@ -120,9 +120,9 @@ def _are_same(values: np.ndarray, old: np.ndarray, period: float | None = None) 
 def _new_optics(stack: ParticleStack, table: pd.DataFrame) -> pd.DataFrame:
     """Make an optics group for each group, setting and size of the stack; number the particles by it."""
     settings = {} if stack.ctf is None else {name: getattr(stack.ctf, name) for name in _IN_OPTICS}
-    sizes = np.ones(len(stack)) / pixel_growth(stack.images)  # relative to that of the stack
-    boxes = np.ones(len(stack), dtype=int) * file_boxes(stack.images)
-    combined = np.column_stack([stack.optics_group, *settings.values(), boxes, sizes])  # (n_images, n_keys)
+    sizes = 1.0 / pixel_growth(stack.images)  # relative to that of the stack
+    keys = [stack.optics_group, *settings.values(), file_boxes(stack.images), sizes]
+    combined = np.column_stack(keys)  # (n_images, n_keys)
     distinct, number = np.unique(combined, axis=0, return_inverse=True)
     table["rlnOpticsGroup"] = number.reshape(-1) + 1
     optics = _numbered_optics(len(distinct))
@@ -238,7 +238,7 @@ def _set_poses(table: pd.DataFrame, stack: ParticleStack, *, old_style: bool, ne
         _set_column(table, "rlnAngleTilt", tilt)
     if stack.poses.mirrored.any() or "rlnIsFlip" in table:
         table["rlnIsFlip"] = stack.poses.mirrored.astype(np.int64)
-    growth = np.asarray(1.0 if new_images else pixel_growth(stack.images)).reshape(-1, 1)
+    growth = 1.0 if new_images else pixel_growth(stack.images)[:, None]
     shift = stack.poses.shift  # (n_images, 2)
     is_angstrom = stack.pixel_size is not None
     has_angstrom = "rlnOriginXAngst" in table

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.particles.preprocess import Resample, TransformedSource
+from sklearn_cryoem.particles.preprocess import Resample, TransformedSource, of_each_image
 from sklearn_cryoem.particles.sources import ConcatenatedSource, ImageSource
 from sklearn_cryoem.particles.stack import ParticleStack
 
@@ -154,41 +154,16 @@ def common_frame(stacks: Sequence[ParticleStack]) -> tuple[float, int]:
     return pixel_size, box if len(set(boxes)) == 1 else box - box % 2
 
 
-def pixel_growth(source: ImageSource) -> float | np.ndarray:
-    """Pixel size of images as they are read over that of the images in their files.
-
-    Parameters
-    ----------
-    source : ImageSource
-        Where they come from.
-
-    Returns
-    -------
-    float or ndarray of shape (n_images,)
-        An array where parts were rescaled differently.
-    """
-    if isinstance(source, TransformedSource):
-        return source.step.pixel_growth(source.source.box) * pixel_growth(source.source)
-    if isinstance(source, ConcatenatedSource):
-        growth = np.ones(len(source))
-        for part, rows, own_rows in source.parts:
-            of_part = pixel_growth(part)
-            growth[rows] = of_part[own_rows] if isinstance(of_part, np.ndarray) else of_part
-        return float(growth[0]) if len(growth) and np.ptp(growth) == 0 else growth
-    return 1.0
+def pixel_growth(source: ImageSource) -> np.ndarray:
+    """Pixel size of each image as it is read over that of the image in its file; (n_images,)."""
+    return of_each_image(
+        source, lambda _: 1.0, lambda growth, seen: growth * seen.step.pixel_growth(seen.source.box)
+    )
 
 
-def file_boxes(source: ImageSource) -> int | np.ndarray:
-    """Box of images in their files: one for all, or that of each image (n_images,)."""
-    if isinstance(source, TransformedSource):
-        return file_boxes(source.source)
-    if isinstance(source, ConcatenatedSource):
-        boxes = np.zeros(len(source), dtype=np.int64)
-        for part, rows, own_rows in source.parts:
-            of_part = file_boxes(part)
-            boxes[rows] = of_part[own_rows] if isinstance(of_part, np.ndarray) else of_part
-        return int(boxes[0]) if len(boxes) and np.ptp(boxes) == 0 else boxes
-    return source.box
+def file_boxes(source: ImageSource) -> np.ndarray:
+    """Box of each image in its file; (n_images,)."""
+    return of_each_image(source, lambda origin: origin.box)
 
 
 def concatenate(stacks: Sequence[ParticleStack], *, rescale: bool = False) -> ParticleStack:

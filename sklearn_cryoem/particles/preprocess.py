@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem._core.progress import progress
 from sklearn_cryoem.particles.rows import Immutable, row_key
-from sklearn_cryoem.particles.sources import ImageSource, Rows, bad_pixels
+from sklearn_cryoem.particles.sources import ConcatenatedSource, ImageSource, Rows, bad_pixels
 from sklearn_cryoem.physics.fourier import fourier_resize, resample
 from sklearn_cryoem.physics.images import clip_hot_pixels, normalise_background
 
@@ -196,6 +197,34 @@ def raw_source(source: ImageSource) -> ImageSource:
     while isinstance(source, TransformedSource):
         source = source.source
     return source
+
+
+def of_each_image(
+    source: ImageSource,
+    at_origin: Callable[[ImageSource], Any],
+    after_step: Callable[[np.ndarray, TransformedSource], np.ndarray] = lambda values, _: values,
+) -> np.ndarray:
+    """Something of every image of a source that may be put together of others; (n_images,).
+
+    Parameters
+    ----------
+    source : ImageSource
+        Where the images come from.
+    at_origin : callable
+        Called with a source that is no other one seen through a step, nor several joined; returns a value for
+        each of its images, or one for all.
+    after_step : callable
+        Called with values before a step and the source after it; returns those after it.
+    """
+    if isinstance(source, TransformedSource):
+        return after_step(of_each_image(source.source, at_origin, after_step), source)
+    if not isinstance(source, ConcatenatedSource):
+        return np.broadcast_to(at_origin(source), len(source))
+    parts = [(rows, of_each_image(part, at_origin, after_step)[own]) for part, rows, own in source.parts]
+    values = np.empty(len(source), dtype=parts[0][1].dtype if parts else float)
+    for rows, of_part in parts:
+        values[rows] = of_part
+    return values
 
 
 def normalised_radius(source: ImageSource) -> float | None:

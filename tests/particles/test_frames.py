@@ -45,8 +45,8 @@ def test_rows_of_both_are_read_in_any_order_and_travel(mixed):
 def test_growth_of_pixels_is_known_through_all_steps(mixed):
     joined = concatenate(mixed, rescale=True)
     np.testing.assert_allclose(pixel_growth(joined.images), [1.3] * 12 + [1.0] * 12)
-    assert pixel_growth(mixed[0].downsample(36).invert_contrast().images) == 2.0
-    assert pixel_growth(concatenate([mixed[0], mixed[0]]).images) == 1.0
+    assert (pixel_growth(mixed[0].downsample(36).invert_contrast().images) == 2.0).all()
+    assert (pixel_growth(concatenate([mixed[0], mixed[0]]).images) == 1.0).all()
     np.testing.assert_allclose(pixel_growth(joined.downsample(27)[[0, 23]].images), [2.6, 2.0])
 
 
