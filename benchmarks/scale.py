@@ -13,7 +13,7 @@ degrees (chance: 0.0076).
 
 A line after the runs with one and two workers says how far more of them would help. Of the CPU seconds of
 one worker, some stay with the caller (the time of its thread in the run with two), and some each process
-spends for itself (references made ready). The rest is shared: "Amdahl" is the speed-up if it could be cut at
+spends for itself (phases of the shifts). The rest is shared: "Amdahl" is the speed-up if it could be cut at
 will, "as cut" that with the tasks there are, each started as soon as a worker is free.
 
 --full is N = 25,000, 50,000 and 100,000 of 128 px, K = 100 and 500 classes: 3.3 GB of disk for the largest
@@ -43,8 +43,7 @@ from joblib import parallel_config
 
 from sklearn_cryoem import MAPAligner, SMLClusterer, set_memory_limit
 from sklearn_cryoem._core.parallel import TaskPool
-from sklearn_cryoem.alignment.adaptive import AdaptiveSearch
-from sklearn_cryoem.alignment.passes import PreparedSearch
+from sklearn_cryoem.alignment.prepared import PreparedSearch
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.metrics import fraction_within
 
@@ -187,17 +186,18 @@ def cluster_of_two():
 
 
 class Tasks(ExitStack):
-    """CPU seconds of each task of each map of a fit with one worker, and how many of them it prepares."""
+    """CPU seconds of each task of each map of a fit with one worker, and how many each worker would spend."""
 
     def __enter__(self):
         super().__enter__()
-        self.maps, self.own, self.is_own = [], 0.0, False
+        self.maps, self.own, self.before = [], 0.0, 0.0
         begin, go_through = TaskPool._begin, TaskPool.map
 
         def timed(pool, number, *args):
-            start, own = time.thread_time(), self.own
+            start, own, before = time.thread_time(), self.own, self.before
             result = begin(pool, number, *args)
-            self.maps[-1].append((time.thread_time() - start, self.own - own))
+            seconds = time.thread_time() - start - (self.before - before)
+            self.maps[-1].append((seconds, self.own - own))
             return result
 
         def counted(pool, *args, **how):
@@ -207,26 +207,26 @@ class Tasks(ExitStack):
 
         self.enter_context(patch.object(TaskPool, "_begin", timed))
         self.enter_context(patch.object(TaskPool, "map", counted))
-        for prepared in ("values", "bank", "adaptive"):
-            made = vars(PreparedSearch)[prepared]
-            self.enter_context(patch.object(made, "func", self.prepares(made.func)))
-        shifted = self.prepares(AdaptiveSearch._shifted_reference)
-        self.enter_context(patch.object(AdaptiveSearch, "_shifted_reference", shifted))
+        phases, make = vars(PreparedSearch)["_phases"], PreparedSearch.make
+
+        def made(search, *args):
+            _, start = search._phases, time.thread_time()  # phases are not part of it
+            make(search, *args)
+            seconds = time.thread_time() - start
+            if args[0].start == 0:
+                self.maps.insert(-1, [])  # several workers make references before others begin
+            self.maps[-2].append((seconds, 0.0))
+            self.before += seconds
+
+        def made_by_each(search, made=phases.func):
+            start = time.thread_time()
+            found = made(search)
+            self.own += time.thread_time() - start
+            return found
+
+        self.enter_context(patch.object(PreparedSearch, "make", made))
+        self.enter_context(patch.object(phases, "func", made_by_each))
         return self
-
-    def prepares(self, function):
-        """The function, whose time is counted unless it is part of another's."""
-
-        def timed(*args):
-            if self.is_own:
-                return function(*args)
-            self.is_own, start = True, time.thread_time()
-            try:
-                return function(*args)
-            finally:
-                self.is_own, self.own = False, self.own + time.thread_time() - start
-
-        return timed
 
 
 class Meter(logging.Handler):

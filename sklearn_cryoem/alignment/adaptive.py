@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -23,20 +24,18 @@ from sklearn_cryoem.alignment.expectation import (
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.products import (
     Int,
+    ReferenceBank,
     Workspace,
     add_levels,
     cells_above,
-    coarser_references,
     norm_orders,
-    reference_bank,
-    reference_power,
+    shift_phase,
     shifted_orders,
     stack_real,
     synthesise,
 )
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32
-from sklearn_cryoem.physics.polar import translation_phase
 
 # With these figures a search at 128 pixels is 2.5 to 3.8 times quicker, and hardly ever finds anything else.
 COARSE_POSTERIOR = 0.999  # of the coarse posterior that the references searched in full hold together
@@ -62,12 +61,10 @@ class AdaptiveSearch:
         References on the polar grid of `space`.
     space, coarse : SearchSpace
         The search wanted, and that of few rings, orders, angles and shifts.
+    bank, coarse_bank : ReferenceBank
+        The references for both. Shifted references that the first does not hold are made when needed.
     prior, coarse_prior : LogPrior
         Log priors of references and shifts, for both.
-    n_even : int
-        Even orders of the norm term.
-    kept_bytes : float
-        Shifted references that are kept for the next images, at most; the others are made again.
     """
 
     def __init__(
@@ -75,19 +72,14 @@ class AdaptiveSearch:
         values: Complex64,
         space: SearchSpace,
         coarse: SearchSpace,
+        bank: ReferenceBank,
+        coarse_bank: ReferenceBank,
         prior: LogPrior,
         coarse_prior: LogPrior,
-        n_even: int,
-        kept_bytes: float,
     ) -> None:
         self.space, self.coarse = space, coarse
         self.prior, self.coarse_prior, self._values = prior, coarse_prior, values
-        coarser = coarser_references(values, self.coarse)
-        self._coarse_bank = reference_bank(coarser, self.coarse, n_even)
-        self._power = reference_power(self._values, space, n_even)
-        self._phase = translation_phase(space.grid, -space.shifts_px)
-        self._n_kept = kept_bytes // space.shifted_bytes
-        self._shifted: dict[int, Float32] = {}
+        self._bank, self._coarse_bank = bank, coarse_bank
 
     def posterior(
         self, blocks: Iterable[ImageFeatures], precision: Float32
@@ -129,7 +121,7 @@ class AdaptiveSearch:
         return (
             features,
             stacked.reshape(len(stacked), 2, n, -1),
-            norm_orders(features.ctf_power, precision, self._power, self.space.kappa),
+            norm_orders(features.ctf_power, precision, self._bank.power, self.space.kappa),
             reference_evidence(few, precision[:n_rings], self._coarse_bank, coarse, self.coarse_prior),
         )
 
@@ -169,13 +161,15 @@ class AdaptiveSearch:
             np.matmul(x[:, :, start:end], bank, out=c[: space.n_orders, :, start:end])
         return c.reshape(2 * space.n_even, 2 * len(chosen), -1)
 
+    @cached_property
+    def _phase(self) -> Complex64:
+        return shift_phase(self.space)
+
     def _shifted_reference(self, z: int) -> Float32:
-        found = self._shifted.get(z)
-        if found is None:
-            found = shifted_orders(self._values[z : z + 1], self._phase, self.space)
-            if len(self._shifted) < self._n_kept:
-                self._shifted[z] = found
-        return found
+        if z < len(self._bank.orders):
+            found: Float32 = self._bank.orders[z]
+            return found
+        return shifted_orders(self._values[z], self._phase, self.space)
 
 
 def surviving(evidence: Float32, fraction: float) -> Bool:

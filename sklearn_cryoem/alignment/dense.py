@@ -79,7 +79,7 @@ def dense_sums(
     tables, tops = [], []
     for block in blocks:
         columns = slice(block.start * n_shifts, block.stop * n_shifts)
-        c = correlate(stacked, norm[1:, :, block], level[:, columns], bank.orders[..., columns], space, work)
+        c = correlate(stacked, norm[1:, :, block], level[:, columns], bank.columns(block), space, work)
         tables.append(synthesise_all(c, space, work))  # (4, n_angles / 4, n * columns)
         tops.append(tables[-1].max(axis=(0, 1)).reshape(n, -1))
     top = np.concatenate(tops, axis=1)  # (n, n_references * n_shifts)

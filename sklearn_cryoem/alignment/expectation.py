@@ -238,12 +238,11 @@ def reference_evidence(
     level = ((prior.reference - norm[0].real)[:, :, None] + prior.shift).astype(np.float32)
     evidence = np.empty((n, len(prior.reference)), dtype=np.float32)
     for block in row_blocks(len(prior.reference), max(1, COLUMNS_PER_PRODUCT // (n * n_shifts))):
-        columns = slice(block.start * n_shifts, block.stop * n_shifts)
         c = correlate(
             stacked,
             norm[1:, :, block],
             level[:, block].reshape(n, -1),
-            bank.orders[..., columns],
+            bank.columns(block),
             space,
             work,
         )
@@ -284,7 +283,7 @@ def _search(
     for block in row_blocks(len(prior.reference), max(1, COLUMNS_PER_PRODUCT // (n * n_shifts))):
         columns = slice(block.start * n_shifts, block.stop * n_shifts)
         width = columns.stop - columns.start
-        c = correlate(stacked, norm[1:, :, block], level[:, columns], bank.orders[..., columns], space, work)
+        c = correlate(stacked, norm[1:, :, block], level[:, columns], bank.columns(block), space, work)
         for images in row_blocks(n, max(1, COLUMNS_PER_SYNTHESIS // width)):
             same, mirrored, top = synthesise(c[..., images.start * width : images.stop * width], space, work)
             top = top.reshape(-1, width)  # each a cell of its own, so they add up to a bound

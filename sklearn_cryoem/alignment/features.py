@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +35,8 @@ EvaluateCTF = Callable[[Rows, Float64, Float64], Float32]
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+ALIGNED = 64  # bytes: where arrays of a workspace begin
+GROWTH, ROOM_SHARE = 1.5, 0.5  # a new workspace takes more than is needed, and a part of the room at most
 EVEN_ORDER_TOLERANCE = 1e-3  # orders of the squared CTF below this fraction of the largest are left out
 
 
@@ -279,18 +283,59 @@ class SharedFeatures:
     def __init__(self, images: AlignmentImages, pool: TaskPool, max_bytes: float = 0.0) -> None:
         cache = FeatureCache(images, max_bytes, pool.folder)
         self.images, self.n_bytes, self._pool = images, cache.n_bytes, pool
-        self._cache = pool.share(cache, mapped=True)
+        self._cache, self._room = pool.share(cache, mapped=True), 0  # bytes of the workspace
 
     @property
     def n_workers(self) -> int:
         """How many tasks run at a time."""
         return self._pool.n_workers
 
-    def map(self, function: Callable[..., Result], tasks: Iterable[Task], value: Any) -> Iterator[Result]:
-        """Yield ``function(task, cache, value)`` for every task, in order; `value` is sent once."""
+    def map(
+        self,
+        function: Callable[..., Result],
+        tasks: Iterable[Task],
+        value: Any,
+        first: tuple[Callable[..., None], Iterable[Any]] | None = None,
+    ) -> Iterator[Result]:
+        """Yield ``function(task, cache, value)`` for every task, in order; `value` is sent once.
+
+        All of `first`, a function and its tasks, is done before.
+        """
         shared = self._pool.share(value)
+        if first is not None:
+            deque(self._pool.map(*first, self._cache, shared), maxlen=0)
         yield from self._pool.map(function, tasks, self._cache, shared)
         self._pool.discard(shared)
+
+    def workspace(self, n_bytes: int) -> Path | None:
+        """File of at least `n_bytes`, the same again and again, for arrays that workers make for each other.
+
+        None where workers are not processes of this machine, or there is no room.
+        """
+        folder = self._pool.folder
+        if folder is not None and n_bytes > self._room:
+            if GROWTH * n_bytes > ROOM_SHARE * shutil.disk_usage(folder).free:
+                return None
+            (folder / f"workspace{self._room}").unlink(missing_ok=True)
+            self._room = int(GROWTH * n_bytes)
+            _make_file(folder / f"workspace{self._room}", self._room)
+        return folder and folder / f"workspace{self._room}"
+
+
+def arrays_in(path: Path, shapes: Iterable[tuple[tuple[int, ...], type]]) -> list[NDArray[Any]]:
+    """Arrays of these shapes and types, one after the other, that a file holds which is mapped."""
+    arrays: list[NDArray[Any]] = []
+    at = 0
+    for shape, dtype in shapes:
+        n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        arrays.append(_mapped(path)[at : at + n_bytes].view(dtype).reshape(shape))
+        at += ALIGNED * -(-n_bytes // ALIGNED)
+    return arrays
+
+
+@lru_cache(maxsize=1)
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    return np.asarray(np.memmap(path, np.uint8, "r+"))
 
 
 def _make_file(path: Path, n_bytes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from scipy import fft
 from sklearn_cryoem._core.parallel import even_blocks, ordered_map
 from sklearn_cryoem.alignment.expectation import LogPrior
 from sklearn_cryoem.alignment.maximisation import Statistics, orders_needed, own_nats, signal_power
-from sklearn_cryoem.alignment.products import TRANSFORMS_PER_TASK, polar_references, ring_power
+from sklearn_cryoem.alignment.products import TRANSFORMS_PER_TASK, ring_power
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.masks import mask_background
@@ -59,6 +60,8 @@ class AlignmentModel:
         Angular orders that the next search needs, Eq. (4.24); None for all.
     """
 
+    at_once: ClassVar[int] = TRANSFORMS_PER_TASK
+
     references: Float32
     noise: Float64
     weight: Float64
@@ -79,9 +82,9 @@ class AlignmentModel:
             resolution=np.tile(self.resolution, 2),
         )
 
-    def polar(self, grid: PolarGrid) -> Complex64:
-        """References on a polar grid; (n_references, n_rings, n_angles / 2)."""
-        return polar_references(self.references, grid)
+    def polar(self, grid: PolarGrid, block: slice) -> Complex64:
+        """Some references, at most `at_once` for speed, on a polar grid; (k, n_rings, n_angles / 2)."""
+        return polar_transform(self.references[block], grid)
 
     def log_prior(self, space: SearchSpace) -> LogPrior:
         """Log priors of references and of the shifts of `space`."""

@@ -17,13 +17,13 @@ from sklearn_cryoem.alignment.products import (
     Workspace,
     correlate,
     norm_orders,
-    polar_references,
     reference_bank,
     stack_real,
     synthesise,
 )
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
+from sklearn_cryoem.physics.polar import polar_transform
 
 FINER = 3  # than the steps of a search: posterior means need cells that are small beside the posterior
 MIN_STEPS = 2  # of the search to each side: a cubic spline goes through four points
@@ -111,7 +111,7 @@ def moves_of(
     One product as in Eq. (4.3) for each image; shifts between the steps of the search by cubic splines.
     """
     space = move_space(settings, images.box, k_max)
-    values = polar_references(masked_references(reference[None].astype(np.float32), settings), space.grid)
+    values = polar_transform(masked_references(reference[None].astype(np.float32), settings), space.grid)
     bank = reference_bank(values, space, images.n_even)
     counts = np.arange(space.n_rings) >= settings.n_ignored  # Eq. (4.21)
     precision = (counts / noise[: space.n_rings]).astype(np.float32)
@@ -150,7 +150,7 @@ def log_table(
     stacked = stack_real(features.orders, precision, space, work)
     norm: Complex64 = norm_orders(features.ctf_power, precision, bank.power)  # (n_even, n, 1)
     level = np.repeat(-norm[0].real, n_shifts, axis=1)
-    c = correlate(stacked, norm[1:], level, bank.orders, space, work)
+    c = correlate(stacked, norm[1:], level, bank.orders[0], space, work)
     same, mirrored, _ = synthesise(c, space, work)  # of psi and -psi, from 0 on
     table = np.concatenate([mirrored[:0:-1], same]).reshape(space.n_angles, n, n_shifts)
     return np.ascontiguousarray(table.transpose(1, 0, 2))

@@ -13,7 +13,8 @@ from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import FeatureCache, ImageFeatures, SharedFeatures
 from sklearn_cryoem.alignment.frames import Frames, to_image_frame
 from sklearn_cryoem.alignment.model import AlignmentModel, log_noise_likelihood
-from sklearn_cryoem.alignment.passes import IMAGES_PER_BLOCK, PlacedRows, PreparedSearch, placed_rows
+from sklearn_cryoem.alignment.passes import placed_rows
+from sklearn_cryoem.alignment.prepared import IMAGES_PER_BLOCK, PlacedRows, PreparedSearch, searched
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import angular_orders, even_orders, from_angular_orders, translation_phase
@@ -71,13 +72,11 @@ class ImagePoses:
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What is asked of every image.
+class _Wanted(PreparedSearch):
+    """A search, and what is asked of every image.
 
     Attributes
     ----------
-    search : PreparedSearch
-        The references, and where to search.
     frames : Frames
         Classes of the references and their common frame.
     n_limit : int
@@ -86,7 +85,6 @@ class _Wanted:
         Whether to go below the steps of the search.
     """
 
-    search: PreparedSearch
     frames: Frames
     n_limit: int
     refine: bool
@@ -120,7 +118,7 @@ def find_poses(
     space = settings.space(features.images.box, model.k_max, model.n_orders)
     frames = Frames.identity(np.arange(len(model.weight))) if frames is None else frames
     wanted = _Wanted(
-        PreparedSearch.of(features, model, space),
+        **vars(PreparedSearch.of(features, model, space)),
         frames=frames.with_mirrors() if space.mirror else frames,
         n_limit=features.images.n_rings(settings.k_limit),
         refine=refine,
@@ -141,7 +139,7 @@ def placed_shifts(features: SharedFeatures, model: AlignmentModel, settings: Ali
     space = wide.space(features.images.box, n_rings)
     anywhere = replace(model, shift_sigma_px=0.5 * settings.reach_px)
     wanted = _Wanted(
-        PreparedSearch.of(features, anywhere, replace(space, coarse=None)),
+        **vars(PreparedSearch.of(features, anywhere, replace(space, coarse=None))),
         frames=Frames.identity(np.arange(len(model.weight) * (1 + space.mirror))),
         n_limit=space.n_rings,  # power beyond these rings need not be read
         refine=False,
@@ -188,17 +186,17 @@ def followed_shifts(
 def _find(features: SharedFeatures, shift_px: Float64, wanted: _Wanted) -> ImagePoses:
     """Poses of all images, each brought into its shift first."""
     rows = np.arange(len(shift_px))
-    return ImagePoses.concatenate(list(features.map(_poses_of, placed_rows(rows, shift_px), wanted)))
+    return ImagePoses.concatenate(list(searched(features, _poses_of, placed_rows(rows, shift_px), wanted)))
 
 
 def _poses_of(task: PlacedRows, cache: FeatureCache, wanted: _Wanted) -> ImagePoses:
     """Poses of the images of one task."""
     rows, shift_px = task
     found, done = [], 0
-    for features, posterior in wanted.search.posteriors(cache, rows, shift_px):
+    for features, posterior in wanted.posteriors(cache, rows, shift_px):
         blocks = even_blocks(len(features), IMAGES_PER_BLOCK, 1)
         for block, part in zip(blocks, posterior.split(blocks), strict=True):
-            some = features.take(block, wanted.search.space.n_rings, wanted.search.space.n_orders)
+            some = features.take(block, wanted.space.n_rings, wanted.space.n_orders)
             mine = slice(done + block.start, done + block.stop)
             found.append(_poses_of_block(rows[mine], shift_px[mine], some, part, cache, wanted))
         done += len(features)
@@ -213,8 +211,7 @@ def _poses_of_block(
     cache: FeatureCache,
     wanted: _Wanted,
 ) -> ImagePoses:
-    search, frames, n_limit = wanted.search, wanted.frames, wanted.n_limit
-    model, space = search.model, search.space
+    frames, n_limit, model, space = wanted.frames, wanted.n_limit, wanted.model, wanted.space
     row, angle_at, label = posterior.best_row, posterior.best_angle, None
     if frames.near is not None:
         row, angle_at, label = posterior.near(frames.near, space.n_shifts)
@@ -222,8 +219,8 @@ def _poses_of_block(
     angle = space.angles_rad[angle_at]
     pose = to_image_frame(angle, space.shifts_px[shift])
     if wanted.refine:
-        mine = search.values[reference]
-        angle, pose = refine_poses(features, search.precision, mine, space, angle, pose, model.shift_sigma_px)
+        mine = wanted.values[reference]
+        angle, pose = refine_poses(features, wanted.precision, mine, space, angle, pose, model.shift_sigma_px)
     angle, pose, mirrored = frames.poses(reference, angle, pose)
     final = cache.images.known.take(rows, shift_px).followed_by(angle, pose, mirrored)
     label = frames.label[reference] if label is None else label

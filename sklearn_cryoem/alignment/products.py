@@ -10,19 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import i0e
 
-from sklearn_cryoem._core.parallel import even_blocks, row_blocks
 from sklearn_cryoem.alignment.search import SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import (
-    PolarGrid,
     angular_orders,
     even_orders,
     from_angular_orders,
-    polar_transform,
     translation_phase,
 )
 
 Int = NDArray[np.signedinteger[Any]]
+ArrayShapes = list[tuple[tuple[int, ...], type]]
 
 REFERENCES_AT_ONCE = 4
 TRANSFORMS_PER_TASK = 16  # non-uniform FFTs
@@ -34,8 +32,8 @@ class ReferenceBank:
 
     Attributes
     ----------
-    orders : ndarray of shape (n_orders, 2 n_rings, n_references * n_shifts), float32
-        Re above Im of 2 pi r a_m[r] of each shifted reference; the column is reference * n_shifts + shift.
+    orders : ndarray of shape (n_references, n_orders, 2 n_rings, n_shifts), float32
+        Re above Im of 2 pi r a_m[r] of each shifted reference; the first ones alone where memory is short.
     power : ndarray of shape (n_even, n_rings, n_references), complex64
         Even angular orders of pi r |A|^2 for the norm term, Eq. (4.4).
     """
@@ -43,11 +41,25 @@ class ReferenceBank:
     orders: Float32
     power: Complex64
 
+    @staticmethod
+    def shapes(space: SearchSpace, n_references: int, n_held: int, n_even: int) -> ArrayShapes:
+        """Shapes and types of `orders`, for the first `n_held` references, and of `power`."""
+        orders = n_held, space.n_orders, 2 * space.n_rings, space.n_shifts
+        return [
+            (orders, np.float32),
+            ((min(n_even, space.n_even), space.n_rings, n_references), np.complex64),
+        ]
 
-def polar_references(references: Float32, grid: PolarGrid) -> Complex64:
-    """`polar_transform` of many references, a few at a time; (n_references, n_rings, n_angles / 2)."""
-    blocks = even_blocks(len(references), TRANSFORMS_PER_TASK)
-    return np.concatenate([polar_transform(references[block], grid) for block in blocks])
+    def fill(self, block: slice, values: Complex64, phase: Complex64, space: SearchSpace) -> None:
+        """Enter references `block`, whose `values` are given; `phase` as in `shifted_orders`."""
+        self.power[..., block] = reference_power(values, space, len(self.power))
+        for z, value in zip(range(*block.indices(len(self.orders))), values, strict=False):
+            self.orders[z] = shifted_orders(value, phase, space)
+
+    def columns(self, block: slice) -> Float32:
+        """Some references; (n_orders, 2 n_rings, k * n_shifts), column reference * n_shifts + shift."""
+        some = self.orders[block]
+        return some[0] if len(some) == 1 else np.concatenate(some, axis=-1)
 
 
 def coarser_references(values: Complex64, space: SearchSpace) -> Complex64:
@@ -73,32 +85,37 @@ def reference_bank(values: Complex64, space: SearchSpace, n_even: int) -> Refere
     K T R FFTs of length n_angles, once an iteration: shifting references instead of images is what makes the
     cost of shifts independent of the number of images.
     """
+    n = len(values)
+    bank = ReferenceBank(*(np.empty(*array) for array in ReferenceBank.shapes(space, n, n, n_even)))
+    bank.fill(slice(0, n), values, shift_phase(space), space)
+    return bank
+
+
+def shift_phase(space: SearchSpace) -> Complex64:
+    """What brings references to every shift of a search; (n_shifts, n_rings, n_angles / 2)."""
     # The image of a reference at shift u is displaced by -u: adding u to its content centres it.
-    phase = translation_phase(space.grid, -space.shifts_px)  # (n_shifts, n_rings, n_angles / 2)
-    orders = np.empty((space.n_orders, 2 * space.n_rings, len(values) * space.n_shifts), dtype=np.float32)
-    for block in row_blocks(len(values), REFERENCES_AT_ONCE):
-        columns = slice(block.start * space.n_shifts, block.stop * space.n_shifts)
-        orders[..., columns] = shifted_orders(values[block], phase, space)
-    return ReferenceBank(orders, reference_power(values, space, n_even))
+    return translation_phase(space.grid, -space.shifts_px)
 
 
 def shifted_orders(values: Complex64, phase: Complex64, space: SearchSpace) -> Float32:
-    """Orders of a few references at every shift, as in `ReferenceBank`.
+    """Orders of a reference at every shift, as in `ReferenceBank`; (n_orders, 2 n_rings, n_shifts).
 
     Parameters
     ----------
-    values : ndarray of shape (k, n_rings, n_angles / 2), complex64
-        References on the polar grid of `space`.
+    values : ndarray of shape (n_rings, n_angles / 2), complex64
+        The reference on the polar grid of `space`.
     phase : ndarray of shape (n_shifts, n_rings, n_angles / 2), complex64
-        `translation_phase` of minus the shifts.
+        `shift_phase`.
     space : SearchSpace
         Shifts and orders.
     """
     ring_area = (2.0 * np.pi * space.grid.radius).astype(np.float32)
-    a = angular_orders(phase * values[:, None], space.n_orders)  # (k, n_shifts, n_rings, n_orders)
-    a = a[..., space.order].transpose(3, 2, 0, 1).reshape(space.n_orders, space.n_rings, -1)
-    a *= ring_area[:, None]
-    return np.concatenate([a.real, a.imag], axis=1)  # (n_orders, 2 n_rings, k * n_shifts)
+    a = angular_orders(phase * values, space.n_orders)  # (n_shifts, n_rings, n_orders)
+    a = a[..., space.order].transpose(2, 1, 0) * ring_area[:, None]
+    # In the memory order of a bank: products of another one have other last digits.
+    orders = np.empty((space.n_orders, 2, space.n_rings, space.n_shifts), dtype=np.float32)
+    orders[:, 0], orders[:, 1] = a.real, a.imag
+    return orders.reshape(space.n_orders, -1, space.n_shifts)
 
 
 def reference_power(values: Complex64, space: SearchSpace, n_even: int) -> Complex64:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +107,8 @@ class SliceModel(AlignmentModel):
         Radius and edge of the mask, as parts of the box.
     """
 
+    at_once: ClassVar[int] = 256
+
     rotations: Float64
     signal: Float64
     ball: tuple[float, float]
@@ -121,15 +124,16 @@ class SliceModel(AlignmentModel):
             balance=np.zeros(n_volumes * n_views + settings.flat),
         )
 
-    def polar(self, grid: PolarGrid) -> Complex64:
-        """Slices of all volumes, Eq. (8.1); (n_references, n_rings, n_angles / 2)."""
-        n = max(lattice_size(grid.n_rings), self.references.shape[-1])
-        shape = (len(self.weight), grid.n_rings, grid.n_angles // 2)
-        values = np.zeros(shape, dtype=np.complex64)
-        for number, volume in enumerate(self.references):
-            masked = (resized(volume.astype(np.float64), n) * soft_ball(n, *self.ball)).astype(np.float32)
-            first = number * len(self.rotations)
-            values[first : first + len(self.rotations)] = slices(masked, self.rotations, grid)
+    def polar(self, grid: PolarGrid, block: slice) -> Complex64:
+        """Some slices, Eq. (8.1); (k, n_rings, n_angles / 2)."""
+        n, n_views = max(lattice_size(grid.n_rings), self.references.shape[-1]), len(self.rotations)
+        values = np.zeros((block.stop - block.start, grid.n_rings, grid.n_angles // 2), dtype=np.complex64)
+        number, view = np.divmod(np.arange(block.start, block.stop), n_views)  # a last one has no volume
+        for volume in np.unique(number[number < len(self.references)]):
+            dense = resized(self.references[volume].astype(np.float64), n) * soft_ball(n, *self.ball)
+            values[number == volume] = slices(
+                dense.astype(np.float32), self.rotations[view[number == volume]], grid
+            )
         return values
 
 
@@ -199,7 +203,7 @@ def update_volumes(
     polar = polar_statistics(stats, grid)
     volumes = solve_volumes(polar, model, grid, settings)
     updated = replace(model, references=volumes)
-    values = updated.polar(grid)
+    values = updated.polar(grid, slice(0, len(updated.weight)))
     power = stats.power / np.maximum(stats.n_images, 1e-9)
     floor = MIN_NOISE * power + smallest_noise(power)
     residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction

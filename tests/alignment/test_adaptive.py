@@ -5,11 +5,11 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment import adaptive, passes
+from sklearn_cryoem.alignment import adaptive, prepared
 from sklearn_cryoem.alignment.adaptive import AdaptiveSearch, surviving
 from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.maximisation import Statistics
-from sklearn_cryoem.alignment.passes import PreparedSearch
+from sklearn_cryoem.alignment.prepared import PreparedSearch
 
 
 @pytest.fixture
@@ -77,10 +77,10 @@ def test_classes_that_no_image_wants_are_left_out_of_the_fine_search(setting, mo
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [
-        (passes, "IMAGES_PER_BLOCK", 7),
-        (passes, "IMAGES_PER_SEARCH", 20),
+        (prepared, "IMAGES_PER_BLOCK", 7),
+        (prepared, "IMAGES_PER_SEARCH", 20),
         (adaptive, "COLUMNS_PER_PRODUCT", 1),
-        (passes, "BANK_BYTES", 1.0),
+        (prepared, "BANK_BYTES", 1.0),
     ],
 )
 def test_cutting_the_work_differently_changes_nothing(setting, monkeypatch, module, name, value):
@@ -98,9 +98,9 @@ def test_references_that_are_kept_or_made_again_give_the_same_bits(setting):
     _, source, model, space = setting(50, noise=0.3)
     found = []
     for kept, n_kept in ((0.0, 0), (2.5 * space.shifted_bytes, 2), (1e9, 9)):
-        work = replace(PreparedSearch.of(source, model, space), kept_bytes=kept)
+        work = replace(PreparedSearch.of(source, model, space), bank_bytes=0.0, kept_bytes=kept)
         found.append(joined(work.posteriors(source.cache, np.arange(50), source.known.shift_px)))
-        assert len(work.adaptive._shifted) == n_kept
+        assert len(work.bank.orders) == n_kept
     for other in found[1:]:
         np.testing.assert_array_equal(other.log_evidence, found[0].log_evidence)
         np.testing.assert_array_equal(other.weight, found[0].weight)
@@ -119,7 +119,7 @@ def test_two_workers_give_the_same_bits_as_one(setting, by_one_and_two):
 def test_blocks_come_in_the_order_of_the_rows_with_their_own_cells(setting, monkeypatch):
     _, source, model, space = setting(150)
     rows = np.arange(150)[::-1].copy()
-    monkeypatch.setattr(passes, "IMAGES_PER_SEARCH", 60)
+    monkeypatch.setattr(prepared, "IMAGES_PER_SEARCH", 60)
     shards = list(posteriors(source, rows, model, space))
     assert [len(features) for features, _ in shards] == [50, 50, 50]
     power = np.concatenate([features.power for features, _ in shards])
@@ -137,8 +137,8 @@ def test_blocks_come_in_the_order_of_the_rows_with_their_own_cells(setting, monk
 def test_where_most_classes_survive_the_search_is_exhaustive(setting, monkeypatch):
     _, source, model, space = setting(60, noise=0.5)
     model = replace(model, noise=1e6 * model.noise)  # nothing tells the classes apart
-    monkeypatch.setattr(passes, "IMAGES_PER_SEARCH", 20)
-    monkeypatch.setattr(passes, "IMAGES_PER_BLOCK", 10)
+    monkeypatch.setattr(prepared, "IMAGES_PER_SEARCH", 20)
+    monkeypatch.setattr(prepared, "IMAGES_PER_BLOCK", 10)
     found, naive = (joined(posteriors(source, np.arange(60), model, s)) for s in (space, exhaustive(space)))
     for field in fields(Posterior):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(naive, field.name))

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment import dense, passes
+from sklearn_cryoem.alignment import dense, passes, prepared
 from sklearn_cryoem.alignment.dense import dense_statistics, dense_sums
 from sklearn_cryoem.alignment.expectation import LogPrior, expect
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
@@ -110,7 +110,7 @@ def test_a_broad_pass_has_the_same_bits_for_two_workers(
 @pytest.mark.parametrize("reason", ["memory", "bank"])
 def test_lists_serve_where_tables_cannot(noisy, monkeypatch, reason):
     source, model, space = noisy
-    monkeypatch.setattr(passes, {"memory": "TABLE_BYTES", "bank": "BANK_BYTES"}[reason], 1.0)
+    monkeypatch.setattr(prepared, {"memory": "TABLE_BYTES", "bank": "BANK_BYTES"}[reason], 1.0)
     monkeypatch.setattr(passes, "_dense_pass", None)  # would fail
     one, two = (source.run_pass(np.arange(30), model, space, broad=broad) for broad in (False, True))
     np.testing.assert_array_equal(one.log_evidence, two.log_evidence)

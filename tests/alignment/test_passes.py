@@ -3,12 +3,13 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from sklearn_cryoem.alignment import passes
+from sklearn_cryoem.alignment import passes, prepared
 from sklearn_cryoem.alignment.expectation import expect
 from sklearn_cryoem.alignment.frames import Frames
 from sklearn_cryoem.alignment.maximisation import Statistics, accumulate
-from sklearn_cryoem.alignment.passes import PreparedSearch, placed_rows
+from sklearn_cryoem.alignment.passes import placed_rows
 from sklearn_cryoem.alignment.poses import find_poses
+from sklearn_cryoem.alignment.prepared import PreparedSearch
 from sklearn_cryoem.alignment.products import reference_bank
 from sklearn_cryoem.physics.polar import polar_transform
 
@@ -52,18 +53,18 @@ def test_true_references_tell_the_classes_apart(rng, make_particles, make_settin
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [
-        (passes, "IMAGES_PER_BLOCK", 7),
-        (passes, "BLOCKS_PER_BANK", 1),
+        (prepared, "IMAGES_PER_BLOCK", 7),
+        (prepared, "BLOCKS_PER_BANK", 1),
         (passes, "IMAGES_PER_TASK", (4, 1024)),
         (passes, "IMAGES_PER_SUM", 5),
         (passes, "CELLS_PER_SUM", 1),
-        (passes, "BANK_BYTES", 1.0),
+        (prepared, "BANK_BYTES", 1.0),
     ],
 )
 def test_cutting_a_pass_differently_changes_nothing(setting, monkeypatch, module, name, value):
     source, model, space = setting
     whole = source.run_pass(np.arange(30), model, space)
-    monkeypatch.setattr(passes, "IMAGES_PER_BLOCK", 6)
+    monkeypatch.setattr(prepared, "IMAGES_PER_BLOCK", 6)
     monkeypatch.setattr(module, name, value)
     parts = source.run_pass(np.arange(30), model, space)
     np.testing.assert_allclose(parts.log_evidence, whole.log_evidence, rtol=1e-5)
@@ -84,7 +85,7 @@ def test_two_workers_give_the_same_bits_as_one(setting, one_rng, make_particles,
 
 def test_posteriors_come_in_the_order_of_the_rows(setting, monkeypatch):
     source, model, space = setting
-    monkeypatch.setattr(passes, "IMAGES_PER_BLOCK", 4)
+    monkeypatch.setattr(prepared, "IMAGES_PER_BLOCK", 4)
     rows = np.array([9, 2, 17, 4, 11, 0])
     shards = list(
         PreparedSearch.of(source, model, space).posteriors(source.cache, rows, source.known.shift_px[rows])
