@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import operator
 import os
-import pickle
 import shutil
 import signal
 import tempfile
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
 from itertools import count, islice
 from multiprocessing.pool import ThreadPool
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -351,8 +351,7 @@ class ProcessPool(TaskPool):
             if mapped:
                 joblib.dump(value, path)
             else:  # joblib would take three milliseconds for what takes a tenth
-                with open(path, "wb") as file:
-                    pickle.dump(value, file, pickle.HIGHEST_PROTOCOL)
+                Path(path).write_bytes(ForkingPickler.dumps(value))
         return SharedFile(path, mapped)
 
     def discard(self, shared: SharedFile) -> None:
@@ -463,8 +462,7 @@ def _loaded(shared: SharedFile) -> Any:
     """The value, loaded once in each process: what is prepared in it for one task serves the next."""
     if shared.mapped:
         return joblib.load(shared.path, mmap_mode="r")
-    with open(shared.path, "rb") as file:
-        return pickle.load(file)
+    return ForkingPickler.loads(Path(shared.path).read_bytes())
 
 
 # ---------------------------------------------------------------- a dask cluster

@@ -82,7 +82,7 @@ class AlignmentModel:
             resolution=np.tile(self.resolution, 2),
         )
 
-    def polar(self, grid: PolarGrid, block: slice) -> Complex64:
+    def polar(self, grid: PolarGrid, block: slice = slice(None)) -> Complex64:
         """Some references, at most `at_once` for speed, on a polar grid; (k, n_rings, n_angles / 2)."""
         return polar_transform(self.references[block], grid)
 

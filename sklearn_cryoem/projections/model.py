@@ -124,11 +124,11 @@ class SliceModel(AlignmentModel):
             balance=np.zeros(n_volumes * n_views + settings.flat),
         )
 
-    def polar(self, grid: PolarGrid, block: slice) -> Complex64:
+    def polar(self, grid: PolarGrid, block: slice = slice(None)) -> Complex64:
         """Some slices, Eq. (8.1); (k, n_rings, n_angles / 2)."""
         n, n_views = max(lattice_size(grid.n_rings), self.references.shape[-1]), len(self.rotations)
-        values = np.zeros((block.stop - block.start, grid.n_rings, grid.n_angles // 2), dtype=np.complex64)
-        number, view = np.divmod(np.arange(block.start, block.stop), n_views)  # a last one has no volume
+        number, view = np.divmod(np.arange(len(self.weight))[block], n_views)  # a last one has no volume
+        values = np.zeros((len(number), grid.n_rings, grid.n_angles // 2), dtype=np.complex64)
         for volume in np.unique(number[number < len(self.references)]):
             dense = resized(self.references[volume].astype(np.float64), n) * soft_ball(n, *self.ball)
             values[number == volume] = slices(
@@ -203,7 +203,7 @@ def update_volumes(
     polar = polar_statistics(stats, grid)
     volumes = solve_volumes(polar, model, grid, settings)
     updated = replace(model, references=volumes)
-    values = updated.polar(grid, slice(0, len(updated.weight)))
+    values = updated.polar(grid)
     power = stats.power / np.maximum(stats.n_images, 1e-9)
     floor = MIN_NOISE * power + smallest_noise(power)
     residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction
