@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from sklearn_cryoem.physics.fourier import Float32, Float64
+from sklearn_cryoem.physics.fourier import Float32, Float64, rfft_weights
 
 # views: von Mises-Fisher caps round directions at right angles, as surfaces that hold a particle
 POLE_SHARES = (0.75, 0.25)  # of the views that prefer a direction
@@ -27,6 +27,18 @@ CLUMP_REACH = (0.5, 0.75)  # of the others in a clump, from the middle of the bo
 
 NOISE_KINDS = ("white", "coloured")
 JUNK_KINDS = ("noise", "ice", "edge", "off_centre")
+
+
+def random_directions(n: int, rng: np.random.Generator) -> Float64:
+    """Unit vectors, uniform on the sphere; (n, 3)."""
+    directions = rng.standard_normal((n, 3))
+    return directions / np.linalg.norm(directions, axis=1, keepdims=True)
+
+
+def _euler_angles(directions: Float64) -> dict[str, Float64]:
+    """Columns of RELION's rot and tilt of unit view directions."""
+    rot = np.arctan2(directions[:, 1], directions[:, 0])
+    return {"rot_rad": rot, "tilt_rad": np.arccos(np.clip(directions[:, 2], -1.0, 1.0))}
 
 
 def uniform_directions(n_views: int, rng: np.random.Generator) -> Float64:
@@ -83,9 +95,7 @@ def draw_truth(
     truth : DataFrame of n_samples rows
         See `make_particles`.
     """
-    if directions is None:
-        directions = rng.standard_normal((n_samples, 3))
-        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    directions = random_directions(n_samples, rng) if directions is None else directions
     view = np.full(n_samples, -1)
     if n_views is not None:
         view = rng.integers(n_views, size=n_samples)
@@ -108,8 +118,7 @@ def draw_truth(
             "view_y": directions[:, 1],
             "view_z": directions[:, 2],
             "view": view,
-            "rot_rad": np.arctan2(directions[:, 1], directions[:, 0]),
-            "tilt_rad": np.arccos(np.clip(directions[:, 2], -1.0, 1.0)),
+            **_euler_angles(directions),
             "angle_rad": angle,
             "shift_x": shift[:, 0],
             "shift_y": shift[:, 1],
@@ -122,8 +131,7 @@ def draw_truth(
 
 def draw_views(n_samples: int, rng: np.random.Generator, poles: Float64, preferred: float) -> Float64:
     """View directions (n_samples, 3), a share of them near `poles`, unit rows, by `POLE_SHARES`."""
-    uniform = rng.standard_normal((n_samples, 3))
-    uniform /= np.linalg.norm(uniform, axis=1, keepdims=True)
+    uniform = random_directions(n_samples, rng)
     pole = rng.choice(len(poles), size=n_samples, p=POLE_SHARES)
     concentration = POLE_SPREAD_RAD**-2
     u, azimuth = rng.random(n_samples), rng.uniform(0.0, 2.0 * np.pi, n_samples)
@@ -202,15 +210,12 @@ def draw_neighbours(
     around = rng.uniform(*CLUMP_REACH, (len(row), 1)) * diameter
     around = around * np.column_stack([np.cos(azimuth), np.sin(azimuth)])
     x, y = np.rint(np.where(clump[row, None], around, place)).astype(np.int64).T
-    direction = rng.standard_normal((len(row), 3))
-    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     return pd.DataFrame(
         {
             "row": row,
             "x_px": x,
             "y_px": y,
-            "rot_rad": np.arctan2(direction[:, 1], direction[:, 0]),
-            "tilt_rad": np.arccos(np.clip(direction[:, 2], -1.0, 1.0)),
+            **_euler_angles(random_directions(len(row), rng)),
             "angle_rad": rng.uniform(0.0, 2.0 * np.pi, len(row)),
             "shift_x": 0.0,
             "shift_y": 0.0,
@@ -244,11 +249,7 @@ def coloured_power(box: int) -> Float64:
 
 def unit_variance(power: Float64, box: int) -> Float64:
     """Powers (..., D, D // 2 + 1) scaled so that each pixel has variance 1."""
-    columns = np.full(power.shape[-1], 2.0)  # how often a column occurs in the full transform
-    columns[0] = 1.0
-    if box % 2 == 0:
-        columns[-1] = 1.0
-    return power * (box**2 / (power * columns).sum(axis=(-2, -1), keepdims=True))
+    return power * (box**2 / (power * rfft_weights(box)).sum(axis=(-2, -1), keepdims=True))
 
 
 def draw_noise(rng: np.random.Generator, n_images: int, box: int, power: Float64 | None = None) -> Float32:

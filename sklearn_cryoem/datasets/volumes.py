@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
 from sklearn_cryoem._core.validation import ParticleDataError, check_number
+from sklearn_cryoem.datasets.draws import random_directions
 from sklearn_cryoem.particles.mrc_files import read_whole_mrc
 from sklearn_cryoem.physics.fourier import Float32, Float64
 
@@ -254,24 +256,17 @@ def _core_particle() -> Float64:
     """Blobs of a barrel of four seven-fold rings, axis along z, its top ring at z = 0."""
     blobs = []
     for level, (height, radius) in enumerate([(0.0, 37.0), (-40.0, 40.0), (-80.0, 40.0), (-120.0, 37.0)]):
-        turns = 2.0 * np.pi * (np.arange(7) + 0.25 * level) / 7.0
         for inward, sd, density in [(0.0, 12.0, 1.2), (-14.0, 8.0, 0.6)]:
-            ring = np.zeros((7, 5))
-            ring[:, 0], ring[:, 1] = (radius + inward) * np.cos(turns), (radius + inward) * np.sin(turns)
-            ring[:, 2], ring[:, 3], ring[:, 4] = height, sd, density
-            blobs.append(ring)
+            blobs.append(_ring(7, radius + inward, height, sd, density, 0.25 * level))
     return np.concatenate(blobs)
 
 
 def _regulatory_particle() -> Float64:
     """Blobs of a six-fold base above z = 0 and an asymmetric lid that leans over one side."""
-    turns = 2.0 * np.pi * np.arange(6) / 6.0
     base = []
     for height, radius, sd in [(38.0, 33.0, 13.0), (72.0, 24.0, 10.0)]:
-        ring = np.zeros((6, 5))
-        ring[:, 0], ring[:, 1] = radius * np.cos(turns), radius * np.sin(turns)
-        ring[:, 2] = height + 4.0 * np.arange(6)  # a spiral staircase
-        ring[:, 3], ring[:, 4] = sd, 1.1
+        ring = _ring(6, radius, height, sd, 1.1)
+        ring[:, 2] += 4.0 * np.arange(6)  # a spiral staircase
         base.append(ring)
     rng = np.random.default_rng(26)
     lid = [
@@ -284,15 +279,21 @@ def _regulatory_particle() -> Float64:
     return np.concatenate(base + [_filled_ellipsoid(rng, part, spacing=15.0, sd=8.5) for part in lid])
 
 
+def _ring(n: int, radius: float, z: float, sd: float, height: float, turned: float = 0.0) -> Float64:
+    """Blobs at equal angles about the z axis, turned by a part of the angle between two; (n, 5)."""
+    angle = 2.0 * np.pi * (np.arange(n) + turned) / n
+    same = np.broadcast_to([z, sd, height], (n, 3))
+    return np.column_stack([radius * np.cos(angle), radius * np.sin(angle), same])
+
+
 def _filled_ellipsoid(
     rng: np.random.Generator, ellipsoid: tuple[float, ...], *, spacing: float, sd: float
 ) -> Float64:
     """Fill an ellipsoid with blobs of random height, about `spacing` Angstrom apart; shape (n_blobs, 5)."""
     centre, half = np.array(ellipsoid[:3], dtype=float), np.array(ellipsoid[3:], dtype=float)
     n_blobs = max(6, round(4.0 / 3.0 * np.pi * half.prod() / spacing**3))
-    direction = rng.standard_normal((n_blobs, 3))
-    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    inside = direction * rng.random((n_blobs, 1)) ** (1.0 / 3.0)  # uniform in the unit ball
+    inside = random_directions(n_blobs, rng)
+    inside *= rng.random((n_blobs, 1)) ** (1.0 / 3.0)  # uniform in the unit ball
     # heights such that the mean density inside is 1, whatever the spacing and the width
     height = rng.uniform(0.3, 1.7, size=(n_blobs, 1)) * (spacing / (np.sqrt(2.0 * np.pi) * sd)) ** 3
     return np.hstack([centre + half * inside, np.full((n_blobs, 1), sd), height])
@@ -304,16 +305,12 @@ def _centred(blobs: Float64) -> Float64:
     return np.hstack([blobs[:, :3] - np.average(blobs[:, :3], axis=0, weights=mass), blobs[:, 3:]])
 
 
-def _ring(n_fold: int) -> Callable[[int, float], Volume]:
-    return lambda box, pixel_size: make_rings(n_fold, box, pixel_size)
-
-
 # name: (builder, side of the box in Angstrom that holds the particle with room around it)
 PHANTOMS: dict[str, tuple[Callable[[int, float], Volume], float]] = {
     "ribosome": (make_ribosome_phantom, 360.0),
-    "ring-10": (_ring(10), 420.0),
-    "ring-11": (_ring(11), 420.0),
-    "ring-12": (_ring(12), 420.0),
+    "ring-10": (partial(make_rings, 10), 420.0),
+    "ring-11": (partial(make_rings, 11), 420.0),
+    "ring-12": (partial(make_rings, 12), 420.0),
     "rp": (lambda box, pixel_size: make_proteasome_phantoms(box, pixel_size)[0], 420.0),
     "rp-cp": (lambda box, pixel_size: make_proteasome_phantoms(box, pixel_size)[1], 420.0),
 }

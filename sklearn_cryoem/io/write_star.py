@@ -96,7 +96,9 @@ def raw_geometry(stack: ParticleStack) -> tuple[int, float | None]:
             "These images have several pixel sizes where they lie, and were rescaled to one: this format "
             "would have to give one for all. Write the format that came in, or new images (a .mrcs file)."
         )
-    return raw_source(stack.images).box, None if stack.pixel_size is None else stack.pixel_size / growth.max(initial=1.0)
+    return raw_source(stack.images).box, None if stack.pixel_size is None else stack.pixel_size / growth.max(
+        initial=1.0
+    )
 
 
 def _set_column(table: pd.DataFrame, name: str, values: np.ndarray, *, period: float | None = None) -> None:

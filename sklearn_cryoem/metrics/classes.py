@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 
 from sklearn_cryoem._core.parallel import row_blocks
+from sklearn_cryoem.physics.images import ring_sums
 
 FRC_PIXELS = 2**17  # transformed at once: transforms are ten times larger than the averages
 
@@ -39,10 +40,9 @@ def fourier_ring_correlation(first: ArrayLike, second: ArrayLike) -> NDArray[np.
             "shape (..., D, D). Bring both to one box first."
         )
     box = one.shape[-1]
-    spectrum_one = fft.fft2(one, workers=1)
-    spectrum_other = fft.fft2(other, workers=1)
-    cross = _ring_sums((spectrum_one * spectrum_other.conj()).real, box)
-    norm = np.sqrt(_ring_sums(np.abs(spectrum_one) ** 2, box) * _ring_sums(np.abs(spectrum_other) ** 2, box))
+    spectrum_one, spectrum_other = fft.rfft2(one, workers=1), fft.rfft2(other, workers=1)
+    cross = ring_sums((spectrum_one * spectrum_other.conj()).real, box)
+    norm = np.sqrt(ring_sums(np.abs(spectrum_one) ** 2, box) * ring_sums(np.abs(spectrum_other) ** 2, box))
     return np.divide(cross, norm, out=np.zeros_like(cross), where=norm > 0)
 
 
@@ -155,13 +155,3 @@ def effective_classes(labels: ArrayLike) -> EffectiveClasses:
     values = np.asarray(labels)
     _, sizes = np.unique(values[values >= 0], return_counts=True)
     return EffectiveClasses(int(sizes.size), effective_count(sizes))
-
-
-def _ring_sums(values: NDArray[np.float64], box: int) -> NDArray[np.float64]:
-    """Sum (..., D, D) over rings of rounded radius 0 .. D // 2."""
-    k = np.fft.fftfreq(box, 1.0 / box)
-    ring = np.rint(np.hypot(k[:, None], k[None, :])).astype(np.int64).ravel()
-    order = np.argsort(ring, kind="stable")
-    starts = np.searchsorted(ring[order], np.arange(box // 2 + 2))
-    flat = values.reshape(*values.shape[:-2], -1)[..., order[: starts[-1]]]
-    return np.add.reduceat(flat, starts[:-1], axis=-1)

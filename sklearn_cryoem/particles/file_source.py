@@ -12,8 +12,7 @@ import numpy as np
 from sklearn_cryoem._core.memory import format_bytes
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles.mrc_files import FrameFile
-from sklearn_cryoem.particles.rows import Immutable, read_only, row_key
-from sklearn_cryoem.particles.sources import Rows, check_pixels
+from sklearn_cryoem.particles.sources import Immutable, Rows, check_pixels, read_only, row_key
 
 _NO_HANDLES = (errno.EMFILE, errno.ENFILE)
 _CLOCK_SLACK_NS = 2_000_000_000  # file systems and their copies round times of modification

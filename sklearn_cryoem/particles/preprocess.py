@@ -11,8 +11,14 @@ import pandas as pd
 
 from sklearn_cryoem._core.parallel import ordered_map, row_blocks
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem.particles.rows import Immutable, row_key
-from sklearn_cryoem.particles.sources import ConcatenatedSource, ImageSource, Rows, bad_pixels
+from sklearn_cryoem.particles.sources import (
+    ConcatenatedSource,
+    ImageSource,
+    Immutable,
+    Rows,
+    bad_pixels,
+    row_key,
+)
 from sklearn_cryoem.physics.fourier import fourier_resize, resample
 from sklearn_cryoem.physics.images import clip_hot_pixels, normalise_background
 

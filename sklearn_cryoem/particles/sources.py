@@ -12,9 +12,85 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from sklearn_cryoem._core.validation import ParticleDataError
-from sklearn_cryoem.particles.rows import Immutable, read_only, row_key
 
 Rows = slice | np.ndarray
+
+
+class Immutable:
+    """Base of containers whose attributes cannot be set once they are built.
+
+    A subclass calls `_seal` at the end of its construction and names the way out in `_remedy`.
+    """
+
+    _remedy = "Build a new one instead."
+
+    def _seal(self) -> None:
+        object.__setattr__(self, "_sealed", True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_sealed", False):
+            raise AttributeError(
+                f"{type(self).__name__}.{name} cannot be set: the object is immutable. {self._remedy}"
+            )
+        object.__setattr__(self, name, value)
+
+    def __setstate__(self, state: dict) -> None:  # arrays of a pickle can be written into
+        for name, value in state.items():
+            self.__dict__[name] = read_only(value) if isinstance(value, np.ndarray) else value
+
+    def __copy__(self) -> Immutable:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Immutable:
+        return self
+
+
+def row_key(key: Any, n_rows: int) -> slice | np.ndarray:
+    """Turn any key for the first axis into a slice of step 1 or an array of non-negative indices.
+
+    Parameters
+    ----------
+    key : int, slice, boolean mask, array of int, or such a key with an Ellipsis
+        The key as it stands between square brackets. An int gives a slice of one row.
+    n_rows : int
+        Length of the first axis.
+
+    Returns
+    -------
+    slice or ndarray of shape (n_selected,), intp
+
+    Raises
+    ------
+    IndexError
+        If the key selects along another axis, is out of range, or is a mask of another length.
+    """
+    try:
+        if isinstance(key, tuple) and key[1:] in ((Ellipsis,), (slice(None),)):
+            key = key[0]
+        if isinstance(key, tuple):
+            raise IndexError("this key is of more axes, or of none")
+        if isinstance(key, slice | int | np.integer):
+            rows = range(n_rows)[key]
+        else:
+            rows = np.arange(n_rows)[key if key is Ellipsis or np.size(key) else []]
+        if np.ndim(rows) > 1:
+            raise IndexError("this key is an array of more axes")
+    except (IndexError, ValueError) as error:
+        raise IndexError(
+            f"There are {n_rows} rows, 0 to {n_rows - 1}, and one axis: {error}. Use an int, a slice, a "
+            "boolean mask or a 1-D array of integers; for pixels, read the images first: "
+            "stack.read(rows)."
+        ) from error
+    if isinstance(rows, range) and rows.step == 1:
+        return slice(rows.start, max(rows.start, rows.stop))
+    return slice(rows, rows + 1) if isinstance(rows, int) else np.asarray(rows, dtype=np.intp)
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """Return a view of `array` that cannot be written through."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 @runtime_checkable

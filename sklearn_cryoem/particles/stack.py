@@ -20,17 +20,9 @@ from sklearn_cryoem.particles.preprocess import (
     TransformedSource,
     find_bad_images,
 )
-from sklearn_cryoem.particles.rows import (
-    Immutable,
-    guarded,
-    pack_table,
-    read_only,
-    row_key,
-    unpack_table,
-)
 from sklearn_cryoem.particles.screening import look_at, screened
-from sklearn_cryoem.particles.sources import ArraySource, ImageSource
-from sklearn_cryoem.particles.tables import CTFTable, Poses
+from sklearn_cryoem.particles.sources import ArraySource, ImageSource, Immutable, read_only, row_key
+from sklearn_cryoem.particles.tables import CTFTable, Poses, guarded, pack_table, unpack_table
 
 _TABLES = ("_metadata", "_optics", "_truth")
 _ROW_ARRAYS = ("optics_group", "noise_group", "outlier")

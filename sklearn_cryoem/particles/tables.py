@@ -6,10 +6,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from sklearn_cryoem.particles.rows import Immutable, column, read_only, row_key
+from sklearn_cryoem.particles.sources import Immutable, read_only, row_key
 from sklearn_cryoem.physics.ctf import contrast_transfer
 
+_COPY_ON_WRITE = int(pd.__version__.split(".", maxsplit=1)[0]) >= 3
 _APART = ("astigmatism_angle_rad", "phase_flipped", "premultiplied")  # what `evaluate` sees to itself
 
 
@@ -291,3 +293,51 @@ def _flags(values: Any, n_images: int) -> np.ndarray:
             "Poses: mirrored holds values other than true and false. Give 1 for mirrored, else 0."
         )
     return read_only(np.array(np.broadcast_to(array, n_images), dtype=bool))
+
+
+def column(name: str, values: Any, *, owner: str) -> np.ndarray:
+    """Return `values` as a finite, read-only, contiguous float64 array.
+
+    Raises
+    ------
+    ValueError
+        If a value is NaN or infinite.
+    """
+    array = np.array(values, dtype=np.float64, copy=True, order="C")
+    if not np.isfinite(array).all():
+        bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+        raise ValueError(
+            f"{owner}: {name} is NaN or infinite for {bad.size} particle(s), the first in row {bad[0]}. "
+            "Drop those rows, or repair the table they come from."
+        )
+    array.flags.writeable = False
+    return array
+
+
+def guarded(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table that can be changed without changing `table`; free where pandas copies on write."""
+    return table.copy(deep=not _COPY_ON_WRITE)
+
+
+def pack_table(table: pd.DataFrame | None) -> tuple | None:
+    """Turn a table into plain arrays and lists, of the same hash for equal tables however they were made."""
+    if table is None:
+        return None
+    columns = [(str(name), str(column.dtype), _plain(column)) for name, column in table.items()]
+    return len(table), columns
+
+
+def unpack_table(packed: tuple | None) -> pd.DataFrame | None:
+    """Inverse of `pack_table`; the index counts from 0."""
+    if packed is None:
+        return None
+    n_rows, columns = packed
+    series = {place: pd.Series(values, dtype=dtype) for place, (_, dtype, values) in enumerate(columns)}
+    table = pd.DataFrame(series, index=pd.RangeIndex(n_rows))
+    table.columns = [name for name, _, _ in columns]
+    return table
+
+
+def _plain(column: pd.Series) -> np.ndarray | list:
+    is_number = isinstance(column.dtype, np.dtype) and column.dtype.kind in "fiub"
+    return np.ascontiguousarray(column) if is_number else column.tolist()

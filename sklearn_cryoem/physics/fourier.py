@@ -118,6 +118,15 @@ def coarser_shells(side: float, min_resolution: float | None, n_shells: float) -
     return n_coarser
 
 
+def rfft_weights(box: int) -> Float64:
+    """How often each column of an rfft2 occurs in the full transform; (D // 2 + 1,)."""
+    weights = np.full(box // 2 + 1, 2.0)
+    weights[0] = 1.0  # kx = 0 holds both members of a pair
+    if box % 2 == 0:
+        weights[-1] = 1.0  # so does Nyquist, which only even boxes have
+    return weights
+
+
 def centre_phase(box: int, kx: Int, ky: Int) -> Complex64:
     """exp(2 pi i k.c / D) with c = D // 2: moves the origin from the corner pixel to the centre pixel."""
     centre = box // 2

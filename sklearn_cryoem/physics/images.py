@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from sklearn_cryoem.physics.fourier import Float32, Float64
+from sklearn_cryoem.physics.fourier import Float32, Float64, rfft_weights
 from sklearn_cryoem.physics.masks import pixel_radius
 
 CLIP = 3.0  # standard deviations: pixels beyond it tell of a hot pixel, not of their line
@@ -112,21 +112,32 @@ def radial_power(images: Float32) -> Float64:
         the corners beyond D // 2 are left out.
     """
     box = images.shape[-1]
-    n_shells = box // 2 + 1
-    ky, kx = np.fft.fftfreq(box, 1.0 / box)[:, None], np.fft.rfftfreq(box, 1.0 / box)
-    shell = np.rint(np.hypot(kx, ky)).astype(np.int64)  # (D, D // 2 + 1)
-    # Columns of the half transform stand for two frequencies, but for kx = 0 and (even box) Nyquist.
-    weight = np.full(shell.shape, 2.0)
-    weight[:, 0] = 1.0
-    if box % 2 == 0:
-        weight[:, -1] = 1.0
-    kept = shell < n_shells
-    order = np.argsort(shell[kept], kind="stable")
-    starts = np.searchsorted(shell[kept][order], np.arange(n_shells))
     spectrum = fft.rfft2(images, norm="ortho", axes=(-2, -1), workers=1)
-    power = np.abs(spectrum[..., kept]).astype(np.float64) ** 2 * weight[kept]
-    sums = np.add.reduceat(power[..., order], starts, axis=-1)  # (..., n_shells)
-    return np.asarray(sums / np.add.reduceat(weight[kept][order], starts))
+    power = np.abs(spectrum).astype(np.float64) ** 2
+    return ring_sums(power, box) / ring_sums(np.ones(power.shape[-2:]), box)
+
+
+def ring_sums(values: Float64, box: int) -> Float64:
+    """Sum values on the frequencies of an rfft2 over rings of the full plane.
+
+    Parameters
+    ----------
+    values : ndarray of shape (..., D, D // 2 + 1)
+        The same for a frequency and its opposite.
+    box : int
+        Side D of the images.
+
+    Returns
+    -------
+    sums : ndarray of shape (..., D // 2 + 1)
+        Entry r is over the frequencies whose radius rounds to r Fourier pixels; corners are left out.
+    """
+    ky, kx = np.fft.fftfreq(box, 1.0 / box)[:, None], np.fft.rfftfreq(box, 1.0 / box)
+    ring = np.rint(np.hypot(kx, ky)).ravel()
+    order = np.argsort(ring, kind="stable")
+    starts = np.searchsorted(ring[order], np.arange(box // 2 + 2))
+    weighted = (values * rfft_weights(box)).reshape(*values.shape[:-2], ring.size)
+    return np.asarray(np.add.reduceat(weighted[..., order[: starts[-1]]], starts[:-1], axis=-1))
 
 
 @dataclass(frozen=True)

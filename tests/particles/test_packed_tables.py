@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sklearn_cryoem.particles.rows import guarded, pack_table, unpack_table
+from sklearn_cryoem.particles.tables import guarded, pack_table, unpack_table
 
 
 @pytest.fixture
