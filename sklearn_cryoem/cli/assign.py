@@ -8,11 +8,8 @@ import numpy as np
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.options import (
     READING,
-    add_images_dir,
     add_machine,
-    add_options,
-    add_passthrough,
-    add_run,
+    add_particles,
     new_command,
 )
 from sklearn_cryoem.cli.results import LEFT_OUT, MODEL, Outcome, output_names, tell, write
@@ -26,7 +23,7 @@ the new particles.
 
 
 def add_assign(commands):
-    """Add `assign` to the parser; return its own parser."""
+    """Add `assign` to the parser."""
     parser = new_command(
         commands, "assign", assign,
         summary="put further particles into the classes of a finished run",
@@ -36,16 +33,8 @@ def add_assign(commands):
     parser.add_argument(
         "model", metavar="RUN", type=Path, nargs="?", help="folder of a run, or its model (.npz) (required)"
     )
-    parser.add_argument(
-        "particles", metavar="PARTICLES", type=Path, nargs="?", help="a .star, .cs or .mrcs file (required)"
-    )
-    add_run(parser, "model", "particles", "output")
-    reading = parser.add_argument_group("reading")
-    add_images_dir(reading)
-    add_passthrough(reading)
-    add_options(reading, [row for row in READING if row[0] != "downsample"])
+    add_particles(parser, "model", reading=[row for row in READING if row[0] != "downsample"])
     add_machine(parser.add_argument_group("machine"))
-    return parser
 
 
 def assign(options, console, used=None):

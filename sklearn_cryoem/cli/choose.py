@@ -2,8 +2,8 @@
 
 from argparse import Namespace
 
-from sklearn_cryoem.cli.classify import add_particles, make_aligner, make_clusterer
-from sklearn_cryoem.cli.options import add_classification, add_machine, count, new_command
+from sklearn_cryoem.cli.classify import make_aligner, make_clusterer
+from sklearn_cryoem.cli.options import add_classification, add_machine, add_particles, count, new_command
 from sklearn_cryoem.cli.results import LEFT_OUT
 from sklearn_cryoem.cli.run_folder import RunFolder, check_is_file
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
@@ -17,7 +17,7 @@ Recommended are the fewest classes that are no worse than the best by more than 
 
 
 def add_choose(commands):
-    """Add `choose` to the parser; return its own parser."""
+    """Add `choose` to the parser."""
     parser = new_command(
         commands, "choose", choose,
         summary="compare numbers of classes and dimensions by particles held out",
@@ -37,7 +37,6 @@ def add_choose(commands):
         help="dimensions of the manifold to try (default: 1 2, or that of its shape)",
     )  # fmt: skip
     add_machine(parser.add_argument_group("machine"))
-    return parser
 
 
 def choose(options, console):

@@ -16,8 +16,7 @@ from sklearn_cryoem.cli.options import (
     add_classification,
     add_machine,
     add_options,
-    add_reading,
-    add_run,
+    add_particles,
     new_command,
     parameters_from,
 )
@@ -37,6 +36,10 @@ _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 # come out again.
 _REPEATED_PARTICLES, _REPEATED_A_CLASS = 10_000, 50
 
+_FULL_AVERAGES = (
+    "--full-averages", None, bool, False,
+    f"write {FULL_AVERAGES} as well: averages in the box of the particles, not of the fits",
+)  # fmt: skip
 _CLASSIFY_EPILOG = """\
 The class of each particle is written as rlnClassNumber (counted from 1) into the labelled particles; class
 averages stand in the same order in class_averages.mrcs. The model is loaded with sklearn_cryoem.load_model.
@@ -50,7 +53,7 @@ every ten times --images-per-subclass particles, 2 to 50.
 
 
 def add_classify(commands):
-    """Add `classify` to the parser; return its own parser."""
+    """Add `classify` to the parser."""
     parser = new_command(
         commands, "classify", classify,
         summary="align particles, cluster them, write labels, class averages and pictures",
@@ -59,14 +62,13 @@ def add_classify(commands):
         epilog=_CLASSIFY_EPILOG,
     )  # fmt: skip
     add_particles(parser)
-    _add_full_averages(parser)
+    add_options(parser, [_FULL_AVERAGES])
     add_classification(parser)
     add_machine(parser.add_argument_group("machine"))
-    return parser
 
 
 def add_deep(commands):
-    """Add `deep` to the parser; return its own parser."""
+    """Add `deep` to the parser."""
     parser = new_command(
         commands, "deep", deep,
         summary="divide each class into sub-classes, as many as its particles can feed",
@@ -75,27 +77,10 @@ def add_deep(commands):
         epilog=_DEEP_EPILOG,
     )  # fmt: skip
     add_particles(parser)
-    _add_full_averages(parser)
+    add_options(parser, [_FULL_AVERAGES])
     add_options(parser.add_argument_group("sub-classes"), SUBCLASSES)
     add_classification(parser, is_deep=True)
     add_machine(parser.add_argument_group("machine"))
-    return parser
-
-
-def _add_full_averages(parser):
-    parser.add_argument(
-        "--full-averages", action="store_true",
-        help=f"write {FULL_AVERAGES} as well: averages in the box of the particles, not of the fits",
-    )  # fmt: skip
-
-
-def add_particles(parser):
-    """Add PARTICLES and the options of how they are read."""
-    parser.add_argument(
-        "particles", metavar="PARTICLES", type=Path, nargs="?", help="a .star, .cs or .mrcs file (required)"
-    )
-    add_run(parser, "particles", "output")
-    add_reading(parser.add_argument_group("reading"))
 
 
 def classify(options, console, *, keep_states=False):

@@ -7,13 +7,14 @@ from functools import partial
 import numpy as np
 
 from sklearn_cryoem.cli.assign import assign
-from sklearn_cryoem.cli.classify import add_particles, classify
+from sklearn_cryoem.cli.classify import classify
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
 from sklearn_cryoem.cli.options import (
     add_classification,
     add_machine,
     add_options,
+    add_particles,
     count,
     new_command,
     percent,
@@ -25,8 +26,8 @@ REJECTED = "rejected.csv"
 _AGAIN_SHARE = 0.4  # of the usual match; noise that is aligned to good classes has a third of it, at most
 _AT_REST = 0.005  # of the particles: fewer than leave a set by chance
 _RULES = [
-    ("rounds", "--rounds", "N", count, 4, "rounds, at most; it ends when less than 0.5 %% leave"),
-    ("max_rejected", "--max-rejected", "PERCENT", percent, 40.0,
+    ("--rounds", "N", count, 4, "rounds, at most; it ends when less than 0.5 %% leave"),
+    ("--max-rejected", "PERCENT", percent, 40.0,
      "stop with an error before more than this share of all particles has left"),
 ]  # fmt: skip
 _EPILOG = """\
@@ -42,7 +43,7 @@ aligned to the classes that are left, and come back if they match one.
 
 
 def add_clean(commands):
-    """Add `clean` to the parser; return its own parser."""
+    """Add `clean` to the parser."""
     parser = new_command(
         commands, "clean", clean,
         summary="classify and reject in rounds until nothing more leaves",
@@ -54,7 +55,6 @@ def add_clean(commands):
     add_options(parser.add_argument_group("rounds"), _RULES)
     add_classification(parser)
     add_machine(parser.add_argument_group("machine"))
-    return parser
 
 
 def clean(options, console):

@@ -6,9 +6,8 @@ import numpy as np
 
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
-from sklearn_cryoem.cli.options import new_command
-from sklearn_cryoem.cli.results import AVERAGES
-from sklearn_cryoem.cli.run_folder import labelled_particles
+from sklearn_cryoem.cli.options import add_output, new_command
+from sklearn_cryoem.cli.run_folder import AVERAGES, averages_of_run, labelled_particles
 from sklearn_cryoem.cli.select import column_of, places_of, read_table
 
 TABLE, MOVED, CONTINGENCY, PAIRS = "compare.csv", "moved.csv", "contingency.csv", "pairs.png"
@@ -29,7 +28,7 @@ bring the partner onto it, and its stability over all runs (0 by chance, 1 if it
 
 # ---------------------------------------------------------------- merge
 def add_merge(commands):
-    """Add `merge` to the parser; return its own parser."""
+    """Add `merge` to the parser."""
     parser = new_command(
         commands, "merge", merge,
         summary="join the particles of several runs, each particle once",
@@ -37,11 +36,7 @@ def add_merge(commands):
         epilog=_MERGE_EPILOG,
     )  # fmt: skip
     _add_results(parser)
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, required=True, help="a .star or .cs file"
-    )
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
-    return parser
+    add_output(parser, "FILE", "a .star or .cs file")
 
 
 def _add_results(parser):
@@ -55,7 +50,7 @@ def merge(options, console):
     import pandas as pd
 
     from sklearn_cryoem._core.files import try_to_write
-    from sklearn_cryoem.io import read_mrc, write_class_averages, write_particles
+    from sklearn_cryoem.io import write_class_averages, write_particles
     from sklearn_cryoem.io.classes import class_star_path
     from sklearn_cryoem.io.write import check_target
     from sklearn_cryoem.particles import class_labels, concatenate, with_classes
@@ -68,7 +63,7 @@ def merge(options, console):
     for results in options.results:
         stack, labels = read_labelled(results, options.output, console)
         sound = labels >= 0
-        own = read_mrc(results / AVERAGES) if (results / AVERAGES).is_file() else None
+        own = averages_of_run(results) if (results / AVERAGES).is_file() else None
         start = starts.setdefault(results if own is None else own[0].tobytes(), first)
         if start == first:
             averages.append(own)
@@ -154,7 +149,7 @@ def names_of(stack):
 
 # ---------------------------------------------------------------- compare
 def add_compare(commands):
-    """Add `compare` to the parser; return its own parser."""
+    """Add `compare` to the parser."""
     parser = new_command(
         commands, "compare", compare,
         summary="set runs of the same particles side by side",
@@ -162,11 +157,7 @@ def add_compare(commands):
         epilog=_COMPARE_EPILOG,
     )  # fmt: skip
     _add_results(parser)
-    parser.add_argument(
-        "-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the tables"
-    )
-    parser.add_argument("--force", action="store_true", help="replace tables that are there")
-    return parser
+    add_output(parser, "DIR", "folder for the tables")
 
 
 def compare(options, console):
@@ -230,7 +221,6 @@ def compare(options, console):
 
 def _add_averages(pairs, first, second, *, draw):
     """Add how alike the averages of paired classes are; return a figure of them side by side, or None."""
-    from sklearn_cryoem.io import read_mrc
     from sklearn_cryoem.physics.masks import mask_background, mask_disc
     from sklearn_cryoem.physics.rotation import aligned_images
     from sklearn_cryoem.plotting import plot_class_averages
@@ -238,7 +228,7 @@ def _add_averages(pairs, first, second, *, draw):
 
     if not all((path / AVERAGES).is_file() for path in (first, second)):
         return None
-    one, other = (read_mrc(path / AVERAGES)[0] for path in (first, second))
+    one, other = (averages_of_run(path)[0] for path in (first, second))
     if one.shape[1:] != other.shape[1:]:
         return None
     there = pairs.index[pairs["partner"] > 0].to_numpy()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sklearn_cryoem.cli.classify import folder_of_names
 from sklearn_cryoem.cli.console import CommandError
-from sklearn_cryoem.cli.options import add_images_dir, add_passthrough, new_command, positive
+from sklearn_cryoem.cli.options import FORCE, PIXEL_SIZE, add_files, add_options, new_command
 from sklearn_cryoem.cli.run_folder import check_is_file
 
 _EPILOG = """\
@@ -16,7 +16,7 @@ What the new format has no place for is named in a warning.
 
 
 def add_convert(commands):
-    """Add `convert` to the parser; return its own parser."""
+    """Add `convert` to the parser."""
     parser = new_command(
         commands, "convert", convert,
         summary="convert particles between RELION and cryoSPARC",
@@ -31,19 +31,15 @@ def add_convert(commands):
         help="style of the STAR file: one table (RELION up to 3.0), or optics groups and particles (3.1 to "
         "5); by default that of the input, 3.1 for others",
     )  # fmt: skip
-    add_images_dir(parser)
-    parser.add_argument(
-        "--float32", action="store_true",
-        help="write the images too, as 32-bit numbers, to one .mrcs file beside the STAR file: for programs "
-        "that do not read half precision, as RELION up to 3.1",
-    )  # fmt: skip
-    add_passthrough(parser)
-    parser.add_argument(
-        "--pixel-size", metavar="A", type=positive, help="Angstrom per pixel (default: what the file says)"
-    )
-    parser.add_argument("--no-ctf", action="store_true", help="do without CTF parameters")
-    parser.add_argument("--force", action="store_true", help="replace the output if it is there")
-    return parser
+    add_files(parser)
+    add_options(parser, [
+        ("--float32", None, bool, False,
+         "write the images too, as 32-bit numbers, to one .mrcs file beside the STAR file: for programs "
+         "that do not read half precision, as RELION up to 3.1"),
+        PIXEL_SIZE,
+        ("--no-ctf", None, bool, False, "do without CTF parameters"),
+        FORCE,
+    ])  # fmt: skip
 
 
 def convert(options, console):

@@ -3,9 +3,26 @@
 from pathlib import Path
 
 from sklearn_cryoem.cli.console import CommandError
-from sklearn_cryoem.cli.options import add_machine, new_command, not_negative, positive
-from sklearn_cryoem.cli.results import AVERAGES, QUALITY
+from sklearn_cryoem.cli.options import (
+    MACHINE,
+    add_machine,
+    add_options,
+    add_output,
+    new_command,
+    not_negative,
+    parameters_from,
+    positive,
+)
+from sklearn_cryoem.cli.run_folder import averages_of_run, quality_of_run
 
+_FIT = [
+    ("symmetry", "--symmetry", "GROUP", str, "C1", "C1, C2, .. or D2, D3, .."),
+    ("mask_diameter", "--mask-diameter", "A", positive, None,
+     "of the particle, Angstrom (default: 0.9 of the box)"),
+    ("max_shift", "--max-shift", "A", not_negative, None,
+     "of an average, Angstrom (default: 0.05 of the box)"),
+    ("max_resolution", "--max-resolution", "A", positive, None, "finest detail used, Angstrom (default: 24)"),
+]  # fmt: skip
 _EPILOG = """\
 The hand of the volume cannot be known from projections: try its mirror image, too. Beside the map there is a
 picture: sections, views, and projections below the averages that they should look like.
@@ -13,7 +30,7 @@ picture: sections, views, and projections below the averages that they should lo
 
 
 def add_initial_model(commands):
-    """Add `initial-model` to the parser; return its own parser."""
+    """Add `initial-model` to the parser."""
     parser = new_command(
         commands, "initial-model", initial_model,
         summary="make a first volume from the class averages of a run",
@@ -22,68 +39,36 @@ def add_initial_model(commands):
         epilog=_EPILOG,
     )  # fmt: skip
     parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run")
-    parser.add_argument("-o", "--output", metavar="MAP", type=Path, required=True, help="map to write (.mrc)")
-    parser.add_argument("--force", action="store_true", help="replace a map that is there")
-    parser.add_argument("--all", action="store_true", help="take all averages, not only those suggested")
-    parser.add_argument(
-        "--symmetry", metavar="GROUP", default="C1", help="C1, C2, .. or D2, D3, .. (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--mask-diameter",
-        metavar="A",
-        type=positive,
-        help="of the particle, Angstrom (default: 0.9 of the box)",
-    )
-    parser.add_argument(
-        "--max-shift",
-        metavar="A",
-        type=not_negative,
-        help="of an average, Angstrom (default: 0.05 of the box)",
-    )
-    parser.add_argument(
-        "--max-resolution", metavar="A", type=positive, help="finest detail used, Angstrom (default: 24)"
-    )
+    add_output(parser, "MAP", "map to write (.mrc)")
+    add_options(parser, [("--all", None, bool, False, "take all averages, not only those suggested")], _FIT)
     add_machine(parser.add_argument_group("machine"))
-    return parser
 
 
 def initial_model(options, console):
     """Read averages, fit, write the map and its picture."""
-    import pandas as pd
-
     from sklearn_cryoem import estimators
     from sklearn_cryoem._core.files import atomic_path, try_to_write
-    from sklearn_cryoem.io import read_mrc, write_mrc
-    from sklearn_cryoem.plotting.volumes import plot_volume
+    from sklearn_cryoem.io import write_mrc
+    from sklearn_cryoem.plotting import plot_volume
 
-    for name in (AVERAGES, QUALITY):
-        if not (options.folder / name).exists():
-            raise CommandError(f"{options.folder} holds no {name}. Give the --output of a finished run.")
+    averages, pixel_size = averages_of_run(options.folder)
+    quality = quality_of_run(options.folder)
     if options.output.suffix.lower() != ".mrc":
         raise CommandError(f"{options.output} is no name of a map, expected one in .mrc. Change the suffix.")
     picture = options.output.with_suffix(".png")
     for path in (options.output, picture):
-        if path.exists() and not options.force:
-            raise CommandError(f"{path} exists. Choose another name, or pass --force to replace it.")
         try_to_write(path, overwrite=options.force)
-    averages, pixel_size = read_mrc(options.folder / AVERAGES)
-    quality = pd.read_csv(options.folder / QUALITY)
     chosen = (quality["size"] > 0) & (quality["resolution"] < float("inf"))
-    chosen &= True if options.all else quality["keep"]
+    chosen &= options.all | quality["keep"]
     if not chosen.any():
         raise CommandError(f"{options.folder} suggests no class to keep. Pass --all to take all averages.")
-    names = ("mask_diameter", "max_shift", "max_resolution")
-    wanted = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     model = estimators.initial_model(
         averages[chosen.to_numpy()],
         pixel_size,
         sizes=quality.loc[chosen, "size"],
         resolutions=quality.loc[chosen, "resolution"],
-        symmetry=options.symmetry,
-        n_jobs=options.jobs,
-        random_state=options.seed,
+        **parameters_from(options, _FIT, MACHINE),
         verbose=0 if options.quiet else 1,
-        **wanted,
     )
     write_mrc(options.output, model.volumes_[0], pixel_size, overwrite=options.force)
     with atomic_path(picture, overwrite=options.force) as path:

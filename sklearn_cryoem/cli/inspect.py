@@ -9,7 +9,7 @@ import numpy as np
 from sklearn_cryoem._core.progress import in_words
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.cli.console import CommandError, with_options
-from sklearn_cryoem.cli.options import add_images_dir, add_passthrough, available_cores, new_command
+from sklearn_cryoem.cli.options import add_files, add_options, available_cores, new_command
 from sklearn_cryoem.cli.run_folder import SUMMARY, as_json, read_summary
 
 _PARTICLE_SUFFIXES = (".star", ".cs", ".csg", ".mrcs")
@@ -21,7 +21,7 @@ _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 
 # ---------------------------------------------------------------- info
 def add_info(commands):
-    """Add `info` to the parser; return its own parser."""
+    """Add `info` to the parser."""
     parser = new_command(
         commands, "info", info,
         summary="say what is in a file or a finished run",
@@ -29,11 +29,11 @@ def add_info(commands):
         "folder of a finished run. A few hundred images of particles are looked at for mistakes.",
     )  # fmt: skip
     parser.add_argument("path", metavar="FILE_OR_FOLDER", type=Path)
-    add_images_dir(parser)
-    add_passthrough(parser)
-    parser.add_argument("--no-checks", action="store_true", help="read no image: tell what the file says")
-    parser.add_argument("--json", action="store_true", help="print JSON for programs")
-    return parser
+    add_files(parser)
+    add_options(parser, [
+        ("--no-checks", None, bool, False, "read no image: tell what the file says"),
+        ("--json", None, bool, False, "print JSON for programs"),
+    ])  # fmt: skip
 
 
 def info(options, console):

@@ -19,7 +19,6 @@ from sklearn_cryoem.cli import (
     convert,
     initial,
     inspect,
-    learn,
     report,
     select,
     simulate,
@@ -29,7 +28,7 @@ from sklearn_cryoem.cli.options import add_talking
 
 COMMANDS = (
     simulate.add_demo, classify.add_classify, classify.add_deep, choose.add_choose, clean.add_clean,
-    assign.add_assign, report.add_report, select.add_select, learn.add_learn_selection,
+    assign.add_assign, report.add_report, select.add_select, select.add_learn_selection,
     compare.add_merge, compare.add_compare, initial.add_initial_model, convert.add_convert, inspect.add_info,
     simulate.add_simulate,
 )  # fmt: skip
@@ -82,8 +81,10 @@ def build_parsers():
     parser.add_argument("--version", action="version", version=f"sklearn-cryoem {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for add in COMMANDS:
-        add_talking(add(commands))
-    return parser, dict(commands.choices)
+        add(commands)
+    for command in commands.choices.values():
+        add_talking(command)  # last in its help
+    return parser, commands.choices
 
 
 def parse(argv):

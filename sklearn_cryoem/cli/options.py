@@ -52,9 +52,12 @@ def count_or_auto(text):
 
 
 # ---------------------------------------------------------------- tables
-# (parameter that it sets, flag, metavar, type, default, help); of type bool an option is a switch.
+# (flag, metavar, type, default, help), after the parameter that it sets; of type bool an option is a switch.
+FORCE = ("--force", None, bool, False, "replace files that are there")
+IMAGES_DIR = ("--images-dir", "DIR", Path, None, "where the image stacks are, if moved")
+PIXEL_SIZE = ("--pixel-size", "A", positive, None, "Angstrom per pixel (default: what the file says)")
 READING = [
-    ("pixel_size", "--pixel-size", "A", positive, None, "Angstrom per pixel (default: what the file says)"),
+    ("pixel_size", *PIXEL_SIZE),
     ("rescale", "--rescale", None, bool, False,
      "bring particles of several pixel sizes and boxes to one"),
     ("invert", "--invert", None, bool, False, "invert the contrast: for dark particles"),
@@ -158,7 +161,7 @@ def new_command(commands, name, run, *, summary, description, epilog=None):
 
 
 def add_talking(parser):
-    """Add the options about what is said; every command has them, last in its help."""
+    """Add the options about what is said; every command has them."""
     group = parser.add_argument_group("messages")
     group.add_argument("-q", "--quiet", action="store_true", help="say only warnings and errors")
     group.add_argument(
@@ -194,17 +197,19 @@ def add_run(parser, *required, output=None):
     parser.set_defaults(required=required)
 
 
-def add_passthrough(parser):
-    """Add --passthrough."""
+def add_output(parser, metavar, text, *, required=True):
+    """Add --output and --force to a command that writes a file, or a few."""
+    parser.add_argument("-o", "--output", metavar=metavar, type=Path, required=required, help=text)
+    add_options(parser, [FORCE])
+
+
+def add_files(parser):
+    """Add --images-dir and --passthrough: files beside that of the particles."""
+    add_options(parser, [IMAGES_DIR])
     parser.add_argument(
         "--passthrough", metavar="FILE", type=Path, action="append", default=[],
         help="another .cs file of the same job, with fields that the input lacks; may be given several times",
     )  # fmt: skip
-
-
-def add_images_dir(parser):
-    """Add --images-dir."""
-    parser.add_argument("--images-dir", metavar="DIR", type=Path, help="where the image stacks are, if moved")
 
 
 def available_cores():
@@ -217,7 +222,7 @@ def available_cores():
 
 def add_options(group, *tables):
     """Add the options of some tables."""
-    for _, flag, metavar, kind, default, text in (row for table in tables for row in table):
+    for *_, flag, metavar, kind, default, text in (row for table in tables for row in table):
         if kind is bool:
             group.add_argument(flag, action="store_true", help=text)
         else:
@@ -231,11 +236,15 @@ def add_machine(parser):
     parser.set_defaults(jobs=available_cores())
 
 
-def add_reading(group):
-    """Add the options of how particles are read."""
-    add_images_dir(group)
-    add_passthrough(group)
-    add_options(group, READING)
+def add_particles(parser, *required, reading=READING):
+    """Add PARTICLES, how they are read, and the options of a run, which needs what is `required`."""
+    parser.add_argument(
+        "particles", metavar="PARTICLES", type=Path, nargs="?", help="a .star, .cs or .mrcs file (required)"
+    )
+    add_run(parser, *required, "particles", "output")
+    group = parser.add_argument_group("reading")
+    add_files(group)
+    add_options(group, reading)
 
 
 def add_classification(parser, *, is_deep=False):

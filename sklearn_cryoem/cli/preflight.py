@@ -5,6 +5,7 @@ import io
 import math
 import time
 import warnings
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 
 import numpy as np
@@ -148,21 +149,15 @@ def outdated():
     """Dependencies that are installed in a version older than declared, as (name, version, wanted)."""
     from packaging.requirements import Requirement  # a dependency of matplotlib
 
-    try:
-        declared = requires("sklearn-cryoem")
-    except PackageNotFoundError:  # run from its sources
-        declared = None
     found = []
-    for line in declared or ():
-        needed = Requirement(line)
-        if needed.marker is not None and not needed.marker.evaluate({"extra": _EXTRA}):
-            continue
-        try:
-            installed = version(needed.name)
-        except PackageNotFoundError:  # said where it is needed
-            continue
-        if not needed.specifier.contains(installed, prereleases=True):
-            found.append((needed.name, installed, str(needed.specifier)))
+    with suppress(PackageNotFoundError):  # of the package itself, run from its sources
+        for needed in map(Requirement, requires("sklearn-cryoem")):
+            if needed.marker is not None and not needed.marker.evaluate({"extra": _EXTRA}):
+                continue
+            with suppress(PackageNotFoundError):  # what is missing is said where it is needed
+                installed = version(needed.name)
+                if not needed.specifier.contains(installed, prereleases=True):
+                    found.append((needed.name, installed, str(needed.specifier)))
     return found
 
 

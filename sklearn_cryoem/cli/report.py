@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from sklearn_cryoem.cli.console import CommandError, with_options
-from sklearn_cryoem.cli.options import add_images_dir, new_command
+from sklearn_cryoem.cli.options import IMAGES_DIR, add_options, new_command
 from sklearn_cryoem.cli.results import AVERAGES, QUALITY
 
 PAGE, SELECTION, MONTAGE = "report.html", "selection.json", "montage.png"
@@ -20,7 +20,7 @@ sklearn-cryoem select turns into a subset of the particles. With --serve that fi
 
 
 def add_report(commands):
-    """Add `report` to the parser; return its own parser."""
+    """Add `report` to the parser."""
     parser = new_command(
         commands, "report", report,
         summary="show the results of a run as one HTML page, to select classes in",
@@ -51,7 +51,7 @@ def add_report(commands):
         type=int,
         help="width of montage.png (default: 300 pixels to an inch)",
     )
-    add_images_dir(parser)
+    add_options(parser, [IMAGES_DIR])
     parser.add_argument(
         "--no-particles", action="store_true", help="read no images: a smaller page, without examples"
     )
@@ -60,7 +60,6 @@ def add_report(commands):
         help="compare each average with projections of this map (.mrc) in all turns and mirrored; the "
         "correlation goes into quality.csv as map_correlation, for the page and for select",
     )  # fmt: skip
-    return parser
 
 
 def report(options, console):

@@ -9,9 +9,9 @@ import numpy as np
 
 from sklearn_cryoem._core.validation import notice_text
 from sklearn_cryoem.cli.options import RUN_FILE
-from sklearn_cryoem.cli.run_folder import SUMMARY, as_json
+from sklearn_cryoem.cli.run_folder import AVERAGES, QUALITY, SUMMARY, as_json
 
-QUALITY, SUGGESTED, AVERAGES = "quality.csv", "suggested.json", "class_averages.mrcs"
+SUGGESTED = "suggested.json"
 FULL_AVERAGES = "class_averages_full.mrcs"  # on request
 CLASS_STAR, TREE, MODEL = "class_averages_model.star", "tree.json", "model.npz"
 ALIGNMENT_AVERAGES, ALIGNMENT_GALLERY = "alignment_averages.mrcs", "alignment_gallery.png"
@@ -291,26 +291,21 @@ def warn_of_partition(results, console):
 def draw(outcome, folder):
     """Write the pictures; of a deep clustering the manifold of the class that was divided most."""
     from sklearn_cryoem.plotting import plot_class_averages, plot_convergence, plot_manifold_atlas
+    from sklearn_cryoem.plotting.convergence import largest_divided
 
     stack, model = outcome.stack, outcome.model
     figures = {GALLERY: plot_class_averages(model, stack, quality=outcome.quality, numbers=True)}
-    clusterer, positions, place = model, None, ""
-    if outcome.assignment is not None:
-        positions = outcome.assignment[2]
-    elif outcome.is_deep:
-        first_sizes = np.bincount(model.first_labels_, minlength=len(model.clusterers_))
-        divided = [k for k, fitted in enumerate(model.clusterers_) if fitted is not None]
-        largest = max(divided, key=lambda k: first_sizes[k], default=None)
-        clusterer = None if largest is None else model.clusterers_[largest]
-        if clusterer is not None:
-            positions = clusterer.transform(stack[np.flatnonzero(model.first_labels_ == largest)])
-            place = f"Inside class {largest + 1}: "
-    if clusterer is not None:
-        atlas = plot_manifold_atlas(clusterer, latent_positions=positions)
-        if place:
-            ax = atlas.axes[0]
-            ax.set_title(place + ax.get_title(), fontsize=9)  # a narrow map has little room
-        figures[ATLAS] = atlas
+    largest = largest_divided(model) if outcome.is_deep else None
+    if not outcome.is_deep:
+        figures[ATLAS] = plot_manifold_atlas(model, latent_positions=outcome.assignment[2])
+    elif largest is not None:
+        figures[ATLAS] = plot_manifold_atlas(
+            model.clusterers_[largest], stack[np.flatnonzero(model.first_labels_ == largest)]
+        )
+        ax = figures[ATLAS].axes[0]
+        # a narrow map has little room
+        ax.set_title(f"Inside class {largest + 1}: {ax.get_title()}", fontsize=9)
+    if ATLAS in figures:
         figures[CONVERGENCE] = plot_convergence(outcome.whole_model, stack)
     if outcome.aligner is not None:
         figures[ALIGNMENT_GALLERY] = plot_class_averages(outcome.aligner, stack, numbers=True)

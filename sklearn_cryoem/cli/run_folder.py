@@ -14,7 +14,7 @@ import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from sklearn_cryoem.cli.console import CommandError, Interrupted
 from sklearn_cryoem.cli.options import RUN_FILE
 
 SUMMARY, UNFINISHED = "summary.json", "unfinished"
+AVERAGES, QUALITY = "class_averages.mrcs", "quality.csv"
 LABELLED = ("particles.star", "particles.cs")
 _TALKING = {"run", "required", "quiet", "verbose", "debug", "command", "force", "config"}
 _REPORTED_VERSIONS = ("numpy", "scipy", "scikit-learn", "finufft", "mrcfile", "pandas", "joblib")
@@ -258,6 +259,27 @@ def folder_of_run(results):
     return results.parent
 
 
+def file_of_run(folder, name, remedy="Give the folder of a finished run"):
+    """A file that a finished run has written; refuses a folder without it."""
+    if not (folder / name).is_file():
+        raise CommandError(f"{folder} holds no {name}. {remedy}.")
+    return folder / name
+
+
+def averages_of_run(folder):
+    """Class averages of a finished run, and their pixel size."""
+    from sklearn_cryoem.io import read_mrc
+
+    return read_mrc(file_of_run(folder, AVERAGES))
+
+
+def quality_of_run(folder):
+    """The table of class quality of a finished run."""
+    from pandas import read_csv
+
+    return read_csv(file_of_run(folder, QUALITY))
+
+
 def run_text(command, options):
     """Text of a YAML file that repeats a run; values are written as JSON, which is YAML too."""
     lines = [
@@ -275,13 +297,8 @@ def run_text(command, options):
 
 def versions():
     """Versions of what computed the results."""
-    found = {"sklearn-cryoem": __version__, "python": platform.python_version(), "platform": sys.platform}
-    for name in _REPORTED_VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    own = {"sklearn-cryoem": __version__, "python": platform.python_version(), "platform": sys.platform}
+    return own | {name: version(name) for name in _REPORTED_VERSIONS}
 
 
 def as_json(value):

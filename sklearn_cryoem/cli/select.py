@@ -1,4 +1,4 @@
-"""`sklearn-cryoem select`: particles of chosen classes, the best of them, each once, for the next job."""
+"""`sklearn-cryoem select` and `learn-selection`: particles of chosen classes, the best of them, each once."""
 
 import argparse
 from pathlib import Path
@@ -8,86 +8,36 @@ import numpy as np
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
 from sklearn_cryoem.cli.options import (
-    add_images_dir,
+    add_files,
     add_options,
-    add_passthrough,
+    add_output,
     count,
     fraction,
     new_command,
     percent,
     positive,
 )
-from sklearn_cryoem.cli.results import AVERAGES, QUALITY, SUGGESTED
-from sklearn_cryoem.cli.run_folder import folder_of_run, labelled_particles, read_summary
+from sklearn_cryoem.cli.results import SUGGESTED
+from sklearn_cryoem.cli.run_folder import (
+    QUALITY,
+    averages_of_run,
+    file_of_run,
+    folder_of_run,
+    labelled_particles,
+    quality_of_run,
+    read_summary,
+)
 
-_RULES = [
-    ("min_posterior", "--min-posterior", "P", fraction, None,
-     "leave out particles whose class has a smaller posterior"),
-    ("drop_worst", "--drop-worst", "PERCENT", percent, None,
-     "leave out so many of each class, those that match it worst"),
-    ("min_distance", "--min-distance", "A", positive, None,
-     "keep one of particles that lie closer on a micrograph, by the centres found: that of the larger "
-     "posterior"),
-    ("max_per_class", "--max-per-class", "N", count, None,
-     "keep the N that match best of larger classes, to balance views"),
-]  # fmt: skip
-_EPILOG = """\
+_SELECT_EPILOG = """\
 Rules on particles apply to the classes chosen, or to all, in the order of this list. Every column and the
 order of the particles are kept, and the images stay where they are; a STAR file from where they would not be
 found by their names gives them new ones. Without --output the particles go to selected.star (or .cs) in the
 folder of the results.
 """
-
-
-def add_select(commands):
-    """Add `select` to the parser; return its own parser."""
-    parser = new_command(
-        commands, "select", select,
-        summary="write the particles of chosen classes, and the best of them",
-        description="Write the particles of chosen classes of a finished run, or of any .star or .cs file "
-        "with class numbers, to a file of their own.",
-        epilog=_EPILOG,
-    )  # fmt: skip
-    parser.add_argument(
-        "results", metavar="RESULTS", type=Path, help="folder of a run, or a .star or .cs file with classes"
-    )
-    which = parser.add_argument_group("classes").add_mutually_exclusive_group()
-    which.add_argument(
-        "--classes", metavar="LIST", type=class_numbers, help="class numbers from 1, such as 1,4,7 or 1-5,9"
-    )
-    which.add_argument(
-        "--selection", metavar="FILE", type=Path, help="a selection saved from a report (JSON)"
-    )
-    which.add_argument(
-        "--keep-suggested", action="store_true", help=f"the classes that the run suggests ({SUGGESTED})"
-    )
-    which.add_argument(
-        "--like", metavar="FILE", type=Path, help="the classes that you would keep (from learn-selection)"
-    )
-    parser.add_argument(
-        "--min-map-correlation", metavar="X", type=fraction,
-        help="of these, classes that correlate with a known map by at least this (see report --map)",
-    )  # fmt: skip
-    parser.add_argument("--exclude", action="store_true", help="write the particles of all other classes")
-    rules = parser.add_argument_group("particles")
-    add_options(rules, _RULES)
-    rules.add_argument(
-        "--recenter", action="store_true",
-        help="move the coordinates to the centres found, by whole pixels, to extract the particles again",
-    )  # fmt: skip
-    rules.add_argument(
-        "--micrograph-pixel-size", metavar="A", type=positive,
-        help="Angstrom per pixel of the coordinates (default: what the file says)",
-    )  # fmt: skip
-    add_images_dir(parser)
-    add_passthrough(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="a .star or .cs file to write")
-    parser.add_argument(
-        "--averages", metavar="FILE", type=Path,
-        help="write the averages of the classes that are left, in the order of their numbers (.mrcs)",
-    )  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
-    return parser
+_LEARN_EPILOG = f"""\
+Each selection lies in the folder of its run, beside {QUALITY}. What is learned is a few numbers for each
+measure of that table, and sklearn-cryoem select --like FILE applies it to other runs.
+"""
 
 
 def class_numbers(text):
@@ -105,6 +55,51 @@ def class_numbers(text):
             )
         numbers.update(range(low, high + 1))
     return sorted(numbers)
+
+
+def add_select(commands):
+    """Add `select` to the parser."""
+    parser = new_command(
+        commands, "select", select,
+        summary="write the particles of chosen classes, and the best of them",
+        description="Write the particles of chosen classes of a finished run, or of any .star or .cs file "
+        "with class numbers, to a file of their own.",
+        epilog=_SELECT_EPILOG,
+    )  # fmt: skip
+    parser.add_argument(
+        "results", metavar="RESULTS", type=Path, help="folder of a run, or a .star or .cs file with classes"
+    )
+    add_options(parser.add_argument_group("classes").add_mutually_exclusive_group(), [
+        ("--classes", "LIST", class_numbers, None, "class numbers from 1, such as 1,4,7 or 1-5,9"),
+        ("--selection", "FILE", Path, None, "a selection saved from a report (JSON)"),
+        ("--keep-suggested", None, bool, False, f"the classes that the run suggests ({SUGGESTED})"),
+        ("--like", "FILE", Path, None, "the classes that you would keep (from learn-selection)"),
+    ])  # fmt: skip
+    add_options(parser, [
+        ("--min-map-correlation", "X", fraction, None,
+         "of these, classes that correlate with a known map by at least this (see report --map)"),
+        ("--exclude", None, bool, False, "write the particles of all other classes"),
+    ])  # fmt: skip
+    add_options(parser.add_argument_group("particles"), [
+        ("--min-posterior", "P", fraction, None, "leave out particles whose class has a smaller posterior"),
+        ("--drop-worst", "PERCENT", percent, None,
+         "leave out so many of each class, those that match it worst"),
+        ("--min-distance", "A", positive, None,
+         "keep one of particles that lie closer on a micrograph, by the centres found: that of the larger "
+         "posterior"),
+        ("--max-per-class", "N", count, None,
+         "keep the N that match best of larger classes, to balance views"),
+        ("--recenter", None, bool, False,
+         "move the coordinates to the centres found, by whole pixels, to extract the particles again"),
+        ("--micrograph-pixel-size", "A", positive, None,
+         "Angstrom per pixel of the coordinates (default: what the file says)"),
+    ])  # fmt: skip
+    add_files(parser)
+    add_output(parser, "FILE", "a .star or .cs file to write", required=False)
+    add_options(parser, [
+        ("--averages", "FILE", Path, None,
+         "write the averages of the classes that are left, in the order of their numbers (.mrcs)"),
+    ])  # fmt: skip
 
 
 def number_list(numbers):
@@ -135,16 +130,19 @@ def select(options, console):
     if numbers is not None:
         wanted = _existing(numbers, labels, options, console)
     if options.min_map_correlation is not None:
-        wanted = wanted[
-            _quality_of(options, "map_correlation")["map_correlation"].to_numpy()[wanted]
-            >= options.min_map_correlation
-        ]
+        quality = quality_of_run(folder_of_run(options.results))
+        if "map_correlation" not in quality:
+            raise CommandError(
+                f"{QUALITY} has no map_correlation. Run sklearn-cryoem report with --map first."
+            )
+        wanted = wanted[quality["map_correlation"].to_numpy()[wanted] >= options.min_map_correlation]
     if options.exclude:
         wanted = np.setdiff1d(labels[labels >= 0], wanted)
     if not len(wanted):
         raise CommandError("that leaves no particle. Choose other classes.")
-    n_marked = np.count_nonzero(np.isin(labels, wanted) & marked_outliers(stack))
-    if n_marked == np.count_nonzero(np.isin(labels, wanted)):
+    is_wanted = np.isin(labels, wanted)
+    n_marked = np.count_nonzero(is_wanted & marked_outliers(stack))
+    if n_marked == np.count_nonzero(is_wanted):
         raise CommandError(
             "all particles of these classes are marked as outliers (smlOutlier), which leaves none. Choose "
             "other classes."
@@ -216,13 +214,10 @@ def column_of(stack, names, remedy=None):
 
 def _write_averages(stack, options, console):
     """Write the averages of the classes that the particles are in, with their numbers in the STAR file."""
-    from sklearn_cryoem.io import read_mrc, write_class_averages
+    from sklearn_cryoem.io import write_class_averages
     from sklearn_cryoem.particles import class_labels
 
-    folder = folder_of_run(options.results)
-    if not (folder / AVERAGES).is_file():
-        raise CommandError(f"{folder} holds no {AVERAGES} to take averages from. Give the folder of a run.")
-    averages, pixel_size = read_mrc(folder / AVERAGES)
+    averages, pixel_size = averages_of_run(folder_of_run(options.results))
     labels, sizes = np.unique(class_labels(stack), return_counts=True)
     star = write_class_averages(
         options.averages, averages[labels], pixel_size, sizes=sizes,
@@ -260,34 +255,32 @@ def places_of(particles, images_dir):
 def chosen_numbers(options, console):
     """Class numbers from 1 that the options name; None for all."""
     from sklearn_cryoem.io import read_selection
+    from sklearn_cryoem.quality import LearnedSelection
 
     if options.classes is not None:
         return options.classes
     if options.like is not None:
-        from sklearn_cryoem.quality import LearnedSelection
-
-        table = _quality_of(options)
+        table = quality_of_run(folder_of_run(options.results))
         return table.loc[LearnedSelection.load(options.like).probability(table) >= 0.5, "class"].tolist()
-    if options.selection is None and not options.keep_suggested:
-        if options.exclude:
-            raise CommandError("--exclude needs classes. Name them with --classes.")
+    if options.selection is not None:
+        path = options.selection
+    elif options.keep_suggested:
+        path = file_of_run(folder_of_run(options.results), SUGGESTED, "Name the classes with --classes")
+    elif options.exclude:
+        raise CommandError("--exclude needs classes. Name them with --classes.")
+    else:
         return None
-    folder = options.results if options.results.is_dir() else options.results.parent
-    path = options.selection
-    if path is None:
-        path = folder_of_run(options.results) / SUGGESTED
-        if not path.is_file():
-            raise CommandError(f"{folder} holds no {SUGGESTED}. Name the classes with --classes.")
     selection = read_selection(path)
     if not selection.classes:
         raise CommandError(f"{path} selects no class. Select some, or name them with --classes.")
-    _check_source(selection, path, folder, console)
+    _check_source(selection, path, options.results, console)
     return list(selection.classes)
 
 
-def _check_source(selection, path, folder, console):
+def _check_source(selection, path, results, console):
     """Refuse a selection of another number of classes; warn of one that belongs to another run."""
     source = selection.source if isinstance(selection.source, dict) else {}
+    folder = results if results.is_dir() else results.parent
     summary = read_summary(folder)
     mine, theirs = summary.get("results", {}).get("n_classes"), source.get("n_classes")
     if None not in (mine, theirs) and mine != theirs:
@@ -303,24 +296,12 @@ def _check_source(selection, path, folder, console):
         )
 
 
-def _quality_of(options, column="class"):
-    """The table of quality of the run, which has the column."""
-    import pandas as pd
-
-    path = folder_of_run(options.results) / QUALITY
-    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-    if column not in table:
-        remedy = "Run sklearn-cryoem report with --map first" if column != "class" else "Give a run's folder"
-        raise CommandError(f"{path} has no {column}. {remedy}.")
-    return table
-
-
 def _existing(numbers, labels, options, console):
     """Labels from 0 of the classes named that hold particles; refuses numbers beyond the last class."""
     wanted, present = np.array(numbers) - 1, np.unique(labels[labels >= 0])
-    folder = options.results if options.results.is_dir() else options.results.parent
-    known = read_summary(folder).get("results", {}).get("n_classes") if options.results.is_dir() else None
-    last = int(max(present.max(initial=-1) + 1, known or 0))
+    # read_summary finds none beside a table, whose classes may be others than those of the run there
+    known = read_summary(options.results).get("results", {}).get("n_classes", 0)
+    last = int(max(present.max(initial=-1) + 1, known))
     beyond = [number for number in numbers if number > last]
     if beyond:
         raise CommandError(
@@ -330,3 +311,38 @@ def _existing(numbers, labels, options, console):
     if empty.size and not options.exclude:
         console.warn(f"no particle is in class(es) {number_list(empty + 1)}")
     return np.intersect1d(wanted, present)
+
+
+# ---------------------------------------------------------------- learn-selection
+def add_learn_selection(commands):
+    """Add `learn-selection` to the parser."""
+    parser = new_command(
+        commands, "learn-selection", learn,
+        summary="learn from selections which classes you keep",
+        description="Learn from saved selections which classes you keep, by the measures of their quality.",
+        epilog=_LEARN_EPILOG,
+    )  # fmt: skip
+    parser.add_argument(
+        "selections", metavar="SELECTION", type=Path, nargs="+",
+        help="selections saved from reports (JSON), each in the folder of its run",
+    )  # fmt: skip
+    add_output(parser, "FILE", "what is learned (.json)")
+
+
+def learn(options, console):
+    """Read selections and tables, learn, write, say how often it is right."""
+    from sklearn_cryoem.io import read_selection
+    from sklearn_cryoem.quality import learn_selection
+
+    chosen = [read_selection(path).classes for path in options.selections]
+    tables = [quality_of_run(path.parent) for path in options.selections]
+    learned = learn_selection(tables, chosen)
+    learned.save(options.output, overwrite=options.force)
+    seen = "runs" if learned.n_runs > 1 else "classes"
+    console.say(
+        f"learned from {learned.n_classes} classes of {learned.n_runs} run(s), of which {learned.n_chosen} "
+        f"were kept; of {seen} that it had not seen it told {learned.accuracy:.0%} of the classes as you did"
+    )
+    most = sorted(zip(learned.weight, learned.columns, strict=True), key=lambda pair: -abs(pair[0]))[:5]
+    console.say("what counts most: " + ", ".join(f"{name} ({weight:+.2g})" for weight, name in most))
+    console.say(f"written to {options.output}, for sklearn-cryoem select --like")

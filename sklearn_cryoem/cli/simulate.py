@@ -16,6 +16,7 @@ from sklearn_cryoem.cli.options import (
     fraction,
     new_command,
     not_negative,
+    parameters_from,
     positive,
 )
 from sklearn_cryoem.cli.results import output_names, tell, write
@@ -34,8 +35,26 @@ Under three minutes on two cores.
 _PHANTOM_NAMES = ("ribosome", "ring-10", "ring-11", "ring-12", "rp", "rp-cp")
 
 
+_IMAGES = [
+    ("n_views", "--views", "N", count, None, "number of view directions (default: one for each particle)"),
+    ("max_shift", "--max-shift", "A", not_negative, None,
+     "largest shift off centre, in Angstrom (default: 0; an eighth of the box in a session)"),
+    ("junk_fraction", "--junk", "X", fraction, None,
+     "share of images that hold no good particle (default: 0; 0.2 in a session)"),
+    ("picked_twice", "--picked-twice", "X", fraction, None,
+     "in a session: share of good particles that are picked once more (default: 0)"),
+]  # fmt: skip
+_OPTICS = [
+    ("astigmatism", "--astigmatism", "A", not_negative, None,
+     "largest difference of the two defocus values, in Angstrom (default: 500)"),
+    ("voltage_volts", "--voltage", "kV", positive, None, "in kV (default: 300)"),
+    ("cs_angstrom", "--cs", "mm", not_negative, None, "spherical aberration in mm (default: 2.7)"),
+]  # fmt: skip
+_IN_UNITS_OF_THE_LIBRARY = {"voltage_volts": 1e3, "cs_angstrom": 1e7}
+
+
 def add_simulate(commands):
-    """Add `simulate` to the parser; return its own parser."""
+    """Add `simulate` to the parser."""
     parser = new_command(
         commands, "simulate", simulate,
         summary="simulate particles of a volume or a phantom, with known truth",
@@ -49,34 +68,24 @@ def add_simulate(commands):
     what = parser.add_argument_group("what is imaged (several make a mixed set)")
     what.add_argument("--volume", metavar="FILE", type=Path, nargs="+", help="density maps (.mrc)")
     what.add_argument(
-        "--phantom",
-        metavar="NAME",
-        choices=_PHANTOM_NAMES,
-        nargs="+",
+        "--phantom", metavar="NAME", choices=_PHANTOM_NAMES, nargs="+",
         help=f"made in code: {', '.join(_PHANTOM_NAMES)} (default: ribosome)",
-    )
+    )  # fmt: skip
     what.add_argument(
         "--weights", metavar="W", type=not_negative, nargs="+", help="share of each (default: equal)"
     )
     images = parser.add_argument_group("images")
     add_options(images, [
-        ("session", "--session", None, bool, False,
+        ("--session", None, bool, False,
          "like particles of a real session at the microscope; noise, views and optics are drawn by it"),
-        ("particles", "--particles", "N", count, 1000, "number of images"),
-        ("box", "--box", "PIXELS", count, 64, "side of the images in pixels"),
-        ("pixel_size", "--pixel-size", "A", positive, None,
+        ("--particles", "N", count, 1000, "number of images"),
+        ("--box", "PIXELS", count, 64, "side of the images in pixels"),
+        ("--pixel-size", "A", positive, None,
          "Angstrom per pixel (default: that of the volume; for phantoms, what fits the box)"),
-        ("snr", "--snr", "X", positive, 0.1,
+        ("--snr", "X", positive, 0.1,
          "variance of the signal over that of the noise; in a session the mean of the particles"),
-        ("views", "--views", "N", count, None, "number of view directions (default: one for each particle)"),
-        ("no_rotation", "--no-rotation", None, bool, False, "do not turn particles in the plane"),
-        ("max_shift", "--max-shift", "A", not_negative, None,
-         "largest shift off centre, in Angstrom (default: 0; an eighth of the box in a session)"),
-        ("junk", "--junk", "X", fraction, None,
-         "share of images that hold no good particle (default: 0; 0.2 in a session)"),
-        ("picked_twice", "--picked-twice", "X", fraction, None,
-         "in a session: share of good particles that are picked once more (default: 0)"),
-    ])  # fmt: skip
+        ("--no-rotation", None, bool, False, "do not turn particles in the plane"),
+    ], _IMAGES)  # fmt: skip
     images.add_argument(
         "--noise", choices=("white", "coloured"), help="spectrum of the noise (default: white)"
     )
@@ -86,14 +95,8 @@ def add_simulate(commands):
         help="range of the mean defocus in Angstrom, underfocus positive (default: 10000 25000; 8000 22000 "
         "in a session)",
     )  # fmt: skip
-    add_options(optics, [
-        ("astigmatism", "--astigmatism", "A", not_negative, None,
-         "largest difference of the two defocus values, in Angstrom (default: 500)"),
-        ("voltage", "--voltage", "kV", positive, None, "in kV (default: 300)"),
-        ("cs", "--cs", "mm", not_negative, None, "spherical aberration in mm (default: 2.7)"),
-    ])  # fmt: skip
+    add_options(optics, _OPTICS)
     add_machine(parser.add_argument_group("machine"))
-    return parser
 
 
 def simulate(options, console):
@@ -101,7 +104,7 @@ def simulate(options, console):
     with RunFolder(options.output, [STACK, STAR, TRUTH, MAP], force=options.force) as folder:
         from sklearn_cryoem.datasets import load_volume, make_particles, make_session
         from sklearn_cryoem.datasets.simulate import resolve_volumes
-        from sklearn_cryoem.io import write_mrc, write_particles
+        from sklearn_cryoem.io import write_mrc
 
         if options.volume and options.phantom:
             raise CommandError("--volume and --phantom exclude each other. Give one of them.")
@@ -111,32 +114,13 @@ def simulate(options, console):
         elif options.picked_twice is not None:
             raise CommandError("--picked-twice is for a --session. Leave it out, or add --session.")
         imaged, pixel_size = resolve_volumes(imaged, options.box, options.pixel_size)
+        settings = {"box": options.box, "pixel_size": pixel_size, "snr": options.snr, **_given(options)}
         make = make_session if options.session else make_particles
-        with folder.timed("simulate"):
-            stack = make(
-                imaged,
-                options.particles,
-                box=options.box,
-                pixel_size=pixel_size,
-                snr=options.snr,
-                **_given(options),
-                path=folder / STACK,
-                overwrite=options.force,
-                n_jobs=options.jobs,
-                random_state=options.seed,
-                verbose=0 if options.quiet else 1,
-            )
-        with folder.timed("write"):
-            write_particles(stack, folder / STAR, overwrite=options.force)
-            folder.write_csv(TRUTH, stack.truth)
-            if len(imaged) == 1:
-                write_mrc(folder / MAP, imaged[0].array, imaged[0].pixel_size, overwrite=options.force)
-            results = {
-                "n_particles": len(stack),
-                "box_px": stack.box,
-                "pixel_size_angstrom": stack.pixel_size,
-            }
-            folder.write_summary(options, results, console.warnings)
+        stack = _make_files(make, imaged, STACK, STAR, settings, options, folder)
+        if len(imaged) == 1:
+            write_mrc(folder / MAP, imaged[0].array, imaged[0].pixel_size, overwrite=options.force)
+        results = {"n_particles": len(stack), "box_px": stack.box, "pixel_size_angstrom": stack.pixel_size}
+        folder.write_summary(options, results, console.warnings)
     console.say(f"{len(stack):,} particles of {stack.box} px, {stack.pixel_size:g} A/px, in {folder.path}:")
     console.table([
         (STAR, "metadata for RELION and for sklearn-cryoem classify"),
@@ -144,6 +128,27 @@ def simulate(options, console):
         (TRUTH, "what each image really shows"),
         *[(MAP, "the structure that they show")] * (len(imaged) == 1),
     ])  # fmt: skip
+
+
+def _make_files(make, imaged, stack_name, star_name, settings, options, folder):
+    """Simulate; write images, their table and the truth about them; return the particles."""
+    from sklearn_cryoem.io import write_particles
+
+    with folder.timed("simulate"):
+        stack = make(
+            imaged,
+            options.particles,
+            path=folder / stack_name,
+            overwrite=options.force,
+            n_jobs=options.jobs,
+            random_state=options.seed,
+            verbose=0 if options.quiet else 1,
+            **settings,
+        )
+    with folder.timed("write"):
+        write_particles(stack, folder / star_name, overwrite=options.force)
+        folder.write_csv(TRUTH, stack.truth)
+    return stack
 
 
 def _check_session(options):
@@ -158,25 +163,18 @@ def _check_session(options):
 
 def _given(options):
     """Parameters of a simulation that options set; others have the defaults of the library."""
-    given = {
-        "max_shift": options.max_shift,
-        "junk_fraction": options.junk,
-        "picked_twice": options.picked_twice,
-        "defocus": options.defocus and tuple(options.defocus),
-        "n_views": options.views,
-        "in_plane": False if options.no_rotation else None,
-        "astigmatism": options.astigmatism,
-        "voltage_volts": options.voltage and 1e3 * options.voltage,
-        "cs_angstrom": None if options.cs is None else 1e7 * options.cs,
-        "noise": options.noise,
-        "weights": options.weights,
-    }
-    return {name: value for name, value in given.items() if value is not None}
+    given = parameters_from(options, _IMAGES, _OPTICS)
+    for name in given.keys() & _IN_UNITS_OF_THE_LIBRARY.keys():
+        given[name] *= _IN_UNITS_OF_THE_LIBRARY[name]
+    for name in ("noise", "weights", "defocus"):
+        if getattr(options, name) is not None:
+            given[name] = getattr(options, name)
+    return given | ({"in_plane": False} if options.no_rotation else {})
 
 
 # ---------------------------------------------------------------- demo
 def add_demo(commands):
-    """Add `demo` to the parser; return its own parser."""
+    """Add `demo` to the parser."""
     parser = new_command(
         commands, "demo", demo,
         summary="simulate, align and cluster particles, and measure how well it went",
@@ -184,23 +182,25 @@ def add_demo(commands):
     )  # fmt: skip
     add_run(parser, output=Path("demo"))
     add_options(parser, [
-        ("particles", "--particles", "N", count, 2000, "number of particles"),
-        ("align_classes", "--align-classes", "N", count, 20, "classes while aligning"),
-        ("classes", "--classes", "N", count, 64, "classes on the manifold"),
+        ("--particles", "N", count, 2000, "number of particles"),
+        ("--align-classes", "N", count, 20, "classes while aligning"),
+        ("--classes", "N", count, 64, "classes on the manifold"),
     ])  # fmt: skip
     add_machine(parser)
-    return parser
 
 
 def demo(options, console):
     """Simulate, classify, measure, write, tell."""
     from sklearn_cryoem.cli.preflight import check_machine, screen
+    from sklearn_cryoem.datasets import make_session
+    from sklearn_cryoem.io import read_particles
 
     names = [_DEMO_STACK, _DEMO_STAR, TRUTH, *output_names(".star")]
+    settings = {"box": _DEMO_BOX, "snr": _DEMO_SNR, "junk_fraction": _DEMO_JUNK}
     with RunFolder(options.output, names, force=options.force) as folder:
         check_machine(console)
-        with folder.timed("simulate"):
-            stack = _simulate_session(options, folder)
+        made = _make_files(make_session, "ribosome", _DEMO_STACK, _DEMO_STAR, settings, options, folder)
+        stack = read_particles(folder / _DEMO_STAR).with_truth(made.truth)  # as a user would have them
         console.say(f"simulated {stack!r}")
         chosen = _as_classify_options(options)
         stack, _ = screen(stack, chosen, folder, console)
@@ -212,34 +212,13 @@ def demo(options, console):
     tell_accuracy(results["accuracy"], console)
 
 
-def _simulate_session(options, folder):
-    """Write the particles as a user would have them, and read them back with the truth beside."""
-    from sklearn_cryoem.datasets import make_session
-    from sklearn_cryoem.io import read_particles, write_particles
-
-    made = make_session(
-        "ribosome",
-        options.particles,
-        box=_DEMO_BOX,
-        snr=_DEMO_SNR,
-        junk_fraction=_DEMO_JUNK,
-        path=folder / _DEMO_STACK,
-        overwrite=options.force,
-        n_jobs=options.jobs,
-        random_state=options.seed,
-        verbose=0 if options.quiet else 1,
-    )
-    write_particles(made, folder / _DEMO_STAR, overwrite=options.force)
-    folder.write_csv(TRUTH, made.truth)
-    return read_particles(folder / _DEMO_STAR).with_truth(made.truth)
-
-
 def _as_classify_options(options):
     """The demo's options as those of `classify`, with everything else at its default."""
     parser = argparse.ArgumentParser()
     add_classification(parser)
-    defaults = vars(parser.parse_args([]))
-    return argparse.Namespace(**{**defaults, **vars(options), "particles": Path(_DEMO_STAR)})
+    chosen = parser.parse_args([], argparse.Namespace(**vars(options)))  # what is there stays
+    chosen.particles = Path(_DEMO_STAR)
+    return chosen
 
 
 def accuracy(outcome, seed):

@@ -33,9 +33,8 @@ try:
     _import_matplotlib()
     from sklearn_cryoem.plotting.atlas import plot_manifold_atlas
     from sklearn_cryoem.plotting.convergence import plot_convergence
-    from sklearn_cryoem.plotting.gallery import plot_class_averages
+    from sklearn_cryoem.plotting.gallery import plot_class_averages, plot_volume
     from sklearn_cryoem.plotting.particles import plot_ctf, plot_particles, plot_power_spectrum
-    from sklearn_cryoem.plotting.volumes import plot_volume
 except ModuleNotFoundError as error:
     if error.name is None or error.name.split(".")[0] != "matplotlib":
         raise

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from sklearn.base import BaseEstimator
 
 from sklearn_cryoem._core.validation import ParticleDataError, check_length
-from sklearn_cryoem.particles.classes import steps_of
+from sklearn_cryoem.particles.classes import check_order, steps_of
 
 INK = "#2b2b2b"
 FAINT = "#8a8a8a"
@@ -31,15 +31,18 @@ def new_figure(width_inch, height_inch):
     return InlineFigure(figsize=(width_inch, height_inch), dpi=100, layout="constrained", facecolor=PAPER)
 
 
-def last_step(classification):
-    """The fitted estimator that has the classes: the last step of a Pipeline; None for an array."""
+def classes_of(owner, classification, stack):
+    """The fitted estimator that has the classes, None for an array, and its averages (n_classes, D, D)."""
+    check_order(owner, classification, stack)
     last = steps_of(classification)[-1]
-    if isinstance(last, BaseEstimator) and not hasattr(last, "class_averages_"):
+    if not isinstance(last, BaseEstimator):
+        return None, check_averages(classification)
+    if not hasattr(last, "class_averages_"):
         raise TypeError(
             f"{type(last).__name__} has no class_averages_. Pass a fitted MAPAligner, SMLClusterer, "
             "DeepClusterer or RealigningClusterer, or class averages."
         )
-    return last if isinstance(last, BaseEstimator) else None
+    return last, check_averages(last.class_averages_)
 
 
 def check_averages(class_averages):

@@ -12,15 +12,13 @@ from sklearn.base import BaseEstimator
 
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.particles.classes import check_order
 from sklearn_cryoem.particles.display import robust_grey
 from sklearn_cryoem.plotting._figure import (
     FAINT,
     INK,
-    check_averages,
     check_per_class,
+    classes_of,
     hide_frame,
-    last_step,
     new_figure,
 )
 from sklearn_cryoem.plotting.latent_map import density_of, grid_axes, latent_map
@@ -85,9 +83,7 @@ def plot_manifold_atlas(
     -----
     The density is in particles per node, smoothed by a Gaussian of 0.4 node spacings.
     """
-    check_order("plot_manifold_atlas", classification, stack)
-    model = last_step(classification)
-    averages = check_averages(classification if model is None else model.class_averages_)
+    model, averages = classes_of("plot_manifold_atlas", classification, stack)
     latent_nodes = getattr(model, "latent_nodes_", None) if latent_nodes is None else latent_nodes
     if latent_nodes is None and model is not None:
         raise TypeError(

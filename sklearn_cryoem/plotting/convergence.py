@@ -229,11 +229,15 @@ def _fit_of_clusterer(model, unit):
     return Fit("Clustering", outcome, [tuple(measures)], (~model.held_out_).astype(int), names)
 
 
-def _fit_of_largest(deep, stack):
-    """How the largest class of a deep clustering was divided."""
+def largest_divided(deep):
+    """Number, from 0, of the largest class that a deep clustering divided; None if it divided none."""
     sizes = np.bincount(deep.first_labels_, minlength=len(deep.clusterers_))
     divided = [k for k, clusterer in enumerate(deep.clusterers_) if clusterer is not None]
-    largest = max(divided, key=lambda k: sizes[k], default=None)
+    return max(divided, key=lambda k: sizes[k], default=None)
+
+
+def _fit_of_largest(deep, stack):
+    largest = largest_divided(deep)
     if largest is None:
         return []
     *_, fit = fits_of(deep.clusterers_[largest], stack)

@@ -1,4 +1,4 @@
-"""The gallery: all class averages, largest class first, those to leave out at the end."""
+"""The gallery: all class averages, largest class first, those to leave out at the end; and volumes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from pandas import DataFrame
 from sklearn.base import BaseEstimator
 
 from sklearn_cryoem._core.validation import ParticleDataError, check_choice
+from sklearn_cryoem.datasets.forward import project
+from sklearn_cryoem.datasets.volumes import Volume
 from sklearn_cryoem.particles import ParticleStack
-from sklearn_cryoem.particles.classes import check_order
 from sklearn_cryoem.particles.display import robust_grey
 from sklearn_cryoem.plotting._figure import (
+    ACCENT,
     FAINT,
     INK,
-    check_averages,
     check_per_class,
+    classes_of,
     hide_frame,
-    last_step,
     new_figure,
     round_length,
 )
@@ -33,6 +34,7 @@ _GAP_FRACTION = 0.05  # empty space between tiles, in tile widths
 _WIDTH_INCH, _READABLE_COLUMNS = 9.0, 12  # of a notebook, and how many tiles with readable captions it has
 _FEWEST = 3  # particles that make an average
 DOUBT = "#ff5544"
+_AVERAGES_SHOWN = 8  # the largest, beside a volume
 
 
 def plot_class_averages(
@@ -93,12 +95,10 @@ def plot_class_averages(
     -----
     One image is drawn, not one Axes per class, so that a thousand classes take seconds, not minutes.
     """
-    check_order("plot_class_averages", classification, stack)
-    model = last_step(classification)
+    model, tiles = classes_of("plot_class_averages", classification, stack)  # (n_classes, D, D)
     quality = {} if quality is None else quality
     if counts is None:
         counts = quality.get("size", getattr(model, "class_sizes_", None))
-    tiles = check_averages(classification if model is None else model.class_averages_)  # (n_classes, D, D)
     if pixel_size is None and stack is not None and stack.pixel_size is not None:
         pixel_size = stack.pixel_size * stack.box / tiles.shape[-1]
     counts = check_per_class("counts", counts, len(tiles))
@@ -241,3 +241,47 @@ def _scale_bar(ax, box, pixel_size, points, height):
     ax.plot([0, end], [y, y], color=INK, lw=2.0, solid_capstyle="butt")
     ax.text(end + 0.06 * box, y, f"{length:g} Å", va="center", fontsize=points, color=INK)
     ax.set_ylim(height + 0.25 * box, -0.5)
+
+
+# ---------------------------------------------------------------- volumes
+def plot_volume(model: BaseEstimator, volume: int = 0) -> Figure:
+    """Draw a volume of a `ProjectionClusterer`: three sections, views, averages and projections below them.
+
+    Parameters
+    ----------
+    model : ProjectionClusterer
+        Fitted.
+    volume : int, default=0
+        Which of its volumes.
+
+    Returns
+    -------
+    figure : matplotlib Figure
+        Views are drawn by rot and the cosine of the tilt: equal areas are equal parts of the sphere.
+    """
+    density, counts = model.volumes_[volume], model.direction_counts_[volume]
+    box, angles = len(density), model.cell_angles_
+    figure = new_figure(_AVERAGES_SHOWN * 1.2, 6.0)
+    grid = figure.add_gridspec(3, _AVERAGES_SHOWN, height_ratios=(2, 1, 1))
+    for place, name in enumerate("zyx"):
+        axes = figure.add_subplot(grid[0, 2 * place : 2 * place + 2])
+        axes.imshow(np.take(density, box // 2, axis=place), cmap="gray", vmin=0.0, vmax=density.max())
+        axes.set_title(f"section along {name}", fontsize=8)
+        hide_frame(axes)
+    sphere = figure.add_subplot(grid[0, 6:])
+    rot, tilt = angles.T
+    sphere.scatter(np.degrees(rot), np.cos(tilt), s=60.0 * counts / max(counts.max(), 1), color=ACCENT)
+    sphere.set_xlabel("rot (degrees)", fontsize=8)
+    sphere.set_ylabel("cos tilt", fontsize=8)
+    sphere.set_title("particles by view", fontsize=8)
+    largest = np.argsort(-counts, kind="stable")[:_AVERAGES_SHOWN]
+    projections = project(Volume(density, 1.0), rot[largest], tilt[largest])
+    averages = model.class_averages_[volume * len(counts) + largest]
+    for row, (name, images) in enumerate((("averages", averages), ("projections", projections)), start=1):
+        for place, image in enumerate(images):
+            axes = figure.add_subplot(grid[row, place])
+            axes.imshow(image, cmap="gray")
+            hide_frame(axes)
+            if place == 0:
+                axes.set_ylabel(name, fontsize=8)
+    return figure

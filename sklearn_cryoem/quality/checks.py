@@ -18,10 +18,9 @@ from sklearn_cryoem.particles.frames import pixel_sizes_differ
 from sklearn_cryoem.particles.preprocess import raw_source
 from sklearn_cryoem.particles.screening import MIN_IMAGES, Look, look_at, outlier_text
 from sklearn_cryoem.particles.sources import bad_pixels
+from sklearn_cryoem.physics.fourier import Float32
 from sklearn_cryoem.physics.masks import box_problem, check_mask_diameter, pixel_radius
 from sklearn_cryoem.quality.ctf_fit import ctf_fit
-
-Images = NDArray[np.float32]
 
 MAX_IMAGES = 400
 MAX_BYTES, MAX_SHARE = 2**27, 1 / 32  # of the images looked at together, and of the memory limit
@@ -225,7 +224,7 @@ def rows_to_look_at(stack: ParticleStack) -> tuple[np.ndarray, np.ndarray]:
     _, code, size = np.unique(stack.noise_group, return_inverse=True, return_counts=True)
     large = np.flatnonzero(size >= _GROUP_SIZE)
     if size[large].sum() < 0.5 * len(stack):
-        rows = np.unique(np.linspace(0, len(stack) - 1, n_rows).astype(np.int64))
+        rows = _spread(np.arange(len(stack)), n_rows)
         return rows, np.zeros(len(rows), dtype=np.int64)
     n_groups = min(_N_GROUPS, len(large), max(1, n_rows // _GROUP_SIZE))
     chosen = large[np.linspace(0, len(large) - 1, n_groups).astype(np.int64)]
@@ -240,7 +239,7 @@ def _spread(rows: np.ndarray, n_rows: int) -> np.ndarray:
     return rows[np.unique(np.linspace(0, len(rows) - 1, n_rows).astype(np.int64))]
 
 
-def centre_above_rim(images: Images) -> np.ndarray:
+def centre_above_rim(images: Float32) -> np.ndarray:
     """Mean of the inner half of each image less the mean of its rim, along the radius.
 
     Parameters
@@ -258,7 +257,7 @@ def centre_above_rim(images: Images) -> np.ndarray:
     return np.asarray(images[:, inside].mean(axis=1) - images[:, rim].mean(axis=1))
 
 
-def _dark(images: Images) -> Iterator[Finding]:
+def _dark(images: Float32) -> Iterator[Finding]:
     contrast = centre_above_rim(images)  # (n_images,)
     dark = float(np.mean(contrast < 0))
     sure = contrast.mean() * math.sqrt(max(len(images) - 1, 0)) < -_DARK_ERRORS * contrast.std()
@@ -272,7 +271,7 @@ def _dark(images: Images) -> Iterator[Finding]:
 
 
 def _wrong_ctf(
-    images: Images, stack: ParticleStack, rows: np.ndarray, group: np.ndarray
+    images: Float32, stack: ParticleStack, rows: np.ndarray, group: np.ndarray
 ) -> Iterator[Finding]:
     if stack.ctf is None:
         return

@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import median, uniform_filter1d
 
 from sklearn_cryoem.particles import CTFTable
-from sklearn_cryoem.physics.fourier import HalfPlane, half_plane
+from sklearn_cryoem.physics.fourier import Float64, HalfPlane, half_plane
 from sklearn_cryoem.physics.images import radial_power
 from sklearn_cryoem.physics.masks import pixel_radius, soft_disc
-
-Float64 = NDArray[np.float64]
 
 _INNER, _EDGE = 0.375, 0.06  # of the box: radius of the particle that is left out, width of its edge
 _FIRST_SHELL = 2
@@ -93,21 +92,26 @@ def ctf_fit(images: NDArray[np.float32], ctf: CTFTable, group: NDArray, pixel_si
         return None
     defocus = ctf.mean_defocus_angstrom
     group = _divided(group, defocus)
-    differ = _differ(group, defocus)
+    own = _medians(group, defocus)  # (n_groups,)
+    differ = _differ(own)
     if not differ and _is_clear(images):
         return None
     power = radial_power(images)[:, _FIRST_SHELL : box // 2] if differ else _background_spectrum(images)
     if not (power > 0).all():
         return None
-    members = [np.flatnonzero(group == number) for number in range(int(group.max()) + 1)]
-    own = np.array([np.median(defocus[some]) for some in members])  # (n_groups,)
+    members = [np.flatnonzero(group == number) for number in range(len(own))]
     plane = half_plane(box, box // 2 - 0.5)
     weight = np.bincount(plane.shell)[_FIRST_SHELL:].astype(np.float64)  # (n_shells,)
     curves = _without_trend(np.log(power))  # (n_images, n_shells)
     rings = _rings(ctf, plane, pixel_size)  # (n_images, n_shells)
     data = np.stack([np.median(curves[some], axis=0) for some in members])  # (n_groups, n_shells)
     model = np.stack([rings[some].mean(axis=0) for some in members])  # (n_groups, n_shells)
-    others = _rings(_at_every_defocus(ctf), plane, pixel_size)  # (n_defocus, n_shells)
+    tried = replace(
+        ctf[np.zeros(len(_DEFOCUS_ANGSTROM), dtype=np.int64)],
+        defocus_u_angstrom=_DEFOCUS_ANGSTROM,
+        defocus_v_angstrom=_DEFOCUS_ANGSTROM,
+    )
+    others = _rings(tried, plane, pixel_size)  # (n_defocus, n_shells)
     if differ:
         data, model = data - np.median(data, axis=0), model - model.mean(axis=0)
     # of the logarithm, for a shell of one frequency
@@ -166,12 +170,15 @@ def _divided(group: NDArray, defocus: Float64) -> NDArray:
     n_groups = max(1, len(group) // _GROUP_SIZE)
     divided = np.empty(len(group), dtype=np.int64)
     divided[np.argsort(defocus, kind="stable")] = np.arange(len(group)) * n_groups // len(group)
-    return divided if _differ(divided, defocus) else group
+    return divided if _differ(_medians(divided, defocus)) else group
 
 
-def _differ(group: NDArray, defocus: Float64) -> bool:
+def _medians(group: NDArray, defocus: Float64) -> Float64:
+    return np.array(median(defocus, group, np.arange(group.max() + 1)))
+
+
+def _differ(medians: Float64) -> bool:
     """Whether there are groups enough, of defocus so different that what they share is no ring."""
-    medians = [np.median(defocus[group == number]) for number in range(int(group.max()) + 1)]
     return len(medians) >= _MIN_GROUPS and bool(np.ptp(medians) > _MIN_SPREAD_ANGSTROM)
 
 
@@ -214,22 +221,11 @@ def _rings(ctf: CTFTable, plane: HalfPlane, pixel_size: float) -> Float64:
 
 def _without_trend(curves: Float64) -> Float64:
     """Curves less their running mean over a fifth of the shells, seven at least."""
-    n_shells = curves.shape[-1]
-    half = max(3, n_shells // 10)
-    ends = [(0, 0)] * (curves.ndim - 1)
-    padded = np.pad(curves, [*ends, (half, half)], mode="edge")
-    sums = np.cumsum(np.pad(padded, [*ends, (1, 0)]), axis=-1)
-    width = 2 * half + 1
-    return np.asarray(curves - (sums[..., width:] - sums[..., :-width]) / width)
+    width = 2 * max(3, curves.shape[-1] // 10) + 1
+    return np.asarray(curves - uniform_filter1d(curves, width, axis=-1, mode="nearest"))
 
 
 def _match(data: Float64, model: Float64, weight: Float64) -> Float64:
     """Correlation of data with models along the last axis, in units of the data at weight 1."""
     norm = np.sqrt((weight * model**2).sum(axis=-1))
     return np.asarray((weight * data * model).sum(axis=-1) / np.maximum(norm, np.finfo(float).tiny))
-
-
-def _at_every_defocus(ctf: CTFTable) -> CTFTable:
-    """The first row of a table at every defocus tried, without astigmatism."""
-    same = ctf[np.zeros(len(_DEFOCUS_ANGSTROM), dtype=np.int64)]
-    return replace(same, defocus_u_angstrom=_DEFOCUS_ANGSTROM, defocus_v_angstrom=_DEFOCUS_ANGSTROM)

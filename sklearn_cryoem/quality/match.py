@@ -16,13 +16,11 @@ from sklearn_cryoem.manifold.classes import wiener_ridge
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.classes import check_labels, check_order, steps_of
 from sklearn_cryoem.particles.features import BLOCK_BYTES, FeatureBlocks
-from sklearn_cryoem.physics.fourier import Float32, HalfPlane, half_plane, images_from_features
+from sklearn_cryoem.physics.fourier import Float32, Float64, HalfPlane, half_plane, images_from_features
 from sklearn_cryoem.quality.checks import foreign_backgrounds
 from sklearn_cryoem.quality.measures import class_sums
 from sklearn_cryoem.quality.suggestion import suggest_classes
 from sklearn_cryoem.quality.table import as_classified, labels_of
-
-Float64 = NDArray[np.float64]
 
 # What images of nothing but noise reach by alignment to a class: 3.0 to 4.4 on simulated sessions, where 1 %
 # of the particles in good classes lie below. Where the noise is stronger more do, hence the second limit.

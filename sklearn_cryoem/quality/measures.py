@@ -15,10 +15,8 @@ from sklearn_cryoem.manifold.classes import wiener_ridge
 from sklearn_cryoem.metrics import resolution_from_frc
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.features import FeatureBlocks
-from sklearn_cryoem.physics.fourier import HalfPlane, images_from_features
+from sklearn_cryoem.physics.fourier import Float64, HalfPlane, images_from_features
 from sklearn_cryoem.physics.masks import pixel_radius
-
-Float64 = NDArray[np.float64]
 
 FRC_THRESHOLD = 0.143
 REFERENCE_SIZE = 100  # particles of the average whose information is stated, whatever the size of the class

@@ -14,6 +14,7 @@ from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.datasets import Volume, project
 from sklearn_cryoem.datasets.volumes import centred
 from sklearn_cryoem.particles.classes import check_labels
+from sklearn_cryoem.physics.fourier import Float64
 from sklearn_cryoem.physics.polar import (
     PolarGrid,
     angular_orders,
@@ -21,8 +22,6 @@ from sklearn_cryoem.physics.polar import (
     polar_transform,
     translation_phase,
 )
-
-Float64 = NDArray[np.float64]
 
 # With 16, and without equal rings, classes of junk correlate with some projection of a map by 0.92 to 0.95,
 # of particles by 0.94 to 0.99; so by 0.52 to 0.55, and 0.72 to 0.93.

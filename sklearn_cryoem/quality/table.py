@@ -19,14 +19,12 @@ from sklearn_cryoem.manifold.topology import TOPOLOGIES
 from sklearn_cryoem.particles import CTFTable, ParticleStack
 from sklearn_cryoem.particles.classes import check_labels, check_order, steps_of
 from sklearn_cryoem.particles.feature_space import at_box
-from sklearn_cryoem.physics.fourier import half_plane
+from sklearn_cryoem.physics.fourier import Float64, Int, half_plane
 from sklearn_cryoem.physics.masks import mask_disc
 from sklearn_cryoem.quality.checks import foreign_backgrounds
 from sklearn_cryoem.quality.measures import PICTORIAL, SPECTRAL, coherence, measure_class
 from sklearn_cryoem.quality.suggestion import suggest_classes
 
-Float64 = NDArray[np.float64]
-Int = NDArray[np.int64]
 Rows = list[NDArray[np.intp]]  # particles of each class
 
 

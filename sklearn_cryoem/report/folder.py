@@ -40,7 +40,9 @@ def run_of_folder(folder, *, images_dir=None, examples=True, quality=None):
     """
     summary = read_summary(folder)
     results, classes = summary["results"], summary["results"]["classes"]
-    averages, pixel_size = _read_averages(folder)
+    if not (folder / AVERAGES).is_file():
+        raise ParticleDataError(f"{folder} holds no {AVERAGES}. Run the classification again.")
+    averages, pixel_size = read_mrc(folder / AVERAGES)
     pixel_size = results.get("pixel_size_angstrom", pixel_size)
     missing = []
     model = _model_or_none(folder, missing)
@@ -142,35 +144,30 @@ def _tree_of(folder):
 
 def _facts_of_summary(summary, parameters):
     """(heading, [(name, value), ...]) of everything the run says of itself, for people."""
-    results, unit = summary["results"], "px" if summary["results"].get("pixel_size_angstrom") is None else "Å"
-    found = []
-    for key, value in results.items():
-        if isinstance(value, dict):  # classes and accuracy have places of their own
-            continue
+    results = summary["results"]
+    unit = "px" if results.get("pixel_size_angstrom") is None else "Å"
+
+    def rows(values, name_of):
+        return [(name_of(key), with_unit(key, as_text(value), unit)) for key, value in values.items()]
+
+    def words(key):
         length = f" ({unit})" if key in _RESULTS_WITH_LENGTH else ""
-        found.append(
-            (key.removeprefix("n_").replace("_", " ") + length, with_unit(key, as_text(value), unit))
-        )
-    accuracy = [(key.replace("_", " "), as_text(v)) for key, v in results.get("accuracy", {}).items()]
-    options = [
-        (f"--{key.replace('_', '-')}", with_unit(key, as_text(v), unit))
-        for key, v in summary.get("options", {}).items()
-    ]
-    seconds = [(name, f"{value:.1f} s") for name, value in summary.get("seconds", {}).items()]
-    versions = [(name, as_text(value)) for name, value in summary.get("versions", {}).items()]
+        return key.removeprefix("n_").replace("_", " ") + length
+
+    # classes and accuracy have places of their own
+    plain = {key: value for key, value in results.items() if not isinstance(value, dict)}
+    seconds = {name: f"{value:.1f} s" for name, value in summary.get("seconds", {}).items()}
+    versions = {**summary.get("versions", {}), "started at": summary.get("started_at", "unknown")}
     tables = [
-        ("Results", found), ("Measured against the truth", accuracy),
-        (f"Options of {summary.get('command', 'the run')}", options), *parameters,
-        ("Time", seconds), ("Versions", [*versions, ("started at", summary.get("started_at", "unknown"))]),
+        ("Results", rows(plain, words)),
+        ("Measured against the truth", rows(results.get("accuracy", {}), words)),
+        (f"Options of {summary.get('command', 'the run')}",
+         rows(summary.get("options", {}), lambda key: f"--{key.replace('_', '-')}")),
+        *parameters,
+        ("Time", rows(seconds, str)),
+        ("Versions", rows(versions, str)),
     ]  # fmt: skip
-    return [(heading, rows) for heading, rows in tables if rows]
-
-
-def _read_averages(folder):
-    path = folder / AVERAGES
-    if not path.is_file():
-        raise ParticleDataError(f"{folder} holds no {AVERAGES}. Run the classification again.")
-    return read_mrc(path)
+    return [(heading, shown) for heading, shown in tables if shown]
 
 
 def _model_or_none(folder, missing):

@@ -9,6 +9,7 @@ import pandas as pd
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.estimators._common import warn_if_not_aligned
 from sklearn_cryoem.particles.classes import steps_of
+from sklearn_cryoem.plotting._figure import check_averages
 from sklearn_cryoem.plotting.convergence import fits_of
 from sklearn_cryoem.quality.table import as_classified
 
@@ -88,12 +89,7 @@ class Run:
     missing: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        self.averages = np.asarray(self.averages, dtype=np.float32)
-        if self.averages.ndim != 3 or self.averages.shape[1] != self.averages.shape[2]:
-            raise ParticleDataError(
-                f"the class averages have shape {self.averages.shape}, expected (n_classes, D, D). A report "
-                f"shows images; for a model of vectors there is none."
-            )
+        self.averages = check_averages(self.averages)
         self.quality = None if self.quality is None else pd.DataFrame(self.quality)
         for name in ("sizes", "resolution", "nodes", "quality"):
             value = getattr(self, name)

@@ -782,6 +782,6 @@ def test_initial_model_writes_a_map_and_its_picture(results, tmp_path, capsys):
     assert run(*given) == 1
     assert "pass --force" in capsys.readouterr().err
     assert run("initial-model", tmp_path, "-o", tmp_path / "no.mrc") == 1
-    assert "Give the --output of a finished run" in capsys.readouterr().err
+    assert "Give the folder of a finished run" in capsys.readouterr().err
     assert run("initial-model", results, "-o", tmp_path / "x.png") == 1
     assert "expected one in .mrc" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
