@@ -2,7 +2,7 @@
 
 The names below are the whole top level; everything else is in `sklearn_cryoem.datasets`, `metrics`,
 `quality`, `plotting`, `io` and the packages under them. Names are imported when they are first used, so that
-``import sklearn_cryoem`` and ``sklearn-cryoem --help`` cost nothing.
+``import sklearn_cryoem`` and ``sklearn-cryoem --help`` cost nothing; packages are too, as in SciPy.
 """
 
 from importlib import import_module
@@ -44,6 +44,8 @@ _HOMES = {
     "write_particles": "io",
 }
 
+_PACKAGES = ("datasets", "estimators", "io", "metrics", "particles", "plotting", "quality", "report")
+
 __all__ = [  # noqa: RUF022 (alphabetical but for the version)
     "CTFTable",
     "DeepClusterer",
@@ -66,6 +68,8 @@ __all__ = [  # noqa: RUF022 (alphabetical but for the version)
 
 
 def __getattr__(name):
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -15,9 +15,9 @@ class CommandHelp(SphinxDirective):
 
     def run(self):
         """Make a literal block of it."""
-        from sklearn_cryoem.cli.main import build_parsers
+        from sklearn_cryoem.cli.main import build_parser
 
-        text = build_parsers()[1][self.arguments[0]].format_help()
+        text = build_parser().commands[self.arguments[0]].format_help()
         return [nodes.literal_block(text, text, language="text")]
 
 

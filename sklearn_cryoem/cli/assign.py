@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+import sklearn_cryoem as lib
+from sklearn_cryoem.cli import preflight
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.options import (
     READING,
@@ -15,21 +17,10 @@ from sklearn_cryoem.cli.options import (
 from sklearn_cryoem.cli.results import LEFT_OUT, MODEL, Outcome, output_names, tell, write
 from sklearn_cryoem.cli.run_folder import RunFolder, check_is_file
 
-_EPILOG = """\
-Particles of another box, or of smaller pixels, are brought to those of the run. The folder holds what that of
-a run holds, for report, select and merge; class averages are those of the run, and everything else tells of
-the new particles.
-"""
-
 
 def add_assign(commands):
     """Add `assign` to the parser."""
-    parser = new_command(
-        commands, "assign", assign,
-        summary="put further particles into the classes of a finished run",
-        description="Align further particles to the classes of a finished run and find the class of each.",
-        epilog=_EPILOG,
-    )  # fmt: skip
+    parser = new_command(commands, "assign", assign)
     parser.add_argument(
         "model", metavar="RUN", type=Path, nargs="?", help="folder of a run, or its model (.npz) (required)"
     )
@@ -38,18 +29,21 @@ def add_assign(commands):
 
 
 def assign(options, console, used=None):
-    """Read, bring to the frame of the model, assign, write as a run does, of the options `used`."""
-    from sklearn_cryoem.cli import preflight
-    from sklearn_cryoem.estimators import as_fitted_by, assign_particles, load_model
-    from sklearn_cryoem.particles.classes import steps_of
+    """Put further particles into the classes of a finished run.
 
+    Align further particles to the classes of a finished run and find the class of each.
+
+    Particles of another box, or of smaller pixels, are brought to those of the run. The folder holds what
+    that of a run holds, for report, select and merge; class averages are those of the run, and everything
+    else tells of the new particles.
+    """
     check_is_file(options.particles)
     path = options.model / MODEL if options.model.is_dir() else options.model
     if not path.exists():
         found = f"there is no {path}" if path == options.model else f"{options.model} holds no {MODEL}"
         raise CommandError(f"{found}. Give the folder of a run.")
-    model = load_model(path)
-    *before, last = steps_of(model)
+    model = lib.estimators.load_model(path)
+    *before, last = lib.particles.classes.steps_of(model)
     if not hasattr(last, "tree_") and not hasattr(last, "latent_nodes_"):
         raise CommandError(f"{options.model} has no classes of classify or deep. Give the folder of a run.")
     for step in (*before, last):
@@ -62,12 +56,12 @@ def assign(options, console, used=None):
         preflight.check_machine(console)
         with folder.timed("read"):
             stack, n_left_out = preflight.read(how, folder, console)
-            stack = as_fitted_by(model, stack)
+            stack = lib.estimators.as_fitted_by(model, stack)
         console.say(f"{stack!r}")
         stack, n_unusable = preflight.screen(stack, how, folder, console)
         with folder.timed("assign"):
-            model, stack = assign_particles(model, stack)
-            *before, last = steps_of(model)
+            model, stack = lib.estimators.assign_particles(model, stack)
+            *before, last = lib.particles.classes.steps_of(model)
             assignment = None if is_deep else last.assign(stack)
         none = np.full(len(stack), -1)  # no second clustering: nothing was fitted
         outcome = Outcome(stack, last, before[0] if before else None, none, assignment)

@@ -2,6 +2,8 @@
 
 from argparse import Namespace
 
+import sklearn_cryoem as lib
+from sklearn_cryoem.cli import preflight
 from sklearn_cryoem.cli.classify import make_aligner, make_clusterer
 from sklearn_cryoem.cli.options import add_classification, add_machine, add_particles, count, new_command
 from sklearn_cryoem.cli.results import LEFT_OUT
@@ -9,22 +11,11 @@ from sklearn_cryoem.cli.run_folder import RunFolder, check_is_file
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
 
 TABLE, PICTURE = "choose.csv", "choose.png"
-_EPILOG = f"""\
-Particles are aligned once (or taken as they are, --skip-align). Then each candidate is fitted to two thirds
-of them and asked for the likelihood of the rest, in turn. {TABLE} has what each comes to, {PICTURE} shows it.
-Recommended are the fewest classes that are no worse than the best by more than the standard error.
-"""
 
 
 def add_choose(commands):
     """Add `choose` to the parser."""
-    parser = new_command(
-        commands, "choose", choose,
-        summary="compare numbers of classes and dimensions by particles held out",
-        description="Compare numbers of classes and dimensions of the manifold by the likelihood of "
-        "particles that the fit has not seen.",
-        epilog=_EPILOG,
-    )  # fmt: skip
+    parser = new_command(commands, "choose", choose)
     add_particles(parser)
     add_classification(parser)
     candidates = parser.add_argument_group("candidates", conflict_handler="resolve")
@@ -40,10 +31,16 @@ def add_choose(commands):
 
 
 def choose(options, console):
-    """Align, compare, write, draw, recommend."""
-    from sklearn_cryoem.cli import preflight
-    from sklearn_cryoem.estimators import choose_classes
+    """Compare numbers of classes and dimensions by particles held out.
 
+    Compare numbers of classes and dimensions of the manifold by the likelihood of particles that the fit has
+    not seen.
+
+    Particles are aligned once (or taken as they are, --skip-align). Then each candidate is fitted to two
+    thirds of them and asked for the likelihood of the rest, in turn. choose.csv has what each comes to,
+    choose.png shows it. Recommended are the fewest classes that are no worse than the best by more than the
+    standard error.
+    """
     check_is_file(options.particles)
     possible = TOPOLOGIES[options.topology].components
     options.dimensions = options.dimensions or [number for number in (1, 2) if number in possible]
@@ -64,7 +61,7 @@ def choose(options, console):
             with folder.timed("align"):
                 stack = stack.with_poses(folder.fit(aligner, stack).poses_)
         with folder.timed("compare"):
-            table = choose_classes(clusterer, stack, options.classes, options.dimensions)
+            table = lib.estimators.choose_classes(clusterer, stack, options.classes, options.dimensions)
         with folder.writing(TABLE) as path:
             table.to_csv(path, index=False, float_format="%.6g")
         with folder.writing(PICTURE) as path:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+import sklearn_cryoem as lib
+from sklearn_cryoem.cli import preflight
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.options import (
     ALIGNMENT,
@@ -40,27 +42,11 @@ _FULL_AVERAGES = (
     "--full-averages", None, bool, False,
     f"write {FULL_AVERAGES} as well: averages in the box of the particles, not of the fits",
 )  # fmt: skip
-_CLASSIFY_EPILOG = """\
-The class of each particle is written as rlnClassNumber (counted from 1) into the labelled particles; class
-averages stand in the same order in class_averages.mrcs. The model is loaded with sklearn_cryoem.load_model.
-"""
-_DEEP_EPILOG = """\
-Sub-classes are numbered through, class by class; their numbers are written as rlnClassNumber (from 1 on),
-and class_averages.mrcs has the same order. tree.json tells which class each is part of. With --skip-align the
-first classes are --classes of the clusterer, otherwise --align-classes of the alignment; by default one for
-every ten times --images-per-subclass particles, 2 to 50.
-"""
 
 
 def add_classify(commands):
     """Add `classify` to the parser."""
-    parser = new_command(
-        commands, "classify", classify,
-        summary="align particles, cluster them, write labels, class averages and pictures",
-        description="Align particle images without a reference (MAPAligner), cluster them on a manifold "
-        "(SMLClusterer), and write the labelled particles, class averages, pictures, model and summary.",
-        epilog=_CLASSIFY_EPILOG,
-    )  # fmt: skip
+    parser = new_command(commands, "classify", classify)
     add_particles(parser)
     add_options(parser, [_FULL_AVERAGES])
     add_classification(parser)
@@ -69,13 +55,7 @@ def add_classify(commands):
 
 def add_deep(commands):
     """Add `deep` to the parser."""
-    parser = new_command(
-        commands, "deep", deep,
-        summary="divide each class into sub-classes, as many as its particles can feed",
-        description="Classify particles (MAPAligner; SMLClusterer with --skip-align), then cluster those of "
-        "each class on a manifold of their own (DeepClusterer).",
-        epilog=_DEEP_EPILOG,
-    )  # fmt: skip
+    parser = new_command(commands, "deep", deep)
     add_particles(parser)
     add_options(parser, [_FULL_AVERAGES])
     add_options(parser.add_argument_group("sub-classes"), SUBCLASSES)
@@ -84,19 +64,34 @@ def add_deep(commands):
 
 
 def classify(options, console, *, keep_states=False):
-    """Classify and write; return the Outcome. Kept states let the same call repeat it without the fits."""
+    """Align particles, cluster them, write labels, class averages and pictures.
+
+    Align particle images without a reference (MAPAligner), cluster them on a manifold (SMLClusterer), and
+    write the labelled particles, class averages, pictures, model and summary.
+
+    The class of each particle is written as rlnClassNumber (counted from 1) into the labelled particles;
+    class averages stand in the same order in class_averages.mrcs. The model is loaded with
+    sklearn_cryoem.load_model.
+    """
     return _run(options, console, fit_flat, deep=False, keep_states=keep_states)
 
 
 def deep(options, console):
-    """Classify, divide each class, and write."""
+    """Divide each class into sub-classes, as many as its particles can feed.
+
+    Classify particles (MAPAligner; SMLClusterer with --skip-align), then cluster those of each class on a
+    manifold of their own (DeepClusterer).
+
+    Sub-classes are numbered through, class by class; their numbers are written as rlnClassNumber (from 1 on),
+    and class_averages.mrcs has the same order. tree.json tells which class each is part of. With --skip-align
+    the first classes are --classes of the clusterer, otherwise --align-classes of the alignment; by default
+    one for every ten times --images-per-subclass particles, 2 to 50.
+    """
     _run(options, console, fit_deep, deep=True)
 
 
 def _run(options, console, fit, *, deep, keep_states=False):
     """Do all of a run; return its Outcome."""
-    from sklearn_cryoem.cli import preflight
-
     check_is_file(options.particles)
     names = output_names(options.particles.suffix, align=not options.skip_align, deep=deep)
     in_full = getattr(options, "full_averages", False)
@@ -126,9 +121,7 @@ def _run(options, console, fit, *, deep, keep_states=False):
 
 def _tell_where_images_are(written, stack, options, console):
     """Image names keep the form they came in, so particles in another folder may not find them by it."""
-    from sklearn_cryoem.io import rename_images
-
-    _, renamed = rename_images(stack, options.particles, written, images_dir=options.images_dir)
+    _, renamed = lib.io.rename_images(stack, options.particles, written, images_dir=options.images_dir)
     if renamed:
         folder = options.images_dir or folder_of_names(renamed)
         console.say(
@@ -146,9 +139,7 @@ def folder_of_names(renamed):
 # ---------------------------------------------------------------- estimators
 def make_clusterer(options):
     """SMLClusterer with the options of `options.add_classification`."""
-    from sklearn_cryoem.estimators import SMLClusterer
-
-    return SMLClusterer(
+    return lib.estimators.SMLClusterer(
         topology=options.topology,
         n_components=options.latent_dim,
         noise="group" if options.noise_groups else "shell",
@@ -165,8 +156,6 @@ def make_aligner(options, stack):
     CommandError
         If alignment is to be skipped, but the particles have no poses.
     """
-    from sklearn_cryoem.estimators import MAPAligner
-
     if not options.skip_align:
         parameters = parameters_from(options, ALIGNMENT_AND_CLUSTERING, ALIGNMENT)
         for name in {"angle_range", "angle_sigma"} & parameters.keys():
@@ -174,7 +163,7 @@ def make_aligner(options, stack):
         if "init" in parameters:
             parameters["init"] = read_references(stack, parameters)
             parameters["n_clusters"] = min(parameters["n_clusters"], len(parameters["init"]))
-        return MAPAligner(**parameters, **_machine(options))
+        return lib.estimators.MAPAligner(**parameters, **_machine(options))
     if stack.poses is None:
         raise CommandError(
             "the particles have no in-plane angles and shifts, which --skip-align relies on. "
@@ -193,11 +182,6 @@ def read_references(stack, parameters):
     parameters : dict
         Of a MAPAligner; `init` is the file.
     """
-    from sklearn_cryoem import read_particles
-    from sklearn_cryoem.datasets import load_volume, project
-    from sklearn_cryoem.datasets.volumes import centred
-    from sklearn_cryoem.estimators.map_aligner import number_of_references
-    from sklearn_cryoem.particles import rescale
     from sklearn_cryoem.projections.views import view_angles
 
     path, box, pixel_size = parameters["init"], stack.box, stack.pixel_size
@@ -207,10 +191,12 @@ def read_references(stack, parameters):
         raise CommandError("--ref needs particles of known pixel size. Give it with --pixel-size.")
     if path.suffix in _MAP_SUFFIXES:
         mirror = parameters.get("mirror", False)
-        n = number_of_references(parameters["n_clusters"], parameters.get("n_references"), len(stack), mirror)
+        number_of = lib.estimators.map_aligner.number_of_references
+        n = number_of(parameters["n_clusters"], parameters.get("n_references"), len(stack), mirror)
         views = view_angles(n, "D1" if mirror else "C1")  # opposite views are mirror images: half a sphere
-        return project(centred(load_volume(path)), *views.T, box=box, pixel_size=pixel_size)
-    return rescale(read_particles(path), pixel_size, box).read()
+        volume = lib.datasets.volumes.centred(lib.datasets.load_volume(path))
+        return lib.datasets.project(volume, *views.T, box=box, pixel_size=pixel_size)
+    return lib.particles.rescale(lib.read_particles(path), pixel_size, box).read()
 
 
 def _machine(options):
@@ -220,12 +206,10 @@ def _machine(options):
 # ---------------------------------------------------------------- fits
 def fit_flat(stack, options, folder, console):
     """Align and cluster as the options say; return an Outcome."""
-    from sklearn_cryoem.cli.preflight import rehearse
-
     clusterer = make_clusterer(options)
     n_classes = clusterer.validate(stack)  # what it refuses is refused before the hours of an alignment
     aligner = make_aligner(options, stack)
-    rehearse(clusterer, stack, options, folder, n_classes)
+    preflight.rehearse(clusterer, stack, options, folder, n_classes)
     if aligner is not None:
         with folder.timed("align"):
             aligner = folder.fit(aligner, stack, folder.earlier_fits(options.config))
@@ -284,15 +268,13 @@ def repeated_labels(folder, clusterer, stack, seed):
 
 def choose_first_classes(options, n_particles, console):
     """Fill in how many first classes there are to be, where the user has not said it."""
-    from sklearn_cryoem.estimators.deep_clusterer import n_first_classes
-
     if not options.skip_align and options.classes is not None:
         console.warn(
             "--classes is not used without --skip-align: first classes are --align-classes, and "
             "sub-classes follow from --images-per-subclass."
         )
         options.classes = None
-    n_first = n_first_classes(n_particles, options.images_per_subclass)
+    n_first = lib.estimators.deep_clusterer.n_first_classes(n_particles, options.images_per_subclass)
     if not options.skip_align:
         options.align_classes = options.align_classes or n_first
 
@@ -301,21 +283,18 @@ def fit_deep(stack, options, folder, console):
     """Classify and divide each class as the options say; return an Outcome."""
     from sklearn.base import clone
 
-    from sklearn_cryoem.cli.preflight import rehearse
-    from sklearn_cryoem.estimators import DeepClusterer
-    from sklearn_cryoem.estimators.deep_clusterer import n_first_classes
-
     clusterer = make_clusterer(options)
     clusterer.validate(stack)
-    first, n_first = make_aligner(options, stack), n_first_classes(len(stack), options.images_per_subclass)
+    first, per_class = make_aligner(options, stack), options.images_per_subclass
+    n_first = lib.estimators.deep_clusterer.n_first_classes(len(stack), per_class)
     if first is not None or options.classes is not None:
         first = first or clusterer
         n_first = int(np.prod(options.classes if options.skip_align else options.align_classes))
-    rehearse(clusterer, stack, options, folder, len(stack) // options.images_per_subclass + n_first)
+    preflight.rehearse(clusterer, stack, options, folder, len(stack) // per_class + n_first)
     if first is not None:
         with folder.timed("classify"):
             folder.fit(clone(first), stack, folder.earlier_fits(options.config))
-    model = DeepClusterer(
+    model = lib.estimators.DeepClusterer(
         first,  # its fit is found where it was kept; poses are not searched again
         make_clusterer(options).set_params(verbose=0, cache_folder=None),
         **parameters_from(options, SUBCLASSES),

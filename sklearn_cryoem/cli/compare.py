@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+import sklearn_cryoem as lib
+from sklearn_cryoem._core.files import atomic_path, try_to_write
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
 from sklearn_cryoem.cli.options import add_output, new_command
@@ -11,30 +13,12 @@ from sklearn_cryoem.cli.run_folder import AVERAGES, averages_of_run, labelled_pa
 from sklearn_cryoem.cli.select import column_of, places_of, read_table
 
 TABLE, MOVED, CONTINGENCY, PAIRS = "compare.csv", "moved.csv", "contingency.csv", "pairs.png"
-_MERGE_EPILOG = """\
-Classes are numbered through, run by run; runs with the same averages, as those of assign have, share their
-numbers. The averages stand in that order in OUTPUT_averages.mrcs, beside the output. A particle
-that is in several runs, by the name of its image, is kept with its larger posterior. Another format than that
-of the results takes the CTF along.
-"""
-_COMPARE_EPILOG = f"""\
-{TABLE} has one row for each class of the first run: its partner in each other run, how many particles they
-share, how many moved out and in, the correlation of their averages with the turn (degrees) and mirror that
-bring the partner onto it, and its stability over all runs (0 by chance, 1 if it comes out whole each time).
-{MOVED} lists the particles whose classes are no partners, {CONTINGENCY} counts them by both classes, and
-{PAIRS} shows each average and, next to it, its partner turned onto it; the last two are of the second run.
-"""
 
 
 # ---------------------------------------------------------------- merge
 def add_merge(commands):
     """Add `merge` to the parser."""
-    parser = new_command(
-        commands, "merge", merge,
-        summary="join the particles of several runs, each particle once",
-        description="Join the particles of several finished runs, or of tables with class numbers.",
-        epilog=_MERGE_EPILOG,
-    )  # fmt: skip
+    parser = new_command(commands, "merge", merge)
     _add_results(parser)
     add_output(parser, "FILE", "a .star or .cs file")
 
@@ -46,18 +30,18 @@ def _add_results(parser):
 
 
 def merge(options, console):
-    """Read, number the classes through, keep each particle once, write."""
+    """Join the particles of several runs, each particle once.
+
+    Join the particles of several finished runs, or of tables with class numbers.
+
+    Classes are numbered through, run by run; runs with the same averages, as those of assign have, share
+    their numbers. The averages stand in that order in OUTPUT_averages.mrcs, beside the output. A particle
+    that is in several runs, by the name of its image, is kept with its larger posterior. Another format than
+    that of the results takes the CTF along.
+    """
     import pandas as pd
 
-    from sklearn_cryoem._core.files import try_to_write
-    from sklearn_cryoem.io import write_class_averages, write_particles
-    from sklearn_cryoem.io.classes import class_star_path
-    from sklearn_cryoem.io.write import check_target
-    from sklearn_cryoem.particles import class_labels, concatenate, with_classes
-    from sklearn_cryoem.particles.classes import POSTERIOR
-    from sklearn_cryoem.particles.sources import AbsentSource
-
-    check_target(options.output, overwrite=options.force)
+    lib.io.write.check_target(options.output, overwrite=options.force)
     _check_one_format(options.results)
     stacks, averages, first, starts = [], [], 0, {}
     for results in options.results:
@@ -68,7 +52,7 @@ def merge(options, console):
         if start == first:
             averages.append(own)
             first += max(0 if own is None else len(own[0]), int(labels.max(initial=-1)) + 1)
-        stacks.append(with_classes(stack[sound], labels[sound] + start))
+        stacks.append(lib.particles.with_classes(stack[sound], labels[sound] + start))
         console.say(f"{results}: {np.count_nonzero(sound):,} particles, classes from {start + 1}")
     if any((stack.ctf is None) != (stacks[0].ctf is None) for stack in stacks):
         console.warn("the CTF is not carried over: some of the results have none")
@@ -76,18 +60,19 @@ def merge(options, console):
     size = stacks[0].pixel_size
     is_alike = len({stack.pixel_size and round(stack.pixel_size, 4) for stack in stacks}) == 1
     if is_alike and not all(stack.box for stack in stacks):  # no box in the table: nothing to rescale by
-        stacks = [stack._replace(images=AbsentSource(len(stack), 0), pixel_size=size) for stack in stacks]
-    joined = concatenate(stacks, rescale=True)
-    posterior = column_of(joined, POSTERIOR)
+        absent = lib.particles.sources.AbsentSource
+        stacks = [stack._replace(images=absent(len(stack), 0), pixel_size=size) for stack in stacks]
+    joined = lib.particles.concatenate(stacks, rescale=True)
+    posterior = column_of(joined, lib.particles.classes.POSTERIOR)
     order = np.argsort(-(np.zeros(len(joined)) if posterior is None else posterior), kind="stable")
     once = np.sort(order[~pd.Series(names_of(joined))[order].duplicated().to_numpy()])
     frames = {None if own is None else (own[0].shape[1:], own[1]) for own in averages}
     has_averages = len(frames) == 1 and None not in frames
     path = options.output.with_name(f"{options.output.stem}_averages.mrcs")  # x.mrcs may hold the particles
     if has_averages:
-        for target in (path, class_star_path(path)):
+        for target in (path, lib.io.classes.class_star_path(path)):
             try_to_write(target, overwrite=options.force)
-    write_particles(joined[once], options.output, overwrite=options.force)
+    lib.io.write_particles(joined[once], options.output, overwrite=options.force)
     console.say(
         f"{len(once):,} particles in {first} classes written to {options.output}"
         + (f"; {len(joined) - len(once):,} were in several runs" if len(once) < len(joined) else "")
@@ -95,9 +80,9 @@ def merge(options, console):
     if not has_averages:
         console.say("no averages are written: not all results are folders of runs with averages of one size")
         return
-    sizes = np.bincount(class_labels(joined[once]), minlength=first)
+    sizes = np.bincount(lib.particles.class_labels(joined[once]), minlength=first)
     images = np.concatenate([images for images, _ in averages])
-    write_class_averages(path, images, averages[0][1], sizes=sizes, overwrite=options.force)
+    lib.io.write_class_averages(path, images, averages[0][1], sizes=sizes, overwrite=options.force)
     console.say(f"their averages written to {path}")
 
 
@@ -116,58 +101,54 @@ def read_labelled(results, target, console):
 
     Without a console nothing is said of names.
     """
-    from sklearn_cryoem.io import read_particles, rename_images
-    from sklearn_cryoem.particles import class_labels
-
     path = labelled_particles(results)
     if console is None:
-        stack = read_particles(path, metadata_only=True, rescale=True, ctf=False)
+        stack = lib.io.read_particles(path, metadata_only=True, rescale=True, ctf=False)
     else:
         stack = read_table(path, target, [], console)
-    labels = class_labels(stack)
+    labels = lib.particles.class_labels(stack)
     if labels is None:
         raise CommandError(f"{path} has no class numbers (rlnClassNumber). Give the folder of a run.")
     if console is not None:
         return named_for(target, stack, places_of(path, None), console), labels
     for source, images_dir in places_of(path, None):
-        stack = rename_images(stack, source, target, images_dir=images_dir)[0]
+        stack = lib.io.rename_images(stack, source, target, images_dir=images_dir)[0]
     return stack, labels
 
 
 def names_of(stack):
     """What tells particles apart: cryoSPARC's number of each, or the name of its image in one spelling."""
-    from sklearn_cryoem.io.image_files import plain_name, split_image_name
-
     table = stack.metadata
     if "uid" in table:
         return table["uid"].astype(str).to_numpy()
-    parts = [split_image_name(str(name)) for name in table["rlnImageName"]]
-    return np.array(
-        [f"{number or ''}@{plain_name(file)}".lstrip("@") for number, file in parts], dtype=object
-    )
+    files = lib.io.image_files
+    parts = [files.split_image_name(str(name)) for name in table["rlnImageName"]]
+    names = [f"{number or ''}@{files.plain_name(file)}".lstrip("@") for number, file in parts]
+    return np.array(names, dtype=object)
 
 
 # ---------------------------------------------------------------- compare
 def add_compare(commands):
     """Add `compare` to the parser."""
-    parser = new_command(
-        commands, "compare", compare,
-        summary="set runs of the same particles side by side",
-        description="Compare the classes of several runs of the same particles, such as of several seeds.",
-        epilog=_COMPARE_EPILOG,
-    )  # fmt: skip
+    parser = new_command(commands, "compare", compare)
     _add_results(parser)
     add_output(parser, "DIR", "folder for the tables")
 
 
 def compare(options, console):
-    """Pair the classes of the first run with those of each other one; write and tell."""
+    """Set runs of the same particles side by side.
+
+    Compare the classes of several runs of the same particles, such as of several seeds.
+
+    compare.csv has one row for each class of the first run: its partner in each other run, how many particles
+    they share, how many moved out and in, the correlation of their averages with the turn (degrees) and
+    mirror that bring the partner onto it, and its stability over all runs (0 by chance, 1 if it comes out
+    whole each time). moved.csv lists the particles whose classes are no partners, contingency.csv counts them
+    by both classes, and pairs.png shows each average and, next to it, its partner turned onto it; the last
+    two are of the second run.
+    """
     import pandas as pd
     from sklearn.metrics import adjusted_mutual_info_score
-
-    from sklearn_cryoem._core.files import atomic_path, try_to_write
-    from sklearn_cryoem.quality import compare_classes
-    from sklearn_cryoem.quality.table import stability
 
     if len(options.results) < 2:
         raise CommandError("there is nothing to compare with. Give two runs or more.")
@@ -189,7 +170,7 @@ def compare(options, console):
         others.append(known.reindex(names, fill_value=-1).to_numpy())
     table = None
     for path, other in zip(options.results[1:], others, strict=True):
-        pairs = compare_classes(one, other)
+        pairs = lib.quality.compare_classes(one, other)
         picture = _add_averages(pairs, options.results[0], path, draw=table is None)
         if picture is not None:
             with atomic_path(options.output / PAIRS, overwrite=options.force) as file:
@@ -205,7 +186,7 @@ def compare(options, console):
             f"{alike:.3f} (1 for the same classes, 0 by chance)"
         )
     rows = [np.flatnonzero(one == number) for number in range(len(table))]
-    table["stability"] = stability(others, rows)
+    table["stability"] = lib.quality.table.stability(others, rows)
     both = (one >= 0) & (others[0] >= 0)
     moved = both & (table["partner"].to_numpy()[one] != others[0] + 1)
     written = {
@@ -223,8 +204,6 @@ def _add_averages(pairs, first, second, *, draw):
     """Add how alike the averages of paired classes are; return a figure of them side by side, or None."""
     from sklearn_cryoem.physics.masks import mask_background, mask_disc
     from sklearn_cryoem.physics.rotation import aligned_images
-    from sklearn_cryoem.plotting import plot_class_averages
-    from sklearn_cryoem.quality import similarity
 
     if not all((path / AVERAGES).is_file() for path in (first, second)):
         return None
@@ -232,7 +211,7 @@ def _add_averages(pairs, first, second, *, draw):
     if one.shape[1:] != other.shape[1:]:
         return None
     there = pairs.index[pairs["partner"] > 0].to_numpy()
-    found = [similarity(one[[i]], other[[pairs["partner"][i] - 1]]) for i in there]
+    found = [lib.quality.similarity(one[[i]], other[[pairs["partner"][i] - 1]]) for i in there]
     for name in ("correlation", "angle_rad", "mirrored"):
         pairs.loc[there, name.replace("rad", "degrees")] = [getattr(some, name)[0, 0] for some in found]
     pairs["angle_degrees"] = np.degrees(pairs["angle_degrees"])
@@ -249,4 +228,4 @@ def _add_averages(pairs, first, second, *, draw):
     tiles = mask_background(tiles, *mask_disc(None, tiles.shape[-1], None))  # corners turn out of the picture
     counts = pairs[["size", "partner_size"]].to_numpy()[there[order]].ravel()
     title = f"{first.name} and, next to each class, its partner of {second.name}"
-    return plot_class_averages(tiles, counts=counts, order="index", n_columns=8, title=title)
+    return lib.plotting.plot_class_averages(tiles, counts=counts, order="index", n_columns=8, title=title)

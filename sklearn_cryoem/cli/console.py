@@ -114,13 +114,6 @@ class Console:
         _put(f"error: {text}", sys.stderr)
 
 
-class _LineHandler(logging.Handler):
-    """Log records as plain lines on stderr, past any progress bar."""
-
-    def emit(self, record):
-        _put(self.format(record), sys.stderr)
-
-
 @contextmanager
 def reporting(console, *, verbosity=0):
     """Within the block, warnings go through `console` and log lines to stderr.
@@ -133,8 +126,7 @@ def reporting(console, *, verbosity=0):
         0: progress lines only (where there is no progress bar); 1: what is done and needed; 2: details.
     """
     logger = logging.getLogger(_PROGRESS_LOGGER)
-    handler = _LineHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler = logging.StreamHandler()  # on stderr, which shows any name of a file
     handler.addFilter(lambda record: verbosity > 0 or record.name == _PROGRESS_LOGGER or record.levelno > 20)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)

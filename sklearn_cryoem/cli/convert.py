@@ -2,28 +2,16 @@
 
 from pathlib import Path
 
+import sklearn_cryoem as lib
 from sklearn_cryoem.cli.classify import folder_of_names
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.options import FORCE, PIXEL_SIZE, add_files, add_options, new_command
 from sklearn_cryoem.cli.run_folder import check_is_file
 
-_EPILOG = """\
-Images are not copied: the new file names them where they are. Names are kept, unless the images would not be
-found by them from the new file; then a STAR file names them from the folder in which the command runs, the
-project's for RELION, or absolutely. With --float32, and in a .mrcs file, the images themselves are written.
-What the new format has no place for is named in a warning.
-"""
-
 
 def add_convert(commands):
     """Add `convert` to the parser."""
-    parser = new_command(
-        commands, "convert", convert,
-        summary="convert particles between RELION and cryoSPARC",
-        description="Convert a table of particles: .star (RELION 1.x to 5) to .cs (cryoSPARC) and back, or "
-        "from one style of STAR file to another.",
-        epilog=_EPILOG,
-    )  # fmt: skip
+    parser = new_command(commands, "convert", convert)
     parser.add_argument("input", metavar="INPUT", type=Path, help="a .star, .cs, .csg or .mrcs file")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="a .star, .cs or .mrcs file to write")
     parser.add_argument(
@@ -43,12 +31,19 @@ def add_convert(commands):
 
 
 def convert(options, console):
-    """Read, write, and say what it is now."""
-    from sklearn_cryoem.io import read_particles, write_particles
+    """Convert particles between RELION and cryoSPARC.
 
+    Convert a table of particles: .star (RELION 1.x to 5) to .cs (cryoSPARC) and back, or from one style of
+    STAR file to another.
+
+    Images are not copied: the new file names them where they are. Names are kept, unless the images would not
+    be found by them from the new file; then a STAR file names them from the folder in which the command runs,
+    the project's for RELION, or absolutely. With --float32, and in a .mrcs file, the images themselves are
+    written. What the new format has no place for is named in a warning.
+    """
     _check_paths(options)
     writes_images = options.float32 or options.output.suffix.lower() == ".mrcs"
-    stack = read_particles(
+    stack = lib.io.read_particles(
         options.input,
         images_dir=options.images_dir,
         pixel_size=options.pixel_size,
@@ -61,7 +56,7 @@ def convert(options, console):
         _keep_own_images(stack, options.output)
     elif not writes_images:
         stack = named_for(options.output, stack, [(options.input, options.images_dir)], console)
-    write_particles(
+    lib.io.write_particles(
         stack,
         options.output,
         write_images=True if options.float32 else None,
@@ -77,8 +72,6 @@ def convert(options, console):
 
 def _check_paths(options):
     """Refuse what cannot be read, or not be written, before anything is."""
-    from sklearn_cryoem.io.write import check_target
-
     check_is_file(options.input)
     if options.float32 and options.output.suffix.lower() != ".star":
         raise CommandError(
@@ -88,15 +81,13 @@ def _check_paths(options):
     for path in targets:
         if path.exists() and path.samefile(options.input):
             raise CommandError(f"{path} is the input itself. Choose another name.")
-        check_target(path, overwrite=options.force)
+        lib.io.write.check_target(path, overwrite=options.force)
 
 
 def _keep_own_images(stack, output):
     """Refuse to replace images that are being read, and that the input names."""
-    from sklearn_cryoem.io.image_files import image_files
-
     path = output.with_suffix(".mrcs")
-    if path.exists() and any(path.samefile(file) for file in image_files(stack)):
+    if path.exists() and any(path.samefile(file) for file in lib.io.image_files.image_files(stack)):
         raise CommandError(f"{path} holds the images that are read. Choose another name.")
 
 
@@ -106,12 +97,10 @@ def named_for(output, stack, places, console):
     `places` are from where its images are looked for, one after the other: a table that names them, and the
     folder of the images if they were moved.
     """
-    from sklearn_cryoem.io import rename_images
-
     for_cryosparc = output.suffix.lower() == ".cs"  # there names count from the project, wherever that is
     renamed_stack, renamed = stack, {}
     for source, images_dir in places:
-        renamed_stack, more = rename_images(renamed_stack, source, output, images_dir=images_dir)
+        renamed_stack, more = lib.io.rename_images(renamed_stack, source, output, images_dir=images_dir)
         if more and for_cryosparc:
             old = next(iter(more))
             folder = images_dir or folder_of_names(more)
@@ -132,9 +121,7 @@ def named_for(output, stack, places, console):
 
 def _tell_what_is_missing(stack, output, console):
     """Warn of images that are not found by their names from the new table."""
-    from sklearn_cryoem.io.image_files import missing_files
-
-    missing = missing_files(stack, output)
+    missing = lib.io.image_files.missing_files(stack, output)
     if missing:
         more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         console.warn(

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import sklearn_cryoem as lib
+from sklearn_cryoem._core.files import atomic_path, try_to_write
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.options import (
     MACHINE,
@@ -23,21 +25,11 @@ _FIT = [
      "of an average, Angstrom (default: 0.05 of the box)"),
     ("max_resolution", "--max-resolution", "A", positive, None, "finest detail used, Angstrom (default: 24)"),
 ]  # fmt: skip
-_EPILOG = """\
-The hand of the volume cannot be known from projections: try its mirror image, too. Beside the map there is a
-picture: sections, views, and projections below the averages that they should look like.
-"""
 
 
 def add_initial_model(commands):
     """Add `initial-model` to the parser."""
-    parser = new_command(
-        commands, "initial-model", initial_model,
-        summary="make a first volume from the class averages of a run",
-        description="Make a volume from the class averages that a run suggests to keep, as a beginning for a "
-        "refinement elsewhere.",
-        epilog=_EPILOG,
-    )  # fmt: skip
+    parser = new_command(commands, "initial-model", initial_model)
     parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run")
     add_output(parser, "MAP", "map to write (.mrc)")
     add_options(parser, [("--all", None, bool, False, "take all averages, not only those suggested")], _FIT)
@@ -45,12 +37,14 @@ def add_initial_model(commands):
 
 
 def initial_model(options, console):
-    """Read averages, fit, write the map and its picture."""
-    from sklearn_cryoem import estimators
-    from sklearn_cryoem._core.files import atomic_path, try_to_write
-    from sklearn_cryoem.io import write_mrc
-    from sklearn_cryoem.plotting import plot_volume
+    """Make a first volume from the class averages of a run.
 
+    Make a volume from the class averages that a run suggests to keep, as a beginning for a refinement
+    elsewhere.
+
+    The hand of the volume cannot be known from projections: try its mirror image, too. Beside the map there
+    is a picture: sections, views, and projections below the averages that they should look like.
+    """
     averages, pixel_size = averages_of_run(options.folder)
     quality = quality_of_run(options.folder)
     if options.output.suffix.lower() != ".mrc":
@@ -62,7 +56,7 @@ def initial_model(options, console):
     chosen &= options.all | quality["keep"]
     if not chosen.any():
         raise CommandError(f"{options.folder} suggests no class to keep. Pass --all to take all averages.")
-    model = estimators.initial_model(
+    model = lib.estimators.initial_model(
         averages[chosen.to_numpy()],
         pixel_size,
         sizes=quality.loc[chosen, "size"],
@@ -70,9 +64,9 @@ def initial_model(options, console):
         **parameters_from(options, _FIT, MACHINE),
         verbose=0 if options.quiet else 1,
     )
-    write_mrc(options.output, model.volumes_[0], pixel_size, overwrite=options.force)
+    lib.io.write_mrc(options.output, model.volumes_[0], pixel_size, overwrite=options.force)
     with atomic_path(picture, overwrite=options.force) as path:
-        plot_volume(model).savefig(path)
+        lib.plotting.plot_volume(model).savefig(path)
     scores = ", ".join(f"{score:.2f}" for score in model.start_scores_)
     console.say(f"{chosen.sum()} class averages; log likelihood of the starts: {scores}")
     console.say(f"{options.output}: halves agree up to {model.volume_resolution_[0]:.3g} A; {picture}")

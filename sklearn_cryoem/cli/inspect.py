@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+import sklearn_cryoem as lib
 from sklearn_cryoem._core.progress import in_words
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.cli.console import CommandError, with_options
 from sklearn_cryoem.cli.options import add_files, add_options, available_cores, new_command
+from sklearn_cryoem.cli.preflight import seconds_of_classification, warn_about_particles
 from sklearn_cryoem.cli.run_folder import SUMMARY, as_json, read_summary
 
 _PARTICLE_SUFFIXES = (".star", ".cs", ".csg", ".mrcs")
@@ -22,12 +24,7 @@ _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 # ---------------------------------------------------------------- info
 def add_info(commands):
     """Add `info` to the parser."""
-    parser = new_command(
-        commands, "info", info,
-        summary="say what is in a file or a finished run",
-        description="Say what is in a particle file (.star, .cs, .mrcs), a map (.mrc), a model (.npz) or the "
-        "folder of a finished run. A few hundred images of particles are looked at for mistakes.",
-    )  # fmt: skip
+    parser = new_command(commands, "info", info)
     parser.add_argument("path", metavar="FILE_OR_FOLDER", type=Path)
     add_files(parser)
     add_options(parser, [
@@ -37,7 +34,11 @@ def add_info(commands):
 
 
 def info(options, console):
-    """Find out what it is and describe it."""
+    """Say what is in a file or a finished run.
+
+    Say what is in a particle file (.star, .cs, .mrcs), a map (.mrc), a model (.npz) or the folder of a
+    finished run. A few hundred images of particles are looked at for mistakes.
+    """
     path, problem = options.path, ""
     if not path.exists():
         raise CommandError(f"there is no {path}. Check the path.")
@@ -72,8 +73,6 @@ def info(options, console):
 
 
 def _time_of_classification(stack):
-    from sklearn_cryoem.cli.preflight import seconds_of_classification
-
     cores = available_cores()
     seconds = in_words(seconds_of_classification(stack, cores))
     return f"about {seconds} with its default options, on {cores} core{'s' * (cores > 1)}"
@@ -141,18 +140,15 @@ def check_images(stack, no_ctf, console):
     -------
     list of str
     """
-    from sklearn_cryoem.cli.preflight import warn_about_particles
-
     warn_about_particles(stack, console)
     return console.notices or [f"nothing {'' if no_ctf == _NO_CTF else 'else '}looks wrong"]
 
 
 def _as_much_as_can_be_read(path, images_dir, passthrough):
     """Stack, what is wrong with its images, and with its CTF: metadata are worth showing without either."""
-    from sklearn_cryoem.io import read_particles
 
     def read(**how):
-        return read_particles(path, passthrough=passthrough, rescale=True, **how)
+        return lib.io.read_particles(path, passthrough=passthrough, rescale=True, **how)
 
     try:
         return read(images_dir=images_dir), "", _NO_CTF
@@ -181,9 +177,7 @@ def describe_map(path):
     -------
     dict
     """
-    from sklearn_cryoem.io import read_mrc
-
-    array, pixel_size = read_mrc(path)
+    array, pixel_size = lib.io.read_mrc(path)
     kind = "density map" if array.ndim == 3 and len(set(array.shape)) == 1 else "images"
     return {
         "kind": kind,
@@ -207,9 +201,7 @@ def describe_model(path):
     -------
     dict
     """
-    from sklearn_cryoem.estimators.model_files import read_model_header
-
-    header = read_model_header(path)
+    header = lib.estimators.model_files.read_model_header(path)
     facts = {"kind": "model", "written_by": header["written_by"], "written_at": header["written_at"]}
     for name, estimator, parameters in header["steps"]:
         shown = ", ".join(f"{key}={value!r}" for key, value in parameters.items() if value is not None)

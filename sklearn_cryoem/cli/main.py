@@ -66,12 +66,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser():
-    """The parser of the whole command line."""
-    return build_parsers()[0]
-
-
-def build_parsers():
-    """The parser of the whole command line, and those of its commands by name."""
+    """The parser of the whole command line; `commands` are those of its commands by name."""
     parser = Parser(
         prog="sklearn-cryoem",
         description="Reference-free 2-D alignment and deep clustering of cryo-EM particle images.",
@@ -84,7 +79,8 @@ def build_parsers():
         add(commands)
     for command in commands.choices.values():
         add_talking(command)  # last in its help
-    return parser, commands.choices
+    parser.commands = commands.choices
+    return parser
 
 
 def parse(argv):
@@ -104,18 +100,18 @@ def parse(argv):
     CommandError
         If the file of --config cannot be used.
     """
-    parser, commands = build_parsers()
+    parser = build_parser()
+    commands = parser.commands
     complete(parser)
     if argv[:1] == ["help"]:
         argv = [*argv[1:], "--help"]
-    check_words(argv, parser, commands)
+    check_words(argv, parser)
     options = parser.parse_args(argv)
     if getattr(options, "config", None) is not None:
         command = commands[options.command]
         words = words_of_config(options, command)
-        end = (
-            f"--config={options.config}"  # a list that is last in the file takes no word of the command line
-        )
+        # so that a list that is last in the file takes no word of the command line
+        end = f"--config={options.config}"
         options = parser.parse_args([options.command, *words, end, *argv[1:]])
     missing = [name for name in getattr(options, "required", ()) if getattr(options, name) is None]
     if missing:
@@ -125,12 +121,12 @@ def parse(argv):
     return options
 
 
-def check_words(argv, parser, commands):
+def check_words(argv, parser):
     """Help where nothing is given that has to be; of a mistyped command or option, what may be meant."""
-    command = commands.get(argv[0]) if argv else parser
+    command = parser.commands.get(argv[0]) if argv else parser
     if command is None:
         if not argv[0].startswith("-"):
-            parser.error(f"there is no command {argv[0]}{_meant(argv[0], commands)}")
+            parser.error(f"there is no command {argv[0]}{_meant(argv[0], parser.commands)}")
         return
     needs = any(action.required for action in command._actions) or command.get_default("required")
     if len(argv) < 2 and needs:

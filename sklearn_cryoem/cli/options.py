@@ -1,6 +1,7 @@
 """Options that several commands share, the parameters they set, and the types that check their values."""
 
 import argparse
+import inspect
 import os
 from pathlib import Path
 
@@ -153,8 +154,12 @@ def parameters_from(options, *tables):
 
 
 # ---------------------------------------------------------------- parsers
-def new_command(commands, name, run, *, summary, description, epilog=None):
-    """Add a sub-command; return its parser."""
+def new_command(commands, name, run, *, summary=None, description=None, epilog=None):
+    """Add a sub-command, whose help is the docstring of what it runs; return its parser."""
+    first, *rest = (inspect.getdoc(run) or name).split("\n\n")
+    summary = summary or first[0].lower() + first.rstrip(".")[1:]
+    description = description or (rest[0] if rest else first)
+    epilog = epilog or "\n\n".join(rest[1:])
     parser = commands.add_parser(name, help=summary, description=description, epilog=epilog)
     parser.set_defaults(run=run)
     return parser

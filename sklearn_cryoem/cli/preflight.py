@@ -10,7 +10,9 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 import numpy as np
 
+import sklearn_cryoem as lib
 from sklearn_cryoem._core.files import check_room
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.cli.console import CommandError, with_options
 from sklearn_cryoem.cli.results import LEFT_OUT, MODEL, labelled_name, write_classes
 from sklearn_cryoem.cli.run_folder import UNFINISHED
@@ -26,9 +28,7 @@ _COPIES = 10  # of all averages and references: in files, models and the states 
 
 def read(options, folder, console):
     """Read the particles that the options name; return (stack, number of particles left out)."""
-    from sklearn_cryoem.io import read_particles
-
-    given = read_particles(
+    given = lib.io.read_particles(
         options.particles,
         images_dir=options.images_dir,
         passthrough=options.passthrough,
@@ -71,8 +71,6 @@ def screen(stack, options, folder, console):
         Screened.
     n_left_out : int
     """
-    from sklearn_cryoem._core.validation import ParticleDataError
-
     # an alignment has one noise level for all particles, so their grey values are normalised for it
     settings = {
         "noise": "group" if options.noise_groups and options.skip_align else "shell",
@@ -99,10 +97,8 @@ def crop(stack, options, folder):
     -------
     ParticleStack
     """
-    from sklearn_cryoem.particles import to_working_box
-
     with folder.timed("look"):
-        small = to_working_box(stack, options.max_resolution, n_jobs=options.jobs)
+        small = lib.particles.to_working_box(stack, options.max_resolution, n_jobs=options.jobs)
     if small is not stack:
         options.downsample = small.box
     return small
@@ -219,9 +215,7 @@ def warn_about_particles(stack, console, *, mask_diameter=None, pixel_size=None)
     list of Finding
         What was warned of.
     """
-    from sklearn_cryoem.quality import check_particles
-
-    found = check_particles(stack, mask_diameter=mask_diameter, warn=False)
+    found = lib.quality.check_particles(stack, mask_diameter=mask_diameter, warn=False)
     if pixel_size is not None:
         found = [finding for finding in found if finding.name != "pixel-size-differs"]
     for finding in found:
@@ -239,23 +233,16 @@ def seconds_of_classification(stack, n_cores):
     n_cores : int
         That will be used.
     """
-    from sklearn_cryoem.estimators import MAPAligner
-    from sklearn_cryoem.estimators.map_aligner import (
-        batch_size_for,
-        number_of_references,
-        timed_visits,
-    )
-    from sklearn_cryoem.particles import to_working_box
-
-    n, whole = len(stack), MAPAligner()
-    n_references = number_of_references(whole.n_clusters, None, n, False)
-    batch_size = batch_size_for(n_references)
+    n, whole = len(stack), lib.estimators.MAPAligner()
+    n_references = lib.estimators.map_aligner.number_of_references(whole.n_clusters, None, n, False)
+    batch_size = lib.estimators.map_aligner.batch_size_for(n_references)
     few = stack[np.unique(np.linspace(0, n - 1, batch_size).astype(int))]
     few = few.with_outliers(np.zeros(len(few), dtype=bool))
     started = time.process_time()
-    small = to_working_box(few)
+    small = lib.particles.to_working_box(few)
     look = _LOOKS * (time.process_time() - started) / len(few)
-    visit, batches = timed_visits(MAPAligner(n_references=n_references), small)
+    aligner = lib.estimators.MAPAligner(n_references=n_references)
+    visit, batches = lib.estimators.map_aligner.timed_visits(aligner, small)
     serial = _SERIAL + (1.0 - _SERIAL) / n_cores
     return _FIXED + serial * (batches + n * (look + visit * (whole.max_iter + _FIND + _CLUSTER)))
 
@@ -304,22 +291,17 @@ def rehearse(clusterer, stack, options, folder, n_classes):
 
 
 def _write_made_up(clusterer, stack, options, trial):
-    from sklearn_cryoem.estimators import save_model
-    from sklearn_cryoem.io import write_particles
-    from sklearn_cryoem.particles import Poses
-    from sklearn_cryoem.quality import class_quality
-
     n, nothing = len(stack), np.zeros(len(stack), dtype=np.int64)
     if not options.skip_align:
         mirrored = np.full(n, options.mirror)
-        stack = stack.with_poses(Poses(np.zeros(n), np.zeros((n, 2)), mirrored))
-    write_particles(
+        stack = stack.with_poses(lib.particles.Poses(np.zeros(n), np.zeros((n, 2)), mirrored))
+    lib.io.write_particles(
         stack,
         trial / labelled_name(options.particles.suffix),
         labels=nothing,
         posterior=nothing,
         latent_positions=np.zeros((n, 3)),
     )
-    quality = class_quality(nothing[:2], stack[:2])
+    quality = lib.quality.class_quality(nothing[:2], stack[:2])
     write_classes(np.zeros((1, stack.box, stack.box)), stack.pixel_size, quality, trial)
-    save_model(clusterer, trial / MODEL)
+    lib.estimators.save_model(clusterer, trial / MODEL)

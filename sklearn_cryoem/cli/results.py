@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+import sklearn_cryoem as lib
 from sklearn_cryoem._core.validation import notice_text
 from sklearn_cryoem.cli.options import RUN_FILE
 from sklearn_cryoem.cli.run_folder import AVERAGES, QUALITY, SUMMARY, as_json
@@ -103,39 +104,35 @@ def write(outcome, suffix, folder, console, *, whole=None):
 
     Averages of the `whole` particles are written where these are given.
     """
-    from sklearn_cryoem.estimators import save_model
-    from sklearn_cryoem.io import write_mrc, write_particles
-    from sklearn_cryoem.particles.classes import MATCH
-    from sklearn_cryoem.quality import average_classes, class_quality, particle_match
-
     stack, model = outcome.stack, outcome.model
     _, posterior, positions = outcome.assignment or (None, None, None)
     with folder.timed("judge"):
-        outcome.match = particle_match(model, stack, n_jobs=model.n_jobs)
-        outcome.quality = class_quality(
+        outcome.match = lib.quality.particle_match(model, stack, n_jobs=model.n_jobs)
+        outcome.quality = lib.quality.class_quality(
             model, stack, assignment=outcome.assignment, match=outcome.match, n_jobs=model.n_jobs,
             other_labels=[] if outcome.repeated is None else [outcome.repeated],
             verbose=0 if outcome.is_deep else model.verbose,
         )  # fmt: skip
     with folder.timed("write"):
-        write_particles(
+        lib.io.write_particles(
             stack,
             folder / labelled_name(suffix),
             labels=model.labels_,
             posterior=posterior,
             latent_positions=positions,
-            columns={MATCH[0]: np.round(outcome.match, 4)},
+            columns={lib.particles.classes.MATCH[0]: np.round(outcome.match, 4)},
             overwrite=folder.force,
         )
         write_classes(model.class_averages_, stack.pixel_size, outcome.quality, folder)
         if whole is not None:
-            averages = average_classes(model.labels_, whole.with_poses(stack.poses), n_jobs=model.n_jobs)
+            whole = whole.with_poses(stack.poses)
+            averages = lib.quality.average_classes(model.labels_, whole, n_jobs=model.n_jobs)
             averages = np.pad(averages, [(0, len(outcome.quality) - len(averages)), (0, 0), (0, 0)])
-            write_mrc(folder / FULL_AVERAGES, averages, whole.pixel_size, overwrite=folder.force)
+            lib.io.write_mrc(folder / FULL_AVERAGES, averages, whole.pixel_size, overwrite=folder.force)
         if outcome.aligner is not None:
             averages, path = outcome.aligner.class_averages_, folder / ALIGNMENT_AVERAGES
-            write_mrc(path, averages, stack.pixel_size, overwrite=folder.force)
-        save_model(outcome.whole_model, folder / MODEL, overwrite=folder.force)
+            lib.io.write_mrc(path, averages, stack.pixel_size, overwrite=folder.force)
+        lib.estimators.save_model(outcome.whole_model, folder / MODEL, overwrite=folder.force)
         if outcome.is_deep:
             with folder.writing(TREE) as path:
                 path.write_text(json.dumps(as_json(numbered(model.tree_)), indent=1) + "\n", encoding="utf-8")
@@ -148,10 +145,8 @@ def write(outcome, suffix, folder, console, *, whole=None):
 
 def write_classes(averages, pixel_size, quality, folder):
     """Write class averages, their STAR file, the table of quality and the suggested selection."""
-    from sklearn_cryoem.io import write_class_averages, write_selection
-
     rounded = quality[list(_STAR_COLUMNS.values())].round(6)  # pandas before 2.2 rounds no Series of bool
-    write_class_averages(
+    lib.io.write_class_averages(
         folder / AVERAGES,
         averages,
         pixel_size,
@@ -163,7 +158,7 @@ def write_classes(averages, pixel_size, quality, folder):
     folder.write_csv(QUALITY, quality, float_format="%.6g")
     source = {"folder": folder.path.name, "n_classes": len(quality), "started_at": folder.started_at}
     kept = quality.loc[quality["keep"], "class"]
-    write_selection(folder / SUGGESTED, kept, source=source, overwrite=folder.force)
+    lib.io.write_selection(folder / SUGGESTED, kept, source=source, overwrite=folder.force)
 
 
 def numbered(tree):
@@ -179,9 +174,8 @@ def numbered(tree):
 # ---------------------------------------------------------------- numbers
 def measure(outcome):
     """What the run found, as plain numbers for the summary."""
-    from sklearn_cryoem.plotting.convergence import fits_of
-
     stack, model, quality = outcome.stack, outcome.model, outcome.quality
+    fits = lib.plotting.convergence.fits_of(outcome.whole_model, stack)
     results = {
         "n_particles": len(stack),
         "box_px": stack.box,
@@ -190,7 +184,7 @@ def measure(outcome):
         "n_classes_with_particles": np.count_nonzero(model.class_sizes_),
         "n_effective_classes": model.n_effective_clusters_,
         "converged": model.converged_,
-        "outcome": [f"{fit.title} {fit.outcome}" for fit in fits_of(outcome.whole_model, stack)],
+        "outcome": [f"{fit.title} {fit.outcome}" for fit in fits],
         "finest_class_resolution": quality["resolution"].min(),
         "n_outliers": np.count_nonzero(stack.outlier),
         **judge_partition(stack, model.labels_, quality, outcome.match),
@@ -228,23 +222,18 @@ def _of_alignment(aligner):
 
 def judge_partition(stack, labels, quality, match):
     """What the labels as a whole, and the suggestion, come to."""
-    from sklearn_cryoem.metrics import effective_count
-    from sklearn_cryoem.quality import unlike_their_class
-    from sklearn_cryoem.quality.suggestion import kept_by_rarity
-    from sklearn_cryoem.quality.table import defocus_share
-
     kept = quality["keep"].to_numpy()
     sizes = quality["size"].to_numpy()
     chosen = kept[labels] & (True if stack.outlier is None else ~stack.outlier)
     results = {
         "n_classes_suggested": np.count_nonzero(kept),
-        "n_particles_suggested": np.count_nonzero(~unlike_their_class(match[chosen])),
-        "n_effective_classes_by_size": effective_count(sizes),
-        "n_effective_classes_suggested": effective_count(sizes[kept]),
-        "kept_by_rarity": kept_by_rarity(quality),
+        "n_particles_suggested": np.count_nonzero(~lib.quality.unlike_their_class(match[chosen])),
+        "n_effective_classes_by_size": lib.metrics.effective_count(sizes),
+        "n_effective_classes_suggested": lib.metrics.effective_count(sizes[kept]),
+        "kept_by_rarity": lib.quality.suggestion.kept_by_rarity(quality),
     }
     if stack.ctf is not None:
-        found = defocus_share(stack.ctf, labels, len(quality))
+        found = lib.quality.table.defocus_share(stack.ctf, labels, len(quality))
         results |= {
             "defocus_share": found.share,
             "defocus_share_by_chance": found.by_chance,
@@ -290,25 +279,22 @@ def warn_of_partition(results, console):
 # ---------------------------------------------------------------- pictures
 def draw(outcome, folder):
     """Write the pictures; of a deep clustering the manifold of the class that was divided most."""
-    from sklearn_cryoem.plotting import plot_class_averages, plot_convergence, plot_manifold_atlas
-    from sklearn_cryoem.plotting.convergence import largest_divided
-
     stack, model = outcome.stack, outcome.model
-    figures = {GALLERY: plot_class_averages(model, stack, quality=outcome.quality, numbers=True)}
-    largest = largest_divided(model) if outcome.is_deep else None
+    figures = {GALLERY: lib.plotting.plot_class_averages(model, stack, quality=outcome.quality, numbers=True)}
+    largest = lib.plotting.convergence.largest_divided(model) if outcome.is_deep else None
     if not outcome.is_deep:
-        figures[ATLAS] = plot_manifold_atlas(model, latent_positions=outcome.assignment[2])
+        figures[ATLAS] = lib.plotting.plot_manifold_atlas(model, latent_positions=outcome.assignment[2])
     elif largest is not None:
-        figures[ATLAS] = plot_manifold_atlas(
+        figures[ATLAS] = lib.plotting.plot_manifold_atlas(
             model.clusterers_[largest], stack[np.flatnonzero(model.first_labels_ == largest)]
         )
         ax = figures[ATLAS].axes[0]
         # a narrow map has little room
         ax.set_title(f"Inside class {largest + 1}: {ax.get_title()}", fontsize=9)
     if ATLAS in figures:
-        figures[CONVERGENCE] = plot_convergence(outcome.whole_model, stack)
+        figures[CONVERGENCE] = lib.plotting.plot_convergence(outcome.whole_model, stack)
     if outcome.aligner is not None:
-        figures[ALIGNMENT_GALLERY] = plot_class_averages(outcome.aligner, stack, numbers=True)
+        figures[ALIGNMENT_GALLERY] = lib.plotting.plot_class_averages(outcome.aligner, stack, numbers=True)
     for name, figure in figures.items():
         with folder.writing(name) as path:
             figure.savefig(path, dpi=_DPI, pil_kwargs={"compress_level": 4})

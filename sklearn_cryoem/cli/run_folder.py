@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+import sklearn_cryoem as lib
 from sklearn_cryoem._core.files import FolderInUseError, atomic_path, folder_lock, remove_leftovers
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.cli.console import CommandError, Interrupted
@@ -130,12 +131,10 @@ class RunFolder:
 
     def earlier_fits(self, config=None):
         """Fits of the run that a configuration file is of, and of the one that this replaces."""
-        from sklearn_cryoem.estimators import load_model
-
         found = []
         for folder in {self.path.resolve(), (config or self.path / RUN_FILE).resolve().parent}:
             with suppress(OSError, ValueError):  # no model, or one that cannot be read
-                model = load_model(folder / "model.npz")
+                model = lib.estimators.load_model(folder / "model.npz")
                 found += [step for _, step in getattr(model, "steps", [])] + [getattr(model, "first_", None)]
         return found
 
@@ -161,13 +160,11 @@ class RunFolder:
         Interrupted
             If Ctrl-C ended the fit; what it has reached is kept.
         """
-        from sklearn_cryoem.estimators import fit_once
-
         if estimator.random_state is None:
             return estimator.fit(stack)
         states = self.path / UNFINISHED
         try:
-            fitted = fit_once(estimator, stack, states, known)[0]
+            fitted = lib.estimators.fit_once(estimator, stack, states, known)[0]
             if any(fitted is model for model in known):
                 logger.info(
                     "nothing that %s depends on has changed: that of the earlier run is taken",
@@ -268,9 +265,7 @@ def file_of_run(folder, name, remedy="Give the folder of a finished run"):
 
 def averages_of_run(folder):
     """Class averages of a finished run, and their pixel size."""
-    from sklearn_cryoem.io import read_mrc
-
-    return read_mrc(file_of_run(folder, AVERAGES))
+    return lib.io.read_mrc(file_of_run(folder, AVERAGES))
 
 
 def quality_of_run(folder):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+import sklearn_cryoem as lib
+from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
 from sklearn_cryoem.cli.options import (
@@ -28,17 +30,6 @@ from sklearn_cryoem.cli.run_folder import (
     read_summary,
 )
 
-_SELECT_EPILOG = """\
-Rules on particles apply to the classes chosen, or to all, in the order of this list. Every column and the
-order of the particles are kept, and the images stay where they are; a STAR file from where they would not be
-found by their names gives them new ones. Without --output the particles go to selected.star (or .cs) in the
-folder of the results.
-"""
-_LEARN_EPILOG = f"""\
-Each selection lies in the folder of its run, beside {QUALITY}. What is learned is a few numbers for each
-measure of that table, and sklearn-cryoem select --like FILE applies it to other runs.
-"""
-
 
 def class_numbers(text):
     """Class numbers of a list such as 1,4,7 or 1-5,9."""
@@ -59,13 +50,7 @@ def class_numbers(text):
 
 def add_select(commands):
     """Add `select` to the parser."""
-    parser = new_command(
-        commands, "select", select,
-        summary="write the particles of chosen classes, and the best of them",
-        description="Write the particles of chosen classes of a finished run, or of any .star or .cs file "
-        "with class numbers, to a file of their own.",
-        epilog=_SELECT_EPILOG,
-    )  # fmt: skip
+    parser = new_command(commands, "select", select)
     parser.add_argument(
         "results", metavar="RESULTS", type=Path, help="folder of a run, or a .star or .cs file with classes"
     )
@@ -109,19 +94,23 @@ def number_list(numbers):
 
 
 def select(options, console):
-    """Read the labelled particles, select, write."""
-    from sklearn_cryoem.io import write_particles
-    from sklearn_cryoem.io.write import check_target
-    from sklearn_cryoem.particles import class_labels, select_classes
-    from sklearn_cryoem.particles.classes import marked_outliers
+    """Write the particles of chosen classes, and the best of them.
 
+    Write the particles of chosen classes of a finished run, or of any .star or .cs file with class numbers,
+    to a file of their own.
+
+    Rules on particles apply to the classes chosen, or to all, in the order of this list. Every column and the
+    order of the particles are kept, and the images stay where they are; a STAR file from where they would not
+    be found by their names gives them new ones. Without --output the particles go to selected.star (or .cs)
+    in the folder of the results.
+    """
     particles = labelled_particles(options.results)
     suffix = ".cs" if particles.suffix.lower() == ".csg" else particles.suffix
     output = options.output or particles.with_name(f"selected{suffix}")
-    check_target(output, overwrite=options.force)
+    lib.io.write.check_target(output, overwrite=options.force)
     numbers = chosen_numbers(options, console)
     stack = read_table(particles, output, options.passthrough, console)
-    labels = class_labels(stack)
+    labels = lib.particles.class_labels(stack)
     if labels is None:
         raise CommandError(
             f"{particles} has no class numbers (rlnClassNumber, alignments2D/class). Run classify first."
@@ -141,19 +130,20 @@ def select(options, console):
     if not len(wanted):
         raise CommandError("that leaves no particle. Choose other classes.")
     is_wanted = np.isin(labels, wanted)
-    n_marked = np.count_nonzero(is_wanted & marked_outliers(stack))
+    n_marked = np.count_nonzero(is_wanted & lib.particles.classes.marked_outliers(stack))
     if n_marked == np.count_nonzero(is_wanted):
         raise CommandError(
             "all particles of these classes are marked as outliers (smlOutlier), which leaves none. Choose "
             "other classes."
         )
     left_out = [f"{n_marked:,} outliers (smlOutlier)"] if n_marked else []
-    chosen = apply_rules(select_classes(stack, labels, wanted), options, left_out)
+    chosen = apply_rules(lib.particles.select_classes(stack, labels, wanted), options, left_out)
     if options.averages is not None:
         _write_averages(chosen, options, console)
     chosen = named_for(output, chosen, places_of(particles, options.images_dir), console)
-    write_particles(chosen, output, overwrite=options.force)
-    n_left, n_classes = (len(np.unique(some[some >= 0])) for some in (class_labels(chosen), labels))
+    lib.io.write_particles(chosen, output, overwrite=options.force)
+    left = lib.particles.class_labels(chosen)
+    n_left, n_classes = (len(np.unique(some[some >= 0])) for some in (left, labels))
     console.say(
         f"{len(chosen):,} of {len(stack):,} particles, in {n_left} of {n_classes} classes with any, written "
         f"to {output}" + (f"; {', '.join(left_out)} were left out" if left_out else "")
@@ -164,10 +154,6 @@ def select(options, console):
 
 def apply_rules(stack, options, left_out):
     """The particles that the rules on particles leave; what each takes is added to `left_out` in words."""
-    from sklearn_cryoem.io import duplicates, recentred
-    from sklearn_cryoem.particles import best_of_classes, class_labels
-    from sklearn_cryoem.particles.classes import MATCH, POSTERIOR
-    from sklearn_cryoem.quality import unlike_their_class
 
     def keep(mask, why):
         if not mask.any():
@@ -177,26 +163,28 @@ def apply_rules(stack, options, left_out):
         return stack[mask]
 
     def best(**limits):
-        return best_of_classes(class_labels(stack), column_of(stack, MATCH, "Run classify again"), **limits)
+        match = column_of(stack, columns.MATCH, "Run classify again")
+        return lib.particles.best_of_classes(lib.particles.class_labels(stack), match, **limits)
 
-    where = {"micrograph_pixel_size": options.micrograph_pixel_size}
-    match = column_of(stack, MATCH)
+    columns, where = lib.particles.classes, {"micrograph_pixel_size": options.micrograph_pixel_size}
+    match = column_of(stack, columns.MATCH)
     if options.keep_suggested and match is not None:
-        stack = keep(~unlike_their_class(match), "no more like their class than aligned noise is")
+        unlike = lib.quality.unlike_their_class(match)
+        stack = keep(~unlike, "no more like their class than aligned noise is")
     if options.min_posterior is not None:
-        sure = column_of(stack, POSTERIOR, "Run classify or assign") >= options.min_posterior
+        sure = column_of(stack, columns.POSTERIOR, "Run classify or assign") >= options.min_posterior
         stack = keep(sure, f"with a posterior below {options.min_posterior:g}")
     if options.drop_worst is not None:
         kept = best(drop_worst=options.drop_worst / 100.0)
         stack = keep(kept, f"among the worst {options.drop_worst:g} % of their classes")
     if options.min_distance is not None:
-        posterior = column_of(stack, POSTERIOR)
-        twice = duplicates(stack, options.min_distance, posterior, **where)
+        posterior = column_of(stack, columns.POSTERIOR)
+        twice = lib.io.duplicates(stack, options.min_distance, posterior, **where)
         stack = keep(~twice, f"closer than {options.min_distance:g} A to another one")
     if options.max_per_class is not None:
         kept = best(max_per_class=options.max_per_class)
         stack = keep(kept, f"beyond {options.max_per_class:,} of a class")
-    return recentred(stack, **where) if options.recenter else stack
+    return lib.io.recentred(stack, **where) if options.recenter else stack
 
 
 def column_of(stack, names, remedy=None):
@@ -214,12 +202,9 @@ def column_of(stack, names, remedy=None):
 
 def _write_averages(stack, options, console):
     """Write the averages of the classes that the particles are in, with their numbers in the STAR file."""
-    from sklearn_cryoem.io import write_class_averages
-    from sklearn_cryoem.particles import class_labels
-
     averages, pixel_size = averages_of_run(folder_of_run(options.results))
-    labels, sizes = np.unique(class_labels(stack), return_counts=True)
-    star = write_class_averages(
+    labels, sizes = np.unique(lib.particles.class_labels(stack), return_counts=True)
+    star = lib.io.write_class_averages(
         options.averages, averages[labels], pixel_size, sizes=sizes,
         columns={"rlnClassNumber": labels + 1}, overwrite=options.force,
     )  # fmt: skip
@@ -228,18 +213,13 @@ def _write_averages(stack, options, console):
 
 def read_table(particles, output, passthrough, console):
     """The particles without their images; the CTF is looked at only where it has to change its format."""
-    from sklearn_cryoem._core.validation import ParticleDataError
-    from sklearn_cryoem.io import read_particles
-
-    def read(**how):
-        return read_particles(particles, metadata_only=True, rescale=True, passthrough=passthrough, **how)
-
+    how = {"metadata_only": True, "rescale": True, "passthrough": passthrough}
     if output.suffix.lower() != particles.suffix.lower():
         try:
-            return read()
+            return lib.io.read_particles(particles, **how)
         except ParticleDataError as error:
             console.warn(f"the CTF is not carried over: {error}")
-    return read(ctf=False)
+    return lib.io.read_particles(particles, ctf=False, **how)
 
 
 def places_of(particles, images_dir):
@@ -254,14 +234,12 @@ def places_of(particles, images_dir):
 
 def chosen_numbers(options, console):
     """Class numbers from 1 that the options name; None for all."""
-    from sklearn_cryoem.io import read_selection
-    from sklearn_cryoem.quality import LearnedSelection
-
     if options.classes is not None:
         return options.classes
     if options.like is not None:
         table = quality_of_run(folder_of_run(options.results))
-        return table.loc[LearnedSelection.load(options.like).probability(table) >= 0.5, "class"].tolist()
+        probability = lib.quality.LearnedSelection.load(options.like).probability(table)
+        return table.loc[probability >= 0.5, "class"].tolist()
     if options.selection is not None:
         path = options.selection
     elif options.keep_suggested:
@@ -270,7 +248,7 @@ def chosen_numbers(options, console):
         raise CommandError("--exclude needs classes. Name them with --classes.")
     else:
         return None
-    selection = read_selection(path)
+    selection = lib.io.read_selection(path)
     if not selection.classes:
         raise CommandError(f"{path} selects no class. Select some, or name them with --classes.")
     _check_source(selection, path, options.results, console)
@@ -316,12 +294,7 @@ def _existing(numbers, labels, options, console):
 # ---------------------------------------------------------------- learn-selection
 def add_learn_selection(commands):
     """Add `learn-selection` to the parser."""
-    parser = new_command(
-        commands, "learn-selection", learn,
-        summary="learn from selections which classes you keep",
-        description="Learn from saved selections which classes you keep, by the measures of their quality.",
-        epilog=_LEARN_EPILOG,
-    )  # fmt: skip
+    parser = new_command(commands, "learn-selection", learn)
     parser.add_argument(
         "selections", metavar="SELECTION", type=Path, nargs="+",
         help="selections saved from reports (JSON), each in the folder of its run",
@@ -330,13 +303,16 @@ def add_learn_selection(commands):
 
 
 def learn(options, console):
-    """Read selections and tables, learn, write, say how often it is right."""
-    from sklearn_cryoem.io import read_selection
-    from sklearn_cryoem.quality import learn_selection
+    """Learn from selections which classes you keep.
 
-    chosen = [read_selection(path).classes for path in options.selections]
+    Learn from saved selections which classes you keep, by the measures of their quality.
+
+    Each selection lies in the folder of its run, beside quality.csv. What is learned is a few numbers for
+    each measure of that table, and sklearn-cryoem select --like FILE applies it to other runs.
+    """
+    chosen = [lib.io.read_selection(path).classes for path in options.selections]
     tables = [quality_of_run(path.parent) for path in options.selections]
-    learned = learn_selection(tables, chosen)
+    learned = lib.quality.learn_selection(tables, chosen)
     learned.save(options.output, overwrite=options.force)
     seen = "runs" if learned.n_runs > 1 else "classes"
     console.say(

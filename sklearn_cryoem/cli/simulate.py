@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+import sklearn_cryoem as lib
 from sklearn_cryoem.cli import classify
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.options import (
@@ -19,6 +20,7 @@ from sklearn_cryoem.cli.options import (
     parameters_from,
     positive,
 )
+from sklearn_cryoem.cli.preflight import check_machine, screen
 from sklearn_cryoem.cli.results import output_names, tell, write
 from sklearn_cryoem.cli.run_folder import RunFolder
 
@@ -26,12 +28,6 @@ STACK, STAR, TRUTH, MAP = "particles.mrcs", "particles.star", "truth.csv", "map.
 _DRAWN_IN_A_SESSION = ("noise", "views", "no_rotation", "weights", "astigmatism", "voltage", "cs")
 _DEMO_STACK, _DEMO_STAR = "simulated.mrcs", "simulated.star"
 _DEMO_BOX, _DEMO_SNR, _DEMO_JUNK = 64, 0.1, 0.1
-_DEMO_DESCRIPTION = f"""\
-Simulate particles of a ribosome-like phantom as hard as those of a real session ({_DEMO_BOX} px,
-signal-to-noise ratio {_DEMO_SNR}, picks off centre, neighbours, {_DEMO_JUNK:.0%} junk, views that prefer
-directions), align and cluster them without telling what they are, and measure the result against the truth.
-Under three minutes on two cores.
-"""
 _PHANTOM_NAMES = ("ribosome", "ring-10", "ring-11", "ring-12", "rp", "rp-cp")
 
 
@@ -55,15 +51,7 @@ _IN_UNITS_OF_THE_LIBRARY = {"voltage_volts": 1e3, "cs_angstrom": 1e7}
 
 def add_simulate(commands):
     """Add `simulate` to the parser."""
-    parser = new_command(
-        commands, "simulate", simulate,
-        summary="simulate particles of a volume or a phantom, with known truth",
-        description="Simulate particle images (CTF with astigmatism, shifts, rotation, noise, junk) and "
-        f"write {STACK}, {STAR}, {TRUTH} (view, angle in radians, shift in Angstrom, structure, junk) and, "
-        f"of a single structure, {MAP}. "
-        "With --session they are as hard as real ones: views that prefer directions, picks off centre, "
-        "neighbours in the box, four kinds of junk, and ice, noise, defocus and contrast by micrograph.",
-    )  # fmt: skip
+    parser = new_command(commands, "simulate", simulate)
     add_run(parser, "output")
     what = parser.add_argument_group("what is imaged (several make a mixed set)")
     what.add_argument("--volume", metavar="FILE", type=Path, nargs="+", help="density maps (.mrc)")
@@ -100,25 +88,28 @@ def add_simulate(commands):
 
 
 def simulate(options, console):
-    """Simulate and write."""
-    with RunFolder(options.output, [STACK, STAR, TRUTH, MAP], force=options.force) as folder:
-        from sklearn_cryoem.datasets import load_volume, make_particles, make_session
-        from sklearn_cryoem.datasets.simulate import resolve_volumes
-        from sklearn_cryoem.io import write_mrc
+    """Simulate particles of a volume or a phantom, with known truth.
 
+    Simulate particle images (CTF with astigmatism, shifts, rotation, noise, junk) and write particles.mrcs,
+    particles.star, truth.csv (view, angle in radians, shift in Angstrom, structure, junk) and, of a single
+    structure, map.mrc. With --session they are as hard as real ones: views that prefer directions, picks off
+    centre, neighbours in the box, four kinds of junk, and ice, noise, defocus and contrast by micrograph.
+    """
+    with RunFolder(options.output, [STACK, STAR, TRUTH, MAP], force=options.force) as folder:
         if options.volume and options.phantom:
             raise CommandError("--volume and --phantom exclude each other. Give one of them.")
-        imaged = [load_volume(path) for path in options.volume or []] or options.phantom or ["ribosome"]
+        volumes = [lib.datasets.load_volume(path) for path in options.volume or []]
+        imaged = volumes or options.phantom or ["ribosome"]
         if options.session:
             _check_session(options)
         elif options.picked_twice is not None:
             raise CommandError("--picked-twice is for a --session. Leave it out, or add --session.")
-        imaged, pixel_size = resolve_volumes(imaged, options.box, options.pixel_size)
+        imaged, pixel_size = lib.datasets.simulate.resolve_volumes(imaged, options.box, options.pixel_size)
         settings = {"box": options.box, "pixel_size": pixel_size, "snr": options.snr, **_given(options)}
-        make = make_session if options.session else make_particles
+        make = lib.datasets.make_session if options.session else lib.datasets.make_particles
         stack = _make_files(make, imaged, STACK, STAR, settings, options, folder)
         if len(imaged) == 1:
-            write_mrc(folder / MAP, imaged[0].array, imaged[0].pixel_size, overwrite=options.force)
+            lib.io.write_mrc(folder / MAP, imaged[0].array, imaged[0].pixel_size, overwrite=options.force)
         results = {"n_particles": len(stack), "box_px": stack.box, "pixel_size_angstrom": stack.pixel_size}
         folder.write_summary(options, results, console.warnings)
     console.say(f"{len(stack):,} particles of {stack.box} px, {stack.pixel_size:g} A/px, in {folder.path}:")
@@ -132,8 +123,6 @@ def simulate(options, console):
 
 def _make_files(make, imaged, stack_name, star_name, settings, options, folder):
     """Simulate; write images, their table and the truth about them; return the particles."""
-    from sklearn_cryoem.io import write_particles
-
     with folder.timed("simulate"):
         stack = make(
             imaged,
@@ -146,7 +135,7 @@ def _make_files(make, imaged, stack_name, star_name, settings, options, folder):
             **settings,
         )
     with folder.timed("write"):
-        write_particles(stack, folder / star_name, overwrite=options.force)
+        lib.io.write_particles(stack, folder / star_name, overwrite=options.force)
         folder.write_csv(TRUTH, stack.truth)
     return stack
 
@@ -175,11 +164,7 @@ def _given(options):
 # ---------------------------------------------------------------- demo
 def add_demo(commands):
     """Add `demo` to the parser."""
-    parser = new_command(
-        commands, "demo", demo,
-        summary="simulate, align and cluster particles, and measure how well it went",
-        description=_DEMO_DESCRIPTION,
-    )  # fmt: skip
+    parser = new_command(commands, "demo", demo)
     add_run(parser, output=Path("demo"))
     add_options(parser, [
         ("--particles", "N", count, 2000, "number of particles"),
@@ -190,17 +175,20 @@ def add_demo(commands):
 
 
 def demo(options, console):
-    """Simulate, classify, measure, write, tell."""
-    from sklearn_cryoem.cli.preflight import check_machine, screen
-    from sklearn_cryoem.datasets import make_session
-    from sklearn_cryoem.io import read_particles
+    """Simulate, align and cluster particles, and measure how well it went.
 
+    Simulate particles of a ribosome-like phantom as hard as those of a real session (64 px, signal-to-noise
+    ratio 0.1, picks off centre, neighbours, 10% junk, views that prefer directions), align and cluster them
+    without telling what they are, and measure the result against the truth. Under three minutes on two cores.
+    """
     names = [_DEMO_STACK, _DEMO_STAR, TRUTH, *output_names(".star")]
     settings = {"box": _DEMO_BOX, "snr": _DEMO_SNR, "junk_fraction": _DEMO_JUNK}
     with RunFolder(options.output, names, force=options.force) as folder:
         check_machine(console)
-        made = _make_files(make_session, "ribosome", _DEMO_STACK, _DEMO_STAR, settings, options, folder)
-        stack = read_particles(folder / _DEMO_STAR).with_truth(made.truth)  # as a user would have them
+        make = lib.datasets.make_session
+        made = _make_files(make, "ribosome", _DEMO_STACK, _DEMO_STAR, settings, options, folder)
+        # read as a user would have them
+        stack = lib.io.read_particles(folder / _DEMO_STAR).with_truth(made.truth)
         console.say(f"simulated {stack!r}")
         chosen = _as_classify_options(options)
         stack, _ = screen(stack, chosen, folder, console)
@@ -237,18 +225,16 @@ def accuracy(outcome, seed):
         Fractions of same-class pairs with close views, and the same for random classes of the same sizes;
         median errors of angle and shift within the aligner's classes; how well classes hold junk together.
     """
-    from sklearn_cryoem.metrics import fraction_within, pose_errors
-
     truth, labels = outcome.stack.truth, outcome.model.labels_
     good = ~truth["is_junk"].to_numpy(dtype=bool)
     views = truth[["view_x", "view_y", "view_z"]].to_numpy()[good]
     shuffled = np.random.default_rng(seed).permutation(labels[good])
-    errors = pose_errors(outcome.stack.poses, truth, outcome.aligner.labels_)
+    errors = lib.metrics.pose_errors(outcome.stack.poses, truth, outcome.aligner.labels_)
     return {
-        "pairs_within_10_degrees": fraction_within(labels[good], views, 10),
-        "pairs_within_10_degrees_by_chance": fraction_within(shuffled, views, 10),
-        "pairs_within_20_degrees": fraction_within(labels[good], views, 20),
-        "pairs_within_20_degrees_by_chance": fraction_within(shuffled, views, 20),
+        "pairs_within_10_degrees": lib.metrics.fraction_within(labels[good], views, 10),
+        "pairs_within_10_degrees_by_chance": lib.metrics.fraction_within(shuffled, views, 10),
+        "pairs_within_20_degrees": lib.metrics.fraction_within(labels[good], views, 20),
+        "pairs_within_20_degrees_by_chance": lib.metrics.fraction_within(shuffled, views, 20),
         "median_angle_error_degrees": np.degrees(errors.median_angle_rad),
         "median_shift_error_angstrom": errors.median_shift,
         **junk_separation(labels, ~good),

@@ -6,8 +6,6 @@ put back onto the shape. A ring is a torus of one dimension.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,74 +17,53 @@ GOLDEN_ANGLE = np.pi * (3.0 - np.sqrt(5.0))
 
 # Basis functions are Gaussians of the chord in the embedding. A Gaussian of the arc would have a kink at the
 # far side of a ring, and would not be positive definite on a sphere.
-class Topology(ABC):
-    """A shape of the latent space, on which `shape` says how many points lie along each direction."""
+class Topology:
+    """A shape of the latent space: here [-1, 1]^L with an edge, and regular grids that include it.
 
-    components: tuple[int, ...]
-    """Dimensions of the shape that make sense."""
-    default_components: int
-    """The one where nothing else is asked for."""
-    min_centres: int
-    """Basis functions along each side that tell all points apart; fewer see some as mirror images."""
-    min_points: int = 1
-    """Points that make the shape."""
-    is_periodic: bool = False
-    """Whether coordinates run from -1 to 1, which are one point."""
+    The other shapes say what they do otherwise. `shape` is how many points lie along each side.
 
-    @abstractmethod
-    def n_sides(self, n_components: int) -> int:
-        """Return the length of the shape tuple of a set of points."""
-
-    @abstractmethod
-    def points(self, shape: tuple[int, ...]) -> Float64:
-        """Evenly spread points; (n_points, n_coordinates), last axis fastest."""
-
-    @abstractmethod
-    def embed(self, positions: Float64) -> Float64:
-        """Positions (n, n_coordinates) in the embedding; (n, E)."""
-
-    @abstractmethod
-    def unembed(self, embedded: Float64) -> Float64:
-        """Positions (n, n_coordinates) on the shape that are nearest to points (n, E) of the embedding."""
-
-    @abstractmethod
-    def spacing(self, shape: tuple[int, ...]) -> Float64:
-        """Distance of neighbouring points along each axis of the embedding; (E,)."""
-
-    @abstractmethod
-    def pairs(self, shape: tuple[int, ...]) -> Int:
-        """Neighbouring points; (n_pairs, 2), each pair once, lower index first."""
-
-
-class Cube(Topology):
-    """[-1, 1]^L with an edge: regular grids that include it."""
+    Attributes
+    ----------
+    components : tuple of int
+        Dimensions that make sense.
+    default_components : int
+        The one where nothing else is asked for.
+    min_centres : int
+        Basis functions along each side that tell all points apart; fewer see some as mirror images.
+    min_points : int
+        Points that make the shape.
+    is_periodic : bool
+        Whether coordinates run from -1 to 1, which are one point.
+    """
 
     components: tuple[int, ...] = (1, 2, 3)
     default_components = 2
     min_centres = 1
+    min_points = 1
+    is_periodic = False
 
     def n_sides(self, n_components: int) -> int:
-        """As many as dimensions."""
+        """Length of the shape tuple of a set of points."""
         return n_components
 
     def points(self, shape: tuple[int, ...]) -> Float64:
-        """Regular grid over [-1, 1]^L; (n_points, L). A single point along an axis sits at 0."""
+        """Evenly spread points, a single one at 0; (n_points, n_coordinates), last axis fastest."""
         return _mesh([np.linspace(-1.0, 1.0, side) if side > 1 else np.zeros(1) for side in shape])
 
     def embed(self, positions: Float64) -> Float64:
-        """The same."""
+        """Positions (n, n_coordinates) in the embedding; (n, E)."""
         return positions
 
     def unembed(self, embedded: Float64) -> Float64:
-        """The same."""
+        """Positions (n, n_coordinates) on the shape that are nearest to points (n, E) of the embedding."""
         return embedded
 
     def spacing(self, shape: tuple[int, ...]) -> Float64:
-        """Each axis has its own, so that Gaussians are as anisotropic as the grid; (L,)."""
+        """Distance of neighbouring points along each axis of the embedding; (E,)."""
         return np.array([2.0 / (side - 1) if side > 1 else 2.0 for side in shape])
 
     def pairs(self, shape: tuple[int, ...]) -> Int:
-        """Points one step apart along one axis."""
+        """Neighbouring points, a step along one axis apart; (n_pairs, 2), each once, lower index first."""
         index = np.arange(int(np.prod(shape))).reshape(shape)
         found = []
         for axis, side in enumerate(shape):
@@ -97,7 +74,7 @@ class Cube(Topology):
         return np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
 
 
-class Torus(Cube):
+class Torus(Topology):
     """A product of L circles, each with coordinates from -1 to 1, which are one point; a ring if L = 1."""
 
     components: tuple[int, ...] = (2, 3)
@@ -172,7 +149,7 @@ class Sphere(Topology):
         return np.unique(np.sort(edges, axis=1).astype(np.int64), axis=0)
 
 
-TOPOLOGIES: dict[str, Topology] = {"grid": Cube(), "ring": Ring(), "torus": Torus(), "sphere": Sphere()}
+TOPOLOGIES: dict[str, Topology] = {"grid": Topology(), "ring": Ring(), "torus": Torus(), "sphere": Sphere()}
 
 
 def _mesh(axes: list[Float64]) -> Float64:

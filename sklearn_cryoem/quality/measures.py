@@ -44,53 +44,36 @@ class ClassSums:
         Sum of c y.
     gram : ndarray of shape (2, P)
         Sum of c^2.
-    power : ndarray of shape (S,)
-        Sum of y^2 over each shell.
     n_images : int
         Particles.
     layout : FeatureLayout
         Which feature lies in which shell.
+    power : ndarray of shape (S,)
+        Mean power of a feature of an image, by shell, as all that follow.
+    mean_ctf2 : ndarray of shape (S,)
+        Mean of c^2.
+    signal : ndarray of shape (S,)
+        Power of the signal without the bias of noise, Eq. (6.1); negative by chance.
+    signal_in_images : ndarray of shape (S,)
+        The same times the mean c^2, at least 0.
+    noise : ndarray of shape (S,)
+        Power of the noise of one image, Eq. (6.2).
     """
 
     cross: Float64
     gram: Float64
-    power: Float64
     n_images: int
     layout: FeatureLayout
+    power: Float64
+    mean_ctf2: Float64
+    signal: Float64
+    signal_in_images: Float64
+    noise: Float64
 
     @property
     def per_shell(self) -> Float64:
         """Independent features of each shell; (S,)."""
         return self.layout.shell_sizes * self.layout.information
-
-    @cached_property
-    def mean_ctf2(self) -> Float64:
-        """Mean of c^2 over the particles and the features of a shell; (S,)."""
-        total = self.layout.sum_shells(self.gram.sum(axis=0))
-        return np.asarray(total / (self.n_images * self.layout.shell_sizes))
-
-    @cached_property
-    def signal(self) -> Float64:
-        """Power of the signal, by shell, without the bias of noise, Eq. (6.1); (S,), negative by chance."""
-        weight = self.layout.sum_shells(self.gram[0] * self.gram[1])
-        shared = self.layout.sum_shells(self.cross[0] * self.cross[1])
-        return np.asarray(np.divide(shared, weight, out=np.zeros_like(shared), where=weight > 0))
-
-    @property
-    def signal_in_images(self) -> Float64:
-        """Power of the signal in the images, times the mean c^2; (S,), at least 0."""
-        return np.asarray(np.maximum(self.signal, 0.0) * self.mean_ctf2)
-
-    @property
-    def image_power(self) -> Float64:
-        """Mean power of a feature of an image, by shell; (S,)."""
-        return np.asarray(self.power / (self.n_images * self.layout.shell_sizes))
-
-    @cached_property
-    def noise(self) -> Float64:
-        """Power of the noise of one image by shell, Eq. (6.2); (S,)."""
-        mean = self.image_power
-        return np.asarray(np.maximum(mean - self.signal_in_images, 1e-3 * mean))
 
     @cached_property
     def correlation(self) -> Float64:
@@ -137,7 +120,14 @@ def class_sums(blocks: FeatureBlocks) -> ClassSums:
                 gram[half] += len(block.data[rows])
             else:
                 gram[half] += block.norm[rows].sum(axis=0, dtype=np.float64)
-    return ClassSums(cross, gram[:, layout.norm_index], power, blocks.n_samples, layout)
+    gram = gram[:, layout.norm_index]  # (2, P)
+    n_values = blocks.n_samples * layout.shell_sizes  # (S,), as all that follow
+    power, mean_ctf2 = power / n_values, layout.sum_shells(gram.sum(axis=0)) / n_values
+    weight, shared = layout.sum_shells(gram[0] * gram[1]), layout.sum_shells(cross[0] * cross[1])
+    signal = np.divide(shared, weight, out=np.zeros_like(shared), where=weight > 0)  # Eq. (6.1)
+    in_images = np.maximum(signal, 0.0) * mean_ctf2
+    noise = np.maximum(power - in_images, 1e-3 * power)  # Eq. (6.2)
+    return ClassSums(cross, gram, blocks.n_samples, layout, power, mean_ctf2, signal, in_images, noise)
 
 
 # ---------------------------------------------------------------- of spectra
@@ -168,7 +158,7 @@ def spectral_measures(sums: ClassSums, pixel_length: float, box: int, radius_px:
         "snr": float((signal * sizes)[resolved].sum() / (noise * sizes).sum()),
         "information": float(bits[resolved].sum()),
         "significance": _significance(ratio[inner], error[inner], per_shell[inner], sums.n_images),
-        "strength": float(sums.power[low].sum() / (sums.n_images * sizes[low].sum())),
+        "strength": float((sums.power * sizes)[low].sum() / sizes[low].sum()),
     }
 
 
@@ -337,7 +327,5 @@ def measure_class(
     pictures = images_from_features(features.view(np.complex64), plane)
     measures = spectral_measures(sums, stack.pixel_length, plane.box, radius_px)
     measures |= pictorial_measures(pictures, radius_px, plane)
-    signal, rest = sums.per_shell * np.stack(
-        [sums.signal_in_images, sums.image_power - sums.signal_in_images]
-    )
+    signal, rest = sums.per_shell * np.stack([sums.signal_in_images, sums.power - sums.signal_in_images])
     return measures, ClassPower(signal, rest, sums.n_images, sums.n_resolved)

@@ -22,6 +22,7 @@ from sklearn_cryoem.physics.polar import (
     polar_transform,
     translation_phase,
 )
+from sklearn_cryoem.projections.views import view_angles
 
 # With 16, and without equal rings, classes of junk correlate with some projection of a map by 0.92 to 0.95,
 # of particles by 0.94 to 0.99; so by 0.52 to 0.55, and 0.72 to 0.93.
@@ -96,22 +97,17 @@ def similarity(
     spectrum = np.mean([_spectrum(images, grid) for images in (one, other)], axis=0)  # (R,)
     first = _orders(one, grid, spectrum)  # (M, n, R)
     n_angles = 4 * len(first)
-    table = Similarity(
-        np.zeros((len(one), len(other))), np.zeros((len(one), len(other))),
-        np.zeros((len(one), len(other), 2)), np.zeros((len(one), len(other)), dtype=np.bool_),
-    )  # fmt: skip
-    for column, image in enumerate(other):
+    columns = []  # of the table, one for each of the others
+    for image in other:
         moved = _orders(image[None], grid, spectrum, translation_phase(grid, moves))  # (M, n_shifts, R)
         ways = np.concatenate([moved.conj(), moved] if mirror else [moved.conj()], axis=1)
         products = np.matmul(first, ways.transpose(0, 2, 1))  # (M, n, n_ways)
         along = fft.irfft(products, n_angles, axis=0, norm="forward", workers=1)  # over turns
         best = along.transpose(1, 2, 0).reshape(len(one), -1).argmax(axis=1)  # (n,)
         way, turn = np.divmod(best, n_angles)
-        table.correlation[:, column] = along[turn, np.arange(len(one)), way]
-        table.angle_rad[:, column] = turn * (2.0 * np.pi / n_angles)
-        table.shift_px[:, column] = moves[way % len(moves)]
-        table.mirrored[:, column] = way >= len(moves)
-    return table
+        correlation, angle = along[turn, np.arange(len(one)), way], turn * (2.0 * np.pi / n_angles)
+        columns.append((correlation, angle, moves[way % len(moves)], way >= len(moves)))
+    return Similarity(*(np.stack(values, axis=1) for values in zip(*columns, strict=True)))
 
 
 def _moves(box: int, n_rings: int) -> Float64:
@@ -169,11 +165,8 @@ def map_correlation(
     About 200 directions, 10 degrees apart, over half a sphere, each in all in-plane turns: 0.1 s a class.
     """
     images = np.asarray(averages, dtype=np.float32)
-    n = round(2.0 * np.pi / np.radians(10.0) ** 2)
-    place = np.arange(n)
-    tilt = np.arccos(1.0 - (place + 0.5) / n)  # equal areas of half a sphere, along a spiral
-    rot = place * np.pi * (3.0 - np.sqrt(5.0))
-    shown = project(centred(volume), rot, tilt, box=images.shape[-1], pixel_size=pixel_size)
+    views = view_angles(round(2.0 * np.pi / np.radians(10.0) ** 2), "D1")  # of half a sphere
+    shown = project(centred(volume), *views.T, box=images.shape[-1], pixel_size=pixel_size)
     best = similarity(images, shown, n_rings=n_rings).correlation.max(axis=1)
     return np.where(images.any(axis=(1, 2)), best, np.nan)
 

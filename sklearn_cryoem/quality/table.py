@@ -153,11 +153,10 @@ def class_quality(
     for name in ("strength", "extent"):
         table[name] /= _median_of_particles(table[name].to_numpy(), table["size"].to_numpy())
     foreign = foreign_backgrounds(stack, mask_diameter, n_jobs=n_jobs)
-    table["background"] = _mean_of_classes(foreign, rows)
-    matched = np.full(len(label), np.nan) if match is None else np.asarray(match, dtype=np.float64)
-    table["match"] = [np.median(matched[some]) if len(some) else np.nan for some in rows]
+    table["background"] = _of_classes("mean", foreign, label, n_classes)
+    table["match"] = _of_classes("median", match, label, n_classes)
     table["latent_spread"] = _latent_spread(positions, getattr(last, "topology", "grid"), rows)
-    table["posterior"] = _mean_of_classes(posterior, rows)
+    table["posterior"] = _of_classes("mean", posterior, label, n_classes)
     table["stability"] = stability([check_labels(other, len(label)) for other in other_labels], rows)
     table["defocus"] = np.nan if stack.ctf is None else defocus_share(stack.ctf, label, len(rows)).deviation
     return suggest_classes(table)
@@ -221,11 +220,10 @@ def _median_of_particles(values: Float64, sizes: Int) -> float:
     return float(np.median(np.repeat(values[known], sizes[known]))) if known.any() else 1.0
 
 
-def _mean_of_classes(values: NDArray[Any] | None, rows: Rows) -> Float64:
-    """Mean of a value of particles over each class; (n_classes,)."""
-    if values is None:
-        return np.full(len(rows), np.nan)
-    return np.array([np.asarray(values, np.float64)[some].mean() if len(some) else np.nan for some in rows])
+def _of_classes(what: str, values: ArrayLike | None, label: Int, n_classes: int) -> pd.Series:
+    """Mean or median of a value of particles in each class; NaN without particles or values."""
+    whole = pd.Series(np.nan if values is None else np.asarray(values), range(len(label)), dtype=np.float64)
+    return whole.groupby(label).agg(what).reindex(range(n_classes))
 
 
 def _latent_spread(positions: NDArray[Any] | None, topology: str, rows: Rows) -> Float64:

@@ -13,9 +13,9 @@ import pytest
 from sklearn_cryoem.cli import inspect
 from sklearn_cryoem.cli import main as main_module
 from sklearn_cryoem.cli.console import CommandError, Console, reporting
-from sklearn_cryoem.cli.main import build_parser, build_parsers, explain, main
+from sklearn_cryoem.cli.main import build_parser, explain, main
 
-COMMAND_NAMES = list(build_parsers()[1])
+COMMAND_NAMES = list(build_parser().commands)
 
 
 def failing_with(error):
