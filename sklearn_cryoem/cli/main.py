@@ -1,4 +1,17 @@
-"""Entry point of `sklearn-cryoem`: parse, run a command, turn failure into one line and an exit code."""
+"""Reference-free 2-D alignment and deep clustering of cryo-EM particle images.
+
+exit codes:
+  0    done
+  1    the data or the machine stood in the way; the last line says how to go on
+  2    the command line is wrong
+  130  interrupted with Ctrl-C
+  143  terminated
+
+Lengths and resolutions are in Angstrom unless a line says pixels. Start with: sklearn-cryoem demo
+Completion with the tab key (pip install argcomplete): eval "$(register-python-argcomplete sklearn-cryoem)"
+"""
+
+# The text above is what --help says. Below, a command is parsed and run, and failure becomes one line.
 
 import argparse
 import difflib
@@ -43,18 +56,6 @@ _REMEDIES = {
 }
 OK, FAILED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143  # argparse exits with 2, too
 
-_EPILOG = """\
-exit codes:
-  0    done
-  1    the data or the machine stood in the way; the last line says how to go on
-  2    the command line is wrong
-  130  interrupted with Ctrl-C
-  143  terminated
-
-Lengths and resolutions are in Angstrom unless a line says pixels. Start with: sklearn-cryoem demo
-Completion with the tab key (pip install argcomplete): eval "$(register-python-argcomplete sklearn-cryoem)"
-"""
-
 
 class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong."""
@@ -67,10 +68,11 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser():
     """The parser of the whole command line; `commands` are those of its commands by name."""
+    description, epilog = __doc__.split("\n\n", 1)
     parser = Parser(
         prog="sklearn-cryoem",
-        description="Reference-free 2-D alignment and deep clustering of cryo-EM particle images.",
-        epilog=_EPILOG,
+        description=description,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sklearn-cryoem {__version__}")

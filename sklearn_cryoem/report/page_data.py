@@ -63,7 +63,6 @@ def page_data(run, *, examples=True):
     dict
         Plain values for JSON; arrays of n_classes have class 1 first, whose number is 1.
     """
-    quality = quality_columns(run.quality, run.sizes)
     return {
         "source": run.source,
         "folder": None if run.folder is None else shlex.quote(run.folder),
@@ -72,11 +71,8 @@ def page_data(run, *, examples=True):
         "nClasses": run.n_classes,
         "size": run.sizes.tolist(),
         "resolution": rounded(run.resolution),
-        "rank": quality["rank"],
         "ranked": run.quality is not None,
-        "keep": quality["keep"],
-        "reasons": quality["reasons"],
-        "measures": quality["measures"],
+        **quality_columns(run.quality, run.sizes),
         "averages": average_sheet(run.averages),
         "scaleBar": scale_bar(run),
         "examples": _examples(run) if examples else None,
@@ -270,7 +266,8 @@ def average_sheet(averages):
         As of `sprite_sheet`.
     """
     largest = next((tile for count, tile in _TILES if len(averages) <= count), _MIN_TILE)
-    return sprite_sheet(_smaller(np.nan_to_num(averages), largest))
+    box = min(averages.shape[-1], largest)
+    return sprite_sheet(fourier_resize(np.nan_to_num(averages), box))
 
 
 def example_sheet(stack, labels, n_classes):
@@ -333,7 +330,3 @@ def examples_of(labels, n_classes):
         n = min(n_examples, end - start)
         chosen.append(order[start + ((np.arange(n) + 0.5) * (end - start) / max(n, 1)).astype(int)])
     return chosen
-
-
-def _smaller(images, box):
-    return images if images.shape[-1] <= box else fourier_resize(images, box)
