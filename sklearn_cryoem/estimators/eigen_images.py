@@ -170,8 +170,6 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 def flipped(blocks, index):
     """Features of a block with their phases flipped where the CTF is negative; (n, P)."""
     block = blocks.load(index, blocks.layout.n_shells)
-    if block.norm is None:
-        return block.data
     return block.data / np.sqrt(np.maximum(block.norm[:, blocks.layout.norm_index], 1e-12))
 
 

@@ -153,27 +153,31 @@ class FeatureBlock:
     ----------
     data : ndarray of shape (n, P), float32 or float64
         c y: each feature times its CTF.
-    norm : ndarray of shape (n, Q) or None
-        c^2; None where c = 1, and then Q = S.
+    norm : ndarray of shape (n, Q)
+        c^2; where there is no CTF 1, and Q = S.
     power : ndarray of shape (n, S), float64
         Sum of y^2 over each shell.
-    log_noise : ndarray of shape (n, S) or None
-        Log of the noise that y and c were divided by, Eq. (3.14), in units of that of the shell; None for 0.
+    log_noise : ndarray of shape (n, S)
+        Log of the noise that y and c were divided by, Eq. (3.14), in units of that of the shell.
     """
 
     data: Floating
-    norm: Floating | None
+    norm: Floating
     power: Float64
-    log_noise: Float64 | None = None
+    log_noise: Float64
+
+    @classmethod
+    def of(cls, data: Floating, norm: Floating | None, power: Float64) -> FeatureBlock:
+        """Block of features that no noise was divided by; with None c = 1."""
+        norm = np.ones(power.shape, data.dtype) if norm is None else norm
+        return cls(data, norm, power, np.broadcast_to(0.0, power.shape))
 
     def __len__(self) -> int:
         return len(self.data)
 
     def take(self, rows: slice | Int) -> FeatureBlock:
         """Some rows; views of them if they are a slice."""
-        norm = None if self.norm is None else self.norm[rows]
-        log_noise = None if self.log_noise is None else self.log_noise[rows]
-        return FeatureBlock(self.data[rows], norm, self.power[rows], log_noise)
+        return FeatureBlock(self.data[rows], self.norm[rows], self.power[rows], self.log_noise[rows])
 
     def folds(self, n_folds: int) -> Int:
         """Fold of each image, Eq. (3.12), drawn by its own values; (n,).
@@ -190,15 +194,14 @@ class FeatureBlock:
 
     def prefix(self, layout: FeatureLayout) -> FeatureBlock:
         """Return the first shells alone, as views."""
-        norm = None if self.norm is None else self.norm[:, : layout.n_norms]
-        power, log_noise = self.power[:, : layout.n_shells], self.log_noise
-        log_noise = None if log_noise is None else log_noise[:, : layout.n_shells]
-        return FeatureBlock(self.data[:, : layout.n_features], norm, power, log_noise)
+        shells = slice(layout.n_shells)
+        data, norm = self.data[:, : layout.n_features], self.norm[:, : layout.n_norms]
+        return FeatureBlock(data, norm, self.power[:, shells], self.log_noise[:, shells])
 
     def in_double(self) -> FeatureBlock:
         """Return the same rows in double precision; itself if they are already."""
-        norm = None if self.norm is None else self.norm.astype(np.float64, copy=False)
-        return FeatureBlock(self.data.astype(np.float64, copy=False), norm, self.power, self.log_noise)
+        data, norm = (values.astype(np.float64, copy=False) for values in (self.data, self.norm))
+        return FeatureBlock(data, norm, self.power, self.log_noise)
 
     def faces(self, layout: FeatureLayout) -> list[FeatureBlock]:
         """The same rows, after their mirror images if these take part, Eq. (3.18)."""
@@ -206,15 +209,13 @@ class FeatureBlock:
             return [self]
         index, sign = layout.mirror
         column = layout.norm_index[index[layout.norm_starts]]  # of c^2
-        data, norm = self.data[:, index] * sign.astype(self.data.dtype), self.norm
-        norm = None if norm is None else norm[:, column]
-        return [FeatureBlock(data, norm, self.power, self.log_noise), self]
+        data = self.data[:, index] * sign.astype(self.data.dtype)
+        return [FeatureBlock(data, self.norm[:, column], self.power, self.log_noise), self]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays."""
-        arrays = (self.data, self.norm, self.power, self.log_noise)
-        return sum(array.nbytes for array in arrays if array is not None)
+        """Bytes of the arrays, but for the noise, which mostly is 0 and takes none."""
+        return self.data.nbytes + self.norm.nbytes + self.power.nbytes
 
 
 class Blocks(Protocol):
@@ -287,9 +288,9 @@ class ArrayBlocks:
             values = values - self._offset[: layout.n_features].astype(values.dtype)
         power = layout.sum_shells(np.square(values, dtype=np.float64))  # (n, S)
         if self._ctf is None:
-            return FeatureBlock(values, None, power)
+            return FeatureBlock.of(values, None, power)
         ctf = self._ctf[rows, : layout.n_norms].astype(values.dtype, copy=False)  # (n, Q)
-        return FeatureBlock(ctf[:, layout.norm_index] * values, ctf**2, power)
+        return FeatureBlock.of(ctf[:, layout.norm_index] * values, ctf**2, power)
 
 
 def in_turn(blocks: Blocks, indices: range, n_shells: int) -> Iterator[FeatureBlock]:

@@ -62,8 +62,6 @@ class ShellNorms:
 
     def _pooled(self, make: Callable[[], FeatureBlock], n_shells: int) -> FeatureBlock:
         block = make()
-        if block.norm is None:
-            return block
         share = self._share[: block.norm.shape[1], :n_shells].astype(block.norm.dtype, copy=False)
         return FeatureBlock(block.data, block.norm @ share, block.power, block.log_noise)
 
@@ -120,22 +118,9 @@ class Window:
 
 
 def _joined(first: FeatureBlock, second: FeatureBlock) -> FeatureBlock:
-    """Rows of both; where one alone has c^2 or noise, those of the other are 1."""
-    norm = log_noise = None
-    if first.norm is not None or second.norm is not None:
-        norm = np.concatenate([_norm_of(block) for block in (first, second)])
-    if first.log_noise is not None or second.log_noise is not None:
-        log_noise = np.concatenate([_log_noise_of(block) for block in (first, second)])
-    data = np.concatenate([first.data, second.data])
-    return FeatureBlock(data, norm, np.concatenate([first.power, second.power]), log_noise)
-
-
-def _norm_of(block: FeatureBlock) -> Floating:
-    return np.ones(block.power.shape, block.data.dtype) if block.norm is None else block.norm
-
-
-def _log_noise_of(block: FeatureBlock) -> Float64:
-    return np.zeros(block.power.shape) if block.log_noise is None else block.log_noise
+    """Rows of both."""
+    arrays = zip(vars(first).values(), vars(second).values(), strict=True)
+    return FeatureBlock(*map(np.concatenate, arrays))
 
 
 @dataclass(frozen=True)

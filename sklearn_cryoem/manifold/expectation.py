@@ -125,10 +125,7 @@ class Matcher:
         in_precision = block.data.dtype == self.factors.scaled.dtype
         scaled, half_norms = self.factors if in_precision else self.double_factors
         match: Floating = block.data @ scaled.T  # (n, K), the first product
-        if block.norm is None:
-            match -= half_norms.sum(axis=1)
-        else:
-            match -= block.norm @ half_norms.T  # the second
+        match -= block.norm @ half_norms.T  # the second
         if self.of_node is not None:  # Eq. (3.17)
             seen = slice(self.layout.n_ignored, None)
             log_ratio = np.log(self.of_node[:, seen] / self.precision[seen])
@@ -142,9 +139,8 @@ class Matcher:
         """Return const_i of Eq. (3.1): -1/2 beta |y_i|^2 and the normaliser of the Gaussian; (n,)."""
         seen = slice(self.layout.n_ignored, None)
         sizes = self.layout.shell_sizes[seen]
-        normaliser: Float64 | float = 0.5 * float(sizes @ np.log(self.precision[seen] / (2.0 * np.pi)))
-        if block.log_noise is not None:
-            normaliser = normaliser - 0.5 * (block.log_noise[:, seen] @ sizes)  # Eq. (3.14)
+        of_shells = 0.5 * float(sizes @ np.log(self.precision[seen] / (2.0 * np.pi)))
+        normaliser = of_shells - 0.5 * (block.log_noise[:, seen] @ sizes)  # (n,), Eq. (3.14)
         return self.layout.information * (normaliser - 0.5 * (block.power @ self.precision))
 
     def posterior(self, block: FeatureBlock) -> Posterior:
@@ -301,8 +297,7 @@ def _shard_sums(
             left = transposed(weights, layout.n_features)
             numerator, denominator = with_precision_of(block.data, numerator, denominator)
             add_product(numerator[part], left, block.data)  # Eq. (3.2)
-            if block.norm is not None:
-                add_product(denominator[part], left, block.norm)
+            add_product(denominator[part], left, block.norm)
             sums.mass[part] += weights.sum(axis=0, dtype=np.float64)
             sums.power[part] += block.power.sum(axis=0)
             sums.log_evidence[part] += evidence.sum()
@@ -311,8 +306,6 @@ def _shard_sums(
             labels[rows] = weights.argmax(axis=1)  # those of the images themselves come last
         if split == "halves":
             sums.labels.append(labels)
-    if loaded.norm is None:
-        denominator[:] = sums.mass[:, :, None]  # c = 1, a column for each shell
     return dataclasses.replace(sums, numerator=numerator, denominator=denominator)
 
 

@@ -109,11 +109,7 @@ class NoiseReference:
 
     def powers(self, block: FeatureBlock, layout: FeatureLayout) -> tuple[Float64, Float64]:
         """Sums of (y - c mean)^2 and of c^2 over the shells of each image of a block; (n, S) each."""
-        sizes = layout.shell_sizes.astype(np.float64)
         power = block.power - 2.0 * layout.sum_shells(block.data * self.mean.astype(block.data.dtype))
-        squares = layout.sum_shells(self.mean**2)
-        if block.norm is None:
-            return power + squares, np.broadcast_to(sizes, power.shape)
         norm = block.norm.astype(np.float64)  # (n, Q)
         shell = np.flatnonzero(np.diff(layout.shell[layout.norm_starts], prepend=-1))
         values = np.diff(layout.norm_starts, append=layout.n_features)  # features of each column; (Q,)
@@ -250,10 +246,7 @@ class RowNoise:
         relative = self.of(rows, layout.n_shells)
         inverse = (1.0 / relative).astype(block.data.dtype)
         data = block.data * inverse[:, layout.shell]  # c y, both divided by the root
-        if block.norm is None:
-            norm = inverse  # c = 1, a column for each shell
-        else:
-            norm = block.norm * inverse[:, layout.shell[layout.norm_starts]]
+        norm = block.norm * inverse[:, layout.shell[layout.norm_starts]]
         return FeatureBlock(data, norm, block.power / relative, np.log(relative))
 
 

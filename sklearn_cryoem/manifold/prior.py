@@ -124,12 +124,7 @@ def _block_moments(blocks: Blocks, index: int) -> Moments:
     block = blocks.load(index, layout.n_shells)
     data, power = block.data, block.power.sum(axis=0)
     cy = data.sum(axis=0, dtype=np.float64)
-    if block.norm is None:
-        ones = np.full(layout.n_norms, float(len(block)))
-        sizes = (len(block) * layout.shell_sizes).astype(np.float64)
-        return Moments(len(block), cy, cy, ones, ones, power, power, sizes, sizes, np.zeros(layout.n_shells))
-    log_noise = np.zeros(block.power.shape) if block.log_noise is None else block.log_noise
-    ctf2 = block.norm * np.exp(log_noise)[:, layout.shell[layout.norm_starts]]  # (n, Q)
+    ctf2 = block.norm * np.exp(block.log_noise)[:, layout.shell[layout.norm_starts]]  # (n, Q)
     c3y = np.einsum("ip,ip->p", data, block.norm[:, layout.norm_index], dtype=np.float64)
     return Moments(
         len(block),
@@ -141,7 +136,7 @@ def _block_moments(blocks: Blocks, index: int) -> Moments:
         layout.sum_shells(np.square(data, dtype=np.float64).sum(axis=0)),
         layout.sum_shells(ctf2.sum(axis=0)[layout.norm_index]),
         layout.sum_shells((ctf2**2).sum(axis=0)[layout.norm_index]),
-        log_noise.sum(axis=0),
+        block.log_noise.sum(axis=0),
     )
 
 

@@ -335,15 +335,11 @@ def _block_covariance(
     block = blocks.load(index, layout.n_shells)
     dtype = block.data.dtype
     mean = power.mean[: layout.n_features].astype(dtype)
-    if block.norm is None:
-        signal, noise = power.signal, power.noise
-        corrected = (block.data - mean) * (signal / (signal + noise))[layout.shell].astype(dtype)
-    else:
-        shell = layout.shell[layout.norm_starts]
-        signal, noise = power.signal[shell].astype(dtype), power.noise[shell].astype(dtype)
-        wiener = signal / (signal * block.norm + noise)  # (n, Q)
-        corrected = block.data - block.norm[:, layout.norm_index] * mean
-        corrected *= wiener[:, layout.norm_index]
+    shell = layout.shell[layout.norm_starts]
+    signal, noise = power.signal[shell].astype(dtype), power.noise[shell].astype(dtype)
+    wiener = signal / (signal * block.norm + noise)  # (n, Q)
+    corrected = block.data - block.norm[:, layout.norm_index] * mean
+    corrected *= wiener[:, layout.norm_index]
     if subspace is None:
         return _Sum((corrected.T @ corrected).astype(np.float64), len(block))
     product = corrected.T @ (corrected @ subspace.astype(dtype))

@@ -174,7 +174,7 @@ class FeatureFiles:
         sums = np.frombuffer(header, dtype="<u4", offset=_FIXED.size)
         norm = np.empty((n_rows, layout.n_norms), dtype=np.float32) if self._has_norm else None
         data = np.empty((n_rows, layout.n_features), dtype=np.float32)
-        block = FeatureBlock(data, norm, np.empty((n_rows, layout.n_shells)))
+        block = FeatureBlock.of(data, norm, np.empty((n_rows, layout.n_shells)))
         for number, segment in enumerate(self._segments):
             if segment[0][1].start >= layout.n_shells:
                 break

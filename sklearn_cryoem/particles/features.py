@@ -297,7 +297,7 @@ class FeatureBlocks:
                     ctf = np.take(ctf, layout.norm_index[::2], axis=1)  # (n, J)
                 np.multiply(features.real, ctf, out=data[here, 0::2])
                 np.multiply(features.imag, ctf, out=data[here, 1::2])
-        return FeatureBlock(data, norm, power)
+        return FeatureBlock.of(data, norm, power)
 
     def _features(self, images: Float32, rows: slice, plane: HalfPlane) -> Complex64:
         """Features of masked and aligned images, Eq. (2.1)."""

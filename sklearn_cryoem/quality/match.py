@@ -152,7 +152,7 @@ def _of_class(
     match = []
     for index in range(len(blocks)):
         block = blocks.load(index, layout.n_shells)
-        own = 1.0 if block.norm is None else block.norm[:, layout.norm_index].astype(np.float64)
+        own = block.norm[:, layout.norm_index].astype(np.float64)
         part = is_member[blocks.rows_of(index), None]  # what the average owes to the particle itself
         average = (cross - part * block.data) / (gram - part * own + ridge)  # (n, P), of the others
         along = np.einsum("ip,ip->i", block.data, precision * average)

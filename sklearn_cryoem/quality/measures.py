@@ -116,10 +116,7 @@ def class_sums(blocks: FeatureBlocks) -> ClassSums:
         for half in (0, 1):
             rows = slice(half, None, 2)  # blocks begin at even rows
             cross[half] += block.data[rows].sum(axis=0, dtype=np.float64)
-            if block.norm is None:
-                gram[half] += len(block.data[rows])
-            else:
-                gram[half] += block.norm[rows].sum(axis=0, dtype=np.float64)
+            gram[half] += block.norm[rows].sum(axis=0, dtype=np.float64)
     gram = gram[:, layout.norm_index]  # (2, P)
     n_values = blocks.n_samples * layout.shell_sizes  # (S,), as all that follow
     power, mean_ctf2 = power / n_values, layout.sum_shells(gram.sum(axis=0)) / n_values

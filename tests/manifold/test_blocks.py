@@ -17,7 +17,7 @@ from sklearn_cryoem.manifold.blocks import (
 
 def joined(blocks, n_shells):
     parts = [blocks.load(index, n_shells) for index in range(len(blocks))]
-    norm = None if parts[0].norm is None else np.concatenate([part.norm for part in parts])
+    norm = np.concatenate([part.norm for part in parts])
     return np.concatenate([part.data for part in parts]), norm, np.concatenate([part.power for part in parts])
 
 
@@ -26,8 +26,7 @@ def test_blocks_hold_every_row_once_with_its_products(make_blocks, rng):
     layout = blocks.layout
     data, norm, power = joined(blocks, layout.n_shells)
     np.testing.assert_allclose(data, ctf * y)
-    if norm is not None:
-        np.testing.assert_allclose(norm[:, layout.norm_index], ctf**2)
+    np.testing.assert_allclose(norm[:, layout.norm_index], ctf**2 * np.ones_like(y))
     for shell in range(layout.n_shells):
         np.testing.assert_allclose(power[:, shell], (y[:, layout.shell == shell] ** 2).sum(axis=1))
     assert sum(len(blocks.load(i, 1)) for i in range(len(blocks))) == blocks.n_samples == len(y)
@@ -41,8 +40,7 @@ def test_fewer_shells_are_a_prefix_of_all_of_them(make_blocks, rng):
         np.testing.assert_array_equal(part.data, view.data)
         np.testing.assert_array_equal(part.power, view.power)
         assert view.data.base is not None, "a prefix copies nothing"
-        if part.norm is not None:
-            np.testing.assert_array_equal(part.norm, view.norm)
+        np.testing.assert_array_equal(part.norm, view.norm)
 
 
 def test_sums_over_norms_and_shells(kind, make_blocks, rng):

@@ -49,7 +49,7 @@ def test_templates_of_a_fold_are_made_of_all_others_and_have_a_variance(make_blo
     found = hold_out(blocks, manifold, 3, has_signal, dtype=np.float64)
     ridge = 0.5 * variance / layout.information * np.array([1.0] * 4 + [0.0])[:, None]  # (5, S)
 
-    norm = np.ones(block.power.shape) if block.norm is None else block.norm  # (n, S)
+    norm = block.norm  # (n, S)
 
     def systems(rows):
         gram = shares[rows].T @ norm[rows]  # (K, S)

@@ -39,10 +39,9 @@ def test_norms_are_means_over_the_coefficients_of_a_shell(make_blocks, rng):
     pooled, layout = ShellNorms(blocks), blocks.layout
     block = pooled.load(0, layout.n_shells)
     np.testing.assert_array_equal(pooled.layout.norm_index, layout.shell)
-    if block.norm is not None:
-        expected = layout.sum_shells(ctf[: len(block)] ** 2) / layout.shell_sizes
-        np.testing.assert_allclose(block.norm, expected, rtol=1e-5)
-        np.testing.assert_allclose(pooled.load(0, 1).norm, expected[:, :1], rtol=1e-5)
+    expected = layout.sum_shells(ctf[: len(block)] ** 2) / layout.shell_sizes
+    np.testing.assert_allclose(block.norm, expected, rtol=1e-5)
+    np.testing.assert_allclose(pooled.load(0, 1).norm, expected[:, :1], rtol=1e-5)
 
 
 def test_noise_alone_explains_nothing_of_held_out_images(rng):

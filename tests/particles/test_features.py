@@ -25,7 +25,7 @@ from sklearn_cryoem.physics.masks import soft_disc
 def everything(blocks, n_shells=None):
     n_shells = blocks.layout.n_shells if n_shells is None else n_shells
     parts = [blocks.load(index, n_shells) for index in range(len(blocks))]
-    norm = None if parts[0].norm is None else np.concatenate([part.norm for part in parts])
+    norm = np.concatenate([part.norm for part in parts])
     return np.concatenate([part.data for part in parts]), norm, np.concatenate([part.power for part in parts])
 
 
@@ -111,7 +111,7 @@ def test_without_pose_and_ctf_features_are_those_of_the_masked_image():
     background = (images * (1 - disc)).sum(axis=(1, 2)) / (1 - disc).sum()
     masked = (images - background[:, None, None]) * disc
     np.testing.assert_allclose(data, fourier_features(masked, plane).view(np.float32), atol=1e-5)
-    assert norm is None
+    assert (norm == 1).all()
     for shell in range(blocks.layout.n_shells):
         np.testing.assert_allclose(
             power[:, shell], (data[:, blocks.layout.shell == shell] ** 2).sum(1), rtol=1e-5
