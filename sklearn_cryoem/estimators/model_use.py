@@ -23,7 +23,7 @@ from sklearn_cryoem.particles import ParticleStack, rescale
 from sklearn_cryoem.particles.classes import steps_of
 from sklearn_cryoem.particles.feature_space import to_working_box
 from sklearn_cryoem.particles.frames import EQUAL_PIXEL_SIZE
-from sklearn_cryoem.particles.preprocess import BACKGROUND_SHARE, Multiply, normalised_radius
+from sklearn_cryoem.particles.preprocess import BACKGROUND_SHARE, Step, normalised_radius
 from sklearn_cryoem.physics.masks import pixel_radius
 
 _MEASURED_IMAGES = 500  # whose background tells the noise
@@ -76,7 +76,8 @@ def as_fitted_by(model: Any, stack: ParticleStack) -> ParticleStack:
     background = (radius > BACKGROUND_SHARE * side) & (radius < 0.5 * side)
     rows = np.unique(np.linspace(0, len(stack) - 1, _MEASURED_IMAGES).astype(int))
     found = resampled.read(rows)[:, background].var(axis=1).mean()
-    return resampled._seen_through(Multiply(float(np.sqrt(_noise_of_pixels(first, box) / found))))
+    factor = np.float32(np.sqrt(_noise_of_pixels(first, box) / found))
+    return resampled._seen_through(Step(np.multiply, f"times {factor:.4g}", (factor,)))
 
 
 def _first_step(model: Any) -> Any:

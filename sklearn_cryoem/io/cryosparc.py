@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.validation import ParticleDataError
-from sklearn_cryoem.io.checks import RANGES, refuse_misspelt_labels
+from sklearn_cryoem.io.checks import refuse_misspelt_labels
 from sklearn_cryoem.io.cryosparc_file import file_beside, load_joined, records_to_table
 from sklearn_cryoem.io.image_files import SIGN, sign_of_images
 from sklearn_cryoem.io.records import (
@@ -36,7 +35,6 @@ _FROM_CRYOSPARC = {  # fields that are taken over here, or written from the stac
     "location/micrograph_uid", "location/exp_group_id", "location/micrograph_shape",
 }  # fmt: skip
 _ALIGNMENTS = ("alignments2D", "alignments3D")  # the first that was made counts
-_CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 def read_cryosparc(
@@ -52,7 +50,7 @@ def read_cryosparc(
     refuse_misspelt_labels(path, table)
     problems = RowProblems(path, len(records), permissive=permissive)
     paths = _image_paths(records, path)
-    _check_rows(records, paths, problems)  # first: pandas before 3 takes names for one up to a null byte
+    _check_uids(records, problems)
     _check_sign(records, path)
     code, names = pd.factorize(paths)
     raw = RawParticles(
@@ -92,39 +90,13 @@ def _image_paths(records: np.ndarray, path: Path) -> np.ndarray:
         ) from error
 
 
-def _check_rows(records: np.ndarray, paths: np.ndarray, problems: RowProblems) -> None:
-    """Report rows that no program wrote so: what is damaged, repeated or impossible."""
-    again = "Export the particles again."
+def _check_uids(records: np.ndarray, problems: RowProblems) -> None:
+    """Report rows that are there twice."""
     if _has(records, "uid"):
         problems.add(
             pd.Series(records["uid"]).duplicated().to_numpy(),
             lambda row: f"its uid {records['uid'][row]} is that of a particle before it",
             "Export the particles again: every particle has a uid of its own.",
-        )
-    problems.add(
-        np.array([_CONTROL.search(name) is not None for name in paths]),
-        lambda row: f"blob/path is {paths[row]!r}, with a control character, so the table is damaged",
-        again,
-    )
-    if _has(records, "blob/sign"):
-        problems.add(
-            ~np.isin(records["blob/sign"], (-1, 1)),
-            lambda row: f"blob/sign is {records['blob/sign'][row]:g}, expected -1 (dark) or 1 (white)",
-            again,
-        )
-    if _has(records, "blob/shape"):
-        problems.add(
-            records["blob/shape"][:, 0] != records["blob/shape"][:, 1],
-            lambda row: f"blob/shape is {records['blob/shape'][row].tolist()}, expected a square",
-            again,
-        )
-    name = f"{_alignment(records)}/psize_A"
-    if _has(records, name):  # 0 says that it is not known
-        limits, sizes = RANGES["pixel_size"], records[name].astype(np.float64)
-        problems.add(
-            ~np.isfinite(sizes) | limits.is_impossible(sizes) & (sizes != 0),
-            lambda row: f"{name}: {limits.describe(sizes[row], limits.possible)}",
-            again,
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.file_source import FileSource
-from sklearn_cryoem.particles.preprocess import InvertContrast, of_each_image, raw_source
+from sklearn_cryoem.particles.preprocess import of_each_image, raw_source
 from sklearn_cryoem.particles.sources import ConcatenatedSource, ImageSource
 
 _SAME_LENGTH = 1e-3  # relative
@@ -131,9 +131,7 @@ def sign_of_images(stack: ParticleStack, *, as_read: bool) -> np.ndarray:
 
 def _are_inverted(source: ImageSource) -> np.ndarray:
     """Whether the contrast of each image is inverted on its way; (n_images,) bool."""
-    return of_each_image(
-        source, lambda _: False, lambda inverted, seen: inverted ^ isinstance(seen.step, InvertContrast)
-    )
+    return of_each_image(source, lambda _: False, lambda is_so, step: is_so ^ (step.function is np.negative))
 
 
 def _file_of_each_image(source: ImageSource) -> np.ndarray:

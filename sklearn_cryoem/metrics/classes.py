@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
+from scipy.stats import entropy
 
 from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem.physics.images import ring_sums
@@ -123,11 +124,8 @@ def effective_count(sizes: ArrayLike) -> float:
     count : float
         0 without particles.
     """
-    filled = np.asarray(sizes)[np.asarray(sizes) > 0]
-    if filled.size == 0:
-        return 0.0
-    share = filled / filled.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
+    size = np.asarray(sizes, dtype=np.float64)
+    return float(np.exp(entropy(size))) if size.any() else 0.0
 
 
 class EffectiveClasses(NamedTuple):

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from sklearn_cryoem._core.validation import check_number
-from sklearn_cryoem.particles.preprocess import Resample, TransformedSource, of_each_image
+from sklearn_cryoem.particles.preprocess import Step, TransformedSource, of_each_image
 from sklearn_cryoem.particles.sources import ConcatenatedSource, ImageSource
 from sklearn_cryoem.particles.stack import ParticleStack
+from sklearn_cryoem.physics.fourier import resample
 
 SAME_PIXEL_SIZE = 0.02  # relative, of metadata and headers
 FITTED_PIXEL_SIZE = 0.01  # relative, of a fit and of further particles
@@ -106,7 +107,8 @@ def rescale(stack: ParticleStack, pixel_size: float, box: int | None = None) -> 
         )
     if ratio == 1.0 and box == stack.box:
         return stack._replace(pixel_size=float(pixel_size))
-    source = TransformedSource(stack.images, Resample(int(box), ratio))
+    text = f"resampled to {box} px that are {ratio:.4g} times larger"
+    source = TransformedSource(stack.images, Step(resample, text, (int(box), ratio), int(box), ratio))
     return stack._replace(images=source, pixel_size=float(pixel_size))
 
 
@@ -156,9 +158,7 @@ def common_frame(stacks: Sequence[ParticleStack]) -> tuple[float, int]:
 
 def pixel_growth(source: ImageSource) -> np.ndarray:
     """Pixel size of each image as it is read over that of the image in its file; (n_images,)."""
-    return of_each_image(
-        source, lambda _: 1.0, lambda growth, seen: growth * seen.step.pixel_growth(seen.source.box)
-    )
+    return of_each_image(source, lambda _: 1.0, lambda growth, step: growth * step.growth)
 
 
 def file_boxes(source: ImageSource) -> np.ndarray:

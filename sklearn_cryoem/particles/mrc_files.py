@@ -35,7 +35,6 @@ _MIN_PIXEL, _MAX_PIXEL = 0.05, 200.0  # Angstrom; what lies beyond is no pixel s
 _WRITE_MODES = {"float32": 2, "float16": 12}
 _LITTLE_ENDIAN = (0x44, 0x44, 0, 0)  # machine stamp
 _FORMAT_VERSION = 20141  # MRC2014, as mrcfile writes it
-_STACKS_OF_VOLUMES = range(401, 631)  # space groups that say so
 
 
 @dataclass(frozen=True)
@@ -266,18 +265,13 @@ def read_whole_mrc(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_images(header: np.recarray, path: str | Path) -> None:
-    """Raise unless the columns of images are x and their rows y, and they are images."""
+    """Raise unless the columns of images are x and their rows y."""
     order = _axis_order(header, path)
     if order != (1, 2, 3):
         raise ParticleDataError(
             f"{path}: the header says that columns, rows and sections are the axes {order} (MAPC, MAPR, "
             "MAPS), expected (1, 2, 3): other images are mirrored or cut across. Write the stack again with "
             "its axes in that order, or set the three numbers if the header is wrong."
-        )
-    if int(header.ispg) in _STACKS_OF_VOLUMES:
-        raise ParticleDataError(
-            f"{path}: a stack of volumes (space group {int(header.ispg)}), expected images. Give the stack "
-            "of particle images."
         )
 
 

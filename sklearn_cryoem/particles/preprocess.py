@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,124 +19,36 @@ from sklearn_cryoem.particles.sources import (
     bad_pixels,
     row_key,
 )
-from sklearn_cryoem.physics.fourier import fourier_resize, resample
-from sklearn_cryoem.physics.images import clip_hot_pixels, normalise_background
+from sklearn_cryoem.physics.fourier import fourier_resize
+from sklearn_cryoem.physics.images import normalise_background
 
 BACKGROUND_SHARE = 0.375  # of the box: what lies farther from the centre is background, as in RELION
 BLOCK_BYTES = 32 * 2**20  # of images that are checked at a time
 
 
+@dataclass(frozen=True)
 class Step:
-    """One transformation of a block of images; its text says what happens to them."""
+    """One transformation of images.
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return the transformed block."""
-        raise NotImplementedError
+    Attributes
+    ----------
+    function : callable
+        Called with a block of images (n, D, D) and the arguments; of a module, so that it can be pickled.
+    text : str
+        What happens to the images, in words.
+    arguments : tuple
+        Of the function.
+    box : int or None
+        Side of the images afterwards; None if it stays.
+    growth : float
+        Pixel size afterwards over that before.
+    """
 
-    def box_after(self, box: int) -> int:
-        """Side of the transformed images."""
-        return box
-
-    def pixel_growth(self, box: int) -> float:
-        """Pixel size afterwards, over that of the images of side `box` before."""
-        return 1.0
-
-
-@dataclass(frozen=True)
-class NormaliseBackground(Step):
-    """Background mean 0 and standard deviation 1 outside `radius_px` of the centre pixel."""
-
-    radius_px: float
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return the normalised block."""
-        return normalise_background(images, self.radius_px)
-
-    def __str__(self) -> str:
-        return f"normalised beyond {self.radius_px:g} px"
-
-
-@dataclass(frozen=True)
-class ClipHotPixels(Step):
-    """Single pixels that are far off their neighbours are replaced by them."""
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return the block without hot pixels."""
-        return clip_hot_pixels(images)
-
-    def __str__(self) -> str:
-        return "hot pixels clipped"
-
-
-@dataclass(frozen=True)
-class Multiply(Step):
-    """Every pixel times a `factor`."""
-
-    factor: float
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return the scaled block."""
-        return images * np.float32(self.factor)
-
-    def __str__(self) -> str:
-        return f"times {self.factor:.4g}"
-
-
-@dataclass(frozen=True)
-class InvertContrast(Step):
-    """Dark particles, as the microscope gives them, become white."""
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return the inverted block."""
-        return np.negative(images)
-
-    def __str__(self) -> str:
-        return "contrast inverted"
-
-
-@dataclass(frozen=True)
-class Downsample(Step):
-    """Fourier crop to a smaller `box`."""
-
-    box: int
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return the smaller block."""
-        return fourier_resize(images, self.box)
-
-    def box_after(self, box: int) -> int:
-        """Side of the transformed images."""
-        return self.box
-
-    def pixel_growth(self, box: int) -> float:
-        """Pixel size afterwards over that before."""
-        return box / self.box
-
-    def __str__(self) -> str:
-        return f"cropped in Fourier space to {self.box} px"
-
-
-@dataclass(frozen=True)
-class Resample(Step):
-    """Larger pixels by any `ratio`, and another `box`."""
-
-    box: int
-    ratio: float
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return the resampled block."""
-        return resample(images, self.box, self.ratio)
-
-    def box_after(self, box: int) -> int:
-        """Side of the transformed images."""
-        return self.box
-
-    def pixel_growth(self, box: int) -> float:
-        """Pixel size afterwards over that before."""
-        return self.ratio
-
-    def __str__(self) -> str:
-        return f"resampled to {self.box} px that are {self.ratio:.4g} times larger"
+    function: Callable[..., np.ndarray]
+    text: str
+    arguments: tuple = ()
+    box: int | None = None
+    growth: float = 1.0
 
 
 class TransformedSource(Immutable):
@@ -157,7 +69,7 @@ class TransformedSource(Immutable):
     def __init__(self, source: ImageSource, step: Step, images: np.ndarray | None = None) -> None:
         self.source = source
         self.step = step
-        self.box = step.box_after(source.box)
+        self.box = step.box or source.box
         self._images = images
         self._seal()
 
@@ -173,7 +85,7 @@ class TransformedSource(Immutable):
         images = self.source.read(rows, check=check)
         if not len(images):
             return np.zeros((0, self.box, self.box), dtype=np.float32)
-        return np.ascontiguousarray(self.step(images), dtype=np.float32)
+        return np.ascontiguousarray(self.step.function(images, *self.step.arguments), dtype=np.float32)
 
     def take(self, rows: Rows) -> TransformedSource:
         """Return a source of the given rows alone; copies no pixel that is not kept."""
@@ -191,7 +103,7 @@ class TransformedSource(Immutable):
 
     def describe(self) -> str:
         """Say in a few words where the pixels are, and what happens to them."""
-        return f"{self.source.describe()}, {self.step}"
+        return f"{self.source.describe()}, {self.step.text}"
 
     def locate(self, row: int) -> str:
         """Say where the pixels of one row are, for messages."""
@@ -208,7 +120,7 @@ def raw_source(source: ImageSource) -> ImageSource:
 def of_each_image(
     source: ImageSource,
     at_origin: Callable[[ImageSource], Any],
-    after_step: Callable[[np.ndarray, TransformedSource], np.ndarray] = lambda values, _: values,
+    after_step: Callable[[np.ndarray, Step], np.ndarray] = lambda values, _: values,
 ) -> np.ndarray:
     """Something of every image of a source that may be put together of others; (n_images,).
 
@@ -220,10 +132,10 @@ def of_each_image(
         Called with a source that is no other one seen through a step, nor several joined; returns a value for
         each of its images, or one for all.
     after_step : callable
-        Called with values before a step and the source after it; returns those after it.
+        Called with values before a step and the step; returns those after it.
     """
     if isinstance(source, TransformedSource):
-        return after_step(of_each_image(source.source, at_origin, after_step), source)
+        return after_step(of_each_image(source.source, at_origin, after_step), source.step)
     if not isinstance(source, ConcatenatedSource):
         return np.broadcast_to(at_origin(source), len(source))
     parts = [(rows, of_each_image(part, at_origin, after_step)[own]) for part, rows, own in source.parts]
@@ -233,13 +145,22 @@ def of_each_image(
     return values
 
 
+def _steps(source: ImageSource) -> Iterator[Step]:
+    """Steps that all images of a source go through, the last first."""
+    while isinstance(source, TransformedSource):
+        yield source.step
+        source = source.source
+
+
 def normalised_radius(source: ImageSource) -> float | None:
     """Radius beyond which lies the background that images are normalised by; None if they are not."""
-    while isinstance(source, TransformedSource):
-        if isinstance(source.step, NormaliseBackground):
-            return source.step.radius_px
-        source = source.source
-    return None
+    radii = (step.arguments[0] for step in _steps(source) if step.function is normalise_background)
+    return next(radii, None)
+
+
+def is_downsampled(source: ImageSource) -> bool:
+    """Whether somebody has chosen the box of the images: fits then take it as it is."""
+    return any(step.function is fourier_resize for step in _steps(source))
 
 
 def as_made(source: ImageSource) -> ImageSource:
@@ -247,15 +168,6 @@ def as_made(source: ImageSource) -> ImageSource:
     if isinstance(source, TransformedSource):
         return TransformedSource(as_made(source.source), source.step)
     return source
-
-
-def is_downsampled(source: ImageSource) -> bool:
-    """Whether somebody has chosen the box of the images: fits then take it as it is."""
-    while isinstance(source, TransformedSource):
-        if isinstance(source.step, Downsample):
-            return True
-        source = source.source
-    return False
 
 
 def find_bad_images(source: ImageSource, *, verbose: int = 0) -> pd.DataFrame:

@@ -10,19 +10,12 @@ import pandas as pd
 
 from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.particles.display import stack_html
-from sklearn_cryoem.particles.preprocess import (
-    BACKGROUND_SHARE,
-    ClipHotPixels,
-    Downsample,
-    InvertContrast,
-    NormaliseBackground,
-    Step,
-    TransformedSource,
-    find_bad_images,
-)
+from sklearn_cryoem.particles.preprocess import BACKGROUND_SHARE, Step, TransformedSource, find_bad_images
 from sklearn_cryoem.particles.screening import look_at, screened
 from sklearn_cryoem.particles.sources import ArraySource, ImageSource, Immutable, read_only, row_key
 from sklearn_cryoem.particles.tables import CTFTable, Poses, guarded, pack_table, unpack_table
+from sklearn_cryoem.physics.fourier import fourier_resize
+from sklearn_cryoem.physics.images import clip_hot_pixels, normalise_background
 
 _TABLES = ("_metadata", "_optics", "_truth")
 _ROW_ARRAYS = ("optics_group", "noise_group", "outlier")
@@ -354,7 +347,8 @@ class ParticleStack(Immutable):
             radius_px = BACKGROUND_SHARE * self.box
         else:
             radius_px = 0.5 * float(diameter) / self.pixel_length
-        return self._seen_through(NormaliseBackground(radius_px))
+        step = Step(normalise_background, f"normalised beyond {radius_px:g} px", (radius_px,))
+        return self._seen_through(step)
 
     def clip_hot_pixels(self) -> ParticleStack:
         """Return the same particles, single pixels that are far off their neighbours being replaced by them.
@@ -362,11 +356,11 @@ class ParticleStack(Immutable):
         That is done when images are read. A pixel is hot, or dead, that lies more than 12 standard deviations
         off the mean of its four neighbours; it gets the median of all pixels around it.
         """
-        return self._seen_through(ClipHotPixels())
+        return self._seen_through(Step(clip_hot_pixels, "hot pixels clipped"))
 
     def invert_contrast(self) -> ParticleStack:
         """Return the same particles with their contrast inverted when read: dark ones become white."""
-        return self._seen_through(InvertContrast())
+        return self._seen_through(Step(np.negative, "contrast inverted"))
 
     def downsample(self, box: int) -> ParticleStack:
         """Return the same particles cropped in Fourier space to a smaller box when read.
@@ -382,7 +376,7 @@ class ParticleStack(Immutable):
         factor = self.box / box
         in_pixels = self.pixel_size is None
         return self._seen_through(
-            Downsample(int(box)),
+            Step(fourier_resize, f"cropped in Fourier space to {box} px", (int(box),), int(box), factor),
             pixel_size=None if in_pixels else self.pixel_size * factor,
             poses=self.poses.scaled(1 / factor) if in_pixels and self.poses is not None else self.poses,
         )
