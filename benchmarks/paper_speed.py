@@ -326,11 +326,10 @@ def stage_costs(blocks, basis, n_shells, is_cross, jobs):
         coupling = Coupling.of(basis, ones, layout, np.zeros(layout.n_features), TURN)
         total = statistics.total()
         start = time.process_time()  # the coupling is made once
-        for part in (statistics.part(fold) for fold in range(FOLDS)):
-            others = total.numerator - part.numerator, np.maximum(total.denominator - part.denominator, 0.0)
-            templates = coupling.templates(*others, ones, layout, n_jobs=jobs)
-            update_noise(part, templates, layout, "shell", 1e-6 * ones)
-            Matcher.of(templates, ones, layout)
+        parts = [statistics.part(fold) for fold in range(FOLDS)]
+        for part, mu in zip(parts, coupling.templates(total, parts, ones, layout, n_jobs=jobs), strict=True):
+            update_noise(part, mu, layout, "shell", 1e-6 * ones)
+            Matcher.of(mu, ones, layout)
     else:
         total = statistics.total()
         weights = solve_weights(total.numerator, total.denominator, basis, ones, ones, layout, n_jobs=jobs)

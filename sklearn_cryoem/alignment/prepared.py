@@ -69,7 +69,7 @@ class PreparedSearch:
     kept_bytes : float
         Shifted references that are kept, if that is more; results do not depend on it.
     path : Path or None
-        File that the workers share.
+        File that the workers share, see `searched`.
     """
 
     model: AlignmentModel
@@ -83,19 +83,15 @@ class PreparedSearch:
     @classmethod
     def of(cls, features: SharedFeatures, model: AlignmentModel, space: SearchSpace) -> PreparedSearch:
         """Search by the workers of `features`, in the memory that each of them may take."""
-        search = cls(
+        return cls(
             model.with_mirrors() if space.mirror else model,
             space,
             features.images.n_even,
             bank_bytes=bytes_at_once(BANK_BYTES, BANK_SHARE),
             table_bytes=bytes_at_once(TABLE_BYTES, TABLE_SHARE),
-            kept_bytes=kept_by_worker(KEPT_SHARE, BANK_BYTES, 1),
+            kept_bytes=kept_by_worker(KEPT_SHARE, BANK_BYTES, features.n_workers),
             path=None,
         )
-        n_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in search.shapes)
-        if (path := features.workspace(n_bytes + len(search.shapes) * ALIGNED)) is not None:
-            return replace(search, path=path)
-        return replace(search, kept_bytes=kept_by_worker(KEPT_SHARE, BANK_BYTES, features.n_workers))
 
     @property
     def n_references(self) -> int:
@@ -240,8 +236,12 @@ def searched(
     search: PreparedSearch,
 ) -> Iterator[Result]:
     """Yield ``function(task, cache, search)`` for every task, in order, after the references are ready."""
-    first = None if search.path is None else (_make_ready, search.blocks)
-    return features.map(function, tasks, search, first=first)
+    shared = replace(search, kept_bytes=kept_by_worker(KEPT_SHARE, BANK_BYTES, 1))
+    n_bytes = sum(ALIGNED + math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shared.shapes)
+    if (path := features.workspace(n_bytes)) is None:
+        return features.map(function, tasks, search)
+    shared = replace(shared, path=path)
+    return features.map(function, tasks, shared, first=(_make_ready, shared.blocks))
 
 
 def _make_ready(block: slice, cache: FeatureCache, search: PreparedSearch) -> None:

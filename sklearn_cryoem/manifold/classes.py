@@ -148,10 +148,8 @@ def hold_out(
     if not has_signal:  # one template
         alpha = 1e9 * alpha
     weights = [
-        solve_weights(
-            others.numerator, others.denominator, manifold.basis, noise, alpha, layout, n_jobs=n_jobs
-        ).astype(np.float32)
-        for others in map(total.without, parts)
+        solve_weights(*sums, manifold.basis, noise, alpha, layout, n_jobs=n_jobs).astype(np.float32)
+        for sums in map(total.without, parts)
     ]
     mean_ctf2 = total.denominator.sum(axis=0) / total.n_samples  # (S,)
     phi, scale = manifold.basis.phi, noise / layout.information  # (S,)

@@ -204,19 +204,10 @@ class HeldOutMStep(MStep):
         """State with the templates that each fold gets from the others; in the end with weights of all."""
         layout, total, variance = self.layout.truncate(n_shells), self.total(statistics), state.noise_variance
         folds = [statistics.part(fold) for fold in range(len(statistics.numerator))]
-        templates = [self._from_others(total, fold, variance[:n_shells], layout) for fold in folds]
+        templates = self.coupling.templates(total, folds, variance[:n_shells], layout, n_jobs=self.n_jobs)
         found = self._noise(folds, templates, layout, state.floor[:n_shells])
         weights = self.weights(total, variance[:n_shells], layout) if is_last else None
         return state.after_m_step(found, n_shells, weights=weights, templates=templates)
-
-    def _from_others(
-        self, total: Statistics, fold: Statistics, variance: Float64, layout: FeatureLayout
-    ) -> Float64:
-        """Templates of the images that are not in a fold."""
-        others = total.without(fold)
-        return self.coupling.templates(
-            others.numerator, others.denominator, variance, layout, n_jobs=self.n_jobs
-        )
 
     def _noise(
         self, folds: list[Statistics], templates: list[Float64], layout: FeatureLayout, floor: Float64

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -221,13 +221,15 @@ class Statistics(Additive):
         """Sums over all parts."""
         return self.part(0) if len(self.numerator) == 1 else self.mapped(lambda array: array.sum(axis=0))
 
-    def without(self, part: Statistics) -> Statistics:
-        """Sums over the other images, or over all where there are no others: copies share a fold."""
+    def without(
+        self, part: Statistics, features: slice = slice(None), norms: slice = slice(None)
+    ) -> tuple[Float64, Float64]:
+        """Columns of both sums over other images, or all where there are no others: copies share a fold."""
+        numerator, denominator = self.numerator[:, features], self.denominator[:, norms]
         if self.n_samples == part.n_samples:
-            return self
-        # sums of squares are positive, whatever their last digits
-        denominator = np.maximum(self.denominator - part.denominator, 0.0)
-        return dataclasses.replace(self, numerator=self.numerator - part.numerator, denominator=denominator)
+            return numerator, denominator
+        others = denominator - part.denominator[:, norms]  # squares: positive, whatever their last digits
+        return numerator - part.numerator[:, features], np.maximum(others, 0.0)
 
     def scaled(self, factor: float) -> Statistics:
         """The same sums as if every image counted `factor` times."""
@@ -265,7 +267,7 @@ def sweep(
     responsibilities are. For each part K (P + Q) numbers are held in float64, and as many in the precision
     of the data for each worker and one more.
     """
-    n_shells = matchers[0].layout.n_shells if n_shells is None else n_shells
+    n_shells = n_shells or matchers[0].layout.n_shells
     add_up = partial(_shard_sums, blocks, matchers, split, n_shells)
     total: Statistics | None = None
     # Sums of halves are twice as large as those of an E-step: none of them waits for its turn.
@@ -291,9 +293,7 @@ def _shard_sums(
     for loaded in in_turn(blocks, shard, n_shells):
         labels = np.empty(len(loaded), dtype=np.int64)
         faces = (_compared(face, matchers, split) for face in loaded.faces(layout))
-        for part, (rows, block, (weights, evidence, _), alone) in itertools.chain.from_iterable(
-            map(enumerate, faces)
-        ):
+        for part, (rows, block, (weights, evidence, _), alone) in chain.from_iterable(map(enumerate, faces)):
             left = transposed(weights, layout.n_features)
             numerator, denominator = with_precision_of(block.data, numerator, denominator)
             add_product(numerator[part], left, block.data)  # Eq. (3.2)

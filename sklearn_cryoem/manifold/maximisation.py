@@ -234,7 +234,7 @@ def conjugate_gradients(
     residual: Float64 = np.ascontiguousarray(dtrsm(1.0, factor, right, lower=1))  # v, (M + 1, P)
     solution = np.zeros_like(residual)
     direction = residual.copy()
-    square = _column_squares(residual)  # (P,)
+    square = np.einsum("mp,mp->p", residual, residual)  # (P,)
     goal = TOLERANCE**2 * square
     for _ in range(MAX_STEPS):
         if (square <= goal).all():
@@ -248,14 +248,10 @@ def conjugate_gradients(
         solution += step * direction
         image *= step
         residual -= image
-        previous, square = square, _column_squares(residual)
+        previous, square = square, np.einsum("mp,mp->p", residual, residual)
         direction *= np.divide(square, previous, out=np.zeros_like(square), where=previous > 0)
         direction += residual
     return None
-
-
-def _column_squares(values: Float64) -> Float64:
-    return np.asarray(np.einsum("mp,mp->p", values, values))
 
 
 @dataclass(frozen=True)
@@ -310,41 +306,43 @@ class Coupling:
 
     def templates(
         self,
-        numerator: Float64,
-        denominator: Float64,
+        total: Statistics,
+        parts: list[Statistics],
         noise_variance: Float64,
         layout: FeatureLayout,
-        *,
         n_jobs: int | None = None,
-    ) -> Float64:
-        """Templates (K, P) that maximise the expected log posterior; c^2 is that of the shell, Eq. (3.3).
+    ) -> list[Float64]:
+        """Templates (K, P) of the images outside of each part; c^2 is that of the shell, Eq. (3.3), (3.12).
 
         Parameters
         ----------
-        numerator, denominator : ndarrays of shape (K, P) and (K, S)
-            B' and G' of Eq. (3.2).
+        total, parts : Statistics and list of Statistics
+            Sums over all images and over those of each part.
         noise_variance : ndarray of shape (S,)
             1 / beta of each shell.
-        layout : FeatureLayout
-            The shells in use.
-        n_jobs : int, optional
-            Number of workers.
+        layout, n_jobs : FeatureLayout and int, optional
+            The shells in use, and the number of workers.
         """
         ridge = self.alpha[: layout.n_shells] * noise_variance / layout.information  # (S,)
-        solve = partial(self._solve_shell, numerator, denominator, ridge, layout)
-        solved = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, threads_only=True))
-        return layout.confine(np.hstack(solved))
+        solve = partial(self._solve_shell, total, parts, ridge, layout)
+        solved = ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, threads_only=True)
+        return [layout.confine(np.hstack(shells)) for shells in zip(*solved, strict=True)]
 
     def _solve_shell(
-        self, numerator: Float64, denominator: Float64, ridge: Float64, layout: FeatureLayout, shell: int
-    ) -> Float64:
-        features, phi = layout.features_of(shell), self.bases[shell]
-        own, numerator = denominator[:, shell, None], numerator[:, features]
-        if phi is None:
-            mean = self.mean[features]
-            regularised = np.maximum(own + ridge[shell], np.finfo(np.float64).tiny)  # alpha may be 0
-            return np.asarray((numerator - own * mean) / regularised + mean)
-        column = np.zeros(numerator.shape[1], dtype=np.int64)
-        own_ridge = np.append(np.full(phi.shape[1] - 1, ridge[shell]), 0.0)  # of the bias none
-        solution = solve_systems(phi, own, own_ridge, phi.T @ numerator, column)
-        return np.asarray(phi @ solution.weights)
+        self, total: Statistics, parts: list[Statistics], ridge: Float64, layout: FeatureLayout, shell: int
+    ) -> list[Float64]:
+        columns = layout.features_of(shell), slice(shell, shell + 1)
+        mean, phi = self.mean[columns[0]], self.bases[shell]
+        return [_one_shell(*total.without(part, *columns), ridge[shell], mean, phi) for part in parts]
+
+
+def _one_shell(
+    numerator: Float64, denominator: Float64, ridge: float, mean: Float64, phi: Float64 | None
+) -> Float64:
+    """Templates of one shell, from sums (K, P_q) and (K, 1)."""
+    if phi is None:
+        regularised = np.maximum(denominator + ridge, np.finfo(np.float64).tiny)  # alpha may be 0
+        return np.asarray((numerator - denominator * mean) / regularised + mean)
+    column = np.zeros(numerator.shape[1], dtype=np.int64)
+    ridges = np.append(np.full(phi.shape[1] - 1, ridge), 0.0)  # of the bias none
+    return np.asarray(phi @ solve_systems(phi, denominator, ridges, phi.T @ numerator, column).weights)

@@ -278,9 +278,8 @@ def _sweep_again(stream: Stream, parts: list[Blocks], manifold: Manifold, ordina
         m_step = HeldOutMStep.of(ordinary, coupling, past_noise=stream.past_noise)
         known, start, n_sweeps = stream.past_sums + stream.window_sums, manifold.templates, N_SWEEPS
         if known.n_samples:
-            start = coupling.templates(
-                known.numerator, known.denominator, manifold.noise_variance, layout, n_jobs=ordinary.n_jobs
-            )
+            n_jobs, noise = ordinary.n_jobs, manifold.noise_variance
+            (start,) = coupling.templates(known, [known], noise, layout, n_jobs=n_jobs)
         templates = [start] * n_folds
     state = EMState(
         iteration=1,  # the parameters of the start are those of an iteration before

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from sklearn_cryoem.manifold.blocks import ArrayBlocks, FeatureLayout
 from sklearn_cryoem.manifold.derived_blocks import ShellNorms
 from sklearn_cryoem.manifold.em import MStep, Schedule, cross_fitted_iterations
+from sklearn_cryoem.manifold.expectation import Statistics
 from sklearn_cryoem.manifold.fit import FitPlan, fit_states, occupants, with_moves
 from sklearn_cryoem.manifold.grid import LatentBasis
 from sklearn_cryoem.manifold.maximisation import Coupling
@@ -140,7 +143,9 @@ def test_independent_nodes_are_wiener_averages_about_the_mean(rng, alpha):
     coupling = Coupling.of(basis, np.full(60, alpha * basis.mean_square), layout, mean, TURN)
     numerator, denominator = rng.standard_normal((3, 60)), rng.uniform(1, 2, (3, 60))
     denominator[2], numerator[2] = 0.0, 0.0  # a node without images
-    templates = coupling.templates(numerator, denominator, np.full(60, 0.5), layout)
+    zeros = Statistics.zeros(1, 3, layout, np.float64).part(0)
+    known = replace(zeros, numerator=numerator, denominator=denominator)
+    (templates,) = coupling.templates(known, [known], np.full(60, 0.5), layout)
     assert coupling.bases[-1] is None
     np.testing.assert_allclose(templates[2, -1], mean[-1])
     expected = mean[-1] + (numerator[0, -1] - denominator[0, -1] * mean[-1]) / (
