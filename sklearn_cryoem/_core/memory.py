@@ -169,11 +169,9 @@ def _group_limits(membership: Path, root: Path) -> list[float]:
 
 
 def _bytes_of(limit: float | str, name: str) -> float:
-    match = _TEXT.fullmatch(limit) if isinstance(limit, str) else None
-    if match:
-        n_bytes = float(match[1]) * _UNITS[match[2].lower()]
-    elif isinstance(limit, str):
-        n_bytes = 0.0
+    if isinstance(limit, str):
+        match = _TEXT.fullmatch(limit)
+        n_bytes = float(match[1]) * _UNITS[match[2].lower()] if match else 0.0
     else:
         n_bytes = float(limit)
     if not n_bytes > 0:
@@ -186,11 +184,11 @@ def _bytes_of(limit: float | str, name: str) -> float:
 def format_bytes(n_bytes: float) -> str:
     """`n_bytes` in the unit a person would use: 1536 -> '1.5 kB' (powers of 1024)."""
     size = float(n_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(size) < 1024 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+    units = ["B", "kB", "MB", "GB"]
+    while abs(size) >= 1024 and len(units) > 1:
         size /= 1024
-    raise AssertionError("unreachable: the last unit always returns")
+        del units[0]
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
 def log_estimate(logger: logging.Logger, what: str, n_bytes: float) -> None:

@@ -106,7 +106,7 @@ def ordered_map(
     ----------
     function : callable
         Called with one item. Must not depend on the order of execution. Arguments of a ``functools.partial``
-        whose class sets `sent_once` stay with the workers of a cluster for the next map.
+        by place whose class sets `sent_once` stay with the workers of a cluster for the next map.
     items : iterable
         The work, cut independently of `n_jobs`.
     n_jobs : int or None
@@ -231,12 +231,7 @@ class TaskPool:
     """Runs tasks here and now, as long as there is but one worker; see `task_pool`."""
 
     n_workers = 1
-    window_per_worker = 1
-
-    @property
-    def folder(self) -> Path | None:
-        """Where worker processes of this machine find shared files; None where workers are no such."""
-        return None
+    folder: Path | None = None  # where worker processes of this machine find shared files
 
     def share(self, value: Any, *, mapped: bool = False) -> Any:
         """Hand over a value that many tasks take as an argument.
@@ -262,7 +257,7 @@ class TaskPool:
         place: Callable[[Item], int] | None = None,
     ) -> Iterator[Result]:
         """Yield ``function(item, *shared)`` for every item, in order; see `ordered_map`."""
-        window = self.n_workers * self.window_per_worker
+        window = self.n_workers * WINDOW if self.n_workers > 1 else 1
         window = window if max_waiting is None else self.n_workers + max_waiting
         waiting: deque[Any] = deque()
         try:
@@ -289,8 +284,6 @@ class TaskPool:
 
 class WorkerThreads(TaskPool):
     """Tasks in threads of this process."""
-
-    window_per_worker = WINDOW
 
     def __init__(self, threads: ThreadPool, n_workers: int) -> None:
         self._threads, self.n_workers = threads, n_workers
@@ -353,16 +346,11 @@ class SharedFile:
 class ProcessPool(TaskPool):
     """Tasks in processes of this machine; shared values are files, in memory where there is room."""
 
-    window_per_worker = WINDOW
+    folder: Path  # removed when the pool is left
 
     def __init__(self, executor: Executor, n_workers: int, folder: Path) -> None:
-        self._executor, self.n_workers, self._folder = executor, n_workers, folder
+        self._executor, self.n_workers, self.folder = executor, n_workers, folder
         self._numbers = count()
-
-    @property
-    def folder(self) -> Path:
-        """Removed when the pool is left."""
-        return self._folder
 
     def share(self, value: Any, *, mapped: bool = False) -> SharedFile:
         """Write `value` to a file that every worker loads once."""
@@ -523,8 +511,6 @@ class DaskPool(TaskPool):
         Threads of the cluster.
     """
 
-    window_per_worker = WINDOW
-
     def __init__(self, client: Any, options: dict[str, Any], n_workers: int) -> None:
         self._client, self._options, self.n_workers = client, options, n_workers
         self._homes: list[str | None] = []
@@ -601,24 +587,23 @@ def _is_sent_once(value: Any) -> bool:
     return getattr(type(value), "sent_once", False)
 
 
-def _without_sent_once(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[Any, Any]]:
+def _without_sent_once(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[int, Any]]:
     """A partial function without those of its arguments that are sent once, and these by their place."""
     if not isinstance(function, partial):
         return function, {}
-    places = [*enumerate(function.args), *function.keywords.items()]
-    kept = {place: value for place, value in places if _is_sent_once(value)}
+    kept = {place: value for place, value in enumerate(function.args) if _is_sent_once(value)}
     args = [None if place in kept else value for place, value in enumerate(function.args)]
-    keywords = {name: value for name, value in function.keywords.items() if name not in kept}
-    return partial(function.func, *args, **keywords), kept
+    return partial(function.func, *args, **function.keywords), kept
 
 
-def _call_whole(places: list[Any], item: Any, function: Any, *values: Any) -> Any:
+def _call_whole(places: list[int], item: Any, function: Any, *values: Any) -> Any:
     """Call a function of `_without_sent_once` with these arguments where they belong."""
     if not places:
         return function(item)
-    given = dict(zip(places, values, strict=True))
-    args = [given.pop(place, value) for place, value in enumerate(function.args)]
-    return function.func(*args, item, **{**function.keywords, **given})
+    args = list(function.args)
+    for place, value in zip(places, values, strict=True):
+        args[place] = value
+    return function.func(*args, item, **function.keywords)
 
 
 # ---------------------------------------------------------------- one thread of BLAS a worker
