@@ -26,9 +26,9 @@ clean = make_particles("ribosome", snr=None, defocus=None, **settings).read()
 
 # %%
 # We use two scores of particles that a model has not seen. ``SMLClusterer.score`` needs no truth. It is the
-# mean log likelihood over all frequencies up to ``max_resolution``, which must be the same for all
-# candidates (and so must ``mask_diameter``). The second score uses the truth: it is the correlation between
-# the template of a particle's class and the noise-free image of this particle.
+# mean log likelihood over all frequencies from ``min_resolution`` to ``max_resolution``, which must be the
+# same for all candidates (and so must ``mask_diameter``). The second score uses the truth: it is the
+# correlation between the template of a particle's class and the noise-free image of this particle.
 def held_out(model, particles, truth=None):
     return model.score(particles)
 

@@ -15,6 +15,7 @@ from sklearn_cryoem.alignment.maximisation import Statistics
 from sklearn_cryoem.alignment.model import (
     AlignmentModel,
     masked_references,
+    noise_share,
     polar_statistics,
     resolved_ring,
     solve_references,
@@ -301,7 +302,8 @@ def aligned_classes(
     )
     polar = polar_statistics(united, grid)
     noise = noise_fraction * model.noise[: grid.n_rings]
-    inverse_prior, signal_to_noise = spectral_prior(polar, united.mass, noise, settings.tau_fudge)
+    share = noise_share(stats, grid, settings)
+    inverse_prior, signal_to_noise = spectral_prior(polar, united.mass, noise, settings.tau_fudge, share)
     averages = masked_references(images_from_polar(solve_references(polar, inverse_prior), grid), settings)
     return AlignedClasses(averages, resolved_ring(signal_to_noise, settings.n_ignored), united.mass)
 

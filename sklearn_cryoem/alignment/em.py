@@ -199,10 +199,11 @@ def fit_alignment(
             batches = mini_batches(features, settings, online, rng, references)
             online, stopped = last_state(batches, kept, show, online)
             if stopped:
-                _warn_interrupted(f"after {online.n_done} of {n_batches} mini-batches")
+                _warn_interrupted(f"after {len(online.history)} mini-batches")
                 kept, settings = NullCheckpoint(), replace(settings, max_iter=1)
             even = replace(online.model, balance=np.zeros_like(online.model.balance))
-            passes = PassState(even, online.start_shift_px, broad=online.broad, history=online.history)
+            seen = {"broad": online.broad, "label": online.label, "history": online.history}
+            passes = PassState(even, online.start_shift_px, **seen)
         rest = full_passes(features, settings, passes, references)
         passes, interrupted = last_state(rest, kept, show, passes if passes.log_likelihood else None)
     if interrupted:

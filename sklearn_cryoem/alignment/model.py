@@ -146,8 +146,14 @@ def residual_power(stats: Statistics, polar: PolarStatistics, references: Comple
     return residual
 
 
+def noise_share(stats: Statistics, grid: PolarGrid, settings: AlignmentSettings) -> Float64:
+    """Part of the noise of each ring that lies in the angular orders of the sums, Eq. (4.24); (n_rings,)."""
+    radius_px = settings.mask_radius_px + settings.mask_edge_px
+    return np.asarray(order_shares(grid, radius_px, stats.numerator.shape[1]).sum(axis=0))
+
+
 def spectral_prior(
-    polar: PolarStatistics, mass: Float64, noise: Float64, tau_fudge: float, share: Float64 | float = 1.0
+    polar: PolarStatistics, mass: Float64, noise: Float64, tau_fudge: float, share: Float64
 ) -> tuple[Float64, Float64]:
     """s2 / tau2 of Eq. (4.2), and the signal-to-noise ratio of each estimate, Eq. (4.7).
 
@@ -162,7 +168,7 @@ def spectral_prior(
     tau_fudge : float
         Factor on the prior variance.
     share : ndarray of shape (n_rings,)
-        Part of the noise that lies in the orders of the sums, Eq. (4.24).
+        From `noise_share`.
 
     Returns
     -------
@@ -182,7 +188,8 @@ def nats_of_own_part(
     polar = polar_statistics(stats, grid)
     ctf_power = polar.denominator.mean(axis=-1, dtype=np.float64)
     noise = fraction * model.noise[: grid.n_rings]
-    inverse_prior, _ = spectral_prior(polar, stats.mass, noise, settings.tau_fudge)
+    share = noise_share(stats, grid, settings)
+    inverse_prior, _ = spectral_prior(polar, stats.mass, noise, settings.tau_fudge, share)
     radius = grid.radius * (grid.radius > settings.n_ignored)
     return own_nats(ctf_power, inverse_prior, float(stats.mass.sum()), radius)
 
@@ -232,8 +239,7 @@ def update_model(
     stats = stats.turn_centred()
     polar = polar_statistics(stats, grid)
     noise = noise_fraction * model.noise[:n_rings]  # of the masked images
-    radius_px = settings.mask_radius_px + settings.mask_edge_px
-    share = order_shares(grid, radius_px, stats.numerator.shape[1]).sum(axis=0)
+    share = noise_share(stats, grid, settings)
     inverse_prior, signal_to_noise = spectral_prior(polar, stats.mass, noise, settings.tau_fudge, share)
     moves = shift_centring(stats)
     phase = translation_phase(grid, moves)  # (n_references, n_rings, n_angles / 2)

@@ -467,7 +467,7 @@ class MAPAligner(
         )  # fmt: skip
         sigma = getattr(self, "angle_sigma", None)
         if sigma is None and getattr(self, "helical_rise", None) is not None:
-            raise ValueError("MAPAligner(helical_rise=...) is of filaments. Give angle_sigma, too.")
+            raise ValueError("MAPAligner(helical_rise=...) is for filaments. Give angle_sigma, too.")
         if sigma is not None and self.angle_range is not None:
             raise ValueError(
                 "MAPAligner got both angle_range and angle_sigma. Give the latter to filaments only."

@@ -136,7 +136,7 @@ class SMLClusterer(
         of several random starts are more than chance.
     max_resolution : float or None, default=None
         Finest detail used, in Angstrom (pixels where the pixel size is unknown); by default where signal
-        ends, see `MAPAligner`. Scores can be compared only between models with the same `resolution_`.
+        ends, see `MAPAligner`. Scores compare only between models of one `resolution_` and `min_resolution`.
     min_resolution : float or None, default=None
         Coarsest detail compared, in the same unit, Eq. (3.31): 40 to 60 Angstrom where a micelle, a nanodisc
         or ice that varies would drive the classes. Averages show all of it.

@@ -8,11 +8,12 @@ from scipy.special import softmax, xlogy
 
 from sklearn_cryoem.alignment.em import PassState, full_passes
 from sklearn_cryoem.alignment.expectation import LogPrior, Posterior, expect
-from sklearn_cryoem.alignment.maximisation import accumulate, orders_needed, signal_power
+from sklearn_cryoem.alignment.maximisation import Statistics, accumulate, orders_needed, signal_power
 from sklearn_cryoem.alignment.model import (
     EMPTY_SHARE,
     PolarStatistics,
     log_noise_likelihood,
+    nats_of_own_part,
     polar_statistics,
     reference_weights,
     residual_power,
@@ -23,7 +24,35 @@ from sklearn_cryoem.alignment.model import (
 )
 from sklearn_cryoem.alignment.products import reference_bank, ring_power
 from sklearn_cryoem.physics.masks import soft_disc
-from sklearn_cryoem.physics.polar import from_angular_orders, polar_grid, polar_transform, translation_phase
+from sklearn_cryoem.physics.polar import (
+    angular_orders,
+    from_angular_orders,
+    polar_grid,
+    polar_transform,
+    translation_phase,
+)
+
+
+def test_what_references_owe_their_images_is_the_same_in_the_orders_that_hold_the_signal(
+    make_model, make_settings, one_rng
+):
+    """Eq. (4.24): a round signal as strong as the noise, in sums of all orders and in those of a few."""
+    settings = make_settings()
+    grid = settings.space(32, 8.0).grid
+    disc = soft_disc(32, settings.mask_radius_px + settings.mask_edge_px, 0.1)
+    white = (one_rng.standard_normal((400, 32, 32)) * disc).astype(np.float32)
+    values = polar_transform(white, grid)
+    level = np.mean(np.abs(values) ** 2)
+    orders = angular_orders(values + np.sqrt(level), grid.n_angles // 2).transpose(0, 2, 1)
+    counted, nothing = np.ones((400, 1, grid.n_rings), dtype=complex), np.zeros(400)
+    rest = nothing[: grid.n_rings], nothing[: grid.n_rings], nothing + 1.0, nothing[:1], nothing[:1]
+    stats = Statistics(orders.astype(complex), counted, *rest, np.zeros((400, 2)), nothing)
+    model = make_model(white[:1], noise=level)
+    whole, few = (
+        nats_of_own_part(sums, model, grid, settings, 1.0).mean()
+        for sums in (stats, stats.resized(4, grid.n_rings))
+    )
+    assert few == pytest.approx(whole, rel=0.02)
 
 
 def test_balance_tilts_the_class_prior(make_model, make_settings, references):
