@@ -30,7 +30,6 @@ from sklearn_cryoem.cli import (
     clean,
     compare,
     convert,
-    initial,
     inspect,
     report,
     select,
@@ -42,7 +41,7 @@ from sklearn_cryoem.cli.options import add_talking
 COMMANDS = (
     simulate.add_demo, classify.add_classify, classify.add_deep, choose.add_choose, clean.add_clean,
     assign.add_assign, report.add_report, select.add_select, select.add_learn_selection,
-    compare.add_merge, compare.add_compare, initial.add_initial_model, convert.add_convert, inspect.add_info,
+    compare.add_merge, compare.add_compare, convert.add_initial_model, convert.add_convert, inspect.add_info,
     simulate.add_simulate,
 )  # fmt: skip
 
