@@ -6,26 +6,21 @@ from pathlib import Path
 import numpy as np
 
 import sklearn_cryoem as lib
+from sklearn_cryoem.cli import options as opts
 from sklearn_cryoem.cli import preflight
 from sklearn_cryoem.cli.console import CommandError
-from sklearn_cryoem.cli.options import (
-    READING,
-    add_machine,
-    add_particles,
-    new_command,
-)
 from sklearn_cryoem.cli.results import LEFT_OUT, MODEL, Outcome, output_names, tell, write
 from sklearn_cryoem.cli.run_folder import RunFolder, check_is_file
 
 
 def add_assign(commands):
     """Add `assign` to the parser."""
-    parser = new_command(commands, "assign", assign)
+    parser = opts.new_command(commands, "assign", assign)
     parser.add_argument(
         "model", metavar="RUN", type=Path, nargs="?", help="folder of a run, or its model (.npz) (required)"
     )
-    add_particles(parser, "model", reading=[row for row in READING if row[0] != "downsample"])
-    add_machine(parser.add_argument_group("machine"))
+    opts.add_particles(parser, "model", reading=[row for row in opts.READING if row[0] != "downsample"])
+    opts.add_machine(parser.add_argument_group("machine"))
 
 
 def assign(options, console, used=None):

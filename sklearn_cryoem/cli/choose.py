@@ -3,9 +3,9 @@
 from argparse import Namespace
 
 import sklearn_cryoem as lib
+from sklearn_cryoem.cli import options as opts
 from sklearn_cryoem.cli import preflight
 from sklearn_cryoem.cli.classify import make_aligner, make_clusterer
-from sklearn_cryoem.cli.options import add_classification, add_machine, add_particles, count, new_command
 from sklearn_cryoem.cli.results import LEFT_OUT
 from sklearn_cryoem.cli.run_folder import RunFolder, check_is_file
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
@@ -15,19 +15,19 @@ TABLE, PICTURE = "choose.csv", "choose.png"
 
 def add_choose(commands):
     """Add `choose` to the parser."""
-    parser = new_command(commands, "choose", choose)
-    add_particles(parser)
-    add_classification(parser)
+    parser = opts.new_command(commands, "choose", choose)
+    opts.add_particles(parser)
+    opts.add_classification(parser)
     candidates = parser.add_argument_group("candidates", conflict_handler="resolve")
     candidates.add_argument(
-        "--classes", metavar="N", type=count, nargs="+", default=[16, 36, 64, 100],
+        "--classes", metavar="N", type=opts.count, nargs="+", default=[16, 36, 64, 100],
         help="numbers of classes to try (default: 16 36 64 100)",
     )  # fmt: skip
     candidates.add_argument(
-        "--dimensions", metavar="L", type=count, choices=(1, 2, 3), nargs="+",
+        "--dimensions", metavar="L", type=opts.count, choices=(1, 2, 3), nargs="+",
         help="dimensions of the manifold to try (default: 1 2, or that of its shape)",
     )  # fmt: skip
-    add_machine(parser.add_argument_group("machine"))
+    opts.add_machine(parser.add_argument_group("machine"))
 
 
 def choose(options, console):

@@ -7,21 +7,9 @@ from pathlib import Path
 import numpy as np
 
 import sklearn_cryoem as lib
+from sklearn_cryoem.cli import options as opts
 from sklearn_cryoem.cli import preflight
 from sklearn_cryoem.cli.console import CommandError
-from sklearn_cryoem.cli.options import (
-    ALIGNMENT,
-    ALIGNMENT_AND_CLUSTERING,
-    CLUSTERING,
-    MACHINE,
-    SUBCLASSES,
-    add_classification,
-    add_machine,
-    add_options,
-    add_particles,
-    new_command,
-    parameters_from,
-)
 from sklearn_cryoem.cli.results import (
     FULL_AVERAGES,
     LEFT_OUT,
@@ -46,21 +34,21 @@ _FULL_AVERAGES = (
 
 def add_classify(commands):
     """Add `classify` to the parser."""
-    parser = new_command(commands, "classify", classify)
-    add_particles(parser)
-    add_options(parser, [_FULL_AVERAGES])
-    add_classification(parser)
-    add_machine(parser.add_argument_group("machine"))
+    parser = opts.new_command(commands, "classify", classify)
+    opts.add_particles(parser)
+    opts.add_options(parser, [_FULL_AVERAGES])
+    opts.add_classification(parser)
+    opts.add_machine(parser.add_argument_group("machine"))
 
 
 def add_deep(commands):
     """Add `deep` to the parser."""
-    parser = new_command(commands, "deep", deep)
-    add_particles(parser)
-    add_options(parser, [_FULL_AVERAGES])
-    add_options(parser.add_argument_group("sub-classes"), SUBCLASSES)
-    add_classification(parser, is_deep=True)
-    add_machine(parser.add_argument_group("machine"))
+    parser = opts.new_command(commands, "deep", deep)
+    opts.add_particles(parser)
+    opts.add_options(parser, [_FULL_AVERAGES])
+    opts.add_options(parser.add_argument_group("sub-classes"), opts.SUBCLASSES)
+    opts.add_classification(parser, is_deep=True)
+    opts.add_machine(parser.add_argument_group("machine"))
 
 
 def classify(options, console, *, keep_states=False):
@@ -143,7 +131,7 @@ def make_clusterer(options):
         topology=options.topology,
         n_components=options.latent_dim,
         noise="group" if options.noise_groups else "shell",
-        **parameters_from(options, ALIGNMENT_AND_CLUSTERING, CLUSTERING),
+        **opts.parameters_from(options, opts.ALIGNMENT_AND_CLUSTERING, opts.CLUSTERING),
         **_machine(options),
     )
 
@@ -157,7 +145,7 @@ def make_aligner(options, stack):
         If alignment is to be skipped, but the particles have no poses.
     """
     if not options.skip_align:
-        parameters = parameters_from(options, ALIGNMENT_AND_CLUSTERING, ALIGNMENT)
+        parameters = opts.parameters_from(options, opts.ALIGNMENT_AND_CLUSTERING, opts.ALIGNMENT)
         for name in {"angle_range", "angle_sigma"} & parameters.keys():
             parameters[name] = math.radians(parameters[name])
         if "init" in parameters:
@@ -200,7 +188,7 @@ def read_references(stack, parameters):
 
 
 def _machine(options):
-    return {**parameters_from(options, MACHINE), "verbose": 0 if options.quiet else 1}
+    return {**opts.parameters_from(options, opts.MACHINE), "verbose": 0 if options.quiet else 1}
 
 
 # ---------------------------------------------------------------- fits
@@ -297,7 +285,7 @@ def fit_deep(stack, options, folder, console):
     model = lib.estimators.DeepClusterer(
         first,  # its fit is found where it was kept; poses are not searched again
         make_clusterer(options).set_params(verbose=0, cache_folder=None),
-        **parameters_from(options, SUBCLASSES),
+        **opts.parameters_from(options, opts.SUBCLASSES),
         **_machine(options),
     )
     with folder.timed("divide"):

@@ -6,9 +6,9 @@ import numpy as np
 
 import sklearn_cryoem as lib
 from sklearn_cryoem._core.files import atomic_path, try_to_write
+from sklearn_cryoem.cli import options as opts
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
-from sklearn_cryoem.cli.options import add_output, new_command
 from sklearn_cryoem.cli.run_folder import AVERAGES, averages_of_run, labelled_particles
 from sklearn_cryoem.cli.select import column_of, places_of, read_table
 
@@ -18,9 +18,9 @@ TABLE, MOVED, CONTINGENCY, PAIRS = "compare.csv", "moved.csv", "contingency.csv"
 # ---------------------------------------------------------------- merge
 def add_merge(commands):
     """Add `merge` to the parser."""
-    parser = new_command(commands, "merge", merge)
+    parser = opts.new_command(commands, "merge", merge)
     _add_results(parser)
-    add_output(parser, "FILE", "a .star or .cs file")
+    opts.add_output(parser, "FILE", "a .star or .cs file")
 
 
 def _add_results(parser):
@@ -130,9 +130,9 @@ def names_of(stack):
 # ---------------------------------------------------------------- compare
 def add_compare(commands):
     """Add `compare` to the parser."""
-    parser = new_command(commands, "compare", compare)
+    parser = opts.new_command(commands, "compare", compare)
     _add_results(parser)
-    add_output(parser, "DIR", "folder for the tables")
+    opts.add_output(parser, "DIR", "folder for the tables")
 
 
 def compare(options, console):

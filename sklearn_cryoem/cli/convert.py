@@ -4,36 +4,25 @@ from pathlib import Path
 
 import sklearn_cryoem as lib
 from sklearn_cryoem._core.files import atomic_path, try_to_write
+from sklearn_cryoem.cli import options as opts
 from sklearn_cryoem.cli.classify import folder_of_names
 from sklearn_cryoem.cli.console import CommandError
-from sklearn_cryoem.cli.options import (
-    FORCE,
-    MACHINE,
-    PIXEL_SIZE,
-    add_files,
-    add_machine,
-    add_options,
-    add_output,
-    new_command,
-    not_negative,
-    parameters_from,
-    positive,
-)
 from sklearn_cryoem.cli.run_folder import averages_of_run, check_is_file, quality_of_run
 
 _FIT = [
     ("symmetry", "--symmetry", "GROUP", str, "C1", "C1, C2, .. or D2, D3, .."),
-    ("mask_diameter", "--mask-diameter", "A", positive, None,
+    ("mask_diameter", "--mask-diameter", "A", opts.positive, None,
      "of the particle, Angstrom (default: 0.9 of the box)"),
-    ("max_shift", "--max-shift", "A", not_negative, None,
+    ("max_shift", "--max-shift", "A", opts.not_negative, None,
      "of an average, Angstrom (default: 0.05 of the box)"),
-    ("max_resolution", "--max-resolution", "A", positive, None, "finest detail used, Angstrom (default: 24)"),
+    ("max_resolution", "--max-resolution", "A", opts.positive, None,
+     "finest detail used, Angstrom (default: 24)"),
 ]  # fmt: skip
 
 
 def add_convert(commands):
     """Add `convert` to the parser."""
-    parser = new_command(commands, "convert", convert)
+    parser = opts.new_command(commands, "convert", convert)
     parser.add_argument("input", metavar="INPUT", type=Path, help="a .star, .cs, .csg or .mrcs file")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="a .star, .cs or .mrcs file to write")
     parser.add_argument(
@@ -41,14 +30,14 @@ def add_convert(commands):
         help="style of the STAR file: one table (RELION up to 3.0), or optics groups and particles (3.1 to "
         "5); by default that of the input, 3.1 for others",
     )  # fmt: skip
-    add_files(parser)
-    add_options(parser, [
+    opts.add_files(parser)
+    opts.add_options(parser, [
         ("--float32", None, bool, False,
          "write the images too, as 32-bit numbers, to one .mrcs file beside the STAR file: for programs "
          "that do not read half precision, as RELION up to 3.1"),
-        PIXEL_SIZE,
+        opts.PIXEL_SIZE,
         ("--no-ctf", None, bool, False, "do without CTF parameters"),
-        FORCE,
+        opts.FORCE,
     ])  # fmt: skip
 
 
@@ -155,11 +144,12 @@ def _tell_what_is_missing(stack, output, console):
 # ---------------------------------------------------------------- initial-model
 def add_initial_model(commands):
     """Add `initial-model` to the parser."""
-    parser = new_command(commands, "initial-model", initial_model)
+    parser = opts.new_command(commands, "initial-model", initial_model)
     parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run")
-    add_output(parser, "MAP", "map to write (.mrc)")
-    add_options(parser, [("--all", None, bool, False, "take all averages, not only those suggested")], _FIT)
-    add_machine(parser.add_argument_group("machine"))
+    opts.add_output(parser, "MAP", "map to write (.mrc)")
+    all_of_them = ("--all", None, bool, False, "take all averages, not only those suggested")
+    opts.add_options(parser, [all_of_them], _FIT)
+    opts.add_machine(parser.add_argument_group("machine"))
 
 
 def initial_model(options, console):
@@ -187,7 +177,7 @@ def initial_model(options, console):
         pixel_size,
         sizes=quality.loc[chosen, "size"],
         resolutions=quality.loc[chosen, "resolution"],
-        **parameters_from(options, _FIT, MACHINE),
+        **opts.parameters_from(options, _FIT, opts.MACHINE),
         verbose=0 if options.quiet else 1,
     )
     lib.io.write_mrc(options.output, model.volumes_[0], pixel_size, overwrite=options.force)

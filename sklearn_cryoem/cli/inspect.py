@@ -9,8 +9,8 @@ import numpy as np
 import sklearn_cryoem as lib
 from sklearn_cryoem._core.progress import in_words
 from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem.cli import options as opts
 from sklearn_cryoem.cli.console import CommandError, with_options
-from sklearn_cryoem.cli.options import add_files, add_options, available_cores, new_command
 from sklearn_cryoem.cli.preflight import seconds_of_classification, warn_about_particles
 from sklearn_cryoem.cli.run_folder import SUMMARY, as_json, read_summary
 
@@ -24,10 +24,10 @@ _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 # ---------------------------------------------------------------- info
 def add_info(commands):
     """Add `info` to the parser."""
-    parser = new_command(commands, "info", info)
+    parser = opts.new_command(commands, "info", info)
     parser.add_argument("path", metavar="FILE_OR_FOLDER", type=Path)
-    add_files(parser)
-    add_options(parser, [
+    opts.add_files(parser)
+    opts.add_options(parser, [
         ("--no-checks", None, bool, False, "read no image: tell what the file says"),
         ("--json", None, bool, False, "print JSON for programs"),
     ])  # fmt: skip
@@ -48,10 +48,15 @@ def info(options, console):
         stack, problem, no_ctf = _as_much_as_can_be_read(path, options.images_dir, options.passthrough)
         facts = describe_particles(stack, problem or "found", no_ctf)
         if not problem and not options.no_checks:
-            facts["checks"] = check_images(stack, no_ctf, console)
+            warn_about_particles(stack, console)
+            clear = f"nothing {'' if no_ctf == _NO_CTF else 'else '}looks wrong"
+            facts["checks"] = console.notices or [clear]
             if len(stack) >= _SLOW:
+                cores = opts.available_cores()
                 with suppress(ParticleDataError, ValueError):  # what cannot be aligned takes no time
-                    facts["classify"] = _time_of_classification(stack)
+                    seconds = in_words(seconds_of_classification(stack, cores))
+                    on_cores = f"on {cores} core{'s' * (cores > 1)}"
+                    facts["classify"] = f"about {seconds} with its default options, {on_cores}"
     elif path.suffix in _MAP_SUFFIXES:
         facts = describe_map(path)
     elif path.suffix == ".npz":
@@ -70,12 +75,6 @@ def info(options, console):
         console.table([(_title(name, unit), _text(value)) for name, value in facts.items()])
     if problem:
         raise CommandError(problem)
-
-
-def _time_of_classification(stack):
-    cores = available_cores()
-    seconds = in_words(seconds_of_classification(stack, cores))
-    return f"about {seconds} with its default options, on {cores} core{'s' * (cores > 1)}"
 
 
 def describe_particles(stack, images, no_ctf):
@@ -122,26 +121,6 @@ def describe_particles(stack, images, no_ctf):
         facts["mirrored_particles"] = int(poses.mirrored.sum())
     facts["columns"] = [str(name) for name in stack.metadata.columns]
     return facts
-
-
-def check_images(stack, no_ctf, console):
-    """Names of what reading the file warned of, then of what its images show; both go to the console.
-
-    Parameters
-    ----------
-    stack : ParticleStack
-        The particles.
-    no_ctf : str
-        Why they have no CTF, if they have none.
-    console : Console
-        Says the warnings.
-
-    Returns
-    -------
-    list of str
-    """
-    warn_about_particles(stack, console)
-    return console.notices or [f"nothing {'' if no_ctf == _NO_CTF else 'else '}looks wrong"]
 
 
 def _as_much_as_can_be_read(path, images_dir, passthrough):

@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sklearn_cryoem._core.validation import OutOfMemoryError, WorkerLostError
 from sklearn_cryoem._version import __version__
@@ -230,11 +230,10 @@ def _load(path):
 def complete(parser):
     """Answer a shell that asks what could come next, where argcomplete is installed."""
     if "_ARGCOMPLETE" in os.environ:
-        try:
+        with suppress(ImportError):
             import argcomplete
-        except ImportError:
-            return
-        argcomplete.autocomplete(parser)
+
+            argcomplete.autocomplete(parser)
 
 
 class Terminated(SystemExit):

@@ -203,21 +203,18 @@ def measure(outcome):
             "agreement_of_repeat": agreement(model.labels_, outcome.repeated, quality["keep"].to_numpy()),
         }
         classes |= {"soft_size": model.soft_class_sizes_, "latent_position": model.latent_nodes_}
-        if outcome.aligner is not None:
-            results |= _of_alignment(outcome.aligner)
+        aligner = outcome.aligner
+        if aligner is not None:
+            results |= {
+                "n_alignment_references": len(aligner.references_),
+                "n_alignment_classes": len(aligner.class_averages_),
+                "n_effective_alignment_classes": aligner.n_effective_clusters_,
+                "alignment_passes": aligner.n_iter_,
+                "alignment_converged": aligner.converged_,
+                "alignment_resolution": aligner.resolution_,
+                "alignment_pass_resolution": aligner.history_["resolution"][-aligner.n_iter_ :],
+            }
     return {**results, "classes": classes}
-
-
-def _of_alignment(aligner):
-    return {
-        "n_alignment_references": len(aligner.references_),
-        "n_alignment_classes": len(aligner.class_averages_),
-        "n_effective_alignment_classes": aligner.n_effective_clusters_,
-        "alignment_passes": aligner.n_iter_,
-        "alignment_converged": aligner.converged_,
-        "alignment_resolution": aligner.resolution_,
-        "alignment_pass_resolution": aligner.history_["resolution"][-aligner.n_iter_ :],
-    }
 
 
 def judge_partition(stack, labels, quality, match):

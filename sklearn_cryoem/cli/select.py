@@ -7,28 +7,11 @@ import numpy as np
 
 import sklearn_cryoem as lib
 from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem.cli import options as opts
+from sklearn_cryoem.cli import run_folder
 from sklearn_cryoem.cli.console import CommandError
 from sklearn_cryoem.cli.convert import named_for
-from sklearn_cryoem.cli.options import (
-    add_files,
-    add_options,
-    add_output,
-    count,
-    fraction,
-    new_command,
-    percent,
-    positive,
-)
 from sklearn_cryoem.cli.results import SUGGESTED
-from sklearn_cryoem.cli.run_folder import (
-    QUALITY,
-    averages_of_run,
-    file_of_run,
-    folder_of_run,
-    labelled_particles,
-    quality_of_run,
-    read_summary,
-)
 
 
 def class_numbers(text):
@@ -50,38 +33,39 @@ def class_numbers(text):
 
 def add_select(commands):
     """Add `select` to the parser."""
-    parser = new_command(commands, "select", select)
+    parser = opts.new_command(commands, "select", select)
     parser.add_argument(
         "results", metavar="RESULTS", type=Path, help="folder of a run, or a .star or .cs file with classes"
     )
-    add_options(parser.add_argument_group("classes").add_mutually_exclusive_group(), [
+    opts.add_options(parser.add_argument_group("classes").add_mutually_exclusive_group(), [
         ("--classes", "LIST", class_numbers, None, "class numbers from 1, such as 1,4,7 or 1-5,9"),
         ("--selection", "FILE", Path, None, "a selection saved from a report (JSON)"),
         ("--keep-suggested", None, bool, False, f"the classes that the run suggests ({SUGGESTED})"),
         ("--like", "FILE", Path, None, "the classes that you would keep (from learn-selection)"),
     ])  # fmt: skip
-    add_options(parser, [
-        ("--min-map-correlation", "X", fraction, None,
+    opts.add_options(parser, [
+        ("--min-map-correlation", "X", opts.fraction, None,
          "of these, classes that correlate with a known map by at least this (see report --map)"),
         ("--exclude", None, bool, False, "write the particles of all other classes"),
     ])  # fmt: skip
-    add_options(parser.add_argument_group("particles"), [
-        ("--min-posterior", "P", fraction, None, "leave out particles whose class has a smaller posterior"),
-        ("--drop-worst", "PERCENT", percent, None,
+    opts.add_options(parser.add_argument_group("particles"), [
+        ("--min-posterior", "P", opts.fraction, None,
+         "leave out particles whose class has a smaller posterior"),
+        ("--drop-worst", "PERCENT", opts.percent, None,
          "leave out so many of each class, those that match it worst"),
-        ("--min-distance", "A", positive, None,
+        ("--min-distance", "A", opts.positive, None,
          "keep one of particles that lie closer on a micrograph, by the centres found: that of the larger "
          "posterior"),
-        ("--max-per-class", "N", count, None,
+        ("--max-per-class", "N", opts.count, None,
          "keep the N that match best of larger classes, to balance views"),
         ("--recenter", None, bool, False,
          "move the coordinates to the centres found, by whole pixels, to extract the particles again"),
-        ("--micrograph-pixel-size", "A", positive, None,
+        ("--micrograph-pixel-size", "A", opts.positive, None,
          "Angstrom per pixel of the coordinates (default: what the file says)"),
     ])  # fmt: skip
-    add_files(parser)
-    add_output(parser, "FILE", "a .star or .cs file to write", required=False)
-    add_options(parser, [
+    opts.add_files(parser)
+    opts.add_output(parser, "FILE", "a .star or .cs file to write", required=False)
+    opts.add_options(parser, [
         ("--averages", "FILE", Path, None,
          "write the averages of the classes that are left, in the order of their numbers (.mrcs)"),
     ])  # fmt: skip
@@ -104,7 +88,7 @@ def select(options, console):
     be found by their names gives them new ones. Without --output the particles go to selected.star (or .cs)
     in the folder of the results.
     """
-    particles = labelled_particles(options.results)
+    particles = run_folder.labelled_particles(options.results)
     suffix = ".cs" if particles.suffix.lower() == ".csg" else particles.suffix
     output = options.output or particles.with_name(f"selected{suffix}")
     lib.io.write.check_target(output, overwrite=options.force)
@@ -119,10 +103,10 @@ def select(options, console):
     if numbers is not None:
         wanted = _existing(numbers, labels, options, console)
     if options.min_map_correlation is not None:
-        quality = quality_of_run(folder_of_run(options.results))
+        quality = run_folder.quality_of_run(run_folder.folder_of_run(options.results))
         if "map_correlation" not in quality:
             raise CommandError(
-                f"{QUALITY} has no map_correlation. Run sklearn-cryoem report with --map first."
+                f"{run_folder.QUALITY} has no map_correlation. Run sklearn-cryoem report with --map first."
             )
         wanted = wanted[quality["map_correlation"].to_numpy()[wanted] >= options.min_map_correlation]
     if options.exclude:
@@ -202,7 +186,7 @@ def column_of(stack, names, remedy=None):
 
 def _write_averages(stack, options, console):
     """Write the averages of the classes that the particles are in, with their numbers in the STAR file."""
-    averages, pixel_size = averages_of_run(folder_of_run(options.results))
+    averages, pixel_size = run_folder.averages_of_run(run_folder.folder_of_run(options.results))
     labels, sizes = np.unique(lib.particles.class_labels(stack), return_counts=True)
     star = lib.io.write_class_averages(
         options.averages, averages[labels], pixel_size, sizes=sizes,
@@ -225,7 +209,7 @@ def read_table(particles, output, passthrough, console):
 def places_of(particles, images_dir):
     """Where images may be: as the file of the particles says, then as the run that wrote it found them."""
     places = [(particles, images_dir)]
-    summary = read_summary(particles.parent)
+    summary = run_folder.read_summary(particles.parent)
     run = summary.get("options", {})
     if particles.name in summary.get("files", []) and isinstance(run.get("particles"), str):
         places.append((Path(run["particles"]), run.get("images_dir")))
@@ -237,13 +221,15 @@ def chosen_numbers(options, console):
     if options.classes is not None:
         return options.classes
     if options.like is not None:
-        table = quality_of_run(folder_of_run(options.results))
+        table = run_folder.quality_of_run(run_folder.folder_of_run(options.results))
         probability = lib.quality.LearnedSelection.load(options.like).probability(table)
         return table.loc[probability >= 0.5, "class"].tolist()
     if options.selection is not None:
         path = options.selection
     elif options.keep_suggested:
-        path = file_of_run(folder_of_run(options.results), SUGGESTED, "Name the classes with --classes")
+        path = run_folder.file_of_run(
+            run_folder.folder_of_run(options.results), SUGGESTED, "Name the classes with --classes"
+        )
     elif options.exclude:
         raise CommandError("--exclude needs classes. Name them with --classes.")
     else:
@@ -259,7 +245,7 @@ def _check_source(selection, path, results, console):
     """Refuse a selection of another number of classes; warn of one that belongs to another run."""
     source = selection.source if isinstance(selection.source, dict) else {}
     folder = results if results.is_dir() else results.parent
-    summary = read_summary(folder)
+    summary = run_folder.read_summary(folder)
     mine, theirs = summary.get("results", {}).get("n_classes"), source.get("n_classes")
     if None not in (mine, theirs) and mine != theirs:
         raise CommandError(
@@ -278,7 +264,7 @@ def _existing(numbers, labels, options, console):
     """Labels from 0 of the classes named that hold particles; refuses numbers beyond the last class."""
     wanted, present = np.array(numbers) - 1, np.unique(labels[labels >= 0])
     # read_summary finds none beside a table, whose classes may be others than those of the run there
-    known = read_summary(options.results).get("results", {}).get("n_classes", 0)
+    known = run_folder.read_summary(options.results).get("results", {}).get("n_classes", 0)
     last = int(max(present.max(initial=-1) + 1, known))
     beyond = [number for number in numbers if number > last]
     if beyond:
@@ -294,12 +280,12 @@ def _existing(numbers, labels, options, console):
 # ---------------------------------------------------------------- learn-selection
 def add_learn_selection(commands):
     """Add `learn-selection` to the parser."""
-    parser = new_command(commands, "learn-selection", learn)
+    parser = opts.new_command(commands, "learn-selection", learn)
     parser.add_argument(
         "selections", metavar="SELECTION", type=Path, nargs="+",
         help="selections saved from reports (JSON), each in the folder of its run",
     )  # fmt: skip
-    add_output(parser, "FILE", "what is learned (.json)")
+    opts.add_output(parser, "FILE", "what is learned (.json)")
 
 
 def learn(options, console):
@@ -311,7 +297,7 @@ def learn(options, console):
     each measure of that table, and sklearn-cryoem select --like FILE applies it to other runs.
     """
     chosen = [lib.io.read_selection(path).classes for path in options.selections]
-    tables = [quality_of_run(path.parent) for path in options.selections]
+    tables = [run_folder.quality_of_run(path.parent) for path in options.selections]
     learned = lib.quality.learn_selection(tables, chosen)
     learned.save(options.output, overwrite=options.force)
     seen = "runs" if learned.n_runs > 1 else "classes"

@@ -7,19 +7,8 @@ import numpy as np
 
 import sklearn_cryoem as lib
 from sklearn_cryoem.cli import classify
+from sklearn_cryoem.cli import options as opts
 from sklearn_cryoem.cli.console import CommandError
-from sklearn_cryoem.cli.options import (
-    add_classification,
-    add_machine,
-    add_options,
-    add_run,
-    count,
-    fraction,
-    new_command,
-    not_negative,
-    parameters_from,
-    positive,
-)
 from sklearn_cryoem.cli.preflight import check_machine, screen
 from sklearn_cryoem.cli.results import output_names, tell, write
 from sklearn_cryoem.cli.run_folder import RunFolder
@@ -32,27 +21,28 @@ _PHANTOM_NAMES = ("ribosome", "ring-10", "ring-11", "ring-12", "rp", "rp-cp")
 
 
 _IMAGES = [
-    ("n_views", "--views", "N", count, None, "number of view directions (default: one for each particle)"),
-    ("max_shift", "--max-shift", "A", not_negative, None,
+    ("n_views", "--views", "N", opts.count, None,
+     "number of view directions (default: one for each particle)"),
+    ("max_shift", "--max-shift", "A", opts.not_negative, None,
      "largest shift off centre, in Angstrom (default: 0; an eighth of the box in a session)"),
-    ("junk_fraction", "--junk", "X", fraction, None,
+    ("junk_fraction", "--junk", "X", opts.fraction, None,
      "share of images that hold no good particle (default: 0; 0.2 in a session)"),
-    ("picked_twice", "--picked-twice", "X", fraction, None,
+    ("picked_twice", "--picked-twice", "X", opts.fraction, None,
      "in a session: share of good particles that are picked once more (default: 0)"),
 ]  # fmt: skip
 _OPTICS = [
-    ("astigmatism", "--astigmatism", "A", not_negative, None,
+    ("astigmatism", "--astigmatism", "A", opts.not_negative, None,
      "largest difference of the two defocus values, in Angstrom (default: 500)"),
-    ("voltage_volts", "--voltage", "kV", positive, None, "in kV (default: 300)"),
-    ("cs_angstrom", "--cs", "mm", not_negative, None, "spherical aberration in mm (default: 2.7)"),
+    ("voltage_volts", "--voltage", "kV", opts.positive, None, "in kV (default: 300)"),
+    ("cs_angstrom", "--cs", "mm", opts.not_negative, None, "spherical aberration in mm (default: 2.7)"),
 ]  # fmt: skip
 _IN_UNITS_OF_THE_LIBRARY = {"voltage_volts": 1e3, "cs_angstrom": 1e7}
 
 
 def add_simulate(commands):
     """Add `simulate` to the parser."""
-    parser = new_command(commands, "simulate", simulate)
-    add_run(parser, "output")
+    parser = opts.new_command(commands, "simulate", simulate)
+    opts.add_run(parser, "output")
     what = parser.add_argument_group("what is imaged (several make a mixed set)")
     what.add_argument("--volume", metavar="FILE", type=Path, nargs="+", help="density maps (.mrc)")
     what.add_argument(
@@ -60,17 +50,17 @@ def add_simulate(commands):
         help=f"made in code: {', '.join(_PHANTOM_NAMES)} (default: ribosome)",
     )  # fmt: skip
     what.add_argument(
-        "--weights", metavar="W", type=not_negative, nargs="+", help="share of each (default: equal)"
+        "--weights", metavar="W", type=opts.not_negative, nargs="+", help="share of each (default: equal)"
     )
     images = parser.add_argument_group("images")
-    add_options(images, [
+    opts.add_options(images, [
         ("--session", None, bool, False,
          "like particles of a real session at the microscope; noise, views and optics are drawn by it"),
-        ("--particles", "N", count, 1000, "number of images"),
-        ("--box", "PIXELS", count, 64, "side of the images in pixels"),
-        ("--pixel-size", "A", positive, None,
+        ("--particles", "N", opts.count, 1000, "number of images"),
+        ("--box", "PIXELS", opts.count, 64, "side of the images in pixels"),
+        ("--pixel-size", "A", opts.positive, None,
          "Angstrom per pixel (default: that of the volume; for phantoms, what fits the box)"),
-        ("--snr", "X", positive, 0.1,
+        ("--snr", "X", opts.positive, 0.1,
          "variance of the signal over that of the noise; in a session the mean of the particles"),
         ("--no-rotation", None, bool, False, "do not turn particles in the plane"),
     ], _IMAGES)  # fmt: skip
@@ -79,12 +69,12 @@ def add_simulate(commands):
     )
     optics = parser.add_argument_group("microscope")
     optics.add_argument(
-        "--defocus", metavar=("MIN", "MAX"), type=not_negative, nargs=2,
+        "--defocus", metavar=("MIN", "MAX"), type=opts.not_negative, nargs=2,
         help="range of the mean defocus in Angstrom, underfocus positive (default: 10000 25000; 8000 22000 "
         "in a session)",
     )  # fmt: skip
-    add_options(optics, _OPTICS)
-    add_machine(parser.add_argument_group("machine"))
+    opts.add_options(optics, _OPTICS)
+    opts.add_machine(parser.add_argument_group("machine"))
 
 
 def simulate(options, console):
@@ -152,7 +142,7 @@ def _check_session(options):
 
 def _given(options):
     """Parameters of a simulation that options set; others have the defaults of the library."""
-    given = parameters_from(options, _IMAGES, _OPTICS)
+    given = opts.parameters_from(options, _IMAGES, _OPTICS)
     for name in given.keys() & _IN_UNITS_OF_THE_LIBRARY.keys():
         given[name] *= _IN_UNITS_OF_THE_LIBRARY[name]
     for name in ("noise", "weights", "defocus"):
@@ -164,14 +154,14 @@ def _given(options):
 # ---------------------------------------------------------------- demo
 def add_demo(commands):
     """Add `demo` to the parser."""
-    parser = new_command(commands, "demo", demo)
-    add_run(parser, output=Path("demo"))
-    add_options(parser, [
-        ("--particles", "N", count, 2000, "number of particles"),
-        ("--align-classes", "N", count, 20, "classes while aligning"),
-        ("--classes", "N", count, 64, "classes on the manifold"),
+    parser = opts.new_command(commands, "demo", demo)
+    opts.add_run(parser, output=Path("demo"))
+    opts.add_options(parser, [
+        ("--particles", "N", opts.count, 2000, "number of particles"),
+        ("--align-classes", "N", opts.count, 20, "classes while aligning"),
+        ("--classes", "N", opts.count, 64, "classes on the manifold"),
     ])  # fmt: skip
-    add_machine(parser)
+    opts.add_machine(parser)
 
 
 def demo(options, console):
@@ -203,7 +193,7 @@ def demo(options, console):
 def _as_classify_options(options):
     """The demo's options as those of `classify`, with everything else at its default."""
     parser = argparse.ArgumentParser()
-    add_classification(parser)
+    opts.add_classification(parser)
     chosen = parser.parse_args([], argparse.Namespace(**vars(options)))  # what is there stays
     chosen.particles = Path(_DEMO_STAR)
     return chosen
