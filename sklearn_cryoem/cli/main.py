@@ -34,13 +34,14 @@ from sklearn_cryoem.cli import (
     report,
     select,
     simulate,
+    watch,
 )
 from sklearn_cryoem.cli.console import CommandError, Console, Interrupted, reporting, with_options
 from sklearn_cryoem.cli.options import add_talking
 
 COMMANDS = (
     simulate.add_demo, classify.add_classify, classify.add_deep, choose.add_choose, clean.add_clean,
-    assign.add_assign, report.add_report, select.add_select, select.add_learn_selection,
+    assign.add_assign, watch.add_watch, report.add_report, select.add_select, select.add_learn_selection,
     compare.add_merge, compare.add_compare, convert.add_initial_model, convert.add_convert, inspect.add_info,
     simulate.add_simulate,
 )  # fmt: skip

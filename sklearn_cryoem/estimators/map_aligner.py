@@ -417,7 +417,7 @@ class MAPAligner(
             new = np.arange(len(self._frames.label), len(frames.label))
             settings = replace(settings, n_references=len(frames.label), max_iter=N_PASSES)
             made = replace(FREE, update=stream.update)
-            state, _ = fit_alignment(
+            state, self._interrupted = fit_alignment(
                 features, settings, rng, start=model, verbose=self.verbose, references=made
             )
             frames, classes, own = self._averaged(features, state, settings, frames, new)

@@ -215,8 +215,8 @@ def _image_folders(options, images_dir):
     if images_dir is not None:
         return [images_dir]
     given = options.get("particles")  # names of images are those of the input: they may be relative to it
-    parents = [] if not isinstance(given, str) else list(Path(given).absolute().parents)[:3]
-    return [options.get("images_dir"), *parents]
+    given = Path(given).absolute() if isinstance(given, str) else Path()
+    return [options.get("images_dir"), *[folder for folder in (given, *given.parents[:3]) if folder.is_dir()]]
 
 
 def _positions(model, stack, missing):
