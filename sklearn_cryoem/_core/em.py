@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -40,8 +40,8 @@ class Additive:
         return dataclasses.replace(self, **double)  # type: ignore[type-var]
 
 
-class Checkpoint(Protocol):
-    """Keeps the last state of a fit: a dataclass of numbers, text, arrays and other dataclasses."""
+class Checkpoint:
+    """Keeps the last state of a fit, a dataclass of numbers, text and arrays: here nowhere."""
 
     def load(self) -> Any:
         """Return the last state kept, or None."""
@@ -51,20 +51,6 @@ class Checkpoint(Protocol):
 
     def remove(self) -> None:
         """Keep nothing any longer: the fit has ended."""
-
-
-class NullCheckpoint:
-    """Keeps nothing."""
-
-    def load(self) -> None:
-        """Nothing was kept."""
-        return
-
-    def keep(self, state: Any, *, now: bool = False) -> None:
-        """Do nothing."""
-
-    def remove(self) -> None:
-        """There is nothing to remove."""
 
 
 def last_state(

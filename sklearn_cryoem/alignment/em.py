@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sklearn_cryoem._core.em import Checkpoint, NullCheckpoint, RandomTuple, last_state, random_tuple
+from sklearn_cryoem._core.em import Checkpoint, RandomTuple, last_state, random_tuple
 from sklearn_cryoem._core.memory import log_estimate
 from sklearn_cryoem._core.parallel import single_blas_threads
 from sklearn_cryoem._core.progress import progress
@@ -167,7 +167,7 @@ def fit_alignment(
     After Ctrl-C what was learnt is used: mini-batches are followed by one pass, whose state is not kept.
     Before the first pass ends there is nothing to use.
     """
-    kept: Checkpoint = NullCheckpoint() if checkpoint is None else checkpoint
+    kept = Checkpoint() if checkpoint is None else checkpoint
     found, stopped = kept.load(), False
     box, n_batches = features.images.box, settings.n_batches if start is None else 0
     scale, unit = (1.0, "px") if features.images.pixel_size is None else (features.images.pixel_size, "A")
@@ -200,7 +200,7 @@ def fit_alignment(
             online, stopped = last_state(batches, kept, show, online)
             if stopped:
                 _warn_interrupted(f"after {len(online.history)} mini-batches")
-                kept, settings = NullCheckpoint(), replace(settings, max_iter=1)
+                kept, settings = Checkpoint(), replace(settings, max_iter=1)
             even = replace(online.model, balance=np.zeros_like(online.model.balance))
             seen = {"broad": online.broad, "label": online.label, "history": online.history}
             passes = PassState(even, online.start_shift_px, **seen)

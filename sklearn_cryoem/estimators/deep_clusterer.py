@@ -461,7 +461,7 @@ def fit_first(first, data, folder):
     data : ParticleStack or ndarray
         With the poses that `fitted` found, if it aligns.
     labels : ndarray of shape (n_samples,), int
-    checkpoints : list of CheckpointFile or NullCheckpoint
+    checkpoints : list of Checkpoint
         May be removed when everything is done.
     """
     if is_prefit(first):
@@ -615,7 +615,7 @@ def fit_subclasses(second, data, rows, counts, seeds, *, folder, n_jobs, verbose
     -------
     clusterers : list of SMLClusterer, Pipeline or None
         None for classes that stay whole.
-    checkpoints : list of CheckpointFile or NullCheckpoint
+    checkpoints : list of Checkpoint
         May be removed when everything is done.
     """
     divided = sorted((k for k in range(len(rows)) if counts[k] > 1), key=lambda k: -len(rows[k]))

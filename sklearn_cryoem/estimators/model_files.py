@@ -29,7 +29,7 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from sklearn_cryoem._core.em import NullCheckpoint
+from sklearn_cryoem._core.em import Checkpoint
 from sklearn_cryoem._core.files import atomic_path, other_content, remove_leftovers
 from sklearn_cryoem._core.validation import ModelFileError
 from sklearn_cryoem._version import __version__
@@ -213,9 +213,7 @@ def _encode(value, where, arrays):  # noqa: PLR0911 (one line for each kind of v
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
-        return {"$scalar": value.dtype.str, "value": value.item()}
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufcU":
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufcU":
         arrays[where] = value
         return {"$array": where}
     if isinstance(value, np.ndarray) and all(isinstance(item, str) for item in value.flat):
@@ -301,17 +299,9 @@ def _decode_estimator(value, arrays):
     return estimator
 
 
-def _decode_scalar(value, arrays):
-    dtype = np.dtype(value["$scalar"])
-    if dtype.kind not in "biuf":
-        raise ModelFileError(f"the model file holds a scalar of type {dtype}. Do not use it.")
-    return dtype.type(value["value"])
-
-
 _DECODERS = {
     "$float": lambda value, arrays: float(value["$float"]),
-    "$scalar": _decode_scalar,
-    "$array": lambda value, arrays: arrays[value["$array"]],
+    "$array": lambda value, arrays: arrays[value["$array"]][()],  # a number from an array of no axes
     "$texts": lambda value, arrays: np.array(value["$texts"], dtype=object),
     "$tuple": lambda value, arrays: tuple(_decode(value["$tuple"], arrays)),
     "$dict": lambda value, arrays: {key: _decode(item, arrays) for key, item in value["$dict"].items()},
@@ -330,7 +320,7 @@ def _plain(parameters):
 
 
 # ---------------------------------------------------------------- the state of a fit in a file
-class CheckpointFile:
+class CheckpointFile(Checkpoint):
     """The state of one fit, of these parameters to these data.
 
     Parameters
@@ -395,7 +385,7 @@ def checkpoint_of(estimator, data):
         If the random state of the estimator is not an int: two fits would not be the same run.
     """
     if estimator.checkpoint is None:
-        return NullCheckpoint()
+        return Checkpoint()
     name = type(estimator).__name__
     if not isinstance(estimator.random_state, int | np.integer):
         raise ValueError(
@@ -439,7 +429,7 @@ def fit_once(estimator, data, folder, known=()):
     Returns
     -------
     fitted : estimator
-    checkpoint : CheckpointFile or NullCheckpoint
+    checkpoint : Checkpoint
         Holds the fitted estimator until it is removed.
 
     Raises
@@ -451,7 +441,7 @@ def fit_once(estimator, data, folder, known=()):
     """
     own = estimator.get_params(deep=False)
     if folder is None or "checkpoint" not in own:
-        return estimator.fit(data), NullCheckpoint()
+        return estimator.fit(data), Checkpoint()
     state = checkpoint_of(estimator.set_params(checkpoint=folder), data)
     result = CheckpointFile(state.path.with_suffix(".done.npz"))
     fitted, key = result.load(), state.path.stem
@@ -490,7 +480,7 @@ def fit_steps_once(estimator, data, folder, hand_on):
     Returns
     -------
     fitted : estimator
-    checkpoints : list of CheckpointFile or NullCheckpoint
+    checkpoints : list of Checkpoint
     """
     if folder is None or not isinstance(estimator, Pipeline):
         fitted, checkpoint = fit_once(estimator, data, folder)

@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import block_diag
 from sklearn.utils import check_random_state
 
-from sklearn_cryoem._core.em import NullCheckpoint
 from sklearn_cryoem._core.memory import cache_bytes
 from sklearn_cryoem._core.parallel import TaskPool
 from sklearn_cryoem._core.validation import check_choice, check_number
@@ -249,7 +248,7 @@ class ProjectionClusterer(MAPAligner):
         best, scores, files = None, [], []
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=self.n_init)
         for number, seed in enumerate(seeds):
-            if not isinstance(kept, NullCheckpoint):
+            if isinstance(kept, CheckpointFile):
                 files.append(CheckpointFile(kept.path.with_suffix(f".start{number}.npz")))
             state, interrupted = fit_alignment(
                 seen,

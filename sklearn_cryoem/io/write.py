@@ -225,8 +225,8 @@ def _warn_of_loss(path: Path, lost: list[str]) -> None:
     if lost:
         notify(
             "columns-lost",
-            f"{path}: {len(lost)} column{'s have' if len(lost) > 1 else ' has'} no place in this format and "
-            f"{'are' if len(lost) > 1 else 'is'} not written: {', '.join(lost)}. Keep the input file.",
+            f"{path}: columns without a place in this format are not written: {', '.join(lost)}. Keep the "
+            "input file.",
             stacklevel=3,
         )
 

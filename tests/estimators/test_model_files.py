@@ -316,7 +316,6 @@ ESTIMATOR = {"$estimator": "SMLClusterer", "parameters": {}}
         ({**ESTIMATOR, "parameters": {"colour": 1}, "learned": {}}, "Fit the model again"),
         ({**ESTIMATOR, "learned": {"__class__": "os"}}, "no model learns"),
         ({**ESTIMATOR, "learned": {"fit": {"$call": "os.system"}}}, "unknown kind of value"),
-        ({**ESTIMATOR, "learned": {"a": {"$scalar": "O", "value": "x"}}}, "scalar of type object"),
         ({**ESTIMATOR, "learned": {"a": {"$array": "lost"}}}, "Fit the model again"),
         ({"$tuple": None}, "it holds no estimator"),
         ({}, "it holds no estimator"),

@@ -86,7 +86,7 @@ def test_recentred_coordinates_are_where_the_particles_are(stack, tmp_path):
     np.testing.assert_allclose(again.metadata["rlnCoordinateX"], after[:, 0], atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:.*no place in this format")
+@pytest.mark.filterwarnings("ignore:.*without a place in this format")
 def test_both_alignments_of_a_cryosparc_file_move_with_the_coordinates(stack, tmp_path):
     shift = stack.poses.shift
     write_particles(stack, tmp_path / "p.star")
