@@ -151,6 +151,15 @@ def check_length(name: str, values: ArrayLike, n_rows: int, each: str) -> NDArra
     return array
 
 
+def check_square(name: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `shape` is that of a stack of square images."""
+    if len(shape) != 3 or shape[1] != shape[2] or shape[1] < 4:
+        raise ValueError(
+            f"{name} has shape {shape}, expected (n_images, D, D) with D >= 4. "
+            "Give one stack of square images; crop or pad them to a common box first."
+        )
+
+
 def check_images(images: ArrayLike, *, name: str = "images") -> NDArray[np.float32]:
     """Return `images` as C-contiguous float32 of shape (n_images, D, D).
 
@@ -160,11 +169,7 @@ def check_images(images: ArrayLike, *, name: str = "images") -> NDArray[np.float
         If the shape is not (n_images, D, D) with D >= 4, or a value is NaN or infinite.
     """
     array: NDArray[np.float32] = np.ascontiguousarray(images, dtype=np.float32)
-    if array.ndim != 3 or array.shape[1] != array.shape[2] or array.shape[1] < 4:
-        raise ValueError(
-            f"{name} has shape {array.shape}, expected (n_images, D, D) with D >= 4. "
-            "Give one stack of square images; crop or pad them to a common box first."
-        )
+    check_square(name, array.shape)
     if not np.isfinite(array).all():
         bad = np.flatnonzero(~np.isfinite(array).all(axis=(1, 2)))
         raise ValueError(

@@ -134,7 +134,9 @@ def make_particles(
     >>> stack.shape, list(stack.truth.columns[:3])
     ((20, 32, 32), ['view_x', 'view_y', 'view_z'])
     """
-    _check_parameters(locals())
+    check_choice("noise", noise, NOISE_KINDS, owner=_OWNER)
+    check_choice("dtype", dtype, ("float32", "float16"), owner=_OWNER)
+    check_simulation(locals(), _RANGES, owner=_OWNER)
     volumes, pixel_size = resolve_volumes(volume, box, pixel_size)
     probabilities = _probabilities(weights, len(volumes))
     entropy = check_random_state(random_state).randint(2**32, size=4, dtype=np.uint32)
@@ -262,12 +264,6 @@ _RANGES: dict[str, dict[str, Any]] = {
     "amplitude_contrast": {"minimum": 0.0, "maximum": 1.0},
     "b_factor_angstrom2": {"minimum": 0.0},
 }
-
-
-def _check_parameters(given: dict[str, Any]) -> None:
-    check_choice("noise", given["noise"], NOISE_KINDS, owner=_OWNER)
-    check_choice("dtype", given["dtype"], ("float32", "float16"), owner=_OWNER)
-    check_simulation(given, _RANGES, owner=_OWNER)
 
 
 def check_simulation(given: dict[str, Any], ranges: dict[str, dict[str, Any]], *, owner: str) -> None:

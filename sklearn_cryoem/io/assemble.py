@@ -60,9 +60,7 @@ def assemble(
     files = None if metadata_only else _find_files(raw, problems, images_dir)
     part = _parts(raw) if rescale and pixel_size is None else np.zeros(len(raw.frame), dtype=np.int64)  # (n,)
     parts = [part == number for number in np.unique(part[problems.keep])]
-    frames = []
-    for rows in parts:
-        frames.append(_frame(raw, problems, rows, files, pixel_size))
+    frames = [_frame(raw, problems, rows, files, pixel_size) for rows in parts]
     if len(set(frames)) == 1:
         parts, frames = [part >= 0], frames[:1]
     stacks, kept = [], []
@@ -234,16 +232,12 @@ def _common_pixel_size(raw: RawParticles, problems: RowProblems, rows: np.ndarra
 def _header_pixel_size(raw: RawParticles, size: float | None) -> float | None:
     """The pixel size of image headers, where the metadata give none; `size` is None if they differ."""
     is_unknown = size in (None, UNKNOWN_PIXEL_SIZE)
-    need = ""
-    if raw.ctf is not None:
-        need = "CTF needs"
-    elif raw.shift is not None and not raw.shift_unit_is_pixel:
-        need = "shifts in Angstrom need"
-    if is_unknown and need:
-        of_one = "" if size is None else " (1 A in a header is what programs write that do not know it)"
+    in_angstrom = raw.shift is not None and not raw.shift_unit_is_pixel
+    if is_unknown and (raw.ctf is not None or in_angstrom):
+        need = "shifts in Angstrom need" if raw.ctf is None else "CTF needs"
         raise ParticleDataError(
-            f"{raw.path}: neither the metadata nor the images give a pixel size{of_one}, which the {need}. "
-            "Pass pixel_size= in Angstrom."
+            f"{raw.path}: neither the metadata nor the images give a pixel size (1 A in a header is what "
+            f"programs write that do not know it), which the {need}. Pass pixel_size= in Angstrom."
         )
     if size is not None:
         taken = (
@@ -266,14 +260,14 @@ def _used_files(raw: RawParticles, rows: np.ndarray, files: Files | None) -> lis
 
 def _warn_of_odd_files(files: list[FrameFile]) -> None:
     """Warn of files whose length is not what their header says, and of pixels that are not square."""
-    too_long = [file for file in files if file.size > _end(file)]
+    too_long = [file for file in files if file.size > file.promised_size]
     if too_long:
-        first, n_more = too_long[0], too_long[0].size - _end(too_long[0])
+        first, n_more = too_long[0], too_long[0].size - too_long[0].promised_size
         notify(
             "stack-too-long",
             f"{len(too_long)} stack(s) are longer than their header says: {first.path} has {first.size:,} "
-            f"bytes, expected {_end(first):,} for its {first.n_images:,} images, so {n_more:,} bytes, "
-            f"{n_more / first.image_bytes:g} images, are not read. If the header is wrong in the type of the "
+            f"bytes, expected {first.promised_size:,} for its {first.n_images:,} images, so {n_more:,} bytes "
+            f"({n_more / first.image_bytes:g} images) are not read. If the header is wrong in the type of "
             "pixels or the length of the extended header, all images are wrong: look at them, and copy or "
             "extract the stack again.",
             stacklevel=4,
@@ -292,11 +286,6 @@ def _warn_of_odd_files(files: list[FrameFile]) -> None:
             f"{truncated[0]}. Copy or extract them again.",
             stacklevel=4,
         )
-
-
-def _end(file: FrameFile) -> int:
-    """Bytes of a file by its header."""
-    return file.offset + file.n_images * file.image_bytes
 
 
 def _source(raw: RawParticles, rows: np.ndarray, files: Files | None, box: int) -> ImageSource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +205,4 @@ def read_selection(path: str | Path) -> Selection:
 
 
 def _is_class_number(value: Any) -> bool:
-    if isinstance(value, bool):
-        return False
-    try:
-        return int(value) == value and value >= 1
-    except (TypeError, ValueError):
-        return False
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1

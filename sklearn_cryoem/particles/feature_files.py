@@ -132,10 +132,7 @@ class FeatureFiles:
         """Make the folder with a note for people, and sweep out what killed writers have left."""
         note = {
             "what": "Prepared features of particle images. Delete this folder to have its room back.",
-            "format": FORMAT,
-            "key": self._key,
             "images": sum(self._n_rows),
-            "files": len(self._n_rows),
             "bytes": total,
         }
         with _writable(self.folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from typing import Any, BinaryIO
@@ -14,7 +13,6 @@ from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.particles.mrc_files import FrameFile
 from sklearn_cryoem.particles.sources import Immutable, Rows, check_pixels, read_only, row_key
 
-_NO_HANDLES = (errno.EMFILE, errno.ENFILE)
 _CLOCK_SLACK_NS = 2_000_000_000  # file systems and their copies round times of modification
 
 
@@ -28,14 +26,10 @@ def _opened(file: FrameFile) -> BinaryIO:
     try:
         stream = open(file.path, "rb", buffering=0)
     except OSError as error:
-        if error.errno in _NO_HANDLES:
-            raise ParticleDataError(
-                f"{file.path}: cannot be opened ({error.strerror}). Raise the limit (ulimit -n), or close "
-                "files."
-            ) from error
         raise ParticleDataError(
-            f"{file.path}: cannot be opened any more ({error.strerror}). Put it back, or read the particles "
-            "again with images_dir= set to where the images are now."
+            f"{file.path}: cannot be opened any more ({error.strerror}). Put it back, read the particles "
+            "again with images_dir= set to where the images are now, or, if too many files are open, raise "
+            "the limit (ulimit -n)."
         ) from error
     status = os.fstat(stream.fileno())
     if status.st_size != file.size or abs(status.st_mtime_ns - file.mtime_ns) > _CLOCK_SLACK_NS:

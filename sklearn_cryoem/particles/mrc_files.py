@@ -75,6 +75,11 @@ class FrameFile:
         return self.box**2 * np.dtype(self.dtype).itemsize
 
     @property
+    def promised_size(self) -> int:
+        """Bytes that the file should have by its header."""
+        return self.offset + self.n_images * self.image_bytes
+
+    @property
     def n_whole_images(self) -> int:
         """Images that are there in full: fewer than `n_images` in a truncated file."""
         return min(self.n_images, max(0, self.size - self.offset) // self.image_bytes)
@@ -129,10 +134,10 @@ def inspect_mrc(path: str | Path) -> FrameFile:
         pixel_size=along_x,
         pixel_size_along_y=along_y,
     )
-    if oddities and file.offset + nz * file.image_bytes != file.size:
+    if oddities and file.promised_size != file.size:
         raise ParticleDataError(
             f"{path}: not a sound MRC file ({'; '.join(oddities)}), and its {file.size} bytes are not the "
-            f"{file.offset + nz * file.image_bytes} that its header would mean. Write it again with the "
+            f"{file.promised_size} that its header would mean. Write it again with the "
             "program it came from."
         )
     for oddity in oddities:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sklearn_cryoem._core.validation import ParticleDataError
+from sklearn_cryoem._core.validation import ParticleDataError, check_square
 
 Rows = slice | np.ndarray
 
@@ -137,11 +137,7 @@ class ArraySource(Immutable):
     is_in_memory = True
 
     def __init__(self, array: np.ndarray, rows: Rows | None = None) -> None:
-        if array.ndim != 3 or array.shape[1] != array.shape[2] or array.shape[1] < 4:
-            raise ValueError(
-                f"images has shape {array.shape}, expected (n_images, D, D) with D >= 4. "
-                "Give one stack of square images; crop or pad them to a common box first."
-            )
+        check_square("images", array.shape)
         if array.dtype.kind not in "fiub":
             raise ValueError(
                 f"images has dtype {array.dtype}, expected real numbers. Give images, not their transforms."

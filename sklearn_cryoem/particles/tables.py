@@ -227,21 +227,21 @@ class Poses(Immutable):
         self.angle_rad = column("angle_rad", np.atleast_1d(self.angle_rad), owner="Poses")  # (n_images,)
         if self.angle_rad.ndim != 1:
             raise ValueError(f"Poses: angle_rad has shape {self.angle_rad.shape}, expected (n_images,).")
-        self.shift = column("shift", np.atleast_2d(self.shift), owner="Poses")  # (n_images, 2)
-        if self.shift.shape != (len(self.angle_rad), 2):
-            raise ValueError(
-                f"Poses: shift has shape {self.shift.shape}, expected ({len(self.angle_rad)}, 2): "
-                "one (x, y) for each angle."
-            )
+        self.shift = self._pairs("shift", "(x, y)")
         self.mirrored = _flags(self.mirrored, len(self.angle_rad))  # (n_images,)
         if self.view_rad is not None:
-            self.view_rad = column("view_rad", np.atleast_2d(self.view_rad), owner="Poses")  # (n_images, 2)
-            if self.view_rad.shape != self.shift.shape:
-                raise ValueError(
-                    f"Poses: view_rad has shape {self.view_rad.shape}, expected ({len(self.angle_rad)}, 2): "
-                    "one (rot, tilt) for each angle."
-                )
+            self.view_rad = self._pairs("view_rad", "(rot, tilt)")
         self._seal()
+
+    def _pairs(self, name: str, each: str) -> np.ndarray:
+        """One of the tables of two columns, checked; (n_images, 2)."""
+        pairs = column(name, np.atleast_2d(getattr(self, name)), owner="Poses")
+        if pairs.shape != (len(self.angle_rad), 2):
+            raise ValueError(
+                f"Poses: {name} has shape {pairs.shape}, expected ({len(self.angle_rad)}, 2): one {each} for "
+                "each angle."
+            )
+        return pairs
 
     @classmethod
     def identity(cls, n_images: int) -> Poses:

@@ -113,7 +113,7 @@ def test_handles_that_others_took_are_said_to_be_missing(path):
         with pytest.raises(OSError, match="Too many open files"):
             while True:
                 taken.append(os.open(os.devnull, os.O_RDONLY))
-        with pytest.raises(ParticleDataError, match=r"Too many open files.*Raise the limit \(ulimit -n\)"):
+        with pytest.raises(ParticleDataError, match=r"Too many open files.*raise the limit \(ulimit -n\)"):
             stack.read()
     finally:
         for handle in taken:
