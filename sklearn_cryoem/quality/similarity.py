@@ -22,7 +22,6 @@ from sklearn_cryoem.physics.polar import (
     polar_transform,
     translation_phase,
 )
-from sklearn_cryoem.projections.views import view_angles
 
 # With 16, and without equal rings, classes of junk correlate with some projection of a map by 0.92 to 0.95,
 # of particles by 0.94 to 0.99; so by 0.52 to 0.55, and 0.72 to 0.93.
@@ -165,8 +164,11 @@ def map_correlation(
     About 200 directions, 10 degrees apart, over half a sphere, each in all in-plane turns: 0.1 s a class.
     """
     images = np.asarray(averages, dtype=np.float32)
-    views = view_angles(round(2.0 * np.pi / np.radians(10.0) ** 2), "D1")  # of half a sphere
-    shown = project(centred(volume), *views.T, box=images.shape[-1], pixel_size=pixel_size)
+    n = round(2.0 * np.pi / np.radians(10.0) ** 2)
+    place = np.arange(n)
+    tilt = np.arccos(1.0 - (place + 0.5) / n)  # equal areas of half a sphere, along a spiral
+    rot = place * np.pi * (3.0 - np.sqrt(5.0))
+    shown = project(centred(volume), rot, tilt, box=images.shape[-1], pixel_size=pixel_size)
     best = similarity(images, shown, n_rings=n_rings).correlation.max(axis=1)
     return np.where(images.any(axis=(1, 2)), best, np.nan)
 
