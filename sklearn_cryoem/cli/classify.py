@@ -9,16 +9,8 @@ import numpy as np
 import sklearn_cryoem as lib
 from sklearn_cryoem.cli import options as opts
 from sklearn_cryoem.cli import preflight
+from sklearn_cryoem.cli import results as outputs
 from sklearn_cryoem.cli.console import CommandError
-from sklearn_cryoem.cli.results import (
-    FULL_AVERAGES,
-    LEFT_OUT,
-    Outcome,
-    labelled_name,
-    output_names,
-    tell,
-    write,
-)
 from sklearn_cryoem.cli.run_folder import RunFolder, check_is_file
 
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
@@ -28,7 +20,7 @@ _REPEATED_PARTICLES, _REPEATED_A_CLASS = 10_000, 50
 
 _FULL_AVERAGES = (
     "--full-averages", None, bool, False,
-    f"write {FULL_AVERAGES} as well: averages in the box of the particles, not of the fits",
+    f"write {outputs.FULL_AVERAGES} as well: averages in the box of the particles, not of the fits",
 )  # fmt: skip
 
 
@@ -81,10 +73,10 @@ def deep(options, console):
 def _run(options, console, fit, *, deep, keep_states=False):
     """Do all of a run; return its Outcome."""
     check_is_file(options.particles)
-    names = output_names(options.particles.suffix, align=not options.skip_align, deep=deep)
-    in_full = getattr(options, "full_averages", False)
-    names += [FULL_AVERAGES] * in_full
-    with RunFolder(options.output, [*names, LEFT_OUT], force=options.force) as folder:
+    suffix, in_full = options.particles.suffix, getattr(options, "full_averages", False)
+    names = outputs.output_names(suffix, align=not options.skip_align, deep=deep)
+    names += [outputs.FULL_AVERAGES] * in_full
+    with RunFolder(options.output, [*names, outputs.LEFT_OUT], force=options.force) as folder:
         preflight.check_machine(console)
         with folder.timed("read"):
             stack, n_left_out = preflight.read(options, folder, console)
@@ -98,12 +90,14 @@ def _run(options, console, fit, *, deep, keep_states=False):
         stack, n_unusable = preflight.screen(stack, options, folder, console)
         whole, stack = stack, preflight.crop(stack, options, folder)
         outcome = fit(stack, options, folder, console)
-        results = write(outcome, options.particles.suffix, folder, console, whole=whole if in_full else None)
+        whole = whole if in_full else None
+        results = outputs.write(outcome, suffix, folder, console, whole=whole)
         results["n_left_out"] = n_left_out + n_unusable
         folder.write_summary(options, results, console.warnings, keep_states=keep_states)
-    tell(results, folder, console, files=not keep_states)
+    outputs.tell(results, folder, console, files=not keep_states)
     if not keep_states:
-        _tell_where_images_are(folder / labelled_name(options.particles.suffix), stack, options, console)
+        written = folder / outputs.labelled_name(suffix)
+        _tell_where_images_are(written, stack, options, console)
     return outcome
 
 
@@ -128,10 +122,8 @@ def folder_of_names(renamed):
 def make_clusterer(options):
     """SMLClusterer with the options of `options.add_classification`."""
     return lib.estimators.SMLClusterer(
-        topology=options.topology,
-        n_components=options.latent_dim,
         noise="group" if options.noise_groups else "shell",
-        **opts.parameters_from(options, opts.ALIGNMENT_AND_CLUSTERING, opts.CLUSTERING),
+        **opts.parameters_from(options, opts.ALIGNMENT_AND_CLUSTERING, opts.SHAPE, opts.CLUSTERING),
         **_machine(options),
     )
 
@@ -211,7 +203,7 @@ def fit_flat(stack, options, folder, console):
         if aligner is not None:  # of the class in this pose, times that of what the alignment saw, Eq. (4.20)
             posterior = np.maximum(assignment.posterior * aligner.class_posterior_, 1.0 / n_classes)
             assignment = assignment._replace(posterior=posterior)
-    return Outcome(stack, clusterer, aligner, repeated, assignment)
+    return outputs.Outcome(stack, clusterer, aligner, repeated, assignment)
 
 
 def repeated_labels(folder, clusterer, stack, seed):
@@ -299,4 +291,5 @@ def fit_deep(stack, options, folder, console):
             f"{smallest:,} stay whole. Take fewer {fewer}, or a smaller --images-per-subclass and "
             "--min-class-size."
         )
-    return Outcome(stack.with_poses(model.poses_), model, None if options.skip_align else model.first_)
+    aligner = None if options.skip_align else model.first_
+    return outputs.Outcome(stack.with_poses(model.poses_), model, aligner)

@@ -25,13 +25,11 @@ def add_convert(commands):
     parser = opts.new_command(commands, "convert", convert)
     parser.add_argument("input", metavar="INPUT", type=Path, help="a .star, .cs, .csg or .mrcs file")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="a .star, .cs or .mrcs file to write")
-    parser.add_argument(
-        "--star-version", choices=("3.0", "3.1"),
-        help="style of the STAR file: one table (RELION up to 3.0), or optics groups and particles (3.1 to "
-        "5); by default that of the input, 3.1 for others",
-    )  # fmt: skip
     opts.add_files(parser)
     opts.add_options(parser, [
+        ("--star-version", None, ("3.0", "3.1"), None,
+         "style of the STAR file: one table (RELION up to 3.0), or optics groups and particles (3.1 to 5); "
+         "by default that of the input, 3.1 for others"),
         ("--float32", None, bool, False,
          "write the images too, as 32-bit numbers, to one .mrcs file beside the STAR file: for programs "
          "that do not read half precision, as RELION up to 3.1"),

@@ -53,7 +53,8 @@ def count_or_auto(text):
 
 
 # ---------------------------------------------------------------- tables
-# (flag, metavar, type, default, help), after the parameter that it sets; of type bool an option is a switch.
+# (flag, metavar, type, default, help), after the parameter that it sets. Of type bool an option is a switch;
+# a tuple in the place of the type holds all values that it may have.
 FORCE = ("--force", None, bool, False, "replace files that are there")
 IMAGES_DIR = ("--images-dir", "DIR", Path, None, "where the image stacks are, if moved")
 PIXEL_SIZE = ("--pixel-size", "A", positive, None, "Angstrom per pixel (default: what the file says)")
@@ -103,6 +104,12 @@ ALIGNMENT = [
     ("mirror", "--mirror", None, bool, False,
      "let mirror images share classes: the same view from opposite sides"),
 ]  # fmt: skip
+SHAPE = [
+    ("topology", "--topology", None, tuple(TOPOLOGIES), "grid",
+     "shape of the manifold; closed ones for motions and views that come round"),
+    ("n_components", "--latent-dim", "L", (1, 2, 3), None,
+     "dimension of the manifold (default: that of its shape, 2 for a grid)"),
+]  # fmt: skip
 CLUSTERING = [
     ("n_clusters", "--classes", "N", count_or_grid, 100,
      "number of classes, rounded to a regular grid, or the grid itself: 10x10"),
@@ -123,7 +130,6 @@ MACHINE = [
     ("n_jobs", "--jobs", "N", count, None, "cores to use; results do not depend on it (default: all)"),
     ("random_state", "--seed", "N", whole, 0, "seed of every random choice"),
 ]  # fmt: skip
-_CHOICES = {"topology": "--topology", "n_components": "--latent-dim"}
 _FILES = {"images_dir": "--images-dir", "overwrite": "--force", "passthrough": "--passthrough"}
 
 
@@ -137,13 +143,13 @@ OPTIONS_OF_PARAMETERS = {
     **flags(READING, ALIGNMENT_AND_CLUSTERING, MACHINE),
     **_FILES,
     **{name: flags(ALIGNMENT, CLUSTERING)[name] for name in ("max_shift", "n_basis", "cache_folder")},
-    "topology": _CHOICES["topology"],
+    "topology": "--topology",
     "micrograph_pixel_size": "--micrograph-pixel-size",
 }
 OPTIONS_OF_ESTIMATORS = {
     "DeepClusterer": {**flags(SUBCLASSES), "max_iter": "--iterations"},  # that of its second estimator
     "MAPAligner": flags(ALIGNMENT),
-    "SMLClusterer": {**flags(CLUSTERING), **_CHOICES},
+    "SMLClusterer": flags(CLUSTERING, SHAPE),
 }
 
 
@@ -228,11 +234,13 @@ def available_cores():
 def add_options(group, *tables):
     """Add the options of some tables."""
     for *_, flag, metavar, kind, default, text in (row for table in tables for row in table):
+        shown = {"help": text if default is None else f"{text} {SHOW_DEFAULT}", "default": default}
         if kind is bool:
             group.add_argument(flag, action="store_true", help=text)
+        elif isinstance(kind, tuple):
+            group.add_argument(flag, metavar=metavar, type=type(kind[0]), choices=kind, **shown)
         else:
-            shown = text if default is None else f"{text} {SHOW_DEFAULT}"
-            group.add_argument(flag, metavar=metavar, type=kind, default=default, help=shown)
+            group.add_argument(flag, metavar=metavar, type=kind, **shown)
 
 
 def add_machine(parser):
@@ -255,25 +263,16 @@ def add_particles(parser, *required, reading=READING):
 def add_classification(parser, *, is_deep=False):
     """Add the options of alignment and clustering; `deep` chooses the number of its first classes itself."""
     add_options(parser.add_argument_group("alignment and clustering"), ALIGNMENT_AND_CLUSTERING)
-    align = parser.add_argument_group("alignment")
-    add_options(align, _with_chosen_classes(ALIGNMENT) if is_deep else ALIGNMENT)
-    align.add_argument(
-        "--skip-align", action="store_true", help="use the in-plane angles and shifts of the file as they are"
-    )
-    cluster = parser.add_argument_group("clustering")
-    cluster.add_argument(
-        "--topology", choices=tuple(TOPOLOGIES), default="grid",
-        help=f"shape of the manifold; closed ones for motions and views that come round {SHOW_DEFAULT}",
-    )  # fmt: skip
-    cluster.add_argument(
-        "--latent-dim", metavar="L", type=count, choices=(1, 2, 3),
-        help="dimension of the manifold (default: that of its shape, 2 for a grid)",
-    )  # fmt: skip
-    add_options(cluster, _with_chosen_classes(CLUSTERING) if is_deep else CLUSTERING)
-    cluster.add_argument(
-        "--noise-groups", action="store_true",
-        help="a noise spectrum for each micrograph, instead of one for all particles",
-    )  # fmt: skip
+    alignment, clustering = ALIGNMENT, CLUSTERING
+    if is_deep:
+        alignment, clustering = _with_chosen_classes(ALIGNMENT), _with_chosen_classes(CLUSTERING)
+    add_options(parser.add_argument_group("alignment"), alignment, [
+        ("--skip-align", None, bool, False, "use the in-plane angles and shifts of the file as they are"),
+    ])  # fmt: skip
+    add_options(parser.add_argument_group("clustering"), SHAPE, clustering, [
+        ("--noise-groups", None, bool, False,
+         "a noise spectrum for each micrograph, instead of one for all particles"),
+    ])  # fmt: skip
 
 
 def _with_chosen_classes(table):

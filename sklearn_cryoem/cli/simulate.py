@@ -29,6 +29,7 @@ _IMAGES = [
      "share of images that hold no good particle (default: 0; 0.2 in a session)"),
     ("picked_twice", "--picked-twice", "X", opts.fraction, None,
      "in a session: share of good particles that are picked once more (default: 0)"),
+    ("noise", "--noise", None, ("white", "coloured"), None, "spectrum of the noise (default: white)"),
 ]  # fmt: skip
 _OPTICS = [
     ("astigmatism", "--astigmatism", "A", opts.not_negative, None,
@@ -64,9 +65,6 @@ def add_simulate(commands):
          "variance of the signal over that of the noise; in a session the mean of the particles"),
         ("--no-rotation", None, bool, False, "do not turn particles in the plane"),
     ], _IMAGES)  # fmt: skip
-    images.add_argument(
-        "--noise", choices=("white", "coloured"), help="spectrum of the noise (default: white)"
-    )
     optics = parser.add_argument_group("microscope")
     optics.add_argument(
         "--defocus", metavar=("MIN", "MAX"), type=opts.not_negative, nargs=2,
@@ -145,7 +143,7 @@ def _given(options):
     given = opts.parameters_from(options, _IMAGES, _OPTICS)
     for name in given.keys() & _IN_UNITS_OF_THE_LIBRARY.keys():
         given[name] *= _IN_UNITS_OF_THE_LIBRARY[name]
-    for name in ("noise", "weights", "defocus"):
+    for name in ("weights", "defocus"):
         if getattr(options, name) is not None:
             given[name] = getattr(options, name)
     return given | ({"in_plane": False} if options.no_rotation else {})

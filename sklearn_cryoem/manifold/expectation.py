@@ -46,7 +46,8 @@ class Factors(NamedTuple):
 
     @classmethod
     def of(cls, templates: Float64, precision: Float64, layout: FeatureLayout, dtype: DTypeLike) -> Factors:
-        """Scale templates (K, P), a few rows at a time, by the precision (K, S) of each node and shell."""
+        """Scale templates (K, P), a few rows at a time, by the precision (S,) or (K, S) of their shells."""
+        precision = np.broadcast_to(precision, (len(templates), layout.n_shells))
         scaled = np.empty(templates.shape, dtype=dtype)
         half_norms = np.empty((len(templates), layout.n_norms), dtype=dtype)
         for rows in row_blocks(len(templates), ROWS_AT_ONCE):
@@ -94,17 +95,14 @@ class Matcher:
         claim_room()  # a pass begins here
         precision = layout.counts / noise_variance  # (S,), Eq. (3.31)
         of_node = None if spread is None else layout.counts / (noise_variance + spread)  # (K, S)
-        everywhere = np.broadcast_to(precision, (len(templates), len(precision)))
-        factors = Factors.of(templates, everywhere if of_node is None else of_node, layout, dtype)
+        factors = Factors.of(templates, precision if of_node is None else of_node, layout, dtype)
         return cls(layout, templates, precision, factors, of_node)
 
     @cached_property
     def double_factors(self) -> Factors:
         """The factors in double precision, made when they are first needed."""
-        precision = np.broadcast_to(self.precision, (len(self.templates), len(self.precision)))
-        return Factors.of(
-            self.templates, precision if self.of_node is None else self.of_node, self.layout, np.float64
-        )
+        precision = self.precision if self.of_node is None else self.of_node
+        return Factors.of(self.templates, precision, self.layout, np.float64)
 
     def in_sufficient_precision(self, block: FeatureBlock) -> FeatureBlock:
         """Return `block` in double precision where single precision does not suffice.

@@ -155,7 +155,7 @@ def class_quality(
     foreign = foreign_backgrounds(stack, mask_diameter, n_jobs=n_jobs)
     table["background"] = _of_classes("mean", foreign, label, n_classes)
     table["match"] = _of_classes("median", match, label, n_classes)
-    table["latent_spread"] = _latent_spread(positions, getattr(last, "topology", "grid"), rows)
+    table["latent_spread"] = _latent_spread(positions, getattr(last, "topology", "grid"), label, n_classes)
     table["posterior"] = _of_classes("mean", posterior, label, n_classes)
     table["stability"] = stability([check_labels(other, len(label)) for other in other_labels], rows)
     table["defocus"] = np.nan if stack.ctf is None else defocus_share(stack.ctf, label, len(rows)).deviation
@@ -226,17 +226,15 @@ def _of_classes(what: str, values: ArrayLike | None, label: Int, n_classes: int)
     return whole.groupby(label).agg(what).reindex(range(n_classes))
 
 
-def _latent_spread(positions: NDArray[Any] | None, topology: str, rows: Rows) -> Float64:
+def _latent_spread(
+    positions: NDArray[Any] | None, topology: str, label: Int, n_classes: int
+) -> pd.Series | float:
     """Root mean square distance of each class from its middle, over that of all particles; (n_classes,)."""
     if positions is None:
-        return np.full(len(rows), np.nan)
-    embedded = TOPOLOGIES[topology].embed(positions)  # (n_images, E), where distances cross a seam
-
-    def spread(some: Any) -> float:
-        return float(np.sqrt(embedded[some].var(axis=0).sum())) if len(embedded[some]) else np.nan
-
-    whole = spread(slice(None))
-    return np.array([spread(some) for some in rows]) / (whole if whole > 0 else 1.0)
+        return np.nan
+    embedded = pd.DataFrame(TOPOLOGIES[topology].embed(positions))  # where distances cross a seam
+    spread = np.sqrt(embedded.groupby(label).var(ddof=0).sum(axis=1)).reindex(range(n_classes))
+    return spread / (np.sqrt(embedded.var(ddof=0).sum()) or 1.0)
 
 
 # ---------------------------------------------------------------- what the labels of a whole run tell
