@@ -6,6 +6,7 @@ short name, under which the documentation has more of it.
 
 from __future__ import annotations
 
+import inspect
 import numbers
 import re
 import warnings
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+_INSIDE = ("sklearn_cryoem", "sklearn", "joblib")  # scikit-learn calls methods for the user
 _NOTICE_NAME = re.compile(r"\[([a-z]+(?:-[a-z]+)*)\]$")
 
 
@@ -63,17 +65,25 @@ def notice_text(name: str, text: str) -> str:
     return f"{text} [{name}]"
 
 
-def notify(name: str, text: str, *, stacklevel: int = 1) -> None:
-    """Warn by a `ParticleDataWarning` that ends with the name of its notice.
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, and blame the line from which this library was called.
 
     Parameters
     ----------
-    name, text : str
-        As of `notice_text`.
-    stacklevel : int
-        1 blames the caller of this function, 2 the caller's caller and so on.
+    message : str
+        What was found, and what to do.
+    category : type of Warning
+        Its class.
     """
-    warnings.warn(notice_text(name, text), ParticleDataWarning, stacklevel=stacklevel + 1)
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def notify(name: str, text: str) -> None:
+    """Warn by a `ParticleDataWarning` that ends with the name of its notice, see `notice_text`."""
+    warn(notice_text(name, text), ParticleDataWarning)
 
 
 def check_number(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +13,7 @@ from sklearn_cryoem._core.em import Checkpoint, RandomTuple, last_state, random_
 from sklearn_cryoem._core.memory import log_estimate
 from sklearn_cryoem._core.parallel import single_blas_threads
 from sklearn_cryoem._core.progress import progress
+from sklearn_cryoem._core.validation import warn
 from sklearn_cryoem.alignment.features import SharedFeatures
 from sklearn_cryoem.alignment.maximisation import Statistics, blend
 from sklearn_cryoem.alignment.model import AlignmentModel, log_noise_likelihood
@@ -343,8 +343,7 @@ def _log_memory(
 
 
 def _warn_interrupted(when: str) -> None:
-    warnings.warn(
+    warn(
         f"The alignment was interrupted {when} and ends with what it learnt; Ctrl-C again leaves at once. "
         "To go on, fit again with warm_start=True, or with the same checkpoint from the last state kept.",
-        stacklevel=2,
     )

@@ -320,7 +320,6 @@ def _warn_if_it_wraps(volume: Volume, side: float) -> None:
             "phantom-wraps",
             f"{100 * outside:.0f} % of the volume's power lies outside the {side:g} A of the images and "
             "wraps round. Raise box= or pixel_size=.",
-            stacklevel=4,
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import warnings
 from typing import Self, TypeAlias
 
 import numpy as np
@@ -15,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import validate_data
 
 from sklearn_cryoem._core.memory import format_bytes, log_estimate, memory_watched
-from sklearn_cryoem._core.validation import check_images, notify
+from sklearn_cryoem._core.validation import check_images, notify, warn
 from sklearn_cryoem.particles import ParticleStack
 from sklearn_cryoem.particles.screening import screened
 from sklearn_cryoem.physics.masks import box_problem
@@ -23,10 +22,7 @@ from sklearn_cryoem.physics.masks import box_problem
 try:  # scikit-learn 1.9 and later
     from sklearn.callback import CallbackSupportMixin as TakesCallbacks
     from sklearn.callback import with_callbacks as with_callbacks
-
-    FRAMES = 1  # that `with_callbacks` puts between a method and its caller
 except ImportError:
-    FRAMES = 0
 
     class TakesCallbacks:
         """What an older scikit-learn offers: no callbacks."""
@@ -40,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 Data: TypeAlias = ParticleStack | ArrayLike  # particles, images or vectors
 Path: TypeAlias = str | os.PathLike[str]
-WRAPPED = 1  # scikit-learn puts a frame of its own round `transform` and `fit_transform`
 
 
 class TakesImages:
@@ -130,7 +125,7 @@ def as_fitted(X, owner, *, on_images):
     raise ValueError(f"X has shape {np.shape(X)}, but this {type(owner).__name__} was fitted on {wanted}.")
 
 
-def as_screened(X, owner, *, stacklevel):
+def as_screened(X, owner):
     """X as a stack whose images have been looked at, which `fit` learns from; see `ParticleStack.screen`.
 
     Parameters
@@ -139,8 +134,6 @@ def as_screened(X, owner, *, stacklevel):
         As of `as_stack`. A stack whose `outlier` is known is left as it is.
     owner : estimator
         Whose `mask_diameter` and `n_jobs` are used.
-    stacklevel : int
-        1 blames the caller of this function.
 
     Returns
     -------
@@ -159,7 +152,6 @@ def as_screened(X, owner, *, stacklevel):
             noise=getattr(owner, "noise", "shell"),
             n_jobs=owner.n_jobs,
             verbose=getattr(owner, "verbose", 0),
-            stacklevel=stacklevel + 1,
         )
 
 
@@ -187,7 +179,7 @@ def without_outliers(stack, owner):
     return stack[~stack.outlier] if stack.outlier.any() else stack
 
 
-def warn_if_mask_too_tight(owner, stack, *, stacklevel):
+def warn_if_mask_too_tight(owner, stack):
     """Warn if the mask that was asked for leaves no background in the box.
 
     Parameters
@@ -196,17 +188,15 @@ def warn_if_mask_too_tight(owner, stack, *, stacklevel):
         With `mask_diameter`.
     stack : ParticleStack
         What it is fitted to.
-    stacklevel : int
-        1 blames the caller of this function.
     """
     if owner.mask_diameter is None:
         return
     problem = box_problem(stack.box, stack.pixel_size, owner.mask_diameter)
     if problem is not None and problem[0] == "box-too-tight":
-        notify(problem[0], f"{type(owner).__name__}: {problem[1]}", stacklevel=stacklevel + 1)
+        notify(problem[0], f"{type(owner).__name__}: {problem[1]}")
 
 
-def warn_if_not_aligned(owner, X, *, stacklevel):
+def warn_if_not_aligned(owner, X):
     """Warn if X is a stack without poses: what is not aligned is clustered by its angles, not its views.
 
     Arrays of images have no place for poses; whoever gives them is taken to have aligned them.
@@ -217,8 +207,6 @@ def warn_if_not_aligned(owner, X, *, stacklevel):
         That needs aligned particles.
     X : ParticleStack or array_like
         What the user gave.
-    stacklevel : int
-        1 blames the caller of this function.
     """
     if isinstance(X, ParticleStack) and X.poses is None:
         notify(
@@ -226,11 +214,10 @@ def warn_if_not_aligned(owner, X, *, stacklevel):
             f"{type(owner).__name__} needs aligned particles, and these have no poses: they are taken as "
             "they lie. Align them with a MAPAligner before, in a Pipeline; if they are aligned already, say "
             "so with stack.with_poses(Poses.identity(len(stack))).",
-            stacklevel=stacklevel + 1,
         )
 
 
-def warn_if_few_distinct_vectors(owner, vectors, n_nodes, *, stacklevel):
+def warn_if_few_distinct_vectors(owner, vectors, n_nodes):
     """Warn of fewer distinct vectors than classes, as `KMeans` does; a look at few rows unless they repeat.
 
     Parameters
@@ -241,8 +228,6 @@ def warn_if_few_distinct_vectors(owner, vectors, n_nodes, *, stacklevel):
         What it is fitted to.
     n_nodes : int
         Classes of its map.
-    stacklevel : int
-        1 blames the caller of this function.
     """
     enough, distinct = min(n_nodes, len(vectors)), set()
     for row in vectors:
@@ -250,12 +235,11 @@ def warn_if_few_distinct_vectors(owner, vectors, n_nodes, *, stacklevel):
         if len(distinct) >= enough:
             return
     found = f"{len(distinct)} distinct vector{'s' if len(distinct) > 1 else ''}"
-    warnings.warn(
+    warn(
         f"{type(owner).__name__} found {found} among {len(vectors)}, fewer than its {n_nodes} classes "
         f"(n_clusters={owner.n_clusters}): the others stay empty. Ask for fewer n_clusters, or "
         "look for constant columns and repeated rows in the data.",
         ConvergenceWarning,
-        stacklevel=stacklevel + 1,
     )
 
 
@@ -277,7 +261,7 @@ def as_vectors(X, owner, *, reset):
 
 
 # ---------------------------------------------------------------- warnings of a fit
-def warn_and_keep(owner, message, *, stacklevel):
+def warn_and_keep(owner, message):
     """Warn about a fit and remember the warning, which is given again where the result is loaded from a file.
 
     Parameters
@@ -286,21 +270,19 @@ def warn_and_keep(owner, message, *, stacklevel):
         Whose fit it is; its attribute `_fit_warnings` is a list from the start of the fit.
     message : str
         The warning.
-    stacklevel : int
-        1 blames the caller of this function.
 
     Warns
     -----
     ConvergenceWarning
     """
     owner._fit_warnings = [*owner._fit_warnings, message]
-    warnings.warn(message, ConvergenceWarning, stacklevel=stacklevel + 1)
+    warn(message, ConvergenceWarning)
 
 
-def repeat_warnings(owner, *, stacklevel):
+def repeat_warnings(owner):
     """Give the warnings of a fit that was loaded from a file."""
     for message in owner._fit_warnings:
-        warnings.warn(message, ConvergenceWarning, stacklevel=stacklevel + 1)
+        warn(message, ConvergenceWarning)
 
 
 # ---------------------------------------------------------------- callbacks

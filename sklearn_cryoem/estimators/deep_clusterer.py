@@ -192,7 +192,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
         if on_images:
             self.n_features_in_ = data.box**2
             self._warn_if_mask_too_tight(data)
-            data, _ = as_screened(data, self, stacklevel=2)
+            data, _ = as_screened(data, self)
             outlier = data.outlier
         checkpoint_of(self, data)  # raises what stands in the way of a checkpoint before anything is fitted
         rng = check_random_state(self.random_state)
@@ -238,7 +238,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
         first_masks = [value for name, value in given.items() if name.endswith("mask_diameter")]
         masked = [step for step in steps_of(self.second) if hasattr(step, "mask_diameter")]
         if masked and masked[0].mask_diameter not in first_masks:
-            warn_if_mask_too_tight(masked[0], stack, stacklevel=3)
+            warn_if_mask_too_tight(masked[0], stack)
 
     def _check_parameters(self):
         name = type(self).__name__
@@ -280,7 +280,6 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMi
                 self,
                 f"DeepClusterer: {n_stopped} of {len(fitted)} manifolds stopped at "
                 f"max_iter={fitted[0].max_iter} before they converged. Raise max_iter or tol of second=.",
-                stacklevel=3,
             )
 
     # ---------------------------------------------------------------- use

@@ -96,7 +96,7 @@ class EigenImages(TakesImages, ClassNamePrefixFeaturesOutMixin, TransformerMixin
         for name in ("max_resolution", "mask_diameter"):
             value = getattr(self, name)
             check_number(name, value, owner=self, minimum=0, inclusive=False, allow_none=True)
-        given = as_screened(X, self, stacklevel=2)[0]
+        given = as_screened(X, self)[0]
         small = to_working_box(given, self.max_resolution, n_jobs=self.n_jobs)
         stack = without_outliers(small, self)
         space = ImageSpace.of(stack, self.max_resolution, self.mask_diameter)

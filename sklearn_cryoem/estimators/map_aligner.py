@@ -35,7 +35,6 @@ from sklearn_cryoem.alignment.stream import (
     with_new_references,
 )
 from sklearn_cryoem.estimators._common import (
-    FRAMES,
     Data,
     FitTask,
     GivesStacks,
@@ -307,8 +306,8 @@ class MAPAligner(
         self._check_parameters()
         self._fit_warnings = []
         given = as_stack(X, self)
-        warn_if_mask_too_tight(self, given, stacklevel=2 + FRAMES)
-        screened, self._usual_limits = as_screened(given, self, stacklevel=2 + FRAMES)
+        warn_if_mask_too_tight(self, given)
+        screened, self._usual_limits = as_screened(given, self)
         self._given_box, background_px = given.box, normalised_radius(screened.images)
         screened = self._at_work(screened)
         stack = without_outliers(screened, self)
@@ -360,7 +359,6 @@ class MAPAligner(
                 self,
                 f"{type(self).__name__} stopped at max_iter={self.max_iter} while {state.changed:.0%} of the "
                 "images still changed their class or pose in a pass. Raise max_iter, or n_batches.",
-                stacklevel=2 + FRAMES,
             )
         return self
 
@@ -399,7 +397,7 @@ class MAPAligner(
         given = screening.normalised_like(as_stack(X, self), self._background_px)
         if given.outlier is None:
             how = {"limits": self._usual_limits, "n_jobs": self.n_jobs, "verbose": self.verbose}
-            given, _ = screening.screened(given, self.mask_diameter, **how, stacklevel=2)
+            given, _ = screening.screened(given, self.mask_diameter, **how)
         screened, settings = self._as_fitted(given)
         stack = without_outliers(screened, self)
         images, rng = alignment_images(stack, settings), check_random_state(self.random_state)
@@ -647,7 +645,7 @@ class MAPAligner(
         stack : ParticleStack
             The same particles with poses, normalised if they were not, and with marks of outliers.
         """
-        stack, _ = as_screened(X, self, stacklevel=2)
+        stack, _ = as_screened(X, self)
         self.fit(stack)
         return stack.with_poses(self.poses_)
 

@@ -18,7 +18,6 @@ import math
 import os
 import tempfile
 import time
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem._core.em import Checkpoint
 from sklearn_cryoem._core.files import atomic_path, other_content, remove_leftovers
-from sklearn_cryoem._core.validation import ModelFileError
+from sklearn_cryoem._core.validation import ModelFileError, warn
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.estimators._common import repeat_warnings, warn_if_mask_too_tight
 from sklearn_cryoem.particles import ParticleStack
@@ -351,11 +350,10 @@ class CheckpointFile(Checkpoint):
                 write_state(state, temporary)
         except OSError as error:  # what was computed is worth more than its copy
             if not self._warned:  # a full disk would else be told with every state
-                warnings.warn(
+                warn(
                     f"The state of the fit could not be kept: {error}. The fit goes on; if it is killed, it "
                     "will go on from the last state kept, or from the start.",
                     UserWarning,
-                    stacklevel=2,
                 )
             self._warned = True
         self._last = time.monotonic()
@@ -458,8 +456,8 @@ def fit_once(estimator, data, folder, known=()):
         result.keep(fitted, now=True)
     else:
         if isinstance(data, ParticleStack) and getattr(fitted, "mask_diameter", None) is not None:
-            warn_if_mask_too_tight(fitted, data, stacklevel=2)
-        repeat_warnings(fitted, stacklevel=2)
+            warn_if_mask_too_tight(fitted, data)
+        repeat_warnings(fitted)
     return fitted, result
 
 

@@ -164,7 +164,7 @@ def assign_particles(model: Any, stack: ParticleStack) -> tuple[Any, ParticleSta
     assigned.class_sizes_ = np.bincount(assigned.labels_[sound], minlength=len(model.class_averages_))
     assigned.n_effective_clusters_ = effective_count(assigned.class_sizes_)
     if isinstance(model, SMLClusterer) and assigned.class_sizes_.any():
-        assigned._label_sums = model._posteriors(stack[sound], label_sums, None).sum(axis=0)
+        assigned._label_sums = model._posteriors(stack[sound], label_sums, warns=False).sum(axis=0)
         assigned.n_effective_clusters_ = told_apart(assigned._label_sums)
     if hasattr(assigned, "soft_class_sizes_"):
         assigned.soft_class_sizes_ = assigned.class_sizes_.astype(np.float64)

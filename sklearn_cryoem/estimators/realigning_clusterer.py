@@ -155,8 +155,8 @@ class RealigningClusterer(
         self : RealigningClusterer
         """
         self._check_parameters()
-        warn_if_not_aligned(self, X, stacklevel=2)
-        given = self._screened(X, stacklevel=2)
+        warn_if_not_aligned(self, X)
+        given = self._screened(X)
         box, self._background_px = given.box, normalised_radius(given.images)
         given = to_working_box(given, self._template().max_resolution, n_jobs=self.n_jobs)
         changes, sound = [], ~given.outlier
@@ -206,14 +206,14 @@ class RealigningClusterer(
             normalised if they were not, and with marks of outliers.
         """
         self._check_parameters()
-        warn_if_not_aligned(self, X, stacklevel=2)
-        stack = self._screened(X, stacklevel=2)
+        warn_if_not_aligned(self, X)
+        stack = self._screened(X)
         return stack.with_poses(self.fit(stack).poses_)
 
-    def _screened(self, X, *, stacklevel):
+    def _screened(self, X):
         """X with poses, looked at as the clusterer would."""
         stack = posed_for(self._template(), as_stack(X, self))
-        return as_screened(stack, self._template(), stacklevel=stacklevel + 1)[0]
+        return as_screened(stack, self._template())[0]
 
     def _round(self, stack, given):
         """Fit a copy of the clusterer to particles in their last poses; find moves from the given ones."""
@@ -302,7 +302,7 @@ class RealigningClusterer(
             The same particles with new poses.
         """
         check_is_fitted(self)
-        warn_if_not_aligned(self, X, stacklevel=2)
+        warn_if_not_aligned(self, X)
         stack = posed_for(self.clusterer_, normalised_like(as_stack(X, self), self._background_px))
         labels = self.clusterer_.predict(stack)
         sigma = self.angle_sigma_, self.shift_sigma_

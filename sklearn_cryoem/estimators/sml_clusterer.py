@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import warnings
 from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple, Self
@@ -20,9 +19,8 @@ from sklearn_cryoem._core.em import last_state
 from sklearn_cryoem._core.memory import memory_watched
 from sklearn_cryoem._core.parallel import single_blas_threads
 from sklearn_cryoem._core.progress import progress
-from sklearn_cryoem._core.validation import check_choice, check_number
+from sklearn_cryoem._core.validation import check_choice, check_number, warn
 from sklearn_cryoem.estimators._common import (
-    FRAMES,
     Data,
     FitTask,
     Path,
@@ -85,7 +83,6 @@ SMALL_CLASS = 40  # images of a class, on average
 INITIAL_RESOLUTION = 40.0  # Angstrom: where views of a protein begin to differ; frequencies march from there
 MIN_NODES_TO_COLLAPSE = 20
 MIN_EFFECTIVE_CLASSES = 2.0  # few distinct views may leave most nodes empty, but not all but one
-WRAPPED = 3  # frames from a method that scikit-learn wraps to whoever calls it
 
 
 class Assignment(NamedTuple):
@@ -337,7 +334,7 @@ class SMLClusterer(
         self : SMLClusterer
         """
         with memory_watched("SMLClusterer.fit", self.checkpoint), single_blas_threads():
-            self._learn(X, stacklevel=3 + FRAMES)
+            self._learn(X)
         return self
 
     @with_callbacks
@@ -392,8 +389,8 @@ class SMLClusterer(
         space = ImageSpace.of(stack, *limits, in_window=self.algorithm != "paper")
         return stack, dataclasses.replace(space, mirror=self.mirror)
 
-    def _learn(self, X, *, stacklevel):
-        """Fit the manifold to X and return its feature blocks; warn at `stacklevel`."""
+    def _learn(self, X):
+        """Fit the manifold to X and return its feature blocks."""
         self._check_parameters()
         self._fit_warnings = []
         data, space = self._open(X)
@@ -401,17 +398,17 @@ class SMLClusterer(
         if isinstance(space, ImageSpace):
             self.n_features_in_ = data.box**2
             space.blocks(data)  # raises before images are read
-            looked_at, self._usual_limits = as_screened(data, self, stacklevel=stacklevel)
+            looked_at, self._usual_limits = as_screened(data, self)
             looked_at = to_working_box(looked_at, self.max_resolution, n_jobs=self.n_jobs)
             data = without_outliers(looked_at, self)
             space = dataclasses.replace(self._open(data)[1], given_box=space.plane.box)
         space, blocks = space.with_noise_of(data, self.noise, self.n_jobs, self.cache_folder)
         basis = self._basis(on_images=isinstance(space, ImageSpace))
         if looked_at is not None:
-            warn_if_mask_too_tight(self, data, stacklevel=stacklevel)
-            warn_if_not_aligned(self, X, stacklevel=stacklevel)
+            warn_if_mask_too_tight(self, data)
+            warn_if_not_aligned(self, X)
         else:
-            warn_if_few_distinct_vectors(self, data, len(basis.nodes), stacklevel=stacklevel)
+            warn_if_few_distinct_vectors(self, data, len(basis.nodes))
         logger.info("SMLClusterer: a %s of %s nodes", self.topology, basis.grid_shape)
         self._space, self._layout, self._stream = space, blocks.layout, None
         self._moments = measure_moments(blocks, n_jobs=self.n_jobs)
@@ -426,7 +423,7 @@ class SMLClusterer(
         self._interrupted = interrupted
         if not interrupted:
             checkpoint.remove()
-            self._warn_unless_converged(state.trace, stacklevel=stacklevel + 1)
+            self._warn_unless_converged(state.trace)
         return blocks
 
     def _run_em(self, blocks, basis, checkpoint):
@@ -444,10 +441,9 @@ class SMLClusterer(
             state, interrupted = last_state(fit_states(blocks, plan, state), checkpoint, show, found)
         task.end()
         if interrupted:
-            warnings.warn(
+            warn(
                 f"The fit was interrupted after {len(state.trace.objective)} iterations and ends with what "
                 "it has learnt; Ctrl-C again leaves at once. Fit again with the same checkpoint to go on.",
-                stacklevel=2,
             )
         return state, plan, interrupted
 
@@ -560,12 +556,12 @@ class SMLClusterer(
             return
         labels = np.empty(len(looked_at), dtype=self.labels_.dtype)
         labels[~self.outlier_] = self.labels_
-        labels[self.outlier_] = self._posteriors(looked_at[self.outlier_], most_probable, None)
+        labels[self.outlier_] = self._posteriors(looked_at[self.outlier_], most_probable, warns=False)
         self.labels_ = labels
         if self.noise == "image":
             _, self.relative_noise_ = self._space.noise_found(self._space.blocks(looked_at))
 
-    def _warn_unless_converged(self, trace, *, stacklevel):
+    def _warn_unless_converged(self, trace):
         """Warn of a map that has collapsed onto few classes, and of a fit that has not come to its end."""
         n_nodes, on_images = len(self.latent_nodes_), isinstance(self._space, ImageSpace)
         may_collapse = on_images and self.alpha == "auto" and n_nodes >= MIN_NODES_TO_COLLAPSE
@@ -575,7 +571,6 @@ class SMLClusterer(
                 self,
                 f"The map of SMLClusterer collapsed: its {n_nodes} classes tell images apart no better than "
                 f"{self.n_effective_clusters_:.1f} clear ones. Give more particles, or fewer n_clusters.",
-                stacklevel=stacklevel,
             )
         elif not self.converged_:
             how = "let finer detail in, so that its gain cannot be told"
@@ -585,7 +580,6 @@ class SMLClusterer(
                 self,
                 f"SMLClusterer stopped at max_iter={self.max_iter} before it converged: the last iteration "
                 f"{how}. Raise max_iter or tol.",
-                stacklevel=stacklevel,
             )
 
     # ---------------------------------------------------------------- learning from chunks
@@ -597,7 +591,7 @@ class SMLClusterer(
                 f"partial_fit got {len(X)} images in its first call, expected at least {n_weights}: as many "
                 "as basis functions. Collect more for the first call, or ask for fewer n_clusters or n_basis."
             )
-        blocks = self._learn(X, stacklevel=4 + FRAMES)
+        blocks = self._learn(X)
         n_folds = self._n_folds(blocks.n_samples)
         self._stream = begin_stream(blocks, self._manifold, self._moments, n_folds=n_folds, **self._how)
 
@@ -625,10 +619,10 @@ class SMLClusterer(
             )
         chunk, data = self._looked_at(given)
         if not len(data):  # nothing to learn from; labels alone
-            self.outlier_, self.labels_ = chunk.outlier, self._posteriors(chunk, most_probable, None)
+            self.outlier_, self.labels_ = chunk.outlier, self._posteriors(chunk, most_probable, warns=False)
             return
         space, blocks = self._space.with_noise_of(data, self.noise, self.n_jobs)
-        warn_if_not_aligned(self, X, stacklevel=3 + FRAMES)
+        warn_if_not_aligned(self, X)
         done = advance(
             self._resumed_stream() if self._stream is None else self._stream,
             blocks,
@@ -658,7 +652,6 @@ class SMLClusterer(
                 noise=self.noise,
                 limits=self._usual_limits,
                 n_jobs=self.n_jobs,
-                stacklevel=5 + FRAMES,
             )
         return stack, stack[~stack.outlier]
 
@@ -680,18 +673,17 @@ class SMLClusterer(
         self.n_iter_ += n_sweeps
 
     # ---------------------------------------------------------------- use
-    def _posteriors(self, X, function, stacklevel=2, *, with_labels=False):
+    def _posteriors(self, X, function, *, warns=True, with_labels=False):
         """Apply `function` to the posterior of every block of X, Eq. (3.17), and join the results.
 
-        Labels are those of the whole map, which knows more images. The warning of missing poses blames the
-        caller at `stacklevel`, 1 being the caller of this function; with None there is none.
+        Labels are those of the whole map, which knows more images. With `warns`, missing poses are told.
         """
         check_is_fitted(self)
         data = as_fitted(X, self, on_images=isinstance(self._space, ImageSpace))
         with memory_watched("Comparing particles with SMLClusterer's nodes"), single_blas_threads():
             blocks = self._space.blocks(data, self.cache_folder, self.n_jobs)
-            if stacklevel is not None:
-                warn_if_not_aligned(self, X, stacklevel=stacklevel + 1)
+            if warns:
+                warn_if_not_aligned(self, X)
             matchers = partial(self._matchers, blocks.layout)
             how = {"matchers": matchers(held_out=function is not most_probable)}
             if with_labels:
@@ -752,7 +744,7 @@ class SMLClusterer(
         """
         check_is_fitted(self)
         basis = self._manifold.basis
-        means = self._posteriors(X, partial(mean_positions, places=basis.embedding), WRAPPED)
+        means = self._posteriors(X, partial(mean_positions, places=basis.embedding))
         return basis.space.unembed(means)  # means are averages off the shape, Eq. (2.7)
 
     def assign(self, X: Data) -> Assignment:

@@ -248,7 +248,6 @@ def _header_pixel_size(raw: RawParticles, size: float | None) -> float | None:
         notify(
             "pixel-size-from-header",
             f"{raw.path}: the metadata do not give a pixel size; {taken}. Pass pixel_size= to be sure.",
-            stacklevel=5,
         )
     return None if is_unknown else size
 
@@ -270,21 +269,19 @@ def _warn_of_odd_files(files: list[FrameFile]) -> None:
             f"({n_more / first.image_bytes:g} images) are not read. If the header is wrong in the type of "
             "pixels or the length of the extended header, all images are wrong: look at them, and copy or "
             "extract the stack again.",
-            stacklevel=4,
         )
     oblong = [file for file in files if are_unlike(file.pixel_size, file.pixel_size_along_y)]
     if oblong:
         first = oblong[0]
         said = oblong_pixels(first.path, first.pixel_size, first.pixel_size_along_y)
         text = f"{len(oblong)} stack(s) have pixels that are not square. {said}"
-        notify("pixels-not-square", text, stacklevel=4)
+        notify("pixels-not-square", text)
     truncated = [file.path for file in files if file.n_whole_images < file.n_images]
     if truncated:
         notify(
             "stack-truncated",
             f"{len(truncated)} stack(s) are truncated, though the particles used of them are whole: "
             f"{truncated[0]}. Copy or extract them again.",
-            stacklevel=4,
         )
 
 

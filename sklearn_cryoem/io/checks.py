@@ -151,7 +151,6 @@ def check_values(raw: RawParticles, problems: RowProblems) -> None:
             "unusual-values",
             f"{raw.path}: unusual values: {'; '.join(unusual)}. Make sure that they are right, and in the "
             "right unit.",
-            stacklevel=3,
         )
     _warn_of_repeated_images(raw, problems)
     _warn_of_unused_optics(raw)
@@ -229,7 +228,7 @@ def check_pixel_size(path: Path, size: float, box: int, headers: list[float | No
     """
     differing = pixel_sizes_differ(size, headers)
     if differing is not None:
-        notify("pixel-size-differs", f"{path}: {differing}", stacklevel=4)
+        notify("pixel-size-differs", f"{path}: {differing}")
         return
     limits = RANGES["pixel_size"]
     headers_agree = not headers or any(header not in (None, UNKNOWN_PIXEL_SIZE) for header in headers)
@@ -239,7 +238,6 @@ def check_pixel_size(path: Path, size: float, box: int, headers: list[float | No
             "pixel-size-unusual",
             f"{path}: {limits.describe(size, limits.usual)} as a rule. If the magnification in the file is "
             "wrong by a factor of ten, so are the CTF and all resolutions: pass pixel_size=.",
-            stacklevel=4,
         )
 
 
@@ -259,7 +257,6 @@ def _warn_of_repeated_images(raw: RawParticles, problems: RowProblems) -> None:
             f"the first is {problems.name_row(first)}, {raw.image_name(first)}. Selections that overlap may "
             "have been joined, or the set was expanded by symmetry; every row is counted. Drop the repeats "
             "unless they are meant.",
-            stacklevel=4,
         )
 
 
@@ -278,7 +275,6 @@ def _warn_of_unused_optics(raw: RawParticles) -> None:
             f"{raw.path}: {', '.join(found)} are kept, but not used: aberrations beyond defocus, astigmatism "
             "and Cs, and distortions of the magnification, are left in the images. Classes are blurred only "
             "where they are strong at the resolution that is reached.",
-            stacklevel=4,
         )
 
 

@@ -248,5 +248,5 @@ def read_mrc(path: str | Path) -> tuple[np.ndarray, float | None]:
     array, voxel = read_whole_mrc(path)
     along_x, along_y = (float(size) if np.isfinite(size) else None for size in voxel[:2])
     if are_unlike(along_x, along_y):
-        notify("pixels-not-square", oblong_pixels(path, along_x, along_y), stacklevel=2)
+        notify("pixels-not-square", oblong_pixels(path, along_x, along_y))
     return array, along_x

@@ -294,7 +294,6 @@ def _warn_of_poor_fits(particles: pd.DataFrame, path: Path) -> None:
             f"{path}: the CTF fits look poor (median figure of merit {merit:.3f}, fitted to "
             f"{resolution:.1f} A). A wrong defocus blurs every class average: estimate the CTF "
             "again, or read with ctf=False.",
-            stacklevel=6,
         )
 
 
@@ -322,7 +321,6 @@ def _poses(tables: _Tables, path: Path) -> tuple[np.ndarray | None, np.ndarray |
                     "shifts-without-angles",
                     f"{path}: {' and '.join(labels)} are there, but no rlnAnglePsi, so the particles have no "
                     "poses and their shifts are not used. Add it if it was lost.",
-                    stacklevel=5,
                 )
             return None, None, False
         return angle * RADIANS_PER_DEGREE, shift, ending == ""

@@ -247,7 +247,6 @@ def warn_if_cut_off(path: Path) -> None:
             f"{path}: the last line has no end and is shorter than all others, as if the file had been cut "
             "off in the midst of a value. Compare its length with the original's, or end it with a line "
             "break if it is whole.",
-            stacklevel=5,
         )
 
 

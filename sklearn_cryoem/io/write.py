@@ -227,7 +227,6 @@ def _warn_of_loss(path: Path, lost: list[str]) -> None:
             "columns-lost",
             f"{path}: columns without a place in this format are not written: {', '.join(lost)}. Keep the "
             "input file.",
-            stacklevel=3,
         )
 
 

@@ -6,7 +6,6 @@ Where EM is cross-fitted, nodes are coupled as far as neighbours look alike, Eq.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from scipy.linalg.blas import dsyrk, dtrsm
 from scipy.linalg.lapack import dposv, dpotrf
 
 from sklearn_cryoem._core.parallel import ordered_map
+from sklearn_cryoem._core.validation import warn
 from sklearn_cryoem.manifold.blocks import FeatureLayout
 from sklearn_cryoem.manifold.expectation import Statistics
 from sklearn_cryoem.manifold.grid import LatentBasis
@@ -82,12 +82,11 @@ def solve_weights(
     solutions = list(ordered_map(solve, range(layout.n_shells), n_jobs=n_jobs, threads_only=True))
     n_singular = sum(solution.n_singular for solution in solutions)
     if n_singular:
-        warnings.warn(
+        warn(
             f"{n_singular} of {layout.n_norms} systems for the weights are singular to working precision "
             f"with alpha down to {alpha.min():.3g}; they got their least-norm solution. Lower n_basis, or "
             "raise alpha.",
             LinAlgWarning,
-            stacklevel=2,
         )
     return layout.confine(np.hstack([solution.weights for solution in solutions]))
 

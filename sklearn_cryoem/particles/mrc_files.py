@@ -249,7 +249,6 @@ def read_whole_mrc(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             "stack-too-long",
             f"{path}: {warning.message} by its header; the rest is not read. Copy it again, or write it "
             "again with the program it came from.",
-            stacklevel=3,
         )
     if data is None:
         raise ParticleDataError(f"{path}: holds no data, expected a map or images. Copy it again.")

@@ -171,7 +171,6 @@ def screened(
     limits: Float64 | None = None,
     n_jobs: int | None = None,
     verbose: int = 0,
-    stacklevel: int = 1,
 ) -> tuple[ParticleStack, Float64]:
     """`ParticleStack.screen` that also returns what was usual, for further images of the same kind.
 
@@ -179,8 +178,6 @@ def screened(
     ----------
     stack, mask_diameter, noise, limits, n_jobs, verbose
         As of `look_at`.
-    stacklevel : int
-        1 blames the caller of this function.
     """
     look = look_at(stack, mask_diameter, noise=noise, limits=limits, n_jobs=n_jobs, verbose=verbose)
     if len(look.unusable):
@@ -192,10 +189,9 @@ def screened(
             "not-normalised",
             f"{look.not_normalised}. Each is given a background of mean 0 and standard deviation 1 here; "
             "extract again with normalisation to have that in the files.",
-            stacklevel=stacklevel + 1,
         )
     if look.shared_fault is not None:
-        notify("shared-fault", look.shared_fault, stacklevel=stacklevel + 1)
+        notify("shared-fault", look.shared_fault)
     outlier = np.zeros(len(stack), dtype=bool)
     outlier[look.outliers["row"]] = True
     if outlier.any():
@@ -204,7 +200,6 @@ def screened(
             "outliers",
             f"{outlier.sum():,} of {len(stack):,} particles are outliers and take part in no statistic: "
             f"{outlier_text(look.outliers, remark)}",
-            stacklevel=stacklevel + 1,
         )
     return stack.with_outliers(outlier), look.limits
 

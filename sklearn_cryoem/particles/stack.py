@@ -251,7 +251,7 @@ class ParticleStack(Immutable):
         ParticleDataWarning
             Of outliers, by kind with counts and rows, and of images that were not normalised.
         """
-        return screened(self, mask_diameter, noise=noise, n_jobs=n_jobs, verbose=verbose, stacklevel=2)[0]
+        return screened(self, mask_diameter, noise=noise, n_jobs=n_jobs, verbose=verbose)[0]
 
     def __getitem__(self, key: Any) -> ParticleStack:
         rows = row_key(key, len(self))

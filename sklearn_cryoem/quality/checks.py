@@ -135,7 +135,7 @@ def check_particles(
     """
     found = list(_findings(stack, mask_diameter)) if len(stack) else []
     for finding in found if warn else ():
-        notify(finding.name, finding.text, stacklevel=2)
+        notify(finding.name, finding.text)
     return found
 
 

@@ -149,7 +149,7 @@ def run_of_estimators(model, stack=None, *, latent_positions=None, quality=None)
     labels = np.asarray(last.labels_)
     if stack is not None:
         stack = as_classified(stack, model)
-        warn_if_not_aligned(last, stack, stacklevel=3)
+        warn_if_not_aligned(last, stack)
     pixel_size = getattr(stack, "pixel_size", None)
     return Run(
         name=type(last).__name__,

@@ -132,10 +132,10 @@ def test_the_page_of_what_is_checked_gives_the_ranges_of_the_code():
 
 
 def messages_of_warnings():
-    """Text of every `warnings.warn` that has no short name, without its numbers."""
+    """Text of every `warn` that has no short name, without its numbers."""
     for path in sorted((ROOT / "sklearn_cryoem").rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("warnings.warn", "warn_and_keep"):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("warn", "warn_and_keep"):
                 told = [node for argument in call.args for node in ast.walk(argument)]
                 parts = [node.value for node in told if isinstance(node, ast.Constant)]
                 message = "".join(part for part in parts if isinstance(part, str))
