@@ -16,6 +16,7 @@ from sklearn_cryoem.alignment.model import (
     AlignmentModel,
     masked_references,
     noise_share,
+    plain_power,
     polar_statistics,
     resolved_ring,
     solve_references,
@@ -165,8 +166,7 @@ class Forest:
         shared = self._shared(i, others)  # (n_others, n_rings)
         norm = 0.5 * (shared * (self.power[i] + self.power[others])).sum(axis=1)
         cross = self._cross(i, others, shared)
-        loss: Float64 = norm - cross.reshape(len(others), -1).max(axis=1)
-        return loss
+        return np.asarray(norm - cross.reshape(len(others), -1).max(axis=1))
 
     def unite(self, i: int, j: int) -> tuple[float, Float64, bool]:
         """Move j onto i and unite them, Eq. (4.10); returns turn and displacement of j, and if mirrored."""
@@ -281,8 +281,7 @@ def aligned_classes(
     """
     polar = polar_statistics(stats, grid)
     n_orders = stats.numerator.shape[1]
-    m = np.arange(n_orders)
-    turn = np.exp(1j * m * frames.angle_rad[:, None])  # (n_references, n_orders)
+    turn = np.exp(1j * np.arange(n_orders) * frames.angle_rad[:, None])  # (n_references, n_orders)
     phase = translation_phase(grid, frames.shift_px)  # (n_references, n_rings, n_angles / 2)
     shifted: Complex64 = angular_orders(
         polar.numerator * phase, n_orders
@@ -294,18 +293,18 @@ def aligned_classes(
     member = np.equal.outer(np.arange(frames.n_classes), frames.label).astype(np.float64)
     united = replace(
         stats,
-        numerator=np.einsum("cn,nmr->cmr", member, numerator.astype(np.complex128)),
-        denominator=np.einsum("cn,ner->cer", member, denominator),
+        numerator=np.tensordot(member, numerator, 1),
+        denominator=np.tensordot(member, denominator, 1),
         mass=member @ stats.mass,
         shift_sum=member @ stats.shift_sum,
         turn_sum=member @ stats.turn_sum,
     )
     polar = polar_statistics(united, grid)
     noise = noise_fraction * model.noise[: grid.n_rings]
-    share = noise_share(stats, grid, settings)
-    inverse_prior, signal_to_noise = spectral_prior(polar, united.mass, noise, settings.tau_fudge, share)
+    share, plain = noise_share(stats, grid, settings), plain_power(polar)
+    inverse_prior, ratio = spectral_prior(plain, united.mass, noise, settings.tau_fudge, share)
     averages = masked_references(images_from_polar(solve_references(polar, inverse_prior), grid), settings)
-    return AlignedClasses(averages, resolved_ring(signal_to_noise, settings.n_ignored), united.mass)
+    return AlignedClasses(averages, resolved_ring(ratio, settings.n_ignored), united.mass)
 
 
 def centred_classes(
@@ -343,8 +342,7 @@ def centre_of_mass(averages: Float32) -> Float64:
     mass = level.astype(np.float64) * np.clip(level / FAINT - 0.5, 0.0, 1.0)
     axis = np.arange(averages.shape[-1]) - averages.shape[-1] // 2
     sums = np.column_stack([mass.sum(axis=1) @ axis, mass.sum(axis=2) @ axis])
-    centre: Float64 = sums / np.maximum(mass.sum(axis=(1, 2)), 1e-12)[:, None]
-    return centre
+    return np.asarray(sums / np.maximum(mass.sum(axis=(1, 2)), 1e-12)[:, None])
 
 
 def _mirrored(orders: NDArray[Any], mirrored: NDArray[np.bool_]) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import ImageFeatures
 from sklearn_cryoem.alignment.products import Int
 from sklearn_cryoem.alignment.search import SearchSpace
-from sklearn_cryoem.physics.fourier import Complex64, Float64
+from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.polar import angular_orders, from_angular_orders, translation_phase
 
 Complex128 = NDArray[np.complex128]
@@ -152,18 +152,23 @@ def signal_power(power: Float64, noise_power: Float64, mass: Float64) -> Float64
     return shrunk
 
 
-def orders_needed(references: Complex64, information: Float64) -> int:
+def order_power(references: Complex64) -> Float32:
+    """Power of each angular order of references (k, n_rings, n_angles / 2); (k, n_rings, n_angles / 2)."""
+    a = angular_orders(references, references.shape[-1])
+    return a.real**2 + a.imag**2
+
+
+def orders_needed(power: Float32, information: Float64) -> int:
     """Angular orders beyond which references hardly move a likelihood, and a few more, Eq. (4.24).
 
     Parameters
     ----------
-    references : ndarray of shape (n_references, n_rings, n_angles / 2)
-        On a polar grid.
+    power : ndarray of shape (n_references, n_rings, n_angles / 2)
+        `order_power`.
     information : ndarray of shape (n_rings,)
         Mean of C^2 over the noise variance, of an image.
     """
-    a = angular_orders(references, references.shape[-1])
-    nats = np.mean(a.real**2 + a.imag**2, axis=0).T @ (information * np.arange(1.0, len(information) + 1.0))
+    nats = np.mean(power, axis=0).T @ (information * np.arange(1.0, len(information) + 1.0))
     tail = 4.0 * np.pi * np.cumsum(nats[::-1])[::-1]  # of each order and those above it
     return int(np.count_nonzero(tail > ORDER_NATS)) + ORDERS_BEYOND_SIGNAL
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,8 @@ from scipy import fft
 
 from sklearn_cryoem._core.parallel import even_blocks, ordered_map
 from sklearn_cryoem.alignment.expectation import LogPrior
-from sklearn_cryoem.alignment.maximisation import Statistics, orders_needed, own_nats, signal_power
-from sklearn_cryoem.alignment.products import TRANSFORMS_PER_TASK, ring_power
+from sklearn_cryoem.alignment.maximisation import Statistics, order_power, orders_needed, signal_power
+from sklearn_cryoem.alignment.products import TRANSFORMS_PER_TASK, Int, ring_power
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace
 from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
 from sklearn_cryoem.physics.masks import mask_background
@@ -114,10 +115,11 @@ class PolarStatistics:
     denominator: NDArray[np.floating]
 
 
-def polar_statistics(stats: Statistics, grid: PolarGrid) -> PolarStatistics:
-    """Evaluate numerators and denominators on the half circle of `grid`."""
-    numerator = from_angular_orders(stats.numerator.transpose(0, 2, 1).astype(np.complex64), grid.n_angles)
-    even = stats.denominator.transpose(0, 2, 1)  # (n_references, n_rings, n_even)
+def polar_statistics(stats: Statistics, grid: PolarGrid, some: slice | Int = slice(None)) -> PolarStatistics:
+    """Evaluate numerators and denominators of some references on the half circle of `grid`."""
+    orders = stats.numerator[some].transpose(0, 2, 1).astype(np.complex64)
+    numerator = from_angular_orders(orders, grid.n_angles)
+    even = stats.denominator[some].transpose(0, 2, 1)  # (n_references, n_rings, n_even)
     denominator = fft.irfft(even, grid.n_angles // 2, axis=-1, norm="forward", workers=1)
     return PolarStatistics(numerator, np.maximum(denominator, 0.0))
 
@@ -132,18 +134,21 @@ def solve_references(polar: PolarStatistics, inverse_prior: Float64) -> Complex6
     inverse_prior : ndarray of shape (n_references, n_rings)
         s2 / tau2; with 0 the estimate is that of maximum likelihood.
     """
-    denominator = polar.denominator + inverse_prior[:, :, None]
-    references: Complex64 = (polar.numerator / np.maximum(denominator, 1e-9)).astype(np.complex64)
-    return references
+    denominator = np.maximum(polar.denominator + inverse_prior[:, :, None], 1e-9)
+    return (polar.numerator / denominator).astype(np.complex64)
 
 
-def residual_power(stats: Statistics, polar: PolarStatistics, references: Complex64) -> Float64:
-    """Mean over images of |F - C A|^2 on each ring, Eq. (3.4); (n_rings,)."""
-    cross = np.mean((polar.numerator.conj() * references).real, axis=-1, dtype=np.float64).sum(axis=0)
+def explained_power(polar: PolarStatistics, references: Complex64) -> Float64:
+    """Sum over images of |F|^2 - |F - C A|^2 of Eq. (3.4) on each ring; (n_references, n_rings)."""
+    cross = np.mean((polar.numerator.conj() * references).real, axis=-1, dtype=np.float64)
     squared = references.real**2 + references.imag**2
-    norm = np.mean(polar.denominator * squared, axis=-1).sum(axis=0)
-    residual: Float64 = (stats.power - 2.0 * cross + norm) / np.maximum(stats.n_images, 1e-9)
-    return residual
+    return np.asarray(2.0 * cross - np.mean(polar.denominator * squared, axis=-1))
+
+
+def plain_power(polar: PolarStatistics) -> tuple[Float64, Float64]:
+    """Power of the references of maximum likelihood, and sums of C^2; both (n_references, n_rings)."""
+    ctf_power = np.maximum(polar.denominator.mean(axis=-1, dtype=np.float64), 1e-9)
+    return ring_power(solve_references(polar, 1e-6 * ctf_power)), ctf_power
 
 
 def noise_share(stats: Statistics, grid: PolarGrid, settings: AlignmentSettings) -> Float64:
@@ -153,14 +158,14 @@ def noise_share(stats: Statistics, grid: PolarGrid, settings: AlignmentSettings)
 
 
 def spectral_prior(
-    polar: PolarStatistics, mass: Float64, noise: Float64, tau_fudge: float, share: Float64
+    plain: tuple[Float64, Float64], mass: Float64, noise: Float64, tau_fudge: float, share: Float64
 ) -> tuple[Float64, Float64]:
     """s2 / tau2 of Eq. (4.2), and the signal-to-noise ratio of each estimate, Eq. (4.7).
 
     Parameters
     ----------
-    polar : PolarStatistics
-        Numerators and denominators.
+    plain : tuple of ndarrays of shape (n_references, n_rings)
+        From `plain_power`.
     mass : ndarray of shape (n_references,)
         Posterior mass of each reference.
     noise : ndarray of shape (n_rings,)
@@ -174,24 +179,10 @@ def spectral_prior(
     -------
     inverse_prior, signal_to_noise : ndarrays of shape (n_references, n_rings)
     """
-    ctf_power = np.maximum(polar.denominator.mean(axis=-1, dtype=np.float64), 1e-9)  # (n_references, n_rings)
-    plain = solve_references(polar, 1e-6 * ctf_power)
-    signal = signal_power(ring_power(plain), share * noise / ctf_power, mass)
+    power, ctf_power = plain
+    signal = signal_power(power, share * noise / ctf_power, mass)
     tau2 = tau_fudge * signal + MIN_SIGNAL * noise / ctf_power
     return noise / tau2, signal * ctf_power / noise
-
-
-def nats_of_own_part(
-    stats: Statistics, model: AlignmentModel, grid: PolarGrid, settings: AlignmentSettings, fraction: float
-) -> Float64:
-    """`own_nats` of references from their sums; `fraction` of the noise passes the mask; (n_references,)."""
-    polar = polar_statistics(stats, grid)
-    ctf_power = polar.denominator.mean(axis=-1, dtype=np.float64)
-    noise = fraction * model.noise[: grid.n_rings]
-    share = noise_share(stats, grid, settings)
-    inverse_prior, _ = spectral_prior(polar, stats.mass, noise, settings.tau_fudge, share)
-    radius = grid.radius * (grid.radius > settings.n_ignored)
-    return own_nats(ctf_power, inverse_prior, float(stats.mass.sum()), radius)
 
 
 def resolved_ring(signal_to_noise: Float64, n_ignored: int = 0) -> NDArray[np.int64]:
@@ -235,46 +226,51 @@ def update_model(
     stats : Statistics
         The sums, moved with the references.
     """
-    n_rings = grid.n_rings
     stats = stats.turn_centred()
-    polar = polar_statistics(stats, grid)
+    _, n_orders, n_rings = stats.numerator.shape
+    blocks = even_blocks(len(stats.mass), TRANSFORMS_PER_TASK)
+
+    def by_workers(function: Callable[[slice], tuple[NDArray[Any], ...]]) -> Iterator[NDArray[Any]]:
+        found = ordered_map(function, blocks, n_jobs=n_jobs, threads_only=True)
+        return map(np.concatenate, zip(*found, strict=True))
+
+    def measured(block: slice) -> tuple[NDArray[Any], ...]:
+        polar = polar_statistics(stats, grid, block)
+        return polar.numerator, polar.denominator, *plain_power(polar)
+
+    numerator, denominator, power, ctf_power = by_workers(measured)
     noise = noise_fraction * model.noise[:n_rings]  # of the masked images
-    share = noise_share(stats, grid, settings)
-    inverse_prior, signal_to_noise = spectral_prior(polar, stats.mass, noise, settings.tau_fudge, share)
+    plain, share = (power, ctf_power), noise_share(stats, grid, settings)
+    inverse_prior, signal_to_noise = spectral_prior(plain, stats.mass, noise, settings.tau_fudge, share)
     moves = shift_centring(stats)
-    phase = translation_phase(grid, moves)  # (n_references, n_rings, n_angles / 2)
-    polar = PolarStatistics(polar.numerator * phase, polar.denominator)
-    references = solve_references(polar, inverse_prior)
 
-    def masked(block: slice) -> tuple[Float32, Complex64]:
-        images = masked_references(images_from_polar(references[block], grid), settings)
-        return images, polar_transform(images, grid)
+    def solved(block: slice) -> tuple[NDArray[Any], ...]:
+        phase = translation_phase(grid, moves[block])  # (k, n_rings, n_angles / 2)
+        polar = PolarStatistics(numerator[block] * phase, denominator[block])
+        references = solve_references(polar, inverse_prior[block])
+        images = masked_references(images_from_polar(references, grid), settings)
+        values = polar_transform(images, grid)
+        moved = angular_orders(polar.numerator, n_orders).transpose(0, 2, 1).astype(np.complex128)
+        return images, moved, explained_power(polar, values), order_power(values)
 
-    blocks = even_blocks(len(references), TRANSFORMS_PER_TASK)
-    images, values = (
-        np.concatenate(part)
-        for part in zip(*ordered_map(masked, blocks, n_jobs=n_jobs, threads_only=True), strict=True)
-    )
-    power = stats.power / np.maximum(stats.n_images, 1e-9)
-    floor = MIN_NOISE * power + smallest_noise(power)
-    residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction
-    ctf_power = polar.denominator.mean(axis=-1).sum(axis=0) / max(stats.mass.sum(), 1e-9)  # (n_rings,)
-    information = np.where(np.arange(n_rings) < settings.n_ignored, 0.0, ctf_power / residual)
-    moved = angular_orders(polar.numerator, stats.numerator.shape[1]).transpose(0, 2, 1)
+    images, moved, explained, orders = by_workers(solved)
+    n_images = np.maximum(stats.n_images, 1e-9)
+    power, residual = stats.power / n_images, (stats.power - explained.sum(axis=0)) / n_images  # Eq. (3.4)
+    residual = np.maximum(residual, MIN_NOISE * power + smallest_noise(power)) / noise_fraction
+    mean_ctf2 = ctf_power.sum(axis=0) / max(stats.mass.sum(), 1e-9)  # (n_rings,)
+    information = np.where(np.arange(n_rings) < settings.n_ignored, 0.0, mean_ctf2 / residual)
     n_axes = 2 if settings.rise_px is None else 1  # along which images lie off centre
+    sigma_px = float(np.sqrt(stats.shift_square[0] / (n_axes * stats.mass.sum())))
     updated = replace(
         model,
         references=images,
         noise=np.concatenate([residual, model.noise[n_rings:]]),
         weight=reference_weights(stats.mass, model.weight, settings.class_prior),
-        shift_sigma_px=max(
-            MIN_SHIFT_SIGMA_PX, float(np.sqrt(stats.shift_square[0] / (n_axes * stats.mass.sum())))
-        ),
+        shift_sigma_px=max(MIN_SHIFT_SIGMA_PX, sigma_px),
         resolution=resolved_ring(signal_to_noise, settings.n_ignored),
-        n_orders=max(orders_needed(values, information), model.n_orders or 0),  # evidence stays comparable
+        n_orders=max(orders_needed(orders, information), model.n_orders or 0),  # evidence stays comparable
     )
-    shift_sum = stats.mass[:, None] * moves + stats.shift_sum
-    return updated, replace(stats, numerator=moved.astype(np.complex128), shift_sum=shift_sum)
+    return updated, replace(stats, numerator=moved, shift_sum=stats.mass[:, None] * moves + stats.shift_sum)
 
 
 def shift_centring(stats: Statistics) -> Float64:
@@ -318,8 +314,7 @@ def reference_weights(mass: Float64, last: Float64, class_prior: str) -> Float64
     empty = EMPTY_SHARE / len(mass)
     tilt = -BALANCE_STRENGTH * np.log((share + empty) / (1.0 + EMPTY_SHARE))
     log_weight = 0.5 * (np.log(last) + tilt)  # half way: the whole way oscillates
-    weight: Float64 = np.exp(log_weight - np.logaddexp.reduce(log_weight))
-    return weight
+    return np.asarray(np.exp(log_weight - np.logaddexp.reduce(log_weight)))
 
 
 def smallest_noise(power: Float64) -> float:
@@ -347,8 +342,7 @@ def log_noise_likelihood(
     ring = np.arange(1.0, power.shape[1] + 1.0)
     area = 2.0 * np.pi * ring * (ring > n_ignored)
     constant = -0.5 * noise_fraction * (area * np.log(2.0 * np.pi * noise)).sum()
-    log: Float64 = constant - 0.5 * (power.astype(np.float64) * (area / noise)).sum(axis=-1)
-    return log
+    return np.asarray(constant - 0.5 * (power.astype(np.float64) * (area / noise)).sum(axis=-1))
 
 
 def masked_references(images: Float32, settings: AlignmentSettings) -> Float32:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
-from operator import add, iadd
+from operator import iadd
 
 import numpy as np
 
@@ -66,9 +66,11 @@ class PassResult:
     log_evidence: Float64
     n_cells: int
 
-    def __add__(self, other: PassResult) -> PassResult:
+    def __iadd__(self, other: PassResult) -> PassResult:
+        statistics = self.statistics
+        statistics += other.statistics  # arrays change in place
         return PassResult(
-            self.statistics + other.statistics,
+            statistics,
             np.concatenate([self.label, other.label]),
             np.concatenate([self.angle_rad, other.angle_rad]),
             np.concatenate([self.shift_px, other.shift_px]),
@@ -111,7 +113,7 @@ def run_pass(
     claim_room()
     search = PreparedSearch.of(features, model, space)
     function = _dense_pass if broad and search.fits_dense else _listed_pass
-    result = reduce(add, searched(features, function, placed_rows(rows, shift_px), search))
+    result = reduce(iadd, searched(features, function, placed_rows(rows, shift_px), search))
     result = _with_shifts_from_known(result, features.images.known, rows, shift_px)
     return replace(result, statistics=result.statistics.folded()) if space.mirror else result
 
@@ -158,7 +160,7 @@ def _with_shifts_from_known(
 
 def _listed_pass(task: PlacedRows, cache: FeatureCache, search: PreparedSearch) -> PassResult:
     """One task of `run_pass`: as many images at a time as posteriors can be held."""
-    return reduce(add, _listed_parts(*task, cache, search))
+    return reduce(iadd, _listed_parts(*task, cache, search))
 
 
 def _listed_parts(

@@ -117,14 +117,13 @@ def find_poses(
     """
     space = settings.space(features.images.box, model.k_max, model.n_orders)
     frames = Frames.identity(np.arange(len(model.weight))) if frames is None else frames
-    shift_px = placed_shifts(features, model, settings)  # first: its workspace may take the place of another
     wanted = _Wanted(
         **vars(PreparedSearch.of(features, model, space)),
         frames=frames.with_mirrors() if space.mirror else frames,
         n_limit=features.images.n_rings(settings.k_limit),
         refine=refine,
     )
-    return _find(features, shift_px, wanted)
+    return _find(features, placed_shifts(features, model, settings), wanted)
 
 
 def placed_shifts(features: SharedFeatures, model: AlignmentModel, settings: AlignmentSettings) -> Float64:

@@ -205,8 +205,8 @@ def reseed(
     dead = dead[: len(donors)]
     if not len(dead):
         return model, stats
-    polar = polar_statistics(stats, grid)
-    half = 0.5 * polar.denominator[donors]  # (n_split, n_rings, n_angles / 2)
+    polar = polar_statistics(stats, grid, donors)
+    half = 0.5 * polar.denominator  # (n_split, n_rings, n_angles / 2)
     jitter = _draw(model, half, grid, settings, noise_fraction, rng)
     values = polar_transform(model.references[donors], grid)
     numerator, denominator = stats.numerator.copy(), stats.denominator.copy()
@@ -214,7 +214,7 @@ def reseed(
     weight, balance = model.weight.copy(), model.balance.copy()
     resolution, n_orders = model.resolution.copy(), stats.numerator.shape[1]
     for chosen, e in ((dead, jitter), (donors, -jitter)):
-        moved = (0.5 * polar.numerator[donors] + half * e).astype(np.complex64)
+        moved = (0.5 * polar.numerator + half * e).astype(np.complex64)
         numerator[chosen] = angular_orders(moved, n_orders).transpose(0, 2, 1)
         denominator[chosen] = 0.5 * stats.denominator[donors]
         references[chosen] = masked_references(images_from_polar(values + e, grid), settings)

@@ -13,8 +13,15 @@ from sklearn_cryoem.alignment.classes import Forest
 from sklearn_cryoem.alignment.em import fit_alignment
 from sklearn_cryoem.alignment.features import SharedFeatures
 from sklearn_cryoem.alignment.frames import Frames
-from sklearn_cryoem.alignment.maximisation import Statistics, blend
-from sklearn_cryoem.alignment.model import AlignmentModel, nats_of_own_part, update_model
+from sklearn_cryoem.alignment.maximisation import Statistics, blend, own_nats
+from sklearn_cryoem.alignment.model import (
+    AlignmentModel,
+    noise_share,
+    plain_power,
+    polar_statistics,
+    spectral_prior,
+    update_model,
+)
 from sklearn_cryoem.alignment.poses import ImagePoses, find_poses
 from sklearn_cryoem.alignment.products import ring_power
 from sklearn_cryoem.alignment.search import AlignmentSettings
@@ -183,3 +190,15 @@ def _placed(model: AlignmentModel, ctf_power: Float64, frames: Frames, settings:
         shift_px=np.concatenate([frames.shift_px, grown.shift_px[n_old:]]),
         mirrored=np.append(frames.mirrored, grown.mirrored[n_old:]),
     )
+
+
+def nats_of_own_part(
+    stats: Statistics, model: AlignmentModel, grid: PolarGrid, settings: AlignmentSettings, fraction: float
+) -> Float64:
+    """`own_nats` of references from their sums; `fraction` of the noise passes the mask; (n_references,)."""
+    plain = plain_power(polar_statistics(stats, grid))
+    noise = fraction * model.noise[: grid.n_rings]
+    share = noise_share(stats, grid, settings)
+    inverse_prior, _ = spectral_prior(plain, stats.mass, noise, settings.tau_fudge, share)
+    radius = grid.radius * (grid.radius > settings.n_ignored)
+    return own_nats(plain[1], inverse_prior, float(stats.mass.sum()), radius)

@@ -22,7 +22,7 @@ from sklearn_cryoem.alignment.classes import AlignedClasses, centred_classes, un
 from sklearn_cryoem.alignment.em import HISTORY, OnlineState, PassState, fit_alignment, mini_batches
 from sklearn_cryoem.alignment.features import AlignmentImages, SharedFeatures
 from sklearn_cryoem.alignment.frames import Frames, KnownPoses
-from sklearn_cryoem.alignment.model import AlignmentModel, masked_references, nats_of_own_part
+from sklearn_cryoem.alignment.model import AlignmentModel, masked_references
 from sklearn_cryoem.alignment.poses import ImagePoses, find_poses, without_own
 from sklearn_cryoem.alignment.search import CLASS_PRIORS, AlignmentSettings
 from sklearn_cryoem.alignment.start import FREE, IMAGES_FOR_NOISE, given_model
@@ -30,6 +30,7 @@ from sklearn_cryoem.alignment.stream import (
     N_PASSES,
     Stream,
     match_of,
+    nats_of_own_part,
     unexplained,
     usual_match,
     with_new_references,

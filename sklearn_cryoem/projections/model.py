@@ -18,8 +18,8 @@ from sklearn_cryoem.alignment.model import (
     MIN_SHIFT_SIGMA_PX,
     AlignmentModel,
     PolarStatistics,
+    explained_power,
     polar_statistics,
-    residual_power,
     smallest_noise,
 )
 from sklearn_cryoem.alignment.passes import run_pass
@@ -206,7 +206,8 @@ def update_volumes(
     values = updated.polar(grid)
     power = stats.power / np.maximum(stats.n_images, 1e-9)
     floor = MIN_NOISE * power + smallest_noise(power)
-    residual = np.maximum(residual_power(stats, polar, values), floor) / noise_fraction
+    residual = power - explained_power(polar, values).sum(axis=0) / np.maximum(stats.n_images, 1e-9)
+    residual = np.maximum(residual, floor) / noise_fraction
     return (
         replace(
             updated,

@@ -9,7 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 
 from sklearn_cryoem import CTFTable, MAPAligner, ParticleStack, Poses
-from sklearn_cryoem.alignment.model import nats_of_own_part
+from sklearn_cryoem.alignment.stream import nats_of_own_part
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators import map_aligner
 from sklearn_cryoem.estimators.map_aligner import alignment_images
