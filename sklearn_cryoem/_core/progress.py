@@ -63,11 +63,8 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             if kind is None and self.n_done < self._total:  # it ended early, as a fit does that converged
-                began = self._bar.start_t
-                self._bar.reset(total=self.n_done)  # or a notebook would show the bar of a failure
-                self._bar.start_t = began
-                self._bar.set_postfix_str(self._note, refresh=False)  # nothing remains
-                self._bar.update(self.n_done)
+                self._bar.total = self.n_done  # or a notebook would show the bar of a failure
+                self._bar.set_postfix_str(self._note)  # nothing remains
             self._bar.close()
         elif self._logs and kind is None:
             self._log()

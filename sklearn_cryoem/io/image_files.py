@@ -204,11 +204,7 @@ def _as_stack(file: str) -> str:
 
 
 def rename_images(
-    stack: ParticleStack,
-    read_from: str | Path,
-    write_to: str | Path,
-    *,
-    images_dir: str | Path | None = None,
+    stack: ParticleStack, read_from: str | Path, write_to: str | Path, *, images_dir: str | Path | None = None
 ) -> tuple[ParticleStack, dict[str, str]]:
     """Name images anew that would not be found any more from where a table is written.
 

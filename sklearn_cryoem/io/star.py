@@ -11,12 +11,7 @@ import pandas as pd
 from sklearn_cryoem._core.validation import ParticleDataError, notify
 from sklearn_cryoem.io.checks import refuse_misspelt_labels
 from sklearn_cryoem.io.image_files import split_image_name
-from sklearn_cryoem.io.records import (
-    RADIANS_PER_DEGREE,
-    RELION_CTF,
-    RawParticles,
-    RowProblems,
-)
+from sklearn_cryoem.io.records import RADIANS_PER_DEGREE, RELION_CTF, RawParticles, RowProblems
 from sklearn_cryoem.io.star_file import name_of_line, read_star_file, warn_if_cut_off
 
 # Which block or column gives a file away, what it is, and what to do instead. The first match counts.

@@ -296,12 +296,10 @@ class ConcatenatedSource(Immutable):
 
     def read(self, rows: Any = None, *, check: bool = True) -> np.ndarray:
         """Return the images of `rows` as C-contiguous float32 (m, box, box)."""
-        key = row_key(slice(None) if rows is None else rows, len(self))
-        owner, own_row = self._owner[key], self._own_row[key]
-        images = np.empty((len(owner), self.box, self.box), dtype=np.float32)
-        for number in np.unique(owner):
-            places = np.flatnonzero(owner == number)
-            images[places] = self._sources[number].read(own_row[places], check=check)
+        wanted = self.take(row_key(slice(None) if rows is None else rows, len(self)))
+        images = np.empty((len(wanted), self.box, self.box), dtype=np.float32)
+        for source, places, own_rows in wanted.parts:
+            images[places] = source.read(own_rows, check=check)
         return images
 
     def take(self, rows: Rows) -> ConcatenatedSource:
@@ -319,20 +317,13 @@ class ConcatenatedSource(Immutable):
     @property
     def parts(self) -> list[tuple[ImageSource, np.ndarray, np.ndarray]]:
         """Each source that is used, the rows that come from it, and their places there."""
-        places = [np.flatnonzero(self._owner == number) for number in range(len(self._sources))]
-        return [
-            (source, rows, self._own_row[rows])
-            for source, rows in zip(self._sources, places, strict=True)
-            if len(rows)
-        ]
+        places = {number: np.flatnonzero(self._owner == number) for number in np.unique(self._owner)}
+        return [(self._sources[number], rows, self._own_row[rows]) for number, rows in places.items()]
 
     def __reduce__(self) -> tuple:
         # Only the rows that are wanted travel, in one canonical layout: equal slices hash alike.
-        used, owner = np.unique(self._owner, return_inverse=True)
-        own_row = np.empty(len(self), dtype=np.intp)
-        sources = []
-        for number in range(len(used)):
-            places = np.flatnonzero(owner == number)
-            sources.append(self._sources[used[number]].take(self._own_row[places]))
-            own_row[places] = np.arange(len(places))
+        sources, (owner, own_row) = [], np.empty((2, len(self)), dtype=np.intp)
+        for number, (source, rows, own_rows) in enumerate(self.parts):
+            sources.append(source.take(own_rows))
+            owner[rows], own_row[rows] = number, np.arange(len(rows))
         return ConcatenatedSource, (sources, owner, own_row)

@@ -10,13 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from sklearn_cryoem.physics.fourier import (
-    Float32,
-    Float64,
-    HalfPlane,
-    fourier_features,
-    images_from_features,
-)
+from sklearn_cryoem.physics.fourier import Float32, Float64, HalfPlane, fourier_features, images_from_features
 
 MASK_SHARE = 0.9  # of the box: diameter of the mask by default
 EDGE_SHARE, MIN_EDGE_PX = 0.05, 2.0  # of the box, and in pixels: width of the soft edge
