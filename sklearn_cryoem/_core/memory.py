@@ -8,7 +8,7 @@ import mmap
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,6 @@ ROOM_BYTES = 40 * 2**20  # BLAS takes 32 MB for a thread, at its first product; 
 _PRIVATE: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _TEXT = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)i?b?\s*", re.IGNORECASE)
-_UNLIMITED = 2**60  # what version 1 of control groups writes where there is no limit, and more
 
 Result = TypeVar("Result")
 _limit: list[float] = []  # that of set_memory_limit
@@ -150,21 +149,15 @@ def _group_limits(membership: Path, root: Path) -> list[float]:
         return []
     limits = []
     for line in lines:
-        _, controllers, name = line.split(":", 2)
-        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+        _, controllers, name = line.split(":", 2)  # version 2 has no controllers here
+        if controllers and "memory" not in controllers.split(","):
             continue
-        top = root / "memory" if controllers else root
-        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        top, file = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
         inside = top / name.lstrip("/")
         for folder in [inside, *inside.parents]:
-            if not folder.is_relative_to(top):
-                break
-            try:
-                text = (folder / file).read_text().strip()
-            except OSError:
-                continue
-            if text.isdigit() and int(text) < _UNLIMITED:
-                limits.append(float(text))
+            if folder.is_relative_to(top):
+                with suppress(OSError, ValueError):  # "max" is no limit
+                    limits.append(float((folder / file).read_text()))
     return limits
 
 

@@ -14,7 +14,6 @@ import hashlib
 import importlib
 import json
 import logging
-import math
 import os
 import tempfile
 import time
@@ -87,10 +86,8 @@ def save_model(estimator: BaseEstimator, path: str | os.PathLike[str], *, overwr
             f"save_model got a {type(estimator).__name__} as its first argument, expected an estimator. "
             "Pass the estimator first and the file second: save_model(estimator, path)."
         )
-    arrays = {}
-    model = _encode(estimator, type(estimator).__name__, arrays)
     with atomic_path(path, overwrite=overwrite) as temporary:
-        _write(temporary, model, arrays)
+        write_state(estimator, temporary)
 
 
 def write_state(state, path):
@@ -98,25 +95,21 @@ def write_state(state, path):
 
     Parameters
     ----------
-    state : dataclass
+    state : dataclass or estimator
         Of numbers, text, arrays, lists, tuples and other dataclasses of this library.
     path : path-like
         File to write, under this very name.
     """
     arrays = {}
-    _write(path, _encode(state, "state", arrays), arrays)
-
-
-def _write(path, model, arrays):
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "written_by": f"sklearn-cryoem {__version__}",
         "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "model": model,
+        "model": _encode(state, type(state).__name__, arrays),
     }
     with open(path, "wb") as file:
-        np.savez(file, **{_HEADER: np.array(json.dumps(header, allow_nan=False))}, **arrays)
+        np.savez(file, **{_HEADER: np.array(json.dumps(header))}, **arrays)
 
 
 def load_model(path: str | os.PathLike[str]) -> Any:
@@ -206,8 +199,6 @@ def _read(path):
 # ---------------------------------------------------------------- to JSON and arrays
 def _encode(value, where, arrays):  # noqa: PLR0911 (one line for each kind of value reads best)
     """`value` as JSON; arrays go to `arrays` under the name of the place they come from."""
-    if isinstance(value, float | np.floating) and not math.isfinite(value):
-        return {"$float": repr(float(value))}
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, os.PathLike):
@@ -299,7 +290,6 @@ def _decode_estimator(value, arrays):
 
 
 _DECODERS = {
-    "$float": lambda value, arrays: float(value["$float"]),
     "$array": lambda value, arrays: arrays[value["$array"]][()],  # a number from an array of no axes
     "$texts": lambda value, arrays: np.array(value["$texts"], dtype=object),
     "$tuple": lambda value, arrays: tuple(_decode(value["$tuple"], arrays)),
