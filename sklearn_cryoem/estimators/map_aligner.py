@@ -485,7 +485,10 @@ class MAPAligner(
 
     def _settings_for(self, stack: ParticleStack) -> AlignmentSettings:
         """What the kernels take: lengths in pixels and Fourier pixels of the stack."""
-        n_references = number_of_references(int(self.n_clusters), self.n_references, len(stack), self.mirror)
+        n_references = self.n_references
+        if n_references is None and self.warm_start and hasattr(self, "_model"):  # however many images come
+            n_references = max(int(self.n_clusters), len(self._model.weight))
+        n_references = number_of_references(int(self.n_clusters), n_references, len(stack), self.mirror)
         if self.init is not None:
             n_references, *shape = np.shape(self.init) or (0,)
             boxes = getattr(self, "_given_box", stack.box), stack.box

@@ -3,6 +3,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from sklearn_cryoem.alignment import features as alignment_features
 from sklearn_cryoem.alignment import passes, prepared
 from sklearn_cryoem.alignment.expectation import expect
 from sklearn_cryoem.alignment.frames import Frames
@@ -71,8 +72,12 @@ def test_cutting_a_pass_differently_changes_nothing(setting, monkeypatch, module
     assert_same_sums(parts.statistics, whole.statistics, rtol=1e-4)
 
 
-def test_two_workers_give_the_same_bits_as_one(setting, one_rng, make_particles, monkeypatch, by_one_and_two):
+@pytest.mark.parametrize("room", [0.5, 0.0])
+def test_two_workers_give_the_same_bits_as_one(
+    setting, one_rng, make_particles, monkeypatch, by_one_and_two, room
+):
     _, model, space = setting
+    monkeypatch.setattr(alignment_features, "ROOM_SHARE", room)  # 0: each makes its references
     monkeypatch.setattr(passes, "IMAGES_PER_TASK", (4, 8))
     particles = make_particles(one_rng, 30, noise=0.5)
     one, two = by_one_and_two(particles.source, lambda s: s.run_pass(np.arange(30), model, space))

@@ -247,8 +247,10 @@ def test_a_warm_start_round_known_poses_begins_in_the_frame_of_the_classes(stack
     assert aligner.log_posterior_[0] > 0.9 * fitted.log_posterior_[-1]
 
 
-def test_a_warm_start_from_another_box_or_number_of_references_is_refused(stack):
-    aligner = MAPAligner(warm_start=True, **QUICK).fit(stack)
+def test_a_warm_start_from_another_box_or_number_of_references_is_refused(stack, monkeypatch):
+    monkeypatch.setattr(map_aligner, "IMAGES_PER_REFERENCE", 20)
+    aligner = MAPAligner(warm_start=True, **QUICK).fit(stack[:60])
+    assert len(aligner.fit(stack).references_) == 3  # by default, so many images have 4
     with pytest.raises(ValueError, match="Bring them to the same box and pixel size"):
         aligner.fit(stack.downsample(20))
     n_references = len(aligner.references_)
