@@ -13,7 +13,7 @@ from sklearn_cryoem.physics.polar import PolarGrid, n_angular_orders, polar_grid
 
 CLASS_PRIORS = ("uniform", "estimated", "balanced")
 
-MIN_COARSE_GAIN = 4.0  # no adaptive search where the coarse one is not this many times less work
+MIN_COARSE_GAIN = 2.5  # no adaptive search where the coarse one is not this many times less work
 RINGS_BEYOND_SIGNAL = 3.0  # the search uses this many rings more than the references resolve
 COARSE_FRACTION = 0.6  # of k_max: the coarse pass of the adaptive search
 MAX_COARSE_RINGS = 16.0  # finer detail hardly tells classes apart that coarser detail does not
