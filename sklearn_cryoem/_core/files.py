@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from glob import escape
@@ -29,27 +29,34 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def room_for(what: str, remedy: str) -> Iterator[None]:
-    """Turn the system's word for a full disk into a message that says what to do.
+def explained(problem: str, remedy: str, only: tuple[int, ...] = ()) -> Iterator[None]:
+    """Turn the system's word for what goes wrong with a file into a message that says what to do.
 
     Parameters
     ----------
-    what : str
-        What is being written.
+    problem : str
+        What cannot be done.
     remedy : str
         What to do about it.
+    only : tuple of int
+        Numbers of the errors meant; all by default.
 
     Raises
     ------
     OSError
-        Of the same number, if the disk is full, a quota used up, or a limit on the size of files reached.
+        Of the same number.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno is None or (only and error.errno not in only):
             raise
-        raise OSError(error.errno, f"No room for {what} ({os.strerror(error.errno)}). {remedy}") from error
+        raise OSError(error.errno, f"{problem} ({os.strerror(error.errno)}). {remedy}") from error
+
+
+def room_for(what: str, remedy: str) -> AbstractContextManager[None]:
+    """Say what to do if the disk is full, a quota used up, or a file may not be so large; see `explained`."""
+    return explained(f"No room for {what}", remedy, FULL)
 
 
 @contextmanager
@@ -76,14 +83,8 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
     """
     target = Path(path)
     check_may_write(target, overwrite=overwrite)
-    try:
+    with explained(f"{target} cannot be written", "Choose another folder or name"):
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
-    except OSError as error:
-        if error.errno in FULL:
-            raise
-        raise OSError(
-            error.errno, f"{target} cannot be written ({error.strerror}). Choose another folder or name"
-        ) from error
     os.close(handle)
     temporary = Path(name)
     try:

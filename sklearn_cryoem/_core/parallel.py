@@ -37,7 +37,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.parallel import ThreadingBackend, get_active_backend
 from threadpoolctl import ThreadpoolController
 
-from sklearn_cryoem._core.files import room_for
+from sklearn_cryoem._core.files import explained, room_for
 from sklearn_cryoem._core.memory import (
     CLUSTER_REMEDY,
     claim_room,
@@ -452,14 +452,9 @@ def _temporary_folder() -> Path:
     with suppress(OSError):
         if folder is None and shutil.disk_usage("/dev/shm").free >= MIN_SHARED_MEMORY:
             folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    try:
+    remedy = "Set TMPDIR or JOBLIB_TEMP_FOLDER to a folder that can be written to, or use n_jobs=1"
+    with explained("No temporary folder can be made, through which processes pass arrays", remedy):
         return Path(tempfile.mkdtemp(prefix="sklearn_cryoem_", dir=folder))
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"No temporary folder can be made ({error.strerror}), and processes pass arrays through one. Set "
-            "TMPDIR or JOBLIB_TEMP_FOLDER to a folder that can be written to, or use n_jobs=1",
-        ) from error
 
 
 def _run_in_process(function: Callable[..., Result], *args: Any) -> Result:

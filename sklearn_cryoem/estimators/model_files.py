@@ -28,7 +28,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem._core.em import Checkpoint
-from sklearn_cryoem._core.files import atomic_path, other_content, remove_leftovers
+from sklearn_cryoem._core.files import atomic_path, explained, other_content, remove_leftovers
 from sklearn_cryoem._core.validation import ModelFileError, warn
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.estimators._common import repeat_warnings, warn_if_mask_too_tight
@@ -387,15 +387,10 @@ def checkpoint_of(estimator, data):
     folder = Path(estimator.checkpoint)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{name}(checkpoint={str(folder)!r}): this is a file. Give a folder.")
-    try:
+    problem = f"{name}(checkpoint={str(folder)!r}): nothing can be written there"
+    with explained(problem, "Give a folder of your own"):  # now, not after the first half minute
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:  # said now, not after the first half minute
-        raise OSError(
-            error.errno,
-            f"{name}(checkpoint={str(folder)!r}): nothing can be written there ({error.strerror}). Give a "
-            "folder of your own",
-        ) from error
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return CheckpointFile(folder / f"{name.lower()}-{digest}.npz")
 

@@ -17,13 +17,13 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from sklearn_cryoem._core.files import atomic_path, check_room, room_for
+from sklearn_cryoem._core.files import atomic_path, check_room, explained, room_for
 from sklearn_cryoem._core.memory import format_bytes
 from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem.manifold.blocks import FeatureBlock, FeatureLayout
@@ -219,17 +219,9 @@ class FeatureFiles:
         return _FIXED.pack(_MAGIC, self._key.encode(), index, len(self._segments))
 
 
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def _writable(folder: Path) -> AbstractContextManager[None]:
     """Say what to do where nothing can be written to a folder."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"Prepared features cannot be written to {folder} ({error.strerror}). Give a "
-            "cache folder of your own",
-        ) from error
+    return explained(f"Prepared features cannot be written to {folder}", "Give a cache folder of your own")
 
 
 def _segments(layout: FeatureLayout, has_norm: bool) -> Iterator[Segment]:
