@@ -102,10 +102,7 @@ def read_labelled(results, target, console):
     Without a console nothing is said of names.
     """
     path = labelled_particles(results)
-    if console is None:
-        stack = lib.io.read_particles(path, metadata_only=True, rescale=True, ctf=False)
-    else:
-        stack = read_table(path, target, [], console)
+    stack = read_table(path, path if console is None else target, [], console)
     labels = lib.particles.class_labels(stack)
     if labels is None:
         raise CommandError(f"{path} has no class numbers (rlnClassNumber). Give the folder of a run.")

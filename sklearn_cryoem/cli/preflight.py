@@ -14,6 +14,7 @@ import sklearn_cryoem as lib
 from sklearn_cryoem._core.files import check_room
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.cli.console import CommandError, with_options
+from sklearn_cryoem.cli.options import READING, parameters_from
 from sklearn_cryoem.cli.results import LEFT_OUT, MODEL, labelled_name, write_classes
 from sklearn_cryoem.cli.run_folder import UNFINISHED
 
@@ -28,18 +29,16 @@ _COPIES = 10  # of all averages and references: in files, models and the states 
 
 def read(options, folder, console):
     """Read the particles that the options name; return (stack, number of particles left out)."""
+    settings = parameters_from(options, READING)
+    settings.pop("downsample", None)
+    settings["ctf"] = not options.no_ctf
+    settings["normalise"] = options.normalise and (options.mask_diameter or True)
     given = lib.io.read_particles(
         options.particles,
         images_dir=options.images_dir,
         passthrough=options.passthrough,
-        pixel_size=options.pixel_size,
-        invert=options.invert,
-        rescale=options.rescale,
-        ctf=not options.no_ctf,
-        normalise=options.normalise and (options.mask_diameter or True),
-        clip_hot_pixels=options.clip_hot_pixels,
-        permissive=options.permissive,
         verbose=0 if options.quiet else 1,
+        **settings,
     )
     stack, report = given if options.permissive else (given, ())
     if len(report):

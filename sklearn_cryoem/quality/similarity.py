@@ -14,14 +14,8 @@ from sklearn_cryoem._core.validation import check_number
 from sklearn_cryoem.datasets import Volume, project
 from sklearn_cryoem.datasets.volumes import centred
 from sklearn_cryoem.particles.classes import check_labels
+from sklearn_cryoem.physics import polar
 from sklearn_cryoem.physics.fourier import Float64
-from sklearn_cryoem.physics.polar import (
-    PolarGrid,
-    angular_orders,
-    polar_grid,
-    polar_transform,
-    translation_phase,
-)
 
 # With 16, and without equal rings, classes of junk correlate with some projection of a map by 0.92 to 0.95,
 # of particles by 0.94 to 0.99; so by 0.52 to 0.55, and 0.72 to 0.93.
@@ -91,14 +85,14 @@ def similarity(
         )
     check_number("n_rings", n_rings, owner="similarity", minimum=1, integer=True, allow_none=True)
     n_rings = min(MAX_RINGS if n_rings is None else n_rings, (box - 1) // 2)
-    grid = polar_grid(box, n_rings, 0.5 * box)
+    grid = polar.polar_grid(box, n_rings, 0.5 * box)
     moves = _moves(box, n_rings)  # (n_shifts, 2)
     spectrum = np.mean([_spectrum(images, grid) for images in (one, other)], axis=0)  # (R,)
     first = _orders(one, grid, spectrum)  # (M, n, R)
     n_angles = 4 * len(first)
     columns = []  # of the table, one for each of the others
     for image in other:
-        moved = _orders(image[None], grid, spectrum, translation_phase(grid, moves))  # (M, n_shifts, R)
+        moved = _orders(image[None], grid, spectrum, polar.translation_phase(grid, moves))  # (M, n_shifts, R)
         ways = np.concatenate([moved.conj(), moved] if mirror else [moved.conj()], axis=1)
         products = np.matmul(first, ways.transpose(0, 2, 1))  # (M, n, n_ways)
         along = fft.irfft(products, n_angles, axis=0, norm="forward", workers=1)  # over turns
@@ -118,19 +112,19 @@ def _moves(box: int, n_rings: int) -> Float64:
     return np.asarray(grid[np.hypot(*grid.T) <= reach + 0.5 * step])
 
 
-def _spectrum(images: NDArray[np.float32], grid: PolarGrid) -> Float64:
+def _spectrum(images: NDArray[np.float32], grid: polar.PolarGrid) -> Float64:
     """Mean power of images on each ring, each image having the same power in all; (R,)."""
-    power = np.mean(np.abs(polar_transform(images, grid)) ** 2, axis=2)  # (n, R)
+    power = np.mean(np.abs(polar.polar_transform(images, grid)) ** 2, axis=2)  # (n, R)
     total = np.maximum((power * grid.radius).sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
     return np.maximum(np.mean(power / total, axis=0, dtype=np.float64), np.finfo(np.float32).tiny)
 
 
 def _orders(
-    images: NDArray[np.float32], grid: PolarGrid, spectrum: Float64, phase: Any = 1.0
+    images: NDArray[np.float32], grid: polar.PolarGrid, spectrum: Float64, phase: Any = 1.0
 ) -> NDArray[np.complex64]:
     """Angular orders on each ring, (M, n, R), so that the products of two sum up to a correlation."""
-    values = polar_transform(images, grid) * phase  # (n, R, A / 2)
-    orders = angular_orders(values, grid.n_angles // 2) * np.sqrt(grid.radius / spectrum)[:, None]
+    values = polar.polar_transform(images, grid) * phase  # (n, R, A / 2)
+    orders = polar.angular_orders(values, grid.n_angles // 2) * np.sqrt(grid.radius / spectrum)[:, None]
     twice = np.where(np.arange(orders.shape[-1]) > 0, 2.0, 1.0)  # orders m and -m
     power = (twice * np.abs(orders) ** 2).sum(axis=(1, 2))
     scaled = orders / np.sqrt(np.maximum(power, np.finfo(np.float32).tiny))[:, None, None]
