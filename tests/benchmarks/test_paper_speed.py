@@ -1,7 +1,5 @@
 """What the speed benchmark counts as the bare products of a fit."""
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,15 +7,10 @@ import pytest
 
 from sklearn_cryoem.manifold.blocks import FeatureLayout
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "paper_speed.py"
 
-
-@pytest.fixture(scope="module")
-def speed():
-    spec = importlib.util.spec_from_file_location("paper_speed", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def speed(benchmark):
+    return benchmark("paper_speed")
 
 
 @pytest.mark.parametrize("n_cross", [0, 6, 9])

@@ -1,18 +1,13 @@
 """What is counted on particles as hard as real ones: measures of known answers, and the whole, tiny."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from sklearn_cryoem.datasets import make_ribosome_phantom, make_session
-from sklearn_cryoem.io import write_mrc
+from sklearn_cryoem.datasets import make_session
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 SETTING = (
     "--n 80 --box 32 --snr 1 --classes 4 --seeds 2 --align-classes 2 --align-batches 3 "
     "--align-iterations 1 --iterations 4"
@@ -20,11 +15,8 @@ SETTING = (
 
 
 @pytest.fixture
-def realistic(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    import realistic
-
-    return realistic
+def realistic(benchmark):
+    return benchmark("realistic")
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +67,11 @@ def test_what_all_classes_are_displaced_by_is_the_drift_and_chance_is_nothing(re
     assert "recall" not in result
 
 
-def test_the_whole_on_a_tiny_set(tmp_path):
-    phantom = make_ribosome_phantom(32, 10.0)
-    write_mrc(tmp_path / "ribosome.mrc", phantom.array, phantom.pixel_size)
-    command = [sys.executable, FOLDER / "realistic.py", tmp_path / "ribosome.mrc", *SETTING]
-    done = subprocess.run([*command, "--json", tmp_path / "figures.json"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.filterwarnings("default")
+def test_the_whole_on_a_tiny_set(run, volume, tmp_path):
+    said = run("realistic", volume, *SETTING, "--json", tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert list(figures["runs"]) == ["seed 0", "seed 1"] and len(figures["agreement"]) == 1
-    for run in figures["runs"].values():
-        assert run["CPU s"] > 0 and 0 < run["centred 15 A"] <= 1 and 0 <= run["posterior"] <= 1
-    assert "agreement between seeds" in done.stdout
+    for found in figures["runs"].values():
+        assert found["CPU s"] > 0 and 0 < found["centred 15 A"] <= 1 and 0 <= found["posterior"] <= 1
+    assert "agreement between seeds" in said
