@@ -1,8 +1,12 @@
 """Checkpoints of a fit: killed or interrupted at any moment, the same call ends with the same bits."""
 
 import hashlib
+import os
+import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,9 +56,9 @@ import sys
 from test_checkpoint import digest, model, particles
 from sklearn_cryoem.estimators import model_files
 model_files.SECONDS_BETWEEN = 0.0
-stack = particles("{name}")
+stack = particles("DeepClusterer")
 print("ready", flush=True)
-print(digest(model("{name}").set_params(checkpoint=sys.argv[1]).fit(stack)), flush=True)
+print(digest(model("DeepClusterer").set_params(checkpoint=sys.argv[1]).fit(stack)), flush=True)
 """
 
 
@@ -74,20 +78,32 @@ def every_state(monkeypatch):
 
 
 # ---------------------------------------------------------------- all estimators
-@pytest.mark.parametrize(("name", "n_kills"), [("MAPAligner", 1), ("SMLClusterer", 1), ("DeepClusterer", 2)])
-def test_a_fit_killed_at_random_moments_ends_with_the_same_bits(name, n_kills, tmp_path, killed_at_random):
-    data = particles(name)
+def start(folder):
+    """Start SCRIPT in a process of its own; returns when it has said that it is ready."""
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": path}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout.readline().strip() == "ready"
+    return process
+
+
+def test_a_fit_killed_at_a_random_moment_ends_with_the_same_bits(unaligned, tmp_path):
+    """One that aligns, then clusters; tests/cli/test_resume.py has the two as commands."""
     began = time.monotonic()
-    expected = digest(model(name).fit(data))
+    expected = digest(model("DeepClusterer").fit(unaligned))
     duration = time.monotonic() - began
-
-    def states_are_whole():  # whenever the process died
-        for kept in tmp_path.glob("*.npz"):
-            if not kept.name.startswith("."):
-                model_files.CheckpointFile(kept).load()
-
-    found, when = killed_at_random(SCRIPT.format(name=name), tmp_path, duration, n_kills, states_are_whole)
-    assert found == expected, when
+    seed = np.random.SeedSequence().entropy  # another moment in every run: any of them has to do
+    moment = np.random.default_rng(seed).uniform(0.0, duration)
+    process = start(tmp_path)
+    time.sleep(moment)
+    process.kill()
+    process.communicate()
+    for kept in tmp_path.glob("*.npz"):  # states are whole, whenever the process died
+        if not kept.name.startswith("."):
+            model_files.CheckpointFile(kept).load()
+    found, _ = start(tmp_path).communicate(timeout=120)
+    assert found.strip() == expected, f"killed after {moment} s; seed {seed}"
     assert not list(tmp_path.iterdir())  # nor what was half-written
 
 

@@ -116,8 +116,7 @@ print(json.dumps([said, has_state, same]))
 """
 
 
-@pytest.mark.parametrize("n_jobs", [1, 2])
-@pytest.mark.parametrize(("kind", "name"), [("map", "MAPAligner"), ("sml", "SMLClusterer")])
+@pytest.mark.parametrize(("kind", "name", "n_jobs"), [("map", "MAPAligner", 1), ("sml", "SMLClusterer", 2)])
 def test_a_process_that_finds_no_memory_says_so_and_goes_on_when_there_is_room(tmp_path, kind, name, n_jobs):
     # arrays of 64 kB and more are asked of the system, and given back to it: none is made in freed memory
     how = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
