@@ -43,6 +43,7 @@ def follow(stack, tmp_path, monkeypatch):
                 name, rows = thing
                 write_particles(stack[rows], inbox / name, overwrite=True)
 
+        monkeypatch.setattr(results, "draw", lambda *_: None)  # pictures take their time
         monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
         return cli.main(["watch", str(particles), "-o", str(tmp_path / "out"), *WORDS, *more])
 
@@ -58,7 +59,6 @@ def outcome(folder):
 def test_files_are_taken_as_they_come_each_particle_once_also_after_a_restart(
     follow, stack, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(results, "draw", lambda *_: None)  # pictures take their time
     monkeypatch.setattr(report, "report", lambda *_, **__: SimpleNamespace(save=lambda *_, **__: None))
     first, second, third = ("a.star", slice(0, 80)), ("b.star", slice(80, 130)), ("c.star", slice(130, 200))
     # taken at the second look at a file that rests
