@@ -85,14 +85,6 @@ def test_noise_and_prior_follow_the_data(in_chunks, whole):
     np.testing.assert_allclose(in_chunks.alpha_, whole.alpha_, rtol=0.5)
 
 
-def test_the_first_chunk_is_fitted_as_by_fit(particles):
-    chunk = particles[0][:300]
-    first, second = model().partial_fit(chunk), model().fit(chunk)
-    np.testing.assert_array_equal(first.labels_, second.labels_)
-    np.testing.assert_array_equal(first.class_averages_, second.class_averages_)
-    assert first.n_images_seen_ == second.n_images_seen_ == 300
-
-
 def test_the_same_chunks_give_the_same_bits_with_any_number_of_workers(particles):
     few = {"n_clusters": (3, 3), "max_iter": 4, "tol": 10.0}
     once, again = (streamed(particles[0][:200], 100, n_jobs=n_jobs, **few) for n_jobs in (1, 2))
@@ -111,11 +103,14 @@ def test_a_saved_model_goes_on_where_it_stopped(particles, tmp_path):
     assert loaded.n_images_seen_ == 180
 
 
-def test_it_goes_on_from_a_fit(particles):
+def test_the_first_chunk_is_fitted_as_by_fit_and_goes_on_like_it(particles):
     train, test = particles
     fitted = model().fit(train[:300])
     before = fitted.score(test)
     remembered = model().partial_fit(train[:300])
+    np.testing.assert_array_equal(remembered.labels_, fitted.labels_)
+    np.testing.assert_array_equal(remembered.class_averages_, fitted.class_averages_)
+    assert remembered.n_images_seen_ == fitted.n_images_seen_ == 300
     for one in (fitted, remembered):
         one.partial_fit(train[300:450]).partial_fit(train[450:600])
         np.testing.assert_array_equal(one.predict_proba(test).argmax(axis=1), one.predict(test))  # Eq. (3.1)
@@ -152,9 +147,9 @@ def test_mirror_images_of_the_fit_count_in_a_stream_that_goes_on(particles):
 
 @pytest.mark.parametrize("topology", ["torus", "sphere"])
 def test_every_shape_learns_in_chunks(particles, topology):
-    learner = streamed(particles[0][:600], 300, n_clusters=25, topology=topology)
-    begun = model(n_clusters=25, topology=topology).fit(particles[0][:300])
-    assert learner.score(particles[1]) > begun.score(particles[1])
+    learner = model(n_clusters=25, topology=topology).partial_fit(particles[0][:300])
+    begun = learner.score(particles[1])
+    assert learner.partial_fit(particles[0][300:600]).score(particles[1]) > begun
 
 
 def test_chunks_may_differ_in_astigmatism_and_be_single_images(particles):
