@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sklearn_cryoem._core.parallel import ordered_map
 from sklearn_cryoem.manifold.blocks import FeatureLayout
 from sklearn_cryoem.manifold.expectation import Matcher, Statistics
 from sklearn_cryoem.manifold.grid import LatentBasis
@@ -120,7 +122,8 @@ class MStep:
     def matchers(self, state: EMState) -> list[Matcher]:
         """Prepare the templates of a state for the E-step."""
         layout, variance = self.layout.truncate(state.n_shells), state.noise_variance[: state.n_shells]
-        return [Matcher.of(mu, variance, layout, dtype=self.dtype) for mu in self.templates(state)]
+        prepare = partial(Matcher.of, noise_variance=variance, layout=layout, dtype=self.dtype)
+        return list(ordered_map(prepare, self.templates(state), n_jobs=self.n_jobs, threads_only=True))
 
     def templates(self, state: EMState) -> list[Float64]:
         """Templates that images are compared with, of each part of them."""
@@ -216,10 +219,14 @@ class HeldOutMStep(MStep):
         noise, counts = [], []
         if self.past is not None and self.past_noise is not None:
             noise, counts = [self.past_noise], [self.past.n_samples]
-        for fold, mu in zip(folds, templates, strict=True):
-            if fold.n_samples:
-                noise.append(update_noise(fold, mu, layout, self.noise, floor))
-                counts.append(fold.n_samples)
+        used = [(fold, mu) for fold, mu in zip(folds, templates, strict=True) if fold.n_samples]
+        noise += ordered_map(
+            lambda sums: update_noise(*sums, layout, self.noise, floor),
+            used,
+            n_jobs=self.n_jobs,
+            threads_only=True,
+        )
+        counts += [fold.n_samples for fold, _ in used]
         return np.average(noise, axis=0, weights=counts)
 
 
