@@ -239,6 +239,7 @@ class MAPAligner(
     """
 
     _references = FREE
+    _start_passes = 1
     _keeps_references = "Set n_references={}"  # the remedy where a warm start has another number of them
 
     def __init__(
@@ -320,7 +321,7 @@ class MAPAligner(
             references = fourier_resize(np.asarray(self.init, dtype=np.float32), stack.box)
             made = replace(made, start=partial(given_model, references=references))
         n_batches = settings.n_batches if start is None else 0
-        n_steps = getattr(self, "n_init", 1) * (n_batches + 1) + settings.max_iter
+        n_steps = getattr(self, "n_init", 1) * (n_batches + self._start_passes) + settings.max_iter
         task = FitTask(self, n_steps, "mini-batch or pass", stack)
         with memory_watched("MAPAligner.fit", self.checkpoint), task_pool(self.n_jobs) as pool:
             files: list[Any] = []

@@ -29,7 +29,9 @@ from sklearn_cryoem.projections.volumes import shell_correlation
 
 START_ANGSTROM = 60.0  # of a random start: finer detail of it tells noise apart
 MIN_START_RINGS = 5.0
-GROWTH = 2.5  # of the resolution in the mini-batches, and in all by default
+STAGES = 1.0, 1.2, 1.4, 1.6, 2.0, 2.5  # resolutions of a start, in that of its random volumes
+START_PASSES = 40, 40, 40, 30, 15, 8  # over the images of a start, at each of them, at most
+START_IMAGES = 8000  # that a start goes over again and again
 VIEW_STEPS = 1.0, 0.75  # between views of starts and of full passes: periods of the finest detail at the rim
 BATCH_SIZE = 400  # images for each volume
 HELD_OUT = 10  # every tenth image compares the starts
@@ -62,17 +64,18 @@ class ProjectionClusterer(MAPAligner):
         searches as in `MAPAligner`.
     max_resolution : float or None, default=None
         Finest detail used, in Angstrom (pixels where the pixel size is unknown). By default 24 Angstrom,
-        which the mini-batches reach from a start of 60. The number of views, and with it time, grows with
+        which starts reach from 60. The number of views, and with it time, grows with
         its square.
     tau_fudge : float, default=2.0
         Factor on the prior variance of the volume, Eq. (8.4). Much less and the volume fades away.
     n_init : int, default=1
         Random starts. Of several, the one that gives a tenth of the images, which it did not see, the largest
         likelihood goes on: not every start finds the particle, see `start_scores_`.
-    n_batches : int, default=140
-        Mini-batches of each start, of 400 images for each volume; a pass with few views and angles ends it.
+    n_batches : int, default=60
+        Mini-batches of each start, of 400 images for each volume. Up to 173 passes over at most 8000 images
+        follow, Eq. (8.8), most of them at low resolution; each resolution ends once views stand still.
     max_iter : int, default=5
-        Passes over all images, at most.
+        Passes over all images after the starts, with more views, angles and shifts, at most.
     tol : float, default=0.01
         As of `MAPAligner`.
     checkpoint : path-like or None, default=None
@@ -125,12 +128,14 @@ class ProjectionClusterer(MAPAligner):
     >>> from sklearn_cryoem.datasets import make_particles
     >>> from sklearn_cryoem.estimators import ProjectionClusterer
     >>> stack = make_particles("ribosome", 60, box=24, snr=1.0, max_shift=10.0, random_state=0)
-    >>> model = ProjectionClusterer(12, max_shift=10.0, n_batches=3, max_iter=10, random_state=0).fit(stack)
+    >>> model = ProjectionClusterer(12, max_shift=10.0, max_resolution=80.0, max_iter=10, random_state=0)
+    >>> model = model.fit(stack)
     >>> model.volumes_.shape, model.poses_.view_rad.shape
     ((1, 24, 24, 24), (60, 2))
     """
 
     _references = SLICES
+    _start_passes = sum(START_PASSES)
     _keeps_references = (
         "Set n_clusters, n_volumes, flat, symmetry, mask_diameter and max_resolution back to what they were"
     )
@@ -149,7 +154,7 @@ class ProjectionClusterer(MAPAligner):
         max_resolution: float | None = None,
         tau_fudge: float = 2.0,
         n_init: int = 1,
-        n_batches: int = 140,
+        n_batches: int = 60,
         max_iter: int = 5,
         tol: float = 0.01,
         checkpoint: Path | None = None,
@@ -187,8 +192,8 @@ class ProjectionClusterer(MAPAligner):
         """The particles as they are: features end at the resolution of the volumes, which have their box."""
         return stack
 
-    def _settings_for(self, stack: ParticleStack, *, fine: bool = True) -> SliceSettings:
-        """What the kernels take: lengths in pixels and Fourier pixels of the stack."""
+    def _settings_for(self, stack: ParticleStack, stage: int | None = None) -> SliceSettings:
+        """What the kernels take, of a stage of a start or of the passes that follow: lengths in pixels."""
         found = search_settings(
             stack,
             mask_diameter=self.mask_diameter,
@@ -198,7 +203,12 @@ class ProjectionClusterer(MAPAligner):
         )
         box, unit = stack.box, stack.pixel_length
         start = min(max(box * unit / START_ANGSTROM, MIN_START_RINGS), found.k_limit)
-        limit = found.k_limit if self.max_resolution is not None else min(GROWTH * start, found.k_limit)
+        limit = found.k_limit if self.max_resolution is not None else min(STAGES[-1] * start, found.k_limit)
+        max_iter, fine = int(self.max_iter), stage is None
+        if stage is not None:
+            stage = next(i for i, step in enumerate(STAGES) if i == stage or step * start >= limit)
+            start = limit = min(STAGES[stage] * start, limit)
+            max_iter = START_PASSES[stage]
         step = VIEW_STEPS[fine] * box / (limit * found.mask_radius_px)  # radians
         n_views = int(np.ceil(4.0 * np.pi / step**2 / len(symmetry_group(self.symmetry))))
         n_volumes = int(self.n_volumes)
@@ -222,12 +232,11 @@ class ProjectionClusterer(MAPAligner):
                 "n_references": n_volumes * n_views + bool(self.flat),
                 "k_start": float(start),
                 "k_limit": float(limit),
-                "growth": GROWTH,
                 "tau_fudge": float(self.tau_fudge),
                 "n_batches": int(self.n_batches),
                 "batch_size": min(BATCH_SIZE * n_volumes, len(stack)),
-                "max_iter": int(self.max_iter),
-                "tol": float(self.tol),
+                "max_iter": max_iter,
+                "tol": float(self.tol) if fine else 0.0,
                 "n_volumes": n_volumes,
                 "n_views": n_views,
                 "symmetry": str(self.symmetry),
@@ -240,33 +249,40 @@ class ProjectionClusterer(MAPAligner):
         self, stack: ParticleStack, settings: SliceSettings, pool: TaskPool, kept: Any, task: FitTask
     ) -> tuple[AlignmentModel | None, list[Any]]:
         """Volumes of the best random start, by the images held out; they go on with more views and angles."""
-        coarse = replace(self._settings_for(stack, fine=False), max_iter=1)
         held = np.zeros(len(stack), dtype=bool)
         if self.n_init > 1:
             held[::HELD_OUT] = True
-        seen = SharedFeatures(alignment_images(stack[~held], coarse), pool, cache_bytes())
+        rows = np.flatnonzero(~held)
+        rows = rows[:: -(-len(rows) // START_IMAGES)]
+        seen = SharedFeatures(alignment_images(stack[rows], settings), pool, cache_bytes())
+        stages = [self._settings_for(stack, stage) for stage in range(len(STAGES))]
+        stages = [one for one, last in zip(stages, [None, *stages], strict=False) if one != last]
         best, scores, files = None, [], []
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=self.n_init)
         for number, seed in enumerate(seeds):
-            if isinstance(kept, CheckpointFile):
-                files.append(CheckpointFile(kept.path.with_suffix(f".start{number}.npz")))
-            state, interrupted = fit_alignment(
-                seen,
-                coarse,
-                np.random.RandomState(seed),
-                checkpoint=files[-1] if files else None,
-                verbose=self.verbose,
-                on_step=task.step,
-                references=SLICES,
-            )
-            if interrupted:  # the passes that make use of it are still to come
-                raise KeyboardInterrupt
+            model = None
+            for stage, coarse in enumerate(stages):
+                if isinstance(kept, CheckpointFile):
+                    files.append(CheckpointFile(kept.path.with_suffix(f".start{number}-{stage}.npz")))
+                state, interrupted = fit_alignment(
+                    seen,
+                    coarse,
+                    np.random.RandomState(seed),
+                    start=model and model.seen_from(coarse),
+                    checkpoint=files[-1] if files else None,
+                    verbose=self.verbose,
+                    on_step=task.step,
+                    references=SLICES,
+                )
+                if interrupted:  # the passes that make use of it are still to come
+                    raise KeyboardInterrupt
+                model = state.model
             if held.any():
-                unseen = SharedFeatures(alignment_images(stack[held], coarse), pool)
-                found = find_poses(unseen, state.model, coarse, refine=False)
+                unseen = SharedFeatures(alignment_images(stack[held], settings), pool)
+                found = find_poses(unseen, model.seen_from(coarse), coarse, refine=False)
                 scores.append(float(np.mean(found.log_evidence + found.log_noise)))
             if not scores or scores[-1] == max(scores):
-                best = state.model
+                best = model
         self.start_scores_ = np.array(scores)
         return best.seen_from(settings), files
 
@@ -356,7 +372,8 @@ def initial_model(
     >>> from sklearn_cryoem.datasets import make_particles
     >>> from sklearn_cryoem.estimators import initial_model
     >>> averages = make_particles("ribosome", 30, box=24, snr=9.0, random_state=0).read()
-    >>> initial_model(averages, 15.0, n_init=1, n_batches=5, max_iter=10, random_state=0).volumes_.shape
+    >>> options = {"n_init": 1, "max_resolution": 80.0, "max_iter": 10, "random_state": 0}
+    >>> initial_model(averages, 15.0, **options).volumes_.shape
     (1, 24, 24, 24)
     """
     images = np.asarray(averages, dtype=np.float32)

@@ -41,7 +41,8 @@ from sklearn_cryoem.projections.volumes import (
     solve_volume,
 )
 
-SHIFTS_PER_PERIOD = 5.0  # of the finest period in use
+SHIFTS_PER_PERIOD = 2.5, 5.0  # of the finest period in use: in starts, and in full passes
+MOMENTUM = 0.9  # of the volumes of a start, Eq. (8.8)
 MIN_SIGNAL = 0.02  # of the power of the images: prior variance at least
 MIN_START_NOISE = 0.3  # of the power of the images
 EXPLAINED = 0.05  # of the signal of the images: rings whose slices hold less are not resolved
@@ -60,7 +61,7 @@ class SliceSettings(AlignmentSettings):
     flat : bool
         Whether one more reference is empty: images that show no particle go there.
     fine : bool
-        Whether all angles of an alignment are searched, or every other, as while views are vague.
+        False for starts, while views are vague: every other angle, few shifts, and Eq. (8.8).
     """
 
     n_volumes: int = 1
@@ -75,22 +76,22 @@ class SliceSettings(AlignmentSettings):
         Poses are not refined before the M-step, and the volume is as sharp as they are.
         """
         space = super().space(box, k_max, n_orders)
-        step_px = shift_step(box, k_max)
-        shifts = shift_grid(max(self.max_shift_px, step_px) if self.max_shift_px else 0.0, step_px)
+        step_px = self.shift_step(box, k_max)
+        longest_px = max(self.max_shift_px, step_px) if self.fine and self.max_shift_px else self.max_shift_px
+        shifts = shift_grid(longest_px, step_px)
         if not self.fine:
             coarse = space.coarse and replace(space.coarse, n_angles=_half(space.coarse.n_angles))
             space = replace(space, n_angles=_half(space.n_angles), coarse=coarse)
         return replace(space, shifts_px=shifts, shift_step_px=step_px)
 
+    def shift_step(self, box: int, k_max: float) -> float:
+        """Distance in pixels of neighbouring shifts at a resolution."""
+        return box / k_max / SHIFTS_PER_PERIOD[self.fine]
+
 
 def _half(n_angles: int) -> int:
     """Half as many angles, and a multiple of 4."""
     return max(4, 4 * -(-n_angles // 8))
-
-
-def shift_step(box: int, k_max: float) -> float:
-    """Distance in pixels of neighbouring shifts at a resolution."""
-    return box / k_max / SHIFTS_PER_PERIOD
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class SliceModel(AlignmentModel):
         Prior variance of the Fourier coefficients of the masked volumes on rings 1, 2, ..
     ball : tuple of float
         Radius and edge of the mask, as parts of the box.
+    found : ndarray
+        Volumes of the last M-step, from which `references` may have moved on, Eq. (8.8).
     """
 
     at_once: ClassVar[int] = 256
@@ -112,13 +115,16 @@ class SliceModel(AlignmentModel):
     rotations: Float64
     signal: Float64
     ball: tuple[float, float]
+    found: Float32
 
     def seen_from(self, settings: SliceSettings) -> SliceModel:
-        """The same volumes with the views of other settings."""
+        """The same volumes with the views of other settings, and a resolution within their range."""
         n_views, n_volumes = settings.n_views, settings.n_volumes
         shares = np.add.reduceat(self.weight, np.arange(n_volumes + settings.flat) * len(self.rotations))
         return replace(
             self,
+            references=self.found,
+            k_max=float(np.clip(self.k_max, settings.k_start, settings.k_limit)),
             rotations=view_rotations(view_angles(n_views, settings.symmetry)),
             weight=spread(shares, n_volumes, n_views),
             balance=np.zeros(n_volumes * n_views + settings.flat),
@@ -148,7 +154,7 @@ def starting_volumes(
     images, n_images = features.images, features.images.n_images
     rows = np.sort(rng.permutation(n_images)[:IMAGES_FOR_NOISE])
     blocks = [rows[block] for block in even_blocks(len(rows), IMAGES_PER_TASK)]
-    parts = list(features.map(_spectra, blocks, images.n_rings(settings.k_limit)))
+    parts = list(features.map(_spectra, blocks, images.n_rings(images.k_limit)))
     inside, outside, ctf_power = np.mean(np.concatenate(parts, axis=1), axis=1)  # each (n_rings,)
     floor = inside * MIN_START_NOISE + smallest_noise(inside)
     noise = np.clip(outside * images.noise_fraction, floor, np.maximum(inside, floor))
@@ -163,8 +169,9 @@ def starting_volumes(
     white = rng.standard_normal((settings.n_volumes, n, n, n))
     spectrum = np.fft.rfftn(white, axes=(1, 2, 3)) * np.sqrt(variance)
     n_references = settings.n_volumes * settings.n_views + settings.flat
+    volumes = np.fft.irfftn(spectrum, s=(n, n, n), axes=(1, 2, 3)).astype(np.float32)
     return SliceModel(
-        references=np.fft.irfftn(spectrum, s=(n, n, n), axes=(1, 2, 3)).astype(np.float32),
+        references=volumes,
         noise=noise / images.noise_fraction,
         weight=np.full(n_references, 1.0 / n_references),
         balance=np.zeros(n_references),
@@ -174,6 +181,7 @@ def starting_volumes(
         rotations=view_rotations(view_angles(settings.n_views, settings.symmetry)),
         signal=signal,
         ball=ball,
+        found=volumes,
     )
 
 
@@ -202,7 +210,7 @@ def update_volumes(
     n_rings = grid.n_rings
     polar = polar_statistics(stats, grid)
     volumes = solve_volumes(polar, model, grid, settings)
-    updated = replace(model, references=volumes)
+    updated = replace(model, references=volumes, found=volumes)
     values = updated.polar(grid)
     power = stats.power / np.maximum(stats.n_images, 1e-9)
     floor = MIN_NOISE * power + smallest_noise(power)
@@ -211,17 +219,31 @@ def update_volumes(
     return (
         replace(
             updated,
+            references=volumes if settings.fine else _moved_on(volumes, model),
             noise=np.concatenate([residual, model.noise[n_rings:]]),
             weight=volume_weights(stats.mass, settings),
             shift_sigma_px=max(
                 MIN_SHIFT_SIGMA_PX,
-                0.5 * shift_step(grid.box, n_rings),  # shifts within a step all lie at 0
+                0.5 * settings.shift_step(grid.box, n_rings),  # shifts within a step all lie at 0
                 float(np.sqrt(0.5 * stats.shift_square[0] / stats.mass.sum())),
             ),
             resolution=_resolved(values, model.signal[:n_rings], settings),
         ),
         stats,
     )
+
+
+def _moved_on(volumes: Float32, model: SliceModel) -> Float32:
+    """Volumes further along their last step, but for one that turns back, Eq. (8.8)."""
+    n = volumes.shape[-1]
+    seen, last = (
+        np.array([resized(volume.astype(np.float64), n) for volume in some])
+        for some in (model.references, model.found)
+    )
+    step = volumes - last
+    if np.vdot(seen - volumes, step) > 0.0:
+        return volumes
+    return np.asarray(volumes + MOMENTUM * step, dtype=np.float32)
 
 
 def solve_volumes(

@@ -5,7 +5,7 @@ import pytest
 
 from sklearn_cryoem import ParticleStack, ProjectionClusterer, SMLClusterer, load_model, save_model
 from sklearn_cryoem.datasets import make_particles, make_rings
-from sklearn_cryoem.estimators import initial_model, model_files
+from sklearn_cryoem.estimators import initial_model, model_files, projection_clusterer
 from sklearn_cryoem.metrics import fraction_within
 from sklearn_cryoem.physics.polar import polar_grid
 from sklearn_cryoem.projections.views import cell_frames, view_angles, view_rotations
@@ -22,6 +22,13 @@ def stack():
         make_rings(4, 24, 10.0), 300, box=24, pixel_size=10.0, snr=1.0, max_shift=10.0, defocus=None,
         random_state=0,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_passes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projection_clusterer, "START_PASSES", (4,) * 6)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +135,14 @@ def test_a_first_model_leaves_out_averages_without_particles_or_signal(stack):
     images = stack[:14].read()
     sizes, resolutions = np.arange(2, 16), np.full(14, 30.0)
     sizes[3], resolutions[5], resolutions[9] = 0, np.inf, np.nan
-    few = {"n_init": 1, "n_batches": 2, "max_iter": 1, "n_clusters": 5, "random_state": 0}
+    few = {
+        "n_init": 1,
+        "n_batches": 2,
+        "max_iter": 1,
+        "n_clusters": 5,
+        "random_state": 0,
+        "max_resolution": 60.0,
+    }
     model = initial_model(images, 10.0, sizes=sizes, resolutions=resolutions, **few)
     kept = np.delete(np.arange(14), [3, 5, 9])
     alone = initial_model(images[kept], 10.0, sizes=sizes[kept], resolutions=resolutions[kept], **few)

@@ -1,5 +1,7 @@
 """The EM whose references are slices."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from sklearn_cryoem._core.parallel import task_pool
@@ -8,7 +10,7 @@ from sklearn_cryoem.alignment.expectation import Posterior
 from sklearn_cryoem.alignment.features import SharedFeatures
 from sklearn_cryoem.datasets import make_particles
 from sklearn_cryoem.estimators.map_aligner import alignment_images, search_settings
-from sklearn_cryoem.projections.model import SLICES, SliceSettings, starting_volumes
+from sklearn_cryoem.projections.model import SLICES, SliceSettings, _moved_on, starting_volumes
 from sklearn_cryoem.projections.volumes import prior_variance, soft_ball
 
 
@@ -53,3 +55,11 @@ def test_the_label_is_the_cell_near_which_most_of_the_posterior_lies():
     np.testing.assert_array_equal(label, [1, 0])
     np.testing.assert_array_equal(row, [4, 1])  # view 1 at shift 1, and view 0
     np.testing.assert_array_equal(best_angle, [1, 5])
+
+
+def test_a_start_moves_on_along_its_last_step_until_it_turns_back(rng):
+    last, step = rng.standard_normal((2, 1, 8, 8, 8)).astype(np.float32)
+    ahead = SimpleNamespace(references=last + 0.5 * step, found=last)  # what the pass saw, and found before
+    np.testing.assert_allclose(_moved_on(last + step, ahead), last + 1.9 * step, atol=1e-5)
+    beyond = SimpleNamespace(references=last + 1.5 * step, found=last)
+    np.testing.assert_array_equal(_moved_on(last + step, beyond), last + step)
