@@ -27,6 +27,15 @@ CPU s, MB         CPU seconds and peak memory of the process
 
 and at last how well the classes of different seeds agree (mutual information adjusted for chance, all
 particles): 1 is the same classes.
+
+With --clean it is ``sklearn-cryoem clean``, and what is printed is
+
+good kept         share of the good particles that are left
+junk              share of junk among what is left
+views             views (of as many even cells of the sphere as there are classes) with 20 good particles or
+                  more; beside it how many of them have any left
+least of a view   the smallest share of the good particles of one of these views that is left
+rounds            how many there were
 """
 
 from __future__ import annotations
@@ -41,11 +50,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from measured import measured
-from relion_run import find_relion, particles_of, refine_options, run_relion
+from relion_run import find_relion, image_numbers, particles_of, refine_options, run_relion
 from scipy.spatial import cKDTree
 from sklearn.metrics import adjusted_mutual_info_score
 
-from sklearn_cryoem import write_particles
+from sklearn_cryoem import read_particles, write_particles
 from sklearn_cryoem.datasets import load_volume, make_session
 from sklearn_cryoem.datasets.draws import uniform_directions
 from sklearn_cryoem.datasets.volumes import centred, diameter_angstrom
@@ -63,6 +72,9 @@ def main() -> None:
         star, truth, defocus = simulate(folder, options)
         runs, labels = {}, []
         for seed in range(options.seeds):
+            if options.clean:
+                runs[f"seed {seed}"] = clean(star, truth, folder / f"seed{seed}", seed, options, more)
+                continue
             found, keep, costs = classify(star, folder / f"seed{seed}", seed, options, more)
             runs[f"seed {seed}"] = {**measures(found, keep, truth, defocus), **costs}
             labels.append(found["label"].to_numpy())
@@ -71,7 +83,8 @@ def main() -> None:
             runs["RELION"] = {**measures(found, None, truth, defocus), **costs}
         sys.stdout.write(f"{pd.DataFrame(runs).to_string(float_format='{:.3f}'.format, na_rep='-')}\n")
         agreement = [adjusted_mutual_info_score(a, b) for a, b in itertools.combinations(labels, 2)]
-        sys.stdout.write(f"agreement between seeds {np.round(agreement, 3).tolist()}\n")
+        if agreement:
+            sys.stdout.write(f"agreement between seeds {np.round(agreement, 3).tolist()}\n")
         if options.json:
             options.json.write_text(json.dumps({"runs": runs, "agreement": agreement}, indent=1))
 
@@ -83,12 +96,14 @@ def parse():
     parser.add_argument("--box", type=int, default=64, help="pixels (64)")
     parser.add_argument("--pixel-size", type=float, help="Angstrom (that of the map)")
     parser.add_argument("--snr", type=float, default=0.1, help="(0.1)")
+    parser.add_argument("--junk", type=float, default=0.2, help="share of the images (0.2)")
     parser.add_argument("--set-seed", type=int, default=0, help="of the particles (0)")
     parser.add_argument("--classes", type=int, default=100, help="(100)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")
     parser.add_argument(
         "--mask-diameter", type=float, help="Angstrom (1.15 times the sphere with 98 %% of the map's power)"
     )
+    parser.add_argument("--clean", action="store_true", help="run clean, not classify")
     parser.add_argument("--jobs", type=int, default=1, help="workers, and threads of RELION (1)")
     parser.add_argument("--relion", nargs="?", const="relion_refine", help="run RELION too [its path]")
     parser.add_argument("--iter", type=int, default=25, help="iterations of RELION's EM (25)")
@@ -106,8 +121,8 @@ def simulate(folder, options):
     folder.mkdir(parents=True, exist_ok=True)
     stack = make_session(
         load_volume(options.volume), options.n, box=options.box, pixel_size=options.pixel_size,
-        snr=options.snr, path=folder / "particles.mrcs", overwrite=True, n_jobs=options.jobs,
-        random_state=options.set_seed,
+        snr=options.snr, junk_fraction=options.junk, path=folder / "particles.mrcs", overwrite=True,
+        n_jobs=options.jobs, random_state=options.set_seed,
     )  # fmt: skip
     star = folder / "particles.star"
     write_particles(stack, star, overwrite=True)
@@ -115,14 +130,38 @@ def simulate(folder, options):
     return star, stack.truth, defocus
 
 
-def classify(star, out, seed, options, more):
-    """Run the command; (what it found of every particle, whether each is in a class to keep, costs)."""
+def run(name, star, out, seed, options, more):
+    """Run the command of that name; what it cost."""
     command = [
-        sys.executable, "-m", "sklearn_cryoem.cli", "classify", star, "-o", out, "--force", "--quiet",
+        sys.executable, "-m", "sklearn_cryoem.cli", name, star, "-o", out, "--force", "--quiet",
         "--seed", seed, "--classes", options.classes, "--mask-diameter", options.mask_diameter,
         "--jobs", options.jobs, *more,
     ]  # fmt: skip
-    costs = measured(command, out.with_suffix(".log"))
+    return measured(command, out.with_suffix(".log"))
+
+
+def clean(star, truth, out, seed, options, more):
+    """Run `clean`; what it left, measured against the truth, and costs."""
+    costs = run("clean", star, out, seed, options, more)
+    left = read_particles(out / "particles.star", images_dir=star.parent, metadata_only=True)
+    kept = np.isin(np.arange(options.n), image_numbers(left))
+    is_good = ~truth["is_junk"].to_numpy(dtype=bool)
+    of_view = pd.Series(kept[is_good]).groupby(cells(truth.loc[is_good, VIEW], options.classes))
+    share = of_view.mean()[of_view.size() >= 20]
+    return {
+        "good kept": kept[is_good].mean(),
+        "junk": 1.0 - is_good[kept].mean(),
+        "views": len(share),
+        "views left": np.count_nonzero(share),
+        "least of a view": share.min(),
+        "rounds": len(list(out.glob("round_*"))),
+        **costs_of(costs),
+    }
+
+
+def classify(star, out, seed, options, more):
+    """Run the command; (what it found of every particle, whether each is in a class to keep, costs)."""
+    costs = run("classify", star, out, seed, options, more)
     found = what_was_found(out / "particles.star", star, options.n)
     quality = pd.read_csv(out / "quality.csv")
     kept = quality.loc[quality["keep"].astype(bool), "class"]

@@ -130,12 +130,17 @@ def run_relion(relion, star, out, options, *, reuse=False):
 def particles_of(found, star, n_images):
     """Particles of RELION's STAR file `found`, without pixels, and the row of each in the file `star`."""
     stack = read_particles(found, images_dir=star.parent, metadata_only=True)
-    row = stack.metadata["rlnImageName"].str.split("@").str[0].astype(int).to_numpy() - 1
+    row = image_numbers(stack)
     if not np.array_equal(np.sort(row), np.arange(n_images)):
         raise ValueError(
             f"{found} does not hold each of the {n_images} particles once. Look at its run's log."
         )
     return stack, row
+
+
+def image_numbers(stack):
+    """Place of each image in its file, from 0."""
+    return stack.metadata["rlnImageName"].str.split("@").str[0].astype(int).to_numpy() - 1
 
 
 def last_iteration(out):

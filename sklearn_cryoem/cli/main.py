@@ -183,12 +183,12 @@ def words_of_config(options, command):
         if option in _ARGUMENTS and option in options.required:
             command.set_defaults(**{option: value})
         elif value is not None and not (option == "passthrough" and options.passthrough):
-            words += _words(option, value, getattr(options, option), path)
+            words += words_of(option, value, getattr(options, option), path)
     return words
 
 
-def _words(option, value, usual, path):
-    """An option of the file as it would stand on the command line."""
+def words_of(option, value, usual, path):
+    """An option of a file as it would stand on the command line."""
     flag = f"--{option.replace('_', '-')}"
     if isinstance(usual, bool):
         if not isinstance(value, bool):

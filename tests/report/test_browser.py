@@ -449,22 +449,30 @@ def test_the_averages_of_a_selection_are_saved_as_a_picture(opened):
     path.unlink()
 
 
-def test_a_served_page_saves_its_selection_beside_the_run(page, saved, tmp_path):
-    with server_of(saved[1].read_text(encoding="utf-8"), tmp_path / "selection.json") as server:
+def test_a_served_page_saves_its_selection_beside_the_run_and_runs_commands_with_it(page, folder, tmp_path):
+    run = tmp_path / "out"
+    shutil.copytree(folder, run)
+    assert main(["report", str(run), "--no-particles", "-q"]) == 0
+    with server_of((run / "report.html").read_text(encoding="utf-8"), run) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page.driver.get(server.address)
         page.wait_until_ready()
         page.js("localStorage.clear()")
-        page.tile(5).click()
+        number = page.order()[0]
+        page.tile(number).click()
         page.find("#export").click()
-        page.wait((tmp_path / "selection.json").exists)
-        page.wait(lambda: str(tmp_path / "selection.json") in page.find("#saved").text)
-        with pytest.raises(HTTPError, match="404"):  # not without the secret of its address
-            urlopen(f"http://127.0.0.1:{server.server_port}/selection.json", data=b"{}")
-        with pytest.raises(HTTPError, match="400"):
-            urlopen(f"{server.address}selection.json", data=b'{"classes": "all"}')
+        page.wait((run / "selection.json").exists)
+        page.wait(lambda: str(run / "selection.json") in page.find("#saved").text)
+        for path, wrong in (("deep_1/selection", "400"), ("../selection", "404"), ("run/classify", "404")):
+            with pytest.raises(HTTPError, match=wrong):  # only what it has, and a list of classes
+                urlopen(f"{server.address}{path}{'.json' * ('run' not in path)}", data=b'{"classes": "all"}')
+        page.find("#run-select").click()
+        page.wait(lambda: page.find("#running p").text == "select done")
+        assert " particles, in 1 of " in page.find("#running pre").text
+        assert page.find("#away").is_displayed() and not page.find("#stop").is_displayed()
         server.shutdown()
-    assert read_selection(tmp_path / "selection.json").classes == (5,)
+    assert read_selection(run / "selection.json").classes == (number,)
+    assert (run / "selected.star").exists()
 
 
 def test_a_screen_reader_gets_names_and_states(opened):

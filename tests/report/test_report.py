@@ -5,9 +5,16 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
 from html import unescape
 from html.parser import HTMLParser
 from importlib.resources import files
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -17,7 +24,8 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, set_memory_limit
 from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
-from sklearn_cryoem.cli.main import main
+from sklearn_cryoem.cli.main import main, parse
+from sklearn_cryoem.cli.report import commands_of, server_of
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.io import read_mrc
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
@@ -360,6 +368,38 @@ def test_a_served_report_says_where_it_is_however_quiet_and_what_to_do_next(fold
     assert f"--selection {folder / 'selection.json'}" in capsys.readouterr().out
     assert main([*words, "-q"]) == 0
     assert capsys.readouterr().out.startswith("http://127.0.0.1:")
+
+
+def test_a_served_report_runs_one_command_at_a_time_as_the_run_was_made(
+    folder, monkeypatch, tmp_path
+):
+    run = tmp_path / "out"
+    shutil.copytree(folder, run)
+    asleep = partial(subprocess.Popen, [sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr("subprocess.Popen", lambda words, **how: asleep(**how))
+    with server_of("a page", run) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def state():
+            return json.loads(urlopen(f"{server.address}log").read())
+
+        with pytest.raises(HTTPError, match="404"):  # not without the secret of its address
+            urlopen(f"http://127.0.0.1:{server.server_port}/run/clean", data=b"")
+        assert state()["outcome"] == ""
+        urlopen(f"{server.address}run/clean", data=b"")
+        with pytest.raises(HTTPError, match="409"):
+            urlopen(f"{server.address}run/select", data=b"")
+        while "$ sklearn-cryoem select" not in state()["log"]:
+            time.sleep(0.01)
+        urlopen(f"{server.address}stop", data=b"")
+        assert state() | {"log": ""} == {"command": "clean", "outcome": "stopped", "report": "", "log": ""}
+        server.shutdown()
+    (run / "clean_1").mkdir()
+    (chosen, cleaning, _), made = commands_of(run, "clean")
+    assert made == run / "clean_2" and chosen[-2] == cleaning[1] == run / "selected.star"
+    options = parse([*map(str, cleaning)])
+    assert options.classes == (3, 3) and options.align_classes == 4 and options.output == made
+    assert parse([*map(str, commands_of(run, "deep")[0][1])]).classes is None  # it chooses its own
 
 
 def test_moved_images_and_a_lost_model_are_told_and_cost_only_their_part(folder, tmp_path, capsys):

@@ -32,7 +32,56 @@ async function save() {
   const where = served && served.ok ? "" : " in the folder of downloads";
   const averages = data.folder === null ? "" : " (and with --averages good.mrcs their averages)";
   const done = `${selection.summary()}. Saved${where}. These particles${averages}:`;
-  showMessage([element("p", {}, done), element("code", { tabindex: "0" }, command)]);
+  const choices = served && served.ok ? Object.entries(COMMANDS).map(([name, what]) => commandButton(name, what)) : [];
+  showMessage([element("p", {}, done), element("code", { tabindex: "0" }, command), ...choices]);
+}
+
+// What `report --serve` runs with the selection that was saved, one command at a time.
+const COMMANDS = { select: "Write the particles", deep: "Divide into sub-classes", clean: "Clean in rounds" };
+
+function commandButton(name, what) {
+  const button = element("button", { type: "button", id: `run-${name}`, title: `sklearn-cryoem ${name}` }, what);
+  button.addEventListener("click", async () => {
+    const answer = await fetch(`run/${name}`, { method: "POST" }).catch(() => null);
+    if (answer && answer.ok) await follow();
+    else showMessage([element("p", { class: "wrong" }, answer ? await answer.text() : NO_SERVER)]);
+  });
+  return button;
+}
+
+const NO_SERVER = "Nothing answers. Start sklearn-cryoem report --serve again, and open the page that it names.";
+
+// Show what the command says until it ends.
+async function follow() {
+  const sheet = byId("running");
+  const [words, log, link] = ["p", "pre", "a"].map((part) => sheet.querySelector(part));
+  byId("saved").hidden = true;
+  sheet.hidden = false;
+  for (let running = true; running; ) {
+    const answer = await fetch("log").catch(() => null);
+    const state = answer && answer.ok ? await answer.json() : { command: "", outcome: NO_SERVER, report: "", log: log.textContent };
+    running = state.outcome === "running";
+    const said = `${state.command} ${state.outcome}`.trim();
+    if (words.textContent !== said) words.textContent = said;
+    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 30;
+    log.textContent = state.log;
+    if (atEnd) log.scrollTop = log.scrollHeight;
+    byId("stop").hidden = !running;
+    byId("away").hidden = running;
+    link.hidden = !state.report;
+    link.href = state.report;
+    if (running) await new Promise((done) => setTimeout(done, 500));
+  }
+}
+
+// A page that is opened again while a command runs shows it.
+async function startRunning() {
+  byId("stop").addEventListener("click", () => fetch("stop", { method: "POST" }));
+  byId("away").addEventListener("click", () => (byId("running").hidden = true));
+  if (location.protocol !== "http:") return;
+  const answer = await fetch("log").catch(() => null);
+  const state = answer && answer.ok ? await answer.json().catch(() => null) : null;
+  if (state && state.outcome === "running") await follow();
 }
 
 // The averages that are selected, in the order shown, with number and size: a picture for a talk.
@@ -100,6 +149,7 @@ function showMessage(content) {
 }
 
 function startFiles() {
+  startRunning();
   byId("export").addEventListener("click", save);
   byId("picture").addEventListener("click", savePicture);
   byId("import").addEventListener("click", () => byId("file").click());
