@@ -152,7 +152,7 @@ def clean(star, truth, out, seed, options, more):
         "good kept": kept[is_good].mean(),
         "junk": 1.0 - is_good[kept].mean(),
         "views": len(share),
-        "views left": np.count_nonzero(share),
+        "views left": int(np.count_nonzero(share)),
         "least of a view": share.min(),
         "rounds": len(list(out.glob("round_*"))),
         **costs_of(costs),

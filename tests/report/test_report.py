@@ -370,9 +370,7 @@ def test_a_served_report_says_where_it_is_however_quiet_and_what_to_do_next(fold
     assert capsys.readouterr().out.startswith("http://127.0.0.1:")
 
 
-def test_a_served_report_runs_one_command_at_a_time_as_the_run_was_made(
-    folder, monkeypatch, tmp_path
-):
+def test_a_served_report_runs_one_command_at_a_time_as_the_run_was_made(folder, monkeypatch, tmp_path):
     run = tmp_path / "out"
     shutil.copytree(folder, run)
     asleep = partial(subprocess.Popen, [sys.executable, "-c", "import time; time.sleep(60)"])
