@@ -16,6 +16,7 @@ from glob import escape
 from pathlib import Path
 
 from sklearn_cryoem._core.memory import format_bytes
+from sklearn_cryoem._core.validation import ParticleDataError
 
 try:
     import fcntl
@@ -340,8 +341,10 @@ def content_of(start: bytes) -> Content:
 _LETTERS = bytes(set(range(32, 256)) - {127} | {9, 10, 12, 13})
 
 
-def other_content(path: str | os.PathLike[str], expected: str, *kinds: str) -> str:
-    """What a file is that cannot be what is expected, and what to do; empty text if it may be.
+def check_content(
+    path: str | os.PathLike[str], expected: str, *kinds: str, error: type[Exception] = ParticleDataError
+) -> None:
+    """Raise if a file cannot be what is expected, and say what it is and what to do.
 
     Parameters
     ----------
@@ -351,15 +354,11 @@ def other_content(path: str | os.PathLike[str], expected: str, *kinds: str) -> s
         In words, with an article.
     *kinds : str
         The kinds that it may be, see `content_of`.
-
-    Returns
-    -------
-    str
-        Two sentences: "not a STAR file, but a Git LFS pointer ... . Fetch ... ."
+    error : type of Exception
+        What is raised: "x.star: not a STAR file, but a Git LFS pointer ... . Fetch ... ."
     """
     with open(Path(path), "rb") as stream:
         content = content_of(stream.read(_LOOKED_AT))
-    if content.kind in kinds:
-        return ""
-    what = "the file is empty" if content is _EMPTY else f"not {expected}, but {content.what}"
-    return f"{what}. {content.remedy}."
+    if content.kind not in kinds:
+        what = "the file is empty" if content is _EMPTY else f"not {expected}, but {content.what}"
+        raise error(f"{path}: {what}. {content.remedy}.")

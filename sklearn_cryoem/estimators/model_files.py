@@ -28,7 +28,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 from sklearn_cryoem._core.em import Checkpoint
-from sklearn_cryoem._core.files import atomic_path, explained, other_content, remove_leftovers
+from sklearn_cryoem._core.files import atomic_path, check_content, explained, remove_leftovers
 from sklearn_cryoem._core.validation import ModelFileError, warn
 from sklearn_cryoem._version import __version__
 from sklearn_cryoem.estimators._common import repeat_warnings, warn_if_mask_too_tight
@@ -170,9 +170,7 @@ def read_model_header(path):
 
 def _read(path):
     """Header and arrays of a model file, after a look at its format and version."""
-    problem = other_content(path, "a model file", "zip")
-    if problem:
-        raise ModelFileError(f"{path}: {problem} A model file is what save_model wrote.")
+    check_content(path, "a model file that save_model wrote", "zip", error=ModelFileError)
     try:
         # np.load leaves a file that it opened itself, and that is damaged, open
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:

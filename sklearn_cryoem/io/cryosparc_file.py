@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.files import other_content
+from sklearn_cryoem._core.files import check_content
 from sklearn_cryoem._core.validation import ParticleDataError
 from sklearn_cryoem.io.records import CRYOSPARC_CTF
 
@@ -81,9 +81,7 @@ def _load(path: Path) -> np.ndarray:
     """Load the structured array of a .cs file; raises ParticleDataError if it is none."""
     if not path.is_file():
         raise ParticleDataError(f"{path}: no such file. Copy it from the same job as the other one.")
-    problem = other_content(path, "a cryoSPARC table", "npy")
-    if problem:
-        raise ParticleDataError(f"{path}: {problem}")
+    check_content(path, "a cryoSPARC table", "npy")
     try:
         with open(path, "rb") as stream:
             records = np.load(stream, allow_pickle=False, max_header_size=_MAX_HEADER_BYTES)
@@ -186,9 +184,7 @@ def _files_of_group(path: Path) -> list[Path]:
 
 def _group_content(path: Path) -> dict:
     """The YAML of a .csg file; empty if it is a list or a text."""
-    problem = other_content(path, "a cryoSPARC group", "text")
-    if problem:
-        raise ParticleDataError(f"{path}: {problem}")
+    check_content(path, "a cryoSPARC group", "text")
     try:
         import yaml
     except ImportError as error:  # the tables themselves are read without it

@@ -71,10 +71,8 @@ def read_star_file(path: Path) -> dict[str, pd.DataFrame]:
     Raises
     ------
     ParticleDataError
-        If the file is empty or not a sound STAR file, or a block or a label is there twice.
+        If the file is not a sound STAR file, or a block or a label is there twice.
     """
-    if path.stat().st_size == 0:
-        raise ParticleDataError(f"{path}: the file is empty. Write or copy it again.")
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         starts = _block_starts(content, path)
         stops = [*list(starts.values())[1:], len(content)]

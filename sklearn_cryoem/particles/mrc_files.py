@@ -16,7 +16,7 @@ from mrcfile.constants import MAP_ID
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import byte_order_from_machine_stamp
 
-from sklearn_cryoem._core.files import content_of, other_content
+from sklearn_cryoem._core.files import check_content
 from sklearn_cryoem._core.validation import ParticleDataError, notify
 
 logger = logging.getLogger(__name__)
@@ -229,9 +229,7 @@ def read_whole_mrc(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     ParticleDataError
         If it is not a sound MRC file of real numbers, or its cell is not rectangular.
     """
-    problem = other_content(path, "an MRC file", "mrc", "binary", "gzip", "bzip2")
-    if problem:
-        raise ParticleDataError(f"{path}: {problem}")
+    check_content(path, "an MRC file", "mrc", "binary", "gzip", "bzip2")
     try:
         with mrcfile.open(path, header_only=True) as mrc:
             header = mrc.header
@@ -281,16 +279,15 @@ def _check_images(header: np.recarray, path: str | Path) -> None:
 
 def _read_header(path: str | Path) -> tuple[np.recarray, list[str]]:
     """Header of an MRC file, with the fields of `mrcfile`, and what of it does not go by the standard."""
+    check_content(path, "an MRC file", "mrc", "binary")
     # Only these bytes are read: mrcfile would follow a senseless length of the extended header.
     with open(path, "rb") as stream:
         start = stream.read(HEADER_BYTES)
-    content = content_of(start)
-    if content.kind not in ("mrc", "binary", "empty"):
-        raise ParticleDataError(f"{path}: not an MRC file, but {content.what}. {content.remedy}.")
     if len(start) < HEADER_BYTES:
-        size = len(start)
-        what = f"only {size} bytes long, shorter than an MRC header (1024)" if size else "empty"
-        raise ParticleDataError(f"{path}: the file is {what}. Copy or extract it again.")
+        raise ParticleDataError(
+            f"{path}: the file is only {len(start)} bytes long, shorter than an MRC header (1024). Copy or "
+            "extract it again."
+        )
     header = np.frombuffer(start, dtype=HEADER_DTYPE).view(np.recarray)[0]
     oddities = [] if header.map == MAP_ID else ["no MAP tag in the header"]
     try:

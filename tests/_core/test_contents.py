@@ -11,7 +11,8 @@ import mrcfile
 import numpy as np
 import pytest
 
-from sklearn_cryoem._core.files import content_of, other_content
+from sklearn_cryoem._core.files import check_content, content_of
+from sklearn_cryoem._core.validation import ParticleDataError
 
 
 def saved(write):
@@ -49,8 +50,10 @@ def test_files_are_recognised(tmp_path, kind):
     assert content_of(KINDS[kind]).kind == kind
     path = tmp_path / "x.star"
     path.write_bytes(KINDS[kind])
-    assert other_content(path, "a STAR file", kind) == ""
-    text = other_content(path, "a STAR file", "something else")
+    check_content(path, "a STAR file", kind)
+    with pytest.raises(ParticleDataError) as caught:
+        check_content(path, "a STAR file", "something else")
+    text = str(caught.value).removeprefix(f"{path}: ")
     assert text.startswith("the file is empty" if kind == "empty" else "not a STAR file, but ")
     assert text.endswith(".") and text.count(". ") == 1, "what it is, and what to do"
 

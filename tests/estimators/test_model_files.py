@@ -189,7 +189,7 @@ def test_files_that_are_no_models_are_refused(tmp_path):
     with pytest.raises(ModelFileError, match="save_model wrote"):
         load_model(path)
     path.write_bytes(b"")
-    with pytest.raises(ModelFileError, match="save_model wrote"):
+    with pytest.raises(ModelFileError, match=r"the file is empty. Copy or export it again"):
         load_model(path)
     np.savez(path, a=np.zeros(3))
     with pytest.raises(ModelFileError, match="Give a file that save_model wrote"):
@@ -198,7 +198,7 @@ def test_files_that_are_no_models_are_refused(tmp_path):
     with pytest.raises(ModelFileError, match="Give a file that save_model wrote"):
         load_model(path)
     path.write_text("# a text file")  # numpy would advise to unpickle it
-    with pytest.raises(ModelFileError, match=r"not a model file, but plain text.*save_model wrote"):
+    with pytest.raises(ModelFileError, match="not a model file that save_model wrote, but plain text"):
         load_model(path)
     np.save(tmp_path / "y.npy", np.zeros(3))
     with pytest.raises(ModelFileError, match="save_model wrote"):
@@ -280,7 +280,7 @@ def test_a_file_cut_anywhere_is_refused(path):
     whole = path.read_bytes()
     for part in (0.0, 0.1, 0.5, 0.9, 0.99):
         path.write_bytes(whole[: int(part * len(whole))])
-        with pytest.raises(ModelFileError, match="save_model wrote"):
+        with pytest.raises(ModelFileError, match=r"save_model wrote|Copy or export it again"):
             load_model(path)
 
 

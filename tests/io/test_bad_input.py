@@ -223,7 +223,9 @@ def test_an_empty_file_and_an_empty_table(project):
     path = project.write()
     text = path.read_text()
     path.write_text("")
-    with pytest.raises(ParticleDataError, match=r"particles.star: the file is empty. Write or copy it again"):
+    with pytest.raises(
+        ParticleDataError, match=r"particles.star: the file is empty. Copy or export it again"
+    ):
         read_particles(path)
     path.write_text("\n".join(line for line in text.splitlines() if "@" not in line) + "\n")
     with pytest.raises(ParticleDataError, match=r"block data_particles holds no particle. Check the job"):

@@ -117,7 +117,7 @@ def star(old, new, count=1):
 # Each: name of the file, its content, and what the error says after the name of the file.
 BROKEN = {
     # ------------------------------------------------ tables of RELION
-    "nothing": ("x.star", "", r"the file is empty\. Write or copy it again"),
+    "nothing": ("x.star", "", r"the file is empty\. Copy or export it again"),
     "spaces": ("x.star", " \n \n", r"no data_ block in it.*Give a particles.star"),
     "a web page": ("x.star", "<html><body>404</body></html>", r"but a web page.*Download the file again"),
     "zeros": ("x.star", b"\0" * 5000, r"no data_ block in it.*Give a"),
@@ -258,7 +258,7 @@ BROKEN = {
         r"no cryoSPARC group, not of particles. Give the group",
     ),
     # ------------------------------------------------ stacks
-    "an empty stack": ("a.mrcs", b"", r"the file is empty\. Copy or extract it again"),
+    "an empty stack": ("a.mrcs", b"", r"the file is empty\. Copy or export it again"),
     "half a header": (
         "a.mrcs",
         lambda content: bytes(content[:500]),

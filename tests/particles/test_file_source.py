@@ -116,7 +116,7 @@ def spoil(path, start, value):
 @pytest.mark.parametrize(
     ("change", "remedy"),
     [
-        (lambda path: path.write_bytes(b""), "the file is empty. Copy or extract it again"),
+        (lambda path: path.write_bytes(b""), "the file is empty. Copy or export it again"),
         (lambda path: path.write_bytes(bytes(500)), "shorter than an MRC header"),
         (
             lambda path: path.write_bytes(b"data_particles\n" * 200),
