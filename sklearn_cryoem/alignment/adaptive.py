@@ -41,9 +41,7 @@ from sklearn_cryoem.physics.fourier import Complex64, Float32
 COARSE_POSTERIOR = 0.999  # of the coarse posterior that the references searched in full hold together
 MIN_REFERENCES = 3  # every image keeps at least so many for the fine search
 MARGIN_NATS = 3.0  # an image also keeps references less than this below the last one kept
-RELATIVE_MARGIN = (
-    0.05  # or less than this part of the evidence: a coarse grid misses a part of a peak's height
-)
+RELATIVE_MARGIN = 0.05  # or this part of the evidence: a coarse grid misses a part of a peak's height
 MAX_SURVIVING = 0.5  # where more than this part survives, an exhaustive search is quicker
 
 Bool = NDArray[np.bool_]

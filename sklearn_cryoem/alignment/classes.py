@@ -23,7 +23,7 @@ from sklearn_cryoem.alignment.model import (
     spectral_prior,
 )
 from sklearn_cryoem.alignment.search import AlignmentSettings, SearchSpace, search_space
-from sklearn_cryoem.physics.fourier import Complex64, Float32, Float64
+from sklearn_cryoem.physics.fourier import Float32, Float64
 from sklearn_cryoem.physics.polar import (
     PolarGrid,
     angular_orders,
@@ -283,9 +283,7 @@ def aligned_classes(
     n_orders = stats.numerator.shape[1]
     turn = np.exp(1j * np.arange(n_orders) * frames.angle_rad[:, None])  # (n_references, n_orders)
     phase = translation_phase(grid, frames.shift_px)  # (n_references, n_rings, n_angles / 2)
-    shifted: Complex64 = angular_orders(
-        polar.numerator * phase, n_orders
-    )  # (n_references, n_rings, n_orders)
+    shifted = angular_orders(polar.numerator * phase, n_orders)  # (n_references, n_rings, n_orders)
     shifted = _mirrored(shifted, frames.mirrored)
     numerator = (shifted * turn[:, None, :]).transpose(0, 2, 1)
     even = np.exp(2j * np.arange(stats.denominator.shape[1]) * frames.angle_rad[:, None])

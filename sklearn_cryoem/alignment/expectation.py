@@ -104,18 +104,10 @@ class Posterior:
         for rows in blocks:
             first, last = np.searchsorted(image, (rows.start, rows.stop))
             own = order[first:last]
-            parts.append(
-                Posterior(
-                    self.image[own] - rows.start,
-                    self.row[own],
-                    self.angle[own],
-                    self.weight[own],
-                    self.log_evidence[rows],
-                    self.best_row[rows],
-                    self.best_angle[rows],
-                    self.best_weight[rows],
-                )
-            )
+            parts.append(Posterior(
+                self.image[own] - rows.start, self.row[own], self.angle[own], self.weight[own],
+                self.log_evidence[rows], self.best_row[rows], self.best_angle[rows], self.best_weight[rows],
+            ))  # fmt: skip
         return parts
 
 

@@ -176,10 +176,8 @@ class SearchSpace:
     @property
     def work(self) -> int:
         """Multiplications for an image and a reference: products over rings, then over orders."""
-        symmetry = (
-            1 if self.angle_range_rad is None else 2
-        )  # of a window, half has to be made and not a quarter
-        return self.n_shifts * self.n_orders * (8 * self.n_rings + 2 * symmetry * self.n_angles)
+        window = self.angle_range_rad is not None  # of which half has to be made and not a quarter
+        return self.n_shifts * self.n_orders * (8 * self.n_rings + 2 * (1 + window) * self.n_angles)
 
     @property
     def shifted_bytes(self) -> int:
