@@ -15,6 +15,7 @@ import starfile
 
 from sklearn_cryoem import MAPAligner, SMLClusterer, estimators, read_particles
 from sklearn_cryoem.cli import clean
+from sklearn_cryoem.cli import results as results_of_a_run
 from sklearn_cryoem.cli.main import main, parse
 from sklearn_cryoem.cli.run_folder import run_text
 from sklearn_cryoem.datasets import make_ribosome_phantom
@@ -41,6 +42,12 @@ def results(tmp_path_factory):
     (folder / "particles.star").rename(folder / "simulated.star")
     assert run("classify", folder / "simulated.star", "-o", folder / "out", "--quiet", *FEW) == 0
     return folder / "out"
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """They take their time, and tests/cli/test_commands.py looks at them."""
+    monkeypatch.setattr(results_of_a_run, "draw", lambda *_: None)
 
 
 def interrupted(*given, **how):
@@ -341,6 +348,7 @@ def test_choose_tries_the_dimensions_of_the_shape(topology, dimensions, results,
         run("choose", *given, "--topology", topology, "--jobs", 1, "-o", tmp_path / "c")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_clean_takes_a_bare_stack_and_goes_on(results, tmp_path, monkeypatch):
     """The second round reads a table without a CTF; finished fits are not done again."""
     monkeypatch.setattr(clean, "_AT_REST", 0.0)
@@ -360,6 +368,7 @@ def test_clean_takes_a_bare_stack_and_goes_on(results, tmp_path, monkeypatch):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_clean_finds_the_images_of_a_cs_file_in_each_round(results, tmp_path, monkeypatch):
     monkeypatch.setattr(clean, "_AT_REST", 0.0)
     assert run("convert", results.parent / "simulated.star", results.parent / "clean.cs", "-q") == 0
@@ -369,6 +378,7 @@ def test_clean_finds_the_images_of_a_cs_file_in_each_round(results, tmp_path, mo
     assert (tmp_path / "c" / "round_2" / "left.cs").exists() and (tmp_path / "c" / "particles.cs").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("words", [("--skip-align",), ("--angle-range", 20)])
 def test_clean_from_poses_of_the_file_finds_again_what_matches(words, results, tmp_path, monkeypatch):
     def weak(model, stack, *given, **how):
