@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sklearn_cryoem import MAPAligner, load_model, read_particles
+from sklearn_cryoem.cli import results
 from sklearn_cryoem.cli.classify import make_aligner
 from sklearn_cryoem.cli.main import main, parse
 from sklearn_cryoem.datasets import make_particles, make_ribosome_phantom, project
@@ -13,6 +14,14 @@ from sklearn_cryoem.io import write_mrc, write_particles
 
 FEW = "--align-classes 2 --align-batches 2 --align-iterations 1 --classes 2x2 --iterations 2 --jobs 1".split()
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """They take their time, and tests/cli/test_commands.py looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "draw", lambda *_: None)
+        yield
 
 
 def run(*words):
@@ -95,7 +104,7 @@ def test_references_are_brought_to_the_pixels_of_the_particles(star, tmp_path):
 def test_a_map_is_seen_from_all_sides(star, tmp_path, mirror):
     volume = make_ribosome_phantom(32, 12.0)
     write_mrc(tmp_path / "map.mrc", volume.array, 12.0)
-    words = ["--mirror"] if mirror else []
+    words = ["--align-batches", 2, "--align-iterations", 1, *(["--mirror"] if mirror else [])]
     found = aligner(
         star, "--ref", tmp_path / "map.mrc", "--align-classes", 4, "--align-references", 9, *words
     )
