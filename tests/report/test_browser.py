@@ -428,12 +428,13 @@ def test_frames_of_a_selection_are_seen_on_inverted_pictures_and_a_phone_has_no_
     opened.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     too_wide = (
         "return [...document.querySelectorAll('body *')].filter(e => e.getClientRects().length && "
-        "e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('nav, .facts, table')).length"
+        "e.getBoundingClientRect().right > 361 && !e.closest('nav, .facts, table')).length"
     )
     try:
         for tab in opened.all("[role=tab]"):
             opened.js("arguments[0].click()", tab)
             assert opened.js(too_wide) == 0, tab.text
+            assert opened.js("return innerWidth") == 360, "a phone widens the page to what is hidden in it"
     finally:
         opened.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
