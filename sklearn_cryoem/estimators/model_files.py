@@ -38,7 +38,7 @@ from sklearn_cryoem.particles.preprocess import as_made
 logger = logging.getLogger(__name__)
 
 FORMAT = "sklearn-cryoem model"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SECONDS_BETWEEN = 30.0  # from one state of a running fit to the next
 NOT_PART_OF_A_RUN = ("checkpoint", "cache_folder", "n_jobs", "verbose")  # they say how, not what
 

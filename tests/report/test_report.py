@@ -411,7 +411,7 @@ def test_moved_images_and_a_lost_model_are_told_and_cost_only_their_part(folder,
     assert "no example particles" in capsys.readouterr().err
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert data_of(page)["examples"] is None and 'id="tab-convergence"' not in page
-    assert "A model file is what save_model wrote" in page
+    assert "not a model file that save_model wrote" in page
     assert (
         main(
             ["report", str(moved), "-o", str(tmp_path / "b.html"), "--images-dir", str(folder.parent / "sim")]
