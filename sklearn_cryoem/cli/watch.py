@@ -11,7 +11,7 @@ from sklearn_cryoem.cli import options as opts
 from sklearn_cryoem.cli import preflight
 from sklearn_cryoem.cli.classify import make_aligner, make_clusterer
 from sklearn_cryoem.cli.compare import names_of
-from sklearn_cryoem.cli.console import CommandError, Interrupted
+from sklearn_cryoem.cli.console import CommandError, Interrupted, with_options
 from sklearn_cryoem.cli.report import PAGE
 from sklearn_cryoem.cli.results import LEFT_OUT, MODEL, Outcome, output_names, write
 from sklearn_cryoem.cli.run_folder import SUMMARY, UNFINISHED, RunFolder
@@ -80,7 +80,7 @@ class _Inbox:
 
     def __init__(self, options, folder, console):
         self._options, self._folder, self._console = options, folder, console
-        self._last, self._tried, self._stacks = {}, {}, {}  # of each file
+        self._last, self._read, self._stacks, self._said = {}, {}, {}, {}  # of each file
 
     def look(self):
         """Read what is new and whole; return whether anything has changed, and all particles, or None."""
@@ -91,16 +91,19 @@ class _Inbox:
                 stamp, last = (found.st_size, found.st_mtime_ns), self._last.get(path)
                 self._last[path] = stamp
                 changed |= stamp != last
-                if stamp == last != self._tried.get(path):
-                    self._tried[path] = stamp
+                if stamp == last != self._read.get(path):
                     quiet = copy.copy(self._options)
                     quiet.particles, quiet.quiet = path, True
                     stack = preflight.read(quiet, self._folder, self._console)[0]
                     others = [other for name, other in self._stacks.items() if name != path]
                     lib.particles.concatenate([*others[:1], stack])  # of one kind
-                    self._stacks[path] = stack
-            except (ValueError, OSError) as error:
-                self._console.warn(f"{path} is left until it changes: {error}")
+                    self._stacks[path], self._read[path] = stack, stamp
+                    changed |= self._said.pop(path, None) is not None
+            except (ValueError, OSError) as error:  # tried again at every look: its images may follow
+                said = f"{path} is left until it can be read: {with_options(str(error), self._options)}"
+                if self._said.get(path) != said:
+                    self._console.warn(said)
+                    self._said[path] = said
         return changed, lib.particles.concatenate(list(self._stacks.values())) if self._stacks else None
 
 

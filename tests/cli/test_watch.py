@@ -39,7 +39,9 @@ def follow(stack, tmp_path, monkeypatch):
             thing = next(things, KeyboardInterrupt)
             if thing is KeyboardInterrupt:
                 raise KeyboardInterrupt
-            if thing is not None:
+            if callable(thing):
+                thing()
+            elif thing is not None:
                 name, rows = thing
                 write_particles(stack[rows], inbox / name, overwrite=True)
 
@@ -111,7 +113,7 @@ def test_a_file_that_is_half_written_waits_and_a_particle_that_is_gone_is_told(
     text = path.read_text()
     path.write_text(text[: len(text) - 30])
     assert follow(None, None) == 130
-    assert "a.star is left until it changes" in capsys.readouterr().err
+    assert "a.star is left until it can be read" in capsys.readouterr().err
     assert not (tmp_path / "out" / "model.npz").exists()
     path.write_text(text)
     assert follow(None, None) == 130
@@ -128,3 +130,12 @@ def test_the_words_about_more_particles():
     assert "would gain 0.4 nats" in watch._what_more_would_do(state)
     state["gains"] += [[0.05, 0.03], [-0.2, 0.03]]
     assert watch._what_more_would_do(state) == "another thousand would change nothing"
+
+
+def test_a_file_whose_images_come_later_is_read_when_they_are_there(follow, stack, tmp_path, capsys):
+    images, aside = tmp_path / "in" / "a.mrcs", tmp_path / "aside"
+    write_particles(stack[:40], tmp_path / "in" / "a.star")
+    images.rename(aside)
+    assert follow(None, None, None, lambda: aside.rename(images), None) == 130
+    assert capsys.readouterr().err.count("a.star is left until") == 1  # once, though tried twice
+    assert len(outcome(tmp_path / "out")[1]) == 40
