@@ -185,7 +185,7 @@ class Job:
 
     def __init__(self):
         self._lock, self._process = threading.Lock(), None
-        self._command, self._outcome, self._log, self._report = "", "", None, ""
+        self._command, self._outcome, self._log, self._report, self._why = "", "", None, "", ""
 
     def start(self, folder, name):
         """Run a command with the selection saved in the folder of a run; False while another one runs."""
@@ -193,21 +193,22 @@ class Job:
             if self._outcome == "running":
                 return False
             self._command, self._outcome, self._process = name, "running", None
-            self._log, self._report = folder / f"{name}.log", ""
+            self._log, self._report, self._why = folder / f"{name}.log", "", ""
         threading.Thread(target=self._run, args=(folder, name), daemon=True).start()
         return True
 
     def _run(self, folder, name):
-        outcome, made = "failed", None
-        with self._log.open("wb") as log:
-            try:
+        outcome, made, why = "failed", None, ""
+        try:
+            with self._log.open("wb") as log:
                 commands, made = commands_of(folder, name)
                 if all(self._ends_well(list(map(str, words)), log) for words in commands):
                     outcome = "done"
-            except Exception as error:  # or the page would wait for ever
-                log.write(f"error: {error}\n".encode("utf-8", "backslashreplace"))
+        except Exception as error:  # or the page would wait for ever; the log itself may not be written
+            why = f"error: {error}\n"
         with self._lock:
             self._outcome = outcome if self._outcome == "running" else self._outcome
+            self._why = why
             self._report = f"{made.name}/" if made is not None and self._outcome == "done" else ""
 
     def _ends_well(self, words, log):
@@ -234,8 +235,10 @@ class Job:
         """The command, how far it is, the end of what it printed, and where the report of its folder is."""
         with self._lock:
             state = {"command": self._command, "outcome": self._outcome, "report": self._report, "log": ""}
+            why = self._why
         with suppress(OSError, AttributeError):
             state["log"] = self._log.read_bytes()[-_SHOWN_LOG:].decode("utf-8", "replace")
+        state["log"] += why
         return state
 
 

@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, set_memory_limit
 from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
 from sklearn_cryoem.cli.main import main, parse
-from sklearn_cryoem.cli.report import commands_of, server_of
+from sklearn_cryoem.cli.report import Job, commands_of, server_of
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.io import read_mrc
 from sklearn_cryoem.manifold.topology import TOPOLOGIES
@@ -398,6 +398,16 @@ def test_a_served_report_runs_one_command_at_a_time_as_the_run_was_made(folder, 
     options = parse([*map(str, cleaning)])
     assert options.classes == (3, 3) and options.align_classes == 4 and options.output == made
     assert parse([*map(str, commands_of(run, "deep")[0][1])]).classes is None  # it chooses its own
+
+
+def test_a_command_whose_log_cannot_be_written_fails_and_another_one_can_run(tmp_path):
+    job = Job()
+    for _ in range(2):
+        assert job.start(tmp_path / "gone", "select")
+        deadline = time.monotonic() + 10
+        while job.state()["outcome"] == "running" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert job.state()["outcome"] == "failed" and "gone" in job.state()["log"]
 
 
 def test_moved_images_and_a_lost_model_are_told_and_cost_only_their_part(folder, tmp_path, capsys):
