@@ -107,8 +107,10 @@ def report(options, console):
     with server_of(page.html, options.folder) as server:
         console.data(f"{server.address} ({size}): select classes there, in a browser; Ctrl-C ends this")
         with suppress(KeyboardInterrupt):
-            server.serve_forever()
-        server.job.stop()
+            try:
+                server.serve_forever()
+            finally:  # terminated, too
+                server.job.stop()
     console.say(f"then: sklearn-cryoem select {run} --selection {shlex.quote(str(chosen))} -o good.star")
 
 

@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_cryoem import DeepClusterer, MAPAligner, SMLClusterer, set_memory_limit
 from sklearn_cryoem._core.validation import ParticleDataError, ParticleDataWarning
-from sklearn_cryoem.cli.main import main, parse
+from sklearn_cryoem.cli.main import Terminated, main, parse
 from sklearn_cryoem.cli.report import Job, commands_of, server_of
 from sklearn_cryoem.datasets import aligned_to_truth, make_particles
 from sklearn_cryoem.io import read_mrc
@@ -398,6 +398,16 @@ def test_a_served_report_runs_one_command_at_a_time_as_the_run_was_made(folder, 
     options = parse([*map(str, cleaning)])
     assert options.classes == (3, 3) and options.align_classes == 4 and options.output == made
     assert parse([*map(str, commands_of(run, "deep")[0][1])]).classes is None  # it chooses its own
+
+
+def test_a_served_report_that_is_terminated_stops_what_it_runs(folder, monkeypatch):
+    def terminated(self):
+        raise Terminated
+
+    stopped = []
+    monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", terminated)
+    monkeypatch.setattr(Job, "stop", lambda job: stopped.append(job))
+    assert main(["report", str(folder), "--serve", "--no-particles"]) == 143 and len(stopped) == 1
 
 
 def test_a_command_whose_log_cannot_be_written_fails_and_another_one_can_run(tmp_path):
