@@ -54,13 +54,19 @@ def watch(options, console):
     """
     if not options.particles.exists():
         raise CommandError(f"there is no {options.particles}. Give a folder of STAR files, or a STAR file.")
+    if options.particles.resolve() == options.output.resolve():
+        raise CommandError(
+            f"{options.output} is the folder of the particles, too. Choose another --output: the STAR files "
+            "of the results would be read as particles."
+        )
     names = [*output_names(".star", align=not options.skip_align), PAGE, LEFT_OUT]
     known = _earlier_models(options.output / MODEL)
     with RunFolder(options.output, names, force=options.force or known is not None) as folder:
         preflight.check_machine(console)
         (folder / UNFINISHED).mkdir(exist_ok=True)  # killed from here on, the run goes on
         folder.force = True  # every batch replaces the files of the last
-        run, inbox = _Run(options, folder, console, known), _Inbox(options, folder, console)
+        kind = known[1].watched_["given"] if known else None
+        run, inbox = _Run(options, folder, console, known), _Inbox(options, folder, console, kind)
         try:
             run.follow(inbox)
         except KeyboardInterrupt:
@@ -78,8 +84,9 @@ def _earlier_models(path):
 class _Inbox:
     """The particles of all files that have rested since the last look and can be read."""
 
-    def __init__(self, options, folder, console):
+    def __init__(self, options, folder, console, kind):
         self._options, self._folder, self._console = options, folder, console
+        self._kind = kind  # box and pixel size of what was learned from
         self._last, self._read, self._stacks, self._said = {}, {}, {}, {}  # of each file
 
     def look(self):
@@ -95,6 +102,11 @@ class _Inbox:
                     quiet = copy.copy(self._options)
                     quiet.particles, quiet.quiet = path, True
                     stack = preflight.read(quiet, self._folder, self._console)[0]
+                    if self._kind not in (None, _kind_of(stack)):
+                        raise ValueError(
+                            f"its box and pixel size are {_kind_of(stack)}, and those of the particles that "
+                            f"were learned from {self._kind}. Choose another --output for it."
+                        )
                     others = [other for name, other in self._stacks.items() if name != path]
                     lib.particles.concatenate([*others[:1], stack])  # of one kind
                     self._stacks[path], self._read[path] = stack, stamp
@@ -118,6 +130,7 @@ class _Run:
     def follow(self, inbox):
         """Take batch after batch."""
         options, since, goes_on = self.options, time.monotonic(), self.clusterer is not None
+        self.console.say(f"looking for particles in {options.particles} every {options.every:g} s")
         while True:
             changed, stack = inbox.look()
             since = time.monotonic() if changed else since
@@ -132,6 +145,8 @@ class _Run:
                 if enough or (goes_on and not (self.folder / SUMMARY).exists()):  # of a run that was killed
                     self.publish(stack, key)
                     goes_on = True
+            if ends and not goes_on:
+                self.console.warn(f"no particles were found in {options.particles}, so nothing was learned")
             if ends:
                 return
             time.sleep(options.every)
@@ -147,13 +162,14 @@ class _Run:
         batch, _ = preflight.screen(batch, options, folder, console)
         used = _keys_of(batch)
         if is_first:
+            given = _kind_of(batch)
             batch, self.clusterer = preflight.crop(batch, options, folder), make_clusterer(options)
             n_classes = self.clusterer.validate(batch)
             preflight.rehearse(self.clusterer, batch, options, folder, n_classes)
             self.aligner = make_aligner(options, batch)
             empty = np.zeros(0, dtype=np.int64)
             state = {"key": used[:0], "taken": used[:0], "label": empty, "outlier": empty.astype(bool)}
-            state |= {"box": batch.box, "sizes": [], "gains": []}
+            state |= {"given": given, "box": batch.box, "sizes": [], "gains": []}
         else:
             state = self.clusterer.watched_
             batch = lib.particles.feature_space.at_box(batch, state["box"])
@@ -182,6 +198,7 @@ class _Run:
             "label": np.append(state["label"], label),
             "outlier": np.append(state["outlier"], batch.outlier),
             "poses": poses,
+            "given": state["given"],
             "box": state["box"],
             "sizes": [*state["sizes"], len(used)],
             "held_out": held_out,
@@ -227,6 +244,10 @@ class _Run:
         if state["held_out"] is not None:
             line += f"; held-out log-likelihood {state['held_out']:.2f} a particle"
         self.console.say(f"{line}; {_what_more_would_do(state)}")
+
+
+def _kind_of(stack):
+    return [stack.box, stack.pixel_size]
 
 
 def _keys_of(stack):

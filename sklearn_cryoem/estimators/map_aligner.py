@@ -396,7 +396,9 @@ class MAPAligner(
         if not hasattr(self, "_model"):
             return self.fit(X)
         self._check_parameters()
-        given = screening.normalised_like(as_stack(X, self), self._background_px)
+        given = as_stack(X, self)
+        self._check_box(given)  # before grey values of rings are compared
+        given = screening.normalised_like(given, self._background_px)
         if given.outlier is None:
             how = {"limits": self._usual_limits, "n_jobs": self.n_jobs, "verbose": self.verbose}
             given, _ = screening.screened(given, self.mask_diameter, **how)
@@ -732,15 +734,17 @@ class MAPAligner(
             features = SharedFeatures(images, pool)
             return given, find_poses(features, self._model, settings, frames=self._frames, refine=refine)
 
-    def _as_fitted(self, given: ParticleStack) -> tuple[ParticleStack, AlignmentSettings]:
-        """Particles in the box of the fit, and where to search."""
-        box = math.isqrt(self.n_features_in_)
-        stack = at_box(given, self._box) if given.box == box else given
-        if stack.box != self._box:
+    def _check_box(self, given: ParticleStack) -> None:
+        if given.box not in (box := math.isqrt(self.n_features_in_), self._box):
             raise ValueError(
                 f"{type(self).__name__} was fitted to images of {box} pixels; "
-                f"these have {stack.box}. Bring them to the same box, for example with stack.downsample."
+                f"these have {given.box}. Bring them to the same box, for example with stack.downsample."
             )
+
+    def _as_fitted(self, given: ParticleStack) -> tuple[ParticleStack, AlignmentSettings]:
+        """Particles in the box of the fit, and where to search."""
+        self._check_box(given)
+        stack = at_box(given, self._box)
         check_same_pixel_size(stack.pixel_size, self._pixel_size)
         settings = self._settings
         if stack.poses is None:  # nothing to search round

@@ -10,7 +10,6 @@ from typing import Any, Literal, overload
 import numpy as np
 import pandas as pd
 
-from sklearn_cryoem._core.files import check_content
 from sklearn_cryoem._core.validation import ParticleDataError, check_number, notify
 from sklearn_cryoem.io.assemble import assemble
 from sklearn_cryoem.io.checks import RANGES, check_values
@@ -162,7 +161,6 @@ def _read_metadata(
             f"{path}: passthrough= adds fields to the tables of cryoSPARC, and this is none. Leave it out."
         )
     if kind == ".star":
-        check_content(path, "a STAR file", "star", "text", "binary")
         return read_star(path, permissive=permissive, ctf=ctf)
     if kind in (".cs", ".csg"):
         return read_cryosparc(path, permissive=permissive, ctf=ctf, passthrough=passthrough)

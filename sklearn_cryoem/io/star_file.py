@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sklearn_cryoem._core.files import check_content
 from sklearn_cryoem._core.parallel import row_blocks
 from sklearn_cryoem._core.validation import ParticleDataError, notify
 from sklearn_cryoem._version import __version__
@@ -73,6 +74,7 @@ def read_star_file(path: Path) -> dict[str, pd.DataFrame]:
     ParticleDataError
         If the file is not a sound STAR file, or a block or a label is there twice.
     """
+    check_content(path, "a STAR file", "star", "text", "binary")
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         starts = _block_starts(content, path)
         stops = [*list(starts.values())[1:], len(content)]

@@ -119,8 +119,19 @@ def test_a_file_that_is_half_written_waits_and_a_particle_that_is_gone_is_told(
     assert follow(None, None) == 130
     write_particles(stack[:70], path, overwrite=True)
     (tmp_path / "out" / "summary.json").unlink()
+    write_particles(stack[:5].downsample(12), tmp_path / "in" / "Z.star")  # read before the one that is known
     assert follow(None, None) == 1
-    assert "10 particles that were learned from are no longer in" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "Z.star is left until it can be read: its box and pixel size are [12, " in told
+    assert "10 particles that were learned from are no longer in" in told
+
+
+def test_a_folder_without_particles_is_told_and_that_of_the_results_is_refused(follow, tmp_path, capsys):
+    assert follow(None, None, more=("--idle", "30")) == 0
+    assert "nothing was learned" in capsys.readouterr().err
+    (tmp_path / "out").rename(tmp_path / "aside")
+    assert follow(particles=tmp_path / "in", more=("-o", str(tmp_path / "in"))) == 1
+    assert "Choose another --output" in capsys.readouterr().err
 
 
 def test_the_words_about_more_particles():

@@ -88,3 +88,8 @@ def test_images_are_unexplained_only_where_there_are_more_than_chance_makes(rng)
 
 def test_volumes_learn_from_all_particles_at_once():
     assert not hasattr(ProjectionClusterer(), "partial_fit")
+
+
+def test_a_chunk_in_another_box_is_refused_in_words(stack, begun):
+    with pytest.raises(ValueError, match="fitted to images of 24 pixels; these have 20"):
+        load_model(begun).partial_fit(make_particles("ribosome", 5, box=20, random_state=0))
